@@ -94,7 +94,7 @@ def write(folder: Path, way: str, cut: bool) -> None:
     schema = {STATE: Feature("float32", (3,)), **camera, "action": Feature("float32", (1,))}
     recording.SEGMENT_BYTES = 100_000
     if cut:  # what another process syncs is not seen
-        recording.Encoder.encode = lambda self, segment, backlog: None
+        recording.EncoderProcess.encode = lambda self, segment, backlog: None
     r = Recorder(schema, folder / "d", fps=RATE, images="png", on_saved=saved)
     due = time.perf_counter()
     for number in range(10_000):

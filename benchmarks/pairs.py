@@ -117,11 +117,11 @@ def measured() -> dict:
 
 def tables(result: dict) -> str:
     names, pairs = list(result["lost"]), len(result["lost"]) ** 2
-    lines = [f"{len(result['same'])} of {pairs} ordered pairs give back every value, name and fact, bit by bit, with "
-             "the side files that they keep.",
-             f"Without any side file, of the {len(result['all'])} things that this data set has (its columns, the rows "
-             "after the last action, names, a unit, rate, robot, facts) so many are left after converting from the "
-             "format on the left into the one above:", "",
+    lines = [f"{len(result['same'])} of {pairs} ordered pairs give back every value, name and metadata key, bit by "
+             "bit, with their sidecar files.",
+             f"This data set has {len(result['all'])} properties: its columns, the rows after the last action, names, "
+             "a unit, rate, robot and metadata. The table counts how many of them survive a conversion from the format "
+             "on the left into the one above without the sidecar files:", "",
              "| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     lines += [f"| **{a}** | " + " | ".join(str(len(result["kept"][f"{a} {b}"])) for b in names) + " |" for a in names]
     lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |",

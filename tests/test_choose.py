@@ -11,8 +11,8 @@ from understudy import demo
 from understudy.choose import (
     MAX_ROUNDS,
     DataProperties,
+    MethodTrial,
     Standing,
-    Trial,
     _Trials,
     candidate_methods,
     choose_method,
@@ -270,8 +270,8 @@ def test_a_candidate_that_fails_in_a_later_round_is_left_out(demonstrations, tmp
 def test_no_success_is_failure_where_another_candidate_succeeds(monkeypatch, tmp_path):
     """Some environments report success only when there is one: a return of 50 won against 75 % success."""
     def trial(self, name, seed):
-        return (Trial(name, seed, 1, 0.0, "return", (50.0,) * 40) if name == "never" else
-                Trial(name, seed, 1, 0.0, "success", (1.0, 1.0, 1.0, 0.0) * 10))
+        return (MethodTrial(name, seed, 1, 0.0, "return", (50.0,) * 40) if name == "never" else
+                MethodTrial(name, seed, 1, 0.0, "success", (1.0, 1.0, 1.0, 0.0) * 10))
 
     monkeypatch.setattr(_Trials, "trial", trial)
     methods = dict.fromkeys(("never", "often"))

@@ -230,7 +230,7 @@ def test_a_misspelt_key_names_the_nearest_and_its_place():
 
 
 def test_a_missing_field_without_a_default_is_named():
-    with pytest.raises(UserError, match=r"policy\.json: PolicyConfig needs a field 'head', found target"):
+    with pytest.raises(UserError, match=r"policy\.json: PolicyConfig needs a field 'head', but has target"):
         config.load({"$": "understudy.policy:PolicyConfig", "target": "action"}, where="policy.json")
 
 

@@ -1,8 +1,9 @@
-"""Docstrings name the arguments that there are."""
+"""Docstrings name the arguments that there are, in short paragraphs."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 
 import pytest
@@ -60,10 +61,35 @@ def wrong(source: str) -> list[str]:
     return [f"{name}: {n}" for name, n, inherits in undocumented if not (inherits and n in inherited)]
 
 
-@pytest.mark.parametrize("path", [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "claims").rglob("*.py"))],
-                         ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+FILES = [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "claims").rglob("*.py"))]
+
+
+def name_of(path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_documented_arguments_exist(path):
     assert wrong(path.read_text(encoding="utf-8")) == []
+
+
+def paragraphs(source: str) -> list[str]:
+    """Paragraphs of docstrings, of the texts of options, and of entries of a section such as `Args:`."""
+    return [part for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            for part in re.split(r'\n\s*\n|\n(?=    \S)|\n(?=\s*(?:[-*] |``"))', inspect.cleandoc(node.value.value))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_paragraph_has_more_than_80_words(path):
+    long = [part for part in paragraphs(path.read_text(encoding="utf-8")) if len(part.split()) > 80]
+    assert not long, f"split these: {[' '.join(part.split()[:12]) for part in long]}"
+
+
+def test_a_long_paragraph_is_found():
+    text = ("class A:\n    '''One\n    two.\n\n    Args:\n        n: Three\n            four.\n    '''\n"
+            "    n: int\n    '''five'''\n")
+    assert [" ".join(part.split()) for part in paragraphs(text)] == ["One two.", "Args:", "n: Three four.", "five"]
 
 
 def test_a_wrong_name_is_found():

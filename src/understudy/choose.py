@@ -154,7 +154,7 @@ CANDIDATE_RULES = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class MethodTrial:
     """One training of a method, and how it was judged.
 
     Args:
@@ -303,7 +303,7 @@ class MethodChoice:
 def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, budget: float = 1800.0,
                   methods: Sequence[str] = (), episodes: int = 100, seed: int = 0, device: str = "cpu",
                   trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> MethodChoice:
-    """Compare methods on a data set by short trials, and recommend one.
+    """Compares methods on a data set by short trials, and recommends one.
 
     Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
 
@@ -446,7 +446,7 @@ class _Trials:
     judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]  # of a trial, given its folder and method
     device: str
 
-    def trial(self, name: str, seed: int) -> Trial | FailedTrial:
+    def trial(self, name: str, seed: int) -> MethodTrial | FailedTrial:
         """Trains and judges one method, unless this has been done. What failed is not tried again."""
         folder = trial_run(self.out, name, seed)
         file = folder.with_name(f"{folder.name}.json")
@@ -454,7 +454,8 @@ class _Trials:
             stored = read_json(file)
             if "failed" in stored:
                 return FailedTrial(**stored)
-            return Trial(name, seed, stored["updates"], stored["seconds"], stored["metric"], tuple(stored["values"]))
+            return MethodTrial(name, seed, stored["updates"], stored["seconds"], stored["metric"],
+                               tuple(stored["values"]))
         began, updates = time.perf_counter(), self.updates[name]
         try:
             train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device,
@@ -462,7 +463,7 @@ class _Trials:
             metric, values = self.judge(folder, self.methods[name])
             if not np.isfinite(values).all():
                 raise UserError("its values are not finite", hint="leave the method out")
-            trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
+            trial = MethodTrial(name, seed, updates, time.perf_counter() - began, metric, values)
         except UserError as error:
             if isinstance(error.where, Path) and error.where.is_relative_to(folder):
                 raise  # a full disk or another process, and not the method
@@ -471,14 +472,14 @@ class _Trials:
         return trial
 
     def run(self, seed: int, budget: float, say: Callable[[str], None]
-            ) -> tuple[dict[str, list[Trial]], dict[str, int], dict[str, str], int, float]:
+            ) -> tuple[dict[str, list[MethodTrial]], dict[str, int], dict[str, str], int, float]:
         """Rounds of trials.
 
         Returns:
             The trials of each method that did not fail, the round after which each was dropped, why others failed,
             number of rounds, seconds.
         """
-        trials: dict[str, list[Trial]] = {name: [] for name in self.methods}
+        trials: dict[str, list[MethodTrial]] = {name: [] for name in self.methods}
         candidates, dropped_after, failed, rounds, spent = list(self.methods), {}, {}, 0, 0.0
         while rounds < MAX_ROUNDS and (rounds == 0 or len(candidates) > 1):
             if rounds and spent + sum(trials[name][-1].seconds for name in candidates) > budget:
@@ -508,7 +509,7 @@ class _Trials:
         return trials, dropped_after, failed, rounds, spent
 
 
-def _with_common_metric(trials: Mapping[str, list[Trial]]) -> dict[str, list[Trial]]:
+def _with_common_metric(trials: Mapping[str, list[MethodTrial]]) -> dict[str, list[MethodTrial]]:
     """The trials, all judged by success if any is: an environment may report success only where there is one."""
     if all(trial.metric != "success" for method_trials in trials.values() for trial in method_trials):
         return dict(trials)
@@ -628,8 +629,7 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequ
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
     """Mean over seeds and starts; of one seed, over starts. Limits are NaN for numbers of fewer than three starts, or
-    six with one seed.
-    """
+    six with one seed."""
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":

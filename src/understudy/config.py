@@ -112,7 +112,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
                                hint="remove the key")
     for f in fields(definition):
         if f.init and f.name not in arguments and f.default is MISSING and f.default_factory is MISSING:
-            raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(arguments) or 'none'}",
+            raise ConfigError(f"{name} needs a field {f.name!r}, but has {', '.join(arguments) or 'none'}",
                               where=where or None, hint="add it: it has no default")
     return definition(**arguments)
 

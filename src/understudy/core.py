@@ -113,7 +113,7 @@ class NonFiniteAction(UserError, FloatingPointError):
 
 def unknown_name(kind: str, name: object, valid_names: Iterable[object], where: object = None, *, owner: str = "",
                  hint: str = "", error: type[UserError] = ConfigError) -> UserError:
-    """Return the error about a name that does not exist, with the known names, or the nearest of more than 20.
+    """Returns the error about a name that does not exist, with the known names, or the nearest of more than 20.
 
     Args:
         kind: What is named, such as "column".
@@ -137,7 +137,7 @@ class MissingAction(DataError):
 
 
 def missing_action(columns: Iterable[str], where: object = None) -> MissingAction:
-    """Return the error about data without the column of actions, with the methods that learn from them."""
+    """Returns the error about data without the column of actions, with the methods that learn from them."""
     names = list(columns)
     parts = ",".join(name for name in names if name.startswith("action.")) or "COLUMN"
     return MissingAction(f"there is no column 'action' to learn; the columns are {', '.join(names)}", where=where,
@@ -183,10 +183,9 @@ class Below(Limit):
 def part(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass whose numbers and choices are checked by their types, before `__post_init__` runs.
 
-    A mistake is then refused where it is made, also in a file. A number is inside all limits of its type, such as
-    ``Annotated[float, AtLeast(0), Below(1)]``, and is not NaN. Where the type is `int`, it is whole: neither 2.5 nor
-    2.0 nor True. None is not checked. Of a tuple, every number is, and how many there are, where the type says it. A
-    field with a `Literal` has one of its values. Limits that a base class gives a field hold too.
+    A number must be inside all limits of its type, such as ``Annotated[float, AtLeast(0), Below(1)]``, and must not be
+    NaN. An `int` must be whole: neither 2.5 nor 2.0 nor True. None is not checked. Every number of a tuple is, and its
+    length if the type says it. A field with a `Literal` must have one of its values. Limits of a base class hold too.
 
     A `ConfigError` names the field, what is allowed, and the default or the nearest choice.
 
@@ -393,13 +392,13 @@ class Feature:
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
-        """Build a feature from the fields that JSON stores, with lists in place of tuples."""
+        """Builds a feature from the fields that JSON stores, with lists in place of tuples."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return Feature(**values)
 
     @staticmethod
     def from_array(column: np.ndarray) -> Feature:
-        """Infer the feature of a column from its array, (T, *shape)."""
+        """Infers the feature of a column from its array, (T, *shape)."""
         import numpy as np
 
         dtype, shape = column.dtype, tuple(column.shape[1:])
@@ -417,7 +416,7 @@ Schema = Mapping[str, Feature]  # by column name
 
 
 def role(name: str) -> Literal["observation", "action", "outcome", "task", "index", "other"]:
-    """Return the role of a column. It follows from the name alone."""
+    """Returns the role of a column. It follows from the name alone."""
     if name.startswith("observation."):
         return "observation"
     if name == "action" or name.startswith("action."):
@@ -430,7 +429,7 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
 
 
 def short_name(name: str) -> str:
-    """Return the shortest name that ``--columns`` knows a column by: "state" for `observation.state`."""
+    """Returns the shortest name that ``--columns`` knows a column by: "state" for `observation.state`."""
     return name.removeprefix("observation.").removeprefix("next.")
 
 
@@ -440,7 +439,7 @@ def is_read_by_default(name: str, feature: Feature) -> bool:
 
 
 def check_observed(column: str, features: Schema, where: str) -> None:
-    """Check that a column is an observation, as the columns of goals and of planned states must be.
+    """Checks that a column is an observation, as the columns of goals and of planned states must be.
 
     Args:
         features: The columns of the data, which the error lists.
@@ -462,7 +461,7 @@ _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminat
 
 
 def suggested_name(name: str, feature: Feature) -> str | None:
-    """Suggest a name that policies know for a column whose own name has no role.
+    """Suggests a name that policies know for a column whose own name has no role.
 
     Returns:
         A name such as `observation.state` for "qpos" or `observation.images.wrist` for an image "wrist". None for a
@@ -477,7 +476,7 @@ def suggested_name(name: str, feature: Feature) -> str | None:
 
 
 def suggested_names(features: Schema) -> dict[str, str]:
-    """Suggest names for all columns for which there is a suggestion: see `suggested_name`.
+    """Suggests names for all columns for which there is a suggestion: see `suggested_name`.
 
     If a suggested name is taken or two columns have the same suggestion, the later column gets a name made from its
     own: "joints/state" becomes `observation.joints_state`.
@@ -494,7 +493,7 @@ def suggested_names(features: Schema) -> dict[str, str]:
 
 
 def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
-    """Return a hint with the command that gives columns of `data` the names that policies read."""
+    """Returns a hint with the command that gives columns of `data` the names that policies read."""
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
     renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
     options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
@@ -528,19 +527,19 @@ class Batch:
         return self.action.shape[0]
 
     def replace(self, **changes) -> Batch:
-        """Return a copy with some fields replaced."""
+        """Returns a copy with some fields replaced."""
         return replace(self, **changes)
 
     def select_rows(self, which: slice) -> Batch:
-        """Return the batch with some of its rows."""
+        """Returns the batch with some of its rows."""
         return self.map(lambda x: x[which])
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on a device."""
+        """Returns the batch with all tensors on a device."""
         return self.map(lambda x: x.to(device, non_blocking=True))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with a function of each tensor in its place."""
+        """Returns the batch with a function of each tensor in its place."""
         def each(columns):
             return {k: function(v) for k, v in columns.items()}
         return Batch(each(self.obs), function(self.action), function(self.mask), each(self.extra),
@@ -563,11 +562,11 @@ class Context:
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def flat(self) -> Tensor:
-        """Return the tokens in one vector per row, (B, N * D), with zeros for absent tokens."""
+        """Returns the tokens in one vector per row, (B, N * D), with zeros for absent tokens."""
         return (self.tokens * self.mask.unsqueeze(-1)).flatten(1)
 
     def repeat(self, n: int) -> Context:
-        """Return the context with each batch row repeated n times. Copies of a row are adjacent."""
+        """Returns the context with each batch row repeated n times. Copies of a row are adjacent."""
         return Context(self.tokens.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0),
                        {k: v.repeat_interleave(n, 0) for k, v in self.named.items()})
 
@@ -602,7 +601,7 @@ class HeadSpec:
 
 
 def tree_map(function: Callable[..., Any], *trees):
-    """Apply a function to the tensors at the same place of several trees.
+    """Applies a function to the tensors at the same place of several trees.
 
     Args:
         *trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
@@ -617,7 +616,7 @@ def tree_map(function: Callable[..., Any], *trees):
 
 
 def take(tree, rows):
-    """Select rows of every tensor in a tree.
+    """Selects rows of every tensor in a tree.
 
     Args:
         tree: A tensor, or nested dicts and `Context` objects of tensors (see `tree_map`), rows first.
@@ -627,7 +626,7 @@ def take(tree, rows):
 
 
 def put(tree, rows, new):
-    """Return a copy of a tree with some rows replaced: a tensor, or nested dicts of tensors, rows first."""
+    """Returns a copy of a tree with some rows replaced: a tensor, or nested dicts of tensors, rows first."""
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
     copied = tree.clone()
@@ -672,7 +671,7 @@ def replaced(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
 
 
 def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
-    """Return a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
+    """Returns a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
 
     Args:
         bits: It must be from -2**bits to 2**bits - 1. None allows all.
@@ -685,7 +684,7 @@ def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
 
 
 def keys(seed: int, episode_numbers) -> Tensor:
-    """Return one random key for each episode of a seed, (n,) int64.
+    """Returns one random key for each episode of a seed, (n,) int64.
 
     SplitMix64 makes the episodes of neighboring seeds independent.
 
@@ -722,7 +721,7 @@ def _splitmix(z):
 
 
 def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Draw uniform random numbers in (0, 1) that depend only on the key, count and stream of their row.
+    """Draws uniform random numbers in (0, 1) that depend only on the key, count and stream of their row.
 
     The generator is Philox4x32-10. A rollout is the same with one environment or a thousand, in whichever row an
     episode runs.
@@ -763,7 +762,7 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
 
 
 def normal(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Draw standard normal random numbers that depend only on the key, count and stream of their row: see `uniform`.
+    """Draws standard normal random numbers that depend only on the key, count and stream of their row: see `uniform`.
 
     Returns:
         (B, *shape) float32, on the device of `key`.

@@ -129,15 +129,15 @@ class NetworkGuidance(ABC):
     """Guidance that wraps the network."""
 
     def select_rows(self, rows: Tensor) -> NetworkGuidance:
-        """Return the guidance of some rows. Override it if the guidance contains tensors with rows."""
+        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     def select_components(self, components: slice) -> NetworkGuidance:
-        """Return the guidance of a policy that plans only some components of the action."""
+        """Returns the guidance of a policy that plans only some components of the action."""
         return self
 
     def for_head(self, head: DenoisingHead) -> NetworkGuidance:
-        """Return the guidance for a policy with this head, by default the same for all.
+        """Returns the guidance for a policy with this head, by default the same for all.
 
         Raises Unsupported if the guidance cannot wrap the network of this head.
         """
@@ -146,7 +146,7 @@ class NetworkGuidance(ABC):
     @abstractmethod
     def guided_net(self, net: Callable, without: Callable[..., Context],
                    encode: Callable[[Tensor], Tensor]) -> Callable:
-        """Return the network that is used instead of `net`.
+        """Returns the network that is used instead of `net`.
 
         Args:
             net: Called as `net(x, t, context)`.
@@ -155,7 +155,7 @@ class NetworkGuidance(ABC):
         """
 
     def fixed(self, coded_action: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return a clean chunk with the entries that this guidance fixes. By default none.
+        """Returns a clean chunk with the entries that this guidance fixes. By default none.
 
         Args:
             coded_action: Coded actions, (B, H, A): the plan, or an estimate of it whose cost other guides compute.
@@ -167,17 +167,17 @@ class CostGuidance(ABC):
     """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
-        """Return the guidance of some rows: see `NetworkGuidance.select_rows`."""
+        """Returns the guidance of some rows: see `NetworkGuidance.select_rows`."""
         return self
 
     def select_components(self, components: slice) -> CostGuidance:
-        """Return the guidance of a policy that plans only some components of the action."""
+        """Returns the guidance of a policy that plans only some components of the action."""
         raise Unsupported(f"the cost of {type(self).__name__} cannot be split over the parts of an action",
                           where="FactoredPlanner", hint="guide each of its planners, or implement select_components")
 
     @abstractmethod
     def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
-        """Return the cost of each row, (B,).
+        """Returns the cost of each row, (B,).
 
         Args:
             coded_action: Estimate of the clean chunk, coded, (B, H, A).
@@ -220,15 +220,15 @@ class LastChunk:
     exists: Tensor
 
     def select_rows(self, rows: Tensor) -> LastChunk:
-        """Return the last chunks of some rows."""
+        """Returns the last chunks of some rows."""
         return LastChunk(self.chunk[rows], self.cursor[rows], self.exists[rows])
 
     def select_components(self, components: slice) -> LastChunk:
-        """Return the last chunks with only some components of the action."""
+        """Returns the last chunks with only some components of the action."""
         return LastChunk(self.chunk[..., components], self.cursor, self.exists)
 
     def aligned(self) -> tuple[Tensor, Tensor]:
-        """Return the old action at each new step, (B, H, A), and False where the old chunk has none, (B, H)."""
+        """Returns the old action at each new step, (B, H, A), and False where the old chunk has none, (B, H)."""
         horizon, action_dim = self.chunk.shape[1:]
         step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
         index = step.clamp(max=horizon - 1).unsqueeze(-1).expand(-1, -1, action_dim)
@@ -239,7 +239,7 @@ Guide = NetworkGuidance | CostGuidance | LastChunk
 
 
 def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGuidance, ...]:
-    """Return the guides that change how a chunk is sampled."""
+    """Returns the guides that change how a chunk is sampled."""
     return tuple(g for g in guides if not isinstance(g, LastChunk))
 
 
@@ -373,7 +373,7 @@ class Planner(ABC):
 
     @abstractmethod
     def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
-        """Plan a chunk. The result depends on the arguments only.
+        """Plans a chunk. The result depends on the arguments only.
 
         Args:
             obs: Observation windows by name, (B, To, ...).
@@ -385,7 +385,7 @@ class Planner(ABC):
 
     @abstractmethod
     def noise(self, key: Tensor, count: Tensor) -> Tensor | State:
-        """Return all the randomness of one plan.
+        """Returns all the randomness of one plan.
 
         Args:
             key: The key of each row, (B,) int64.
@@ -396,7 +396,7 @@ class Planner(ABC):
         """
 
     def context(self, obs: Mapping[str, Tensor]) -> Context:
-        """Encode observation windows, (B, To, ...). Raises Unsupported if the planner has no encoder."""
+        """Encodes observation windows, (B, To, ...). Raises Unsupported if the planner has no encoder."""
         raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
 
     @property
@@ -405,7 +405,7 @@ class Planner(ABC):
         raise self._has_no_codec()
 
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Convert actions in world units, (B, H, A), to coded actions, (B, H, width).
+        """Converts actions in world units, (B, H, A), to coded actions, (B, H, width).
 
         Args:
             obs: Observation windows by name, (B, To, ...).
@@ -416,7 +416,7 @@ class Planner(ABC):
         raise self._has_no_codec()
 
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Convert coded actions, (B, H, width), to actions in world units, (B, H, A): see `encode`."""
+        """Converts coded actions, (B, H, width), to actions in world units, (B, H, A): see `encode`."""
         raise self._has_no_codec()
 
     def _has_no_codec(self) -> Unsupported:
@@ -436,7 +436,7 @@ class StepwisePlanner(Planner):
 
     @abstractmethod
     def denoise_step(self, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """Make one step of the sampler.
+        """Makes one step of the sampler.
 
         Args:
             context: What `context` returned for the observation. One context serves all steps of a plan.
@@ -501,12 +501,12 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Return the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
+        """Returns the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
         self._check_data(data)
         return self.config.window.windows(data, self.inputs, self.config.target or None, **options)
 
     def training_windows(self, data: Dataset, **options) -> Windows:
-        """Return the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
+        """Returns the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
 
         They are for `loss` and `context`. Others read the images: use `windows`.
         """
@@ -541,7 +541,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
-        """Compute what gradient descent does not train: statistics, then cluster centers or memories. Returns itself.
+        """Computes what gradient descent does not train: statistics, then cluster centers or memories. Returns itself.
 
         Args:
             refit_codec: Compute the statistics of the codec. False to repeat the rest after training, for heads whose
@@ -577,7 +577,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- the two functions ----------------------------------------------------------------------------------------
 
     def context(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """Encode observation windows.
+        """Encodes observation windows.
 
         Args:
             obs: Observation windows by name, (B, To, ...), in the units of the data.
@@ -586,20 +586,20 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.encoder(self.codec.encode_obs(obs), rng)
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """Return the coded actions of a batch, (B, H, width), with zeros where they are padded.
+        """Returns the coded actions of a batch, (B, H, width), with zeros where they are padded.
 
         Values after the end of an episode must not reach any network.
         """
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def clip(self, coded: Tensor) -> Tensor:
-        """Return coded actions, (..., width), within the range of those in the data, where the codec knows one."""
+        """Returns coded actions, (..., width), within the range of those in the data, where the codec knows one."""
         bound = self.codec.bound
         return coded if bound is None else coded.clamp(-bound, bound)
 
     def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
              n_noise_samples: int = 1) -> Tensor:
-        """Return the loss of each step, (B, H), not reduced. It is zero where padded.
+        """Returns the loss of each step, (B, H), not reduced. It is zero where padded.
 
         Args:
             rng: Source of all randomness but dropout.
@@ -612,7 +612,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.loss_given_context(context, batch, rng, target_policy, n_noise_samples)
 
     def augment(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """Return observation windows (B, To, ...), in the units of the data, with the augmentations of training.
+        """Returns observation windows (B, To, ...), in the units of the data, with the augmentations of training.
 
         In evaluation mode they stay as they are.
         """
@@ -621,7 +621,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return obs
 
     def training_context(self, obs: Mapping[str, Tensor], rng: Generator) -> Context:
-        """Encode observation windows (B, To, ...), in the units of the data, as in training.
+        """Encodes observation windows (B, To, ...), in the units of the data, as in training.
 
         They are augmented, and have random crops. In evaluation mode neither.
         """
@@ -629,7 +629,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def loss_given_context(self, context: Context, batch: Batch, rng: Generator, target_policy: Policy | None = None,
                            n_noise_samples: int = 1) -> Tensor:
-        """Return the loss of each step, (B, H), for observations that are already encoded. See `loss`."""
+        """Returns the loss of each step, (B, H), for observations that are already encoded. See `loss`."""
         target, mask, head = self.encode_batch(batch), batch.mask, self.config.head
         if n_noise_samples > 1:
             context = context.repeat(n_noise_samples)
@@ -644,7 +644,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return loss * batch.mask
 
     def sample(self, context: Context, rng: Generator, temperature: float | None = None) -> Tensor:
-        """Sample coded actions, (B, H, width), with gradients.
+        """Samples coded actions, (B, H, width), with gradients.
 
         Args:
             temperature: None for that of the head. Another one needs a `TemperatureHead`.
@@ -658,7 +658,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return head.sample(self.net, context, self._draw_noise(context, rng))
 
     def sample_and_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Sample coded actions, (B, H, width), with gradients, and return the `loss` of the stored ones, (B, H).
+        """Samples coded actions, (B, H, width), with gradients, and returns the `loss` of the stored ones, (B, H).
 
         Observations are encoded once for both, as in training.
         """
@@ -668,7 +668,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return coded, loss * batch.mask
 
     def sample_log_prob(self, context: Context, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Sample coded actions from the density, (B, H, width), and return their log-density, (B, H), with gradients.
+        """Samples coded actions from the density, (B, H, width), and returns their log-density, (B, H), with gradients.
 
         The temperature of the head does not matter. A `LikelihoodHead` is needed.
         """
@@ -693,7 +693,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return torch.randn(len(context.tokens), *self.noise_shape, generator=rng, device=context.tokens.device)
 
     def plan(self, obs, noise, guides=()):
-        """Plan a chunk: see `Planner.plan`."""
+        """Plans a chunk: see `Planner.plan`."""
         if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
             self._check_plan_arguments(obs, noise)
         context, net = self.context(obs), self.net
@@ -817,7 +817,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """Write policy.json, features.json, weights.safetensors and its checksum into a folder.
+        """Writes policy.json, features.json, weights.safetensors and its checksum into a folder.
 
         The configuration and tokenizer of pretrained networks go into the folder `pretrained` in it.
         """
@@ -830,7 +830,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
-        """Load a policy from the folder of a checkpoint, or of a run (its last checkpoint).
+        """Loads a policy from the folder of a checkpoint, or of a run (its last checkpoint).
 
         Returns:
             The policy, in evaluation mode.
@@ -859,7 +859,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
 def check_features(planner: Planner, features: Schema, where: str, *, resized: bool = False,
                    columns: Iterable[str] | None = None, hint: str = "") -> None:
-    """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
+    """Checks that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
         resized: Whether these are the columns of an environment, in which the planner will act. Units that are known
@@ -884,13 +884,10 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
         if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
             if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
                 raise _reading_error(name, own_feature, where)
-            raise UserError(
-                f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
-                f"{feature.kind} of shape {feature.shape}",
-                where=f"{where}, column {name!r}",
-                hint=hint or (act_hint if resized else
-                              "use data with the same columns, or train a new policy on these"),
-            )
+            raise UserError(f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
+                            f"{feature.kind} of shape {feature.shape}", where=f"{where}, column {name!r}",
+                            hint=hint or (act_hint if resized else
+                                          "use data with the same columns, or train a new policy on these"))
         if resized and own_feature.has_other_unit(feature):
             raise UserError(f"the policy was trained with the unit {own_feature.unit}, but this has {feature.unit}",
                             where=f"{where}, column {name!r}",
@@ -911,7 +908,7 @@ def _reading_error(name: str, trained: Feature, where: str) -> UserError:
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
-    """Return the height and width in pixels of the frames of each camera."""
+    """Returns the height and width in pixels of the frames of each camera."""
     return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
 
 
@@ -925,7 +922,7 @@ def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
                   data: str | Path = "DATA") -> tuple[str, ...]:
-    """Return the columns that a policy reads: those that its config names, or all observations but text and depth.
+    """Returns the columns that a policy reads: those that its config names, or all observations but text and depth.
 
     Args:
         where: What error messages call the data.
@@ -949,7 +946,7 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
 
 
 def find_checkpoint(folder: Path | str) -> Path:
-    """Return the folder with the weights: the last checkpoint of a run, or the folder itself.
+    """Returns the folder with the weights: the last checkpoint of a run, or the folder itself.
 
     "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
     better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
@@ -989,7 +986,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 
 def read_checkpoint_json(folder: Path, name: str):
-    """Read a JSON file of a checkpoint."""
+    """Reads a JSON file of a checkpoint."""
     return read_json(folder / name, _replacement_hint(folder))
 
 

@@ -204,8 +204,7 @@ def test_words_decide_what_is_done(call, told):
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
     by_hand = evaluate(
-        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
-    )
+        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20)
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0
 
@@ -262,7 +261,7 @@ def test_shorter_words_of_an_environment_reach_a_served_policy(call, tmp_path):
 
 def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     run, two = told / "run", told / "two.npz"
-    refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")
+    refused(call("eval", run, "fork", "--episodes", 2), " reads the task in words, but none is given", "--task 'WORDS'")
     refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "trained without words", "--language")
     kept = ["eval", run, "fork", "--episodes", 2, "--device", "cpu", "--save", told / "kept", "--task"]
     assert call(*kept, LEFT)[0] == 0

@@ -128,9 +128,9 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
     [
         ("claims list --out page.md", "--out: is for table only\n  -> leave it out"),
         ("claims list --all", "--all: is for run --all only\n  -> leave it out"),
-        ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
+        ("claims run --all --budget 1x", "--budget: '1x' is not a time such as 90s, 30m or 2h\n  -> such as"),
         ("claims run nothing", "there is no claim 'nothing'"),
-        ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
+        ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: at most 100,000 can be planned, not 99,999,"),
         ("compare a a --env fork", "the policy a is named twice\n  -> there is nothing to tell apart"),
         (
             "compare --group x a b --group x c d --env fork",
@@ -138,15 +138,14 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
         ),
         (
             "eval a fork --repeats 1",
-            "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n",
+            "--repeats: one rollout of each start cannot show how rollouts differ\n",
         ),
         ("eval a fork --repeats -1", "but is -1\n  -> such as --repeats 8"),
         (
             "record fork --out d --episodes 3 --actor keyboard --workers 2",
-            "expected one worker, since you are one, found 2\n",
+            "one person cannot play for 2 workers\n",
         ),
-    ],
-)
+    ])
 def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args, says):
     refused(call(*args.split()), says)
 

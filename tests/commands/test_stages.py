@@ -76,7 +76,7 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert status == 2 and "InitializeFrom.frozen, 'encoder.map': the policy has no submodule" in text
     assert not (tmp_path / "none").exists()  # where the run was copied to before it was refused
     for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
-                          (["--from", out, "--freeze", "maps"], "--freeze: expected codec, encoder, net or a part"),
+                          (["--from", out, "--freeze", "maps"], "--freeze: 'maps' is not codec, encoder, net"),
                           (["--from", out, "--freeze", "net", "--load", "encoder"], "--freeze: net is not loaded"),
                           (["--from", out, "--freeze", "net", "encoder"], "--freeze: nothing is left to train"),
                           (["--stage", "base"], "'base' is not two names with ="),

@@ -349,7 +349,7 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
 
 @pytest.mark.parametrize("more, said", [
     (["--buffer-size", "0"], "--buffer-size: must be at least 1, but is 0\n  -> such as --buffer-size"),
-    (["--buffer-size", "50", "--image-size", "32"], "--image-size: expected no such option with --buffer-size")])
+    (["--buffer-size", "50", "--image-size", "32"], "--image-size: cannot be combined with --buffer-size")])
 def test_options_that_do_not_go_with_a_stream(tmp_path, capsys, more, said):
     tar(tmp_path / "a.tar", [(0, {"observation.state": np.zeros((5, 2)), "action": np.zeros((5, 1))})])
     assert main(["train", "bc", str(tmp_path), "--out", str(tmp_path / "run"), *more]) == 2

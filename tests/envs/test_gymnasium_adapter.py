@@ -346,7 +346,7 @@ def test_options_of_theirs_arrive(theirs):
     ("theirs_envs:instance", "'instance' in theirs_envs is not a function or class, but Theirs"),
     ("theirs_envs:nothing", "theirs_envs has no function 'nothing'"),
     ("theirs_envs:again", "returned the same one again"),
-    ("theirs_envs:OldReset", r"expected reset\(\*, seed, options\), found reset\(\)"),
+    ("theirs_envs:OldReset", r"it has reset\(\), not reset\(\*, seed, options\)"),
     ("theirs_envs:AlmostOld", r"reset must return \(observation, info\)"),
     ("theirs_envs:OldStep", "step must return 5 values, but returned 4"),
     ("OldStep-v0", "step must return 5 values, but returned 4")])
@@ -383,8 +383,7 @@ def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
     for e, yes in zip(episodes, lucky, strict=True):
         assert e.steps["next.success"].tolist() == [yes and t + 1 in tells for t in range(4)]
     judged = evaluate(
-        UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9
-    )
+        UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9)
     assert judged.successes.tolist() == lucky
 
 

@@ -49,7 +49,7 @@ def test_columns_that_restoring_needs_are_named():
     env = envs.make("push-images", 2)
     with pytest.raises(UserError, match="simulator.state"):
         env.restore(torch.tensor([0]), {"observation.state": torch.zeros(1, 2)})
-    with pytest.raises(UserError, match="expected shape"):
+    with pytest.raises(UserError, match="the shape must be"):
         envs.make("fork").restore(torch.tensor([0]), {"observation.state": torch.zeros(1, 3)})
     with pytest.raises(UserError, match=r"have shape \(2, 3\), but must have shape \(2, 2\)"):
         envs.make("fork", 2).step(torch.zeros(2, 3))

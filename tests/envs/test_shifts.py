@@ -42,8 +42,7 @@ def test_each_toy_has_the_shifts_that_it_can_have():
 
 def test_a_shift_that_changes_something_at_0_is_found():
     broken_shift = Shift(
-        "bias", "", "m", (1.0,), lambda env, s: SensorNoise(env, s + 0.1, {"observation.state": torch.ones(2)})
-    )
+        "bias", "", "m", (1.0,), lambda env, s: SensorNoise(env, s + 0.1, {"observation.state": torch.ones(2)}))
     with pytest.raises(ContractViolation, match="severity 0"):
         check_shift(build("fork", limit=4), broken_shift)
 
@@ -199,10 +198,10 @@ def test_who_sees_where_things_are_keeps_succeeding(name, kind):
     ("weak", 1.1), ("dropped", 1.1), ("dropped", math.nan), ("slow", 0.5), ("slow", -1), ("slow", math.nan)])
 def test_a_level_that_cannot_be_is_refused(kind, severity):
     env, shift = make("fork", 2), kinds("fork")[kind]
-    with pytest.raises(UserError, match=rf"{kind}.*(expected a level|which is not)"):
+    with pytest.raises(UserError, match=rf"{kind}.*(the level must be|which is not)"):
         shift.actor(env.expert(), severity)
         shift.world(env, severity)
-    with pytest.raises(UserError, match=r"'start' of push.*from 0 to 0.08, found 0.1"):
+    with pytest.raises(UserError, match=r"'start' of push.*from 0 to 0.08, not 0.1"):
         kinds("push")["start"].world(make("push", 1), 0.1)
 
 

@@ -52,8 +52,7 @@ def test_who_comes_first_is_a_fair_coin_that_remembers_nothing():
         [
             [TrialDesign(("a", "b"), SequentialDifferenceTest(), seed=s).policy_order(d)[0] for d in range(200)]
             for s in range(20)
-        ]
-    )
+        ])
     assert abs(first.mean() - 0.5) < 4 * 0.5 / np.sqrt(first.size)
     after_one = first[:, 1:][first[:, :-1] == 1]  # does the coin know what it showed before?
     assert abs(after_one.mean() - 0.5) < 4 * 0.5 / np.sqrt(after_one.size)
@@ -76,8 +75,7 @@ def test_what_a_trial_says_does_not_say_whose_it_is():
         session = after_both = after(TWO, said(*["failure"] * (2 * one.start)))
         assert (
             TWO.current_trial(after_both).start == one.start + 1
-            and not (TWO.current_trial(after_both).key == one.key).all()
-        )
+            and not (TWO.current_trial(after_both).key == one.key).all())
 
 
 # -- the session ----------------------------------------------------------------------------------------------------
@@ -355,12 +353,11 @@ def test_bad_input_at_the_table(call, place, tmp_path):
     refused(["good", "robot_of_a_test:silent", "--interactive", "--threshold", 0.5, *save], "--trust robot_of_a_test")
     refused(["good", "robot_of_a_test:factory", *trust, "--interactive", "--threshold", 0.5, *save], "(actor, trial)")
     refused(
-        ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "no function 'nobody'"
-    )
+        ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "no function 'nobody'")
     refused(["good", "--interactive", "--against", "good/best", *save], "the same")
     refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: there is no policy")
     refused(["good", "--interactive", "--threshold", 0.5, "--labels", "a", "a", *save], "different labels")
-    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "labels of one word")
+    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "a label must be one word")
     refused(["good", "--interactive", "--threshold", 0.5, "--episodes", 2, *save], "at least", "2 episodes are too few")
     assert not (tmp_path / "t.jsonl").exists()
     for loop, words in (("broken", "KeyError"), ("strange", "returned 7")):
@@ -368,8 +365,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
                  tmp_path / loop], words, "asks about this trial", answers=[""])
     refused(
         ["good", "robot_of_a_test:silent", *trust, "--interactive", "--threshold", 0.5, "--save", tmp_path / "broken"],
-        "loop robot_of_a_test:broken, and not robot_of_a_test:silent",
-    )
+        "loop robot_of_a_test:broken, and not robot_of_a_test:silent")
 
 
 @pytest.mark.slow

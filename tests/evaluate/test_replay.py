@@ -40,8 +40,7 @@ def test_what_we_recorded_replays_to_the_last_bit(data, rows, state):
         assert t.max_differences == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
     assert (
         "every step is as recorded" in replayed.describe()
-        and "Success: 8 of 8, 8 of 8 when recorded" in replayed.describe()
-    )
+        and "Success: 8 of 8, 8 of 8 when recorded" in replayed.describe())
     json.dumps(replayed.to_json(), allow_nan=False)
 
 
@@ -59,8 +58,7 @@ def test_a_changed_action_is_found_at_the_step_after_it(data):
         assert "episode 5 at step 8" in replayed.describe()
     # Playback begins anew at every step, so the change stays where it is; open loop carries it on.
     assert replay(moved, Fork(4), [5], state=True).episodes[0].max_differences["observation.state"] == pytest.approx(
-        size, rel=1e-4
-    )
+        size, rel=1e-4)
     assert replay(moved, Fork(4), [5]).episodes[0].max_differences["observation.state"] >= size * 0.999
 
 
@@ -147,21 +145,20 @@ def test_what_cannot_be_replayed_says_why(data):
             replay(Dataset([Episode({"action": e.steps["action"]}, meta) for e in data]), Bare())
         assert str(error.value) == (
             f"data set, episode 0: the episode does not say how it began in bare (no {lacks}), and that environment "
-            "cannot be put into a recorded state\n  -> keep the facts 'env', 'seed' and 'number' of each episode "
+            "cannot be put into a recorded state\n  -> keep the metadata 'env', 'seed' and 'number' of each episode "
             "(docs/formats.md), as understudy record does")
     with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
         replay(acted, Bare(), state=True)
     with pytest.raises(UserError, match="there is no episode 8; the last one is 7"):
         replay(data, Fork(4), [1, 8])
     ours = Dataset([Episode(dict(e.steps), {**e.metadata, "env": "bare"}) for e in data])
-    with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):
+    with pytest.raises(UserError, match=r"'observation.state' has the shape \(2,\), but \(1,\) in bare\n  -> rep"):
         replay(ours, Bare())
     same = Dataset([Episode({"action": e.steps["action"]}, {**e.metadata, "env": "bare"}) for e in data])
     replayed = replay(same, Bare())
     assert (
         all(t.success is None and t.recorded_success is not None for t in replayed.episodes)
-        and "Success" not in replayed.describe()
-    )
+        and "Success" not in replayed.describe())
 
 
 def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
@@ -193,9 +190,9 @@ def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, t
     for state in (False, True):
         with pytest.raises(UserError) as error:
             replay(stored, Push(2), state=state)
-        assert str(error.value) == (f"{tmp_path / 'd'}: expected 'observation.state' of shape (8,), as in push, found "
-                                    f"(2,)\n  -> replay it in the environment it was recorded in: understudy replay "
+        assert str(error.value) == (f"{tmp_path / 'd'}: 'observation.state' has the shape (2,), but (8,) in push"
+                                    f"\n  -> replay it in the environment it was recorded in: understudy replay "
                                     f"{tmp_path / 'd'} fork")
     wide = Dataset([e.replace({"action": np.zeros((len(e), 3), np.float32)}) for e in data])
-    with pytest.raises(UserError, match=r"data set: expected 'action' of shape \(2,\), as in fork, found \(3,\)"):
+    with pytest.raises(UserError, match=r"data set: 'action' has the shape \(3,\), but \(2,\) in fork"):
         replay(wide, Fork(2))

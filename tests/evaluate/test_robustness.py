@@ -108,8 +108,7 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
     env, file, progress = make("fork", 4), tmp_path / "kept.jsonl", []
     shifts = [replace(kinds("fork")[k], levels=levels) for k, levels in (("gust", (0.5, 2.0)), ("slow", (8,)))]
     whole = robustness.sweep_severities(
-        env.expert(), build("fork"), shifts, 12, rows=3, results_file=file, actor_name="me", watch=progress.append
-    )
+        env.expert(), build("fork"), shifts, 12, rows=3, results_file=file, actor_name="me", watch=progress.append)
     assert progress[-1] == 4 * 12 and max(progress) == 48
     gust, slow = whole
     assert gust.severities == (0.0, 0.5, 2.0) and gust.success.shape == (3, 12) and slow.success.shape == (2, 12)
@@ -135,8 +134,7 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
     n_episodes = sum(len(json.loads(line)["episodes"]) for line in file.read_text().splitlines() if line[-1] == "}")
     assert n_episodes == 4 * 14  # nothing twice
     other = robustness.sweep_severities(
-        DelayedAction(env.expert(), 9), build("fork"), shifts[:1], 12, results_file=file, actor_name="somebody else"
-    )
+        DelayedAction(env.expert(), 9), build("fork"), shifts[:1], 12, results_file=file, actor_name="somebody else")
     assert not np.array_equal(other[0].success, whole[0].success)
 
 
@@ -191,8 +189,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
                     *more,
                 ]
             )
-            == 0
-        )
+            == 0)
         lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
         each = {line["about"]["severity"]: [] for line in lines}
         for line in lines:
@@ -206,14 +203,14 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--shifts", "wind"], "--shifts: expected one of start, gust.*found 'wind'"),
-    (["--levels", "gust"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=0,1"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=2,1"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=nan"], "--levels: expected KIND=L,L"),
-    (["--levels", "delay=1.5"], "'delay' of fork: expected a level that is a whole number"),
+    (["--shifts", "wind"], "--shifts: there is no shift 'wind'; there are start, gust"),
+    (["--levels", "gust"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=0,1"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=2,1"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=nan"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "delay=1.5"], "'delay' of fork: the level must be a whole number"),
     (["--levels", "dropped=2"], "'dropped': the probability is 2, which is not between 0 and 1"),
-    (["--shifts", "gust", "--levels", "noise=1"], "--levels: expected levels of gust, found some of 'noise'"),
+    (["--shifts", "gust", "--levels", "noise=1"], "--levels: these are levels of 'noise', which is not tested"),
     (["--episodes", "0"], "--episodes: must be at least 1"), (["--seed", "-1"], "--seed: must be at least 0")])
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -113,7 +113,7 @@ def test_a_gamepad_scales_its_sticks_and_knows_when_it_is_gone(tmp_path):
         os.close(write)
         with pytest.raises(UserError, match="the gamepad is gone"):
             pad.read()
-    with pytest.raises(UserError, match="expected a gamepad"):
+    with pytest.raises(UserError, match="there is no gamepad"):
         Gamepad(path=tmp_path / "js0")
 
 
@@ -158,8 +158,7 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
         second.metadata["stopped"]
         and second.metadata["success"]
         and second.metadata["number"] == 1
-        and len(second) == 4
-    )
+        and len(second) == 4)
     assert first.steps["next.success"][-1] and first.steps["next.terminated"][-1] and len(first) < 25
     for n, e in enumerate(data):  # from the start that its number says, and step by step what the toy does
         obs = env.reset(torch.arange(1), keys(5, [n]))
@@ -194,8 +193,7 @@ def test_the_command_in_a_terminal(tmp_path):
         stdout=terminal,
         stderr=terminal,
         env={**os.environ, "TERM": "xterm"},
-        start_new_session=True,
-    )
+        start_new_session=True)
     output, shown = b"", b""
 
     def until(text: bytes):

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from understudy.commands.robot_options import ViewOptions, live_view
+from understudy.commands.robot_options import LiveViewOptions, live_view
 from understudy.core import Feature, UserError
 from understudy.robots.base import ConnectionLost
 from understudy.robots.cameras import (
@@ -183,7 +183,7 @@ def test_a_camera_that_was_slower_than_its_rate_is_told_at_the_end(times, said, 
     camera._thread.join()
     camera.disconnect()
     limits = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
-    with live_view(ViewOptions(), SafeRobot(SimulatedArm(cameras={"top": camera}), limits), 30, print):
+    with live_view(LiveViewOptions(), SafeRobot(SimulatedArm(cameras={"top": camera}), limits), 30, print):
         pass
     assert said in (text := capsys.readouterr().err) and bool(text) == bool(said), text
 

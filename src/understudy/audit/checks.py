@@ -21,7 +21,7 @@ from ..data import video
 from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
-from ..data.formats.key_map import Doubt
+from ..data.formats.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
@@ -341,7 +341,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        yield Finding("reader", "warning" if isinstance(text, Doubt) else "note", text, "see the page on formats")
+        level = "warning" if isinstance(text, MisreadingWarning) else "note"
+        yield Finding("reader", level, text, "see the page on formats")
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:
@@ -527,13 +528,13 @@ def _is_text(data: Dataset, name: str) -> bool:
 
 
 def own_columns(data: Dataset, name: str) -> str:
-    """Return the columns that a column was made of, as the user named them, or its own name."""
+    """Returns the columns that a column was made of, as the user named them, or its own name."""
     parts = data.metadata.get("reading", {}).get("columns", {}).get(name, (name,))
     return ",".join(parts).removesuffix(":classes").removesuffix(":quantities")
 
 
 def action_reading(data: Dataset) -> str | None:
-    """Return how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
+    """Returns how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
     f = data.features().get("action")
     if f is None or f.kind not in ("vector", "discrete") or not f.size:
         return None
@@ -649,8 +650,7 @@ def check_tasks(data: Dataset) -> Iterator[Finding]:
 
 def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
-    instead of 0 to 255.
-    """
+    instead of 0 to 255."""
     features = data[0].features()
     for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)

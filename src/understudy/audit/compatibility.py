@@ -241,11 +241,11 @@ def action_convention(data: Dataset, sample: _DatasetSample | None = None) -> st
         return ""
     action = sample.rows("action")[0]
     now, then = (np.concatenate([sample.rows(n)[i] for n in observations], 1) for i in (0, 1))
-    there = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
-    if there.sum() < 50:
+    is_finite = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
+    if is_finite.sum() < 50:
         return ""
-    absolute = _max_correlation(action[there], then[there]).mean()
-    delta = _max_correlation(action[there], (then - now)[there]).mean()
+    absolute = _max_correlation(action[is_finite], then[is_finite]).mean()
+    delta = _max_correlation(action[is_finite], (then - now)[is_finite]).mean()
     if absolute > 0.9 and absolute > delta + 0.1:
         return "absolute"
     return "delta" if delta > 0.7 and delta > absolute + 0.1 else ""
@@ -265,10 +265,10 @@ def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> 
     pairs = []
     for k in (one, other):
         (action, _), (now, then) = k.rows("action"), k.rows(name)
-        there = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
-        if there.sum() < max(50, 5 * action.shape[1]):
+        is_finite = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
+        if is_finite.sum() < max(50, 5 * action.shape[1]):
             return None
-        pairs.append([v - v.mean(0) for v in (action[there], (then - now)[there])])
+        pairs.append([v - v.mean(0) for v in (action[is_finite], (then - now)[is_finite])])
     models = [np.linalg.lstsq(a, d, rcond=1e-6)[0] for a, d in pairs]
 
     def explained(model, action, change):

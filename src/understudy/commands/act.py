@@ -18,7 +18,7 @@ from .common import Output, acting_rate, command_line, parse
 from .groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
 from .options import Advice
 from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
-from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input, live_view, show_line
+from .robot_options import LiveViewOptions, RobotOptions, command_keys, flush_input, live_view, show_line
 from .served import changed_checkpoint, served_client
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class ActOptions(ActingOptions, ViewOptions, RobotOptions):
+class ActOptions(ActingOptions, LiveViewOptions, RobotOptions):
     """Run a trained policy on a robot, within its safety limits.
 
     Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
@@ -84,9 +84,9 @@ def main(args: list[str]) -> None:
         stack.enter_context(robot)
         recorder = None
         if o.out is not None:
-            facts = {**robot.facts(), "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
+            metadata = {**robot.episode_metadata(), "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
-                                                    metadata=facts))
+                                                    metadata=metadata))
         total, n_counted = _run_episodes(o, robot, actor, detector, recorder, fps, show, out)
     if n_counted > 1:
         out.print(f"{n_counted} episodes: {total}")
@@ -131,7 +131,7 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: Failu
 
 
 def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:
-    """What to tell about an episode besides its steps."""
+    """Describes how an episode ended and whether the robot paused."""
     text = f", ended by {done.ended}" if done.ended else ""
     if done.ended == "alarm":
         text += " of the failure detector, before its next action: the robot holds"

@@ -65,7 +65,7 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
 
 
 def _foreign_values(arm: ServoArm) -> Calibration:
-    """What servos hold that is neither their calibration nor that of a new arm. All that differs, if one does."""
+    """Servo values that differ from the calibration, unless the arm is new."""
     with arm.bus.connected():
         differences = arm.calibration_differences()
     return {} if arm.is_new(differences) else differences

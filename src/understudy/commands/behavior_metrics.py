@@ -27,8 +27,8 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 def check_options(o: EvalOptions) -> None:
     if o.repeats == 1:
-        raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
-                        where="--repeats", hint="such as --repeats 8")
+        raise UserError("one rollout of each start cannot show how rollouts differ",
+                        where="--repeats", hint="such as --repeats 8, or 0 for none")
     if o.sequential or o.interactive:
         refuse_given(o, ("demonstrations", "repeats"), "cannot be combined with --sequential or --interactive",
                      "leave one of them out: behavior is measured over a fixed number of episodes")
@@ -81,8 +81,7 @@ def measure_run(
         starts = min(N_STARTS, o.episodes)
         with progress_bar(f"{run.name}, the same starts", starts * o.repeats) as progress:
             again = rollout_repeated_starts(
-                actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress()
-            )
+                actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress())
     metrics = measure_behavior(rollouts.episodes, env, demonstrations, repeated=again, latency=measure_latency(
         _single_actor(actor), rollouts.episodes, env.metadata.get("fps")))
     if o.html is None:

@@ -25,11 +25,12 @@ class ClaimsOptions(TrustOption, JsonOption):
 
     list: all claims with their verdicts. pilot NAME: run one claim with three seeds that never judge, and note how much
     seeds differ. run NAME: run one claim, from where it was stopped. run --all: run the claims that have no record, or
-    whose probe no longer gives the same numbers, the cheapest by its last record first. check [NAME ...]: compare a
-    short probe of each claim with the stored one. The exit status is 3 if a claim is due for a run because its numbers
-    differ. judge [NAME ...]: judge the stored measurements again by the current rules. Nothing
-    runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from its
-    record. table: write the pages of the whole ledger, with and without claims.
+    whose probe no longer gives the same numbers, the cheapest by its last record first.
+
+    check [NAME ...]: compare a short probe of each claim with the stored one. The exit status is 3 if a claim is due
+    for a run because its numbers differ. judge [NAME ...]: judge the stored measurements again by the current rules.
+    Nothing runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from
+    its record. table: write the pages of the whole ledger, with and without claims.
     """
 
     subcommand: Annotated[
@@ -66,7 +67,7 @@ class ClaimsOptions(TrustOption, JsonOption):
 def main(args: list[str]) -> None:
     o = parse(ClaimsOptions, "claims", args)
     if o.subcommand == "run" and bool(o.name) == o.all:
-        raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
+        raise UserError("give a claim's name or --all" + (", not both" if o.all else ""),
                         where="understudy claims run", hint="understudy claims list names them")
     if o.subcommand == "pilot" and len(o.name) != 1 or o.subcommand == "run" and len(o.name) > 1:
         raise UserError(f"understudy claims {o.subcommand} takes one name", where=" ".join(o.name) or None,
@@ -149,8 +150,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         budget,
         o.workers,
         log=lambda text: print(text, file=sys.stderr),
-        run_one=partial(try_claim, trust=o.trust),
-    )
+        run_one=partial(try_claim, trust=o.trust))
     if not entries:
         out.print("every claim has a record of the code as it is")
     for names, text in ((dict.fromkeys(confirmed, ""), "confirmed by its probe"), (outcome.verdicts, "{} here"),
@@ -161,8 +161,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     out.suggest("understudy claims table", *([] if outcome.is_complete else ["understudy claims run --all"]))
     out.print_json(
         {"confirmed": confirmed, "ran": outcome.verdicts, "not_here": outcome.unavailable, "failed": outcome.failed,
-         "left": outcome.not_run}
-    )
+         "left": outcome.not_run})
     if not outcome.is_complete:
         raise SystemExit(3)
 

@@ -172,7 +172,7 @@ def parse_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", text)
     seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
     if not seconds or "".join(a + b for a, b in parts) != text or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {text!r}", where="--budget",
+        raise UserError(f"{text!r} is not a time such as 90s, 30m or 2h", where="--budget",
                         hint="such as --budget 2h")
     return seconds
 
@@ -293,9 +293,9 @@ def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -
 
 
 def recorded_data_of(run: Path) -> dict[str, Any]:
-    """What a run says of its data, with the robot type as data sets name it."""
-    facts = read_provenance(run).get("data", {})
-    return {**facts, "robot_type": facts.get("robot")}
+    """The data metadata of a run, with the robot type under the key of data sets."""
+    metadata = read_provenance(run).get("data", {})
+    return {**metadata, "robot_type": metadata.get("robot")}
 
 
 def draw_screen(text: str) -> None:
@@ -366,8 +366,7 @@ class Output:
         """Prints a JSON document if --json was given. NaN and infinite numbers become null."""
         if self.json:
             self.stdout.write(
-                json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            )
+                json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def plain_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:

@@ -98,7 +98,7 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
     groups = {path_text(run): [run] for run in o.runs}
     for name, *runs in (g or ("",) for g in o.group):
         if len(runs) < 2:
-            raise UserError(f"expected a name and two runs or more, one a training seed, found "
+            raise UserError(f"a group is a name and two runs or more, one for each training seed, not "
                             f"{' '.join([name, *runs]) or 'nothing'}", where="--group",
                             hint="--group NAME RUN RUN; without --group, checkpoints are compared")
         if name in groups:

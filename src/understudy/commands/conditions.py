@@ -59,7 +59,7 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
 
 def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: tuple[str, ...] = ()) -> None:
-    """Says it on standard error if a condition is far from all that a policy has seen, as in another unit.
+    """Warns if a condition is far from the training data, as in another unit.
 
     Nothing is said of an exported file and of a served policy: their statistics are not known.
     """

@@ -77,8 +77,7 @@ def main(args: list[str]) -> None:
         out.print(f"{view.steps} steps. Written to {o.out}")
         out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
         out.print_json(
-            {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()}
-        )
+            {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()})
 
 
 def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.ndarray, object]:
@@ -113,7 +112,7 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
         raise UserError(f"{non_number!r} is not a number", where=f"--score {by}",
                         hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
     if scores.shape != (len(data),):
-        raise UserError(f"expected one number an episode, ({len(data)},), found {scores.shape}", where=f"--score {by}",
+        raise UserError(f"it must be one number an episode, ({len(data)},), not {scores.shape}", where=f"--score {by}",
                         hint="the function is given a Dataset, whose length is the number of its episodes")
     return scores, settings
 

@@ -56,8 +56,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..data.episode import Dataset
+    from ..envs.base import Env
     from ..evaluate.action_prediction import ActionPrediction, Origin
+    from ..evaluate.behavior_metrics import BehaviorMetrics
     from ..evaluate.evaluation import Evaluation
+    from ..evaluate.failure_detection import FailureDetector
     from ..evaluate.fitted_q import PolicyValue
     from ..learn.method import Method, TrainedRun
 
@@ -148,37 +151,15 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
 
 
 def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
-    from ..envs import make
-    from ..evaluate.evaluation import verdict, verdict_parts, with_common_success
-
-    assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
-    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
-        evaluation = evaluate_run(o.run, env, o, o.save, o.target,
-                                  None if detector is None else doubt_source(
-                                      o.run, detector.method.score, detector.demonstrations))
-        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
-        if other is not None:
-            (evaluation,), (other,) = with_common_success([[evaluation], [other]])
-        behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
-                   for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
-    if other is not None:
-        out.print(*(f"{path_text(run)}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
-    named = (f"the policy in {path_text(o.run)}", f"the policy in {path_text(o.against)}")
-    out.print(verdict(evaluation, other, named if other else ("this checkpoint", "")))
-    if evaluation.success is not None and env.metadata.get("success"):
-        out.print(f"Success: {env.metadata['success']}.")
+    env, evaluation, other, behaved = _roll_out(o, detector, demonstrations)
     detection = None
     if detector is not None:
         result = detector.evaluate(evaluation.episodes)
-        evaluation = replace(evaluation, alarms=result.describe(detector))
-        out.print(evaluation.alarms)
-        detection = result.to_json(detector)
-    asked = [text for text in o.condition if "return" in text.partition("=")[0]]
-    if evaluation.success is not None and asked:
-        out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
+        evaluation, detection = replace(evaluation, alarms=result.describe(detector)), result.to_json(detector)
+    _print_evaluation(o, out, env, evaluation, other)
     runs = [r for r in (o.run, o.against) if r is not None]
     names = run_names(runs)
     evaluations = dict(zip(names, (e for e in (evaluation, other) if e is not None), strict=True))
@@ -204,6 +185,41 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     out.print_json({**document, "detection": detection,
                     "checkpoint": path_text(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
+
+
+def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: Dataset | None
+              ) -> tuple[Env, Evaluation, Evaluation | None, list[BehaviorMetrics]]:
+    """The closed environment, the evaluation of the run and of `against`, and the behavior of each."""
+    from ..envs import make
+    from ..evaluate.evaluation import with_common_success
+
+    assert o.target is not None and o.episodes is not None
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
+        evaluation = evaluate_run(o.run, env, o, o.save, o.target,
+                                  None if detector is None else doubt_source(
+                                      o.run, detector.method.score, detector.demonstrations))
+        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
+        if other is not None:
+            (evaluation,), (other,) = with_common_success([[evaluation], [other]])
+        behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
+                   for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
+    return env, evaluation, other, behaved
+
+
+def _print_evaluation(o: EvalOptions, out: Output, env: Env, evaluation: Evaluation, other: Evaluation | None) -> None:
+    from ..evaluate.evaluation import verdict, verdict_parts
+
+    if other is not None:
+        out.print(*(f"{path_text(run)}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
+    named = (f"the policy in {path_text(o.run)}", f"the policy in {path_text(o.against)}")
+    out.print(verdict(evaluation, other, named if other else ("this checkpoint", "")))
+    if evaluation.success is not None and env.metadata.get("success"):
+        out.print(f"Success: {env.metadata['success']}.")
+    if evaluation.alarms:
+        out.print(evaluation.alarms)
+    asked = [text for text in o.condition if "return" in text.partition("=")[0]]
+    if evaluation.success is not None and asked:
+        out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
 
 
 def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
@@ -319,8 +335,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
-    """The episodes whose actions were all recorded. What a method puts in place of others is no action to compare with.
-    """
+    """The episodes whose actions were all recorded. Actions that a method filled in are no targets."""
     from ..data.missing_actions import NoActions, has_action
 
     kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]

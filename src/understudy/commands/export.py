@@ -112,8 +112,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     size, name = o.out.stat().st_size, type(method.executor).__name__
     out.print(
         f"{o.out}: {size / 1e6:,.1f} MB. On {parity.inputs:,} inputs its chunks differ from those of the policy by at "
-        f"most {parity.largest:.1g} of the largest action, on average {parity.mean:.1g} ({report})."
-    )
+        f"most {parity.largest:.1g} of the largest action, on average {parity.mean:.1g} ({report}).")
     if parity.notable and o.precision == "fp32":
         out.print(f"{parity.notable} of them differ by more than {parity.threshold:g}: rounding changes a choice that "
                   "the sampler makes, such as the class of the largest score, or grows in its steps.")
@@ -135,7 +134,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
 
 
 def _tell_what_is_left_out(method: Method, out: Output) -> bool:
-    """Says which column changes of a method what was written does not compute, if there are any."""
+    """Prints which column changes of the method the exported file does not compute."""
     from ..learn.method import online_changes
 
     if computed := [type(r).__name__ for r in online_changes(method)]:

@@ -79,20 +79,20 @@ N_STARTS = 100  # of each comparison, but on a robot
 
 @command_options
 class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
-    """Improve a trained policy by what it does: it acts in rounds, somebody corrects it or says what would have been
-    right, and it trains on that.
+    """Improve a trained policy in rounds: it acts, a supervisor corrects it or labels its steps, and it trains on them.
 
     After each round the policy is compared with the best so far on the same starts, and becomes the best if it does at
     least as well. At the end the best one and RUN act on fresh starts. RUN stays as it is.
 
-    Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back, and these
-    steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
-    steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
-    ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
-    `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, porl,
-    dsrl, dsrl-na, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes,
-    --steps).
-    With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
+    These methods need a supervisor: dagger (it labels every step), hg-dagger (it watches, takes over and gives back,
+    and these steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for
+    each class of steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's
+    differ), ensemble, thrifty and doubt (the policy asks for help; doubt by the failure detector of `understudy
+    calibrate`).
+
+    filtered learns from the policy's own successes. residual, rlpd, porl, dsrl, dsrl-na, dppo and residual-ppo learn
+    from success as a reward, and need many episodes (--rounds, --episodes, --steps). With filtered, residual and rlpd
+    you may supervise too: you say what succeeds, and may take over.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
@@ -484,7 +484,7 @@ class _Command:
         self.out.print(f"Page written to {o.html}")
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
-        """What it cost a person, and how many demonstrations would have cost as much."""
+        """Prints the cost to a person, and the number of demonstrations of the same cost."""
         from ..data.mixture import ROUND
         from ..hints import pluralize
         from ..policy import find_checkpoint
@@ -555,8 +555,8 @@ def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
     folder, n_parts = run_folder(run).resolve(), len(out.parts)
     if out.is_absolute() or folder.parts[-n_parts:] != out.parts:
         return path
-    there = folder.parents[n_parts - 1] / path
-    return there if there.exists() and there.resolve() != path.resolve() else path
+    source = folder.parents[n_parts - 1] / path
+    return source if source.exists() and source.resolve() != path.resolve() else path
 
 
 def _trained_again(args: list[str], data: str) -> list[object]:

@@ -20,7 +20,7 @@ LONGEST = 10  # corrections on the page
 
 
 @dataclass(frozen=True)
-class Correction:
+class CorrectedSteps:
     """Consecutive steps at which the supervisor acted.
 
     Args:
@@ -39,7 +39,7 @@ class Correction:
     success: bool | None
 
 
-def corrections_of(run: Path) -> list[Correction]:
+def corrections_of(run: Path) -> list[CorrectedSteps]:
     """The corrections in the collected episodes of a run, the longest first."""
     from ..data.formats import open_dataset
     from ..improve.collection import round_folders
@@ -50,7 +50,7 @@ def corrections_of(run: Path) -> list[Correction]:
     return sorted(corrections, key=lambda c: -c.steps)
 
 
-def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[Correction]:
+def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[CorrectedSteps]:
     from ..improve.gates import INTERVENTION
 
     if INTERVENTION not in episode.steps:
@@ -58,7 +58,7 @@ def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[Corre
     acted = np.concatenate([[False], np.asarray(episode.steps[INTERVENTION])[:len(episode)], [False]]).astype(int)
     change = np.diff(acted)
     for first, end in zip(np.flatnonzero(change == 1), np.flatnonzero(change == -1), strict=True):
-        yield Correction(number, index, int(first), int(end - first), _change(episode, slice(first, end)),
+        yield CorrectedSteps(number, index, int(first), int(end - first), _change(episode, slice(first, end)),
                          episode.metadata.get("success"))
 
 
@@ -78,7 +78,7 @@ def _change(episode: Episode, steps: slice) -> str:
 
 
 def _correction_sections(run: Path) -> list[Section]:
-    """What was corrected. Nothing if nobody acted."""
+    """The section on corrections. Empty if the supervisor never acted."""
     from ..evaluate.report import Details, Section, Table
 
     corrections = corrections_of(run)

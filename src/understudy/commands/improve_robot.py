@@ -61,7 +61,7 @@ def check_robot_options(o: ImproveOptions) -> None:
 
 
 def success_lines(o: ImproveOptions, success: str) -> list[str]:
-    """What the plan says of a classifier of success and of a rater.
+    """Lines of the plan on the success classifier and the rater.
 
     Args:
         success: Who says what success is. Empty if there is no classifier.

@@ -132,7 +132,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
 
 
 def _reading(f: Feature) -> str:
-    """What the values of a column are for a policy."""
+    """How a policy reads the values of a column."""
     if f.kind == "discrete":
         return "classes" if f.num_classes is None else f"{max(f.num_classes)} classes"
     return "flags" if f.dtype == "bool" else {"vector": "quantities", "string": "text"}.get(f.kind, f.kind)

@@ -37,7 +37,7 @@ from .sequential import build_test, write_sequential_page
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
-    from ..evaluate.interactive import Session, Trial, TrialDesign, TrialLog
+    from ..evaluate.interactive import Trial, TrialDesign, TrialLog, TrialSession
     from ..execute.actor import Actor
     from ..robots.env import RobotEnv
     from .eval_options import EvalOptions
@@ -54,8 +54,9 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
     design = TrialDesign(names, build_test(o), o.labels, o.seed)
     for label in o.labels:
         if not label or label.split() != [label] or label.isdigit() or label in PROMPT_COMMANDS:
-            raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
-                            where="--labels", hint="worst first, success last: failure grasped success")
+            raise UserError(f"a label must be one word, and neither a number nor a command "
+                            f"({', '.join(PROMPT_COMMANDS)}), but is {label!r}", where="--labels",
+                            hint="worst first, success last: failure grasped success")
     if o.target is not None and o.robot is not None:
         raise UserError("a loop of your own and a robot are both named", where="--robot",
                         hint="leave one of them out")
@@ -113,7 +114,7 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
         return design.result(console.run(_stored_session(design, journal)))
 
 
-def _stored_session(design: TrialDesign, journal: TrialLog) -> Session:
+def _stored_session(design: TrialDesign, journal: TrialLog) -> TrialSession:
     session = design.start()
     for number, event in enumerate(journal.events, 2):
         try:
@@ -141,7 +142,7 @@ class _TrialConsole:
         self.link = journal.path.with_suffix(".policy")
         self.is_comparison = len(design.policies) == 2
 
-    def run(self, session: Session) -> Session:
+    def run(self, session: TrialSession) -> TrialSession:
         """Runs all remaining trials and returns the final session."""
         if not session.is_over:
             self._welcome(session)
@@ -149,13 +150,13 @@ class _TrialConsole:
             session = {"begin": self._begin, "label": self._label, "end": self._end}[step](session)
         return session
 
-    def _record_event(self, session: Session, event: dict) -> Session:
+    def _record_event(self, session: TrialSession, event: dict) -> TrialSession:
         """Adds an event to the session, after it is written to the disk."""
         after = self.design.update(session, event)
         self.journal.write(event)
         return after
 
-    def _welcome(self, session: Session) -> None:
+    def _welcome(self, session: TrialSession) -> None:
         most, names, path = self.o.episodes, self.design.policies, self.journal.path
         asked = (f"Does {names[0]} or {names[1]} succeed more often? Up to {most} rounds of two trials, one of each "
                  "policy in an order that is told at the end, looked at after every round." if self.is_comparison else
@@ -167,7 +168,7 @@ class _TrialConsole:
                   if session.n_trials else self._attainable_evidence())
 
     def _attainable_evidence(self) -> str:
-        """What this number of trials can show at best. It is printed before the first trial."""
+        """The smallest effect that this number of trials can show, printed before the first trial."""
         from ..evaluate.planning import smallest_detectable_effect
 
         low, high = smallest_detectable_effect(self.design.test)
@@ -180,7 +181,7 @@ class _TrialConsole:
             return "In so many trials even a rate of 0% or of 100% shows less than four times in five."
         return f"In so many trials a rate {' or '.join(detectable_rates)} shows four times in five, another less often."
 
-    def _begin(self, session: Session) -> Session:
+    def _begin(self, session: TrialSession) -> TrialSession:
         trial = self.design.current_trial(session)
         last = self._last_label(session)
         if self.is_comparison:
@@ -207,7 +208,7 @@ class _TrialConsole:
         session = self._record_event(session, {"event": "begin"})
         return session if self.loop is None else self._run_trial(session, trial)
 
-    def _run_trial(self, session: Session, trial: Trial) -> Session:
+    def _run_trial(self, session: TrialSession, trial: Trial) -> TrialSession:
         """Runs one trial with the user's own control loop. Ctrl-C ends the trial and not the evaluation."""
         import numpy as np
 
@@ -251,7 +252,7 @@ class _TrialConsole:
         self._say(f"{label}, says the loop")
         return self._record_event(session, {"event": "label", "label": label, "by": "loop"})
 
-    def _label(self, session: Session) -> Session:
+    def _label(self, session: TrialSession) -> TrialSession:
         choices, labels = self._label_choices()
         more = ["again", "round", "quit"] if self.is_comparison else ["again", "quit"]
         answer, note = self._ask_with_note(f"How did trial {session.n_trials} go?", f"{choices} | {' | '.join(more)}",
@@ -267,7 +268,7 @@ class _TrialConsole:
             self._say("not settled")
         return session
 
-    def _correct(self, session: Session) -> Session:
+    def _correct(self, session: TrialSession) -> TrialSession:
         answer = self._ask(f"It was called {self._last_label(session)}. What was it?", *self._label_choices())
         return self._record_event(session, {"event": "correct", "label": answer})
 
@@ -277,7 +278,7 @@ class _TrialConsole:
         return ("   ".join(f"{i} {label}" for i, label in numbered.items()),
                 numbered | {label: label for label in self.design.labels})
 
-    def _end(self, session: Session) -> Session:
+    def _end(self, session: TrialSession) -> TrialSession:
         futile = self.design.verdict(session) == "futile"
         why = "Enough: it would hardly be settled within what is left." if futile else "Settled."
         answer = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last_label(session)}) | quit",
@@ -286,16 +287,16 @@ class _TrialConsole:
             return self._correct(session)
         return self._record_event(session, self._final_record(session))
 
-    def _final_record(self, session: Session) -> dict:
+    def _final_record(self, session: TrialSession) -> dict:
         """The last line of the journal: the policy of each trial, and the result."""
         order = [[self.design.policies[i] for i in self.design.policy_order(r.index)] for r in session.rounds]
         return {"event": "end", "orders": order, "result": self.design.result(session)}
 
-    def _last_label(self, session: Session) -> str:
+    def _last_label(self, session: TrialSession) -> str:
         rounds = [*session.rounds, session.current_round]
         return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
 
-    def _link(self, session: Session) -> None:
+    def _link(self, session: TrialSession) -> None:
         """Creates a link with a neutral name to the policy of the current trial."""
         run, new = Path(self.design.policies[self.design.current_policy(session)]), f"{self.link}.new"
         target = (run if run.exists() else weights_path(run)).resolve()  # "RUN/best" is a name, not a folder
@@ -371,14 +372,14 @@ def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
 
 def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
     if ":" not in name:
-        raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
+        raise UserError(f"{name} is not a function module:actor_loop that runs one trial",
                         where="--interactive", hint="in an environment, --sequential stops by itself; without a loop, "
                         "you run the robot")
     loop: Any = find_function(name, trust)
     try:
         inspect.signature(loop).bind(None, None)
     except (TypeError, ValueError):
-        raise UserError(f"expected a function of (actor, trial), found {getattr(loop, '__name__', loop)}", where=name,
+        raise UserError(f"{getattr(loop, '__name__', loop)} is not a function of (actor, trial)", where=name,
                         hint="def actor_loop(actor, trial): runs one trial, and returns None or whether it "
                         "succeeded") from None
     return loop
@@ -418,7 +419,7 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: Path, out: Output) -> None:
+def _print_result(o: EvalOptions, design: TrialDesign, session: TrialSession, path: Path, out: Output) -> None:
     from ..evaluate.evaluation import sequential_verdict_parts
 
     result = design.result(session)

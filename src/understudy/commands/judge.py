@@ -81,7 +81,7 @@ def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
 
 
 def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tuple[Segment, Segment], int], str]:
-    """Who answers, given a pair and the number of answers before it."""
+    """The function that answers, given a pair and the number of answers before it."""
     from ..envs import make
     from ..improve.preferences import PreferenceKeys, PreferenceScreen, prefer_by_reward, segment_frames
 
@@ -111,9 +111,9 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
     from ..data.recording.recorder import Recorder
     from ..improve.preferences import answered_pairs, comparison, draw_pair, predicted_difference
 
-    facts = {"judged": f"{len(data)} episodes, {sum(data.lengths)} steps", "by": o.judge, "seed": o.seed,
+    metadata = {"judged": f"{len(data)} episodes, {sum(data.lengths)} steps", "by": o.judge, "seed": o.seed,
              "length": o.length}
-    count, number = answered_pairs(o.out, facts)
+    count, number = answered_pairs(o.out, metadata)
     counts = {"comparisons": count, "new": 0, "clear": 0, "agreed": 0}
     recorder: Recorder | None = None
     while counts["comparisons"] < o.pairs:
@@ -131,7 +131,7 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
         if recorder is None:
             recorder = resources.enter_context(Recorder(episode.features(), o.out, fps=data.metadata.get("fps"),
                                                         clock=None, images="png", require_observation=False))
-        recorder.add(replace(episode, metadata={**episode.metadata, **facts, "pair": number - 1}))
+        recorder.add(replace(episode, metadata={**episode.metadata, **metadata, "pair": number - 1}))
         counts["comparisons"] += 1
         counts["new"] += 1
     return counts

@@ -86,7 +86,7 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str]:
-    """What the docstring of a method's function says of its options."""
+    """Texts of options from the docstring of a method's function."""
     from docstring_parser import DocstringStyle, parse
 
     function = find_function(name, trust)

@@ -43,10 +43,9 @@ def main(args: list[str]) -> None:
             f"needs {'two rates, or one and --threshold' if o.threshold is None else 'one rate with --threshold'}, "
             f"but has {' '.join(f'{r:g}' for r in o.rates) or 'none'}",
             where="understudy plan",
-            hint="such as: understudy plan 0.7 0.8",
-        )
+            hint="such as: understudy plan 0.7 0.8")
     if o.episodes is not None and o.episodes > MAX_ROLLOUTS:
-        raise UserError(f"expected at most {MAX_ROLLOUTS:,}, found {o.episodes:,}", where="--episodes",
+        raise UserError(f"at most {MAX_ROLLOUTS:,} can be planned, not {o.episodes:,}", where="--episodes",
                         hint="nobody runs more: such as --episodes 100")
     with Output(o.json) as out:
         if o.threshold is None:

@@ -202,7 +202,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def tell_checkpoint(run: Path) -> None:
-    """Says on standard error which checkpoint the name of a run stands for, and why."""
+    """Prints on standard error which checkpoint the name of a run stands for, and why."""
     from ..learn.training_curves import describe_checkpoint
 
     if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
@@ -211,8 +211,7 @@ def tell_checkpoint(run: Path) -> None:
 
 def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequence[int]] | None, reader: object
                        ) -> None:
-    """Says it on standard error if an environment shows images of another size than the policy reads and than those
-    that were scaled for its training.
+    """Warns if camera frames here differ in size from those of the training data.
 
     Args:
         recorded: Height and width of the cameras in the recording, if they were scaled.
@@ -229,7 +228,7 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
 
 
 def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None:
-    """Says it on standard error if a policy was never trained on the words that it is told."""
+    """Warns if the task text was not in the training data."""
     trained_tasks = _trained_tasks(run, trust)
     if trained_tasks is not None and not trained_tasks.has(text):
         print(f"warning: {path_text(run)} was not trained on the task {_shortened(text)}. {trained_tasks.describe()}",
@@ -237,7 +236,7 @@ def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None
 
 
 def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = (), *, recorded: bool = False) -> None:
-    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on.
+    """Warns if episodes have task texts that were not in the training data.
 
     Args:
         recorded: Also say it if none of the episodes has a task. An environment without one may give a goal instead.
@@ -443,7 +442,7 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     if say is None or o.task is None and (say.into in features or say.optional and o.condition):
         return {}
     if o.task is None:
-        raise UserError(f"expected the task in words, which {run} reads, found none", where="--task",
+        raise UserError(f"{run} reads the task in words, but none is given", where="--task",
                         hint="tell it as it was told in training: --task 'WORDS'")
     return {say.into: torch.from_numpy(say.encode(o.task).copy())}
 
@@ -458,7 +457,7 @@ def weights_digest(place: Path) -> str:
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
-    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints."""
+    """The warning about a checkpoint from before the first update. None for other checkpoints."""
     from ..checkpoint import is_lerobot_checkpoint
     from ..learn.method import Method
     from ..learn.run import Run

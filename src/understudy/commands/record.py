@@ -28,9 +28,9 @@ from .common import (
 from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
 from .options import refuse_given
 from .robot_options import (
+    LiveViewOptions,
     RobotOptions,
     TeleopOptions,
-    ViewOptions,
     command_keys,
     live_view,
     show_line,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class RecordOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
     Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
@@ -110,7 +110,7 @@ def main(args: list[str]) -> None:
         _record_robot(o)
         return
     if o.actor == "keyboard" and o.workers != 1:
-        raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
+        raise UserError(f"one person cannot play for {o.workers} workers", where="--workers",
                         hint="leave it out")
     assert o.env is not None
     _record_environment(o, o.env)
@@ -131,8 +131,7 @@ def _record_environment(o: RecordOptions, name: str) -> None:
     out.suggest(
         command_line("inspect", o.out),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
-        command_line("replay", o.out, name, *trust_options(o.trust, name)),
-    )
+        command_line("replay", o.out, name, *trust_options(o.trust, name)))
 
 
 def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
@@ -156,12 +155,11 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             images=o.images,
             watch=lambda number, episode: progress(number + 1),
             on_saved=saved,
-            workers=crew,
-        )
+            workers=crew)
 
 
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
-    """What the data set contains, and whether anything was added to it."""
+    """Describes the data set, and whether anything was added to it."""
     from ..hints import pluralize
     from ..robots.recording import n_interrupted
 
@@ -201,8 +199,7 @@ def _record_robot(o: RecordOptions) -> None:
         command_line("inspect", o.out),
         command_line("replay", o.out, "--episode", 0, *o.robot_arguments(), *trust),
         command_line("train", recommend(data.features()), o.out, "--out", run := unused_path("run")),
-        command_line("act", run, *o.robot_arguments(), *trust),
-    )
+        command_line("act", run, *o.robot_arguments(), *trust))
 
 
 def _make_actor(o: RecordOptions, env):
@@ -240,7 +237,6 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             images=o.images,
             on_saved=saved,
             show=draw_screen,
-            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
-        )
+            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))
         draw_screen("")
     return data

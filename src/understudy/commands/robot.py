@@ -19,9 +19,9 @@ from .options import refuse_given
 from .robot_check import check_arms
 from .robot_options import (
     LEROBOT,
+    LiveViewOptions,
     RobotOptions,
     TeleopOptions,
-    ViewOptions,
     command_keys,
     live_view,
     show_rows,
@@ -37,14 +37,16 @@ SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleop
 
 
 @command_options
-class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+class RobotCommandOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
     servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
-    recording. check: compare the calibration in the servos with its file, and with the positions that were recorded;
-    exit status 3 if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate:
-    emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+    recording.
+
+    check: compare the calibration in the servos with its file, and with the positions that were recorded; exit status 3
+    if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the
+    servos of an arm on a pseudo-terminal, to try the other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """

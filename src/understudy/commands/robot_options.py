@@ -180,7 +180,7 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewOptions:
+class LiveViewOptions:
     view: bool = False
     """show cameras, joints and the state of the episode in the browser, at the address that is printed"""
     view_address: Annotated[str, arg(metavar="HOST:PORT")] = "127.0.0.1:0"
@@ -190,7 +190,7 @@ class ViewOptions:
 
 
 @contextmanager
-def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
+def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
               ) -> Iterator[Callable[[str], None]]:
     """Context in which a robot is shown as the options say. At its end it tells which cameras were too slow."""
     host, colon, port = o.view_address.rpartition(":")
@@ -232,7 +232,7 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
 
 
 def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
-    """Tells which cameras sent less than nine tenths of the frames that their rate promises."""
+    """Warns of cameras that sent less than 90% of the frames of their rate."""
     from ..robots.cameras import Camera
 
     for name, camera in cameras.items():
@@ -246,8 +246,7 @@ def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
 @contextmanager
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
-    removed.
-    """
+    removed."""
     from ..envs.devices import RecordingKeys
     from ..robots.recording import NoKeys
 
@@ -282,9 +281,8 @@ def _terminal_width() -> int:
 
 
 def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str], None]:
-    """What shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are explained once, and the line
-    starts with the joint that they move.
-    """
+    """Returns the function that shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are
+    explained once, and the line starts with the joint that they move."""
     if keyboard is None:
         return show_line
     names = [n.removesuffix(".pos") for n in robot.schema["action"].names or map(str, range(1, keyboard.n_joints + 1))]

@@ -96,8 +96,7 @@ def main(args: list[str]) -> None:
                     actor_name=by,
                     watch=progress,
                     setup=partial(_worker_setup, o),
-                    workers=o.workers,
-                )
+                    workers=o.workers)
             out.print(*robustness.verdict_parts(climbs), "", _results_table(climbs))
             if any(s.unit == "steps" for s in shifts) and env.metadata.get("fps"):
                 out.print("", f"A step is {1 / env.metadata['fps']:g} s.")
@@ -150,11 +149,11 @@ def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift]
     for flag, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
         for name in names:
             if name not in available:
-                raise UserError(f"expected one of {', '.join(available)}, found {name!r}", where=flag,
+                raise UserError(f"there is no shift {name!r}; there are {', '.join(available)}", where=flag,
                                 hint=f"these are the shifts that {o.env} can have")
     kinds = tuple(dict.fromkeys(o.shifts or available))
     if unselected := [name for name in levels if name not in kinds]:
-        raise UserError(f"expected levels of {', '.join(kinds)}, found some of {unselected[0]!r}", where="--levels",
+        raise UserError(f"these are levels of {unselected[0]!r}, which is not tested", where="--levels",
                         hint=f"add {unselected[0]} to --shifts")
     selected = [replace(available[name], levels=levels.get(name, available[name].levels)) for name in kinds]
     for shift in selected:
@@ -177,7 +176,7 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
     except ValueError:
         levels = ()
     if not levels or any(not b > a for a, b in zip((0.0, *levels), levels, strict=False)) or math.isinf(levels[-1]):
-        raise UserError(f"expected KIND=L,L,..., numbers that rise from above 0, found {text!r}", where="--levels",
+        raise UserError(f"levels must be KIND=L,L,..., with increasing numbers above 0, not {text!r}", where="--levels",
                         hint="for example --levels noise=0.1,0.2,0.4")
     return name, levels
 

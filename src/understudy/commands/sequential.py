@@ -95,12 +95,9 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     make: Any = SequentialDifferenceTest if o.threshold is None else partial(SequentialRateTest, o.threshold)
     assert o.episodes is not None
     if (enough := fewest_rollouts(make, o.episodes)) != o.episodes:
-        raise UserError(
-            f"{o.episodes} episodes are too few for any verdict: "
-            f"{f'at least {enough}' if enough else 'more'} are needed",
-            where="--episodes",
-            hint="it stops as soon as the question is settled",
-        )
+        raise UserError(f"{o.episodes} episodes are too few for any verdict: "
+                        f"{f'at least {enough}' if enough else 'more'} are needed", where="--episodes",
+                        hint="it stops as soon as the question is settled")
     return make(max_rollouts=o.episodes)
 
 
@@ -140,11 +137,9 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
             progress(len(met[0]))
             if not all(reports_success):  # an environment may report success for the first time later
                 if len(met[0]) >= min(DEFAULT_MAX_EPISODES, o.episodes):
-                    raise UserError(
-                        f"{env.metadata['env']} defines no success, whose rate this is about",
-                        where="--sequential",
-                        hint=command_line("eval", o.run, o.target) + " tells the mean return",
-                    )
+                    raise UserError(f"{env.metadata['env']} defines no success, whose rate this is about",
+                                    where="--sequential",
+                                    hint=command_line("eval", o.run, o.target) + " tells the mean return")
                 continue
             for outcome in list(zip(*met, strict=True))[len(won):]:
                 won.append(tuple(map(bool, outcome)))
@@ -198,12 +193,12 @@ def write_sequential_page(
     from ..evaluate import plots, report
     from ..evaluate.sequential import SequentialDifferenceTest
 
-    at = [*range(1, len(path) + 1)]
+    counts = [*range(1, len(path) + 1)]
     intervals = [test.interval(state) for state in path]
     two = isinstance(test, SequentialDifferenceTest)
     name, bound = ("difference", "no difference") if two else ("success", f"{test.threshold:g}")
     level, low = (0.0, -1.0) if two else (test.threshold, 0.0)
-    figure = plots.curves({name: (at, [i.estimate for i in intervals]), bound: ([1, at[-1]], [level, level])},
+    figure = plots.curves({name: (counts, [i.estimate for i in intervals]), bound: ([1, len(path)], [level, level])},
                           plots.Axis(unit), plots.Axis(name, low, 1.0),
                           bands={name: ([i.low for i in intervals], [i.high for i in intervals])})
     what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"

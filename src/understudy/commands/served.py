@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def changed_checkpoint(run: Path | str) -> str | None:
-    """What to tell about a server that has changed its checkpoint since this process connected.
+    """The warning if a server has changed its checkpoint since this process connected.
 
     Returns:
         A sentence, or None for a run, and for a server that still has the same checkpoint.

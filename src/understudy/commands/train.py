@@ -229,8 +229,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             stream=training.stream,
             command=command,
             include_interrupted=o.include_interrupted,
-            env=collection_env,
-        )
+            env=collection_env)
     finally:
         for used in (env, collection_env, *loggers):
             if used is not None:
@@ -272,7 +271,7 @@ def _check_same_scores(o: TrainOptions, method: Method) -> None:
 
 
 def _data_path(o: TrainOptions) -> Path:
-    """Where the episodes are that the training begins with."""
+    """The path of the episodes with which the training begins."""
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 
@@ -477,8 +476,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
               not episode.metadata.get(DATASET_INDEX) and has_action(episode).all() for episode in data) else ()),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
-        command_line("plot", o.out),
-    )
+        command_line("plot", o.out))
     loss = curves.curves.get("loss")
     out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": device,
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
@@ -573,10 +571,10 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         refuse_given(o, ("freeze", "load"), "needs --from RUN", "name the run whose weights are taken over")
         return method, stages
     if invalid_parts := [part for part in o.freeze if part.partition(".")[0] not in InitializeFrom.train]:
-        raise UserError(f"expected codec, encoder, net or a part inside these, found {invalid_parts[0]!r}",
+        raise UserError(f"{invalid_parts[0]!r} is not codec, encoder, net or a part inside these",
                         where="--freeze", hint="such as --freeze encoder, or --freeze net encoder.maps")
     if not_loaded := [part for part in o.freeze if not any(f"{part}.".startswith(f"{name}.") for name in o.load)]:
-        raise UserError(f"{not_loaded[0]} is not loaded, so that its weights would be random for good",
+        raise UserError(f"{not_loaded[0]} is not loaded, so that its weights would stay random",
                         where="--freeze", hint=f"load it, too: --load {' '.join((*o.load, not_loaded[0]))}")
     if {"encoder", "net"} <= set(o.freeze):
         raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
@@ -655,7 +653,7 @@ def _open_stream(o: TrainOptions):
     from ..data.stream import ShardStream
 
     refuse_given(o, ("image_size", "map", "max_episode_steps"),
-                 "expected no such option with --buffer-size: shards are read as they are", "leave one of the two out")
+                 "cannot be combined with --buffer-size: shards are read as they are", "leave one of the two out")
     assert o.buffer_size is not None
     stream = ShardStream(_data_path(o), o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
@@ -782,7 +780,7 @@ def _task_relabel(data: Dataset) -> TaskText:
     longest = max(len(str(text).encode()) for episode in data for text in task_texts(episode))
     if not longest:
         raise UserError("the data have no tasks in words", where=data.metadata.get("path", "data set"),
-                        hint="keep them in the column or fact 'task' of each episode, or leave out --language")
+                        hint="keep them in the column or metadata 'task' of each episode, or leave out --language")
     return TaskText(max(TaskText().max_bytes, longest))
 
 

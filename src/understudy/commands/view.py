@@ -132,7 +132,7 @@ def _make_view(o: ViewOptions, out: Output) -> None:
 
 
 def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
-    """What to warn of after an operation that fits the data, but may not do what was meant."""
+    """Warnings about an operation that fits the data but may not do what was meant."""
     from ..audit.checks import check_timestamps
     from ..data.operations import Filter, Resample
 
@@ -192,7 +192,7 @@ def _parse_condition(text: str, data) -> Operation:
                 raise UserError(f"no episode satisfies {text!r}", where="--filter",
                                 hint=f"values of {name}: {format_list(options)}")
             return condition
-    raise UserError(f"expected a field, =, !=, >= or <=, and a value, found {text!r}", where="--filter",
+    raise UserError(f"{text!r} is not a field, =, !=, >= or <=, and a value", where="--filter",
                     hint="such as --filter success=true --filter 'length>=50'")
 
 

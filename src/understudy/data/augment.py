@@ -24,7 +24,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """Return changed observations of the same shapes. The argument is not modified.
+        """Returns changed observations of the same shapes. The argument is not modified.
 
         Args:
             obs: ``{name: (B, To, *feature)}`` as recorded, not coded.
@@ -37,7 +37,7 @@ class Augmentation(ABC):
         return ()
 
     def check_features(self, features: Schema) -> None:
-        """Raise UserError if the policy reads no column that this can change. By default all features fit."""
+        """Raises UserError if the policy reads no column that this can change. By default all features fit."""
 
 
 class _ColumnAugmentation(Augmentation):
@@ -274,7 +274,7 @@ class RandomShift(_ColumnAugmentation):
 
 
 def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
-    """Return a `ColorJitter` for each camera. `features` is None if the columns are not known yet."""
+    """Returns a `ColorJitter` for each camera. `features` is None if the columns are not known yet."""
     return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
 
 

@@ -22,7 +22,7 @@ class BatchSampler(ABC):
 
     @abstractmethod
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return the rows `rows` of one batch.
+        """Returns the rows `rows` of one batch.
 
         Args:
             size: Number of windows in the whole batch.
@@ -66,7 +66,7 @@ class MixtureSampler(BatchSampler):
         self._cumulative = np.cumsum(values) / values.sum()
 
     def rows_per_sampler(self, size: int, step: int) -> list[int]:
-        """Return how many rows of batch `step`, from 0, come from each sampler. They add up to `size`.
+        """Returns how many rows of batch `step`, from 0, come from each sampler. They add up to `size`.
 
         Systematic sampling: the boundaries between samplers are shifted by an offset in [0, 1) that is spread evenly
         over the steps.
@@ -76,7 +76,7 @@ class MixtureSampler(BatchSampler):
         return np.diff(ends, prepend=0).tolist()
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`. Each sampler gets another seed, derived from `seed`."""
+        """Returns one batch: see `BatchSampler.batch`. Each sampler gets another seed, derived from `seed`."""
         low, high, _ = rows.indices(size)
         parts, begin = [], 0
         seeds = keys(seed, range(len(self.samplers))).tolist()  # two samplers over the same data draw differently
@@ -98,7 +98,7 @@ class SourcesSampler(BatchSampler):
         self.sampler, self.others = sampler, dict(others)
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`. Each other sampler gets a seed derived from `seed`."""
+        """Returns one batch: see `BatchSampler.batch`. Each other sampler gets a seed derived from `seed`."""
         seeds = keys(seed, range(len(self.others))).tolist()
         return self.sampler.batch(size, step, seed, rows).replace(others={
             name: other.batch(size, step, key, rows)

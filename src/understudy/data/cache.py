@@ -34,7 +34,7 @@ _sizes: dict[str, int] = {}  # path of a complete entry: its bytes, which do not
 
 
 def folder() -> Path:
-    """Return the folder of the cache: `UNDERSTUDY_CACHE`, or the usual place of the operating system."""
+    """Returns the folder of the cache: `UNDERSTUDY_CACHE`, or the usual place of the operating system."""
     if custom_folder := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(custom_folder)
     if sys.platform == "darwin":
@@ -45,7 +45,7 @@ def folder() -> Path:
 
 
 def max_bytes() -> int:
-    """Return the size limit of all entries together, in bytes. `UNDERSTUDY_CACHE_GB` must be positive."""
+    """Returns the size limit of all entries together, in bytes. `UNDERSTUDY_CACHE_GB` must be positive."""
     text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
     try:
         size = float(text)
@@ -58,13 +58,13 @@ def max_bytes() -> int:
 
 
 def json_digest(*parts) -> str:
-    """Return 32 hex digits that identify plain JSON values."""
+    """Returns 32 hex digits that identify plain JSON values."""
     text = json.dumps([_LAYOUT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def files_digest(files: Iterable[Path], *parts) -> str:
-    """Return 32 hex digits that identify files by path, inode, size and times, together with plain JSON values."""
+    """Returns 32 hex digits that identify files by path, inode, size and times, together with plain JSON values."""
     stats = [(file, file.stat()) for file in files]
     return json_digest([[str(file.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in stats],
                        *parts)
@@ -76,7 +76,7 @@ def contains(key: str) -> bool:
 
 
 def memmap_arrays(key: str, size: int, build: Callable[[Path], None], description: str) -> dict[str, np.ndarray]:
-    """Return the arrays of an entry by name, as read-only memory maps.
+    """Returns the arrays of an entry by name, as read-only memory maps.
 
     Args:
         size: Size of the entry in bytes. It must fit into the limit and the free disk space.
@@ -104,7 +104,7 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
 
 def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: Callable[[dict[str, np.ndarray]], None],
             what: str) -> dict[str, np.ndarray]:
-    """Return arrays that are computed once and kept in the cache, as read-only memory maps.
+    """Returns arrays that are computed once and kept in the cache, as read-only memory maps.
 
     Args:
         key: Digest of what they are made from.
@@ -123,7 +123,7 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
 
 
 def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
-    """Create an array in the folder of an entry that is being built. Return it as a writable memory map."""
+    """Creates an array in the folder of an entry that is being built. Returns it as a writable memory map."""
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":  # so that a full disk raises an error here, instead of a signal when a page is written
@@ -160,16 +160,16 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
 
 
 def check_free_space(size: int, folder: Path) -> None:
-    """Raise UserError if the disk of `folder` has less than `size` bytes of free space."""
+    """Raises UserError if the disk of `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise DiskError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
+        raise DiskError(f"needs {size / 1e9:.2f} GB of disk, but only {free / 1e9:.2f} GB are free", where=folder,
                         hint=FREE_SPACE)
 
 
 @contextmanager
 def disk_errors(where: Path, fix: str = "free some space, and run the same again") -> Iterator[None]:
-    """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager."""
+    """Turns errors about a full disk, a quota or a file size limit into `UserError`. A context manager."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # HDF5 raises any of them, and names the number
@@ -222,7 +222,7 @@ def _remove(entry: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a path, so that one process at a time runs the body. A context manager.
+    """Locks a path, so that one process at a time runs the body. A context manager.
 
     The operating system releases the lock of a process that died. On a system without file locks there is no lock.
     """

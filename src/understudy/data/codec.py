@@ -47,7 +47,7 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def fit_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
-        """Compute the statistics in one pass over the data.
+        """Computes the statistics in one pass over the data.
 
         Args:
             scan: Returns an iterator over batches that together have every window once. Padded steps (mask False) must
@@ -56,7 +56,7 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def encode_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encode observations.
+        """Encodes observations.
 
         Args:
             obs: ``{name: (B, To, *feature)}`` in the units of the data.
@@ -67,7 +67,7 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Encode targets.
+        """Encodes targets.
 
         Args:
             action: (B, H, A) in the units of the data.
@@ -79,7 +79,7 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Decode targets. The inverse of `encode`.
+        """Decodes targets. The inverse of `encode`.
 
         Args:
             coded: Coded targets, (B, H, width).
@@ -98,7 +98,7 @@ class CodecModule(nn.Module, ABC):
         """
 
     def target_difference(self, other: CodecModule) -> str | None:
-        """Say how the code of the target differs from that of another codec.
+        """Says how the code of the target differs from that of another codec.
 
         By default two codecs are the same only if all their statistics are. Override it if a codec has statistics that
         do not belong to the target.
@@ -122,7 +122,7 @@ class Codec(ABC):
 
     @abstractmethod
     def build(self, features: Schema, inputs: tuple[str, ...], target: str) -> CodecModule:
-        """Build the module, without statistics. `target` is the column to predict."""
+        """Builds the module, without statistics. `target` is the column to predict."""
 
 
 Scale = Literal["zscore", "minmax", "quantile", "identity"]

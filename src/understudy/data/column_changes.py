@@ -46,13 +46,13 @@ class ColumnChange(ABC):
 
     @abstractmethod
     def __call__(self, episode: Episode) -> Episode:
-        """Return a recorded episode with the columns."""
+        """Returns a recorded episode with the columns."""
 
     def check_online(self) -> None:
-        """Raise UserError before acting if a setting fits recorded episodes alone."""
+        """Raises UserError before acting if a setting fits recorded episodes alone."""
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
-        """Return the state before the first step: nested dicts of tensors, rows first.
+        """Returns the state before the first step: nested dicts of tensors, rows first.
 
         Args:
             obs: The first observation of each row, (B, ...). It includes columns from an `ObservationWrapper`, such as
@@ -63,7 +63,7 @@ class ColumnChange(ABC):
 
     @abstractmethod
     def step(self, obs: Mapping[str, Tensor], last: LastStep, state: State) -> tuple[Mapping[str, Tensor], State]:
-        """Return the columns that are added or replaced while acting, and the next state.
+        """Returns the columns that are added or replaced while acting, and the next state.
 
         Args:
             obs: The current observation, (B, ...).
@@ -71,7 +71,7 @@ class ColumnChange(ABC):
         """
 
     def transform_action(self, action: Tensor, size: int | None) -> Tensor:
-        """Return the action for the environment.
+        """Returns the action for the environment.
 
         Args:
             action: The action of the policy, (B, A).
@@ -81,7 +81,7 @@ class ColumnChange(ABC):
 
 
 def changed_features(features: Schema, changes: Iterable[EpisodeTransform]) -> dict[str, Feature]:
-    """Return the columns of an environment after column changes.
+    """Returns the columns of an environment after column changes.
 
     A change that does not fit the columns leaves them as they are.
     """

@@ -36,7 +36,7 @@ Selection = Mapping[str, Sequence[str]]
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Parse the arguments of ``--columns``, such as "state=q1,q2": the parts of each new column by its name.
+    """Parses the arguments of ``--columns``, such as "state=q1,q2": the parts of each new column by its name.
 
     Args:
         texts: One text for each new column: its name, "=", and the columns that it is made of. "state" stands for
@@ -63,7 +63,7 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def open_columns(path: str | Path, columns: Selection | None = None, *,
                  open: Callable[..., Dataset] = open_dataset, **options) -> Dataset:
-    """Open a data set and select its columns.
+    """Opens a data set and selects its columns.
 
     Args:
         columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
@@ -111,7 +111,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
 
 
 def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
-    """Open a data set as other data were read, if it can be read so, and say whether stored options were used.
+    """Opens a data set as other data were read, if it can be read so, and says whether stored options were used.
 
     Args:
         overrides: Options of `open_columns` that the user gave. They win over those that are stored.
@@ -138,12 +138,12 @@ def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping
 
 
 def describe_columns(columns: Selection) -> str:
-    """Return a selection as the arguments of ``--columns``."""
+    """Returns a selection as the arguments of ``--columns``."""
     return " ".join(_column_texts(columns))
 
 
 def column_options(data: Dataset) -> list[str]:
-    """Return the option --columns with which a data set was opened. Empty if it was opened without."""
+    """Returns the option --columns with which a data set was opened. Empty if it was opened without."""
     columns = data.metadata.get("reading", {}).get("columns", {})
     return ["--columns", *_column_texts(columns)] if columns else []
 

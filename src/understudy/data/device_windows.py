@@ -15,7 +15,7 @@ CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time, so that a mapped fi
 
 
 def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
-    """Return the same batches, made on the device from columns that are stored there.
+    """Returns the same batches, made on the device from columns that are stored there.
 
     Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs. On
     the CPU, samplers are returned as they are. So is a sampler that is not made of windows.
@@ -33,7 +33,7 @@ def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return how many bytes of data a device may get: a quarter of the free memory of a GPU, none on the CPU."""
+    """Returns how many bytes of data a device may get: a quarter of the free memory of a GPU, none on the CPU."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 

@@ -69,7 +69,7 @@ class Episode:
         return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
 
     def replace(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
-        """Return a copy with columns added, replaced, or removed (None). Other columns stay lazy."""
+        """Returns a copy with columns added, replaced, or removed (None). Other columns stay lazy."""
         columns = dict(columns)
         names = dict.fromkeys(n for n in (*self.steps, *columns) if columns.get(n, ()) is not None)
         return replace(
@@ -80,7 +80,7 @@ class Episode:
         )
 
     def features(self) -> dict[str, Feature]:
-        """Return the feature of each column. A column that is not in `schema` is read."""
+        """Returns the feature of each column. A column that is not in `schema` is read."""
         return {k: self.schema.get(k) or Feature.from_array(self.steps[k]) for k in self.steps}
 
 
@@ -147,18 +147,18 @@ class ColumnSource(ABC):
 
     @abstractmethod
     def rows(self, name: str) -> np.ndarray:
-        """Return the number of rows of a column in each episode, (E,): its steps, or one more."""
+        """Returns the number of rows of a column in each episode, (E,): its steps, or one more."""
 
     @abstractmethod
     def column(self, name: str, episode: int) -> np.ndarray:
-        """Return one column of one episode, (rows, *shape)."""
+        """Returns one column of one episode, (rows, *shape)."""
 
     def packed_column(self, name: str) -> np.ndarray | None:
-        """Return the rows of a column with all episodes end to end. None if they are not in one array."""
+        """Returns the rows of a column with all episodes end to end. None if they are not in one array."""
         return None
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yield the images of a camera one at a time, so that an episode need not fit in memory.
+        """Yields the images of a camera one at a time, so that an episode need not fit in memory.
 
         Yields:
             A row or several rows of the episode, and the image that they have, uint8 (H, W, C). The order is arbitrary.
@@ -166,21 +166,21 @@ class ColumnSource(ABC):
         return enumerate(self.column(name, episode))
 
     def stream_episodes(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield ``{name: (rows, *shape)}`` for each of the episodes `first` to `stop` - 1 in turn.
+        """Yields ``{name: (rows, *shape)}`` for each of the episodes `first` to `stop` - 1 in turn.
 
         These are columns that are cheaper to read once than to copy into the cache.
         """
         return ({} for _ in range(first, stop))
 
     def episode_metadata(self, episode: int) -> Mapping[str, Any]:
-        """Return the metadata of one episode."""
+        """Returns the metadata of one episode."""
         return {}
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
-        """Return one episode, whose columns are read when they are asked for. Those in `read` are read already."""
+        """Returns one episode, whose columns are read when they are asked for. Those in `read` are read already."""
         columns = LazyColumns(self.schema, partial(self._read_column, number, read or {}))
         return Episode(columns, self.episode_metadata(number), int(self.lengths[number]), self.schema)
 
@@ -188,15 +188,15 @@ class ColumnSource(ABC):
         return read[name] if name in read else self.column(name, number)
 
     def lengths_of(self, indices: Indices) -> np.ndarray:
-        """Return the number of steps of some episodes, (n,)."""
+        """Returns the number of steps of some episodes, (n,)."""
         return self.lengths[np.asarray(indices, np.int64)]
 
     def rows_of(self, name: str, indices: Indices) -> np.ndarray:
-        """Return the number of rows of a column in the episodes `indices`, (n,)."""
+        """Returns the number of rows of a column in the episodes `indices`, (n,)."""
         return self.rows(name)[np.asarray(indices, np.int64)]
 
     def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Locate the episodes `indices`, (n,), of a column in one array.
+        """Locates the episodes `indices`, (n,), of a column in one array.
 
         Returns:
             The array, (N, *shape); the row at which each episode begins, (n,); and the number of rows of each episode,
@@ -209,11 +209,11 @@ class ColumnSource(ABC):
         return array, episode_starts(rows)[numbers], rows[numbers]
 
     def select(self, indices: Indices) -> tuple[ColumnSource, Indices]:
-        """Return a source that has some episodes, and their numbers in it."""
+        """Returns a source that has some episodes, and their numbers in it."""
         return self, indices
 
     def iterate_once(self, indices: Indices) -> Iterator[Episode]:
-        """Yield some episodes. The cache is not filled, because data that are read only once need no copy."""
+        """Yields some episodes. The cache is not filled, because data that are read only once need no copy."""
         first, n = (indices[0], len(indices)) if len(indices) else (0, 0)
         if list(indices) != list(range(first, first + n)):
             yield from map(self.episode, indices)
@@ -357,20 +357,20 @@ class Dataset(Sequence[Episode]):
         return Dataset((*self, *other), self.metadata)
 
     def filter(self, predicate: Callable[[Episode], bool]) -> Dataset:
-        """Return the episodes for which `predicate` is true."""
+        """Returns the episodes for which `predicate` is true."""
         return self.select([i for i, episode in enumerate(self) if predicate(episode)])
 
     def select(self, indices: Iterable[int]) -> Dataset:
-        """Return some episodes by their numbers, in the given order."""
+        """Returns some episodes by their numbers, in the given order."""
         source, numbers = self.source.select([self.indices[int(i)] for i in indices])
         return Dataset(source, self.metadata, numbers)
 
     def map(self, function: Callable[[Episode], Episode]) -> Dataset:
-        """Return a dataset in which a function is applied to each episode when it is read."""
+        """Returns a dataset in which a function is applied to each episode when it is read."""
         return Dataset(_LazyMap(self.source, function), self.metadata, self.indices)
 
     def iterate_once(self) -> Iterator[Episode]:
-        """Yield each episode without filling the cache, for code that reads the data a single time."""
+        """Yields each episode without filling the cache, for code that reads the data a single time."""
         return self.source.iterate_once(self.indices)
 
     @property
@@ -379,15 +379,15 @@ class Dataset(Sequence[Episode]):
         return self.source.lengths_of(self.indices)
 
     def rows(self, name: str) -> np.ndarray:
-        """Return the number of rows of a column in each episode, (E,): its steps, or one more."""
+        """Returns the number of rows of a column in each episode, (E,): its steps, or one more."""
         return self.source.rows_of(name, self.indices)
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yield the images of a camera as they are decoded: see `ColumnSource.frames`."""
+        """Yields the images of a camera as they are decoded: see `ColumnSource.frames`."""
         return self.source.frames(name, self.indices[episode])
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Locate a column of all episodes in one array, so that a batch can be gathered without opening each episode.
+        """Locates a column of all episodes in one array, so that a batch can be gathered without opening each episode.
 
         Returns:
             The array, (N, *shape); the row at which each episode begins, (E,); and the number of rows of each episode,
@@ -406,7 +406,7 @@ class Dataset(Sequence[Episode]):
         return self.metadata.get("fps")
 
     def features(self) -> dict[str, Feature]:
-        """Return the features of the first episode by column.
+        """Returns the features of the first episode by column.
 
         If the source does not give the number of classes of a discrete column, it is counted over all episodes.
         """
@@ -423,7 +423,7 @@ class Dataset(Sequence[Episode]):
         return features
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that identify all values, names, dtypes and metadata, whatever the format."""
+        """Returns 16 hex digits that identify all values, names, dtypes and metadata, whatever the format."""
         digest = hashlib.sha256()
         for episode in self:
             digest.update(json.dumps(dict(episode.metadata), sort_keys=True, default=str).encode())
@@ -436,7 +436,7 @@ class Dataset(Sequence[Episode]):
 
 
 def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) -> dict[str, Any]:
-    """Compute digests of single episodes, to recognize copies in another format, order or selection.
+    """Computes digests of single episodes, to recognize copies in another format, order or selection.
 
     They depend on the numbers of the observations and actions, rounded to float32, at the steps of the episode. Camera
     frames and metadata are not read.
@@ -467,12 +467,12 @@ def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) ->
 
 
 def interrupted_episodes(data: Dataset) -> list[int]:
-    """Return the numbers of the episodes whose recording was interrupted."""
+    """Returns the numbers of the episodes whose recording was interrupted."""
     return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]
 
 
 def episode_starts(rows: np.ndarray) -> np.ndarray:
-    """Return the row at which each episode begins when they lie end to end, (E,), from their numbers of rows, (E,)."""
+    """Returns the row at which each episode begins when they lie end to end, (E,), from their numbers of rows, (E,)."""
     return np.cumsum(rows) - rows
 
 

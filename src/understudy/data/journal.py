@@ -62,7 +62,7 @@ class JournalWriter:
         self._handle = -1
 
     def append(self, kind: bytes, *parts, first_episode: int) -> None:
-        """Append a record.
+        """Appends a record.
 
         Args:
             kind: Kind of the record: one letter (see the module).
@@ -97,12 +97,12 @@ class JournalWriter:
         self.n_bytes += _RECORD_HEADER.size + length
 
     def sync(self) -> None:
-        """Wait until all records are on the disk."""
+        """Waits until all records are on the disk."""
         if self.segment is not None:
             os.fsync(self._handle)
 
     def rotate(self) -> Path | None:
-        """Start a new segment. Return the one that is complete now, or None if there is none."""
+        """Starts a new segment. Returns the one that is complete now, or None if there is none."""
         complete = self.segment
         if complete is not None:
             self.sync()
@@ -112,12 +112,12 @@ class JournalWriter:
 
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
-    """Describe the columns of a step as JSON values, in their order in a record. Text is last: its length varies."""
+    """Describes the columns of a step as JSON values, in their order in a record. Text is last: its length varies."""
     return {n: asdict(schema[n]) for n in columns_with_last_row(schema, schema)}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """Encode one row as bytes, in parts. `values` have the dtypes and shapes of `schema`; columns may be missing."""
+    """Encodes one row as bytes, in parts. `values` have the dtypes and shapes of `schema`; columns may be missing."""
     out = []
     for name in columns_with_last_row(schema, values):
         value = values[name]
@@ -130,18 +130,18 @@ def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
 
 
 def columns_with_last_row(schema: Schema, names) -> list[str]:
-    """Return the columns of `schema` that are in `names`, in their order in a record."""
+    """Returns the columns of `schema` that are in `names`, in their order in a record."""
     return [n for n in sorted(schema, key=lambda n: schema[n].kind == "string") if n in names]
 
 
 def pack_last_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """Encode the observation after the last action as bytes, in parts, with the names of its columns."""
+    """Encodes the observation after the last action as bytes, in parts, with the names of its columns."""
     names = json.dumps(columns_with_last_row(schema, values)).encode()
     return [_LENGTH.pack(len(names)), names, *pack_row(schema, values)]
 
 
 def episode_record(episode: Episode) -> list:
-    """Encode a finished episode as the parts of one record."""
+    """Encodes a finished episode as the parts of one record."""
     arrays = {n: np.ascontiguousarray(episode.steps[n]) for n in episode.steps}
     features = episode.features()
     described = {n: {"feature": asdict(features[n]), "dtype": a.dtype.str, "shape": a.shape}
@@ -226,13 +226,13 @@ class JournalEpisode:
         return len(self.steps)
 
     def rows(self, name: str) -> int:
-        """Return the number of rows of a column: its steps, or one more."""
+        """Returns the number of rows of a column: its steps, or one more."""
         if self.arrays is not None:
             return self.arrays[name][1][0]
         return len(self.steps) + (self.last_row is not None and name in self.last_row[0])
 
     def column(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """Return some rows of a column, (n, *shape). By default all of them."""
+        """Returns some rows of a column, (n, *shape). By default all of them."""
         begin, stop, _ = rows.indices(self.rows(name))
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
@@ -263,7 +263,7 @@ class JournalEpisode:
         raise KeyError(name)
 
     def episode(self) -> Episode:
-        """Return the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
+        """Returns the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
         return Episode(LazyColumns(self.schema, self._read), self.metadata, rows=len(self), schema=self.schema)
 
     def _read(self, name: str) -> np.ndarray | JournalFrames:
@@ -271,7 +271,7 @@ class JournalEpisode:
 
 
 @dataclass
-class Segment:
+class JournalSegment:
     """The readable contents of a segment.
 
     Args:
@@ -293,12 +293,12 @@ class Segment:
 
 
 def segment_files(folder: Path) -> list[Path]:
-    """Return the segments of a journal in order."""
+    """Returns the segments of a journal in order."""
     return sorted(folder.glob("*.part")) if folder.is_dir() else []
 
 
-def read_segment(path: Path) -> Segment:
-    """Read all complete records of a segment. They stay readable if the file is removed meanwhile."""
+def read_segment(path: Path) -> JournalSegment:
+    """Reads all complete records of a segment. They stay readable if the file is removed meanwhile."""
     reader = _SegmentReader(path)
     for kind, at, length in _valid_records(reader.data, reader.segment.problems, path):
         reader.add(kind, at, length)
@@ -309,7 +309,7 @@ class _SegmentReader:
     """Puts records together to episodes."""
 
     def __init__(self, path: Path):
-        self.data, self.segment = _SegmentBytes(path), Segment(path, {}, [], None, [])
+        self.data, self.segment = _SegmentBytes(path), JournalSegment(path, {}, [], None, [])
         self.has_hole = False  # whether a part of the current episode is missing, so that no later steps follow
 
     def add(self, kind: bytes, at: int, length: int) -> None:
@@ -364,8 +364,7 @@ class _SegmentReader:
         if steps != len(episode):
             segment.problems.append(
                 f"{segment.path}: episode {segment.first_episode + len(segment.episodes)} can be read until its step "
-                f"{len(episode)}" + (f" of {steps}" if steps else "")
-            )
+                f"{len(episode)}" + (f" of {steps}" if steps else ""))
             episode.metadata["interrupted"] = True
         segment.episodes.append(episode)
 

@@ -37,7 +37,7 @@ def lacks_next_observation(data: Dataset, columns: Sequence[str]) -> np.ndarray:
 
 
 def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: Feature) -> Dataset:
-    """Return the episodes with other actions. Those that are left without a step are left out.
+    """Returns the episodes with other actions. Those that are left without a step are left out.
 
     Args:
         actions: For each episode None to keep its actions, or the new ones. They may be fewer than there are steps. The

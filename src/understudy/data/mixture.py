@@ -30,7 +30,7 @@ class MixtureWeights:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Join datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 
@@ -78,5 +78,5 @@ def expert_episodes(data: Dataset) -> list[int]:
     They were there before any episode was collected, are in the part "task" if there is a part "prior", and are not
     marked with `EXPERT` as those of others.
     """
-    return [i for i, facts in enumerate(episode.metadata for episode in data)
-            if ROUND not in facts and facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]
+    return [i for i, metadata in enumerate(episode.metadata for episode in data)
+            if ROUND not in metadata and metadata.get(DATASET_NAME) != "prior" and metadata.get(EXPERT, True)]

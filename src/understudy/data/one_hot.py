@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Code classes, whole numbers (..., components), as one-hot vectors, float32 (..., sum(num_classes))."""
+    """Codes classes, whole numbers (..., components), as one-hot vectors, float32 (..., sum(num_classes))."""
     if len(set(num_classes)) == 1:
         return F.one_hot(classes.long(), num_classes[0]).flatten(-2).float()
     parts = (F.one_hot(c.long(), n) for c, n in zip(classes.unbind(-1), num_classes, strict=True))
@@ -21,7 +21,7 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Return the class with the largest score in each component, int64 (..., components).
+    """Returns the class with the largest score in each component, int64 (..., components).
 
     Args:
         scores: One-hot vectors, logits or probabilities (..., sum(num_classes)).
@@ -32,7 +32,7 @@ def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Apply a function from (..., n) to (..., n) to the n classes of each component of (..., sum(num_classes))."""
+    """Applies a function from (..., n) to (..., n) to the n classes of each component of (..., sum(num_classes))."""
     if len(set(num_classes)) == 1:
         return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
     return torch.cat([function(part) for part in x.split(tuple(num_classes), -1)], -1)

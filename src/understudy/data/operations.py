@@ -34,7 +34,7 @@ class Operation(ABC):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self):
-        """Check the types of the fields, because operations are read from files."""
+        """Checks the types of the fields, because operations are read from files."""
         hints = get_type_hints(type(self))
         for f in fields(self):
             if not is_of_kind(value := getattr(self, f.name), hints[f.name]):
@@ -43,7 +43,7 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
-        """Return the dataset after the operation, or raise UserError if it does not fit the data."""
+        """Returns the dataset after the operation, or raises UserError if it does not fit the data."""
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------------
@@ -155,12 +155,12 @@ class Sample(Operation):
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """Return 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy."""
+    """Returns 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy."""
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
 
 
 def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
-    """Return the part that each whole group of episodes is assigned to, as close to `fractions` as possible.
+    """Returns the part that each whole group of episodes is assigned to, as close to `fractions` as possible.
 
     The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
     result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.
@@ -240,7 +240,7 @@ class Merge(Operation):
     drop_columns: tuple[str, ...] = ()
 
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
-        """Return the joined dataset."""
+        """Returns the joined dataset."""
         every = [data, *others]
         if "task" not in self.drop_columns and any("task" in d.source.schema for d in every):
             every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
@@ -381,11 +381,9 @@ class Resample(Operation):
             raise UserError(f"fps is {self.fps}, but must be above 0 and below 1,000,000", where="resample, fps",
                             hint="such as 10")
         if data.fps is None and _TIMESTAMP not in data.source.schema:
-            raise UserError(
-                "the data have neither a known fps nor a column timestamp",
-                where=data.metadata.get("path", "data set"),
-                hint="add fps or timestamps where it was recorded",
-            )
+            raise UserError("the data have neither a known fps nor a column timestamp",
+                            where=data.metadata.get("path", "data set"),
+                            hint="add fps or timestamps where it was recorded")
         narrowed = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
         path = str(data.metadata.get("path") or "data set")
         return Dataset(ResampledSource(narrowed.source, data.fps, float(self.fps), self.rule, path),
@@ -428,7 +426,7 @@ class Label(Operation):
 
 
 def episode_values(data: Dataset, field: str) -> list[Any]:
-    """Return the value of a field for each episode. None for an episode without the field, and for NaN.
+    """Returns the value of a field for each episode. None for an episode without the field, and for NaN.
 
     A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
     ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the
@@ -466,11 +464,9 @@ def _episode_value(episode: Episode, field: str, number: int):
     if value is None and field in episode.steps and (column := np.asarray(episode.steps[field])).size == len(column):
         one = np.unique(column)
         if len(one) > 1:
-            raise UserError(
-                f"the column has more than one value: {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
-                where=f"episode {number}, column {field!r}",
-                hint="choose a field with one value per episode",
-            )
+            raise UserError(f"the column has more than one value: {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
+                            where=f"episode {number}, column {field!r}",
+                            hint="choose a field with one value per episode")
         return one[0].item() if len(one) else None
     return value.item() if isinstance(value, np.generic) else value
 

@@ -30,7 +30,7 @@ class OrderedFrames(BatchSampler):
             windows.episode_ends - 1]
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`."""
+        """Returns one batch: see `BatchSampler.batch`."""
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
         episode = self.cumulative.searchsorted(rng.random(-(-size // N_FRAMES)), side="right")
         length = self.lengths[episode]
@@ -43,7 +43,7 @@ class OrderedFrames(BatchSampler):
 
 
 def video_rows(batch: Batch) -> Tensor:
-    """Return the rows of the frames of each video that is complete in a batch of `OrderedFrames`, (V, 5)."""
+    """Returns the rows of the frames of each video that is complete in a batch of `OrderedFrames`, (V, 5)."""
     if FRAME not in batch.extra:
         raise ConfigError("the batch has no ordered frames", where="OrderedFrames",
                           hint="train this objective with RepresentationLearning, and without a stream")

@@ -34,13 +34,13 @@ class PackedColumn:
     constant: bool = False
 
     def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return rows of episodes, (B, n, *shape): see `flat_indices`."""
+        """Returns rows of episodes, (B, n, *shape): see `flat_indices`."""
         return self.take(self.flat_indices(episode, row))
 
     def flat_indices(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """Return the indices of rows in `array`, (B, n). Rows outside the episode become its first or last row.
+        """Returns the indices of rows in `array`, (B, n). Rows outside the episode become its first or last row.
 
         Columns with the same starts and lengths have the same indices.
 
@@ -60,7 +60,7 @@ class PackedColumn:
         return row + first
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Return ``array[indices]``, by the fastest way that does not copy the whole array first."""
+        """Returns ``array[indices]``, by the fastest way that does not copy the whole array first."""
         whole = self.array.flags.c_contiguous and self.array.flags.aligned
         return self.array.take(indices, axis=0) if whole else self.array[indices]
 
@@ -78,7 +78,7 @@ class PackedColumns:
 
     @staticmethod
     def from_episodes(data: Dataset, names: Iterable[str]) -> PackedColumns:
-        """Pack columns of a dataset. Each must be in all episodes and have one shape."""
+        """Packs columns of a dataset. Each must be in all episodes and have one shape."""
         if not len(data) or not data.lengths.any():
             check_steps(data)
         length, columns = data.lengths, {}
@@ -98,7 +98,7 @@ class PackedColumns:
 
 
 def check_columns(data: Dataset, names: Iterable[str]) -> None:
-    """Check that all episodes have some columns, with one shape and a row for each step. Nothing is copied.
+    """Checks that all episodes have some columns, with one shape and a row for each step. Nothing is copied.
 
     A training checks all of its episodes before it divides them, so that messages count the episodes as the user does.
 
@@ -115,7 +115,7 @@ def check_columns(data: Dataset, names: Iterable[str]) -> None:
 
 
 def check_steps(data: Dataset) -> None:
-    """Raise UserError if there are no episodes, or if an episode has no steps."""
+    """Raises UserError if there are no episodes, or if an episode has no steps."""
     if not len(data):
         raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
                         hint="record some (understudy record ENV --out DATA --episodes 20)")
@@ -145,7 +145,7 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
 
 
 def common_dtype(dtypes: Iterable[np.dtype | str]) -> np.dtype:
-    """Return the dtype that numbers of several dtypes are converted to.
+    """Returns the dtype that numbers of several dtypes are converted to.
 
     It is that of NumPy, except for int64 with uint64. They become int64 and not float64, which holds few whole numbers
     above 2**53.
@@ -163,7 +163,7 @@ def may_change(dtype: np.dtype | str, common: np.dtype | str) -> bool:
 
 def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: str = "other episodes",
                  hint: str = "store the column with one type in all episodes, or leave it out") -> np.ndarray:
-    """Return a column as the dtype that it has in other episodes, or in what else `others` says in the message.
+    """Returns a column as the dtype that it has in other episodes, or in what else `others` says in the message.
 
     Raises:
         DataError: A number would change. The message names its row.
@@ -183,7 +183,7 @@ def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: 
 
 
 def _deduplicate(array: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
-    """Return an equal array from `arrays`, if there is one. To gather from one array reads less memory."""
+    """Returns an equal array from `arrays`, if there is one. To gather from one array reads less memory."""
     if (same := next((a for a in arrays if np.array_equal(a, array)), None)) is not None:
         return same
     arrays.append(array)

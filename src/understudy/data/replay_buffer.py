@@ -35,19 +35,19 @@ class ReplayBuffer(Dataset):
 
     @staticmethod
     def of(data: Dataset) -> ReplayBuffer:
-        """Return a buffer with the episodes of a dataset. Nothing is copied if they are from a buffer."""
+        """Returns a buffer with the episodes of a dataset. Nothing is copied if they are from a buffer."""
         if isinstance(data.source, _GrowingArrays):
             return _buffer(data.source, np.asarray(data.indices, np.int64))
         return ReplayBuffer(data)
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
-        """Return a buffer with further episodes. This one stays as it is."""
+        """Returns a buffer with further episodes. This one stays as it is."""
         arrays = self.source
         assert isinstance(arrays, _GrowingArrays)
         return _buffer(arrays, np.concatenate([self.indices, arrays.append(episodes)]))
 
     def union(self, other: ReplayBuffer) -> ReplayBuffer:
-        """Return a buffer with the episodes of two that come from one another, each once and in order."""
+        """Returns a buffer with the episodes of two that come from one another, each once and in order."""
         assert isinstance(self.source, _GrowingArrays) and other.source is self.source
         return _buffer(self.source, np.union1d(self.indices, other.indices))
 

@@ -34,7 +34,7 @@ class LabeledSegment:
 
 
 def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], extra_steps: int = 0) -> Dataset:
-    """Make an episode of each segment, ordered by episode and in the given order. There must be at least one.
+    """Makes an episode of each segment, ordered by episode and in the given order. There must be at least one.
 
     Segments may overlap, and steps in no segment are left out. Columns stay lazy. The words are the column and the
     metadata `task`, which `TaskText` reads. The metadata `segment` tells the number of the episode, the start and the
@@ -76,7 +76,7 @@ class SegmentDetector(ABC):
 
     @abstractmethod
     def detect(self, episode: Episode) -> Sequence[LabeledSegment]:
-        """Return the segments of an episode. They may overlap, and there may be none."""
+        """Returns the segments of an episode. They may overlap, and there may be none."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class ColumnSegments(SegmentDetector):
 
 
 def detect_segments(data: Dataset, detector: SegmentDetector) -> list[Sequence[LabeledSegment]]:
-    """Return the segments of each episode. Errors name the episode by its number in the source of the data."""
+    """Returns the segments of each episode. Errors name the episode by its number in the source of the data."""
     segments = []
     for number, episode in zip(data.indices, data.iterate_once(), strict=True):
         try:
@@ -156,7 +156,7 @@ class CutSegments(Operation):
 
 
 def check_segment(one: LabeledSegment, length: int, where: str) -> None:
-    """Raise DataError if a segment is no part of an episode of this length, or says nothing."""
+    """Raises DataError if a segment is no part of an episode of this length, or says nothing."""
     try:
         start, stop = index(one.start), index(one.stop)
     except TypeError:

@@ -34,7 +34,7 @@ class SourceParts(ABC):
 
     @abstractmethod
     def copy_parts(self, names: Sequence[str], where: Path) -> Path:
-        """Make a data set of some parts in the empty folder `where`. Return its file or folder."""
+        """Makes a data set of some parts in the empty folder `where`. Returns its file or folder."""
 
 
 class FileParts(SourceParts):
@@ -92,7 +92,7 @@ class GroupParts(SourceParts):
 
 
 def find_parts(path: Path) -> SourceParts | None:
-    """Return the parts of a source. None if its episodes cannot be told apart without reading them."""
+    """Returns the parts of a source. None if its episodes cannot be told apart without reading them."""
     if path.is_dir():
         inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
         if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
@@ -133,7 +133,7 @@ def recover_parts(
     options: dict,
     metadata_path: Path,
 ) -> Dataset | None:
-    """Open the readable parts of a damaged source as one dataset. None if no part can be read.
+    """Opens the readable parts of a damaged source as one dataset. None if no part can be read.
 
     Args:
         folder: Folder for temporary copies.

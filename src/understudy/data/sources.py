@@ -22,12 +22,12 @@ _DAMAGED = "the file is damaged: take it from a copy"
 
 
 def camera_names(schema: Mapping[str, Feature]) -> list[str]:
-    """Return the names of the image columns."""
+    """Returns the names of the image columns."""
     return [name for name, f in schema.items() if f.kind == "image"]
 
 
 def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Split items into consecutive batches of limited size.
+    """Splits items into consecutive batches of limited size.
 
     Args:
         sizes: Size of each item, (E,).
@@ -45,7 +45,7 @@ def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def first_misfit(values: np.ndarray, cast: np.ndarray) -> tuple[int, ...] | None:
-    """Return the index of the first number that a cast to whole numbers or flags has changed. None if there is none.
+    """Returns the index of the first number that a cast to whole numbers or flags has changed. None if there is none.
 
     Args:
         cast: `values` after ``astype``. Rounding to floats of another precision is no change.
@@ -72,18 +72,18 @@ class MemmapSource(ColumnSource):
 
     @abstractmethod
     def iter_chunks(self) -> Iterator[tuple[str, int | np.ndarray, np.ndarray]]:
-        """Read every column of `numeric_columns`, in chunks and in any order.
+        """Reads every column of `numeric_columns`, in chunks and in any order.
 
         Yields:
             The column; the number of the first row, or of each row (n,), counted over all episodes; the rows (n, ...).
         """
 
     def read_text(self, name: str, episode: int) -> np.ndarray:
-        """Read a column of text, (rows,)."""
+        """Reads a column of text, (rows,)."""
         raise NotImplementedError
 
     def location(self, name: str, episode: int) -> str:
-        """Say where a column of an episode is stored, for error messages: file and key."""
+        """Says where a column of an episode is stored, for error messages: file and key."""
         return f"{self.path}, {name}, episode {episode}"
 
     @cached_property
@@ -108,13 +108,13 @@ class MemmapSource(ColumnSource):
         return {name: episode_starts(self.rows(name)) for name in self.schema}
 
     def fill(self, out: dict[str, np.ndarray]) -> None:
-        """Write all rows of all columns into arrays of the cache, (N, *shape) each."""
+        """Writes all rows of all columns into arrays of the cache, (N, *shape) each."""
         for name, at, values in self.iter_chunks():
             rows = slice(at, at + len(values)) if isinstance(at, int) else at
             out[name][rows] = self.cast_to_schema(values, name, len(values), at)
 
     def cast_to_schema(self, values: np.ndarray, name: str, rows: int, at: int | np.ndarray) -> np.ndarray:
-        """Convert rows to the dtype and shape of the schema.
+        """Converts rows to the dtype and shape of the schema.
 
         Args:
             values: Rows as they are stored, (rows, ...).
@@ -148,7 +148,7 @@ class MemmapSource(ColumnSource):
         return cast
 
     def where(self, name: str, row: int) -> str:
-        """Say where a row of a column is stored, for error messages. Rows are counted over all episodes."""
+        """Says where a row of a column is stored, for error messages. Rows are counted over all episodes."""
         ends = np.cumsum(self.rows(name))
         episode = int(np.searchsorted(ends, row, side="right"))
         return f"{self.location(name, episode)}, row {row - int(ends[episode] - self.rows(name)[episode])}"
@@ -178,17 +178,17 @@ class ChunkedSource(MemmapSource):
 
     @abstractmethod
     def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
-        """Read the rows `first` to `stop` - 1 of a column of one episode as they are stored, (stop - first, ...).
+        """Reads the rows `first` to `stop` - 1 of a column of one episode as they are stored, (stop - first, ...).
 
         `files` is what `open_files` gives.
         """
 
     def open_files(self) -> AbstractContextManager:
-        """Open the files for several calls of `read_rows`. Returns a context manager."""
+        """Opens the files for several calls of `read_rows`. Returns a context manager."""
         return nullcontext()
 
     def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
-        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape)."""
+        """Reads a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape)."""
         f, rows = self.schema[name], self.rows(name)[first:stop]
         out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
         for episode, n in enumerate(rows.tolist(), first):
@@ -267,7 +267,7 @@ class WrapperSource(ColumnSource):
         return self.gather_rows(name)
 
     def gather_rows(self, name: str) -> np.ndarray | None:
-        """Return a column in one array of the cache. None for images, depth, text, empty columns and data in memory."""
+        """Returns a column as one array of the cache. None for images, depth, text, empty columns, data in memory."""
         f, rows = self.schema[name], self.rows(name)
         shape = (int(rows.sum()), *f.shape)
         if not self.key or f.kind in ("string", "image", "depth") or not np.prod(shape):
@@ -303,7 +303,7 @@ class DecodedFramesSource(WrapperSource):
 
     @staticmethod
     def cache_key(source: ColumnSource, size: tuple[int, int], episodes: Sequence[int] | None = None) -> str:
-        """Return the key of the cache entry. `size` is height and width of the frames, in pixels."""
+        """Returns the key of the cache entry. `size` is height and width of the frames, in pixels."""
         return cache.json_digest(source.key, "frames", list(size), *([] if episodes is None else [list(episodes)]))
 
     def packed_column(self, name):

@@ -111,7 +111,7 @@ class ShardStream:
         return sum(len(s.lengths) for s in self.shards)
 
     def first_episodes(self, n_episodes: int) -> Dataset:
-        """Read the first `n_episodes` episodes, or all, into memory, to find features and statistics."""
+        """Reads the first `n_episodes` episodes, or all, into memory, to find features and statistics."""
         episodes: list[Episode] = []
         for piece in self.chunks:
             if len(episodes) >= n_episodes:
@@ -125,7 +125,7 @@ class ShardStream:
         return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
-        """Return a stream without some episodes."""
+        """Returns a stream without some episodes."""
         excluded, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
         less.chunks = []
@@ -141,7 +141,7 @@ class ShardStream:
         return less
 
     def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
-        """Return windows over the stream. `make_windows` makes those over the episodes in the buffer."""
+        """Returns windows over the stream. `make_windows` makes those over the episodes in the buffer."""
         return StreamWindows(self, make_windows)
 
 
@@ -160,7 +160,7 @@ class StreamWindows(BatchSampler):
         return self.stream.steps
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`.
+        """Returns one batch: see `BatchSampler.batch`.
 
         An epoch has each window once, except for the fewer than `size` windows that remain of a buffer. A buffer with
         fewer than `size` windows gives one batch, with some windows twice. extra["index"] counts the steps of all
@@ -309,7 +309,7 @@ class _Shard(ABC):
 
     @abstractmethod
     def read(self, episodes: Iterable[int]) -> list[Episode]:
-        """Read consecutive episodes into memory."""
+        """Reads consecutive episodes into memory."""
 
 
 class _TarShard(_Shard):

@@ -10,7 +10,7 @@ SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of t
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,). Without a task the text is empty."""
+    """Returns the task of each step, (T,) or (T+1,), or of the whole episode, (1,). Empty text without a task."""
     if "task" in episode.steps and (column := np.asarray(episode.steps["task"])).size == len(column):
         column = column.reshape(len(column))
         return (column[:1] if column.strides == (0,) else column).astype(str)  # the same text in all rows
@@ -20,7 +20,7 @@ def task_texts(episode: Episode) -> np.ndarray:
 
 
 def shown_texts(episode: Episode) -> list[str]:
-    """Return the task of each observation as the environment showed it. Empty if it showed none in words."""
+    """Returns the task of each observation as the environment showed it. Empty if it showed none in words."""
     feature = episode.features().get(SHOWN_TASK)
     if feature is None or feature.kind != "text":
         return []
@@ -31,5 +31,5 @@ def shown_texts(episode: Episode) -> list[str]:
 
 
 def decode_text(row: np.ndarray) -> str:
-    """Return the text of UTF-8 bytes that are padded with 0."""
+    """Returns the text of UTF-8 bytes that are padded with 0."""
     return bytes(row).rstrip(b"\0").decode(errors="replace")

@@ -41,7 +41,7 @@ class TaskText(ColumnChange):
         return with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
 
     def encode(self, text: str) -> np.ndarray:
-        """Return a text as the column has it, (max_bytes,) uint8."""
+        """Returns a text as the column has it, (max_bytes,) uint8."""
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 

@@ -37,7 +37,7 @@ _SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
 def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) in pixels, each from 1 to 8192, from a single side or a pair."""
+    """Returns (height, width) in pixels, each from 1 to 8192, from a single side or a pair."""
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
         raise UserError(f"the image size must be between 1 and 8192, not {image_size}",
@@ -46,7 +46,7 @@ def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize frames: the mean over the area of each new pixel for shrinking, bilinear interpolation for enlarging.
+    """Resizes frames: the mean over the area of each new pixel for shrinking, bilinear interpolation for enlarging.
 
     The aspect ratio is not kept. Values are rounded half up, so equal frames give equal bytes on every machine.
 
@@ -92,7 +92,7 @@ def _resize_weights(old: int, new: int) -> np.ndarray:
 
 
 def encode_png(frame: np.ndarray) -> bytes:
-    """Encode a frame as PNG, without loss: uint8 (H, W, C) with 1, 3 or 4 channels, or uint16 (H, W, 1)."""
+    """Encodes a frame as PNG, without loss: uint8 (H, W, C) with 1, 3 or 4 channels, or uint16 (H, W, 1)."""
     height, width, channels = frame.shape
     pixels = _FORMATS[channels] if frame.dtype == np.uint8 else "gray16be"
     codec = av.CodecContext.create("png", "w")
@@ -108,7 +108,7 @@ def is_16_bit_gray(image: bytes) -> bool:
 
 
 def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "uint8") -> np.ndarray:
-    """Decode a PNG or JPEG image to (H, W, C).
+    """Decodes a PNG or JPEG image to (H, W, C).
 
     Gray of 16 bits is refused where 8 bits are to be read, and the reverse: it would be scaled by 256.
 
@@ -142,7 +142,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
 
 
 def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: str = "uint8") -> np.ndarray:
-    """Decode a PNG or JPEG image that must have this shape, (H, W, C): see `decode_image`."""
+    """Decodes a PNG or JPEG image that must have this shape, (H, W, C): see `decode_image`."""
     image = decode_image(data, shape[2], where, dtype)
     if image.shape != shape:
         raise UserError(f"the image has the shape {image.shape} instead of {shape}", where=where,
@@ -161,7 +161,7 @@ def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 
 
 def count_frames(path: Path) -> int:
-    """Count the frames of a file without decoding them. 0 if the file cannot be read."""
+    """Counts the frames of a file without decoding them. 0 if the file cannot be read."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
@@ -203,13 +203,13 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._packets = None
         self._container.close()
 
     def frames(self, times: np.ndarray, shape: tuple[int, int, int], where: str) \
             -> Iterator[tuple[list[int], np.ndarray]]:
-        """Decode the frame nearest to each time, one frame at a time.
+        """Decodes the frame nearest to each time, one frame at a time.
 
         Args:
             times: Times in s, (n,). A frame may be at most TIMESTAMP_TOLERANCE s away.
@@ -250,8 +250,7 @@ class VideoReader:
                 f"there is no frame at {requested_times[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
                 "ends early, or has another frame rate",
                 where=f"{location}, frame {row}",
-                hint="take the file from a copy, or leave out the episodes in it",
-            )
+                hint="take the file from a copy, or leave out the episodes in it")
 
     def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
         """The frames from the key frame at or before the time (s) to the end of the file."""
@@ -268,7 +267,7 @@ class VideoReader:
             yield from self._decoder.decode(packet)
 
     def _read_packets(self) -> None:
-        """Read the packets of the file into memory, unless they are too many or depend on each other."""
+        """Reads the packets of the file into memory, unless they are too many or depend on each other."""
         self._packets = []
         # before, the contents of packets are unknown
         if self._container.size > self._max_cached_bytes or _PYAV < 16:
@@ -364,7 +363,7 @@ class VideoWriter:
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """Add frames, uint8 (H, W, 3) each, with their times in s, which increase from call to call."""
+        """Adds frames, uint8 (H, W, 3) each, with their times in s, which increase from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)
@@ -372,12 +371,12 @@ class VideoWriter:
             self._encode(image)
 
     def close(self) -> None:
-        """Write the remaining frames and close the file."""
+        """Writes the remaining frames and closes the file."""
         self._encode(None)
         self._container.close()
 
     def abort(self) -> None:
-        """Close an incomplete file, which is unusable."""
+        """Closes an incomplete file, which is unusable."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 

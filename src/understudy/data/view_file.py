@@ -76,7 +76,7 @@ class View:
     created_with: Mapping[str, Any] = field(default_factory=dict)
 
     def parent_path(self, parent: Parent) -> Path:
-        """Return the path of a parent without `..`, relative to the working directory if it is below it."""
+        """Returns the path of a parent without `..`, relative to the working directory if it is below it."""
         if remote.url_of(parent.path):
             return Path(parent.path)
         path = Path(os.path.normpath(self.path.resolve().parent / parent.path))
@@ -84,7 +84,7 @@ class View:
 
 
 def read_view(path: str | Path) -> View:
-    """Read a view file, without looking at its parents."""
+    """Reads a view file, without looking at its parents."""
     path = Path(path)
     if path.is_file() and not is_view(path):
         raise UserError("the file is not a view", where=path,
@@ -117,7 +117,7 @@ def read_view(path: str | Path) -> View:
 
 
 def open_view(path: str | Path, open_parent: Open) -> Dataset:
-    """Open the data that a view shows. They are as lazy as the parents. Their metadata "format" is "view"."""
+    """Opens the data that a view shows. They are as lazy as the parents. Their metadata "format" is "view"."""
     view = read_view(path)
     opened = []
     for parent in view.parents:
@@ -141,7 +141,7 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
-    """Say whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
+    """Says whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
     place = view.parent_path(parent)
     if not remote.url_of(parent.path) and not place.exists():
         return "missing"
@@ -160,7 +160,7 @@ def is_view(path: Path) -> bool:
 
 
 def describe_operation(operation: Operation) -> str:
-    """Describe an operation in one line, such as ``filter(field="success", equals=[true])``.
+    """Describes an operation in one line, such as ``filter(field="success", equals=[true])``.
 
     Of a list with more than six items, only the number of items is given.
     """
@@ -182,7 +182,7 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
-    """Return file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
+    """Returns file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
     if remote.url_of(path):
         key = open_parent(path).source.key
         return key, key
@@ -191,7 +191,7 @@ def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
 
 
 def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (name in the data set, file) in order. The sidecar file of a file belongs to the data set."""
+    """Yields (name in the data set, file) in order. The sidecar file of a file belongs to the data set."""
     if not path.is_dir():
         yield from (("", path), *([(sidecar.SIDECAR_NAME, p)] if (p := sidecar.sidecar_path(path)).exists() else []))
         return
@@ -225,7 +225,7 @@ def _content_hash(path: Path) -> str:
 
 
 def format_view(view: View) -> str:
-    """Return the text of a view file, with one line for each parent and operation, so that a diff is readable."""
+    """Returns the text of a view file, with one line for each parent and operation, so that a diff is readable."""
     def rows(values):
         return "[\n  " + ",\n  ".join(json.dumps(v, ensure_ascii=False) for v in values) + "\n ]" if values else "[]"
     created_with = json.dumps(replace_nonfinite(dict(view.created_with)), ensure_ascii=False, allow_nan=False)
@@ -268,7 +268,7 @@ def _check_type(value, kind: str, key: str):
 
 
 def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path: Path) -> Dataset:
-    """Apply the operations of a view, of which the first is `Merge` if there are several parents."""
+    """Applies the operations of a view, of which the first is `Merge` if there are several parents."""
     try:
         if len(opened) > 1:
             data, what = what[0].apply(*opened), what[1:]
@@ -283,7 +283,7 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
 
 
 def check_operations(parents: int, what: Sequence[Operation], path: Path) -> None:
-    """Check that several parents are merged by the first operation, and only there, and that a view can name each."""
+    """Checks that several parents are merged by the first operation, and only there, and that a view can name each."""
     for operation in what:
         named_class = _KINDS.get(type(operation).__name__.lower())
         parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
@@ -302,7 +302,7 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
 
 
 def relative_path(path: str | Path, folder: Path) -> str:
-    """Return a path relative to an absolute folder, with forward slashes. URLs stay as they are."""
+    """Returns a path relative to an absolute folder, with forward slashes. URLs stay as they are."""
     if remote.url_of(path):
         return str(path)
     try:

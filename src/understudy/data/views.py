@@ -27,13 +27,13 @@ from .view_file import (
 
 
 def parent_state(view: View, parent: Parent) -> str:
-    """Say whether a parent of a view is "as it was", "changed" or "missing"."""
+    """Says whether a parent of a view is "as it was", "changed" or "missing"."""
     return view_file.parent_state(view, parent, open_dataset)
 
 
 def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *operations: Operation,
                created_with: Mapping[str, Any] | None = None, location: Path | None = None) -> View:
-    """Write a new view file.
+    """Writes a new view file.
 
     Nothing is written if the file exists or would be inside a parent, if an operation does not fit, or if no episode is
     left.
@@ -68,7 +68,7 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
 
 
 def lineage(path: str | Path) -> dict[str, Any]:
-    """Trace a view back to the data sets that it is made from.
+    """Traces a view back to the data sets that it is made from.
 
     Returns:
         A dict of plain JSON values: "path", "state" (see `parent_state`), "episodes", "steps", "operations" (one line
@@ -95,7 +95,7 @@ def lineage(path: str | Path) -> dict[str, Any]:
 
 
 def list_views(folder: str | Path) -> list[Path]:
-    """List the view files in a folder and in the folders below it, sorted by path."""
+    """Lists the view files in a folder and in the folders below it, sorted by path."""
     paths = []
     for at, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]

@@ -85,7 +85,7 @@ class Goal:
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
                     drawn: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the goals of a batch.
+        """Draws the goals of a batch.
 
         Args:
             episode: Episode of each window, (B,).
@@ -181,7 +181,7 @@ class Window:
         return self.n_obs_steps - 1 - self.obs_offset + self.action_offset
 
     def pad_masks(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
+        """Returns the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
         if not self.obs_pad_mask:
             return ()
         return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
@@ -189,7 +189,7 @@ class Window:
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str | None = None, *,
                 extra: tuple[str, ...] = (), next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
                 lookahead: int = 0, goals: tuple[Goal | Subgoal, ...] = ()) -> Windows:
-        """Return all windows of a dataset.
+        """Returns all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
 
@@ -277,7 +277,7 @@ class Windows(BatchSampler):
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Draw a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
+        """Draws a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
         if self.cumulative_weights is not None and not self.cumulative_weights[-1]:
             raise DataError("no observation follows any of the steps, and what follows them counts", where="data set",
                             hint="store the observation after the last action of each episode, or next.terminated as "
@@ -290,12 +290,12 @@ class Windows(BatchSampler):
         return self.gather(indices[rows], rng)
 
     def scan(self, size: int = 1024) -> Iterator[Batch]:
-        """Yield every window once, in order, in batches of `size`."""
+        """Yields every window once, in order, in batches of `size`."""
         for i in range(0, len(self), size):
             yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
 
     def gather(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Gather windows by their numbers.
+        """Gathers windows by their numbers.
 
         Args:
             indices: Numbers of the windows, (B,). They count the steps of all episodes in order.
@@ -312,65 +312,76 @@ class Windows(BatchSampler):
         return candidate + (self.episode_ends[candidate] <= indices)
 
     def _gather_rows(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        w, columns, lengths = self.window, self.packed.columns, self.packed.lengths
+        w = self.window
         episode = self._episode_of(indices)
         t = indices - self.episode_bounds[episode]
         draw = cast(np.random.Generator, rng)  # given wherever there are goals
-        drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        goals: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # episode and row of each goal
         for g in w.goals:
-            drawn[g.into] = g.sample_rows(episode, t, lengths, draw, drawn)
-        goals = {g.into: (columns[g.column], *drawn[g.into]) for g in w.goals}
-
-        def gather(names, row, clip_start, clip_end, indices_by_layout):
-            """Columns of these names. `indices_by_layout` has positions, so that they are computed once."""
-            tensors = {}
-            for name in names:
-                column, layout = columns[name], self.layout_ids[name]
-                if layout not in indices_by_layout:
-                    indices_by_layout[layout] = column.flat_indices(episode, row, clip_start, clip_end)
-                tensors[name] = _to_tensor(column.take(indices_by_layout[layout]))
-            return tensors
-
-        def observations(row, clip_start, clip_end, indices_by_layout):
-            tensors = gather(self.stored_inputs, row, clip_start, clip_end, indices_by_layout)
-            for name, (column, goal_episode, goal_row) in goals.items():  # the same goal for all rows of a window
-                tensors[name] = _to_tensor(column.gather(goal_episode, np.repeat(goal_row[:, None], w.n_obs_steps, 1)))
-            return {k: tensors[k] for k in self.inputs}
-
+            goals[g.into] = g.sample_rows(episode, t, self.packed.lengths, draw, goals)
         row, indices_by_layout = t[:, None] + self.obs_offsets, {}
-        obs = observations(row, self.starts_before_episode, w.obs_offset > 0, indices_by_layout)
+        obs = self._observations(episode, row, self.starts_before_episode, w.obs_offset > 0, indices_by_layout, goals)
         if not self.same_offsets:
             row, indices_by_layout = t[:, None] + self.action_offsets, {}
-        ends = self.packed.lengths if self.target is None else columns[self.target].lengths
+        action, mask, extra = self._targets(episode, t, row, indices_by_layout)
+        next_row = (t + self.next_offset)[:, None] + self.obs_offsets
+        clip_start = self.starts_before_episode or self.next_offset < 0
+        return Batch(
+            obs=obs, action=action, mask=mask,
+            extra={**extra, "index": torch.from_numpy(indices[:, None]), **self._goal_columns(episode, t, goals)},
+            next=self._observations(episode, next_row, clip_start, True, {}, goals) if self.next_obs else None)
+
+    def _gather_columns(self, names, episode, row, clip_start, clip_end, indices_by_layout) -> dict[str, Tensor]:
+        """Columns of these names. `indices_by_layout` has positions, so that they are computed once."""
+        tensors = {}
+        for name in names:
+            column, layout = self.packed.columns[name], self.layout_ids[name]
+            if layout not in indices_by_layout:
+                indices_by_layout[layout] = column.flat_indices(episode, row, clip_start, clip_end)
+            tensors[name] = _to_tensor(column.take(indices_by_layout[layout]))
+        return tensors
+
+    def _observations(self, episode, row, clip_start, clip_end, indices_by_layout, goals) -> dict[str, Tensor]:
+        tensors = self._gather_columns(self.stored_inputs, episode, row, clip_start, clip_end, indices_by_layout)
+        for g in self.window.goals:  # the same goal for all rows of a window
+            goal_episode, goal_row = goals[g.into]
+            rows = np.repeat(goal_row[:, None], self.window.n_obs_steps, 1)
+            tensors[g.into] = _to_tensor(self.packed.columns[g.column].gather(goal_episode, rows))
+        return {k: tensors[k] for k in self.inputs}
+
+    def _targets(self, episode, t, row, indices_by_layout) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Actions, (B, H, A), their mask, (B, H), and the extra columns."""
+        w, columns, lengths = self.window, self.packed.columns, self.packed.lengths
+        ends = lengths if self.target is None else columns[self.target].lengths
         inside = row < (ends - self.unknown_ends)[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
         early, targets = w.action_offset < 0, () if self.target is None else (self.target,)
         if self.lookahead:
-            target_columns = gather(targets, row, early, True, indices_by_layout)
+            target_columns = self._gather_columns(targets, episode, row, early, True, indices_by_layout)
             row = t[:, None] + w.action_offset + np.arange(self.lookahead)
-            extra = gather(self.extra, row, early, True, {})
+            extra = self._gather_columns(self.extra, episode, row, early, True, {})
             ahead = row < (lengths - self.unknown_ends)[episode][:, None]
             extra["lookahead_mask"] = torch.from_numpy((row >= 0) & ahead)
         else:
-            target_columns = gather((*targets, *self.extra), row, early, True, indices_by_layout)
+            names = (*targets, *self.extra)
+            target_columns = self._gather_columns(names, episode, row, early, True, indices_by_layout)
             extra = {k: target_columns[k] for k in self.extra}
         action = torch.zeros(*inside.shape, 0) if self.target is None else target_columns[self.target]
-        extra = {**extra, "index": torch.from_numpy(indices[:, None])}
-        for name, (column, goal_episode, goal_row) in goals.items():
+        action = action if action.ndim == 3 else action.reshape(*action.shape[:2], -1)
+        return action, torch.from_numpy(inside), extra
+
+    def _goal_columns(self, episode, t, goals) -> dict[str, Tensor]:
+        """Steps to each goal, whether it is reached, and goals that are no inputs."""
+        extra = {}
+        for g in self.window.goals:
+            goal_episode, goal_row = goals[g.into]
             steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)
-            extra[f"{name}.steps"] = torch.from_numpy(steps[:, None])
-            extra[f"{name}.reached"] = extra[f"{name}.steps"] == 0
-            if name not in self.inputs:
-                extra[name] = _to_tensor(column.gather(goal_episode, goal_row[:, None]))
-        return Batch(
-            obs=obs,
-            action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1),
-            mask=torch.from_numpy(inside),
-            extra=extra,
-            next=observations((t + self.next_offset)[:, None] + self.obs_offsets,
-                              self.starts_before_episode or self.next_offset < 0, True, {}) if self.next_obs else None,
-        )
+            extra[f"{g.into}.steps"] = torch.from_numpy(steps[:, None])
+            extra[f"{g.into}.reached"] = extra[f"{g.into}.steps"] == 0
+            if g.into not in self.inputs:
+                extra[g.into] = _to_tensor(self.packed.columns[g.column].gather(goal_episode, goal_row[:, None]))
+        return extra
 
     def _mark_padding(self, batch: Batch, indices: np.ndarray) -> Batch:
         """The batch with `name?` False in rows of `obs` outside the episode. Rows of `next` stay: they give values."""

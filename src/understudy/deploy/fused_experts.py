@@ -14,7 +14,7 @@ from .equivalence import random_noise, random_observations
 
 
 def fuse_experts(policy: Policy) -> Policy:
-    """Fuse the experts that each time of the sampler chooses.
+    """Fuses the experts that each time of the sampler chooses.
 
     The times are those of one plan of random observations. A policy whose sampler reads other times afterwards, or
     times that differ from step to step (`StreamingExecutor`), raises `Unsupported` when it plans.

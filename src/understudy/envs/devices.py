@@ -27,8 +27,7 @@ class TeleopDevice(Protocol):
 
     def read(self) -> np.ndarray:
         """Returns the current action, (A,) float32, in the units of the action. It is called once per step and does not
-        wait.
-        """
+        wait."""
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ class Keyboard:
 
             before = termios.tcgetattr(self.handle)
         except ImportError:
-            raise UserError("expected a terminal of a Unix system", where="keyboard",
+            raise UserError("the keyboard can be read only in a terminal of a Unix system", where="keyboard",
                             hint="record with a Recorder in a loop of your own (docs/recording.md)") from None
         except termios.error:
             raise UserError("there is no terminal to read keys from", where="standard input",
@@ -226,7 +225,7 @@ class Gamepad:
             try:
                 self.source = open(self.path, "rb", buffering=0)  # noqa: SIM115 as long as the gamepad is used
             except OSError as error:
-                raise UserError(f"expected a gamepad ({error.strerror})", where=self.path,
+                raise UserError(f"there is no gamepad ({error.strerror})", where=self.path,
                                 hint="plug it in, and make sure that you may read it (group input)") from None
         return self.source
 

@@ -45,26 +45,26 @@ class GymVector(Env):
     only. StepResult has no "success" before the first report.
 
     Args:
-        facts: Metadata of the environment. "env" is required.
+        metadata: Metadata of the environment. "env" is required.
         lift: Flags of the infos that are passed on in `StepResult.info`.
     """
 
-    def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
+    def __init__(self, vec: VectorEnv, metadata: Mapping[str, Any], lift: tuple[str, ...] = ()):
         self.vec, self.rows, self.info_flags = vec, vec.num_envs, lift
         self.mode = _autoreset_mode(vec)
-        name = str(facts["env"])
+        name = str(metadata["env"])
         self.columns = {
             _column_name(path, space): (path, space) for path, space in _flatten_space(vec.single_observation_space)
         }
         self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
         self.features["action"] = _action_feature(vec.single_action_space, name)
         self.started, self.finished, self.n_steps = False, np.zeros(self.rows, bool), 0
-        self.metadata = {"success": None, **_action_limits(vec.single_action_space), **facts}
+        self.metadata = {"success": None, **_action_limits(vec.single_action_space), **metadata}
         self.reports_success = False
         self._probe_success()
 
     def _probe_success(self) -> None:
-        """One step: most environments tell of success at every one."""
+        """Makes one step, because most environments report success at every step."""
         self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
         still = torch.zeros(self.rows, *self.features["action"].shape)
         self._detect_success_flag(self._step(still)[4])
@@ -105,23 +105,23 @@ class GymVector(Env):
         obs, reward, terminated, truncated, info = self._step(action)
         self.seen, self.finished = self._to_columns(obs, self.rows), np.asarray(terminated | truncated, bool)
         self._detect_success_flag(info)
-        facts = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
+        flags = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
             for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
                 self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(_add_batch_axis(info["final_obs"][row]), 1).items():
                     self.seen[name][row] = value[0]
-                for k in facts:
-                    facts[k][row] = _info_column(last, k, self.rows)[row]
+                for k in flags:
+                    flags[k][row] = _info_column(last, k, self.rows)[row]
         for flag in FLAGS:
-            check_success(torch.from_numpy(facts[flag]), self.metadata["env"])
-        success = np.any([facts.pop(flag) > 0 for flag in FLAGS], axis=0)
-        facts = {k: torch.from_numpy(v > 0) for k, v in facts.items()}
+            check_success(torch.from_numpy(flags[flag]), self.metadata["env"])
+        success = np.any([flags.pop(flag) > 0 for flag in FLAGS], axis=0)
+        flags = {k: torch.from_numpy(v > 0) for k, v in flags.items()}
         if self.reports_success:
-            facts["success"] = torch.from_numpy(success)
+            flags["success"] = torch.from_numpy(success)
         return StepResult(self._observation(), torch.as_tensor(np.asarray(reward, np.float32)),
-                       torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
+                       torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), flags)
 
     def _check_last_observation(self, last, row) -> None:
         """Raises UserCodeError if `reset` has overwritten the arrays of the last observation."""
@@ -297,13 +297,13 @@ def render_errors(mujoco: bool) -> Iterator[None]:
         raise problem from error
 
 
-def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
+def wrap_vector(vec: VectorEnv, metadata: Mapping[str, Any]) -> Env:
     """Wraps a Gymnasium vector environment as an `Env`.
 
     Args:
-        facts: Metadata of the environment. "env" is required.
+        metadata: Metadata of the environment. "env" is required.
     """
-    return (RenderableGymVector if vec.render_mode == "rgb_array" else GymVector)(vec, facts)
+    return (RenderableGymVector if vec.render_mode == "rgb_array" else GymVector)(vec, metadata)
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
@@ -336,12 +336,11 @@ def check_api(env: gymnasium.Env, name: str) -> None:
     signature = inspect.signature(env.reset)
     keywords = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     if not keywords and not {"seed", "options"} <= set(signature.parameters):
-        raise UserError(f"expected reset(*, seed, options), found reset{signature}", where=name, hint=NEW_API_HINT)
+        raise UserError(f"it has reset{signature}, not reset(*, seed, options)", where=name, hint=NEW_API_HINT)
     returned = env.reset(seed=0, options=None)
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
-        raise UserError(
-            "reset must return (observation, info), but returned something else", where=name, hint=NEW_API_HINT
-        )
+        raise UserError("reset must return (observation, info), but returned something else", where=name,
+                        hint=NEW_API_HINT)
     env.action_space.seed(0)
     returned = env.step(env.action_space.sample())
     count = len(returned) if isinstance(returned, tuple) else "something else"
@@ -426,14 +425,14 @@ def _feature(space, where) -> Feature:
             return Feature("uint8", (_text_bytes(space),), "text")
         case _ if (counts := _num_classes(space)) is not None:
             return Feature("int64", (len(counts),), "discrete", num_classes=counts)
-    raise UserError(f"expected a space of numbers, images, choices or text, found {space}", where=where,
+    raise UserError(f"{space} is not a space of numbers, images, choices or text", where=where,
                     hint="wrap the environment (gymnasium.wrappers.FlattenObservation, FilterObservation)")
 
 
 def _action_feature(space, where) -> Feature:
     feature = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else _feature(space, f"{where}, action")
     if feature is None or feature.kind not in ("vector", "discrete"):
-        raise UserError(f"expected actions that are one Box, Discrete, MultiDiscrete or MultiBinary, found {space}",
+        raise UserError(f"actions must be one Box, Discrete, MultiDiscrete or MultiBinary, not {space}",
                         where=where, hint="wrap the environment so that its action is one of these")
     return feature
 

@@ -88,8 +88,8 @@ def _close_renderers() -> None:
 class MujocoCameras(GymVector, HasCameras):
     """Rows of MuJoCo environments that are drawn from named cameras."""
 
-    def __init__(self, vec, facts, lift=()):
-        super().__init__(vec, facts, lift)
+    def __init__(self, vec, metadata, lift=()):
+        super().__init__(vec, metadata, lift)
         model, _ = self._simulation(0)
         names = [model.camera(i).name for i in range(model.ncam)]
         self.cameras = (*filter(None, names), FREE_CAMERA)
@@ -132,11 +132,11 @@ class MujocoVector(MujocoCameras, Restorable):
     restored from it continues bit-identically.
     """
 
-    def __init__(self, vec, facts, lift=()):
+    def __init__(self, vec, metadata, lift=()):
         self.models = [(e.unwrapped.model, e.unwrapped.data) for e in vec.envs]
         for model, _ in self.models:
             disable_shadows(model)
-        super().__init__(vec, facts, lift)
+        super().__init__(vec, metadata, lift)
         self.features = {**self.features, "simulator.state": Feature("float64", self._get_state(0).shape)}
 
     def _observation(self):
@@ -172,7 +172,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return components
 
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
-        """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+        """Puts a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 

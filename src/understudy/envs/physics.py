@@ -50,8 +50,7 @@ def simulator_version(env: Env) -> str | None:
 
 def digest(parameters: Mapping[str, Any]) -> str:
     """Eight hex digits that identify a document of numbers. Numbers are rounded to six digits, because compilers differ
-    in the last ones.
-    """
+    in the last ones."""
     def plain(value):
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}

@@ -54,7 +54,7 @@ class Canvas:
         self._paint(at, math.hypot(*half), distance, color)
 
     def _paint(self, at, reach, distance, color):
-        """Only the pixels that are nearer than `reach` to `at`."""
+        """Paints only the pixels that are nearer than `reach` to `at`."""
         n = min(self.size, math.ceil(2 * reach / self.pixel) + 3)
         place = (at - self.low) / self.pixel  # in pixels, from the lower left corner
         first = np.clip(np.floor(place - n / 2), 0, self.size - n).astype(np.int64)

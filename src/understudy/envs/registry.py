@@ -79,7 +79,7 @@ def _adapter(name: str) -> str | None:
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
-    """Make `rows` copies of an environment side by side.
+    """Makes `rows` copies of an environment side by side.
 
     Args:
         name: One of:
@@ -240,12 +240,12 @@ def _adapt_gym_env(name, env, again, rows, checked: bool = False) -> Env:
     if len({id(e.unwrapped) for e in vec.envs}) < rows:
         raise UserError("the function must build a new environment at every call, but returned the same one again",
                         where=name, hint="build it inside the function")
-    facts = gymnasium_adapter.env_metadata(env, name)
+    metadata = gymnasium_adapter.env_metadata(env, name)
     if gymnasium_adapter.is_mujoco(env):
         from .mujoco import Mujoco
 
-        return Mujoco(vec, facts)
-    return gymnasium_adapter.wrap_vector(vec, facts)
+        return Mujoco(vec, metadata)
+    return gymnasium_adapter.wrap_vector(vec, metadata)
 
 
 def _make_from_factory(name, rows, trust, options) -> Env:

@@ -60,8 +60,7 @@ class Shiftable(Env):
     @abstractmethod
     def shifts(self) -> tuple[Shift, ...]:
         """Shifts that only this environment can make. `Shift.world` receives a new copy of the environment and may
-        change it.
-        """
+        change it."""
 
 
 # -- what can be done to any environment --------------------------------------------------------------------------
@@ -83,11 +82,8 @@ class Shifted(EnvWrapper):
     def __init__(self, env: Env, severity: float):
         if not 0 <= severity <= self.max_severity or math.isinf(severity) or self.is_integer and severity % 1:
             room = "0 or more" if math.isinf(self.max_severity) else f"from 0 to {self.max_severity:g}"
-            raise UserError(
-                f"expected a level that is {'a whole number, ' * self.is_integer}{room}, found {severity:g}",
-                where=f"shift {self.name!r} of {env.metadata['env']}",
-                hint="0 is the world as it was",
-            )
+            raise UserError(f"the level must be {'a whole number, ' * self.is_integer}{room}, not {severity:g}",
+                            where=f"shift {self.name!r} of {env.metadata['env']}", hint="0 is the world as it was")
         self.env, self.severity, self.rows = env, severity, env.rows
         self.features, self.key = env.features, torch.zeros(env.rows, dtype=torch.int64)
         self.metadata = (
@@ -221,8 +217,7 @@ class Brightness(ImageShift):
 
 class CameraOffset(ImageShift):
     """The image is moved by `severity` of its width, in a random direction of the episode. Its edge pixels are
-    repeated.
-    """
+    repeated."""
 
     name, max_severity = "camera", 1.0
 
@@ -248,12 +243,12 @@ class Distractors(ImageShift):
         drawn = uniform(self.key, torch.zeros_like(self.key), (n, 6), stream=9)
         angle = 2 * torch.pi * drawn[..., 5:]
         way = self.count.view(-1, 1, 1) * self.speed * torch.cat([angle.cos(), angle.sin()], -1)
-        at = 1 - ((drawn[..., :2] + way) % 2 - 1).abs()  # there and back between 0 and 1
-        at = (at * torch.tensor([width, height]) - 0.5).unsqueeze(-1)
+        centers = 1 - ((drawn[..., :2] + way) % 2 - 1).abs()  # there and back between 0 and 1
+        centers = (centers * torch.tensor([width, height]) - 0.5).unsqueeze(-1)
         color = (255 * drawn[..., 2:5]).round().to(torch.uint8)[..., :image.shape[3]]
         image = image.clone()
         for i in range(n):
-            x, y = torch.arange(width) - at[:, i, 0], torch.arange(height) - at[:, i, 1]
+            x, y = torch.arange(width) - centers[:, i, 0], torch.arange(height) - centers[:, i, 1]
             inside = x[:, None, :] ** 2 + y[:, :, None] ** 2 < (self.radius * height) ** 2
             image = torch.where(inside.unsqueeze(-1), color[:, i, None, None, :], image)
         return image
@@ -280,10 +275,10 @@ class MovedState(Shifted):
         super().__init__(env, severity)
 
     def on_reset(self, obs, which):
-        at, state = which.numpy(), self.env.state
-        moved = self.move({k: v[at] for k, v in state.items()}, self.key[which], self.severity)
+        rows, state = which.numpy(), self.env.state
+        moved = self.move({k: v[rows] for k, v in state.items()}, self.key[which], self.severity)
         for k, v in moved.items():
-            state[k][at] = v
+            state[k][rows] = v
         return {k: torch.from_numpy(v.copy()) for k, v in self.env.observe().items()}
 
 
@@ -304,8 +299,8 @@ class WeakSpring(Shifted):
     env: Particle
 
     def shift_action(self, action):
-        at = torch.from_numpy(self.env.state["at"])
-        return at + (1 - self.severity) * (action.clamp(self.env.low, self.env.high) - at)
+        position = torch.from_numpy(self.env.state["at"])
+        return position + (1 - self.severity) * (action.clamp(self.env.low, self.env.high) - position)
 
 
 class PhysicsShift(Shifted):
@@ -368,7 +363,7 @@ def _scale_gravity(model, severity):
 
 
 def _move_start_back(state, key, severity):
-    """Away from the pillar, within 45 degrees of straight back."""
+    """Moves the start away from the pillar, within 45 degrees of straight back."""
     angle = np.pi + np.pi / 2 * (uniform(key, torch.zeros_like(key), (1,), stream=9).numpy() - 0.5)
     return {"at": state["at"] + (severity * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)}
 
@@ -380,7 +375,7 @@ def _widen_range(name: str, half, state, key, severity, middle=0.5):
 
 
 def _widen_block_range(state, key, severity):
-    """As the goal; the disc changes sides where it would be in the block's way."""
+    """Widens the range of the block. The disc changes sides if it would be in the block's way."""
     new = _widen_range("block", 0.3, state, key, severity)
     overlaps = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
     return {**new, "disc": np.where(overlaps[:, None], 1 - state["disc"], state["disc"])}
@@ -404,7 +399,7 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
 
 
 def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
-    """Of MuJoCo's environments: those with a state that can be set, and Meta-World's."""
+    """Shifts of MuJoCo environments whose state can be set, and of Meta-World."""
     if "mujoco" not in sys.modules:  # then it is none of them
         return ()
     from .mujoco import MujocoCameras, MujocoVector

@@ -81,7 +81,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         for k in self.state_columns:
             recorded[k] = torch.as_tensor(steps[k]).cpu().numpy().astype(self.features[k].dtype)
             if recorded[k].shape != (len(which), *self.features[k].shape):
-                raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",
+                raise UserError(f"the shape must be {(len(which), *self.features[k].shape)}, not {recorded[k].shape}",
                                 where=f"{self.metadata['env']}, column {k!r}",
                                 hint="restore from steps recorded in this environment, one for each row")
         key = torch.zeros_like(which) if key is None else key
@@ -104,9 +104,9 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         )
 
     def _set_rows(self, which, state, key):
-        at = which.numpy()
+        rows = which.numpy()
         for name, value in state.items():
-            self.state[name][at] = value
+            self.state[name][rows] = value
         self.key[which], self.clock[which] = key, 0
 
     def _observation(self):
@@ -143,7 +143,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:
-    """How far points have to go to be at a distance from others. It is 0 where they are.
+    """Displacement that moves points to a distance from others. 0 if they are that far already.
 
     Args:
         still: Points that stay, (rows, ..., 2), to broadcast against `moved`.

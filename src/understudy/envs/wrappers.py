@@ -34,14 +34,14 @@ class WrappedEnv(EnvWrapper):
                             hint="an action lasts at least 1 step")
         self.env, self.wrapper, self.discount, self.rows = env, wrapper, discount, env.rows
         self.features = dict(wrapper.features(env.features))
-        facts = {k: v for k, v in env.metadata.items() if k not in ("low", "high")}
-        if facts.get("fps"):
-            facts["fps"] /= wrapper.period
-        if facts.get("limit"):
-            facts["limit"] = math.ceil(facts["limit"] / wrapper.period)
+        metadata = {k: v for k, v in env.metadata.items() if k not in ("low", "high")}
+        if metadata.get("fps"):
+            metadata["fps"] /= wrapper.period
+        if metadata.get("limit"):
+            metadata["limit"] = math.ceil(metadata["limit"] / wrapper.period)
         if (limits := wrapper.action_limits()) is not None:
-            facts["low"], facts["high"] = limits
-        self.metadata = {**facts, "env": wrapped_env_name(env.metadata["env"], wrapper)}
+            metadata["low"], metadata["high"] = limits
+        self.metadata = {**metadata, "env": wrapped_env_name(env.metadata["env"], wrapper)}
         self.state: State | None = None
         self.seen: Obs = {}  # what `env` showed; of a row that has ended, what it showed last
         self.shown: Obs = {}  # what the actor observes of it

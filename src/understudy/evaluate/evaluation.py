@@ -56,8 +56,7 @@ def _check_seed(seed: int) -> int:
 @dataclass(frozen=True)
 class Evaluation:
     """Rollouts of one checkpoint or another actor, with intervals. `success` is None if the environment does not define
-    it. `alarms` says what a failure detector tells about the episodes.
-    """
+    it. `alarms` says what a failure detector tells about the episodes."""
 
     env: str
     episodes: Dataset  # can be stored and trained on like any other
@@ -93,8 +92,7 @@ class Evaluation:
     @property
     def trial_gain(self) -> PairedComparison | None:
         """Success in the last trial minus success in the first, of the same episodes. None if there are no several
-        trials.
-        """
+        trials."""
         if (k := self.trial_successes) is None or k.shape[1] == 1:
             return None
         assert self.success is not None
@@ -102,7 +100,7 @@ class Evaluation:
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """Return of each episode, (episodes,) float64."""
+        """Returns of each episode, (episodes,) float64."""
         return np.array([episode_return(e) for e in self.episodes])
 
     def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
@@ -223,7 +221,7 @@ def _others_failed(episodes: Dataset) -> Dataset:
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
-    """Aggregate the evaluations of a method, one for each training seed, on the same starts."""
+    """Aggregates the evaluations of a method, one for each training seed, on the same starts."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
     (runs,) = with_common_success([runs])
@@ -327,8 +325,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
     sure = (
         f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "
         f"{_format_interval(p, lambda v: _format_difference(v, what))}, "
-        f"{format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
-    )
+        f"{format_p_value(p.p_value)}.{_disagreement_note(p)}{more}")
     scope = ('This is about two checkpoints, and each stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.n_seeds == 1 else
              f"This is about the methods: {p.n_seeds} training seeds of each, over seeds and starts. "

@@ -98,8 +98,7 @@ class ObservationNovelty(DoubtScore):
 
 def _sensed(columns: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns of these names, (T, ...), with 0 where a mask ``name?`` says that nothing was sensed, as a policy
-    reads them. They may hold anything there, such as NaN, which has no distance and would never raise an alarm.
-    """
+    reads them. They may hold anything there, such as NaN, which has no distance and would never raise an alarm."""
     masks = {n: columns[n + "?"].reshape(-1, *(1,) * (columns[n].ndim - 1)) for n in names if n + "?" in columns}
     return {n: np.where(masks[n], columns[n], 0) if n in masks else columns[n] for n in names}
 

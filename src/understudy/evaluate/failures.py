@@ -76,19 +76,17 @@ class FailureGroup:
         if self.start_distance is not None and self.start_distance > 1.5:
             return (
                 f"{begin} {self.start_distance:.1f} times as far from demonstrated states as successes do: record "
-                f"demonstrations from starts like those of {which}."
-            )
+                f"demonstrations from starts like those of {which}.")
         if self.divergence_step is not None:
             return (
                 f"{leave} what was demonstrated at about step {self.divergence_step}. Record demonstrations that start "
-                f"there and return to the demonstrated path (look at {which})."
-            )
+                f"there and return to the demonstrated path (look at {which}).")
         return f"Record more demonstrations of what happens there, from starts like those of {which}."
 
 
 def group_failures(episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None
                    ) -> tuple[FailureGroup, ...]:
-    """Group failed episodes by their trajectories.
+    """Groups failed episodes by their trajectories.
 
     Trajectories (`TRAJECTORY_POINTS` states each, and their length) are clustered. Fewer than four failures form one
     group.
@@ -113,8 +111,7 @@ def group_failures(episodes: Dataset, env: Env | None = None, demonstrations: De
                 len(e) / longest,
             )
             for e in failures
-        ]
-    )
+        ])
     centred = points - points.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:MAX_COMPONENTS].T
     clusters = find_clusters(centred @ axes, MAX_GROUPS, SHAPE_WEIGHT)
@@ -143,8 +140,7 @@ def _make_group(failures: list[Episode], won, env, view, demonstrated, success_d
         late,
         _describe_end(failures, won, env, view),
         starts,
-        leaves,
-    )
+        leaves)
 
 
 def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:

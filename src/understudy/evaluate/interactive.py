@@ -1,8 +1,8 @@
 """Evaluation by a person: blind trials on a real robot in random order, until the result is clear.
 
-A `TrialDesign` defines the question. A `Session` is the state of the evaluation and a value. Everything that happens is
-an event, a small JSON object: `design.update(session, event)` returns the next session. `TrialLog` writes each event to
-disk before the next trial starts, so that an interrupted evaluation can continue.
+A `TrialDesign` defines the question. A `TrialSession`, a value, is the state of the evaluation. Each event is a small
+JSON object, and `design.update(session, event)` returns the next session. `TrialLog` writes each event to disk before
+the next trial starts, so that an interrupted evaluation can continue.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Session:
+class TrialSession:
     """The state of an evaluation."""
 
     rounds: tuple[Round, ...] = ()  # complete ones
@@ -87,27 +87,26 @@ class TrialDesign:
             raise UserError(f"at least two different labels are needed, not {', '.join(self.labels) or 'none'}",
                             where="labels", hint="worst first, success last: failure, grasped, success")
 
-    def start(self) -> Session:
-        return Session(discarded=(0,) * len(self.policies))
+    def start(self) -> TrialSession:
+        return TrialSession(discarded=(0,) * len(self.policies))
 
     def policy_order(self, draw: int) -> tuple[int, ...]:
         """Indices of the policies in the order of the trials of this round. It depends on the names of the policies, so
-        that nobody can learn the first orders by heart.
-        """
+        that nobody can learn the first orders by heart."""
         salt = hashlib.sha256(json.dumps([self.seed, *self.policies]).encode()).digest()
         coin = uniform(keys(int.from_bytes(salt[:6]), [draw]), torch.zeros(1, dtype=torch.int64), (len(self.policies),))
         return tuple(coin[0].argsort().tolist())
 
-    def current_policy(self, session: Session) -> int:
+    def current_policy(self, session: TrialSession) -> int:
         """Index of the policy of the current or next trial."""
         return self.policy_order(session.current_round.index)[len(session.current_round.labels)]
 
-    def current_trial(self, session: Session) -> Trial:
+    def current_trial(self, session: TrialSession) -> Trial:
         """The current or next trial."""
         return Trial(session.n_trials + (not session.is_running), len(session.rounds) + 1,
                      keys(self.seed, [session.current_round.index]))
 
-    def next_event(self, session: Session) -> Literal["begin", "label", "end", "over"]:
+    def next_event(self, session: TrialSession) -> Literal["begin", "label", "end", "over"]:
         """What comes next: a trial, its label, the end (if the result is clear), or nothing."""
         if session.is_over:
             return "over"
@@ -115,7 +114,7 @@ class TrialDesign:
             return "label"
         return "end" if not session.current_round.labels and self.verdict(session) is not None else "begin"
 
-    def update(self, session: Session, event: Mapping[str, Any]) -> Session:
+    def update(self, session: TrialSession, event: Mapping[str, Any]) -> TrialSession:
         """The session after an event.
 
         Args:
@@ -135,8 +134,8 @@ class TrialDesign:
                             where="interactive", hint="begin another session" if s.is_over else
                             "begin, label, spoilt, scrap, correct or end")
         if (kind in ("label", "spoilt")) > s.is_running or (kind in ("correct", "end")) & s.is_running:
-            raise UserError(f"expected {'an end of the trial' if s.is_running else 'a trial to begin'}, found {kind!r}",
-                            where="interactive", hint="`next` says what can come")
+            raise UserError(f"{kind!r} came, but {'a' if s.is_running else 'no'} trial is running", where="interactive",
+                            hint="`next_event` says what can come")
         if kind in ("label", "correct") and event.get("label") not in self.labels:
             raise UserError(f"the label must be {', '.join(self.labels[:-1])} or {self.labels[-1]}, not "
                             f"{event.get('label')!r}", where="label", hint="use one of these labels")
@@ -158,8 +157,7 @@ class TrialDesign:
             return replace(s, is_over=True)
         if s.current_round.labels:
             return replace(
-                s, current_round=replace(s.current_round, labels=(*s.current_round.labels[:-1], event["label"]))
-            )
+                s, current_round=replace(s.current_round, labels=(*s.current_round.labels[:-1], event["label"])))
         if not s.rounds:
             raise UserError("there is no label to correct", where="interactive",
                             hint="label a trial first")
@@ -178,13 +176,13 @@ class TrialDesign:
             "seed": self.seed,
         }
 
-    def _add_labels(self, s: Session, labels: tuple[str, ...]) -> Session:
+    def _add_labels(self, s: TrialSession, labels: tuple[str, ...]) -> TrialSession:
         now = replace(s.current_round, labels=labels)
         if len(labels) < len(self.policies):
             return replace(s, current_round=now)
         return replace(s, rounds=(*s.rounds, now), current_round=Round(now.index + 1))
 
-    def _discard(self, s: Session, trials: int) -> Session:
+    def _discard(self, s: TrialSession, trials: int) -> TrialSession:
         """Discards the last trials of the current round."""
         order, after = self.policy_order(s.current_round.index), len(s.current_round.labels) + s.is_running
         redone = order[after - trials:after]
@@ -192,23 +190,23 @@ class TrialDesign:
 
     # -- results ---------------------------------------------------------------------------------------------
 
-    def complete_rounds(self, session: Session) -> list[tuple[str, ...]]:
+    def complete_rounds(self, session: TrialSession) -> list[tuple[str, ...]]:
         """For each complete round, the label of every policy, in the order of `policies`."""
         return [tuple(r.labels[self.policy_order(r.index).index(i)] for i in range(len(self.policies)))
                 for r in session.rounds]
 
-    def test_state(self, session: Session) -> dict[str, int]:
+    def test_state(self, session: TrialSession) -> dict[str, int]:
         """The state of the test after the complete rounds."""
         state = self.test.start()
         for labels in self.complete_rounds(session):
             state = self.test.update(state, *(label == self.labels[-1] for label in labels))
         return state
 
-    def verdict(self, session: Session) -> str | None:
+    def verdict(self, session: TrialSession) -> str | None:
         """The verdict of the test on complete rounds. None while it is not clear."""
         return self.test.verdict(self.test_state(session))
 
-    def result(self, session: Session) -> dict[str, Any]:
+    def result(self, session: TrialSession) -> dict[str, Any]:
         """The complete result as JSON, with the names of the policies. Every interval is valid at any moment."""
         each, state = self.complete_rounds(session), self.test_state(session)
         policies = []
@@ -229,6 +227,7 @@ class TrialDesign:
 
 
 _FIRST_LINE = b'{"event": "interactive evaluation"'
+_NO_JOURNAL = "this file does not hold an evaluation that can be continued"
 
 
 class TrialLog:
@@ -259,8 +258,7 @@ class TrialLog:
                 journal.write({"event": "interactive evaluation", **about})
                 sync_folder(path.parent)
             elif lines[0].get("event") != "interactive evaluation":
-                raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
-                                hint="name another --save")
+                raise UserError(_NO_JOURNAL, where=path, hint="name another --save")
             else:
                 _check_same_design(lines[0], json.loads(json.dumps(about)), path)
             yield journal
@@ -269,8 +267,7 @@ class TrialLog:
 
     def write(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(
-            replace_nonfinite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False
-        )
+            replace_nonfinite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False)
         unwritten = memoryview((line + "\n").encode())
         while unwritten:
             unwritten = unwritten[os.write(self._handle, unwritten):]
@@ -294,8 +291,7 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
             raise UserError(f"line {number} is not JSON", where=path,
                             hint="restore the file from a copy, or start again with another --save")
     if len(text) > whole and not events and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:
-        raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
-                        hint="name another --save")
+        raise UserError(_NO_JOURNAL, where=path, hint="name another --save")
     os.ftruncate(handle, whole)
     return events
 

@@ -29,7 +29,7 @@ class LifelongMetrics:
 
 
 def lifelong_metrics(performance: ArrayLike) -> LifelongMetrics:
-    """Summarize the matrix of performance after each training in each task.
+    """Summarizes the matrix of performance after each training in each task.
 
     Args:
         performance: Row i is after the training of i tasks, so that row 0 is before any, and columns are tasks in the

@@ -196,8 +196,7 @@ def _outcome_text(is_success: Sequence[bool | None]) -> str:
     return (
         f"{sum(bool(w) for w in is_success)} of {len(is_success)} episodes succeed, drawn solid; the others are "
         f"dashed and end "
-        "in a cross."
-    )
+        "in a cross.")
 
 
 # -- images ------------------------------------------------------------------------------------------------------
@@ -545,8 +544,7 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
         axes.height,
         f"Histogram of {x_name}: {len(v)} {of}, from {_format_number(v.min())} to {_format_number(v.max())}, half of "
         f"them "
-        f"up to {_format_number(float(np.median(v)))}.",
-    )
+        f"up to {_format_number(float(np.median(v)))}.")
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
@@ -574,8 +572,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
             parts += [_path([(at, y + 4), (at, y + 23)], cls) for cls in ("halo", "mark")]
         descriptions.append(
             f"{label} {_format_number(value)}"
-            + ("" if other is None else f" ({reference_name} {_format_number(other)})")
-        )
+            + ("" if other is None else f" ({reference_name} {_format_number(other)})"))
     return _figure(parts, top + step * len(rows) + 2, f"{name}: {'; '.join(descriptions)}.")
 
 
@@ -662,7 +659,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`."""
+    """Rounds numbers from at or below `low` to at or above `high`."""
     low, high = (float(v) if abs(v) > 1e-200 else 0.0 for v in (low, high))
     span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
     raw = (span or abs(high) or 1.0) / about

@@ -134,15 +134,15 @@ class UniformRandomActor(CountingActor):
     env: Env
 
     def act(self, obs, state):
-        action, facts = self.env.features["action"], self.env.metadata
+        action, metadata = self.env.features["action"], self.env.metadata
         drawn = uniform(state["key"], state["count"], action.shape, stream=3)
         if action.num_classes is not None:
             chosen = (drawn * torch.tensor(action.num_classes)).long()
-        elif "low" in facts:
-            low, high = (torch.as_tensor(facts[k], dtype=torch.float64) for k in ("low", "high"))
+        elif "low" in metadata:
+            low, high = (torch.as_tensor(metadata[k], dtype=torch.float64) for k in ("low", "high"))
             chosen = (low + (high - low) * drawn).float()
         else:
-            raise UserError("the actions have no limits", where=facts["env"],
+            raise UserError("the actions have no limits", where=metadata["env"],
                             hint="uniform actions need limits: record --actor scripted, or wrap the environment")
         return chosen, {**state, "count": state["count"] + 1}
 

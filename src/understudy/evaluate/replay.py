@@ -70,8 +70,7 @@ class ReplayResult:
             text += (
                 f"{n - len(divergent)} as recorded to the last step, {len(divergent)} not. The earliest: episode "
                 f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
-                f"value (more than {self.tolerance:g})."
-            )
+                f"value (more than {self.tolerance:g}).")
         success = [t.success for t in self.episodes if t.success is not None]
         if len(success) == n:
             text += f" Success: {sum(success)} of {n}"
@@ -145,8 +144,7 @@ class _ReplayComparison:
             self.success,
             None if recorded is None else bool(recorded),
             self.first,
-            self.error,
-        )
+            self.error)
 
 
 def _check_shapes(data: Dataset, env: Env) -> None:
@@ -155,14 +153,11 @@ def _check_shapes(data: Dataset, env: Env) -> None:
         if name in recorded and recorded[name].size != env.features[name].size:
             recorded_env = data[0].metadata.get("env")
             path = data.metadata.get("path")
-            raise UserError(
-                f"expected {name!r} of shape {env.features[name].shape}, as in {env.metadata['env']}, found "
-                f"{recorded[name].shape}",
-                where=path or "data set",
-                hint="replay it in the environment it was recorded in"
-                + (f": {command_line('replay', path or 'DATA', recorded_env)}"
-                   if recorded_env and recorded_env != env.metadata["env"] else ""),
-            )
+            raise UserError(f"{name!r} has the shape {recorded[name].shape}, but {env.features[name].shape} in "
+                            f"{env.metadata['env']}", where=path or "data set",
+                            hint="replay it in the environment it was recorded in"
+                            + (f": {command_line('replay', path or 'DATA', recorded_env)}"
+                               if recorded_env and recorded_env != env.metadata["env"] else ""))
 
 
 def _compared_columns(env: Env) -> list[str]:
@@ -230,7 +225,8 @@ def reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
     else:
         lacks = [f"'{k}'" for k in ("env", "seed", "number") if k not in meta]
         began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (
-            "keep the facts 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record does")
+            "keep the metadata 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record "
+            "does")
     raise UserError(f"the episode {began}, and {name if other else 'that environment'} cannot be put into a recorded "
                     "state", where=f"{path or 'data set'}, episode {episode_number}", hint=do)
 

@@ -236,7 +236,7 @@ class Section:
 
 def write_page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
                footer: str = "") -> Path:
-    """Write an HTML page that needs no other file.
+    """Writes an HTML page that needs no other file.
 
     Args:
         verdict: Up to three sentences for the top: the result, its certainty, and what it is about (see
@@ -268,7 +268,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
                  title: str | None = None) -> Path:
-    """Write a page about one or two policies.
+    """Writes a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
@@ -338,14 +338,13 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
                 f"{'Percentage points' if p.metric == 'success' else 'Return'}; {p.level:.0%} interval "
                 f"{_format_signed(p.low, p.metric)} to {_format_signed(p.high, p.metric)}, "
                 f"{format_p_value(p.p_value)}.",
-            )
-        )
+            ))
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
     contents = (*(Figures(tuple(r)) for r in rows if r), *table, *_trial_contents(runs))
-    facts = env.metadata if env is not None else {}
-    what = f" Success: {facts['success']}." if facts.get("success") else ""
-    if facts.get("optimum") is not None:
-        what += f" The best possible success here is {facts['optimum']:.0%}."
+    metadata = env.metadata if env is not None else {}
+    what = f" Success: {metadata['success']}." if metadata.get("success") else ""
+    if metadata.get("optimum") is not None:
+        what += f" The best possible success here is {metadata['optimum']:.0%}."
     lines = " A solid line succeeds; a dashed one that ends in a cross does not." if ways else ""
     return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
@@ -521,14 +520,13 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
             f.unit or "–",
         )
         for name, f in features.items()
-        if role(name) in ("observation", "action")
-    )
+        if role(name) in ("observation", "action"))
     return Section("Demonstrations", (StatTiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
 
 
 def write_comparison_report(c: Comparison, path: Path | str) -> Path:
-    """Write a page about several policies on the same starts: how good each is, and which can be told apart."""
+    """Writes a page about several policies on the same starts: how good each is, and which can be told apart."""
     success, shared, places = c.metric == "success", c.letters, c.ranks
     each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
     rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
@@ -568,7 +566,7 @@ def write_comparison_report(c: Comparison, path: Path | str) -> Path:
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str,
                             commands: Sequence[tuple[str, str]] = (), value: str = "") -> Path:
-    """Write a page about a policy that was evaluated on recorded episodes."""
+    """Writes a page about a policy that was evaluated on recorded episodes."""
     of_value = [Section("What it is worth", (), value)] if value else []
     sections = [*prediction_sections(prediction), *of_value, *next_step_section({}, commands)]
     return write_page(path, f"Judged on recorded episodes of {Path(prediction.name).name}", sections,

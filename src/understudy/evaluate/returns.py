@@ -63,8 +63,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         vectorized=True,
         confidence_level=level,
         method=method,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+        rng=np.random.default_rng(0)).confidence_interval
     return Interval(estimate, float(interval.low), float(interval.high), level)
 
 
@@ -135,6 +134,5 @@ def _percentile_interval(drawn: np.ndarray, level: float) -> np.ndarray:
 
 def _check_runs(values) -> np.ndarray:
     if len({len(row) for row in values}) != 1 or not len(values[0]):
-        raise ValueError(f"expected (runs, tasks), as many values of every task, found rows of "
-                         f"{[len(row) for row in values]}")
+        raise ValueError(f"every run must have a value of every task, but they have {[len(row) for row in values]}")
     return np.asarray(values, float)

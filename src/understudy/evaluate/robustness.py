@@ -297,8 +297,7 @@ def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
         rates,
         f"level, {sweep.shift.unit}",
         rates[0].estimate / 2,
-        as_fraction=sweep.success is not None,
-    )
+        as_fraction=sweep.success is not None)
 
 
 def hardest_episode(
@@ -383,7 +382,7 @@ def _format_interval(i: Interval, metric: str) -> str:
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
                  hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
-    """Write a page with a curve of each shift.
+    """Writes a page with a curve of each shift.
 
     Args:
         hardest_episodes: By the name of the shift, the number of an episode at its hardest level and frames of it.
@@ -391,8 +390,7 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
     of, hardest_episodes = "return" if sweeps[0].success is None else "success", hardest_episodes or {}
     items = tuple(
         (f"{c.shift.name}: {c.shift.description}", sweep_figure(c), f"Where it halves: {c.half_success_level()}.")
-        for c in sweeps
-    )
+        for c in sweeps)
     success = f" Success: {env.metadata['success']}." if env.metadata.get("success") else ""
     sections = [Section("Worlds that differ more and more", (Figures(items),),
                         f"The same {sweeps[0].returns.shape[1]} starts at every level; 0 is the environment as it is. "
@@ -402,8 +400,7 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
         (c.shift.name, f"{s:g}\u00a0{c.shift.unit}", *(scale * v for v in (r.estimate, r.low, r.high)),
          *(scale * v for v in (d.estimate, d.low, d.high)))
         for c in sweeps
-        for s, r, (d, _) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)
-    )
+        for s, r, (d, _) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True))
     if hardest_episodes:
         contents: list[Content] = [Figures(tuple(
             (f"{c.shift.name}: {c.severities[-1]:g} {c.shift.unit}", hardest_episodes[c.shift.name][1],
@@ -419,5 +416,4 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
         f"{name} in shifted worlds of {env.metadata['env']}",
         sections,
         verdict=verdict_parts(sweeps),
-        footer=f"{method} Halving: isotonic regression, bootstrap over starts.",
-    )
+        footer=f"{method} Halving: isotonic regression, bootstrap over starts.")

@@ -93,16 +93,14 @@ class SequentialRateTest:
 
     def decision_bounds(self, trials):
         """(low, high): after this many trials (an integer or an array), the verdict is "below" at `low` successes or
-        fewer, and "above" from `high` on. -1 and trials + 1 if no verdict is possible.
-        """
+        fewer, and "above" from `high` on. -1 and trials + 1 if no verdict is possible."""
         n = np.asarray(trials)
 
         def enough(k):
             return self._log_e_value(k, n, self.threshold) >= _log_threshold(self.level)
         middle = np.floor(n * self.threshold).astype(int)  # no verdict there
         return -1 - _smallest_sufficient(lambda k: enough(-1 - k), -middle - 1, 0 * n), _smallest_sufficient(
-            enough, middle, n + 1
-        )
+            enough, middle, n + 1)
 
     def _log_e_value(self, k, n, p):
         """Logarithm of the capital of bets against a rate of p."""
@@ -135,7 +133,7 @@ class SequentialDifferenceTest:
         return {"pairs": 0, "first": 0, "second": 0}
 
     def update(self, state: TestState, first: bool, second: bool) -> TestState:
-        """Add the results of one start."""
+        """Adds the results of one start."""
         return {"pairs": state["pairs"] + 1, "first": state["first"] + (bool(first) and not second),
                 "second": state["second"] + (bool(second) and not first)}
 
@@ -150,8 +148,7 @@ class SequentialDifferenceTest:
         if n == 0:
             return Interval(math.nan, -1.0, 1.0, self.level)
         return _confidence_sequence(
-            lambda d: _log_e_value_paired(b, c, n - b - c, d), (b - c) / n, -1.0, 1.0, self.level
-        )
+            lambda d: _log_e_value_paired(b, c, n - b - c, d), (b - c) / n, -1.0, 1.0, self.level)
 
     def verdict(self, state: TestState) -> Literal["first", "second", "futile"] | None:
         """The verdict. None means: continue. "futile" is as in `SequentialRateTest`."""
@@ -169,8 +166,7 @@ class SequentialDifferenceTest:
 
     def wins_needed(self, max_rollouts: int) -> np.ndarray:
         """For 0, 1, ... differing pairs, the number that one policy must win for a verdict, (max_rollouts + 1,). It is
-        one more than the number of pairs if even all pairs are not enough.
-        """
+        one more than the number of pairs if even all pairs are not enough."""
         return _wins_needed(self.level, max_rollouts)
 
 
@@ -206,8 +202,7 @@ def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
             + b * math.log(2 / (1 + d)) + c * math.log(2 / (1 - d)))
     return float(
         scipy.special.logsumexp(logs, b=_WEIGHTS * (high - low) / 2)
-        - scipy.special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2)
-    )
+        - scipy.special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2))
 
 
 def _confidence_sequence(log_e_value, estimate: float, least: float, most: float, level: float) -> Interval:

@@ -20,8 +20,7 @@ LEVEL = 0.95
 @dataclass(frozen=True)
 class Interval:
     """An estimate with limits: low <= truth <= high in a fraction `level` of repetitions, as far as the method
-    guarantees it.
-    """
+    guarantees it."""
 
     estimate: float
     low: float

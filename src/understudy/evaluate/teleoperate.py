@@ -47,9 +47,9 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
     schema = {**env.features, "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
               "next.truncated": Feature("bool", ()),
               **({"next.success": Feature("bool", ())} if env.metadata.get("success") else {})}
-    facts = {"seed": seed, "env": env.metadata["env"], "by": "keyboard"}
+    metadata = {"seed": seed, "env": env.metadata["env"], "by": "keyboard"}
     with Recorder(
-        schema, out, fps=env.metadata.get("fps"), clock=None, images=images, metadata=facts, on_saved=on_saved
+        schema, out, fps=env.metadata.get("fps"), clock=None, images=images, metadata=metadata, on_saved=on_saved
     ) as r:
         scene = _TeleoperationSession(
             env,
@@ -59,8 +59,7 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
             1 / rate,
             lambda text: show(f"{render_ansi(env.frame(0), lines)}\n{text}"),
             clock,
-            sleep,
-        )
+            sleep)
         while r.count < episodes:
             ended = scene.run_episode()
             if ended == "quit" or ended != "again" and scene.ask_outcome(ended) == "quit":

@@ -49,7 +49,7 @@ STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what s
 
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
                        trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
-    """Load the policy of a run and make an environment for it: a setup for workers.
+    """Loads the policy of a run and makes an environment for it: a setup for workers.
 
     Args:
         run: Run folder, checkpoint or exported policy.
@@ -136,7 +136,7 @@ class WorkerPool:
     def rollout(
         self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
     ) -> Dataset:
-        """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers."""
+        """Rolls episodes out, as `rollout.rollout`: the same episodes for any number of workers."""
         if self._local is not None:
             with single_threaded():
                 rollouts = rollout(*self._local, episodes, seed, first=first, watch=watch)
@@ -187,17 +187,20 @@ class WorkerPool:
                         raise UserError(f"workers die while they start ({message})",
                                         where="workers", hint=STARTUP_HINT)
                 else:
-                    unfinished = sorted(member.pending)
-                    # episodes start in their order
-                    begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]
-                    deaths.update(begun)
-                    if twice := [n for n in begun if deaths[n] > 1]:
-                        raise UserError(f"two workers died in episode {twice[0]} "
-                                        f"({message})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
                     assert todo is not None  # shares were made when the first worker was ready
-                    todo.extend(range(n, n + 1) for n in begun)
-                    if not_begun:
-                        todo.append(range(not_begun[0], not_begun[-1] + 1))
+                    todo.extend(self._handle_death(member, message, deaths, seed))
+
+    def _handle_death(self, member, message: str, deaths: Counter[int], seed: int) -> Iterator[range]:
+        """Yields the parts that a dead worker leaves undone: each begun episode alone, and the others together."""
+        unfinished = sorted(member.pending)
+        begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]  # episodes start in their order
+        deaths.update(begun)
+        if twice := [n for n in begun if deaths[n] > 1]:
+            raise UserError(f"two workers died in episode {twice[0]} ({message})",
+                            where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
+        yield from (range(n, n + 1) for n in begun)
+        if not_begun:
+            yield range(not_begun[0], not_begun[-1] + 1)
 
 
 def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
@@ -213,8 +216,7 @@ def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
 
 def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Callable[[str, Any], None]) -> None:
     """The main loop of a worker. It sends ("ready", (rows, metadata)), ("episode", (number, episode)) and ("done",
-    metadata) for each part, or ("failed", error).
-    """
+    metadata) for each part, or ("failed", error)."""
     env = None
     torch.set_num_threads(1)
     try:
@@ -316,8 +318,7 @@ def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
 
 def connect_ray() -> tuple[ModuleType, bool]:
     """(ray, whether this call started it). It uses the cluster of RAY_ADDRESS, one that runs here, or starts a
-    temporary one that only this machine can reach.
-    """
+    temporary one that only this machine can reach."""
     try:
         import ray
     except ImportError:
@@ -388,8 +389,7 @@ class _RayWorker:
         threading.Thread(
             target=_worker_loop,
             args=(setup, iter(self.inbox.get, None), lambda *message: self.outbox.put(message)),
-            daemon=True,
-        ).start()
+            daemon=True).start()
 
     def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
         """All that it says of a share, or that it is ready."""

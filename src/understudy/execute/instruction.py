@@ -19,8 +19,7 @@ INSTRUCTION = "instruction"  # recorded column: what was said at each step, as b
 
 class Speaker(ABC):
     """Says at each step what to do. Its state is a value with one row per environment. Subclasses are frozen
-    dataclasses. The contract is `testing.check_speaker`.
-    """
+    dataclasses. The contract is `testing.check_speaker`."""
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
         """Returns the state before the first step.

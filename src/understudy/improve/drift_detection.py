@@ -33,7 +33,7 @@ class DriftDetector:
         self.n, self.mean, self.variance, self.sum = 0, 0.0, 0.0, 0.0
 
     def update(self, loss: float) -> bool:
-        """Take the next loss. Returns whether it raises an alarm."""
+        """Takes the next loss. Returns whether it raises an alarm."""
         difference = loss - self.mean
         if self.n >= self.memory:
             deviation = difference / max(math.sqrt(self.variance), 1e-12)

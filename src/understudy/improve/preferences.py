@@ -66,11 +66,11 @@ def comparison(data: Dataset, pair: tuple[Segment, Segment], length: int, answer
                            for name, segment in zip(("first", "second"), pair, strict=True)})
 
 
-def answered_pairs(out: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
+def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
     """Returns the number of comparisons in a folder, and the number of the next pair.
 
     Args:
-        facts: What the metadata of its episodes must say.
+        metadata: What the metadata of its episodes must say.
     """
     if not out.exists():
         return 0, 0
@@ -80,9 +80,9 @@ def answered_pairs(out: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
     warn_of_losses(out, repair(out))
     data = open_dataset(out)
     for number, episode in enumerate(data):
-        if other := [name for name, fact in facts.items() if episode.metadata.get(name) != fact]:
+        if other := [name for name in metadata if episode.metadata.get(name) != metadata[name]]:
             raise UserError(f"the comparison has {other[0]} {episode.metadata.get(other[0])!r}, and this call "
-                            f"{facts[other[0]]!r}", where=f"{out}, episode {number}",
+                            f"{metadata[other[0]]!r}", where=f"{out}, episode {number}",
                             hint="choose another folder, or use the options of the first call")
     return len(data), int(data[-1].metadata["pair"]) + 1 if len(data) else 0
 

@@ -43,8 +43,7 @@ class TakeoverJointKeyboard(TakeoverKeyboard, JointKeyboard):
 
 class TakeoverKeys(TakeoverKeyboard, RecordingKeys):
     """The keys of a takeover while another device moves the robot. Space also holds and tab also takes over, as in
-    LeRobot.
-    """
+    LeRobot."""
 
     def _press(self, key: str, now: float) -> None:
         super()._press({" ": "p", "\t": "t"}.get(key, key), now)

@@ -57,7 +57,7 @@ class AttentionSupervision(AuxiliaryLoss):
 
 
 def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.ndarray:
-    """Return the column that `MemorySupervision` reads.
+    """Returns the column that `MemorySupervision` reads.
 
     Args:
         pairs: Memory dependency pairs (p, q) of an episode: what happened at step p is recalled at step q.

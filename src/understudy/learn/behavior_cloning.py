@@ -49,7 +49,7 @@ class AuxiliaryLoss(ABC):
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:
-        """Return the function. If it is a module, its parameters train with the policy, and its state is saved."""
+        """Returns the function. If it is a module, its parameters train with the policy, and its state is saved."""
 
 
 class LaggedAuxiliaryLoss(nn.Module, ABC):
@@ -57,11 +57,11 @@ class LaggedAuxiliaryLoss(nn.Module, ABC):
 
     @abstractmethod
     def after_update(self, policy: Policy) -> None:
-        """Update the copy. Called after each update of the policy."""
+        """Updates the copy. Called after each update of the policy."""
 
 
 def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> None:
-    """Update the copies of those functions that keep one: see `LaggedAuxiliaryLoss`."""
+    """Updates the copies of those functions that keep one: see `LaggedAuxiliaryLoss`."""
     for function in losses:
         if isinstance(function, LaggedAuxiliaryLoss):
             function.after_update(policy)

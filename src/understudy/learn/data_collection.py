@@ -44,36 +44,36 @@ class Training(ABC):
 
     @abstractmethod
     def restore(self) -> None:
-        """Give the learner the state of the checkpoint that the training resumes from. Does nothing in a new one."""
+        """Gives the learner the state of the checkpoint that the training resumes from. Does nothing in a new one."""
 
     @abstractmethod
     def build_learner(self, data: Dataset) -> None:
-        """Replace the learner by a new one, whose policy has the statistics of `data` and new initial weights."""
+        """Replaces the learner by a new one, whose policy has the statistics of `data` and new initial weights."""
 
     @abstractmethod
     def annotated(self, data: Dataset) -> Dataset:
-        """Return the first episodes with what the learner adds to them, which is computed once and stored."""
+        """Returns the first episodes with what the learner adds to them, which is computed once and stored."""
 
     @abstractmethod
     def actor(self, policy: Policy | None = None) -> Actor:
-        """Return the actor that the method deploys.
+        """Returns the actor that the method deploys.
 
         Args:
             policy: Acts in place of the learner's policy, which has the present weights.
         """
 
     def best_policy(self) -> Policy | None:
-        """Return the policy of the best checkpoint so far. None if no checkpoints are stored."""
+        """Returns the policy of the best checkpoint so far. None if no checkpoints are stored."""
         return None
 
     @abstractmethod
     def transform(self, episodes: Dataset) -> Dataset:
-        """Apply the method's transforms."""
+        """Applies the method's transforms."""
 
     @abstractmethod
     def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True,
                meanwhile: Callable[[], None] | None = None) -> None:
-        """Make updates until there are `until` of them, and store a checkpoint.
+        """Makes updates until there are `until` of them, and stores a checkpoint.
 
         Args:
             sampler: Source of the batches. Batch number n is for update number n.
@@ -86,7 +86,7 @@ class Training(ABC):
 
     @abstractmethod
     def log(self, **metrics: float) -> None:
-        """Store metrics of the present number of updates, and pass them to the callbacks.
+        """Stores metrics of the present number of updates, and passes them to the callbacks.
 
         Metrics that an interrupted training has already stored are not stored again.
         """
@@ -106,20 +106,20 @@ class DataCollection(ABC):
 
     @abstractmethod
     def check(self, env: Any, person: Actor | None) -> None:
-        """Raise UserError if something that collecting needs is missing: see `Training.env` and `Training.person`."""
+        """Raises UserError if something that collecting needs is missing: see `Training.env` and `Training.person`."""
 
     def scaled(self, factor: float) -> DataCollection:
-        """Return the collection with the numbers of updates multiplied by a factor. By default it has none."""
+        """Returns the collection with the numbers of updates multiplied by a factor. By default it has none."""
         return self
 
     def describe(self) -> str:
-        """Return how many updates and rounds there are, in words."""
+        """Returns how many updates and rounds there are, in words."""
         return "collects episodes"
 
     @abstractmethod
     def initial_data(self, data: Dataset) -> Dataset:
-        """Return the training episodes that are there before any is collected."""
+        """Returns the training episodes that are there before any is collected."""
 
     @abstractmethod
     def run(self, training: Training) -> None:
-        """Collect episodes and train on them, from the beginning or from where the training resumes."""
+        """Collects episodes and trains on them, from the beginning or from where the training resumes."""

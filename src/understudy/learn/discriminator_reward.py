@@ -166,8 +166,8 @@ class Discriminator(RewardModel):
         value = self.layers(self.read(batch)).squeeze(-1)
         if self.potential is None:
             return value
-        here, there = (self.potential(self.encode(obs)).squeeze(-1) for obs in (batch.obs, batch.next))
-        return value + self.config.discount * ~self.ends(batch) * there - here
+        potential, next_potential = (self.potential(self.encode(obs)).squeeze(-1) for obs in (batch.obs, batch.next))
+        return value + self.config.discount * ~self.ends(batch) * next_potential - potential
 
     def reward(self, batch, policy):
         reward = self._reward_of(self.value(batch))

@@ -36,7 +36,7 @@ def fisher_information(policy: Policy, data: Dataset, n_windows: int = 1024, see
 
 
 def save_anchor(policy: Policy, data: Dataset, path: Path | str, n_windows: int = 1024, seed: int = 0) -> None:
-    """Write the weights of a policy that has learned a task, and their Fisher information on its data, for `EWC`.
+    """Writes the weights of a policy that has learned a task, and their Fisher information on its data, for `EWC`.
 
     The file is twice as large as the weights.
     """

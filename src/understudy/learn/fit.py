@@ -46,7 +46,7 @@ class LearnerConfig(ABC):
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Learner:
-        """Build the learner.
+        """Builds the learner.
 
         Args:
             seed: Seed of noise and dropout.
@@ -78,7 +78,7 @@ class Learner(ABC):
         return {"policy": self.trained_policy}
 
     def initialize(self, name: str, source: CheckpointModule) -> None:
-        """Give one of the modules, other than the policy, the weights of a module that a stage trained.
+        """Gives one of the modules, other than the policy, the weights of a module that a stage trained.
 
         Args:
             name: Its name in `modules`.
@@ -91,7 +91,7 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, float]:
-        """Make one update.
+        """Makes one update.
 
         Args:
             batch: This process's part of the batch. With one process, all of it.
@@ -105,14 +105,14 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that an update depends on: tensors, and metadata as JSON."""
+        """Returns everything that an update depends on: tensors, and metadata as JSON."""
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Restore a state. Later updates are bit-equal to those of the learner that returned it."""
+        """Restores a state. Later updates are bit-equal to those of the learner that returned it."""
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None) -> BatchSampler:
-        """Return the sampler of the batches that this learner needs: windows of the policy, by default.
+        """Returns the sampler of the batches that this learner needs: windows of the policy, by default.
 
         Args:
             sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
@@ -133,7 +133,7 @@ class Learner(ABC):
         return SourcesSampler(windows(own), {"expert": windows(expert)})
 
     def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
-        """Add columns to episodes, such as rewards, advantages or old log-probabilities.
+        """Adds columns to episodes, such as rewards, advantages or old log-probabilities.
 
         It is called once for the first episodes, before any sampler of batches is built, and once for those of each
         collection round. The result is stored, so that a resumed training does not call it again. Returns the episodes
@@ -156,14 +156,14 @@ class Learner(ABC):
 
 
 def own_and_expert(data: Dataset) -> tuple[Dataset, Dataset]:
-    """Return the episodes that are compared with demonstrations, and these. Both are these if there are no others."""
+    """Returns the episodes that are compared with demonstrations, and these. Both are these if there are no others."""
     expert = expert_episodes(data)
     own = sorted(set(range(len(data))) - set(expert)) or expert
     return data.select(own), data.select(expert)
 
 
 def no_demonstrations(data: Dataset) -> DataError:
-    """Return the error about data without a demonstration, for a learner that compares with them."""
+    """Returns the error about data without a demonstration, for a learner that compares with them."""
     return DataError(f"none of the {len(data)} episodes is a demonstration of an expert",
                      where=data.metadata.get("path") or "data set",
                      hint="give demonstrations as DATA and the other episodes as --prior, and label no demonstration "
@@ -176,7 +176,7 @@ Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (upda
 @replaceable
 def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: int = 0,
         callbacks: Iterable[Callback] = ()) -> None:
-    """Make the updates number `start` to `steps - 1`.
+    """Makes the updates number `start` to `steps - 1`.
 
     Args:
         batch: `batch(n)` is batch number n. It is a function, so that a run resumes at any update.

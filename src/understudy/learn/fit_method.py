@@ -76,7 +76,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                env: Any = None, person: Actor | None = None, policy: Policy | None = None,
                sampling_weights: SamplingWeights | None = None, callbacks: Iterable[Callback] = (),
                device: str | torch.device = "cpu") -> FitResult:
-    """Train a method in memory, on all of the data.
+    """Trains a method in memory, on all of the data.
 
     The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
     All processes of `torch.distributed` train one policy together.
@@ -236,16 +236,26 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
         left_out: Numbers of the episodes that are held out, or not trained on for another reason.
         stream: The stream of which `data` are the first episodes.
     """
-    path = data.metadata.get("path") or "data set"
-    learner = method.learner
+    _check_expert_flags(method, data, left_out)
+    if not any(isinstance(part, ShowDemonstration) and not part.own for part in method.transforms):
+        return
+    if stream is not None:
+        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
+                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
+    _check_shown_tasks(data, left_out)
+
+
+def _check_expert_flags(method: Method, data: Dataset, left_out: Collection[int]) -> None:
+    """Checks the demonstrations, and other episodes, that a method imitates or compares."""
+    path, learner = data.metadata.get("path") or "data set", method.learner
     reward = learner.reward if isinstance(learner, RewardedConfig) else None
     demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
     expert = [data[i].metadata for i in demonstrations if i not in left_out]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
-    if imitates and (failures := sum(not facts.get("success", True) for facts in expert)):
+    if imitates and (failures := sum(not metadata.get("success", True) for metadata in expert)):
         warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
                       "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
-                      DataWarning, stacklevel=3)
+                      DataWarning, stacklevel=4)
     if n_kept and not expert and imitates:
         raise no_demonstrations(data)
     if isinstance(reward, ConstantReward) and len(expert) < n_kept:
@@ -257,11 +267,11 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
                              "that are no demonstrations: understudy view make DATA --label expert=false")
-    if not any(isinstance(part, ShowDemonstration) and not part.own for part in method.transforms):
-        return
-    if stream is not None:
-        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
-                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
+
+
+def _check_shown_tasks(data: Dataset, left_out: Collection[int]) -> None:
+    """Checks that there is another demonstration of the task of each episode."""
+    path = data.metadata.get("path") or "data set"
     tasks = [task_of(episode) for episode in data.iterate_once()]
     if not tasks or "" in tasks:
         return
@@ -276,7 +286,7 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     if alone:
         warnings.warn(f"{path}: {alone} of {len(trained)} episodes are the only ones of their task. They are left out, "
                       "because there is no other to show."
-                      + (" Held-out episodes do not count." if left_out else ""), DataWarning, stacklevel=3)
+                      + (" Held-out episodes do not count." if left_out else ""), DataWarning, stacklevel=4)
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,

@@ -80,7 +80,7 @@ class GradientLearner(Learner):
 
     def register(self, name: str, module: M, optimizer: OptimizerConfig | None = None, *,
                  auxiliary: Sequence[nn.Module] = ()) -> M:
-        """Add a network, and return it. It is saved and restored with the learner.
+        """Adds a network, and returns it. It is saved and restored with the learner.
 
         Args:
             name: A name without dots, such as "critic". The policy is called "policy".
@@ -105,7 +105,7 @@ class GradientLearner(Learner):
         return module
 
     def target_network(self, name: str, decay: float | EMADecay = 0.995) -> Any:
-        """Keep a slowly updated copy of a registered network, for use in losses.
+        """Keeps a slowly updated copy of a registered network, for use in losses.
 
         After each update, `target = decay * target + (1 - decay) * network`. Buffers are copied.
 
@@ -120,7 +120,7 @@ class GradientLearner(Learner):
         return self.targets[name].module
 
     def average_weights(self, name: str, decay: EMADecay) -> nn.Module:
-        """Keep averaged weights of a registered network. They act and are stored in checkpoints.
+        """Keeps averaged weights of a registered network. They act and are stored in checkpoints.
 
         Returns:
             A copy of the network with averaged weights, in evaluation mode and without gradients.
@@ -129,14 +129,14 @@ class GradientLearner(Learner):
         return self.averages[name].module
 
     def score_bound(self, data: Dataset, discount: float, bonus: float = 0.0) -> ReturnBound:
-        """Return a `ReturnBound` that keeps the largest reward so far, also when the learner is restored."""
+        """Returns a `ReturnBound` that keeps the largest reward so far, also when the learner is restored."""
         self._bounds.append(ReturnBound(data, discount, bonus))
         return self._bounds[-1]
 
     # -- what a subclass calls in `update` ------------------------------------------------------------------------
 
     def generator(self, stream: int = 0) -> Generator:
-        """Return a random generator that depends on the seed, the number of updates made and `stream` alone.
+        """Returns a random generator that depends on the seed, the number of updates made and `stream` alone.
 
         For draws outside of a loss, of which `stream` keeps several in one update apart. It is the same in every
         process. A loss uses the generator that it receives.
@@ -183,7 +183,7 @@ class GradientLearner(Learner):
 
     def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None, *,
                  normalize: Literal["weights", "rows"] = "weights") -> None:
-        """Make one optimizer step on a network.
+        """Makes one optimizer step on a network.
 
         Only the parameters of that network receive gradients, whatever other networks the loss reads.
 
@@ -253,7 +253,7 @@ class GradientLearner(Learner):
                 if name in self._logged else list(pair)
 
     def end_update(self, **metrics: float) -> dict[str, float]:
-        """Update target networks, averaged weights and the counter. Call it once, at the end of `update`.
+        """Updates target networks, averaged weights and the counter. Call it once, at the end of `update`.
 
         Returns:
             Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,

@@ -40,7 +40,7 @@ _OTHERWISE = "export it as ONNX (--out FILE.onnx), which holds every architectur
 
 
 def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str) -> None:
-    """Write a policy of ACT or Diffusion Policy in the form of LeRobot 0.4.
+    """Writes a policy of ACT or Diffusion Policy in the form of LeRobot 0.4.
 
     The policy consists of `ACTTransformer` and `ACTEncoder`, or of `UNet` and `DiffusionPolicyEncoder`, as a checkpoint
     of LeRobot gives it. The folder is what LeRobot calls `pretrained_model`: `lerobot-eval --policy.path=FOLDER`.

@@ -50,7 +50,7 @@ _EPS = 1e-8  # of LeRobot's normalization, where a file does not say it
 
 
 def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
-    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`: what a `Method` starts with.
+    """Reads the configuration of a LeRobot checkpoint, the folder `pretrained_model`: what a `Method` starts with.
 
     The learner has the optimizer settings of LeRobot.
     """
@@ -58,7 +58,7 @@ def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
 
 
 def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Policy:
-    """Load the policy of a LeRobot checkpoint, the folder `pretrained_model`, in evaluation mode.
+    """Loads the policy of a LeRobot checkpoint, the folder `pretrained_model`, in evaluation mode.
 
     Raises:
         Unsupported: The policy is neither ACT nor Diffusion Policy, or has a setting that understudy lacks.
@@ -355,7 +355,7 @@ def _is_unused(policy: Policy, name: str) -> bool:
 
 
 def tensor_names(policy: Policy) -> dict[str, str]:
-    """Return LeRobot's name of each tensor of a policy, without statistics of the data.
+    """Returns LeRobot's name of each tensor of a policy, without statistics of the data.
 
     Args:
         policy: A policy with the trunk `ACTTransformer` or `UNet`, and the encoder that belongs to it.
@@ -423,13 +423,13 @@ def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
 
 
 def scale_last_half(tensor: Tensor, factor: float) -> Tensor:
-    """Return a tensor, rows first, whose second half of rows is multiplied by a factor."""
+    """Returns a tensor, rows first, whose second half of rows is multiplied by a factor."""
     first, second = tensor.chunk(2)
     return torch.cat([first, factor * second])
 
 
 def reflect_time(policy: Policy, weight: Tensor) -> Tensor:
-    """Return the first layer of the time embedding for sinusoids of N t in place of N - 1 - N t, or the reverse.
+    """Returns the first layer of the time embedding for sinusoids of N t in place of N - 1 - N t, or the reverse.
 
     Args:
         policy: A policy with the head `Diffusion`, which has N noise levels.

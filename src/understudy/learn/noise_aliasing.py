@@ -91,8 +91,7 @@ class NoiseAliasingLearner(OffPolicyActorCriticLearner):
 
     def distillation_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared difference between the score of drawn noise and that of its chunk, (B,), summed over the
-        critic networks.
-        """
+        critic networks."""
         with torch.no_grad():
             noise, chunks = self.draw_chunks(batch.obs, rng)
             scores = self.critic.scores(batch.obs, chunks)

@@ -62,7 +62,7 @@ class ObservationDecoders(nn.ModuleList):
             feed_forward_layers((size, 4 * f.size, 2 * f.size, f.size), "silu") for f in features.values())
 
     def loss(self, policy: Policy, obs: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
-        """Return the sum over columns of the mean squared error of coded numbers, and of pixels from -1 to 1, (B,).
+        """Returns the sum over columns of the mean squared error of coded numbers, and of pixels from -1 to 1, (B,).
 
         Args:
             vectors: What each step of the observation is drawn from, N times: (B, N, To, size).

@@ -86,11 +86,8 @@ class OptimizerState:
 
     def __init__(self, optim: OptimizerConfig, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
         if optim.precision == "fp16" and device.type != "cuda":
-            raise UserError(
-                f"precision 'fp16' needs a CUDA device, but the device is {device.type}",
-                where="OptimizerConfig",
-                hint="take 'bf16', or 'fp32'",
-            )
+            raise UserError(f"precision 'fp16' needs a CUDA device, but the device is {device.type}",
+                            where="OptimizerConfig", hint="take 'bf16', or 'fp32'")
         self.config, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         # AdamW copies parameters whose axes are not in memory order, so it gets permuted views of these few.
@@ -163,7 +160,7 @@ class OptimizerState:
                    for i, entry in entries.items() for k, v in entry.items()}
         return tensors, self.scaler.state_dict()
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, _, key = name.partition(".")
@@ -172,8 +169,8 @@ class OptimizerState:
             entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
-        if facts:
-            self.scaler.load_state_dict(facts)
+        if metadata:
+            self.scaler.load_state_dict(metadata)
 
 
 def _inverse(axes: list[int]) -> list[int]:

@@ -228,8 +228,7 @@ class PPOLearner(RewardedLearner):
         return batch.extra[name][:, -self.policy.window.action_offset].reshape(len(batch.mask), -1)
 
     def divergence(self, batch: Batch) -> float:
-        """Returns the divergence from the policy that acted: the mean of ratio - 1 - log(ratio), over all processes.
-        """
+        """Returns the divergence from the policy that acted: the mean of ratio - 1 - log(ratio), over all processes."""
         with self.evaluation():
             log_ratio = self.log_prob(self.policy, batch) - self.column(batch, LOG_PROB)
             terms = (log_ratio.exp() - 1 - log_ratio).mean(1)

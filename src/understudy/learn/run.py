@@ -68,12 +68,12 @@ class Run:
         return self.folder / "checkpoints" / f"{step:06d}"
 
     def save_checkpoint(self, step: int, learner: Learner, modules: Mapping[str, CheckpointModule],
-                        facts: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
+                        training_state: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
         """Writes a checkpoint, complete or not at all.
 
         Args:
             modules: Modules by name. "policy" is the one that acts.
-            facts: What training needs besides the learner's state, as JSON.
+            training_state: What training needs besides the learner's state, as JSON.
             documents: JSON files to store next to the weights, by name.
 
         Raises:
@@ -94,21 +94,21 @@ class Run:
                 save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
                           part / "train" / "learner.safetensors")
                 write_checksums(part / "train", "learner.safetensors")
-                write_json(part / "train" / "state.json", {**facts, "step": step, "learner": learner_metadata})
+                write_json(part / "train" / "state.json", {**training_state, "step": step, "learner": learner_metadata})
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
-        """Restores the state of a learner from a checkpoint, and returns the `facts` that were saved with it."""
+        """Restores the state of a learner from a checkpoint. Returns the `training_state` that was saved with it."""
         folder = self.checkpoint_path(step) / "train"
-        facts = read_json(folder / "state.json")
+        training_state = read_json(folder / "state.json")
         hint = f"remove {folder.parent}, and training " + (
             "continues from the checkpoint before it" if self.saved_steps()[0] < step else "starts again")
         try:
             check_checksum(folder / "learner.safetensors", hint)
-            learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
+            learner.restore(load_file(folder / "learner.safetensors"), training_state["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise UserError(f"the state of the learner is damaged: {error}", where=folder, hint=hint) from None
-        return facts
+        return training_state
 
     def read_checkpoint_json(self, step: int, name: str):
         return read_json(self.checkpoint_path(step) / name)
@@ -154,8 +154,7 @@ class Run:
 
     def log_metrics(self, **line) -> None:
         """Appends a line to metrics.jsonl. NaN and infinity (the gradient of a skipped fp16 update, for example) become
-        null.
-        """
+        null."""
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
             out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")
@@ -223,8 +222,7 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         # A SafetensorError has the number of the system's error only in its text.
         number = next(
-            (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None
-        )
+            (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None)
         if number is None:
             raise
         raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, hint=do) from error

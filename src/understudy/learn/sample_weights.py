@@ -29,7 +29,7 @@ class WeightFunction(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch, policy: Policy) -> Tensor:
-        """Return the weights. No gradients are computed, and networks that are read are in evaluation mode.
+        """Returns the weights. No gradients are computed, and networks that are read are in evaluation mode.
 
         Args:
             batch: A batch, on the policy's device. `extra` has the columns that `SampleWeights.columns` names.
@@ -57,7 +57,7 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
 
     @abstractmethod
     def loss(self, batch: Batch, policy: Policy, rng: Generator) -> Tensor:
-        """Return the loss of each window, (B,), or of each step, (B, H), not reduced.
+        """Returns the loss of each window, (B,), or of each step, (B, H), not reduced.
 
         Args:
             policy: The policy that trains. Its weights receive no gradient.
@@ -66,7 +66,7 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
 
     @abstractmethod
     def forward(self, batch: Batch, policy: Policy) -> Tensor:
-        """Return the weights of windows, (B,) or (B, 1), or steps, (B, H), at least 0: see `WeightFunction`."""
+        """Returns the weights of windows, (B,) or (B, 1), or steps, (B, H), at least 0: see `WeightFunction`."""
 
 
 class SampleWeights(ABC):
@@ -80,7 +80,7 @@ class SampleWeights(ABC):
 
     @abstractmethod
     def build(self, policy: Policy, data: Dataset) -> WeightFunction:
-        """Return the weight function.
+        """Returns the weight function.
 
         Args:
             data: The training data, for statistics. What is computed from them must depend on the data alone, or be

@@ -35,7 +35,7 @@ TRIAL_TOLERANCE = 1e-4  # largest relative difference of losses and gradient nor
 def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence[int], *,
               stages: Sequence[Mapping[str, FitResult]] | None = None, env: Any = None,
               log: Callable[[str], None] = lambda text: None) -> tuple[FitResult, ...]:
-    """Train a method with several seeds on the CPU, at once where that is faster.
+    """Trains a method with several seeds on the CPU, at once where that is faster.
 
     The result of each seed is that of `fit_method` with that seed, except for rounding, which long trainings magnify:
     initial weights, order of the data, noise, gradient clipping and averaged weights are those of the seed.
@@ -226,7 +226,7 @@ class _StackedLearner:
         self.metrics: dict[str, list[float]] = {}
 
     def update(self, batches: Sequence[Batch]) -> dict[str, list[float]]:
-        """Make one update. Returns loss and gradient norm of each network, for each seed."""
+        """Makes one update. Returns loss and gradient norm of each network, for each seed."""
         self.metrics = {}
         self.first.update(join_batches(batches))
         for learner in self.learners[1:]:
@@ -276,7 +276,7 @@ class _StackedLearner:
                 place.tensors_of_module[place.name] = self.read_tensors[place.number]
 
     def copy_to(self, learners: Sequence[GradientLearner]) -> None:
-        """Give learners the weights and buffers of their seeds."""
+        """Gives learners the weights and buffers of their seeds."""
         with torch.no_grad():
             for i, learner in enumerate(learners):
                 for tensor, stacked in zip(_places(learner)[1], self.tensors, strict=True):

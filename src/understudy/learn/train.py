@@ -47,7 +47,7 @@ from ..data.segments import CutSegments
 from ..data.stream import ShardStream
 from ..data.tasks import SHOWN_TASK, task_texts
 from ..data.text_columns import TaskText
-from ..data.window import SamplingWeights, Windows
+from ..data.window import SamplingWeights, Window, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..files import whole_folder
 from ..heads.base import MemoryHead
@@ -252,8 +252,7 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
             f"the method learns from what follows a chunk, but with action_offset={window.action_offset} and "
             f"horizon={window.horizon} the chunk is over before it is chosen",
             where="Window",
-            hint="let action_offset + horizon be 0 or more",
-        )
+            hint="let action_offset + horizon be 0 or more")
     if stream is not None and (weights is not None or isinstance(method.policy.head, MemoryHead)
                                or method.learner.compares):
         raise UserError("a stream cannot be used with "
@@ -307,13 +306,9 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     processes.wait()
     last = max(run.saved_steps(), default=None)
     processes.wait()  # before the first one saves anything: all take the same way
-    stream, recorded = run_config.stream, data.features()
-    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
-    held_out = _held_out(data, run_config.val_fraction, left_out)
-    if left_out and processes.first:
-        _warn_of_left_out(left_out, len(data))
+    recorded, (held_out, left_out) = data.features(), _split(data, run_config, processes)
     excluded = {*held_out, *left_out}
-    check_demonstrations(method, data, excluded, stream)
+    check_demonstrations(method, data, excluded, run_config.stream)
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, _training_data_quietly(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
@@ -322,6 +317,40 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
+    documents = _check_or_resume(method, run, run_config, provenance, last)
+    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
+    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
+                            for stage in method.stages}
+    if processes.first:
+        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
+    if last is not None:
+        _check_same_run(run, last, documents)
+    resolved, modules = _resolve(method, run, device, recorded)
+    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
+    test = _held_out_data(data, held_out, resolved)
+    if run_config.stream is None and method.collection is None:  # otherwise there are more episodes than these
+        provenance["data"]["tasks"] = trained_tasks(method, training)
+    data = _training_data_quietly(data, resolved)
+    check_method(method, data)
+    if processes.first:
+        warn_of_padding(method.policy.window, data)
+        warn_of_warmup(method)
+    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
+                        documents, modules, last)
+
+
+def _split(data: Dataset, run_config: RunConfig, processes: Processes) -> tuple[list[int], list[int]]:
+    """The episodes that are held out, and those that are left out because their recording was interrupted."""
+    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
+    held_out = _held_out(data, run_config.val_fraction, left_out)
+    if left_out and processes.first:
+        _warn_of_left_out(left_out, len(data))
+    return held_out, left_out
+
+
+def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
+                     ) -> dict[str, Any]:
+    """The documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
@@ -331,31 +360,23 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
             documents["method.json"]["stages"] = stored.get("stages", [])  # finished, with their own numbers of updates
         old_stages = run.read_checkpoint_json(last, "provenance.json").get("stages", {})
         _check_same_run(run, last, {**documents, "provenance.json": {**provenance, "stages": old_stages}})
-    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
-    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
-                            for stage in method.stages}
-    if processes.first:
-        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
-    if last is not None:
-        _check_same_run(run, last, documents)
+    return documents
+
+
+def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
+             ) -> tuple[Method, Mapping[Any, CheckpointModule]]:
+    """The method with the modules of its stages, and these."""
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)
     check_stage_columns(method, modules, recorded)
-    resolved = resolve_references(method, modules)
-    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
-    test = data.select([])
+    return resolve_references(method, modules), modules
+
+
+def _held_out_data(data: Dataset, held_out: list[int], resolved: Method) -> Dataset:
     if held_out:  # some operations take no empty data
         with contextlib.suppress(NoActions):  # perhaps the others have actions
-            test = _training_data_quietly(data.select(held_out), resolved)
-    if stream is None and method.collection is None:  # otherwise there are more episodes than these
-        provenance["data"]["tasks"] = trained_tasks(method, training)
-    data = _training_data_quietly(data, resolved)
-    check_method(method, data)
-    if processes.first:
-        warn_of_padding(method.policy.window, data)
-        warn_of_warmup(method)
-    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
-                        documents, modules, last)
+            return _training_data_quietly(data.select(held_out), resolved)
+    return data.select([])
 
 
 def _training_data_quietly(data: Dataset, method: Method) -> Dataset:
@@ -424,8 +445,8 @@ class _RunTraining(MethodTraining):
     def save(self, step: int) -> None:
         self.n_updates, self.last_save_time = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
-            facts = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.prepared.documents)
+            training_state = {"seconds": self.elapsed(), "curve": self.curve.state}
+            self.run.save_checkpoint(step, self.learner, self.modules(), training_state, self.prepared.documents)
 
     def resume(self, step: int) -> None:
         """Continues from a checkpoint. The learner gets its state in `restore`."""
@@ -435,8 +456,8 @@ class _RunTraining(MethodTraining):
     def restore(self) -> None:
         if (step := self.resumed_at) is None:
             return
-        facts = self.run.resume(step, self.learner)
-        self.seconds, self.curve.state = facts["seconds"], facts["curve"]
+        training_state = self.run.resume(step, self.learner)
+        self.seconds, self.curve.state = training_state["seconds"], training_state["curve"]
         if self.processes.first:
             self.run.name_checkpoints(last=step)
             self.run.truncate_metrics(step)
@@ -607,7 +628,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
             "were interrupted while they were recorded and are")
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. "
                   f"{command_line('train', '--include-interrupted')} (include_interrupted=True in Python) trains on "
-                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
+                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=5)  # where `train` is called
 
 
 def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]) -> None:
@@ -650,8 +671,7 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
             hint="give all episodes the same words: "
                  + command_line("view", "make", path or "DATA", "--out", "told.json", "--label", "task=WORDS")
                  + "; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
-                 "or choose a method without words, such as gcbc",
-        )
+                 "or choose a method without words, such as gcbc")
 
 
 def _missing_column_hint(missing: str, data: Dataset) -> str:
@@ -695,8 +715,7 @@ def check_method(method: Method, data: Dataset) -> None:
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
             f"{missing[0]}; the columns are {', '.join(features)}",
             where=path or "data set",
-            hint=_missing_column_hint(missing[0], data),
-        )
+            hint=_missing_column_hint(missing[0], data))
     if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
         method.learner.reward.check(inputs, features)
     drawn = {g.into: g.column for g in policy_config.window.goals}
@@ -707,29 +726,34 @@ def check_method(method: Method, data: Dataset) -> None:
             raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
-    window, target = policy_config.window, policy_config.target
-    for name in read:
-        if name not in features or features[name].kind != "discrete":
-            continue
+    _check_classes(data, [name for name in read if name in features and features[name].kind == "discrete"])
+    if policy_config.target in features:
+        _check_target_steps(data, policy_config.window, policy_config.target)
+
+
+def _check_classes(data: Dataset, names: list[str]) -> None:
+    for name in names:
         lowest = min((int(np.min(e.steps[name], initial=0)) for e in data), default=0)
         if lowest < 0:
             raise DataError(
                 f"{name} has integers from {lowest} on, and integers are read as classes, numbered from 0",
-                where=path or "data set",
+                where=data.metadata.get("path") or "data set",
                 hint=f"if they are quantities: --columns {short_name(name)}=COLUMN:quantities, or save them as "
-                     "float32; otherwise number the classes from 0",
-            )
-    if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
-        def reached(episode):  # whether any step of its windows' targets lies in it
-            rows = min(len(episode.steps[target]), len(episode) + 1)
-            return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
-        if not any(map(reached, data)):
-            raise UserError(
-                f"no episode is long enough for the targets of action_offset={window.action_offset} and "
-                f"horizon={window.horizon}",
-                where="policy.window.action_offset",
-                hint="look less far, or take longer episodes",
-            )
+                     "float32; otherwise number the classes from 0")
+
+
+def _check_target_steps(data: Dataset, window: Window, target: str) -> None:
+    """Checks that a target of some window lies in its episode."""
+    if window.action_offset <= 0 < window.action_offset + window.horizon:
+        return
+
+    def reached(episode):  # whether any step of its windows' targets lies in it
+        rows = min(len(episode.steps[target]), len(episode) + 1)
+        return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
+    if not any(map(reached, data)):
+        raise UserError(f"no episode is long enough for the targets of action_offset={window.action_offset} and "
+                        f"horizon={window.horizon}", where="policy.window.action_offset",
+                        hint="look less far, or take longer episodes")
 
 
 def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held_out: list[int],
@@ -816,10 +840,10 @@ def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """
     simulators: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
-        facts = data[i].metadata
-        if isinstance(facts.get("env"), str):
-            versions = {facts["simulator"]} if isinstance(facts.get("simulator"), str) else set()
-            simulators.setdefault(facts["env"], set()).update(versions)
+        metadata = data[i].metadata
+        if isinstance(metadata.get("env"), str):
+            versions = {metadata["simulator"]} if isinstance(metadata.get("simulator"), str) else set()
+            simulators.setdefault(metadata["env"], set()).update(versions)
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 

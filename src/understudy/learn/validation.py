@@ -144,7 +144,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
 
 def _check_target(policy: Policy) -> None:
-    """Refuse actions that are not numbers, and warn of whole numbers that are hardly numbers of choices."""
+    """Refuses actions that are not numbers, and warns of whole numbers that are hardly numbers of choices."""
     name, target, window = policy.config.target, policy.target, policy.window
     if role(name) == "action" and name in policy.inputs and window.obs_offset >= window.action_offset:
         raise UserError(f"the policy reads {name!r} at the step at which it predicts it, and so learns to copy it",
@@ -234,8 +234,7 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
 
 def target_scale(data: Dataset, target: str) -> Tensor:
     """Standard deviation of each component of a column over all steps, (A,). It is 1 for a component that never
-    changes.
-    """
+    changes."""
     count, mean, square = 0, 0.0, 0.0
     for episode in data:
         x = np.asarray(episode.steps[target], np.float64).reshape(len(episode.steps[target]), -1)

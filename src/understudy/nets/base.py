@@ -29,11 +29,11 @@ class ImageFeatures(ABC):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features of images, uint8 (N, h, w, C), as (N, tokens, width)."""
+        """Computes the features of images, uint8 (N, h, w, C), as (N, tokens, width)."""
 
     @abstractmethod
     def digest(self) -> str:
-        """Return hex digits that identify the function that `features` computes."""
+        """Returns hex digits that identify the function that `features` computes."""
 
 
 class EncoderNet(nn.Module, ABC):
@@ -59,7 +59,7 @@ class EncoderNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """Encode observation windows.
+        """Encodes observation windows.
 
         Args:
             obs: Coded observations, ``{name: (B, To, *feature)}``. ``"name?"`` (B, To) bool, if present, is False where
@@ -77,14 +77,14 @@ class Encoder(ABC):
 
     @abstractmethod
     def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
-        """Build the module. Its `tokens`, `width` and `token_obs_steps` are known before any data is seen.
+        """Builds the module. Its `tokens`, `width` and `token_obs_steps` are known before any data is seen.
 
         Args:
             n_obs_steps: Number of observation rows in a window (To).
         """
 
     def check_policy(self, codec: Codec, augmentations: tuple[Augmentation, ...]) -> None:
-        """Raise UserError if the other parts of the policy do not fit this encoder.
+        """Raises UserError if the other parts of the policy do not fit this encoder.
 
         By default they must fit the encoders in its fields.
         """
@@ -98,7 +98,7 @@ class TrunkNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Compute one output vector per action step, (B, H, outputs).
+        """Computes one output vector per action step, (B, H, outputs).
 
         Args:
             x: Inputs per step, (B, H, inputs).
@@ -112,7 +112,7 @@ class Trunk(ABC):
 
     @abstractmethod
     def build(self, inputs: int, outputs: int, n_times: int, spec: HeadSpec) -> TrunkNet:
-        """Build the module.
+        """Builds the module.
 
         Times are per action step, not per batch row, so that a rolling buffer, whose steps have different noise levels,
         works with any trunk. A trunk that supports only one time per batch row is a `SharedTimeTrunk`.
@@ -131,7 +131,7 @@ class PosteriorTrunk(Trunk):
 
     @abstractmethod
     def build_posterior(self, coded_dim: int, outputs: int, spec: HeadSpec) -> TrunkNet:
-        """Build the network that reads a demonstrated chunk. Its times are empty.
+        """Builds the network that reads a demonstrated chunk. Its times are empty.
 
         Args:
             coded_dim: Width of one coded step. The input of each step is one wider: its last entry is 1, and 0 where
@@ -155,7 +155,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def precompute(self, context: Context) -> Context:
-        """Compute what depends on the context alone. A context that is already precomputed is returned unchanged.
+        """Computes what depends on the context alone. A context that is already precomputed is returned unchanged.
 
         Returns:
             A context, usually of a subclass, to be used in place of `context`. It keeps `Context.named`.
@@ -168,7 +168,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
-        """Fix the time of all batch rows and steps: `embedding` is one row (W,) of the result of `embed_time`.
+        """Fixes the time of all batch rows and steps: `embedding` is one row (W,) of the result of `embed_time`.
 
         Returns:
             A precomputed context with which the network uses `embedding` and ignores its argument `t`.
@@ -180,7 +180,7 @@ class FusesTimes(CachesContext):
 
     @abstractmethod
     def fuse(self, times: Tensor) -> CachesContext:
-        """Make a network for these times (S, K) alone, which all batch rows and steps share.
+        """Makes a network for these times (S, K) alone, which all batch rows and steps share.
 
         Returns:
             A copy for inference with the weights of this moment. With the result of `with_time_embedding` it gives the
@@ -189,29 +189,29 @@ class FusesTimes(CachesContext):
 
 
 def precomputed(net, context: Context) -> Context:
-    """Return `net.precompute(context)`, or `context` if `net` does not cache, as a function of guidance does not."""
+    """Returns `net.precompute(context)`, or `context` if `net` does not cache, as a function of guidance does not."""
     return net.precompute(context) if isinstance(net, CachesContext) else context
 
 
 def time_embedding(net, times: Tensor) -> Tensor:
-    """Return `net.embed_time(times)`, (S, W), for times (S, K). It is empty, (S, 0), if `net` does not cache."""
+    """Returns `net.embed_time(times)`, (S, W), for times (S, K). It is empty, (S, 0), if `net` does not cache."""
     return net.embed_time(times) if isinstance(net, CachesContext) else times[:, :0]
 
 
 def with_time_embedding(net, context: Context, embedding: Tensor) -> Context:
-    """Return `net.with_time_embedding(context, embedding)` for one row (W,), or `context` if `net` does not cache."""
+    """Returns `net.with_time_embedding(context, embedding)` for one row (W,), or `context` if `net` does not cache."""
     return net.with_time_embedding(context, embedding) if isinstance(net, CachesContext) else context
 
 
 def check_not_causal(trunk: Trunk, spec: HeadSpec) -> None:
-    """Raise Unsupported if the head demands causality: the trunk reads the whole chunk at once."""
+    """Raises Unsupported if the head demands causality: the trunk reads the whole chunk at once."""
     if spec.causal and spec.horizon > 1:
         raise Unsupported(f"This head needs a causal trunk, and {type(trunk).__name__} reads all steps of a chunk at "
                           "once.", hint="Use the Transformer or the LSTM trunk.")
 
 
 def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
-    """Check that a trunk which aligns action steps with observation steps can do so.
+    """Checks that a trunk which aligns action steps with observation steps can do so.
 
     It raises UserError if `spec` lacks the observation step of a token, or if action step 0 happens before the
     observation step of the first token, so that the first actions would depend on no token.
@@ -238,7 +238,7 @@ _capture: ContextVar[tuple[Collection[str], dict[str, Tensor]] | None] = Context
 
 
 def record_intermediate(name: str, tensor: Tensor) -> None:
-    """Make an activation of the current forward pass, batch rows first, available to auxiliary losses.
+    """Makes an activation of the current forward pass, batch rows first, available to auxiliary losses.
 
     Does nothing unless an auxiliary loss asks for the name. For losses only: nothing that acts reads what is recorded.
     If a name is recorded several times in one forward pass, the last one counts.
@@ -261,7 +261,7 @@ def _captured_with(name: str) -> dict[str, Tensor] | None:
 
 @contextmanager
 def capture_intermediates(names: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Capture the activations of these names in forward passes within the block, in a dict. They carry gradients."""
+    """Captures the activations of these names in forward passes within the block, in a dict. They carry gradients."""
     captured: dict[str, Tensor] = {}
     token = _capture.set((names, captured))
     try:

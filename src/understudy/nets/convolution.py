@@ -16,7 +16,7 @@ Layout = Literal["auto", "conv", "channels_last", "gemm"]
 
 
 def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) -> Layout:
-    """Choose how a convolution from `size` to `out` channels is computed.
+    """Chooses how a convolution from `size` to `out` channels is computed.
 
     Args:
         layout: Returned as it is, unless it is "auto".
@@ -145,7 +145,7 @@ class _Mish(torch.autograd.Function):
 
 
 def gather_neighbors(x: Tensor, count: int, stride: int = 1) -> Tensor:
-    """Concatenate the neighbors of each position.
+    """Concatenates the neighbors of each position.
 
     Args:
         x: (B, T, C).

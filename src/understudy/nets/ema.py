@@ -17,7 +17,7 @@ class EMADecay(ABC):
 
     @abstractmethod
     def value(self, count: int) -> float:
-        """Return the decay of update number `count` (the first is 1): the weight of the old average."""
+        """Returns the decay of update number `count` (the first is 1): the weight of the old average."""
 
 
 @part
@@ -90,7 +90,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Update the average with the parameters of `module`, and copy its buffers (statistics, memories)."""
+        """Updates the average with the parameters of `module`, and copies its buffers (statistics, memories)."""
         self.updates += 1
         if module is not self._source:
             self._source, self._values = module, _tensors(module)
@@ -98,7 +98,7 @@ class EMA:
 
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
-        """Set the average to the weights of `module`, whose buffers may be others than before."""
+        """Sets the average to the weights of `module`, whose buffers may be others than before."""
         self._source, self._values = module, _tensors(module)
         self._move(1.0)
 

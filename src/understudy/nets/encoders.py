@@ -103,7 +103,7 @@ class _TokenEncoderNet(EncoderNet):
 
 
 def check_inputs(inputs: Collection[str], names: Iterable[str], where: str) -> None:
-    """Raise UserError for the first name that is no input of the policy."""
+    """Raises UserError for the first name that is no input of the policy."""
     for name in names:
         if name not in inputs:
             raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(inputs)}.", where=where,
@@ -111,7 +111,7 @@ def check_inputs(inputs: Collection[str], names: Iterable[str], where: str) -> N
 
 
 def check_unscaled(codec: Codec, names: Sequence[str], what: str, result: str, where: str) -> None:
-    """Raise UserError if a codec scales one of the columns that an encoder must read as they are.
+    """Raises UserError if a codec scales one of the columns that an encoder must read as they are.
 
     Args:
         what: What the codec would scale, such as "each point of".
@@ -125,14 +125,14 @@ def check_unscaled(codec: Codec, names: Sequence[str], what: str, result: str, w
 
 
 def check_kinds(encoder: str, features: Schema, kinds: Container[str], hint: str) -> None:
-    """Raise UserError for the first column of a kind that an encoder cannot read."""
+    """Raises UserError for the first column of a kind that an encoder cannot read."""
     for name, f in features.items():
         if f.kind not in kinds:
             raise UserError(f"{encoder} cannot read a column of kind {f.kind!r}.", where=f"column {name!r}", hint=hint)
 
 
 def observed_column(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Return a column with zeros where it was not observed, and its presence mask.
+    """Returns a column with zeros where it was not observed, and its presence mask.
 
     Args:
         obs: Observations, ``{name: (B, To, *feature)}``, with or without ``"name?"`` (B, To).
@@ -235,7 +235,7 @@ class _ImageTokens(nn.Module, ImageFeatures):
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
-    """Return the number of classes of each component of a discrete column. Raises UserError if it is unknown."""
+    """Returns the number of classes of each component of a discrete column. Raises UserError if it is unknown."""
     if feature.num_classes is None:
         raise UserError("The number of classes is unknown.", where=f"column {name!r}",
                         hint="Give it as num_classes of the column's Feature.")

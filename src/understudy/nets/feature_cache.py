@@ -17,7 +17,7 @@ _ROWS = 64  # images that are encoded at a time
 
 
 def with_cached_features(data: Dataset, networks: Mapping[str, ImageFeatures]) -> Dataset:
-    """Return the data with features in place of the images, in the columns of `networks`.
+    """Returns the data with features in place of the images, in the columns of `networks`.
 
     The features are in the cache under a digest of the images, the weights and the preprocessing. They are computed
     if the cache does not have them.

@@ -33,7 +33,7 @@ MKL_IS_SLOW = _mkl_is_slow()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `torch.nn.functional.linear`: x (..., in), weight (out, in), bias (out,) or None to (..., out)."""
+    """Computes `torch.nn.functional.linear`: x (..., in), weight (out, in), bias (out,) or None to (..., out)."""
     # Sizes are checked last: in an exported graph they are symbols, not numbers.
     if not MKL_IS_SLOW or inside_transform() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
             or x.dtype != torch.float32 or weight.dtype != torch.float32 \

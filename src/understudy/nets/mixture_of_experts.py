@@ -39,7 +39,7 @@ class MoEFeedForward:
                             hint="use 1 <= top_k <= n_experts, such as 2 of 4")
 
     def build(self, width: int, hidden: int, dropout: float) -> MoEFeedForwardNet:
-        """Build the module.
+        """Builds the module.
 
         Args:
             width: Width of inputs, outputs and the embedding of the time.
@@ -82,7 +82,7 @@ class MoEFeedForwardNet(nn.Module):
         return kept / kept.sum(-1, keepdim=True)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Compute the weighted sum of the experts' outputs, (..., width), for x (..., width).
+        """Computes the weighted sum of the experts' outputs, (..., width), for x (..., width).
 
         Args:
             weights: The result of `weights`: one row for all x, (E,), or (..., E).
@@ -102,7 +102,7 @@ class MoEFeedForwardNet(nn.Module):
 
     @torch.no_grad()
     def fuse(self, time: Tensor) -> MoEFeedForwardNet:
-        """Fuse the experts of each of a few embedded times (S, width) into one dense layer.
+        """Fuses the experts of each of a few embedded times (S, width) into one dense layer.
 
         The hidden layers of the chosen experts are put side by side, and the output layer includes their weights. The
         result is a mixture of these dense layers, of which each time uses one. It has the weights of this moment, is

@@ -57,7 +57,7 @@ class ObjectAttentionEncoder(Encoder):
 
 
 def check_objects(feature: Feature, column: str, where: str) -> None:
-    """Raise UserError if a column does not have one row of numbers per object."""
+    """Raises UserError if a column does not have one row of numbers per object."""
     if len(feature.shape) != 2 or feature.kind != "vector":
         raise UserError(f"The column {column!r} has the shape {feature.shape}, not (objects, features).", where=where,
                         hint="Name a column with one row per object.")

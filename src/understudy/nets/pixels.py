@@ -21,7 +21,7 @@ class PixelEncoder(Encoder):
     """
 
     def build(self, features, n_obs_steps):
-        """Build the module, whose tokens have the channels of the image. The only input must be a square image."""
+        """Builds the module, whose tokens have the channels of the image. The only input must be a square image."""
         square_images = {name: f for name, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]}
         if len(features) != 1 or not square_images:
             raise UserError(f"PixelEncoder reads one square image, and the inputs are {', '.join(features)}.",
@@ -68,7 +68,7 @@ class FocusCrop(Encoder):
     channels: Annotated[tuple[int, ...], AtLeast(1)] = (32, 32, 32)
 
     def build(self, features, n_obs_steps):
-        """Build the module. The inputs must be a square image and the column `at`."""
+        """Builds the module. The inputs must be a square image and the column `at`."""
         images = [k for k, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]]
         points = [k for k, f in features.items() if f.kind == "vector" and f.shape == (2,)]
         if len(images) != 1 or points != [self.at] * bool(self.at) or len(features) != 1 + len(points):

@@ -19,7 +19,7 @@ class PointEncoder(ABC):
 
     @abstractmethod
     def build(self, channels: int, width: int) -> nn.Module:
-        """Build the module.
+        """Builds the module.
 
         Args:
             channels: Numbers per point: 3 for positions, more with colors, intensities or normals.
@@ -73,7 +73,7 @@ class _PointNet(nn.Module):
 
 
 def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
-    """Return the observations that look like point clouds.
+    """Returns the observations that look like point clouds.
 
     They have the shape (points, 3) or (points, 6), or (points, 3 or more) and a name such as `observation.point_cloud`
     or `observation.points`. Other matrices, such as poses, do not look different from clouds with further channels.
@@ -87,7 +87,7 @@ def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
-    """Raise UserError if the shape of one row of a column is not that of a point cloud, (points, channels)."""
+    """Raises UserError if the shape of one row of a column is not that of a point cloud, (points, channels)."""
     if len(shape) != 2 or shape[1] < 2:
         raise UserError(f"A point cloud has the shape (points, channels), and this is {shape}.",
                         where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

@@ -51,7 +51,7 @@ class PretrainedFiles:
 
     @staticmethod
     def open(weights: str, where: str) -> PretrainedFiles:
-        """Find the files of a pretrained network: in the checkpoint that is being loaded, in a folder, or on the hub.
+        """Finds the files of a pretrained network: in the checkpoint that is being loaded, in a folder, or on the hub.
 
         Args:
             weights: A folder, or ``"hf://OWNER/NAME[@REVISION]"``, which huggingface_hub downloads.
@@ -80,12 +80,12 @@ class PretrainedFiles:
         return PretrainedFiles(weights, folder, small_files)
 
     def json(self, *names: str):
-        """Return the content of the first of some JSON files that exists. None if there is none."""
+        """Returns the content of the first of some JSON files that exists. None if there is none."""
         return next((read_json(self.folder / name) for name in names if name in self.small_files), None)
 
 
 def save_pretrained_files(module: nn.Module, folder: Path | str) -> None:
-    """Write the files of all pretrained networks in a module into the folder of a checkpoint."""
+    """Writes the files of all pretrained networks in a module into the folder of a checkpoint."""
     for part in module.modules():
         if isinstance(part, PretrainedNet):
             for name, content in part.files.small_files.items():
@@ -95,7 +95,7 @@ def save_pretrained_files(module: nn.Module, folder: Path | str) -> None:
 
 
 def import_extra(package: str, extra: str, purpose: str) -> ModuleType:
-    """Import a package that an extra installs. Raises UserError if it is not installed; `purpose` is what needs it."""
+    """Imports a package that an extra installs. Raises UserError if it is not installed; `purpose` is what needs it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
@@ -106,7 +106,7 @@ def import_extra(package: str, extra: str, purpose: str) -> ModuleType:
 
 
 def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple[str, ...] = ()) -> nn.Module:
-    """Return a network of transformers with its weights, or with random ones if a checkpoint supplies them.
+    """Returns a network of transformers with its weights, or with random ones if a checkpoint supplies them.
 
     Missing weights, which the library would replace by random ones, raise UserError.
 
@@ -133,7 +133,7 @@ def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple
 
 
 def load_pretrained(build: Callable[[], T], weights: str, where: str) -> T:
-    """Return what `build` reads with another library, whose errors become errors that name the weights."""
+    """Returns what `build` reads with another library, whose errors become errors that name the weights."""
     try:
         return build()
     except UserError:

@@ -71,7 +71,7 @@ class RotationConv(nn.Module):
         self.register_buffer("operators", rotation_operators(size, n_rotations), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, inputs * n, S, S), or (B, inputs, S, S) if it is lifted, to (B, outputs * n, S, S)."""
+        """Convolves (B, inputs * n, S, S), or (B, inputs, S, S) if it is lifted, to (B, outputs * n, S, S)."""
         rotated = torch.einsum("rpq,oigq->roigp", self.operators, self.weight)
         if not self.lift:  # a rotation of the input also moves its rotations, by one place each
             rotated = torch.stack([kernel.roll(r, 2) for r, kernel in enumerate(rotated)])
@@ -98,7 +98,7 @@ class RotationConvNet(nn.Module):
                                     for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inputs, S, S) to (B, outputs, S, S)."""
+        """Maps (B, inputs, S, S) to (B, outputs, S, S)."""
         *hidden, last = self.layers
         for layer in hidden:
             x = layer(x).relu()

@@ -47,7 +47,7 @@ ENCODER_SIZES: dict[str, TokenEncoder] = {
 
 
 def sized_trunk(kind: str, size: Size = "small") -> Trunk:
-    """Return a trunk of a published size.
+    """Returns a trunk of a published size.
 
     The sizes suit large data sets. For the toys and a CPU, the defaults of the trunks are better.
 
@@ -62,7 +62,7 @@ def sized_trunk(kind: str, size: Size = "small") -> Trunk:
 
 
 def sized_encoder(size: Size = "small") -> TokenEncoder:
-    """Return an encoder of tokens of a published size: for vectors, classes, images, texts and point clouds.
+    """Returns an encoder of tokens of a published size: for vectors, classes, images, texts and point clouds.
 
     Point clouds are those columns that `TokenEncoder.point_clouds` names. The sizes suit large data sets, and go with
     those of `sized_trunk` for transformers. For the toys and a CPU, the defaults of `TokenEncoder` are better.

@@ -17,7 +17,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """Build the module.
+        """Builds the module.
 
         Returns:
             A module that maps bytes (N, L) uint8, padded with 0, to (N, width). The padding does not change the result.

@@ -81,7 +81,7 @@ class Transformer(Trunk):
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
-    """Raise UserError if the heads of attention do not divide the width."""
+    """Raises UserError if the heads of attention do not divide the width."""
     if width % heads:
         raise UserError(f"width={width} is not a multiple of heads={heads}.", where=where,
                         hint=f"Use width={-(-width // heads) * heads}, for example.")
@@ -298,12 +298,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, h, film=None, *, mask=None, keys_values=None, memory=None, memory_mask=None, n_memory=0,
                 earlier=None):
-        """Args:
-            keys_values: What self-attention reads. By default the tokens `h` themselves.
-            earlier: Keys and values of tokens before `h`, which self-attention reads too.
-            film: The `modulation` of all tokens (W,), of each token (B, S, W), or of each place in the sequence (S, W),
-                which is the same at the first `n_memory` places and at all others.
-        """
+        """Args: keys_values: What self-attention reads. By default the tokens `h` themselves. earlier: Keys and values
+        of tokens before `h`, which self-attention reads too. film: The `modulation` of all tokens (W,), of each token
+        (B, S, W), or of each place in the sequence (S, W), which is the same at the first `n_memory` places and at all
+        others."""
         weights = ()
         if film is not None and isinstance(self.feed_forward, MoEFeedForwardNet):
             n_experts = self.feed_forward.config.n_experts

@@ -119,7 +119,7 @@ class _UNetNet(CachesContext):
         self.multiple = 2 ** (len(config.widths) - 1)
 
     def blocks(self) -> list[_ResidualBlock]:
-        """Return all residual blocks in the order of the forward pass."""
+        """Returns all residual blocks in the order of the forward pass."""
         return [*(d[k] for d in self.down for k in ("first", "second")), *self.middle,
                 *(u[k] for u in self.up for k in ("first", "second"))]
 

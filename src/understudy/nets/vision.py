@@ -34,7 +34,7 @@ class VisionNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Encode images (N, C, h, w) with values in [0, 1] as (N, tokens, width)."""
+        """Encodes images (N, C, h, w) with values in [0, 1] as (N, tokens, width)."""
 
 
 class VisionEncoder(ABC):
@@ -42,7 +42,7 @@ class VisionEncoder(ABC):
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], width: int | None = None) -> VisionNet:
-        """Build the module. It normalizes the pixels itself.
+        """Builds the module. It normalizes the pixels itself.
 
         Args:
             shape: (h, w, C) of the images after cropping.
@@ -76,19 +76,19 @@ class FrozenVisionNet(VisionNet):
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        """Return the frozen network's features of images (N, C, h, w) in [0, 1], (N, tokens, size), without gradient.
+        """Returns the frozen network's features of images (N, C, h, w) in [0, 1], (N, tokens, size), without gradient.
         """
         return self.body(image)
 
     def project(self, features: Tensor) -> Tensor:
-        """Apply the layer that is trained to what `features` returned, (N, tokens, size) to (N, tokens, width)."""
+        """Applies the layer that is trained to what `features` returned, (N, tokens, size) to (N, tokens, width)."""
         return self.leave(features)
 
     def forward(self, image):
         return self.project(self.features(image))
 
     def digest(self) -> str:
-        """Return hex digits that identify the weights and the preprocessing."""
+        """Returns hex digits that identify the weights and the preprocessing."""
         digest = hashlib.sha256(json.dumps(self.preprocessing, sort_keys=True).encode())
         for name, tensor in self.body.state_dict().items():
             array = tensor.detach().cpu().contiguous()
@@ -98,7 +98,7 @@ class FrozenVisionNet(VisionNet):
 
 
 def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
-    """Return the layer from features to tokens, and the width of its output.
+    """Returns the layer from features to tokens, and the width of its output.
 
     Args:
         width: Width of the tokens. None for those of the features, without a layer.
@@ -227,7 +227,7 @@ def without_downloads(folder: Path | str | None = None) -> Iterator[None]:
 
 
 def given_weights() -> GivenWeights | None:
-    """Return what `without_downloads` set. None if networks read their pretrained weights themselves."""
+    """Returns what `without_downloads` set. None if networks read their pretrained weights themselves."""
     return _weights_given.get()
 
 
@@ -275,7 +275,7 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalize images, uint8 (N, C, h, w), to float32 (N, C, h, w)."""
+        """Normalizes images, uint8 (N, C, h, w), to float32 (N, C, h, w)."""
         return (image.float() / 255 - self.mean) / self.std
 
 
@@ -320,7 +320,7 @@ class ResNetBody(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def load_pretrained(self, weights: str | None) -> None:
-        """Load pretrained weights, unless a checkpoint supplies them.
+        """Loads pretrained weights, unless a checkpoint supplies them.
 
         Args:
             weights: A safetensors file or an address on the hub (see `ResNet`). None changes nothing.
@@ -428,7 +428,7 @@ def _weights_file(weights: str) -> Path:
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
-    """Crop images (N, C, h, w) to (N, C, h - 2 margin, w - 2 margin).
+    """Crops images (N, C, h, w) to (N, C, h - 2 margin, w - 2 margin).
 
     Args:
         margin: Pixels that are cut off each side.
@@ -445,7 +445,7 @@ def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
 
 
 def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tensor:
-    """Crop images (N, C, h, w) to (N, C, *size).
+    """Crops images (N, C, h, w) to (N, C, *size).
 
     Args:
         size: Height and width of the result, at most those of the images.

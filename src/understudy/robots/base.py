@@ -49,7 +49,7 @@ class Robot(ABC):
         """The calibration of each servo in words, by its name. Empty if there is none."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def episode_metadata(self) -> dict[str, Any]:
         """Metadata of each episode that it records. Positions depend on the calibration."""
         return {"robot": self.name, **({"calibration": servos} if (servos := self.calibration) else {})}
 

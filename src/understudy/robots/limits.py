@@ -122,8 +122,9 @@ class SafetyLimits:
         positive = (*self.max_velocity, *lead, self.max_torque, self.timeout)
         if len(sizes) > 1 or not np.isfinite(numbers).all() or not all(a <= b for a, b in zip(
                 self.low, self.high, strict=False)) or min(positive) <= 0 or self.slow_start < 0:
-            raise ConfigError("every joint needs low <= high, and velocity, lead, torque and timeout above 0; "
-                              f"found {self}", where="safety limits", hint="give one number per joint to each of them")
+            raise ConfigError("every joint needs low <= high, and velocity, lead, torque and timeout above 0, "
+                              f"but these are {self}", where="safety limits",
+                              hint="give one number per joint to each of them")
 
     def start(self, position: Sequence[float] | np.ndarray, now: float) -> SafetyState:
         """The state of a robot that holds a pose.

@@ -135,7 +135,7 @@ class RobotSession:
             earlier = open_dataset(out)
             episodes += n_interrupted(earlier)
             _warn_of_calibration(earlier, self.robot.calibration, out)
-        metadata = {**self.robot.facts(), "by": by, **({"task": task} if task else {})}
+        metadata = {**self.robot.episode_metadata(), "by": by, **({"task": task} if task else {})}
         schema: dict[str, Feature] = dict(self.robot.schema)
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
                       images=images, on_saved=on_saved, show=self.show) as r, _stopped_at_end(self.robot, release):

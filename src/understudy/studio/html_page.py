@@ -73,15 +73,15 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
     """
     file = Path(file)
     folder = file.with_name(f"{file.stem}-data")
-    for there in (file, folder):
-        if there.exists():
-            raise UserError("this file or folder already exists", where=there,
+    for path in (file, folder):
+        if path.exists():
+            raise UserError("this file or folder already exists", where=path,
                             hint="choose another name, or remove it first")
     pages = _EpisodePages(data, report or AuditReport(()))
     with nullcontext() if pages.inline else whole_folder(folder) as part:
         pieces = _write_pieces(pages, part, progress)
-    facts = pages.index(title or f"{data.metadata.get('path', 'Demonstrations')}", folder.name, pieces)
-    write_text(file, _html(facts, pieces if pages.inline else []))
+    index = pages.index(title or f"{data.metadata.get('path', 'Demonstrations')}", folder.name, pieces)
+    write_text(file, _html(index, pieces if pages.inline else []))
     return file
 
 
@@ -230,15 +230,15 @@ class _EpisodePages:
     # -- the whole data set ----------------------------------------------------------------------------------------
 
     def index(self, title: str, folder: str, pieces: Sequence[tuple[int, str]]) -> dict[str, Any]:
-        facts, listed_findings = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
-        robot = facts.get("robot_type")
+        metadata, listed_findings = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
+        robot = metadata.get("robot_type")
         return {
             "title": title,
             "version": __version__,
             "about": {
-                "format": f"{facts.get('format', 'memory')} {facts.get('version', '')}".strip(),
+                "format": f"{metadata.get('format', 'memory')} {metadata.get('version', '')}".strip(),
                 "robot": None if robot is None else str(robot),
-                "fps": facts.get("fps"),
+                "fps": metadata.get("fps"),
             },
             "columns": [
                 {
@@ -335,18 +335,18 @@ class _RunningStatistics:
         if not len(values):
             return
         v = values.astype(np.float64)
-        there = np.isfinite(v)
-        n = there.sum(0)
-        mean = np.divide(np.where(there, v, 0).sum(0), n, out=np.zeros(len(n)), where=n > 0)
-        squares = np.square(np.where(there, v - mean, 0)).sum(0)
+        is_finite = np.isfinite(v)
+        n = is_finite.sum(0)
+        mean = np.divide(np.where(is_finite, v, 0).sum(0), n, out=np.zeros(len(n)), where=n > 0)
+        squares = np.square(np.where(is_finite, v - mean, 0)).sum(0)
         total = self.n + n
         share = np.divide(n, total, out=np.zeros(len(n)), where=total > 0)
         off = mean - self.mean
         self.squares += squares + np.square(off) * self.n * share
         self.mean += off * share
         self.n, self.n_non_finite = total, self.n_non_finite + len(v) - n
-        self.min = np.minimum(self.min, np.where(there, v, np.inf).min(0))
-        self.max = np.maximum(self.max, np.where(there, v, -np.inf).max(0))
+        self.min = np.minimum(self.min, np.where(is_finite, v, np.inf).min(0))
+        self.max = np.maximum(self.max, np.where(is_finite, v, -np.inf).max(0))
 
     @property
     def std(self) -> np.ndarray:
@@ -362,9 +362,9 @@ class _ProjectionMap:
         self.at: list[np.ndarray] = []
 
     def add(self, episode: int, steps: np.ndarray, rows: np.ndarray) -> None:
-        there = np.isfinite(rows).all(1)
-        self.points.append(rows[there])
-        self.at.append(np.stack([np.full(int(there.sum()), episode), steps[there]], 1))
+        is_finite = np.isfinite(rows).all(1)
+        self.points.append(rows[is_finite])
+        self.at.append(np.stack([np.full(int(is_finite.sum()), episode), steps[is_finite]], 1))
 
     def to_json(self) -> dict[str, Any]:
         """`share` is the fraction of variance in each direction. The page also computes x = (row - mean) @ axes."""
@@ -447,12 +447,12 @@ def _scale_to_bytes(lines: np.ndarray) -> str:
     """(E, L, P) as bytes: 0 to 254 over the range of each line over all episodes, 255 for missing values."""
     out = np.full(lines.shape, 255, np.uint8)
     for i in range(lines.shape[1]):
-        there = np.isfinite(lines[:, i])
-        if there.any():
+        is_finite = np.isfinite(lines[:, i])
+        if is_finite.any():
             v = lines[:, i].astype(np.float64)
-            low, high = v[there].min(), v[there].max()
+            low, high = v[is_finite].min(), v[is_finite].max()
             scaled = (v - low) / (high - low) * 254 if high > low else np.full(v.shape, 127.0)
-            out[:, i][there] = scaled[there].round()
+            out[:, i][is_finite] = scaled[is_finite].round()
     return _base64(out)
 
 
@@ -489,19 +489,19 @@ def _script_json(value: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _html(facts: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
+def _html(index: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
     here = Path(__file__)
     script, style, body = ((here.with_name(f"inspect.{k}")).read_text(encoding="utf-8") for k in ("js", "css", "html"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # 'self' and file: are for the pieces next to the page. No other code, image or style is loaded.
     policy = (f"default-src 'none';style-src 'unsafe-inline';img-src data:;script-src 'sha256-{digest}'"
-              + ("" if facts["pieces"]["folder"] is None else " 'self' file:"))
-    data = [f'<script type="application/json" id="facts">{_script_json(facts)}</script>',
+              + ("" if index["pieces"]["folder"] is None else " 'self' file:"))
+    data = [f'<script type="application/json" id="facts">{_script_json(index)}</script>',
             *(f'<script type="application/json" id="piece-{i}">{text}</script>' for i, (_, text) in enumerate(pieces))]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{escape(facts['title'])}</title>"
+        f"<title>{escape(index['title'])}</title>"
         f"<style>{plots.STYLE}\n{style.replace('FONT', plots.FONT)}</style></head>\n"
         f"<body>\n{body}" + "\n".join(data) + f"\n<script>{script}</script></body></html>\n")

@@ -21,7 +21,7 @@ _BATCH_ROWS = 32_768  # numbers of a column per chunk
 def write_rrd(
     file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None
 ) -> Path:
-    """Write one .rrd file, for the Rerun viewer.
+    """Writes one .rrd file, for the Rerun viewer.
 
     The timeline `row` counts rows from the first episode on. Each episode has one more row than steps, for the last
     observation. There is also `seconds` if the rate is known. A column `a.b` is the entity /a/b, and its lines have the
@@ -55,48 +55,56 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
     for name, f in features.items():
         if f.kind in ("vector", "discrete") and f.names:
             out.log(paths[name], rr.SeriesLines(names=list(f.names)), static=True)
-    pending: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # of several episodes, because a chunk costs 2 KB
-
-    def send(path, rows, columns) -> None:
-        if len(rows):
-            rows = np.asarray(rows, np.int64)
-            out.send_columns(path, [rr.TimeColumn("row", sequence=rows), *(
-                [rr.TimeColumn("seconds", duration=rows / data.fps)] if data.fps else [])], columns)
-
-    def release(path) -> None:
-        rows, values = (np.concatenate(parts) for parts in zip(*pending.pop(path), strict=True))
-        send(path, rows, rr.Scalars.columns(scalars=values))
-
-    def hold(path, rows, values) -> None:
-        pending.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
-        if sum(v.size for _, v in pending[path]) >= _BATCH_ROWS:
-            release(path)
+    buffer = _ColumnBuffer(rr, out, data.fps)
     first, begins = 0, []
     for e, (episode, n) in enumerate(zip(data, map(int, lengths), strict=True)):
         steps = np.arange(n)
-        hold("/episode", first + steps, np.full(n, e))
-        hold("/step", first + steps, steps)
+        buffer.add("/episode", first + steps, np.full(n, e))
+        buffer.add("/step", first + steps, steps)
         ended = {True: ", success", False: ", failure", None: ""}[episode_success(episode)]
         begins.append((first, f"episode {e}: {n} steps{ended}"))
         for name, f in features.items():
             if f.kind == "image":
                 for rows, images in _batches(data.frames(name, e)):
-                    send(paths[name], first + np.asarray(rows, np.int64),
-                         rr.EncodedImage.columns(blob=images, media_type=["image/jpeg"] * len(rows)))
+                    buffer.send(paths[name], first + np.asarray(rows, np.int64),
+                                rr.EncodedImage.columns(blob=images, media_type=["image/jpeg"] * len(rows)))
                 continue
             values = np.asarray(episode.steps[name])
             if f.kind in ("text", "string"):
                 changes = text_runs(decode_texts(values))
-                send(paths[name], [first + row for row, _ in changes],
-                     rr.TextDocument.columns(text=[text for _, text in changes]))
+                buffer.send(paths[name], [first + row for row, _ in changes],
+                            rr.TextDocument.columns(text=[text for _, text in changes]))
             else:
-                hold(paths[name], first + np.arange(len(values)), values)
+                buffer.add(paths[name], first + np.arange(len(values)), values)
         first += n + 1
         if progress is not None:
             progress(e + 1, len(lengths))
-    for path in list(pending):
-        release(path)
-    send("/episodes", [row for row, _ in begins], rr.TextLog.columns(text=[text for _, text in begins]))
+    for path in list(buffer.pending):
+        buffer.release(path)
+    buffer.send("/episodes", [row for row, _ in begins], rr.TextLog.columns(text=[text for _, text in begins]))
+
+
+class _ColumnBuffer:
+    """Collects numbers of several episodes by path, because each chunk that is sent costs 2 KB."""
+
+    def __init__(self, rr, out, fps: float | None):
+        self.rr, self.out, self.fps = rr, out, fps
+        self.pending: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, path: str, rows: np.ndarray, values: np.ndarray) -> None:
+        self.pending.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
+        if sum(v.size for _, v in self.pending[path]) >= _BATCH_ROWS:
+            self.release(path)
+
+    def release(self, path: str) -> None:
+        rows, values = (np.concatenate(parts) for parts in zip(*self.pending.pop(path), strict=True))
+        self.send(path, rows, self.rr.Scalars.columns(scalars=values))
+
+    def send(self, path: str, rows, columns) -> None:
+        if len(rows):
+            rows = np.asarray(rows, np.int64)
+            seconds = [self.rr.TimeColumn("seconds", duration=rows / self.fps)] if self.fps else []
+            self.out.send_columns(path, [self.rr.TimeColumn("row", sequence=rows), *seconds], columns)
 
 
 def _batches(frames: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:

@@ -83,8 +83,8 @@ def _random_actor(env) -> Actor:
 
 
 def _env_shows(env):
-    for fact in ("env", "version", "fps", "limit", "success"):
-        require(fact in env.metadata, f"metadata must have {fact!r}, if only None")
+    for key in ("env", "version", "fps", "limit", "success"):
+        require(key in env.metadata, f"metadata must have {key!r}, if only None")
     obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
     require(set(obs) == set(env.features) - {"action"}, f"observations are {sorted(obs)}, features say otherwise")
     actor = _random_actor(env)

@@ -202,7 +202,7 @@ def test_downloads_do_not_fill_the_disk(tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
-    with pytest.raises(UserError, match="needs 0.00 GB of disk, found 0.00 GB free"):
+    with pytest.raises(UserError, match="needs 0.00 GB of disk, but only 0.00 GB are free"):
         remote.local_path("counted://big.npz")
 
 

@@ -174,7 +174,7 @@ def test_an_encoder_that_ends_before_its_reports_are_read_is_refused(tmp_path, m
             super().start()
 
     monkeypatch.setattr(threading, "Thread", LateThread)
-    worker = encoder.Encoder(tmp_path)
+    worker = encoder.EncoderProcess(tmp_path)
     worker.encode("00000000-0000.part", encoder.Backlog(1, 1))
     worker.close(print)
 

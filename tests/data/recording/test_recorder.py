@@ -90,7 +90,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
             time.sleep(0.01)
         return write(handle, data)
     monkeypatch.setattr(journal.os, "write", stuck)
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, min_free_bytes=60)  # 12 bytes a step
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, max_queued_bytes=60)  # 12 bytes a step
     kept = [r.step(*told(0, t)) for t in range(10)]  # a step that waited for the disk would wait for ever
     assert kept == [True] * 5 + [False] * 5
     slow[0] = False
@@ -100,7 +100,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
     assert holds(episode, 0, 5) and episode.metadata["dropped"] == 5
     slow[0] = True
     # 20 bytes a step
-    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), min_free_bytes=75)
+    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), max_queued_bytes=75)
     at: list[bool] = []
     for t in range(5):
         at.append(r.step(*told(0, t)))
@@ -176,15 +176,14 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     reopened = open_dataset(tmp_path / "d")
     assert (
         "understudy repair" in reopened.metadata["warnings"][0]
-        and "one that was not finished" in reopened.metadata["warnings"][0]
-    )
+        and "one that was not finished" in reopened.metadata["warnings"][0])
     assert reopened.fingerprint() == live.fingerprint()
     before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
     assert main(["repair", str(tmp_path / "d")]) == 0
     out, err = capsys.readouterr()
     assert "2 episodes put into the files" in out and "3 episodes, 9 steps" in out
-    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"; training "
-                   "leaves it out unless asked (--include-interrupted)\n")
+    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the metadata \"interrupted\"; "
+                   "training leaves it out unless asked (--include-interrupted)\n")
     assert all(p.read_bytes() == b for p, b in before.items()) and before
     data = open_dataset(tmp_path / "d")
     assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []

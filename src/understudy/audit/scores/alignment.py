@@ -87,8 +87,8 @@ def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
         u: Embeddings of demonstrations, (P, F, D).
         v: Embeddings of the demonstrations that they are paired with, (P, F, D).
     """
-    there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
-    back = torch.softmax(-(there.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)
+    nearest = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
+    back = torch.softmax(-(nearest.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)
     place = torch.arange(u.shape[1], dtype=u.dtype)
     return ((back @ place - place) / u.shape[1]).square().mean()
 

@@ -120,8 +120,7 @@ def episode_and_step(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def action_numbers(pack: PackedColumns, names: Sequence[str], features: Mapping[str, Feature]) -> np.ndarray:
     """The actions of all steps (see `action_columns`) as numbers, (N, A) float64. Choices are one-hot: classes have no
-    distance.
-    """
+    distance."""
     at = episode_and_step(pack.lengths)
     return np.concatenate([_one_hot(_numbers(pack, k, *at)) if features[k].kind == "discrete"
                            else _numbers(pack, k, *at) for k in names], 1)

@@ -112,7 +112,7 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
-    """Open a data set in any format. Columns are read when they are asked for.
+    """Opens a data set in any format. Columns are read when they are asked for.
 
     Args:
         path: The data set, a folder with one data set in it, or a URL (see `remote`).
@@ -146,7 +146,7 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
 
 
 def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
-    """Open a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
+    """Opens a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
 
     Args:
         mapping: The mapping of topics to columns, for bags. By default the one that is proposed for them, which is then
@@ -163,12 +163,12 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """List what a format, a key of `WRITERS`, cannot store without a sidecar file, with options of its `write`."""
+    """Lists what a format, a key of `WRITERS`, cannot store without a sidecar file, with options of its `write`."""
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
 def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **options) -> None:
-    """Write a new file or folder, completely or not at all. What the format cannot store goes into a sidecar file.
+    """Writes a new file or folder, completely or not at all. What the format cannot store goes into a sidecar file.
 
     All episodes must have the columns of the first one. Only actions that are numbers may be absent: they become NaN.
 
@@ -221,7 +221,7 @@ def _read_exactly(steps: Mapping[str, np.ndarray], features: Schema, where: str,
 
 
 def formats_for_suffix(path: str | Path) -> tuple[str, ...]:
-    """Return the format to write at a path by its suffix, followed by other formats with this suffix.
+    """Returns the format to write at a path by its suffix, followed by other formats with this suffix.
 
     A name without a suffix is a LeRobot folder.
     """
@@ -242,7 +242,7 @@ def _format_module(to):
 
 
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
-    """Decode all camera frames of a data set once, to one size (see `video.resize`).
+    """Decodes all camera frames of a data set once, to one size (see `video.resize`).
 
     Those of episodes that are left out are decoded too, so that other views of the data need not do it again. If one of
     them is damaged, only the episodes of the data set are decoded.

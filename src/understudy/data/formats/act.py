@@ -108,12 +108,12 @@ def _files(path: Path, warnings) -> list[Path]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a folder that ACT's loader reads, completely or not at all.
+    """Writes a folder that ACT's loader reads, completely or not at all.
 
     Images are stored without compression. What the loader needs and the data do not have (`qvel`, the attribute `sim`)
     is filled in, marked, and not read again.

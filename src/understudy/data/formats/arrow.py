@@ -13,20 +13,20 @@ from .read_errors import damaged
 
 
 def arrow_errors(where: object, what: str = "the Arrow data") -> AbstractContextManager[None]:
-    """Turn the errors that pyarrow raises about damage into `UserError`. Returns a context manager."""
+    """Turns the errors that pyarrow raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error(what, where, (
         pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError, SystemError))
 
 
 def validate_table(table: pa.Table, where: object) -> pa.Table:
-    """Return the table if its offsets are in its buffers and its text is UTF-8, which pyarrow does not check on use."""
+    """Returns the table if its offsets are in its buffers and its text is UTF-8, which pyarrow does not check."""
     with arrow_errors(where):
         table.validate(full=True)
     return table
 
 
 def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
-    """Convert an Arrow column to an array.
+    """Converts an Arrow column to an array.
 
     Args:
         array: Numbers or text without missing values, or lists of them of equal length, nested or not.

@@ -20,7 +20,7 @@ from .. import cache
 from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
 from . import topic_mapping as maps
-from .key_map import Doubt, metadata
+from .key_map import MisreadingWarning, metadata
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 
@@ -38,7 +38,7 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Open a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
+    """Opens a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
     path = Path(path)
     if mapping is None:
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
@@ -54,7 +54,7 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
 
 
 def preview_bags(path: Path) -> Dataset:
-    """Open recordings with the mapping that is proposed for them, which is then `metadata["mapping"]`.
+    """Opens recordings with the mapping that is proposed for them, which is then `metadata["mapping"]`.
 
     There may be no episodes. Columns that cannot be read are left out, and `metadata["warnings"]` says why.
     """
@@ -85,7 +85,7 @@ def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of the topics of some recordings, and give a reason for each topic that is left out.
+    """Proposes a mapping of the topics of some recordings, and gives a reason for each topic that is left out.
 
     The time of every message is read.
     """
@@ -291,7 +291,7 @@ class BagSource(ColumnSource):
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def _features(self, recordings) -> dict[str, Feature]:
-        """Of the first message of each column, in the first recording that has one."""
+        """Features from the first message of each column, in the first recording that has one."""
         out = {}
         for name, c in self.mapping.columns.items():
             if c.topic is None:
@@ -379,7 +379,7 @@ class BagSource(ColumnSource):
             return
         changes = np.diff(stamps)
         if (changes < 0).any():
-            self.warnings.append(Doubt(
+            self.warnings.append(MisreadingWarning(
                 f"{log.path.name}: messages of {topic} that are stamped before the one that they follow: "
                 f"{(changes < 0).sum()}, by up to {-changes.min() / 1e9:.3g} s; they are put in order. If a clock was "
                 "set back there, rows from before and after it are mixed"))
@@ -394,13 +394,13 @@ class BagSource(ColumnSource):
                                  "\"log\" in the mapping joins by those")
 
     def _note_two_clocks(self, log, scan, ticks) -> None:
-        """Tells of topics that are joined by header stamps, far from the times logged, where others have no stamps."""
+        """Warns if some topics are joined by header stamps, far from their log times, and others have no stamps."""
         offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
                    for topic, stamps in scan.stamps.items() if len(stamps)}
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]
         headed = max(offsets, key=lambda topic: abs(offsets[topic]), default="")
         if logged and len(ticks) > 1 and abs(late := offsets[headed]) > np.median(np.diff(ticks)) / 2e9:
-            self.warnings.append(Doubt(
+            self.warnings.append(MisreadingWarning(
                 f"{log.path.name}: messages of {', '.join(logged)} are joined by the times logged, but those of "
                 f"{headed} by header stamps, {abs(late):.3g} s {'after' if late > 0 else 'before'} the times logged; "
                 "\"stamp\": \"log\" in the mapping joins all by those"))
@@ -498,7 +498,7 @@ class BagSource(ColumnSource):
         return (low + fraction * (values[above].astype(np.float64) - low)).astype(feature.dtype)
 
     def frames(self, name, episode):
-        """Yield the images of a camera in the order of their messages.
+        """Yields the images of a camera in the order of their messages.
 
         Each message is decoded once, even if several rows have it. A video is decoded from the key frame before the
         episode.

@@ -19,7 +19,7 @@ _OURS = {"state": "observation.state", "states": "observation.state", "observati
 
 
 def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
-    """Return the standard name of an array.
+    """Returns the standard name of an array.
 
     Args:
         kind: `Feature.kind`.
@@ -33,7 +33,7 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 
 
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str]) -> dict[str, str]:
-    """Choose the shortest key for each column such that no two columns become one when they are read.
+    """Chooses the shortest key for each column such that no two columns become one when they are read.
 
     Columns without a possible key are missing.
 
@@ -54,7 +54,7 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return text as a column, (rows, *shape). If all rows have the same single text, it is stored once."""
+    """Returns text as a column, (rows, *shape). If all rows have the same single text, it is stored once."""
     values = np.asarray(texts, np.str_)
     same = values.ndim == 1 and len(values) and (values == values[0]).all()
     return np.broadcast_to(values[:1], values.shape) if same else values
@@ -77,7 +77,7 @@ def number_sort_key(name: str) -> tuple:
 
 
 def format_list(items: Iterable, most: int = 8) -> str:
-    """Join items with commas, for a message.
+    """Joins items with commas, for a message.
 
     Args:
         most: Number of items that are named. Of the others, only the number is given.
@@ -87,6 +87,6 @@ def format_list(items: Iterable, most: int = 8) -> str:
 
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
-    """Return the names that are a prefix and digits, ordered by their number: demo_2 before demo_10."""
+    """Returns the names that are a prefix and digits, ordered by their number: demo_2 before demo_10."""
     matches = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
     return sorted(matches, key=lambda n: (int(n[len(prefix):]), n))

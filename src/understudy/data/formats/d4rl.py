@@ -27,13 +27,13 @@ KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next
               reserved=frozenset({"observations", "next_observations", "infos", "metadata", "virtual", "actions",
                                   "rewards", "terminals", "timeouts"}))
 _FLAGS = ("terminals", "timeouts")
-_LOOKED = 4096  # rows in which next_observations is compared with observations
+_N_COMPARED_ROWS = 4096  # rows in which next_observations is compared with observations
 _TEXT_ROWS = 8192  # rows of text that are read at a time
-_SMALL = 1000  # largest number of values of an array that is kept as metadata
+_MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
 
 class D4rlSource(ChunkedSource):
-    """One file.
+    """A D4RL file.
 
     Args:
         max_episode_steps: Time limit of the environment, which ended episodes in files without `timeouts`.
@@ -66,7 +66,7 @@ class D4rlSource(ChunkedSource):
         file_metadata = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
-            if key.startswith("metadata/") and array.size <= _SMALL and (
+            if key.startswith("metadata/") and array.size <= _MAX_METADATA_VALUES and (
                     hdf5.is_text(array) or array.dtype.kind in "biuf"):
                 file_metadata[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
             else:
@@ -132,7 +132,7 @@ class D4rlSource(ChunkedSource):
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
             raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=location,
                             hint="correct the array, or remove it")
-        n = min(steps, _LOOKED)
+        n = min(steps, _N_COMPARED_ROWS)
         observations, next_observations = (hdf5.read_rows(a, 0, n, location) for a in (now, after))
         within = np.ones(n, bool)
         within[(self._begin + self.lengths - 1)[self._begin + self.lengths - 1 < n]] = within[-1] = False
@@ -195,12 +195,12 @@ class D4rlSource(ChunkedSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a D4RL file, completely or not at all.
+    """Writes a D4RL file, completely or not at all.
 
     One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
     (rewards, terminals, timeouts) are filled in, marked, and not read again.

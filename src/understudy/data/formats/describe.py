@@ -15,7 +15,7 @@ from ..tasks import task_texts
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """Return the document of `understudy inspect --json`.
+    """Returns the document of `understudy inspect --json`.
 
     Returns:
         {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype", "shape", "names"}}, "tasks",
@@ -36,12 +36,12 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 
 def dataset_features(data: Dataset) -> dict[str, Feature]:
-    """Return the features of a data set. A recording without episodes has those of its schema."""
+    """Returns the features of a data set. A recording without episodes has those of its schema."""
     return data.features() if len(data) else dict(data.source.schema)
 
 
 def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the range of the values of each numeric observation and action.
+    """Returns the range of the values of each numeric observation and action.
 
     Returns:
         Minimum, mean and maximum of the finite values of each component, (size,) each, by column. The mean is NaN
@@ -64,7 +64,7 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
-    """Check that columns are finite.
+    """Checks that columns are finite.
 
     Raises:
         UserError: A value is NaN or infinite. The message names file, episode, step and component of the first one.
@@ -82,12 +82,12 @@ def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
 
 
 def task_counts(data: Dataset) -> dict[str, int]:
-    """Return the number of episodes with each task, in the order in which the tasks first appear."""
+    """Returns the number of episodes with each task, in the order in which the tasks first appear."""
     return dict(Counter(task for episode in data for task in episode_tasks(episode)))
 
 
 def episode_tasks(episode: Episode) -> list[str]:
-    """Return the different tasks of an episode in words, in their order.
+    """Returns the different tasks of an episode in words, in their order.
 
     They are read from the first place that has words: the column or the metadata "task" (see
     `data.text_columns.TaskText`), the column "observation.task" of UTF-8 bytes, which some environments show, or the
@@ -107,7 +107,7 @@ def _segment_tasks(episode: Episode) -> list[str]:
 
 
 def lerobot_source(data: Dataset):
-    """Return the LeRobot source of a dataset. None if it has another source, or not all episodes of the source."""
+    """Returns the LeRobot source of a dataset. None if it has another source, or not all episodes of the source."""
     from .lerobot_read import LeRobotSource
 
     return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None

@@ -37,12 +37,12 @@ class UnknownFormat(UserError):
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a path, one of `FORMATS`."""
+    """Returns the format of a path, one of `FORMATS`."""
     return detect_format(path)[1]
 
 
 def detect_format(path: Path) -> tuple[Path, str]:
-    """Return the path of a data set and its format.
+    """Returns the path of a data set and its format.
 
     Args:
         path: The data set, or a folder with one data set in it, up to three levels down.
@@ -68,7 +68,7 @@ def detect_format(path: Path) -> tuple[Path, str]:
 
 
 def _how_to_read(path: Path, kind: str) -> str:
-    """What to do with a path that is in no known format."""
+    """The hint for a path in no known format."""
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_OTHER_SEPARATOR):

@@ -9,14 +9,14 @@ import numpy as np
 
 from ...core import DataError, UserError, role, unknown_name
 from ..episode import ColumnSource, Dataset, episode_starts
-from .key_map import Doubt
+from .key_map import MisreadingWarning
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
 
 def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Dataset:
-    """Split a table into episodes.
+    """Splits a table into episodes.
 
     Args:
         source: The table as one episode.
@@ -27,7 +27,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
         raise unknown_boundary("episode", name, source.schema)
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
-        warnings = [*source.metadata.get("warnings", ()), *map(Doubt, _several_episodes(source))]
+        warnings = [*source.metadata.get("warnings", ()), *map(MisreadingWarning, _several_episodes(source))]
         return Dataset(source, {**source.metadata, "warnings": warnings})
     steps = int(source.lengths[0])
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
@@ -40,7 +40,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
-    """Split the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
+    """Splits the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
     from ..operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
@@ -52,7 +52,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
 
 
 def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
-    """Return the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
+    """Returns the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
                         where=where, hint="name the column that numbers the episodes: --columns episode=COLUMN")
@@ -68,7 +68,7 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
-    """Yield a note if a column, with a row for each step, does not number the episodes from 0 on without gaps."""
+    """Yields a note if a column, with a row for each step, does not number the episodes from 0 on without gaps."""
     numbers = list(dict.fromkeys(values.reshape(-1).tolist()))
     if values.dtype.kind in "iuf" and numbers != list(range(len(numbers))):
         i = next(i for i, number in enumerate(numbers) if number != i)
@@ -76,7 +76,7 @@ def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
 
 
 def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
-    """Return lengths of episodes that the user named, (E,) int64, if they are from 1 and add up to `steps`."""
+    """Returns lengths of episodes that the user named, (E,) int64, if they are from 1 and add up to `steps`."""
     whole = lengths.ndim == 1 and len(lengths) and lengths.dtype.kind in "iuf" and (lengths == lengths.round()).all()
     if not whole or lengths.min() < 1:
         raise DataError(f"lengths of episodes must be whole numbers from 1, (episodes,), but this is {lengths.dtype} "
@@ -89,7 +89,7 @@ def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
 
 
 def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") -> str:
-    """Return how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
+    """Returns how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
 
     Args:
         arrays: The one-dimensional arrays, by name.
@@ -110,15 +110,14 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
 
 
 def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
-    """Return the error for a column or array that the user named, as "episode" or "episode_lengths", and that does not
-    exist.
-    """
+    """Returns the error for a column or array that the user named, as "episode" or "episode_lengths", and that does not
+    exist."""
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
     return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:
-    """Yield a warning if a table that is read as one episode looks like several."""
+    """Yields a warning if a table that is read as one episode looks like several."""
     steps, numbers, restarts, flags = int(source.lengths[0]), [], [], []
     for name, f in source.schema.items():
         if f.shape or f.kind == "image" or int(source.rows(name)[0]) != steps or steps < 4:
@@ -150,7 +149,7 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
 
 
 def frame_rate(times: list[np.ndarray]) -> float | None:
-    """Return the steps per second from the timestamps (s) of each episode. None if the rate differs between episodes.
+    """Returns the steps per second from the timestamps (s) of each episode. None if the rate differs between episodes.
 
     If single steps come early or late, the rate is that of the usual step, to three digits.
     """

@@ -30,7 +30,7 @@ from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .episode_table import cut_table, frame_rate
-from .key_map import Doubt, checked_rate, common_arrays, metadata
+from .key_map import MisreadingWarning, checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
 from .read_errors import damaged, first_true, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
@@ -51,20 +51,21 @@ _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """Return the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
+    """Returns the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
     ours = sidecar.SIDECAR_NAME
     files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
     return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
-    """A folder of one file per episode, or a single table whose column `episode` tells them apart (see `cut_table`)."""
+    """Opens a folder of one file per episode, or a single table whose column `episode` tells them apart (see
+    `cut_table`)."""
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 
 
 def not_utf8(file: Path) -> DataError:
-    """Return the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
+    """Returns the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
     text = file.read_bytes()
     try:
         text.decode("utf-8")
@@ -83,16 +84,14 @@ def not_utf8(file: Path) -> DataError:
 
 
 def not_seconds(text: str, where: str) -> DataError:
-    """Return the error for a column of times that are text."""
+    """Returns the error for a column of times that are text."""
     return DataError(f"the times are text, such as {str(text)!r}, and not numbers of seconds", where=where,
                      hint="write seconds, such as with pandas: t = pd.to_datetime(table[NAME]); table[NAME] = "
                           "(t - t[0]).dt.total_seconds(); or give the column a name other than timestamp")
 
 
 def other_separator(names: Sequence[str]) -> str | None:
-    """Return the separator of a table whose columns are not separated by commas. Its header is then read as a single
-    name.
-    """
+    """Returns the separator of a table that is not separated by commas: its header is then a single name."""
     return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
@@ -138,14 +137,14 @@ class FolderSource(MemmapSource):
         return self._episode_metadata[episode]
 
     def _check_files(self):
-        """That none is missing, as far as their numbers and dataset.json tell."""
+        """Checks the numbers of the files and dataset.json for missing files."""
         n_declared, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and n_declared is not None and n_declared != len(self.files):
             raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {n_declared} episodes",
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         files = self.path.iterdir() if self.path.is_dir() else ()
         if videos := sorted(p.name for p in files if p.suffix.lower() in _VIDEOS):
-            self.metadata["warnings"].append(Doubt(
+            self.metadata["warnings"].append(MisreadingWarning(
                 f"the videos are not read: {format_list(videos, 3)}. Frames are read from "
                 f"{self.files[0].stem}/CAMERA/*.png or .jpg"))
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
@@ -171,7 +170,7 @@ class FolderSource(MemmapSource):
         return None if fps is None else checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
-        """What dataset.json says of a column."""
+        """The feature of a column in dataset.json."""
         declaration = self._dataset_json.get("features", {}).get(name)
         if declaration is None:
             return None
@@ -189,8 +188,7 @@ class FolderSource(MemmapSource):
 
 class NpzFolderSource(FolderSource):
     """Files of arrays with T rows, or one more. A single text is the task of the episode. Other single values are
-    metadata.
-    """
+    metadata."""
 
     ending = ".npz"
 
@@ -268,7 +266,7 @@ class CsvFolderSource(FolderSource):
             rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
                 times.append(table.values("timestamp", "float64").reshape(-1))
-            if not _ends(file):
+            if not _ends_with_newline(file):
                 cut.append(file.name)
             self._episode_metadata.append({})
         self._vectors = table.vectors
@@ -484,9 +482,8 @@ class _Table:
 
 
 def underscored(header: list[str]) -> list[str]:
-    """Return the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
-    vector.
-    """
+    """Returns the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
+    vector."""
     groups: dict[tuple[str, bool], dict[str, int]] = {}  # NAME, whether in brackets -> the number of each name
     for key in header:
         if match := _BRACKETED.fullmatch(key):
@@ -519,7 +516,7 @@ def _kind(cell: str) -> str:
     return "text" if "_" in cell else "float"
 
 
-def _ends(file: Path) -> bool:
+def _ends_with_newline(file: Path) -> bool:
     with open(file, "rb") as handle:
         handle.seek(-1, 2)
         return handle.read(1) in (b"\n", b"\r")
@@ -529,7 +526,7 @@ def _ends(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
@@ -559,7 +556,7 @@ def _plain_text(column) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a folder of episode_000000.csv and so on, camera frames as PNG, and dataset.json. All numbers are exact."""
+    """Writes a folder of episode_000000.csv and so on, camera frames as PNG, and dataset.json. Numbers are exact."""
     path = Path(path)
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith(_CAMERA) and features[n].kind == "image"]

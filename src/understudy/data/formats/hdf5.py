@@ -39,12 +39,12 @@ _DEEP = 16  # nested groups; a link to a group above it would have no end
 
 @cache
 def import_h5py():
-    """Import h5py, which is optional."""
+    """Imports h5py, which is optional."""
     return read_errors.import_optional("h5py", "HDF5 files need h5py", "formats")
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
-    """Turn the errors that h5py raises about damage into `UserError`. Returns a context manager."""
+    """Turns the errors that h5py raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error("the HDF5 file", where, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
@@ -79,21 +79,21 @@ class _CheckedFile:
         """Checks a global heap (File Format Specification III.E)."""
         end = int.from_bytes(os.pread(self._file, 8, begin + 8), "little")
         heap = os.pread(self._file, min(end, os.fstat(self._file).st_size - begin), begin)
-        at = 16
-        while at + 16 <= end:
-            number = int.from_bytes(heap[at: at + 2], "little")
-            size = int.from_bytes(heap[at + 8: at + 16], "little")
+        offset = 16
+        while offset + 16 <= end:
+            number = int.from_bytes(heap[offset: offset + 2], "little")
+            size = int.from_bytes(heap[offset + 8: offset + 16], "little")
             size = 16 + -(-size // 8) * 8 if number else size
-            if not 16 <= size <= end - at:
+            if not 16 <= size <= end - offset:
                 raise OSError(f"an object of {size} bytes in the heap at byte {begin}")
-            at += size
+            offset += size
 
     def flush(self) -> None:
         pass
 
 
 def open_file(path: Path):
-    """Open a file for reading without a lock. Other processes may have it open, and not all disks have locks."""
+    """Opens a file for reading without a lock. Other processes may have it open, and not all disks have locks."""
     plain = sys.platform == "win32"  # which has no preadv
     return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
@@ -132,18 +132,18 @@ class OpenFiles:
         self._path = self._file = self._bytes = None
 
     def __getitem__(self, path: Path):
-        self._turn(path)
+        self._close_other(path)
         if self._file is None:
             with hdf5_errors(path):
                 self._file = open_file(path)
         return self._file
 
     def read_rows(self, path: Path, key: str, first: int, stop: int, where: str) -> np.ndarray:
-        """Read rows of the array `key` of a file, (stop - first, *shape)."""
+        """Reads rows of the array `key` of a file, (stop - first, *shape)."""
         layout = self._layouts.get(key)
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
-        self._turn(path)
+        self._close_other(path)
         out = np.empty((stop - first, *layout.shape[1:]), layout.dtype)
         with hdf5_errors(where):
             if self._bytes is None:
@@ -153,7 +153,7 @@ class OpenFiles:
                 raise OSError("the file is cut short")
         return out
 
-    def _turn(self, path: Path) -> None:
+    def _close_other(self, path: Path) -> None:
         if path != self._path:
             self.__exit__()
             self._path = path
@@ -211,7 +211,7 @@ def _type_of(dtype: np.dtype):
 
 
 def arrays(group, where: str) -> dict[str, ArrayInfo]:
-    """Return the arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
+    """Returns the arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
     return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
@@ -221,16 +221,16 @@ def _walk(h5py, group, prefix, where, depth):
             name = key.decode("utf-8")
         except UnicodeDecodeError:
             raise damaged("the name is not UTF-8", f"{where}/{prefix}{key}") from None
-        at = f"{where}/{prefix}{name}"
+        location = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
             defect = "a link to another file, which is not followed" if outside else "nested without end"
-            raise UserError(f"this is {defect}", where=at, hint="copy the array into the file")
-        with hdf5_errors(at):
+            raise UserError(f"this is {defect}", where=location, hint="copy the array into the file")
+        with hdf5_errors(location):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
                 layout = node.get_create_plist() if node.get_offset() is None else None
                 if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
-                    raise UserError("the array is stored in another file, which is not read", where=at,
+                    raise UserError("the array is stored in another file, which is not read", where=location,
                                     hint="copy the array into the file")
                 yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):
@@ -239,7 +239,7 @@ def _walk(h5py, group, prefix, where, depth):
 
 def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None,
                 hint: str = "leave the episode out, or take the file from a copy") -> int:
-    """Return the number of steps of an episode: the rows of its array `key`.
+    """Returns the number of steps of an episode: the rows of its array `key`.
 
     Args:
         stated: Name and value of an attribute that must have the same number. None if there is none.
@@ -258,7 +258,7 @@ def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: A
 
 
 def check_rows(array: ArrayInfo, rows: int, what: str, where: str, hint: str = "") -> None:
-    """Check the number of rows of an array.
+    """Checks the number of rows of an array.
 
     Args:
         what: Why it needs them, for the error message, such as "as actions has".
@@ -271,7 +271,7 @@ def check_rows(array: ArrayInfo, rows: int, what: str, where: str, hint: str = "
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
-    """Add a warning that names the arrays with parts that were never written."""
+    """Adds a warning that names the arrays with parts that were never written."""
     if holes := [key for key, array in arrays.items() if array.has_unwritten_chunks]:
         warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
 
@@ -287,7 +287,7 @@ def is_text(array) -> bool:
 
 
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
-    """Return the feature of a column that is stored as an array, (rows, *shape). A flag is read as bool."""
+    """Returns the feature of a column that is stored as an array, (rows, *shape). A flag is read as bool."""
     if not array.shape:
         raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")
@@ -309,7 +309,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of the array at `path` in an open file or group, (stop - first, *shape)."""
+    """Reads rows of the array at `path` in an open file or group, (stop - first, *shape)."""
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -327,7 +327,7 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of an `ArrayInfo` or an h5py.Dataset, (stop - first, *shape). Text is read as str."""
+    """Reads rows of an `ArrayInfo` or an h5py.Dataset, (stop - first, *shape). Text is read as str."""
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -338,14 +338,14 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Read the attributes of a file, group or array as JSON values."""
+    """Reads the attributes of a file, group or array as JSON values."""
     with hdf5_errors(f"{where}, attributes"):
         return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
                 if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
 
 
 def to_json_value(value, where: str):
-    """Convert the value of an attribute, numbers or text, alone or in arrays, to plain JSON values."""
+    """Converts the value of an attribute, numbers or text, alone or in arrays, to plain JSON values."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
         value = value.tolist()
     if isinstance(value, bytes):
@@ -358,7 +358,7 @@ def to_json_value(value, where: str):
 
 
 def decode_json_attribute(text, where: str):
-    """Decode an attribute that is JSON. Text that is not JSON is returned as it is."""
+    """Decodes an attribute that is JSON. Text that is not JSON is returned as it is."""
     if not isinstance(text, str):
         raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
@@ -368,7 +368,7 @@ def decode_json_attribute(text, where: str):
 
 
 def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Feature]:
-    """Restore the order and kinds with which the columns were written, if the file has them.
+    """Restores the order and kinds with which the columns were written, if the file has them.
 
     h5py sorts arrays by name, and an array of bytes may be text.
     """
@@ -387,7 +387,7 @@ _BYTES_PER_ARRAY = 1024  # of its description
 
 
 def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1) -> None:
-    """Refuse data that the disk cannot hold: HDF5 ends the process with a signal when a disk is full.
+    """Refuses data that the disk cannot hold: HDF5 ends the process with a signal when a disk is full.
 
     Args:
         n_arrays: Number of arrays of the file, or of all files.
@@ -403,13 +403,13 @@ def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1)
 
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
-    """Store the order and kinds of the columns in an attribute of the file."""
+    """Stores the order and kinds of the columns in an attribute of the file."""
     kinds = {place.name: features[n].kind for n, place in capability.columns.items()}
     file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(kinds)
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
-    """Write a column of one episode. Frames are stored in chunks of one, so that each can be read alone.
+    """Writes a column of one episode. Frames are stored in chunks of one, so that each can be read alone.
 
     Args:
         values: The rows, (rows, *shape).
@@ -426,7 +426,7 @@ def write_column(group, key: str, values, filled: str = "") -> None:
 
 
 def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability, data: Dataset | None = None) -> None:
-    """Write the metadata of an episode as attributes.
+    """Writes the metadata of an episode as attributes.
 
     Args:
         data: The data set, whose fps and robot type are written as well. None to leave them out.
@@ -444,7 +444,7 @@ def plan(
     key_of: Callable[[str, Feature], str | None] | None = None,
     last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
 ) -> tuple[sidecar.FormatCapability, dict[str, str]]:
-    """Plan what a format stores in arrays and attributes, and the key of each stored column.
+    """Plans what a format stores in arrays and attributes, and the key of each stored column.
 
     Args:
         attributes: Metadata keys that cannot be stored, because these attributes mean something else in the format.

@@ -20,15 +20,15 @@ from ..sources import ChunkedSource
 from . import hdf5
 from .column_names import number_sort_key
 from .episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
-from .key_map import Doubt, KeyMap, common_arrays, metadata
+from .key_map import KeyMap, MisreadingWarning, common_arrays, metadata
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
-_SMALL = 1 << 20  # rows of an array that is read to see whether it says where episodes end
+_MAX_LABEL_ROWS = 1 << 20  # rows of an array that is read to see whether it says where episodes end
 
 
 def hdf5_files(path: Path) -> list[Path]:
-    """Return an HDF5 file, or those of a folder in the order of their numbers."""
+    """Returns an HDF5 file, or those of a folder in the order of their numbers."""
     if path.is_file():
         with open(path, "rb") as handle:
             return [path] if handle.read(8) == hdf5.MAGIC else []
@@ -38,7 +38,7 @@ def hdf5_files(path: Path) -> list[Path]:
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
                 episode_lengths: str | None = None) -> Dataset:
-    """Open HDF5 of one's own layout.
+    """Opens an HDF5 file with a custom layout.
 
     Args:
         path: A file, or a folder of one file per episode.
@@ -53,7 +53,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
             return Dataset(source)
         data = cut_table(source, path)
         hint = boundary_hint(source.lists, int(source.lengths[0])) if len(data) == 1 else ""
-        doubts = [Doubt(f"the file is read as one episode, but {hint}")] if hint else []
+        doubts = [MisreadingWarning(f"the file is read as one episode, but {hint}")] if hint else []
         warnings = [*data.metadata["warnings"], *doubts]
         return Dataset(data.source, {**data.metadata, "warnings": warnings})
     if len(source) > 1:
@@ -69,7 +69,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
 
 
 def array_names(path: Path) -> list[str]:
-    """Return the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
+    """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
         file = hdf5_files(path)[0]
         names = list(hdf5.arrays(files[file], str(file)))
@@ -78,7 +78,7 @@ def array_names(path: Path) -> list[str]:
 
 
 def array_key(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key of the array that a name means. It may have "." for "/", and the number of a component."""
+    """Returns the key of the array that a name means. It may have "." for "/", and the number of a component."""
     keys = list(keys)
     for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
         for key in keys:
@@ -173,7 +173,7 @@ class Hdf5ArraysSource(ChunkedSource):
     def _read_lists(self) -> dict[str, np.ndarray]:
         file, prefix, arrays = self._parts[0]
         return {key: hdf5.read_rows(array, 0, array.shape[0], f"{file}, {prefix}{key}") for key, array in arrays.items()
-                if len(array.shape) == 1 and 1 < array.shape[0] < _SMALL and array.dtype.kind in "iuf"}
+                if len(array.shape) == 1 and 1 < array.shape[0] < _MAX_LABEL_ROWS and array.dtype.kind in "iuf"}
 
     open_files = staticmethod(hdf5.OpenFiles)
 

@@ -30,7 +30,7 @@ _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a 
 
 
 def open_imitation(path: Path) -> Dataset:
-    """Open a folder of Arrow files or an .npz file of old versions."""
+    """Opens a folder of Arrow files or an .npz file of old versions."""
     return Dataset(ArrowFolderSource(path) if path.is_dir() else NpzFileSource(path))
 
 

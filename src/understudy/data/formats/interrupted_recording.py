@@ -18,7 +18,7 @@ PUBLISHING_FILE = "publishing.json"
 
 
 def open_recording(path: Path) -> ColumnSource:
-    """Open the episodes of a recording, even while a recorder moves them from its journal into the files."""
+    """Opens the episodes of a recording, even while a recorder moves them from its journal into the files."""
     folder = path / journal.JOURNAL_FOLDER
     for _ in range(100):
         try:
@@ -33,8 +33,9 @@ def open_recording(path: Path) -> ColumnSource:
                     hint="try again later")
 
 
-def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
-    """Return the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
+def unpublished_segments(segments: list[journal.JournalSegment], path: Path, n_published: int
+                         ) -> list[journal.JournalSegment]:
+    """Returns the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()
@@ -58,7 +59,7 @@ def is_recording(path: Path) -> bool:
 class InterruptedRecordingSource(ColumnSource):
     """The episodes in the LeRobot files, then those in segments of the journal that are not in the files."""
 
-    def __init__(self, files: LeRobotSource, segments: list[journal.Segment]):
+    def __init__(self, files: LeRobotSource, segments: list[journal.JournalSegment]):
         self.files, self._journal_episodes = files, [e for s in segments for e in s.episodes]
         self._n_published = len(files.lengths)
         self.lengths = np.concatenate([files.lengths, [len(e) for e in self._journal_episodes]]).astype(np.int64)

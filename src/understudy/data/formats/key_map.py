@@ -44,7 +44,7 @@ class KeyMap:
     reserved: frozenset[str] = frozenset()
 
     def column(self, key: str, feature: Feature | None = None) -> str:
-        """Return the column that an array is read as. Images are recognized by the feature."""
+        """Returns the column that an array is read as. Images are recognized by the feature."""
         camera = feature is not None and feature.kind == "image"
         if key in self.columns:
             return self.columns[key]
@@ -61,7 +61,7 @@ class KeyMap:
         return key.replace(self.separator, ".") if self.separator else key
 
     def key(self, column: str, feature: Feature | None = None) -> str:
-        """Return the key of the array that a column is written to. Images are recognized by the feature."""
+        """Returns the key of the array that a column is written to. Images are recognized by the feature."""
         own = {name: key for key, name in self.columns.items()}
         if column in own or not self.group or not column.startswith("observation."):
             return own.get(column, column)
@@ -71,7 +71,7 @@ class KeyMap:
         return self.group + within
 
     def schema(self, features: Mapping[str, Feature], path: object) -> tuple[dict[str, Feature], dict[str, str]]:
-        """Return the features of the columns of a file, and the key of each column."""
+        """Returns the features of the columns of a file, and the key of each column."""
         schema: dict[str, Feature] = {}
         keys: dict[str, str] = {}
         for key, feature in features.items():
@@ -82,7 +82,7 @@ class KeyMap:
 
 
 def add_column(keys: dict[str, str], column: str, key: str, path: object) -> None:
-    """Add the key of a column to `keys`."""
+    """Adds the key of a column to `keys`."""
     if column in keys:
         raise UserError(f"{keys[column]} and {key} are both the column {column}", where=f"{path}, {key}",
                         hint="remove one of them")
@@ -92,7 +92,7 @@ def add_column(keys: dict[str, str], column: str, key: str, path: object) -> Non
 def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any],
                   where: Callable[[int, str], str], optional: Callable[[str], bool] = lambda key: False,
                   left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
-    """Return the arrays that all episodes have, as they are in the first episode.
+    """Returns the arrays that all episodes have, as they are in the first episode.
 
     Args:
         alike: Returns what must be equal in all episodes, such as dtype and shape.
@@ -120,17 +120,17 @@ def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Foun
 
 
 def describe_kind(alike: Any) -> str:
-    """Return a dtype and shape as text, for an error message."""
+    """Returns a dtype and shape as text, for an error message."""
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
 
 
-class Doubt(str):
+class MisreadingWarning(str):
     """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
 
 
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
-    """Return the metadata of a data set, for `Dataset.metadata`.
+    """Returns the metadata of a data set, for `Dataset.metadata`.
 
     Args:
         fps: Steps per second. Anything but a positive number becomes None.
@@ -146,7 +146,7 @@ def is_rate(value: Any) -> bool:
 
 
 def checked_rate(fps: Any, where: str) -> float:
-    """Check that steps per second that the user gave are a positive, finite number. Return them as a float."""
+    """Checks that steps per second that the user gave are a positive, finite number. Returns them as a float."""
     if isinstance(fps, np.generic):
         fps = fps.item()
     if not is_rate(fps):
@@ -156,7 +156,7 @@ def checked_rate(fps: Any, where: str) -> float:
 
 
 def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
-    """Return the number of steps of each episode, (E,) int64, from their exclusive ends.
+    """Returns the number of steps of each episode, (E,) int64, from their exclusive ends.
 
     Args:
         ends: Step after the last of each episode, counted over all episodes, (E,). Increasing integers.
@@ -174,7 +174,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
 
 
 def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
+    """Returns the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
 
     Args:
         lengths: Number of steps of each episode, (E,).
@@ -188,7 +188,7 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
 
 
 def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:
-    """Decode images of one shape to (rows, H, W, C) uint8. Zeros that pad the encoded images are ignored.
+    """Decodes images of one shape to (rows, H, W, C) uint8. Zeros that pad the encoded images are ignored.
 
     Args:
         channels: 1 for gray, 3 for RGB.
@@ -206,7 +206,7 @@ def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: s
 @lru_cache(1024)  # files have thousands of arrays of a few kinds
 def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype | str, is_flag: bool = False,
                    has_text: bool = False) -> Feature:
-    """Return the feature of a column as it is read from a file.
+    """Returns the feature of a column as it is read from a file.
 
     An outcome has one number per step. Bytes are numbers unless they make an image, or text if `has_text`.
 

@@ -194,7 +194,7 @@ class LeRobotSource(MemmapSource):
         return {**super()._first, "task_index": episode_starts(self.lengths)}
 
     def iter_chunks(self):
-        """Read every data file once, some row groups at a time, and compare its index columns with the metadata."""
+        """Reads every data file once, some row groups at a time, and compares its index columns with the metadata."""
         task_numbers = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
             yield from self._rows_of_file(number, self.path / name, task_numbers)
@@ -336,7 +336,7 @@ class LeRobotSource(MemmapSource):
 
 
 def read_info(path: Path) -> dict:
-    """Read meta/info.json, and check that it has the keys that are needed."""
+    """Reads meta/info.json, and checks that it has the keys that are needed."""
     file = path / "meta" / "info.json"
     info = read_json_object(file)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
@@ -356,7 +356,7 @@ def read_info(path: Path) -> dict:
 
 
 def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
-    """Read the position of each episode from the tables of v3.0."""
+    """Reads the position of each episode from the tables of v3.0."""
     folder = path / "meta" / "episodes"
     files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
     is_own, n_episodes = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
@@ -426,12 +426,12 @@ def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """Read the text of each task by its number."""
+    """Reads the text of each task by its number."""
     return read_tasks_v3(path) if read_info(path)["codebase_version"] == "v3.0" else read_tasks_v2(path)
 
 
 def read_tasks_v3(path: Path) -> dict[int, str]:
-    """Read the text of each task by its number, in v3.0."""
+    """Reads the text of each task by its number, in v3.0."""
     file = path / "meta" / "tasks.parquet"
     table = _read_columns(open_parquet(file), None, file)
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
@@ -443,7 +443,7 @@ def read_tasks_v3(path: Path) -> dict[int, str]:
 
 
 def read_tasks_v2(path: Path) -> dict[int, str]:
-    """Read the text of each task by its number, in v2.0 or v2.1."""
+    """Reads the text of each task by its number, in v2.0 or v2.1."""
     file = path / "meta" / "tasks.jsonl"
     rows = [r if isinstance(r, dict) else {} for r in read_json_lines(file)]
     return _tasks(((r.get("task_index"), r.get("task")) for r in rows), file)
@@ -459,7 +459,7 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
 
 
 def read_index_v2(path: Path, info: dict) -> EpisodeIndex:
-    """Read the position of each episode from the metadata of v2.0 or v2.1."""
+    """Reads the position of each episode from the metadata of v2.0 or v2.1."""
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
@@ -496,7 +496,7 @@ def _format(info, key, path, **values) -> str:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Open a Parquet file. A remote file is downloaded first."""
+    """Opens a Parquet file. A remote file is downloaded first."""
     local = remote.fetch_file(file)
     if not local.exists():
         raise damaged("the file is missing", file)
@@ -534,7 +534,7 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """Convert an Arrow column of numbers or nested lists to an array of a feature's dtype and shape, (n, *shape)."""
+    """Converts an Arrow column of numbers or nested lists to an array of a feature's dtype and shape, (n, *shape)."""
     numbers = arrow.to_numpy(values, where)
     if numbers.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "
@@ -548,7 +548,7 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
 
 
 def read_json_lines(file: Path) -> list[dict]:
-    """Read a file with one JSON object per line."""
+    """Reads a file with one JSON object per line."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

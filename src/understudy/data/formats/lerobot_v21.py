@@ -40,7 +40,7 @@ _STATS = ("min", "max", "mean", "std", "count")
 
 
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged.
+    """Writes a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged.
 
     In all else it is like `lerobot_write.write`.
     """

@@ -46,7 +46,7 @@ SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy
 
 
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
+    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
     index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
@@ -64,14 +64,14 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 def check_images(images: str) -> None:
-    """Check the option `images` of `write`."""
+    """Checks the option `images` of `write`."""
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Return what lerobot reads of these data, with frames stored as `images` (see `write`).
+    """Returns what lerobot reads of these data, with frames stored as `images` (see `write`).
 
     The rest is in meta/understudy and in the sidecar file.
     """
@@ -85,7 +85,7 @@ def capability(data: Dataset, images: str = "png") -> FormatCapability:
 
 
 def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
-    """Split data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
+    """Splits data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
 
     Timestamps are stored as float32 and begin at 0. If they do not increase, they are computed from fps.
 
@@ -137,7 +137,7 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video", threads: int | None = None,
            progress: Callable[[int], None] = lambda n_frames: None) -> None:
-    """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
+    """Adds episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
 
@@ -169,7 +169,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first ones."""
+    """Writes a data set without episodes, as lerobot's recorder does at its start. `append` adds the first ones."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -210,46 +210,53 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
     if not rate > 0:
         raise UserError(f"fps must be above 0, but is {rate}", hint="give fps, the steps per second")
     rate = int(rate) if float(rate).is_integer() else float(rate)
-    features, codec = {}, ""
+    features = {}
     columns = {n: f for n, f in schema.items() if n not in INDEX_COLUMNS[1:]}
     for name, f in columns.items():
         if "/" in name:
             raise UserError("LeRobot needs names without '/'", where=f"column {name!r}", hint="rename the column")
-        if name in ("task", INDEX_COLUMNS[0]):
-            continue
-        if f.kind == "depth":  # without loss, in PNG of 16 bits
-            features[name] = {"dtype": "image", "shape": list(f.shape), "names": ["height", "width", "channels"],
-                              "info": {"is_depth_map": True}}
-        elif f.kind == "image" and f.shape[2] in (1, 3, 4):
-            size = cast(tuple[int, int, int], f.shape)
-            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, size)]
-            if images in _CODECS.values() and not able:
-                raise UserError(f"frames of the shape {f.shape} cannot be written as {images} here",
-                                where=f"column {name!r}", hint="write them as png")
-            features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
-                              "names": ["height", "width", "channels"]}
-            if able:
-                codec = codec or able[0]
-                features[name]["info"] = {
-                    "video.height": f.shape[0], "video.width": f.shape[1], "video.codec": _CODECS[able[0]],
-                    "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "video.fps": rate, "video.channels": 3,
-                    "has_audio": False}
-        elif f.kind == "string":
-            features[name] = {"dtype": "string", "shape": [1], "names": None}
-        else:
-            if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
-                raise UserError(f"LeRobot stores numbers of 1 to 5 dimensions, not {f.dtype} {f.shape}",
-                                where=f"column {name!r}", hint="leave the column out, or split it")
-            features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
-                              "names": list(f.names) if f.names else None}
+        if name not in ("task", INDEX_COLUMNS[0]):
+            features[name] = _column_info(name, f, rate, images)
     for name in INDEX_COLUMNS:
         features[name] = {"dtype": "float32" if name == INDEX_COLUMNS[0] else "int64", "shape": [1], "names": None}
-    filmed = any(f["dtype"] == "video" for f in features.values())
+    codec = _video_codec(features, "")
     info = {"codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0,
             "total_tasks": 0, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
             "fps": rate, "splits": {"train": "0:0"}, "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if filmed else None, "features": features}
+            "video_path": VIDEO_PATH if codec else None, "features": features}
     return _StoragePlan(columns, info, codec)
+
+
+def _column_info(name: str, f: Feature, rate: float, images: str) -> dict:
+    """The entry of a column in info.json."""
+    if f.kind == "depth":  # without loss, in PNG of 16 bits
+        return {"dtype": "image", "shape": list(f.shape), "names": ["height", "width", "channels"],
+                "info": {"is_depth_map": True}}
+    if f.kind == "image" and f.shape[2] in (1, 3, 4):
+        size = cast(tuple[int, int, int], f.shape)
+        able = [codec for c, codec in _CODECS.items() if images in ("video", codec) and video.can_encode(c, size)]
+        if images in _CODECS.values() and not able:
+            raise UserError(f"frames of the shape {f.shape} cannot be written as {images} here",
+                            where=f"column {name!r}", hint="write them as png")
+        info = {"dtype": "video" if able else "image", "shape": list(f.shape), "names": ["height", "width", "channels"]}
+        if able:
+            info["info"] = {
+                "video.height": f.shape[0], "video.width": f.shape[1], "video.codec": able[0],
+                "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "video.fps": rate, "video.channels": 3,
+                "has_audio": False}
+        return info
+    if f.kind == "string":
+        return {"dtype": "string", "shape": [1], "names": None}
+    if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
+        raise UserError(f"LeRobot stores numbers of 1 to 5 dimensions, not {f.dtype} {f.shape}",
+                        where=f"column {name!r}", hint="leave the column out, or split it")
+    return {"dtype": f.dtype, "shape": list(f.shape) or [1], "names": list(f.names) if f.names else None}
+
+
+def _video_codec(features: Mapping[str, Mapping], default: str) -> str:
+    """The encoder of the first video column."""
+    return next((c for f in features.values() if f["dtype"] == "video" for c, codec in _CODECS.items()
+                 if codec == (f.get("info") or {}).get("video.codec")), default)
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,8 @@ def _unordered(where: str) -> UserError:
 
 
 class _LeRobotWriter:
-    """One write. Its files have the suffix .part until all are complete, and info.json is written last."""
+    """Writes episodes into a data set. Its files have the suffix .part until all are complete, and info.json is
+    written last."""
 
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
@@ -312,9 +320,7 @@ class _LeRobotWriter:
                             hint="write it again first: lerobot.write(open_dataset(OLD), NEW)")
         source = LeRobotSource(root)
         tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-        codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
-                      if n == (f.get("info") or {}).get("video.codec")), "libsvtav1")
-        plan = _StoragePlan(source.schema, info, codec)
+        plan = _StoragePlan(source.schema, info, _video_codec(info["features"], "libsvtav1"))
         after = {}
         for name in ("data", "episodes", *plan.cameras):
             prefix = {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")
@@ -335,16 +341,16 @@ class _LeRobotWriter:
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
                 if loaded and size + more > _TOGETHER:  # a long episode is not copied together with short ones
-                    self._add(loaded)
+                    self._add_episodes(loaded)
                     loaded, size = [], 0
                 loaded.append(new)
                 size += more
                 if size >= _TOGETHER:
-                    self._add(loaded)
+                    self._add_episodes(loaded)
                     loaded, size = [], 0
                 del new  # free it before the next one is read
             if loaded:
-                self._add(loaded)
+                self._add_episodes(loaded)
             self._close()
             self._commit()
         except BaseException:
@@ -353,7 +359,7 @@ class _LeRobotWriter:
 
     # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, episodes: list[_LoadedEpisode]) -> None:
+    def _add_episodes(self, episodes: list[_LoadedEpisode]) -> None:
         """Adds several short episodes at once, because one call for each would take longer than their data."""
         lengths = np.array([h.length for h in episodes], np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -363,6 +369,26 @@ class _LeRobotWriter:
         names = [n for n in episodes[0].columns if n not in ("task", INDEX_COLUMNS[0])]
         frames = {n: [h.columns[n] for h in episodes] for n in names if self.plan.stored(n) in ("image", "video")}
         columns = {n: _concatenate([h.columns[n][:h.length] for h in episodes]) for n in names if n not in frames}
+        times = self._times(episodes, frame, starts)
+        episode_tasks = [self._tasks(h) for h in episodes]
+        columns |= {"timestamp": times.astype(np.float32), "frame_index": frame,
+                    "episode_index": np.repeat(np.arange(number, number + len(episodes)), lengths),
+                    "index": first + np.arange(steps),
+                    "task_index": np.concatenate([index for _, index in episode_tasks])}
+        rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
+                for i, (h, (tasks, _)) in enumerate(zip(episodes, episode_tasks, strict=True))]
+        for row, place in zip(rows, self._write_data(columns, frames, lengths, first), strict=True):
+            row |= place
+        for i, (row, at, n) in enumerate(zip(rows, starts, lengths, strict=True)):
+            films = {camera: frames[camera][i] for camera in self.plan.cameras}
+            row |= self._write_videos(row["episode_index"], films, times[at: at + n])
+        self._append_statistics(columns, frames, lengths)
+        self._rows += rows
+        self._steps += steps
+        self._append_metadata(episodes, number)
+
+    def _times(self, episodes: list[_LoadedEpisode], frame: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """The time of each step in its episode, in s."""
         times = frame / self.plan.fps
         for h, at in zip(episodes, starts, strict=True):
             if INDEX_COLUMNS[0] in h.columns:
@@ -371,32 +397,23 @@ class _LeRobotWriter:
         is_unordered[starts] = abs(times[starts]) > 1 / self.plan.fps
         if is_unordered.any():
             raise _unordered(episodes[int(np.searchsorted(starts, np.argmax(is_unordered), side="right")) - 1].location)
-        episode_tasks = [self._tasks(h) for h in episodes]
-        numbers = {"timestamp": times.astype(np.float32), "frame_index": frame,
-                   "episode_index": np.repeat(np.arange(number, number + len(episodes)), lengths),
-                   "index": first + np.arange(steps),
-                   "task_index": np.concatenate([index for _, index in episode_tasks])}
-        columns |= numbers
-        rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
-                for i, (h, (tasks, _)) in enumerate(zip(episodes, episode_tasks, strict=True))]
-        for row, place in zip(rows, self._write_data(columns, frames, lengths, first), strict=True):
-            row |= place
-        for i, (row, at, n) in enumerate(zip(rows, starts, lengths, strict=True)):
-            films = {camera: frames[camera][i] for camera in self.plan.cameras}
-            row |= self._write_videos(row["episode_index"], films, times[at: at + n])
+        return times
+
+    def _append_statistics(self, columns: dict[str, np.ndarray], frames: dict[str, list], lengths: np.ndarray) -> None:
         statistics = _stats_of({n: columns[n] for n, f in self.plan.info["features"].items() if n in columns
                                 and f["dtype"] != "string"}, lengths)
         for name, each in frames.items():
             statistics[name] = _stacked([_image_statistics(c, int(n)) for c, n in zip(each, lengths, strict=True)])
         self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
-        self._rows += rows
-        self._steps += steps
-        for row, h in zip(rows, episodes, strict=True):
+
+    def _append_metadata(self, episodes: list[_LoadedEpisode], number: int) -> None:
+        """Keeps the metadata and the last observations of the episodes from `number` on."""
+        for i, h in enumerate(episodes, number):
             last = {n: self._last_value(n, c[h.length:h.length + 1][0]) for n, c in h.columns.items()
                     if len(c) > h.length and n not in ("task", *INDEX_COLUMNS)}
             if last:
-                self._last.append({"episode_index": row["episode_index"], **last})
-            self._episode_metadata.append({"episode_index": row["episode_index"], "facts": h.metadata})
+                self._last.append({"episode_index": i, **last})
+            self._episode_metadata.append({"episode_index": i, "facts": h.metadata})
 
     def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """The tasks of an episode, and the number of the task of each step."""
@@ -830,7 +847,7 @@ def _stored_extreme(values: np.ndarray) -> np.ndarray:
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combine the statistics of several parts of a data set to those of all episodes, by column.
+    """Combines the statistics of several parts of a data set to those of all episodes, by column.
 
     Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
     count, as in lerobot.

@@ -61,7 +61,7 @@ class MessageLog(ABC):
 
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """Decode the messages of some topics. Those of one topic are always in the same order.
+        """Decodes the messages of some topics. Those of one topic are always in the same order.
 
         Args:
             begin: Log time of the first message, ns.
@@ -102,7 +102,7 @@ def _short(type: str) -> str:
 
 
 def message_time(message) -> int | None:
-    """Return header.stamp or Foxglove's timestamp of a message, in ns. None if the message has neither, or 0."""
+    """Returns header.stamp or Foxglove's timestamp of a message, in ns. None if the message has neither, or 0."""
     stamp = _get(_get(message, "header"), "stamp")
     stamp = _get(message, "timestamp") if stamp is None else stamp
     if isinstance(stamp, protobuf.Timestamp):
@@ -113,7 +113,7 @@ def message_time(message) -> int | None:
 
 
 def decode_image(message, where: str) -> np.ndarray:
-    """Decode an image message (PNG, JPEG or padded rows of pixels) to uint8 (H, W, C) with 1, 3 or 4 channels."""
+    """Decodes an image message (PNG, JPEG or padded rows of pixels) to uint8 (H, W, C) with 1, 3 or 4 channels."""
     with _readable(where, "image"):
         data = _data(message)
         if (encoding := _get(message, "encoding")) is None:
@@ -174,7 +174,7 @@ def _units(data: bytes) -> Iterator[int]:
 
 
 def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode consecutive packets of a video.
+    """Decodes consecutive packets of a video.
 
     Args:
         packets: Number and message of each packet. The first is a key frame.
@@ -199,7 +199,7 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
 
 def decode_key_frame(message, where: str) -> np.ndarray:
-    """Decode the frame of a single key frame packet, uint8 (H, W, 3)."""
+    """Decodes the frame of a single key frame packet, uint8 (H, W, 3)."""
     for _, image in decode_video([(0, message)], where):
         return image
     raise UserError("there is no key frame, so the video cannot be decoded", where=where,
@@ -223,7 +223,7 @@ def _readable(where: object, what: str = "recording") -> AbstractContextManager[
 
 
 def import_reader(module: str) -> ModuleType:
-    """Import a module of the packages that read recordings, which are optional."""
+    """Imports a module of the packages that read recordings, which are optional."""
     return read_errors.import_optional(module, f"reading bags needs the package {module.partition('.')[0]}", "bags")
 
 
@@ -242,40 +242,41 @@ class McapLog(MessageLog):
         cut = []
         for file in self.files:
             with _readable(file):
-                truncation = self._look(file)
+                truncation = self._scan_file(file)
             if truncation:
                 cut.append(f"{file.name} {truncation}")
         self.truncation = "; ".join(cut)
 
-    def _look(self, file: Path) -> str:
-        """What is in a file, by its summary if that is whole, else by all of it; how it was cut, if it was."""
+    def _scan_file(self, file: Path) -> str:
+        """Lists topics and metadata from the file's summary, or from all messages if it is damaged. Returns how the
+        file was truncated."""
         summary = self._summary(file)
         self._indexed[file] = summary is not None
         if summary is not None:
             counts = summary.statistics.channel_message_counts
             for number, channel in summary.channels.items():
-                self._add(summary.schemas.get(channel.schema_id), channel, counts.get(number, 0))
+                self._add_topic(summary.schemas.get(channel.schema_id), channel, counts.get(number, 0))
             if summary.metadata_indexes:
                 from mcap.reader import make_reader
 
                 with open(file, "rb") as handle:
-                    self._keep({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
+                    self._add_metadata({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
             return ""
         state = McapStream()
         for schema, channel, _ in state.records(file):
-            self._add(schema, channel, 1)
+            self._add_topic(schema, channel, 1)
         for channel in state.channels.values():
             if channel.topic not in self.types:
-                self._add(state.schemas.get(channel.schema_id), channel, 0)
-        self._keep(state.metadata)
+                self._add_topic(state.schemas.get(channel.schema_id), channel, 0)
+        self._add_metadata(state.metadata)
         return state.cut
 
-    def _keep(self, records: Mapping[str, Mapping[str, str]]) -> None:
+    def _add_metadata(self, records: Mapping[str, Mapping[str, str]]) -> None:
         self.metadata.update({n: r for n, r in records.items() if n != "rosbag2"})  # metadata.yaml once more
 
     @staticmethod
     def _summary(file: Path):
-        """None where messages cannot be found by it."""
+        """The summary of a file. None if it cannot locate the messages."""
         from mcap.reader import make_reader
 
         try:
@@ -289,7 +290,7 @@ class McapLog(MessageLog):
         whole = all(c is not None and (c.schema_id == 0 or c.schema_id in summary.schemas) for c in channels)
         return summary if whole else None
 
-    def _add(self, schema, channel, count: int) -> None:
+    def _add_topic(self, schema, channel, count: int) -> None:
         topic = channel.topic
         self.types.setdefault(topic, schema.name if schema else channel.message_encoding)
         self.counts[topic] = self.counts.get(topic, 0) + count
@@ -333,7 +334,7 @@ class McapStream:
         self.schemas, self.channels, self.metadata, self.cut = {}, {}, {}, ""
 
     def records(self, file: Path) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield schema, channel and record of each message."""
+        """Yields schema, channel and record of each message."""
         from mcap.exceptions import EndOfFile, McapError, RecordLengthLimitExceeded
         from mcap.records import Channel, Chunk, DataEnd, Message, Metadata, Schema
         from mcap.stream_reader import StreamReader, breakup_chunk
@@ -458,7 +459,7 @@ class UnindexedRosbag(MessageLog):
 
 
 def _unpacked(how: str, data: bytes) -> bytes:
-    """As much of a chunk as is there."""
+    """Decompresses the part of a chunk that is present."""
     if how == "bz2":
         return bz2.BZ2Decompressor().decompress(data)
     if how == "lz4":
@@ -498,7 +499,7 @@ def _header(fields: bytes):
 
 
 def log_paths(path: Path) -> list[Path]:
-    """Return the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
+    """Returns the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
 
     Several recordings are ordered by the last number in their names.
     """
@@ -524,7 +525,7 @@ def _ros2(folder: Path) -> bool:
 
 
 def open_log(path: Path) -> MessageLog:
-    """Open a recording: a file, or the folder of a ROS 2 bag."""
+    """Opens a recording: a file, or the folder of a ROS 2 bag."""
     if path.is_dir():
         films = sorted(path.glob("*.mcap"), key=recording_order)
         return McapLog(path, films) if films else RosbagLog(path)

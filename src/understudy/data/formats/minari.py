@@ -50,7 +50,7 @@ KEYS = _Keys({"actions": "action", "rewards": "next.reward", "terminations": "ne
 
 
 def open_minari(path: Path) -> Dataset:
-    """Open a data set: its folder, the folder `data` in it, or its HDF5 file."""
+    """Opens a data set: its folder, the folder `data` in it, or its HDF5 file."""
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
     data = path / "data" if (path / "data").is_dir() else path
@@ -367,12 +367,12 @@ def _leaves(field: pa.Field, prefix: str):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a folder that Minari opens, completely or not at all.
+    """Writes a folder that Minari opens, completely or not at all.
 
     Images are stored without compression. If an episode has no row after the last action, its last observation is
     written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.
@@ -392,7 +392,7 @@ def write(data: Dataset, path: Path) -> None:
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
             hdf5.store_column_order(file, features, holds)
             for i, e in enumerate(data):
-                _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
+                _write_episode(file.create_group(f"episode_{i}"), i, e, keys, holds)
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         dataset_metadata = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
@@ -407,7 +407,7 @@ def write(data: Dataset, path: Path) -> None:
             **{k: v for k, v in dataset_metadata.items() if v is not None}})
 
 
-def _put(group, i, e, keys, holds):
+def _write_episode(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
     hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - {"minari"}))

@@ -48,7 +48,7 @@ _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what sto
 
 
 class NpzSource(NpzArchiveSource):
-    """One file.
+    """An .npz file with arrays over all steps.
 
     Args:
         episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
@@ -232,14 +232,14 @@ class NpzSource(NpzArchiveSource):
 
 
 def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
-    """Return the number of steps: the rows of the actions, or else of most arrays."""
+    """Returns the number of steps: the rows of the actions, or else of most arrays."""
     rows = {key: shape[0] for key, (shape, _) in headers.items() if shape}
     actions = [n for key, n in rows.items() if role(standard_name(key)) == "action"]
     return actions[0] if actions else max(rows.values(), key=lambda n: ([*rows.values()].count(n), n), default=0)
 
 
 def episodes_hint(path: Path) -> str:
-    """Return how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
+    """Returns how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
     try:
         file = NpzArrays(path)
         lists = {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
@@ -259,7 +259,7 @@ def _check_flags(values: np.ndarray, where: str):
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """Return a hint to rename arrays whose names are close to known ones. Empty if there are none."""
+    """Returns a hint to rename arrays whose names are close to known ones. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
@@ -270,15 +270,15 @@ def rename_hint(keys: Iterable[str]) -> str:
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-_TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
+_RESERVED_KEYS = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
 _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
-        is_free = name in KEYS.columns.values() or name not in _TAKEN and is_storable_key(name)
+        is_free = name in KEYS.columns.values() or name not in _RESERVED_KEYS and is_storable_key(name)
         if not f.size or not is_free or not is_plain_flag(data, name):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
@@ -293,12 +293,12 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
     if len(data) == data.steps:
         return {}
     out = {key: np.array(values, _PLAIN[type(values[0])]) for key, values in sidecar.plain_metadata(data).items()
-           if key not in _TAKEN and key not in columns and is_storable_key(key)}
+           if key not in _RESERVED_KEYS and key not in columns and is_storable_key(key)}
     return {k: v for k, v in out.items() if v.tolist() == [e.metadata[k] for e in data]}
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write an .npz file, which `NpzSource` reads."""
+    """Writes an .npz file, which `NpzSource` reads."""
     path, kept = Path(path), capability(data)
     if not any(role(name) == "observation" for name in kept.columns):
         raise UserError(f"there is no column of observation; there are {', '.join(data.features())}", where=path,

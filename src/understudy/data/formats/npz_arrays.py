@@ -55,19 +55,18 @@ class NpzArrays:
     @cached_property
     def key(self) -> str:
         """Digest of the time of the file and the checksums of its arrays. Time and size alone may be equal for two
-        files.
-        """
+        files."""
         with zipfile.ZipFile(self.path) as archive:
             arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
         return cache.json_digest("npz", self.path.stat().st_mtime_ns, arrays)
 
     def read_array(self, key: str) -> np.ndarray:
-        """Read a whole array. A single number has the shape (1,)."""
+        """Reads a whole array. A single number has the shape (1,)."""
         parts = [values for _, values in self.iter_rows(key)]
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
 
     def iter_rows(self, key: str, max_bytes: int = 1 << 23) -> Iterator[tuple[int, np.ndarray]]:
-        """Read an array in chunks. It is decompressed as it is read.
+        """Reads an array in chunks. It is decompressed as it is read.
 
         Args:
             max_bytes: Largest size of a chunk, except for one row and for arrays in Fortran order.
@@ -119,7 +118,7 @@ class NpzArchiveSource(MemmapSource):
                 yield name, *self.place_rows(name, row, values)
 
     def place_rows(self, name: str, row: int, values: np.ndarray) -> tuple[int | np.ndarray, np.ndarray]:
-        """Assign rows of an array to rows of its column. A subclass may leave rows out.
+        """Assigns rows of an array to rows of its column. A subclass may leave rows out.
 
         Args:
             row: Number of the first row in the array.
@@ -135,12 +134,12 @@ ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[
 
 
 def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
-    """Return an array in memory as `write_npz` takes it."""
+    """Returns an array in memory as `write_npz` takes it."""
     return name, values.shape, values.dtype, lambda: [values]
 
 
 def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayChunks:
-    """Return a column of all episodes as `write_npz` takes it.
+    """Returns a column of all episodes as `write_npz` takes it.
 
     Args:
         rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
@@ -150,21 +149,21 @@ def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayC
 
 
 def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of a column of each episode, as `column_array` writes them."""
+    """Yields the rows of a column of each episode, as `column_array` writes them."""
     for e, n in zip(data, rows.tolist(), strict=True):
         column = np.asarray(e.steps[name])
         yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
-    """Return the dtype of a column in a file. Text has the width of its longest value, for which `pieces` is called."""
+    """Returns the dtype of a column in a file. Text has the width of its longest value: `pieces` yields the values."""
     if feature.kind != "string":
         return np.dtype(feature.dtype)
     return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
 
 
 def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
-    """Write an .npz file.
+    """Writes an .npz file.
 
     Args:
         arrays: (name, shape, dtype, pieces) of each array. `pieces()` returns the rows in order, in arrays of any
@@ -180,7 +179,7 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
 
 
 def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np.ndarray]:
-    """Cut rows that come in arrays of any length into arrays of other lengths."""
+    """Cuts rows that come in arrays of any length into arrays of other lengths."""
     piece = np.empty(0)
     for n in rows:
         parts: list[np.ndarray] = []
@@ -192,7 +191,7 @@ def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np
 
 
 def zip_errors(what: str, where: object) -> AbstractContextManager[None]:
-    """Turn the errors that zipfile raises about damage into `UserError`. Returns a context manager."""
+    """Turns the errors that zipfile raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error(what, where, read_errors.ZIP_ERRORS)
 
 
@@ -204,13 +203,13 @@ def _member(path, key):
 
 
 def npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, order (whether Fortran's) and dtype of an .npy file. Raises ValueError."""
+    """Reads shape, order (whether Fortran's) and dtype of an .npy file. Raises ValueError."""
     version = np.lib.format.read_magic(handle)
     return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(handle)
 
 
 def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an .npy file of numbers or text: see `npy_header`."""
+    """Reads the header of an .npy file of numbers or text: see `npy_header`."""
     try:
         shape, fortran, dtype = npy_header(handle)
     except ValueError as error:

@@ -25,8 +25,8 @@ FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
               separator="")
 _OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
-_TAKEN = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends", "timeouts",
-          "next_observations", FORMAT_KEY, *KEYS.columns}
+_RESERVED_KEYS = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends",
+                  "timeouts", "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
 def is_ogbench(keys: Iterable[str]) -> bool:
@@ -37,7 +37,7 @@ def is_ogbench(keys: Iterable[str]) -> bool:
 
 
 class OGBenchSource(NpzArchiveSource):
-    """One file."""
+    """An OGBench file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -89,7 +89,7 @@ class OGBenchSource(NpzArchiveSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     features, lengths = data.features(), data.lengths
     observation = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
@@ -105,7 +105,7 @@ def capability(data: Dataset) -> FormatCapability:
             if _is_time_limit_only(data, name):
                 columns[name] = ColumnEncoding(name, "bool", ())
         elif (
-            name not in _TAKEN
+            name not in _RESERVED_KEYS
             and is_storable_key(name)
             and f.kind != "string"
             and (data.rows(name) > lengths).all()
@@ -139,7 +139,7 @@ def _is_time_limit_only(data: Dataset, name: str) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write an .npz file that ogbench.utils.load_dataset reads.
+    """Writes an .npz file that ogbench.utils.load_dataset reads.
 
     The format has a row after the last action. If an episode has none, its last observation is written twice.
     """

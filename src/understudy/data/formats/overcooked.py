@@ -32,7 +32,7 @@ _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "step
 
 
 class OvercookedSource(ColumnSource):
-    """One table. Each trial gives an episode for each player who is a person.
+    """A table of trials. Each trial gives an episode for each human player.
 
     observation.state has position (x, y), direction and held object, first of the player and then of the other one.
     observation.layout (H, W, 6) has the kind of each cell, and observation.objects (H, W, 7) the objects on it. Smaller

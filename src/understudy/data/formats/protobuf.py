@@ -43,7 +43,7 @@ _TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
 def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
-    """Return the decoder of a message type.
+    """Returns the decoder of a message type.
 
     Args:
         name: Full name of the message type.

@@ -33,12 +33,12 @@ ZIP_ERRORS: ExceptionTypes = (
 
 
 def damaged(problem: str, where: object) -> DataError:
-    """Return the error for a file that is cut short, changed or incomplete."""
+    """Returns the error for a file that is cut short, changed or incomplete."""
     return DataError(problem, where=where, hint=DAMAGED_HINT)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the message of an error, or the type of the error if it has no message."""
+    """Returns the first line of the message of an error, or the type of the error if it has no message."""
     text = str(error)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a KeyError quotes its message
         text = text[1:-1]
@@ -46,12 +46,12 @@ def first_line(error: BaseException) -> str:
 
 
 def first_true(is_wrong: np.ndarray) -> int | None:
-    """Return the index of the first True of (n,) bools, so that an error can name it. None if there is none."""
+    """Returns the index of the first True of (n,) bools, so that an error can name it. None if there is none."""
     return int(np.argmax(is_wrong)) if is_wrong.any() else None
 
 
 def import_optional(module: str, need: str, extra: str) -> ModuleType:
-    """Import a module that is an optional dependency.
+    """Imports a module that is an optional dependency.
 
     Args:
         need: What needs which package, such as "HDF5 files need h5py".
@@ -64,7 +64,7 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file."""
+    """Reads a JSON object from a file."""
     value = read_json(file)
     if not isinstance(value, dict):
         raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
@@ -80,7 +80,7 @@ def as_user_error(
     passed_through: ExceptionTypes = (),
     named: bool = False,
 ) -> Iterator[None]:
-    """Turn the errors that a library raises about a damaged file into `UserError`. A context manager.
+    """Turns the errors that a library raises about a damaged file into `UserError`. A context manager.
 
     Args:
         what: What is read, such as "the HDF5 file".

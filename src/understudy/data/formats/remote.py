@@ -35,7 +35,7 @@ _held: set[Path] = set()  # data sets that this process reads
 
 
 def url_of(path: str | Path) -> str | None:
-    """Return a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
+    """Returns a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
     text = str(path)
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
     if match is None or Path(text).exists():
@@ -47,7 +47,7 @@ def url_of(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
+    """Returns where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
 
     Files that are needed to open the data set are downloaded now.
     """
@@ -85,7 +85,7 @@ def exists(path: Path) -> bool:
 
 
 def fetch_file(path: Path) -> Path:
-    """Return `path`. If it is a file of a remote data set that is not here yet, it is downloaded first."""
+    """Returns `path`. If it is a file of a remote data set that is not here yet, it is downloaded first."""
     if not path.exists():
         entry, name = _entry(path)
         if entry is not None:
@@ -94,7 +94,7 @@ def fetch_file(path: Path) -> Path:
 
 
 def version_key(path: Path) -> list:
-    """Return a key that changes when the file changes: its size and time, or the version that its source reports."""
+    """Returns a key that changes when the file changes: its size and time, or the version that its source reports."""
     entry, name = _entry(path)
     if entry is not None:
         return [_read_listing(entry)["files"][name]["mark"]]
@@ -129,8 +129,7 @@ def _now(files: Mapping[str, Any]) -> list[str]:
 
 def _answering(at: str):
     """Like `open_url`, but only if the source answers in time. Some sources, such as gs:// without credentials, try for
-    hours.
-    """
+    hours."""
     answers: list = []
 
     def ask():
@@ -154,14 +153,14 @@ def _answering(at: str):
 
 
 def open_url(at: str):
-    """Return the fsspec file system of a URL, and the path in it."""
+    """Returns the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     return fsspec.core.url_to_fs(at)
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """By file name: size (None if it is not known), mark of the version, and path in the source."""
+    """Size (None if unknown), version mark and path in the source of each file, by name."""
     entry = fs.info(place)
     alone = entry["type"] == "file"
     entries = {place: entry} if alone else fs.find(place, detail=True)
@@ -250,7 +249,7 @@ class _Unreachable(UserError):
 
 @contextmanager
 def remote_errors(where: str):
-    """Turn any error about a URL into `UserError`. A context manager."""
+    """Turns any error about a URL into `UserError`. A context manager."""
     try:
         yield
     except UserError:

@@ -141,7 +141,7 @@ class RldsSource(MemmapSource):
             raise damaged("there are no episodes", path)
         self._count(leaves)
         self._assign_features(leaves, warnings)
-        self._doubts(warnings, [leaf.key for leaf in described])
+        self._warn_of_doubts(warnings, [leaf.key for leaf in described])
         self.metadata = metadata("rlds", path, warnings, str(self._info.get("version", "")))
 
     # -- where the records are --------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class RldsSource(MemmapSource):
         self._locations += records
 
     def _record(self, episode: int) -> _Example:
-        """A record whose checksum is right."""
+        """Reads a record and verifies its checksum."""
         if self._last_record is not None and self._last_record[0] == episode:
             return self._last_record[1]
         file, _, at, length, _ = self._locations[episode]
@@ -172,7 +172,7 @@ class RldsSource(MemmapSource):
         return self._last_record[1]
 
     def _unchecked_record(self, episode: int) -> _Example:
-        """A record without its checksum: for what looks into all records and reads little."""
+        """Returns a record without verifying its checksum, to read a little of all records."""
         file, _, at, length, _ = self._locations[episode]
         return _Example(self._map(file), at, at + length, self._where(episode))
 
@@ -202,7 +202,7 @@ class RldsSource(MemmapSource):
         self._leaf: dict[str, TfdsFeature] = {}
         keys: dict[str, str] = {}
         self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
-        self._ends = any(leaf.key == _TERMINAL.key for leaf in leaves)
+        self._has_end_flags = any(leaf.key == _TERMINAL.key for leaf in leaves)
         for leaf in leaves:
             if not leaf.is_step_feature or leaf.key in _FIRST_AND_LAST:
                 continue
@@ -215,13 +215,13 @@ class RldsSource(MemmapSource):
                 continue
             add_column(keys, column, leaf.key, self.path / "features.json")
             self.schema[column], self._leaf[column] = sized_leaf.feature, sized_leaf
-        if self._ends:
+        if self._has_end_flags:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
 
     def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
-        """With its size, from the first frame where features.json does not say. Cameras that were absent in all
-        episodes are left out; in some, their frames are black."""
+        """The camera with its frame size, from the first frame if features.json lacks it. Cameras without any image
+        are left out; missing frames are black."""
         episodes = range(len(self._locations))
         missing = [e for e in episodes if not self._unchecked_record(e)[leaf.key].first()]
         if len(missing) == len(episodes):
@@ -236,8 +236,8 @@ class RldsSource(MemmapSource):
         frame = self._unchecked_record(e)[leaf.key].first()
         return replace(leaf, shape=video.decode_image(frame, channels, f"{self._where(e, leaf.key)}, frame 0").shape)
 
-    def _doubts(self, warnings, described):
-        """What the flags, the last actions and the names of what is recorded say."""
+    def _warn_of_doubts(self, warnings, described):
+        """Warns of inconsistent flags, zero last actions, and keys that features.json does not describe."""
         inconsistent_episodes, ends_in_zeros, has_motion, keys = [], True, False, set()
         actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
         for e in range(len(self._locations)):
@@ -271,10 +271,10 @@ class RldsSource(MemmapSource):
                 yield name, int(self._first[name][e]), self._numbers(name, e)
 
     def _numbers(self, name, e) -> np.ndarray:
-        if name in ("next.terminated", "next.truncated") and self._ends:
+        if name in ("next.terminated", "next.truncated") and self._has_end_flags:
             ends = self._tensor(_TERMINAL, e).astype(bool)
             ends = np.append(ends[:-2], ends[-1]) if self._shift else ends  # the last step says how it ended
-            return _truncated(ends) if name == "next.truncated" else ends
+            return _truncation_flags(ends) if name == "next.truncated" else ends
         values = self._tensor(self._leaf[name], e)
         return values[: int(self.rows(name)[e])]
 
@@ -403,7 +403,7 @@ def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
 
 
 def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
-    """Return the files of a split of dataset_info.json, with the number of records that each should have."""
+    """Returns the files of a split of dataset_info.json, with the number of records that each should have."""
     shard_lengths, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(shard_lengths):
         template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)
@@ -417,18 +417,18 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
 
 
 def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
-    """Return the names of files of records in the folder that are not among `files`."""
+    """Returns the names of files of records in the folder that are not among `files`."""
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
 
 def map_file(file: Path) -> mmap.mmap | bytes:
-    """Map a file into memory. An empty one cannot be mapped."""
+    """Maps a file into memory. An empty one cannot be mapped."""
     with open(file, "rb") as handle:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
 
 
 def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
-    """Yield the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+    """Yields the first byte and the number of bytes of each record of a file, whose checksum comes after them.
 
     Raises:
         UserError: The file is cut short, or the checksum of a length is wrong.
@@ -569,7 +569,7 @@ def _broken(where) -> DataError:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
+    """Returns the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
     package = "reading tfrecord needs the package google-crc32c"
     crc = import_optional("google_crc32c", package, "formats").value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -627,7 +627,7 @@ def _leaf_json(leaf: TfdsFeature) -> dict:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     plan = _plan(data)
     columns = {n: ColumnEncoding(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
                for n, leaf in plan.leaves.items()}
@@ -641,7 +641,7 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _plan(data: Dataset) -> _StoragePlan:
-    features, ends = data.features(), _ends(data)
+    features, ends = data.features(), _has_standard_end_flags(data)
     leaves = {}
     actions = {n: f for n, f in features.items() if role(n) == "action" and f.size and f.kind != "string"}
     if "action" in actions:
@@ -676,28 +676,28 @@ def _step_feature(f: Feature, key: str) -> TfdsFeature:
     return TfdsFeature(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
 
 
-def _ends(data) -> bool:
-    """Whether the flags are those that RLDS can say: an episode that did not terminate was truncated at its end."""
+def _has_standard_end_flags(data) -> bool:
+    """Whether RLDS can store the flags: an episode that did not terminate was truncated at its end."""
     names, features = ("next.terminated", "next.truncated"), data.features()
     if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
         return False
     flags = ((np.asarray(e.steps[n])[: len(e)] for n in names) for e in data)
-    return all(np.array_equal(cut, _truncated(ended)) for ended, cut in flags)
+    return all(np.array_equal(cut, _truncation_flags(ended)) for ended, cut in flags)
 
 
-def _truncated(ends: np.ndarray) -> np.ndarray:
+def _truncation_flags(ends: np.ndarray) -> np.ndarray:
     """The flags next.truncated of an episode, from its flags next.terminated."""
     return (np.arange(len(ends)) == len(ends) - 1) & ~ends
 
 
 def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
-    """Facts that all episodes have, as one kind of plain value."""
+    """Metadata that all episodes have, as one kind of plain value."""
     return {key: replace(_METADATA[type(values[0])], key=f"episode_metadata/{key}")
             for key, values in sidecar.plain_metadata(data).items() if key != "split" and re.fullmatch(r"\w+", key)}
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
+    """Writes a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
 
     Every step has an action. The row after the last action is kept in the sidecar file.
     """

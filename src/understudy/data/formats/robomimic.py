@@ -28,14 +28,14 @@ from .sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
-_TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # metadata keys that are stored in another way
-_SMALL = 1000  # largest number of values of an array without a row per step that is kept as metadata
-_AHEAD = 64  # number of demos whose metadata are read at once
-_LOOKED = 64  # demos in which next_obs is compared with obs
+_RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
+_MAX_METADATA_VALUES = 1000  # largest number of values of an array without a row per step that is kept as metadata
+_METADATA_BATCH = 64  # number of demos whose metadata are read at once
+_N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
 class RobomimicSource(ChunkedSource):
-    """One file."""
+    """A robomimic or robosuite file."""
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
@@ -87,7 +87,7 @@ class RobomimicSource(ChunkedSource):
         for key, array in arrays.items():
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
-                if array.size > _SMALL:
+                if array.size > _MAX_METADATA_VALUES:
                     warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
                 else:
                     small.append(key)
@@ -119,14 +119,14 @@ class RobomimicSource(ChunkedSource):
         return masks
 
     def _check_next_obs(self, files, stored, warnings):
-        """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_LOOKED]:
+        """Warns if next_obs is not the next row of obs, compared at the last row that has one."""
+        for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_N_COMPARED_DEMOS]:
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
                     location = f"{self.path}, data/{demo}"
-                    here, there = (files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}")
-                                   for k, row in ((key[5:], steps - 1), (key, steps - 2)))
-                    if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
+                    own, following = (files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}")
+                                      for k, row in ((key[5:], steps - 1), (key, steps - 2)))
+                    if own.shape == following.shape and not np.allclose(own, following, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
 
@@ -181,7 +181,7 @@ class RobomimicSource(ChunkedSource):
         # some at once, and once: opening the file takes as long as their numbers
         if episode not in self._episode_metadata:
             with hdf5.OpenFiles() as files:
-                for e in range(episode, min(episode + _AHEAD, len(self.demos))):
+                for e in range(episode, min(episode + _METADATA_BATCH, len(self.demos))):
                     self._episode_metadata[e] = self._read_metadata(files, e)
         return self._episode_metadata[episode]
 
@@ -219,12 +219,12 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
 
 
 def has_actions(demos) -> bool:
-    """Whether any demo of the group `data` of a file has the array of actions. Otherwise the names are one's own."""
+    """Whether any demo of the group `data` has the array of actions. If none has, the file has custom names."""
     return any(f"{demo}/actions" in demos for demo in demos)
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """Open a file, or the demos of it that the filter key `mask` names."""
+    """Opens a file, or the demos of it that the filter key `mask` names."""
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
         raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",
@@ -243,12 +243,12 @@ def _inside(value, *keys):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data).capability
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a file that robomimic opens, completely or not at all.
+    """Writes a file that robomimic opens, completely or not at all.
 
     If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
     is next.done. Without that column, it is true where an episode terminates or is truncated.
@@ -263,7 +263,7 @@ def write(data: Dataset, path: Path) -> None:
         group.attrs["env_args"] = json.dumps(plan.env_args, indent=4)
         group.attrs["total"] = data.steps
         for demo, e in zip(plan.demos, data, strict=True):
-            _put(group.create_group(demo), e, plan.keys, holds)
+            _write_demo(group.create_group(demo), e, plan.keys, holds)
             if "masks" in holds.metadata_keys:
                 for key in e.metadata["masks"]:
                     masks.setdefault(key, []).append(demo)
@@ -271,10 +271,10 @@ def write(data: Dataset, path: Path) -> None:
             file[f"mask/{key}"] = np.array(names, "S")
 
 
-def _put(group, e: Episode, keys, holds):
+def _write_demo(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _TAKEN))
+    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _RESERVED_METADATA))
     ep_meta = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
@@ -312,7 +312,7 @@ def _plan(data: Dataset) -> _StoragePlan:
             return name
         return KEYS.key(name, f)
 
-    holds, keys = hdf5.plan(data, KEYS, _TAKEN, key, lambda k: k.startswith("obs/"), {"next.done"})
+    holds, keys = hdf5.plan(data, KEYS, _RESERVED_METADATA, key, lambda k: k.startswith("obs/"), {"next.done"})
     if "action" not in keys:
         raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")

@@ -88,7 +88,7 @@ class ConversionLoss:
 
 
 def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
-    """List what a format cannot store without a sidecar file, in the order of the columns."""
+    """Lists what a format cannot store without a sidecar file, in the order of the columns."""
     out, declared, lengths = [], data[0].features() if len(data) else {}, data.lengths
     for name, f in data.features().items():
         place = capability.columns.get(name)
@@ -123,7 +123,7 @@ def _kind(f: Feature) -> str:
 
 
 def plain_metadata(data: Dataset) -> dict[str, list]:
-    """Return the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes."""
+    """Returns the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes."""
     out = {}
     for key, value in data[0].metadata.items():
         kind = type(value)
@@ -135,12 +135,12 @@ def plain_metadata(data: Dataset) -> dict[str, list]:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the path of the sidecar file of a data set."""
+    """Returns the path of the sidecar file of a data set."""
     return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
 
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
-    """Write the sidecar file of a data set, if it has anything to store."""
+    """Writes the sidecar file of a data set, if it has anything to store."""
     features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and capability.read_columns in (None, tuple(features)):
         return
@@ -167,7 +167,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
 
 @contextmanager
 def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
-    """Write a new folder with its sidecar file. A context manager.
+    """Writes a new folder with its sidecar file. A context manager.
 
     It gives a temporary folder to write into, which is renamed when all is written.
     """
@@ -178,7 +178,7 @@ def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iter
 
 @contextmanager
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
-    """Write a new file with its sidecar file: both or neither. A context manager.
+    """Writes a new file with its sidecar file: both or neither. A context manager.
 
     It gives a temporary file to write to, which is renamed when all is written.
     """
@@ -196,7 +196,7 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
 
 
 def apply_sidecar(path: Path, data: Dataset) -> Dataset:
-    """Add the contents of the sidecar file to a dataset, if there is one.
+    """Adds the contents of the sidecar file to a dataset, if there is one.
 
     A sidecar file for other numbers of steps is ignored with a warning in `metadata["warnings"]`.
     """
@@ -219,7 +219,7 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
 
 
 def copy_selected(path: Path, kept: np.ndarray, destination: Path) -> None:
-    """Write the sidecar file of a copy that has some episodes of a data set.
+    """Writes the sidecar file of a copy that has some episodes of a data set.
 
     Args:
         kept: Whether the copy has each episode, (E,).
@@ -303,8 +303,8 @@ class SidecarSource(WrapperSource):
         column = column if f.kind == "string" else column.astype(f.dtype, copy=False)
         if self._rows[name][episode] <= len(column):
             return column[: self._rows[name][episode]]
-        at = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
-        return np.concatenate([column, self._maps[f"last/{name}"][at: at + 1]])
+        last_row = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
+        return np.concatenate([column, self._maps[f"last/{name}"][last_row: last_row + 1]])
 
     def frames(self, name, episode):
         if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:
@@ -321,5 +321,5 @@ def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:
 
 
 def to_json_value(value):
-    """Convert NumPy's numbers and arrays to JSON's, and anything else to text: `default` of `json.dumps`."""
+    """Converts NumPy's numbers and arrays to JSON's, and anything else to text: `default` of `json.dumps`."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

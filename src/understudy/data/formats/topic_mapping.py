@@ -20,8 +20,8 @@ from .key_map import is_rate
 
 JOIN_RULES = ("last", "next", "nearest", "interpolate")
 _SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's
-_MOST = 1024  # numbers in a message; a message with more is not a state and is not proposed
-_DO = "correct the mapping; docs/formats.md says what it may hold, and understudy inspect BAG --json proposes one"
+_MAX_NUMBERS = 1024  # a message with more numbers is not a state and is not proposed
+MAPPING_HINT = "correct the mapping: docs/formats.md describes it, and understudy inspect BAG --json proposes one"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ColumnMapping:
     value: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mapping as JSON values."""
+        """Returns the mapping as JSON values."""
         if self.topic is None:
             return {"value": self.value} if self.metadata is None else {"metadata": self.metadata,
                                                                         "field": self.field[0]}
@@ -82,7 +82,7 @@ class TopicMapping:
         return list(dict.fromkeys(t for t in named if t is not None))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mapping as JSON values."""
+        """Returns the mapping as JSON values."""
         clock = {k: v for k, v in (("topic", self.clock), ("fps", self.fps)) if v is not None}
         return {
             "clock": clock,
@@ -97,7 +97,7 @@ class TopicMapping:
 
 
 def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
-    """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well."""
+    """Reads a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted too."""
     location = "mapping" if isinstance(source, Mapping) else str(source)
     document = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
     if isinstance(document, Mapping) and isinstance(document.get("mapping"), Mapping):
@@ -105,11 +105,11 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     document = _object(document, location, ("clock", "gap", "stamp", "episodes", "features"))
     clock = _object(document.get("clock"), f"{location}, clock", ("topic", "fps"))
     if not clock:
-        raise UserError("it needs a topic or fps", where=f"{location}, clock", hint=_DO)
+        raise UserError("it needs a topic or fps", where=f"{location}, clock", hint=MAPPING_HINT)
     features = document.get("features")
     if not isinstance(features, Mapping) or not features:
         raise UserError(f"this is not an object with columns and where each comes from: {_shorten(features)}",
-                        where=f"{location}, features", hint=_DO)
+                        where=f"{location}, features", hint=MAPPING_HINT)
     columns = {name: _column(name, c, f"{location}, features.{name}") for name, c in features.items()}
     episodes = _object(document.get("episodes") or {}, f"{location}, episodes", ("topic",))
     stamp = document.get("stamp", "header")
@@ -124,20 +124,21 @@ def _column(name: str, entry, where: str) -> ColumnMapping:
     entry = _object(entry, where, keys)
     if name.startswith("timestamp") or "/" in name or role(name) == "index":
         raise UserError("a column cannot have this name: timestamp and the index columns are made from the clock, and "
-                        "a name has no /", where=where, hint=_DO)
+                        "a name has no /", where=where, hint=MAPPING_HINT)
     if sum(entry.get(k) is not None for k in ("topic", "metadata", "value")) != 1:
-        raise UserError("it needs exactly one of topic, metadata and value", where=where, hint=_DO)
+        raise UserError("it needs exactly one of topic, metadata and value", where=where, hint=MAPPING_HINT)
     field = entry.get("field", [])
     field = [field] if isinstance(field, str) else field
     _require(_is_list_of_text(field), "a path or a list of paths", field, f"{where}.field")
     indices, names, join = entry.get("indices"), entry.get("names"), entry.get("join", "last")
     if indices is not None and not (isinstance(indices, list) and indices and all(
             isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
-        raise UserError(f"they must be integers from 0, not {_shorten(indices)}", where=f"{where}.indices", hint=_DO)
+        raise UserError(f"they must be integers from 0, not {_shorten(indices)}", where=f"{where}.indices",
+                        hint=MAPPING_HINT)
     _require(names is None or names and _is_list_of_text(names), "a list of names", names, f"{where}.names")
     _require(join in JOIN_RULES, f"{', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}", join, f"{where}.join")
     if entry.get("metadata") is not None and len(field) != 1:
-        raise UserError("it must be the key of the record", where=f"{where}.field", hint=_DO)
+        raise UserError("it must be the key of the record", where=f"{where}.field", hint=MAPPING_HINT)
     value = entry.get("value")
     _require(isinstance(value, (str, int, float, list, type(None))), "text or numbers", value, f"{where}.value")
     return ColumnMapping(
@@ -148,13 +149,12 @@ def _column(name: str, entry, where: str) -> ColumnMapping:
         join,
         _positive(entry, "age", where),
         _text(entry, "metadata", where),
-        value,
-    )
+        value)
 
 
 def _require(is_valid: object, requirement: str, value, where: str) -> None:
     if not is_valid:
-        raise UserError(f"it must be {requirement}, not {_shorten(value)}", where=where, hint=_DO)
+        raise UserError(f"it must be {requirement}, not {_shorten(value)}", where=where, hint=MAPPING_HINT)
 
 
 def _is_list_of_text(value) -> bool:
@@ -165,7 +165,7 @@ def _object(entry, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     _require(isinstance(entry, Mapping), f"an object with {', '.join(keys)}", entry, where)
     for key in entry:
         if key not in keys:
-            raise unknown_name("key", key, keys, where, hint=_DO)
+            raise unknown_name("key", key, keys, where, hint=MAPPING_HINT)
     return entry
 
 
@@ -194,7 +194,7 @@ class MessageMismatch(ValueError):
 
 
 def value_at(message, path: str):
-    """Return the part of a decoded message at a path, or the whole message if the path is empty.
+    """Returns the part of a decoded message at a path, or the whole message if the path is empty.
 
     Raises:
         MessageMismatch: The message has no such part.
@@ -215,7 +215,7 @@ def value_at(message, path: str):
 
 
 def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the path and the value of each number or array in a part of a message, in order.
+    """Yields the path and the value of each number or array in a part of a message, in order.
 
     Text, headers and layouts are skipped. `path` is the path of the part itself.
     """
@@ -255,7 +255,7 @@ def _inside(value) -> Mapping[str, Any] | None:
 
 
 def column_numbers(message, column: ColumnMapping) -> list[tuple[str, np.ndarray]]:
-    """Return the path and the value of all numbers of a message that a column has.
+    """Returns the path and the value of all numbers of a message that a column has.
 
     Raises:
         MessageMismatch: The message has no such part.
@@ -264,7 +264,7 @@ def column_numbers(message, column: ColumnMapping) -> list[tuple[str, np.ndarray
 
 
 def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
-    """Return the value of a column in a message.
+    """Returns the value of a column in a message.
 
     Args:
         order: The paths of the numbers of the first message, which later messages must have. None for the first one.
@@ -286,7 +286,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
         raise MessageMismatch(f"this is neither numbers nor text: {_shorten(value)}")
-    array = _cast(_picked(message, array, column), is_json=type(message) is dict)
+    array = _cast(_selected(message, array, column), is_json=type(message) is dict)
     if array.ndim == 0 and role(name) in ("observation", "action"):
         return array.reshape(1)
     return array.reshape(()) if array.shape == (1,) and role(name) == "outcome" else array
@@ -302,7 +302,7 @@ def _reordered(numbers: list[tuple[str, np.ndarray]], order: tuple[str, ...] | N
     return [by_path[path] for path in order]
 
 
-def _picked(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
+def _selected(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
     """The components that the mapping names, and of these the ones at its indices."""
     if column.names is not None:
         array = array.reshape(-1)[_order(message, column.names, array.size)]
@@ -340,7 +340,7 @@ def _order(message, names: tuple[str, ...], size: int) -> list[int]:
 
 
 def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
-    """Return the names of the components of a column, if the mapping or the message has them."""
+    """Returns the names of the components of a column, if the mapping or the message has them."""
     if column.names is not None:
         names = list(column.names)
     else:
@@ -356,7 +356,7 @@ def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
 
 def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: float | None) \
         -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the messages from which the value of each row is made.
+    """Finds the messages from which the value of each row is made.
 
     Args:
         stamps: Times of the messages in ns, ascending, (n,).
@@ -372,17 +372,17 @@ def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: fl
         none = np.zeros(len(ticks), np.int64)
         return none, none, none.astype(bool)
     limit = np.iinfo(np.int64).max if max_age is None else round(max_age * 1e9)
-    last, following = np.searchsorted(stamps, ticks, "right") - 1, np.searchsorted(stamps, ticks, "left")
-    below, above = last.clip(0), following.clip(max=len(stamps) - 1)
+    last, first_after = np.searchsorted(stamps, ticks, "right") - 1, np.searchsorted(stamps, ticks, "left")
+    below, above = last.clip(0), first_after.clip(max=len(stamps) - 1)
     before, after = ticks - stamps[below], stamps[above] - ticks
-    has_last, has_next = (last >= 0) & (before <= limit), (following < len(stamps)) & (after <= limit)
+    has_last, has_next = (last >= 0) & (before <= limit), (first_after < len(stamps)) & (after <= limit)
     if rule == "last":
         return below, below, has_last
     if rule == "next":
         return above, above, has_next
     if rule == "interpolate":
         return below, above, has_last & has_next
-    nearest = np.where((last >= 0) & ((following >= len(stamps)) | (before <= after)), below, above)
+    nearest = np.where((last >= 0) & ((first_after >= len(stamps)) | (before <= after)), below, above)
     return nearest, nearest, np.abs(stamps[nearest] - ticks) <= limit
 
 
@@ -418,7 +418,7 @@ MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly diff
 def propose_mapping(
     topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
 ) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of all topics that can be columns, and give a reason for each topic that is left out.
+    """Proposes a mapping of all topics that can be columns, and gives a reason for each topic that is left out.
 
     Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
     periods of the topic, and at least 0.1 s.
@@ -430,7 +430,7 @@ def propose_mapping(
         if why := _unusable(topic):
             notes.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
         else:
-            _add(topic, columns)
+            _propose_columns(topic, columns)
     if "task" not in columns:
         for name, record in metadata.items():
             if isinstance(record.get("task"), str):
@@ -460,7 +460,9 @@ def _unusable(topic: TopicSummary) -> str:
     if isinstance(_only_text(topic.message), str):
         return ""
     size = sum(a.size for _, a in numeric_fields(topic.message))
-    return "" if 0 < size <= _MOST else "it has no numeric fields" if not size else f"it has {size} numbers a message"
+    if 0 < size <= _MAX_NUMBERS:
+        return ""
+    return f"it has {size} numbers a message" if size else "it has no numeric fields"
 
 
 def _only_text(message) -> str | None:
@@ -474,7 +476,7 @@ def _contents(message) -> dict[str, Any]:
     return {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
 
 
-def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
+def _propose_columns(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
     def free(name: str) -> str:
         return next(n for i in range(1, 10**6) if (n := name if i == 1 else f"{name}_{i}") not in columns)
 

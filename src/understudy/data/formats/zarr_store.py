@@ -165,7 +165,7 @@ class ZarrSource(MemmapSource):
         return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
 
     def _absent(self, node, array) -> int:
-        """Chunks (shards, where it has them) that are not in the store."""
+        """Number of chunks (or shards) that are not in the store."""
         edges = array.shards or array.chunks
         n_chunks = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
         n_present = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:]))
@@ -226,8 +226,8 @@ class ZarrSource(MemmapSource):
                 first = row // chunk * chunk
                 frames = self._rows(key, first, min(first + chunk, int(self.lengths.sum())))
                 self._last[name] = row // chunk, frames
-            at, frames = self._last[name]
-            image = frames[row - at * chunk]
+            number, frames = self._last[name]
+            image = frames[row - number * chunk]
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
                 if not (whole == image).all():
@@ -240,17 +240,17 @@ class ZarrSource(MemmapSource):
 
 
 def column_name(key: str, feature: Feature) -> str:
-    """Return the column of an array. An array with an unknown name is an observation."""
+    """Returns the column of an array. An array with an unknown name is an observation."""
     return standard_name(key, feature.kind, "observation.")
 
 
 def unknown_codecs(document: dict) -> str:
-    """Return the codecs of an array that are not supported. Empty if there are none."""
+    """Returns the codecs of an array that are not supported. Empty if there are none."""
     return format_list(n for n in codec_names(document) if n not in _CODECS)
 
 
 def codec_names(document: dict) -> list[str]:
-    """Return the codecs of an array in the order in which they encode, including those inside shards."""
+    """Returns the codecs of an array in the order in which they encode, including those inside shards."""
     filters = document.get("filters")
     codecs = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
               *_nested(document.get("codecs"))]
@@ -259,7 +259,7 @@ def codec_names(document: dict) -> list[str]:
 
 
 def _nested(codecs) -> Iterator[Any]:
-    """Those of a format 3 array, and those within its shards."""
+    """Codecs of a format 3 array, including those inside shards."""
     for codec in codecs if isinstance(codecs, list) else ():
         yield codec
         inner = codec.get("configuration") if isinstance(codec, dict) else None
@@ -285,7 +285,7 @@ def _zarr():
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
-    """Turn any error that zarr and its codecs raise about damage into `UserError`. Returns a context manager."""
+    """Turns any error that zarr and its codecs raise about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error("the zarr array", where, passed_through=(ImportError, MemoryError), named=True)
 
 
@@ -293,7 +293,7 @@ def zarr_errors(where: object) -> AbstractContextManager[None]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     features, names = data.features(), _names(data)
     columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}
@@ -308,7 +308,7 @@ def _names(data: Dataset) -> dict[str, str]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a store in format 2, which the ReplayBuffer of diffusion_policy opens.
+    """Writes a store in format 2, which the ReplayBuffer of diffusion_policy opens.
 
     Args:
         path: The new store: a zip file if the name ends with .zip, otherwise a folder.

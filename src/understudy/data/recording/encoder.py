@@ -30,7 +30,7 @@ class Backlog:
         return f"encoding: {self.steps:,} steps behind, {self.bytes / 2**30:.1f} GB"
 
 
-class Encoder:
+class EncoderProcess:
     """Passes finished segments of a journal to a process. It is started with the first one."""
 
     def __init__(self, path: Path):
@@ -115,7 +115,7 @@ class Encoder:
 
 
 class Report:
-    """Tells the `Encoder` at the other end of standard output the last segment that this process has encoded."""
+    """Tells the `EncoderProcess` at the other end of standard output the last segment that this process has encoded."""
 
     def __init__(self, segment: str):
         self._segment, self._shown = segment, 0.0

@@ -36,11 +36,11 @@ from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
 from ..formats.sidecar import to_json_value
 from ..sources import first_misfit
-from .encoder import WAIT, Backlog, Encoder, Report
+from .encoder import WAIT, Backlog, EncoderProcess, Report
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
 SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together
-MIN_FREE_BYTES = 512 * 2**20  # bytes that may wait in memory for a disk that is slow
+MAX_QUEUED_BYTES = 512 * 2**20  # bytes that may wait in memory for a slow disk
 MAX_BACKLOG_BYTES = 32 * 2**30  # bytes of finished episodes that may wait for the encoder
 MIN_FREE_DISK = 512 * 2**20  # bytes of the disk that stay free: `repair` needs some of them
 ENCODER_THREADS = 1  # for each camera; cameras are encoded together
@@ -53,8 +53,8 @@ Values = Mapping[str, Any]
 class Recorder:
     """Records episodes step by step into a LeRobot data set, which is created or extended.
 
-    A step costs the control loop a copy of its arrays. If the disk is so slow that `min_free_bytes` are waiting, steps
-    are dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
+    A step costs the control loop a copy of its arrays. If `max_queued_bytes` wait for a slow disk, further steps are
+    dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
     lost steps. "late" counts the steps that were late by more than half a period.
 
     The encoder may fall behind. If finished episodes of more than `max_backlog_bytes` wait for it, `end` waits too. If
@@ -83,7 +83,7 @@ class Recorder:
         images: How frames are stored in the end, as in `lerobot.write`. The journal stores them without loss.
         on_saved: Called from another thread with the number of each episode, counted from 0, as soon as it would
             survive a power cut.
-        min_free_bytes: Bytes that may wait in memory for the disk.
+        max_queued_bytes: Bytes that may wait in memory for the disk.
         max_backlog_bytes: Bytes of finished episodes that may wait on the disk for the encoder.
         show: Shows one line of text, about twice a second, while something waits for the encoder.
 
@@ -102,7 +102,7 @@ class Recorder:
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
                  clock: Callable[[], float] | None = time.perf_counter, metadata: Mapping[str, Any] | None = None,
                  images: Literal["video", "av1", "h264", "png"] = "video",
-                 on_saved: Callable[[int], None] = lambda number: None, min_free_bytes: int = MIN_FREE_BYTES,
+                 on_saved: Callable[[int], None] = lambda number: None, max_queued_bytes: int = MAX_QUEUED_BYTES,
                  require_observation: bool = True, max_backlog_bytes: int = MAX_BACKLOG_BYTES,
                  show: Callable[[str], None] = lambda text: None):
         self.path, self.fps, self.clock, self.metadata = Path(path), fps, clock, dict(metadata or {})
@@ -115,7 +115,7 @@ class Recorder:
         _check_readable(self.schema, require_observation)
         whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
         self._written_schema = {**self.schema, **({"timestamp": Feature("float64", ())} if clock is not None else {})}
-        self._on_saved, self._min_free_bytes = on_saved, min_free_bytes
+        self._on_saved, self._max_queued_bytes = on_saved, max_queued_bytes
         self.max_backlog_bytes, self._show = max_backlog_bytes, show
         self._create_dataset(whole, robot_type, images)
         self._lock = _lock_recording(self.path)
@@ -139,14 +139,14 @@ class Recorder:
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         header = {"fps": fps, "robot_type": robot_type, "images": images}
         self._journal = journal.JournalWriter(self.path / journal.JOURNAL_FOLDER, header)
-        self._encoder = Encoder(self.path)
+        self._encoder = EncoderProcess(self.path)
         self._thread = threading.Thread(target=self._writer_loop, name="recorder", daemon=True)
         self._thread.start()
 
     # -- an episode -------------------------------------------------------------------------------------------------
 
     def step(self, obs: Values, action, columns: Values | None = None, *, time: float | None = None) -> bool:
-        """Record one step.
+        """Records one step.
 
         Args:
             action: The action that was taken after this observation.
@@ -181,7 +181,7 @@ class Recorder:
             values["timestamp"], self._last_time, self._has_last_time = np.float64(now - self._first_time), now, True
         parts = journal.pack_row(self._written_schema, values)
         size = sum(map(len, parts))
-        if self._queued_bytes + size > self._min_free_bytes:
+        if self._queued_bytes + size > self._max_queued_bytes:
             self._dropped += 1
             return False
         self._put(b"S", parts, size)
@@ -189,12 +189,12 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Set metadata of the episode that starts with the next step, if they are known in advance."""
+        """Sets metadata of the episode that starts with the next step, if they are known in advance."""
         self._check_ended()
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
-        """Finish the episode.
+        """Finishes the episode.
 
         Args:
             success: Whether it succeeded. None if it is not known.
@@ -219,7 +219,7 @@ class Recorder:
         return number
 
     def discard(self) -> None:
-        """Discard the current episode, or the last finished one if none is running. It can then be recorded again."""
+        """Discards the current episode, or the last finished one if none is running. It can then be recorded again."""
         running = self._steps >= 0
         if not running:
             self._last_finished("discarded")
@@ -228,12 +228,12 @@ class Recorder:
         self._put(b"D", [b"running" if running else b"last"], saved=-1)
 
     def label(self, **metadata) -> None:
-        """Set metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
+        """Sets metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
         self._last_finished("labeled")
         self._put(b"T", [json.dumps(metadata, default=to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
-        """Add a finished episode with its own columns and metadata. Return its number."""
+        """Adds a finished episode with its own columns and metadata. Returns its number."""
         self._check_ended()
         _check_same_columns(self.schema, episode.features(), "the other episodes have {}, but this one has {}",
                             f"episode {self.count}", "give all episodes the same columns")
@@ -298,7 +298,7 @@ class Recorder:
         return self._encoder.backlog()
 
     def wait_for_encoder(self, max_bytes: int = 0) -> None:
-        """Wait until at most `max_bytes` of finished episodes wait for the encoder.
+        """Waits until at most `max_bytes` of finished episodes wait for the encoder.
 
         Raises:
             UserError: The encoder has failed. What it did not encode stays in the journal.
@@ -318,7 +318,7 @@ class Recorder:
         self._encoder.check()
 
     def flush(self) -> None:
-        """Wait until every finished episode is in the LeRobot files."""
+        """Waits until every finished episode is in the LeRobot files."""
         self._check_ended()
         done = threading.Event()
         self._queue.put(done)
@@ -330,7 +330,7 @@ class Recorder:
         self._encoder.forget()
 
     def close(self) -> None:
-        """Stop recording, and wait as `flush` does.
+        """Stops recording, and waits as `flush` does.
 
         A running episode is kept up to its last step, with the metadata "interrupted" and a warning.
         """
@@ -483,7 +483,7 @@ class PublishResult:
 
 def publish(path: str | Path, *, stop_segment: str | None = None,
             progress: Callable[[int, int], None] = lambda n_frames, total: None) -> PublishResult:
-    """Move the contents of a journal into the LeRobot files, and remove them from the journal.
+    """Moves the contents of a journal into the LeRobot files, and removes them from the journal.
 
     Args:
         stop_segment: Name of the last segment that a working recorder has finished. Without it, an episode that was
@@ -505,9 +505,8 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
             if s.unfinished is not None and len(s.unfinished):
                 losses.append(
                     f"episode {s.first_episode + len(s.episodes)} was not finished: its {len(s.unfinished)} steps are "
-                    'kept, with the fact "interrupted"; training leaves it out unless asked '
-                    "(--include-interrupted)"
-                )
+                    'kept, with the metadata "interrupted"; training leaves it out unless asked '
+                    "(--include-interrupted)")
                 s.unfinished.metadata["interrupted"] = True
                 s.episodes.append(s.unfinished)
         episodes = [e for s in segments for e in s.episodes]
@@ -526,8 +525,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
                 robot_type=header.get("robot_type"),
                 images=header.get("images", "video"),
                 threads=ENCODER_THREADS,
-                progress=lambda n: progress(n, n_frames),
-            )
+                progress=lambda n: progress(n, n_frames))
         else:
             lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         for file in files:
@@ -538,13 +536,13 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
-    """Warn about what `publish` could not keep completely."""
+    """Warns about what `publish` could not keep completely."""
     for loss in done.problems:
         warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Run `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
+    """Runs `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)

@@ -56,7 +56,7 @@ class RecoveredDataset:
 
 @contextmanager
 def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
-    """Open the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
+    """Opens the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
 
     Args:
         **options: Options of `preview_dataset`, such as the mapping of the topics of bags, or how to find the ends of
@@ -79,8 +79,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
         if sidecar.sidecar_path(path).exists() and not isinstance(data.source, sidecar.SidecarSource):
             losses.append(
                 f"{sidecar.sidecar_path(path)}: what was kept next to the data cannot be assigned to the episodes "
-                "that are left"
-            )
+                "that are left")
         yield RecoveredDataset(data.select(good) if len(good) < len(data) else data, tuple(losses))
 
 
@@ -113,7 +112,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
 
 
 def check_readable(data: Dataset) -> None:
-    """Raise UserError if a value of any column but images cannot be read, or if a video is too short."""
+    """Raises UserError if a value of any column but images cannot be read, or if a video is too short."""
     for episode in data:
         for name, f in episode.schema.items():
             if f.kind != "image":
@@ -587,8 +586,8 @@ def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
     if fortran and len(shape) > 1:
         return None
     row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    there = len(raw) - stream.tell()
-    rows = shape[0] if shape and row == 0 else min(shape[0], there // row) if shape else int(there >= dtype.itemsize)
+    size = len(raw) - stream.tell()
+    rows = shape[0] if shape and row == 0 else min(shape[0], size // row) if shape else int(size >= dtype.itemsize)
     values = np.frombuffer(raw, dtype, (rows * row) // dtype.itemsize if shape else rows, stream.tell())
     return values.reshape((rows, *shape[1:]) if shape else ()) if rows or shape else None
 

@@ -27,9 +27,9 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
     def build():
         return CorrectedReward(gymnasium_adapter.build(name, max_episode_steps=limit, **options))
     env = build()
-    facts = {**gymnasium_adapter.env_metadata(env, name), "limit": limit,
+    metadata = {**gymnasium_adapter.env_metadata(env, name), "limit": limit,
              "success": f"hinge at 1.35 rad or more at any step (info \"opened\": above {OPEN_ANGLE} rad at any step)"}
-    return Door(gymnasium_adapter.vectorize(build, rows), facts, lift=("opened",))
+    return Door(gymnasium_adapter.vectorize(build, rows), metadata, lift=("opened",))
 
 
 def score(rewards: np.ndarray, steps: int = 200) -> float:

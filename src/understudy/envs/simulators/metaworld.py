@@ -29,9 +29,9 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
     if task not in ENV_POLICY_MAP:
         raise unknown_name("task", task, ENV_POLICY_MAP, name, owner="Meta-World")
     vec = gymnasium_adapter.vectorize(lambda: FreshTaskEnv(task, limit, terminate_on_success), rows)
-    facts = {**gymnasium_adapter.env_metadata(vec.envs[0].env, name), "limit": limit,
+    metadata = {**gymnasium_adapter.env_metadata(vec.envs[0].env, name), "limit": limit,
              "success": "info['success'] at any step, as the benchmark counts"}
-    return MetaWorld(vec, facts, task)
+    return MetaWorld(vec, metadata, task)
 
 
 class FreshTaskEnv(gymnasium.Env):
@@ -80,9 +80,9 @@ class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
 
     proprioception = {"observation.state": (0, 1, 2, 3)}
 
-    def __init__(self, vec, facts, task: str):
+    def __init__(self, vec, metadata, task: str):
         self.task = task
-        super().__init__(vec, facts)
+        super().__init__(vec, metadata)
         self.cameras = tuple(sorted(self.cameras, key=lambda name: name != "corner2"))
 
     def expert(self):

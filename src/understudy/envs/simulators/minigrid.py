@@ -38,7 +38,7 @@ def make(
         ids = (i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-")))
         raise unknown_name("environment", name, ids, name, owner="MiniGrid")
     if view not in VIEWS:
-        raise UserError(f"expected {', '.join(VIEWS)}, found {view!r}", where=f"{name}, view",
+        raise UserError(f"the view must be one of {', '.join(VIEWS)}, not {view!r}", where=f"{name}, view",
                         hint="such as view='partial'")
     bot = name.startswith("BabyAI-")
     vec = gymnasium_adapter.vectorize(

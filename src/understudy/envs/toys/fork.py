@@ -90,8 +90,8 @@ class ForkExpert(Actor):
                 "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        at = obs["observation.state"]
+        position = obs["observation.state"]
         around = torch.stack([torch.full_like(state["way"], PILLAR[0]), 0.45 * state["way"]], 1)
-        aim = torch.where(at[:, :1] < PILLAR[0] - 0.05, around, torch.tensor(GOAL)) - at
+        aim = torch.where(position[:, :1] < PILLAR[0] - 0.05, around, torch.tensor(GOAL)) - position
         action = aim / length(aim).clamp(min=0.1) + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}

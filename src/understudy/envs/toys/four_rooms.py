@@ -140,14 +140,14 @@ class FourRoomsExpert(Actor):
             len(key), 1)}
 
     def act(self, obs, state):
-        at, aim = obs["observation.state"], state["aim"]
+        position, aim = obs["observation.state"], state["aim"]
         if self.waypoints:
-            arrived = length(at - aim) < RADIUS
+            arrived = length(position - aim) < RADIUS
             aim = torch.where(arrived, self._waypoint(state), aim)
-        cell, last = (torch.from_numpy(cell_of(x.numpy(), CELLS)) for x in (at, aim))
+        cell, last = (torch.from_numpy(cell_of(x.numpy(), CELLS)) for x in (position, aim))
         best = _BEST[CELLS * last[:, 0] + last[:, 1], :, cell[:, 0], cell[:, 1]]
         onward = cell + torch.from_numpy(MOVES)[(best * state["liked"]).argmax(1)] + 0.5
-        offset = torch.where((cell == last).all(1, keepdim=True), aim, onward.float()) - at
+        offset = torch.where((cell == last).all(1, keepdim=True), aim, onward.float()) - position
         action = SPEED * offset / length(offset).clamp(min=0.2)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         if self.aimless:

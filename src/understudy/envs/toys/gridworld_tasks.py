@@ -262,11 +262,11 @@ class GridworldTasksExpert(Actor):
 
     def act(self, obs, state):
         own_state = np.rint(obs["observation.state"].numpy()).astype(np.int64)
-        around = np.rint(obs["observation.environment_state"].numpy()).astype(np.int64)
-        at, done, door = own_state[:, :2], own_state[:, 2:] > 0, around[:, 6]
+        environment_state = np.rint(obs["observation.environment_state"].numpy()).astype(np.int64)
+        position, done, door = own_state[:, :2], own_state[:, 2:] > 0, environment_state[:, 6]
         subgoal = _subgoal(parse_missions(obs["observation.task"].numpy()), done)
-        goal = _places(around[:, :6].reshape(-1, 3, 2), door)[np.arange(len(at)), subgoal]
-        best = torch.from_numpy(_way(at, goal, door, state["across"].numpy()))
+        goal = _places(environment_state[:, :6].reshape(-1, 3, 2), door)[np.arange(len(position)), subgoal]
+        best = torch.from_numpy(_way(position, goal, door, state["across"].numpy()))
         drawn = uniform(state["key"], state["count"], (2,), stream=2)
         action = torch.where(drawn[:, 0] < self.noise, (len(MOVES) * drawn[:, 1]).long(), best)
         return action.unsqueeze(1), {**state, "count": state["count"] + 1}

@@ -219,11 +219,12 @@ class MazeExpert(Actor):
         return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(best)}
 
     def act(self, obs, state):
-        at, goal = obs["observation.state"].split(2, 1)
-        cell, last = (torch.from_numpy(cell_of(x.numpy(), state["best"].shape[1])) for x in (at, goal))
-        there = (cell == last).all(1, keepdim=True)
-        onward = cell + torch.from_numpy(MOVES)[state["best"][torch.arange(len(at)), cell[:, 0], cell[:, 1]]] + 0.5
-        aim = torch.where(there, goal, onward.float()) - at
+        position, goal = obs["observation.state"].split(2, 1)
+        cell, last = (torch.from_numpy(cell_of(x.numpy(), state["best"].shape[1])) for x in (position, goal))
+        is_last_cell = (cell == last).all(1, keepdim=True)
+        best = state["best"][torch.arange(len(cell)), cell[:, 0], cell[:, 1]]
+        next_center = cell + torch.from_numpy(MOVES)[best] + 0.5
+        aim = torch.where(is_last_cell, goal, next_center.float()) - position
         action = SPEED * aim / length(aim).clamp(min=0.2)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}

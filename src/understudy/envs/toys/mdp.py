@@ -56,7 +56,7 @@ class MDP:
 
     @property
     def visible_numbers(self) -> np.ndarray:
-        """What a policy sees of each state, (states, numbers) float32."""
+        """Observation of each state, (states, numbers) float32."""
         if self.observations is None:
             return np.eye(self.states, dtype=np.float32)
         return self.observations.astype(np.float32)

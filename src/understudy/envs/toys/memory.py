@@ -13,7 +13,7 @@ from ..raster import render_map
 from ..toy import Toy, named_vector
 
 ARM = 0.5  # m: from the corridor to the end of either arm
-GOAL = 0.1  # m: as near to it is there
+GOAL = 0.1  # m: radius of the goals at the ends
 
 
 class MemoryCorridor(Toy):
@@ -57,17 +57,17 @@ class MemoryCorridor(Toy):
         drawn = uniform(key, torch.zeros_like(key), (2,)).numpy()
         at = np.stack([0.4 * drawn[:, 0], np.zeros(len(key))], 1).astype(np.float32)
         return {"at": at, "cue": np.where(drawn[:, 1] < 0.5, 1, -1).astype(np.float32),
-                "left": np.full(len(key), self.cue_steps, np.float32)}
+                "cue_steps_left": np.full(len(key), self.cue_steps, np.float32)}
 
     def observe(self):
         s = self.state
-        light = np.where(s["left"] > 0, s["cue"], 0).astype(np.float32)
+        light = np.where(s["cue_steps_left"] > 0, s["cue"], 0).astype(np.float32)
         return {"observation.state": np.concatenate([s["at"], light[:, None]], 1),
-                "simulator.state": np.stack([s["cue"], s["left"]], 1)}
+                "simulator.state": np.stack([s["cue"], s["cue_steps_left"]], 1)}
 
     def state_from_columns(self, steps):
         cue, remaining_steps = steps["simulator.state"].T
-        return {"at": steps["observation.state"][:, :2], "cue": cue, "left": remaining_steps}
+        return {"at": steps["observation.state"][:, :2], "cue": cue, "cue_steps_left": remaining_steps}
 
     def advance(self, action):
         s = self.state
@@ -76,7 +76,7 @@ class MemoryCorridor(Toy):
         junction = x >= self.length
         y = np.where(junction, np.clip(y + aside, -ARM, ARM), y)
         x = np.where(y != 0, x, np.clip(x + forward, 0, self.length))  # an arm has no width either
-        s["at"], s["left"] = np.stack([x, y], 1), np.maximum(s["left"] - 1, 0)
+        s["at"], s["cue_steps_left"] = np.stack([x, y], 1), np.maximum(s["cue_steps_left"] - 1, 0)
         success, failure = (side * y * s["cue"] > ARM - GOAL for side in (1, -1))
         return success.astype(np.float32) - failure, success, failure
 
@@ -93,7 +93,7 @@ class MemoryCorridor(Toy):
 
     def frame(self, row):
         x, y = self.state["at"][row]
-        light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0
+        light = float(self.state["cue"][row]) if self.state["cue_steps_left"][row] > 0 else 0.0
         lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]
         return render_map(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
                                                                   "role": "agent"}])
@@ -117,7 +117,7 @@ class MemoryExpert(Actor):
     def act(self, obs, state):
         x, _, light = obs["observation.state"].T
         cue = torch.where(light == 0, state["cue"], light)
-        there = (x >= np.float32(self.length)).float()
-        action = torch.stack([1 - there, there * cue], 1)
+        is_at_junction = (x >= np.float32(self.length)).float()
+        action = torch.stack([1 - is_at_junction, is_at_junction * cue], 1)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1, "cue": cue}

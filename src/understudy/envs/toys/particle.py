@@ -131,8 +131,8 @@ class ParticleExpert(Actor):
     def act(self, obs, state):
         observed = obs["observation.state"]
         vectors = observed[:, : observed.shape[1] // 4 * 4]  # without the flag, if there is one
-        at, _, first, second = vectors.chunk(4, 1)
-        onward = state["onward"] | (length(at - first)[:, 0] < self.near)
+        position, _, first, second = vectors.chunk(4, 1)
+        onward = state["onward"] | (length(position - first)[:, 0] < self.near)
         target = torch.where(onward.unsqueeze(1), second, first)
         if self.noise:
             target = target + self.noise * normal(state["key"], state["count"], tuple(target.shape[1:]), stream=2)

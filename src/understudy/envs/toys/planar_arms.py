@@ -80,17 +80,17 @@ class PlanarArms(Toy):
         joints[:, 0] = np.float32(2 * np.pi) * (drawn[:, 6] - 0.5)
         state = {"joints": joints.astype(np.float32)}
         if self.task == "track":
-            center = _around(0.5, 2 * np.pi * drawn[:, 0])
-            return {**state, "center": center, "target": center + _around(0.2, 2 * np.pi * drawn[:, 1]),
+            center = _polar_to_xy(0.5, 2 * np.pi * drawn[:, 0])
+            return {**state, "center": center, "target": center + _polar_to_xy(0.2, 2 * np.pi * drawn[:, 1]),
                     "followed": np.zeros(len(key), np.int64)}
         if self.task == "reach":
-            return {**state, "target": _around(0.4 + 0.5 * drawn[:, 0], 2 * np.pi * drawn[:, 1])}
+            return {**state, "target": _polar_to_xy(0.4 + 0.5 * drawn[:, 0], 2 * np.pi * drawn[:, 1])}
         # The block lies in front of the folded arm, and its target to the left or right of it, at any distance.
         heading = 2 * np.pi * drawn[:, 0]
         aside = heading + (0.5 + 0.5 * drawn[:, 2]) * np.sign(drawn[:, 3] - 0.5)
         joints[:, 0] = heading + np.float32(np.pi) + 0.6 * (drawn[:, 6] - 0.5)
-        return {"joints": joints.astype(np.float32), "block": _around(0.5 + 0.15 * drawn[:, 1], heading),
-                "target": _around(0.5 + 0.15 * drawn[:, 4], aside)}
+        return {"joints": joints.astype(np.float32), "block": _polar_to_xy(0.5 + 0.15 * drawn[:, 1], heading),
+                "target": _polar_to_xy(0.5 + 0.15 * drawn[:, 4], aside)}
 
     def tip(self) -> np.ndarray:
         """Position of the tip, (rows, 2), m."""
@@ -98,8 +98,8 @@ class PlanarArms(Toy):
 
     def observe(self):
         s = self.state
-        around = {"reach": (), "track": ("center", "followed"), "push": ("block",)}[self.task]
-        flat = [s["target"], *(s[k].reshape(self.rows, -1).astype(np.float32) for k in around)]
+        task_keys = {"reach": (), "track": ("center", "followed"), "push": ("block",)}[self.task]
+        flat = [s["target"], *(s[k].reshape(self.rows, -1).astype(np.float32) for k in task_keys)]
         columns = {"observation.state": np.concatenate([s["joints"], self.tip()], 1),
                    "observation.environment_state": np.concatenate(flat, 1)}
         if self.camera_size:
@@ -107,11 +107,12 @@ class PlanarArms(Toy):
         return columns
 
     def state_from_columns(self, steps):
-        around = steps["observation.environment_state"]
-        state = {"joints": steps["observation.state"][:, :len(self.lengths)], "target": around[:, :2]}
+        environment_state = steps["observation.environment_state"]
+        state = {"joints": steps["observation.state"][:, :len(self.lengths)], "target": environment_state[:, :2]}
         if self.task == "track":
-            return {**state, "center": around[:, 2:4], "followed": np.rint(around[:, 4]).astype(np.int64)}
-        return state if self.task == "reach" else {**state, "block": around[:, 2:]}
+            return {**state, "center": environment_state[:, 2:4],
+                    "followed": np.rint(environment_state[:, 4]).astype(np.int64)}
+        return state if self.task == "reach" else {**state, "block": environment_state[:, 2:]}
 
     def advance(self, action):
         s = self.state
@@ -174,23 +175,23 @@ def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         (n, links + 1, 2), m.
     """
-    at, angle, positions = np.zeros((len(joints), 2), np.float32), np.zeros(len(joints), np.float32), []
-    positions.append(at)
+    xy, angle, positions = np.zeros((len(joints), 2), np.float32), np.zeros(len(joints), np.float32), []
+    positions.append(xy)
     for i, length in enumerate(lengths):
         angle = angle + joints[:, i]
-        at = at + np.float32(length) * np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-        positions.append(at)
+        xy = xy + np.float32(length) * np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+        positions.append(xy)
     return np.stack(positions, 1)
 
 
-def _around(radius, angle) -> np.ndarray:
+def _polar_to_xy(radius, angle) -> np.ndarray:
     """(n, 2) points at these distances and angles from the base."""
     return (np.stack([np.cos(angle), np.sin(angle)], 1) * np.reshape(radius, (-1, 1))).astype(np.float32)
 
 
-def _rotate(at: np.ndarray, angle: float) -> np.ndarray:
+def _rotate(xy: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return np.stack([cos * at[:, 0] - sin * at[:, 1], sin * at[:, 0] + cos * at[:, 1]], 1)
+    return np.stack([cos * xy[:, 0] - sin * xy[:, 1], sin * xy[:, 0] + cos * xy[:, 1]], 1)
 
 
 @dataclass(frozen=True)
@@ -214,14 +215,15 @@ class PlanarArmsExpert(CountingActor):
     def act(self, obs, state):
         links = len(self.lengths)
         joints = obs["observation.state"][:, :links].numpy()
-        at = joint_positions(joints, np.array(self.lengths, np.float32))
-        around = obs["observation.environment_state"].numpy()
-        tip, target = at[:, -1], around[:, :2]
+        joint_xy = joint_positions(joints, np.array(self.lengths, np.float32))
+        environment_state = obs["observation.environment_state"].numpy()
+        tip, target = joint_xy[:, -1], environment_state[:, :2]
+        center = environment_state[:, 2:4]  # of the block, or of the circle of the target
         if self.task == "track":
-            target = around[:, 2:4] + _rotate(target - around[:, 2:4], TURN)
-        wish = self._push(tip, around[:, 2:4], target) if self.task == "push" else target - tip
+            target = center + _rotate(target - center, TURN)
+        wish = self._push(tip, center, target) if self.task == "push" else target - tip
         # Jacobian: the tip turns around every joint. (rows, links) for x and for y.
-        x, y = -(tip[:, None, 1] - at[:, :-1, 1]), tip[:, None, 0] - at[:, :-1, 0]
+        x, y = -(tip[:, None, 1] - joint_xy[:, :-1, 1]), tip[:, None, 0] - joint_xy[:, :-1, 0]
         a, b, c = (v.sum(1) for v in (x * x, x * y, y * y))
         a, c = a + self.damping**2, c + self.damping**2
         p, q = (c * wish[:, 0] - b * wish[:, 1]) / (a * c - b * b), (a * wish[:, 1] - b * wish[:, 0]) / (a * c - b * b)
@@ -238,6 +240,6 @@ class PlanarArmsExpert(CountingActor):
         ahead = (target - block) / np.maximum(distance(target - block, 0), 1e-6)[:, None]
         facing = (away * ahead).sum(1, keepdims=True)  # -1 where a push leads to the target
         field = 2 * facing * away - ahead
-        around = field + 20 * np.maximum(1.15 * (BLOCK + TIP) - gap, 0) * away
-        wish = np.where(facing > -0.95, around, field)
+        repelled_field = field + 20 * np.maximum(1.15 * (BLOCK + TIP) - gap, 0) * away
+        wish = np.where(facing > -0.95, repelled_field, field)
         return np.float32(0.06) * wish / np.maximum(distance(wish, 0), 1e-6)[:, None]

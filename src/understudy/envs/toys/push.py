@@ -95,9 +95,9 @@ class Push(Toy):
             (touching_rows,) = (distance(s["disc"], s["block"]) < REACH).nonzero()
             if not len(touching_rows):
                 continue
-            there = (s["disc"], s["block"], s["heading"])
-            moved = _push_block(*(np.ascontiguousarray(v[touching_rows].T) for v in (*there, step)))
-            for all_rows, v in zip(there, moved, strict=True):
+            state = (s["disc"], s["block"], s["heading"])
+            moved = _push_block(*(np.ascontiguousarray(v[touching_rows].T) for v in (*state, step)))
+            for all_rows, v in zip(state, moved, strict=True):
                 all_rows[touching_rows] = v.T
         success = distance(s["block"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)

@@ -12,7 +12,7 @@ from ...envs.base import Env, PlanarMap
 
 
 def success_margin(episode: Episode, env: Env | None) -> float | None:
-    """How far an episode was from success at its closest point, 0 if it succeeded.
+    """Distance of an episode from success at its closest point, 0 if it succeeded.
 
     Args:
         episode: The episode. Its metadata `margin` is used if the environment reports it.

@@ -24,8 +24,7 @@ class Clusters:
 
     def without_small(self, min_size: int) -> Clusters:
         """Removes clusters with fewer than `min_size` points, which are outliers. Their points go to the nearest
-        remaining cluster.
-        """
+        remaining cluster."""
         kept = np.bincount(self.labels, minlength=len(self)) >= min_size
         if kept.all() or not kept.any():
             return self
@@ -63,7 +62,7 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:
-    """Cluster points with Ward's method. The result is deterministic.
+    """Clusters points with Ward's method. The result is deterministic.
 
     Args:
         points: The points, (n, D).

@@ -42,25 +42,25 @@ class DemonstrationIndex:
         """
         if not view.n_components:
             return None
-        states, actions, whose = [], [], []
+        states, actions, episode_of = [], [], []
         for i, e in enumerate(evenly_spaced(data)):
             s = view.states(e)[:len(e)]
             a = view.actions(e)
             n = len(s) if a is None else min(len(s), len(a))
             good = np.isfinite(s[:n]).all(1) & (True if a is None else np.isfinite(a[:n]).all(1))
             states.append(s[:n][good])
-            whose.append(np.full(int(good.sum()), i))
+            episode_of.append(np.full(int(good.sum()), i))
             if a is not None:
                 actions.append(a[:n][good])
-        states, whose = np.concatenate(states), np.concatenate(whose)
+        states, episode_of = np.concatenate(states), np.concatenate(episode_of)
         if not len(states):
             return None
-        at = evenly_spaced_indices(len(states), MAX_STEPS)
-        states, axes = states[at], np.eye(states.shape[1])
+        selected = evenly_spaced_indices(len(states), MAX_STEPS)
+        states, axes = states[selected], np.eye(states.shape[1])
         if view.n_components > MAX_COMPONENTS:
             axes = np.linalg.eigh(states.T @ states)[1][:, ::-1][:, :MAX_COMPONENTS]
         return DemonstrationIndex(view, scipy.spatial.cKDTree(states @ axes), axes,
-                                  np.concatenate(actions)[at] if actions else None, whose[at],
+                                  np.concatenate(actions)[selected] if actions else None, episode_of[selected],
                                   min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:

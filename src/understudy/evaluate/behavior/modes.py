@@ -1,4 +1,4 @@
-"""Several ways of doing a thing: which way an episode went, and how many of them a policy knows."""
+"""Modes of behavior: which one an episode shows, and how many of them a policy has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .clusters import Clusters, find_clusters
 from .scaling import TrajectoryScaling, evenly_spaced, resample_rows
 
 TRAJECTORY_POINTS = 16  # of a trajectory, for its shape
-ModeFunction = Callable[[Episode], str | None]  # which way this episode went; None where it went none
+ModeFunction = Callable[[Episode], str | None]  # the mode of an episode; None if it has none
 
 
 def fork_mode(episode: Episode) -> str | None:
@@ -34,19 +34,19 @@ def fork_mode(episode: Episode) -> str | None:
 
 
 def reported_mode(episode: Episode) -> str | None:
-    """What the environment says in its `info["mode"]` when the episode ends."""
+    """The mode that the environment reports in `info["mode"]` at the end of the episode."""
     mode = episode.metadata.get("mode")
     return None if mode is None or mode == -1 or mode == "" else str(mode)
 
 
-# of environments that tell of none, and how many there are
+# of environments that report no modes: a function and the number of modes
 MODE_FUNCTIONS: Mapping[str, tuple[ModeFunction, int]] = {"fork": (fork_mode, 2)}
 
 
 @dataclass(frozen=True)
 class TrajectoryClusters:
-    """Ways as clusters of trajectories: their shapes from where each began, in the units of a view. What fewer than one
-    in twenty do, or one alone, is not counted as a way."""
+    """Modes as clusters of trajectories, of their shapes relative to their starts. Clusters with fewer than 5% of the
+    episodes, or with one, are dropped."""
 
     scaling: TrajectoryScaling
     clusters: Clusters
@@ -71,7 +71,7 @@ def _trajectory_vector(episode: Episode, view: TrajectoryScaling) -> np.ndarray:
 def find_mode_function(
     env: Env | None, episodes: Dataset, demonstrations: Dataset | None, scaling: TrajectoryScaling | None
 ) -> tuple[ModeFunction, int, str] | None:
-    """Find out how to tell which of several ways an episode took.
+    """Finds a function that returns the mode of an episode.
 
     Args:
         env: The environment, which may report modes.
@@ -79,8 +79,7 @@ def find_mode_function(
             clusters the episodes' own.
 
     Returns:
-        The function, the number of modes, and in words where they come from. None if there is one mode, as far as can
-        be told.
+        The function, the number of modes, and in words where they come from. None if only one mode is detected.
     """
     name = str(env.metadata["env"]) if env is not None else str(episodes[0].metadata.get("env"))
     if name in MODE_FUNCTIONS:
@@ -110,7 +109,7 @@ def _clustered_modes(episodes: Dataset, demonstrations: Dataset | None,
 
 
 def successful_episodes(episodes: Dataset) -> Dataset:
-    """Those that did; all, where success is not defined."""
+    """Episodes that succeeded. All episodes if success is undefined."""
     return episodes.filter(lambda e: bool(e.metadata.get("success", True)))
 
 
@@ -132,7 +131,8 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
         (D3IL).
     """
     if n_modes < 2 or len(counts) > n_modes:
-        raise ValueError(f"expected two ways or more, and no more counts than that, found {n_modes} and {len(counts)}")
+        raise ValueError(f"there must be 2 modes or more, and at most one count for each, not {n_modes} modes and "
+                         f"{len(counts)} counts")
     p = np.asarray([c for c in counts if c], float)
     if not len(p):
         return math.nan
@@ -168,7 +168,7 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
 
 def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float]) -> float:
-    """What two distributions of modes share: 1 less their distance in total variation.
+    """Overlap of two distributions of modes: 1 minus their total variation distance.
 
     Returns:
         1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.
@@ -177,12 +177,12 @@ def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float])
     return sum(min(counts.get(w, 0) / a, other_counts[w] / b) for w in other_counts) if a and b else math.nan
 
 
-# -- the same start again and again --------------------------------------------------------------------------------
+# -- repeated starts -----------------------------------------------------------------------------------------------
 
 
 class RepeatedStartsEnv(EnvWrapper):
-    """An environment whose episode n begins as episode n // repeats of `seed` does, and has its luck; the actor's own
-    noise is that of number n, as ever. So what differs between episodes of one start is the actor's doing."""
+    """Episode n has the start and environment noise of episode n // repeats of `seed`. The actor's noise differs, so
+    differences between episodes of one start come from the actor."""
 
     def __init__(self, env: Env, seed: int, starts: int, repeats: int):
         self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
@@ -199,7 +199,7 @@ class RepeatedStartsEnv(EnvWrapper):
 
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
                             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
-    """Roll each of the first episodes of a seed out several times.
+    """Rolls each of the first episodes of a seed out several times.
 
     A policy without randomness does the same every time.
 

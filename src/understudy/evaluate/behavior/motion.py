@@ -13,7 +13,7 @@ MAX_FREQUENCY = 10.0  # Hz: how people move has nothing above (Balasubramanian e
 
 
 def speed(states: np.ndarray, fps: float) -> np.ndarray:
-    """How far the state moves per second.
+    """Distance that the state moves per second.
 
     Args:
         states: States, (T, S).
@@ -48,13 +48,13 @@ def spectral_arc_length(
     if len(profile) < 5 or not np.isfinite(profile).all() or not np.abs(profile).max() > 0:
         return math.nan
     size = 2 ** (math.ceil(math.log2(len(profile))) + 4)  # padded with zeros: a fine spectrum
-    at, height = np.fft.rfftfreq(size, 1 / fps), np.abs(np.fft.rfft(profile, size))
-    height = (height / height.max())[at <= max_frequency]
+    frequency, height = np.fft.rfftfreq(size, 1 / fps), np.abs(np.fft.rfft(profile, size))
+    height = (height / height.max())[frequency <= max_frequency]
     kept = np.flatnonzero(height >= min_amplitude)
-    at, height = at[kept[0]:kept[-1] + 1], height[kept[0]:kept[-1] + 1]
-    if len(at) < 2:
+    frequency, height = frequency[kept[0]:kept[-1] + 1], height[kept[0]:kept[-1] + 1]
+    if len(frequency) < 2:
         return math.nan
-    return -float(np.hypot(np.diff(at) / (at[-1] - at[0]), np.diff(height)).sum())
+    return -float(np.hypot(np.diff(frequency) / (frequency[-1] - frequency[0]), np.diff(height)).sum())
 
 
 def log_dimensionless_jerk(profile: np.ndarray, fps: float) -> float:
@@ -90,7 +90,7 @@ def action_jerk(actions: np.ndarray) -> float:
 
 
 def success_step(episode: Episode) -> float:
-    """How many steps it took until the environment first told of success; NaN where it never did."""
+    """Number of steps until the environment first reports success. NaN if it never does."""
     success_flags = np.asarray(episode.steps["next.success"]) if "next.success" in episode.steps else np.zeros(0)
     return float(np.argmax(success_flags > 0)) + 1 if (success_flags > 0).any() else math.nan
 

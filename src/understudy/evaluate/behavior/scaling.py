@@ -33,7 +33,7 @@ class TrajectoryScaling:
 
     @staticmethod
     def from_data(data: Dataset, *others: Dataset) -> TrajectoryScaling:
-        """In units of `data`; of the columns that all of them have, in the same shape."""
+        """Scales by `data` the columns that all data sets have in the same shape."""
         features = data.features()
         shared = [d.features() for d in others]
         columns = tuple(k for k, f in sorted(features.items()) if k.startswith("observation.") and _is_numeric(f)
@@ -72,12 +72,12 @@ def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episo
 
 
 def evenly_spaced_indices(n: int, max_count: int) -> np.ndarray:
-    """At most this many of the numbers from 0 to n - 1, evenly spaced, including both ends."""
+    """At most `max_count` of the numbers from 0 to n - 1, evenly spaced, including both ends."""
     return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
 def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
-    """Resample rows evenly in time, by linear interpolation.
+    """Resamples rows evenly in time, by linear interpolation.
 
     Args:
         rows: (T, D).
@@ -86,10 +86,10 @@ def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
     Returns:
         (points, D).
     """
-    at = np.linspace(0, len(rows) - 1, points)
-    low = np.minimum(at.astype(int), len(rows) - 1)
+    position = np.linspace(0, len(rows) - 1, points)
+    low = np.minimum(position.astype(int), len(rows) - 1)
     high = np.minimum(low + 1, len(rows) - 1)
-    return rows[low] + (at - low)[:, None] * (rows[high] - rows[low])
+    return rows[low] + (position - low)[:, None] * (rows[high] - rows[low])
 
 
 def _is_numeric(f: Feature) -> bool:

@@ -57,7 +57,7 @@ class PooledHistoryEncoder(Encoder):
                             where="PooledHistoryEncoder.pool_after", hint="use None to keep the tokens of all steps")
 
     def build(self, features, n_obs_steps):
-        """Build the module.
+        """Builds the module.
 
         Args:
             n_obs_steps: Number of observation rows in a window (To).
@@ -68,7 +68,7 @@ class PooledHistoryEncoder(Encoder):
         return _PooledHistoryNet(self, features, n_obs_steps)
 
     def pool(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool the tokens of the past steps.
+        """Pools the tokens of the past steps.
 
         Args:
             tokens: The tokens, (B, N, D).

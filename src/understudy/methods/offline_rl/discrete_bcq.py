@@ -49,8 +49,7 @@ class FrequentClasses(Categorical):
 
     def outputs(self, net, context, like, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the logits of the probabilities of the classes, (B, H, classes), and the quantiles of their values,
-        (n_quantiles, B, H, classes).
-        """
+        (n_quantiles, B, H, classes)."""
         outputs = net.trunk(like, like, context)
         probable, values = outputs.tensor_split((sum(net.num_classes),), -1)
         return probable, self.split_quantiles(net, values, levels)

@@ -55,7 +55,7 @@ class WholeEpisodeSampler(BatchSampler):
         self.windows = windows
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`. All episodes are drawn equally often."""
+        """Returns one batch: see `BatchSampler.batch`. All episodes are drawn equally often."""
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
         bounds = self.windows.episode_bounds
         drawn = rng.integers(0, len(bounds) - 1, size)

@@ -63,7 +63,7 @@ class ComponentTokenEncoder(Encoder):
     flags: tuple[tuple[str, str], ...] = ()
 
     def build(self, features, n_obs_steps):
-        """Build the module.
+        """Builds the module.
 
         Args:
             n_obs_steps: Number of observation rows in a window (To).
@@ -151,7 +151,7 @@ class ComponentTokenNet(EncoderNet):
         return Context(encoded.tokens[:, -1], encoded.mask[:, -1])
 
     def encode(self, obs: Mapping[str, Tensor], hidden: Tensor | None = None) -> EncodedComponents:
-        """Encode observation windows.
+        """Encodes observation windows.
 
         Args:
             obs: Coded observations, as of `forward`.

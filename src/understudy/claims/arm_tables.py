@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from ..evaluate.multiple_comparisons import compact_letter_display, holm
-from ..evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_rate
+from ..evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_difference, two_level_rate
 from ..files import read_json
 from .base import format_number, measure_of
 from .records import figures_path, find_claim
@@ -25,8 +25,12 @@ def arm_tables(claim: str, record: dict) -> list[str]:
             for condition in reversed(judged["conditions"]):
                 name = condition["label"].partition(":")[0]
                 values = {arm: np.array(table[name]) for arm, table in figures[part.name].items() if name in table}
+                if not values:  # a statistic over arms
+                    continue
                 kind = measure_of(name, dict(part.experiment.measures)).kind
                 columns[name] = ArmColumn(values, kind, condition["side"] == "below")
+            if not columns:
+                continue
             lines += [f"*{part.name.rpartition(':')[2]}*, {judged['seeds']} training seeds:", "",
                       *arm_table(dict(reversed(columns.items()))), ""]
     return lines
@@ -50,21 +54,39 @@ def arm_table(columns: Mapping[str, ArmColumn]) -> list[str]:
     """A Markdown table of arms, the best by the first measure first.
 
     Arms that share a letter cannot be told apart. Pairs are compared on the same training seeds and starts, and their
-    p-values are adjusted by Holm's method.
+    p-values are adjusted by Holm's method. The first measure also has the difference of each arm to the best one, with
+    its own interval, which is not adjusted.
     """
-    cells = [_column_cells(column) for column in columns.values()]
-    arms = dict.fromkeys(arm for column in cells for arm in column)
-    return [f"| arm | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|",
-            *(f"| {arm} | {' | '.join(column.get(arm, '') for column in cells)} |" for arm in arms)]
+    (name, first), *_ = columns.items()
+    cells = {name: _column_cells(first), _difference_header(first): _differences(first),
+             **{other: _column_cells(column) for other, column in columns.items() if other != name}}
+    arms = dict.fromkeys(arm for column in cells.values() for arm in column)
+    return [f"| arm | {' | '.join(cells)} |", f"|---{'|---' * len(cells)}|",
+            *(f"| {arm} | {' | '.join(column.get(arm, '') for column in cells.values())} |" for arm in arms)]
+
+
+def _best_first(column: ArmColumn) -> list[str]:
+    return sorted(column.values, key=lambda arm: column.values[arm].mean(), reverse=not column.lowest_first)
 
 
 def _column_cells(column: ArmColumn) -> dict[str, str]:
     """The mean of each arm with its interval and letters, the best first."""
-    intervals = {arm: two_level_rate(table, kind=column.kind) for arm, table in column.values.items()}
-    arms = sorted(intervals, key=lambda arm: intervals[arm].estimate, reverse=not column.lowest_first)
+    arms = _best_first(column)
     is_different = _told_apart([column.values[arm] for arm in arms], column.kind)
-    return {arm: f"{_with_interval(intervals[arm], column.kind)} {letters}"
+    return {arm: f"{_with_interval(two_level_rate(column.values[arm], kind=column.kind), column.kind)} {letters}"
             for arm, letters in zip(arms, compact_letter_display(is_different), strict=True)}
+
+
+def _difference_header(column: ArmColumn) -> str:
+    return "minus the best (points)" if column.kind == "rate" else "minus the best"
+
+
+def _differences(column: ArmColumn) -> dict[str, str]:
+    """The paired difference of each arm to the best, in points for rates. The best has none."""
+    best, *others = _best_first(column)
+    differences = {arm: two_level_difference(column.values[arm], column.values[best], kind=column.kind)[0]
+                   for arm in others}
+    return {arm: _with_interval(difference, column.kind, is_difference=True) for arm, difference in differences.items()}
 
 
 def _told_apart(tables: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
@@ -77,7 +99,13 @@ def _told_apart(tables: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     return is_different
 
 
-def _with_interval(interval: Interval, kind: Kind) -> str:
+def _with_interval(interval: Interval, kind: Kind, is_difference: bool = False) -> str:
     numbers = interval.estimate, interval.low, interval.high
-    mean, low, high = (f"{100 * v:.0f}\N{NO-BREAK SPACE}%" if kind == "rate" else format_number(v) for v in numbers)
+    if kind == "rate":
+        texts = [f"{100 * v:+.0f}" if is_difference else f"{100 * v:.0f}\N{NO-BREAK SPACE}%" for v in numbers]
+    elif max(map(abs, numbers)) >= 1000:
+        texts = [f"{v:,.0f}" for v in numbers]
+    else:
+        texts = [format_number(v) for v in numbers]
+    mean, low, high = (text.replace("-", "\N{MINUS SIGN}") for text in texts) if is_difference else texts
     return f"{mean} [{low}, {high}]"

@@ -25,7 +25,8 @@ cannot be told apart. The advice names the plainest arm that shares a letter wit
 
 The cells, one for each seed and arm, are kept in results/learners/. A run that was stopped continues. --budget 8m
 starts no cell later than that. --tiny keeps its cells in results/learners-tiny/, and shows only that everything runs.
---page writes the tables of docs/learners.md from the cells that there are.
+--page writes the tables of docs/learners.md from the cells that there are, and from those of published_goals.py and
+published_agents.py, which have larger networks.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from understudy.data.operations import Filter, Operation, Select  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.base import Env  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.evaluate.stats import Kind  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
 from understudy.learn.discriminator_reward import DiscriminatorReward  # noqa: E402
 from understudy.learn.method import Method, load_actor  # noqa: E402
@@ -67,6 +69,7 @@ from understudy.nets.feed_forward import FeedForward  # noqa: E402
 HIDDEN, BATCH, RATE = (64, 64), 128, 1e-3
 N_ROUNDS, N_EPISODES = 15, 4  # of practice
 ROWS = 50
+N_PUBLISHED = 3  # training seeds of the cells of docs/published.md
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,28 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Cells of docs/published.md that answer the question on a larger task.
+
+    Args:
+        file: The file of a cell, given an arm and a seed.
+    """
+
+    task: str
+    file: str
+    arms: tuple[str, ...]
+    measure: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
 class Question:
     source: DemonstrationSource
     env: Callable[[int], Env]
     updates: int
     arms: dict[str, Arm]
     title: str
+    published: tuple[Published, ...] = ()
 
 
 def _practiced(name: str) -> Arm:
@@ -106,10 +125,15 @@ QUESTIONS = {
         "cloning": Arm("bc", (FIRST,)), "cloning, 50 demonstrations": Arm("bc"),
         **{f"`{name}`": _practiced(name) for name in ("dac", "airl", "sqil", "iq-learn", "pwil", "rot")},
         "`gail`": Arm("gail", (FIRST,), 2), "`gail`, ten times the steps": Arm("gail", (FIRST,), 23)},
-        "Three demonstrations and an environment"),
+        "Three demonstrations and an environment", tuple(Published(
+            f"Hopper from every 20th step of {n} demonstration{'s' * (n > 1)}, 40,000 steps of practice",
+            f"published-agents/hopper-{{}}-{n}-{{}}.json", ("bc", "dac", "iq_learn", "rot"), "returns", "real")
+            for n in (1, 5))),
     "goals": Question(Walks(), lambda rows: make("four_rooms", rows), 2000, {
         f"`{name}`": Arm(name, (STITCH,)) for name in ("gcbc", "gcivl", "hiql", "qrl", "crl", "gciql", "dwsl")},
-        "Walks without a task"),
+        "Walks without a task", (Published(
+            "pointmaze-medium-navigate of OGBench", "published-goals/{}-{}.json",
+            ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql"), "success", "rate"),)),
 }
 
 
@@ -184,18 +208,30 @@ def run(size: Size, names: list[str], until: float) -> None:
 
 def page_text(size: Size) -> str:
     """The tables of the documentation."""
-    return "\n\n".join(filter(None, (_table(size, name) for name in QUESTIONS)))
+    return "\n\n".join(filter(None, (_section(size, question) for question in QUESTIONS)))
 
 
-def _table(size: Size, name: str) -> str:
+def _section(size: Size, name: str) -> str:
     question = QUESTIONS[name]
-    seeds = [s for s in size.seeds if all(cell_path(size, name, s, arm).exists() for arm in question.arms)]
-    if len(seeds) < 2:  # an interval needs two
-        return ""
-    cells = {arm: [read_json(cell_path(size, name, s, arm)) for s in seeds] for arm in question.arms}
-    won = {arm: np.array([cell["success"] for cell in runs], float) for arm, runs in cells.items()}
-    return "\n".join([f"### {question.title}", "", f"*{name}*, {len(seeds)} training seeds, {size.starts} starts, "
-                      f"{question.updates:,} updates:", "", *arm_table({"success": ArmColumn(won, "rate")})])
+    files = {arm: [cell_path(size, name, seed, arm) for seed in size.seeds] for arm in question.arms}
+    tables = [_published_table(published) for published in question.published]
+    if all(file.exists() for of in files.values() for file in of):
+        won = {arm: np.array([read_json(file)["success"] for file in of], float) for arm, of in files.items()}
+        tables.insert(0, _table(f"`{name}`, {len(size.seeds)} training seeds, {size.starts} starts, "
+                                f"{size.updates or question.updates:,} updates", "success", won, "rate"))
+    return "\n\n".join([f"### {question.title}", *tables]) if tables else ""
+
+
+def _table(about: str, column: str, values: dict[str, np.ndarray], kind: Kind) -> str:
+    return "\n".join([f"{about}:", "", *arm_table({column: ArmColumn(values, kind)})])
+
+
+def _published_table(published: Published) -> str:
+    cells = {arm: [read_json(measure.RESULTS / published.file.format(arm, seed)) for seed in range(N_PUBLISHED)]
+             for arm in published.arms}
+    values = {f"`{arm.replace('_', '-')}`": np.array([cell[published.measure] for cell in of], float).reshape(
+        N_PUBLISHED, -1) for arm, of in cells.items()}
+    return _table(f"{published.task}, {N_PUBLISHED} training seeds", published.measure, values, published.kind)
 
 
 def main() -> None:

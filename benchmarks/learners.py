@@ -125,7 +125,7 @@ QUESTIONS = {
         "cloning": Arm("bc", (FIRST,)), "cloning, 50 demonstrations": Arm("bc"),
         **{f"`{name}`": _practiced(name) for name in ("dac", "airl", "sqil", "iq-learn", "pwil", "rot")},
         "`gail`": Arm("gail", (FIRST,), 2), "`gail`, ten times the steps": Arm("gail", (FIRST,), 23)},
-        "Three demonstrations and an environment", tuple(Published(
+        "A few demonstrations and an environment", tuple(Published(
             f"Hopper from every 20th step of {n} demonstration{'s' * (n > 1)}, 40,000 steps of practice",
             f"published-agents/hopper-{{}}-{n}-{{}}.json", ("bc", "dac", "iq_learn", "rot"), "returns", "real")
             for n in (1, 5))),

@@ -103,7 +103,7 @@ def _with_interval(interval: Interval, kind: Kind, is_difference: bool = False) 
     numbers = interval.estimate, interval.low, interval.high
     if kind == "rate":
         texts = [f"{100 * v:+.0f}" if is_difference else f"{100 * v:.0f}\N{NO-BREAK SPACE}%" for v in numbers]
-    elif max(map(abs, numbers)) >= 1000:
+    elif max(map(abs, numbers)) >= 100:
         texts = [f"{v:,.0f}" for v in numbers]
     else:
         texts = [format_number(v) for v in numbers]

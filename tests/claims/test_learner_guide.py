@@ -6,7 +6,7 @@ from folders import REPOSITORY
 
 from understudy.claims import learner_guide
 from understudy.claims.arm_tables import ArmColumn, arm_table
-from understudy.claims.learner_guide import BEGIN, END, GUIDES, write_guide
+from understudy.claims.learner_guide import BEGIN, END, FURTHER_QUESTIONS, GUIDES, claims_of_questions, write_guide
 from understudy.core import UserError
 
 
@@ -21,11 +21,26 @@ def test_arms_share_a_letter_if_they_cannot_be_told_apart():
                "error": ArmColumn({"low": np.array([[3.0], [3.1], [3.2]]), "best": np.array([[1.0], [1.1], [1.2]])},
                                   "real", lowest_first=True)}
     head, _, *rows = arm_table(columns)
-    assert head == "| arm | success | error |"
+    assert head == "| arm | success | minus the best | error |"
     assert [row.split(" | ")[0] for row in rows] == ["| best", "| good", "| low"]
-    cells = {row.split(" | ")[0][2:]: [cell.split()[-1] for cell in row.strip("| ").split(" | ")[1:]] for row in rows}
+    cells = {row.split(" | ")[0][2:]: [cell.split()[-1] for cell in row.strip("| ").split(" | ")[1::2]] for row in rows}
     assert cells["best"] == ["a", "a"] and cells["low"] == ["b", "b"] and cells["good"][0] == "a"
-    assert rows[0].startswith("| best | 91\N{NO-BREAK SPACE}% [78, 98] a | 1.100 [")
+    assert rows[0].startswith("| best | 91\N{NO-BREAK SPACE}% [78, 98] a |  | 1.100 [")
+    assert rows[2].split(" | ")[2].startswith("-80.0\N{NO-BREAK SPACE}points [")
+
+
+def test_each_claim_answers_one_question():
+    answers = claims_of_questions()
+    claims = [name for names in answers.values() for name in names]
+    assert set(FURTHER_QUESTIONS) < set(answers) and len(claims) == len(set(claims)) and all(answers.values())
+    assert answers["single wrong actions"] == ["replaced-actions"]
+    assert "imagined-goals" in answers["goals named later"] and "encoder-ranks" in answers["an encoder of pictures"]
+
+
+def test_a_statistic_over_arms_is_no_column():
+    lines = learner_guide._claim_lines("encoder-ranks", "", True)
+    assert lines[0].startswith("[encoder-ranks](ledger/") and lines[2].startswith("*Against it:*")
+    assert not any("log variance over seeds" in line for line in lines if line.startswith("| arm"))
 
 
 def test_only_the_tables_of_the_page_are_replaced(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from ..evaluate.multiple_comparisons import compact_letter_display, holm
-from ..evaluate.stats import LEVEL, Kind, difference_p, two_level_rate
+from ..evaluate.stats import LEVEL, Kind, difference_p, two_level_difference, two_level_rate
 from ..files import read_json
 from .base import Claim, ClaimPart, Measurements, Unit, format_interval, measure_of
 from .records import figures_path
@@ -56,21 +56,36 @@ def arm_table(columns: Mapping[str, ArmColumn]) -> list[str]:
     """A Markdown table of arms, the best by the first measure first.
 
     Arms that share a letter cannot be told apart. Pairs are compared on the same training seeds and starts, and their
-    p-values are adjusted by Holm's method.
+    p-values are adjusted by Holm's method. The first measure also has the difference of each arm to the best one, with
+    its own interval, which is not adjusted.
     """
-    cells = [_column_cells(column) for column in columns.values()]
-    arms = dict.fromkeys(arm for column in cells for arm in column)
-    return [f"| arm | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|",
-            *(f"| {arm} | {' | '.join(column.get(arm, '') for column in cells)} |" for arm in arms)]
+    (name, first), *_ = columns.items()
+    cells = {name: _column_cells(first), "minus the best": _differences(first),
+             **{other: _column_cells(column) for other, column in columns.items() if other != name}}
+    arms = dict.fromkeys(arm for column in cells.values() for arm in column)
+    return [f"| arm | {' | '.join(cells)} |", f"|---{'|---' * len(cells)}|",
+            *(f"| {arm} | {' | '.join(column.get(arm, '') for column in cells.values())} |" for arm in arms)]
+
+
+def _best_first(column: ArmColumn) -> list[str]:
+    return sorted(column.values, key=lambda arm: column.values[arm].mean(), reverse=not column.lowest_first)
 
 
 def _column_cells(column: ArmColumn) -> dict[str, str]:
     """The mean of each arm with its interval and letters, the best first."""
-    intervals = {arm: two_level_rate(table, kind=column.kind) for arm, table in column.values.items()}
-    arms = sorted(intervals, key=lambda arm: intervals[arm].estimate, reverse=not column.lowest_first)
+    arms = _best_first(column)
     is_different = _told_apart([column.values[arm] for arm in arms], column.kind)
-    return {arm: f"{format_interval(intervals[arm], column.unit)} {letters}"
+    return {arm: f"{format_interval(two_level_rate(column.values[arm], kind=column.kind), column.unit)} {letters}"
             for arm, letters in zip(arms, compact_letter_display(is_different), strict=True)}
+
+
+def _differences(column: ArmColumn) -> dict[str, str]:
+    """The paired difference of each arm to the best, which has none."""
+    best, *others = _best_first(column)
+    differences = {arm: two_level_difference(column.values[arm], column.values[best], kind=column.kind)[0]
+                   for arm in others}
+    unit: Unit = "points" if column.unit else ""
+    return {arm: format_interval(difference, unit) for arm, difference in differences.items()}
 
 
 def _told_apart(tables: Sequence[np.ndarray], kind: Kind) -> np.ndarray:

@@ -275,7 +275,9 @@ def format_interval(interval: Interval | Condition, unit: Unit) -> str:
 
 
 def format_number(value: float, unit: Unit) -> str:
-    """Formats a number without its unit: whole percents, tenths of points, or three significant digits."""
+    """Formats a number without its unit: whole percents, tenths of points, or three significant digits or more."""
+    if not unit and abs(value) >= 100:
+        return f"{value:,.0f}"
     if unit:
         return f"{100 * value:z.0f}" if unit == "%" else f"{100 * value:z.1f}"
     return f"{value:z.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"

@@ -92,7 +92,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, porl,
     dsrl, dsrl-na, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes,
     --steps).
-    With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
+    With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over. With ensemble,
+    thrifty and doubt nothing moves while the policy asks you for help. dagger, safe and lazy need a scripted
+    supervisor or a run.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x

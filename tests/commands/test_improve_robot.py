@@ -175,6 +175,7 @@ def test_the_page_of_a_robot_says_what_each_round_cost_and_what_was_corrected(se
     assert np.flatnonzero(episode.steps["intervention"]).tolist() == [4, 5, 6, 7, 8]
     text = page.read_text()
     assert "Nothing was promoted" in text and "4 to 8" in text and "0:00" in text
+    assert "Success against steps of the supervisor" in text and "Success against minutes of the person" in text
     change = (np.asarray(episode.steps["supervisor_action"], float) - episode.steps["policy_action"])[4:9].mean(0)
     spread = np.asarray(episode.steps["supervisor_action"], float).std(0)
     most = change[np.argmax(np.abs(change) / spread)]

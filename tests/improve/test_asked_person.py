@@ -128,7 +128,7 @@ def test_a_person_at_a_terminal_is_asked_and_takes_over(name, tmp_path):
     assert main(["train", "bc", str(tmp_path / "demos"), "--out", str(tmp_path / "run"), *TINY]) == 0
     person = Terminal("improve", "run", "--with", name, "--supervisor", "keyboard", "--out", "better",
                       "--data", "demos", "--rounds", "1", "--episodes", "1", "--steps", "3", "--compare", "4",
-                      "--device", "cpu", "--intervention-rate", "0.5", cwd=tmp_path)
+                      "--device", "cpu", "--intervention-rate", "0.5", "--html", "page.html", cwd=tmp_path)
     person.until("enter: begin the episode")
     person.type("\r")
     person.until(ASKING if name == "ensemble" else "the policy acts")
@@ -141,3 +141,5 @@ def test_a_person_at_a_terminal_is_asked_and_takes_over(name, tmp_path):
     episode = open_dataset(tmp_path / "better" / "collection" / "000000" / "episodes.npz")[0]
     assert episode.steps["intervention"].any() and episode.metadata["success"] is True
     assert (name == "ensemble") == (episode.metadata["watched"] == 0)
+    page = (tmp_path / "page.html").read_text()
+    assert "minutes acted" in page and "Success against minutes of the person" in page

@@ -82,8 +82,12 @@ class Improvement:
                             where="--collect-with best", hint="leave it out")
         base = without_added_parts(Method.load(self.run, self.trust))
         if BASE in find_references(base):
-            raise Unsupported(f"its policy corrects or steers that of another run, and {name} would train it alone",
-                              where=self.run, hint="improve the run that it was made of")
+            reason = ("within limits, and what a supervisor does may lie beyond them" if about.is_supervised else
+                      f"and {name} would train it alone")
+            raise Unsupported(f"its policy corrects or steers that of another run, {reason}", where=self.run,
+                              hint="improve the run that it was made of" + (
+                                  ", and practise again; or take over while it practises (--with residual --supervisor "
+                                  "keyboard)" if about.is_supervised else ""))
         method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)

@@ -403,11 +403,15 @@ def test_episodes_stay_a_data_set_of_their_own(folder, improve, tmp_path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed, name", [*enumerate(("hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif"))])
+@pytest.mark.parametrize("seed, name", [*enumerate((
+    "hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif", "dagger", "safe", "lazy", "doubt"))])
 def test_killed_at_any_time_it_is_the_same_run(seed, name, folder, tmp_path, monkeypatch):
     """kill -9 at up to four random moments of each: before, in and between rounds."""
     args = ["improve", str(folder / "a"), "--with", name, "--supervisor", "scripted", "--out", "run", "--rounds",
             "4", "--episodes", "6", "--steps", "40", "--compare", "30", "--device", "cpu"]
+    if name == "doubt":
+        assert main(["calibrate", str(folder / "a"), "fork", "--score", "novelty", "--rate", "0.5", "--episodes", "30",
+                     "--device", "cpu"]) == 0
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0

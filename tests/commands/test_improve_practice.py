@@ -16,8 +16,9 @@ from fixtures.killed_training import killed_command
 from understudy import make
 from understudy.cli import main
 from understudy.data.formats import open_dataset, write_dataset
-from understudy.evaluate.evaluation import evaluate, validation_seed
+from understudy.evaluate.evaluation import evaluate, evaluation_of, validation_seed
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, WrappedActor
+from understudy.improve.promotion import Promotion
 from understudy.learn.method import load_actor
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.run import Run
@@ -125,7 +126,9 @@ def test_a_policy_that_corrects_another_one_is_not_improved_again(improve, tmp_p
     assert improve("residual", "--out", tmp_path / "first", *SHORT, base="bc")[0] == 0
     args = ["--env", "fork", *SHORT, "--out", tmp_path / "second"]
     for name, who in (("dagger", ["--supervisor", "scripted"]), ("filtered", [])):
-        refused(improve(name, *args, *who, base=tmp_path / "first"), "corrects or steers", "that it was made of")
+        reason = "a supervisor does may lie beyond" if who else "filtered would train it alone"
+        refused(improve(name, *args, *who, base=tmp_path / "first"), "corrects or steers", reason,
+                "that it was made of")
     assert not (tmp_path / "second").exists()
 
 
@@ -138,7 +141,7 @@ def base(folder) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo"])
+@pytest.mark.parametrize("name", ["filtered", "residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo"])
 def test_killed_at_any_time_it_is_the_same_run(name, base, tmp_path, monkeypatch):
     """kill -9 at random moments: before, in and between rounds."""
     args = ["improve", str(base), "--with", name, "--out", "run", "--rounds", "3", "--episodes", "4", "--steps", "40",
@@ -151,12 +154,39 @@ def test_killed_at_any_time_it_is_the_same_run(name, base, tmp_path, monkeypatch
     assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
 
 
-def test_a_critic_that_is_not_finite_is_named_with_the_update(improve, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["residual", "rlpd"])
+def test_a_critic_that_is_not_finite_is_named_with_the_update(name, improve, tmp_path, monkeypatch):
     value = OffPolicyActorCriticLearner.target_value
     monkeypatch.setattr(OffPolicyActorCriticLearner, "target_value",
                         lambda self, batch, rng: value(self, batch, rng) * (torch.nan if self.n_updates == 2 else 1))
-    refused(improve("residual", "--out", tmp_path / "run", *SHORT), "update 3", "the loss of 'critic' is nan",
+    refused(improve(name, "--out", tmp_path / "run", *SHORT), "update 3", "the loss of 'critic' is nan",
             "lower the learning rate")
+
+
+@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("rlpd", "bc"), ("porl", "bc"), ("dsrl", "flow"),
+                                            ("dppo", "flow")])
+def test_a_base_that_never_succeeds_has_nothing_to_practise_on(name, base, folder, tmp_path, capsys, monkeypatch):
+    evaluate_base = Promotion.evaluate
+
+    def evaluate_as_failures(self, actor):
+        data = evaluate_base(self, actor).episodes
+        return evaluation_of(data.map(lambda e: replace(e, metadata={**e.metadata, "success": False})))
+    monkeypatch.setattr(Promotion, "evaluate", evaluate_as_failures)
+    status = main(["improve", str(folder / base), "--with", name, "--out", str(tmp_path / "run"), *SHORT])
+    refused((status, *capsys.readouterr()), "succeeded in none of 6 episodes", "a first success")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dppo"])
+def test_actions_that_are_classes_are_refused(name, folder, improve, tmp_path):
+    """Episodes of the fork whose actions are two classes, and a policy of them."""
+    data = open_dataset(folder / "fork").map(lambda e: e.replace(
+        {"action": (np.asarray(e.steps["action"])[:, 0] > 0).astype(np.int64)}))
+    write_dataset(data, tmp_path / "classes.npz", "npz")
+    assert main(["train", "bc", str(tmp_path / "classes.npz"), "--out", str(tmp_path / "classes"), *TINY]) == 0
+    refused(improve(name, "--env", "fork", "--out", tmp_path / "run", *SHORT, base=tmp_path / "classes"),
+            f"--with {name}", "is for actions that are numbers, and these are classes", "--with filtered")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_environment_is_that_of_the_data_also_of_an_own_loop(folder, improve, tmp_path, capsys):

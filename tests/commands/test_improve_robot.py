@@ -24,11 +24,12 @@ from understudy.commands.improve_robot import RobotImprovement
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.evaluate.failure_detection import FailureDetector, ObservationNovelty
 from understudy.heads.regression import Regression
 from understudy.improve import robot_takeover
 from understudy.improve.blind_promotion import judged_checkpoints
 from understudy.improve.success import FrameRates
-from understudy.learn.method import load_policy
+from understudy.learn.method import Method, load_policy
 from understudy.learn.run import Run
 from understudy.policy import PolicyConfig
 from understudy.testing.random_data import random_batch
@@ -174,6 +175,7 @@ def test_the_page_of_a_robot_says_what_each_round_cost_and_what_was_corrected(se
     assert np.flatnonzero(episode.steps["intervention"]).tolist() == [4, 5, 6, 7, 8]
     text = page.read_text()
     assert "Nothing was promoted" in text and "4 to 8" in text and "0:00" in text
+    assert "Success against steps of the supervisor" in text and "Success against minutes of the person" in text
     change = (np.asarray(episode.steps["supervisor_action"], float) - episode.steps["policy_action"])[4:9].mean(0)
     spread = np.asarray(episode.steps["supervisor_action"], float).std(0)
     most = change[np.argmax(np.abs(change) / spread)]
@@ -198,6 +200,55 @@ def test_a_policy_practises_beside_a_person_who_judges_and_may_take_over(method,
     assert session(out, "--with", method)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1
 
 
+class Helper(Keys):
+    """Takes over when the policy asks for help, gives back 3 steps later, and ends each episode at step 12."""
+
+    def commands(self):
+        takeover = self.env.takeover
+        if takeover.n_steps >= 12 and takeover.success is None:
+            return ["success"]
+        if takeover.is_asked:
+            self.gives_back_at = takeover.n_steps + 3
+            return ["takeover"]
+        if takeover.is_person and takeover.n_steps >= self.gives_back_at:
+            return ["takeover"]
+        return super().commands()
+
+
+@pytest.mark.parametrize("method", ["ensemble", "thrifty", "doubt"])
+def test_the_policy_asks_the_person_who_need_not_watch(method, session, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Keys", Helper)
+    if method == "doubt":  # a detector that raises an alarm at once
+        calibrated = SimpleNamespace(error="missed-failures", score=ObservationNovelty())
+        detector = SimpleNamespace(method=calibrated, threshold=0.0)
+        monkeypatch.setattr(FailureDetector, "load", lambda run, trust: detector)
+    out = tmp_path / "run"
+    status, _, err = session(out, "--with", method, "--intervention-rate", "0.5")
+    assert status == 0, err
+    episodes = list(open_dataset(out / "collection" / "000000" / "episodes.npz"))
+    assert [len(e) for e in episodes] == [12, 12] and any(e.steps["intervention"].any() for e in episodes)
+    for e in episodes:
+        asks, acts = e.steps["handover"], e.steps["intervention"]  # the robot holds in place of a step that it doubts
+        assert acts[np.flatnonzero(asks[:-1]) + 1].all() and e.steps["advised"][asks].all() and "doubt" in e.steps
+        assert [e.metadata[k] for k in ("acted", "labeled", "watched")] == [acts.sum(), 0, 0]
+        assert np.ptp(e.steps["action"][asks] - e.steps["observation.state"][:-1][asks], axis=0).max(initial=0) < 1e-3
+    before = len(session.envs)
+    assert session(out, "--with", method, "--intervention-rate", "0.5")[0] == 0
+    assert session.keys.calls == 0 and len(session.envs) == before + 1
+
+
+def test_a_takeover_is_a_negative_reward_unless_it_is_taken_back(session, tmp_path):
+    out = tmp_path / "run"
+    status, _, err = session(out, "--with", "rlif", _3=["takeover"], _5=["takeover"], _8=["takeover"],
+                             _9=["undo"], _10=["takeover"], _12=["success", "success"])
+    assert status == 0, err
+    first, second = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert np.flatnonzero(first.steps["intervention"]).tolist() == [3, 4, 8, 9]
+    assert np.flatnonzero(first.steps["next.reward"]).tolist() == [2] and not second.steps["next.reward"].any()
+    assert np.flatnonzero(first.steps["undone"]).tolist() == [8, 9]
+    assert Method.load(out).collection.leave_out == ("handover", "undone")
+
+
 @pytest.mark.slow
 def test_the_critics_of_a_robot_learn_while_the_next_round_is_collected(session, tmp_path):
     """A round that is stored stays, although the updates that were made meanwhile are lost."""
@@ -212,7 +263,7 @@ def test_the_critics_of_a_robot_learn_while_the_next_round_is_collected(session,
     assert lengths == [12, 13, 15, 16]
 
 
-@pytest.mark.parametrize("method", ["dsrl", "dppo", "residual-ppo", "rlif"])
+@pytest.mark.parametrize("method", ["dsrl", "dppo", "residual-ppo"])
 def test_methods_that_learn_from_their_own_actions_only_are_refused_beside_a_person(method, session, tmp_path):
     refused(session(tmp_path / "run", "--with", method), "--supervisor", "hg-dagger", "filtered, residual, rlpd")
 
@@ -259,7 +310,7 @@ def test_a_classifier_of_other_columns_is_refused_before_the_robot_moves(session
     (["--env", "fork"], ["an environment and a robot are both named"]),
     (["--compare", "4"], ["4 pairs of trials are too few", "at least 9"]),
     (["--fps", "10"], ["--fps: new episodes are learned together with those of", "20 steps per second"]),
-    (["--with", "dagger"], ["takes over and gives back", "hg-dagger"]),
+    (["--with", "dagger"], ["at every step what the supervisor would do", "hg-dagger", "ensemble"]),
     (["--episode-time-s", "0"], ["--episode-time-s: must be above 0"]),
     (["--handover-seconds", "-1"], ["--handover-seconds: must be at least 0"])])
 def test_bad_input(args, words, session, tmp_path):

@@ -147,8 +147,10 @@ def test_success_becomes_the_reward_of_a_critic(demos):
     episode = success_as_reward(demos[0].replace({"next.success": success}))
     assert episode.steps["next.reward"].tolist() == success.astype(float).tolist()
     assert episode.steps["next.terminated"][success].all()
+    judged = replace(demos[0].replace({"next.success": None}), metadata={"success": True})  # as a whole, by a person
+    assert success_as_reward(judged).steps["next.reward"].tolist() == [0.0] * (n - 1) + [1.0]
     with pytest.raises(DataError, match=r"(?s)no column 'next.success'.*--with ensemble"):
-        success_as_reward(demos[0].replace({"next.success": None}))
+        success_as_reward(replace(judged, metadata={}))
 
 
 def test_a_release_below_the_budget_is_refused():

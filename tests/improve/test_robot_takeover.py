@@ -10,53 +10,17 @@ import pytest
 import torch
 from fixtures.collections import Constant
 from fixtures.servo_arms import CALIBRATION, feetech, patient
-from fixtures.takeovers import Clock, Hand, Keys
+from fixtures.takeovers import FPS, LIMITS, VELOCITY, Clock, Device, Hand, Keys, World
 
 from understudy.core import NonFiniteAction, UserError
 from understudy.envs.devices import Gamepad
-from understudy.improve.gates import GatedActor, HumanGate
-from understudy.improve.journal import EpisodeJournal
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
-from understudy.improve.takeover import TakeoverSupervisor
 from understudy.robots.base import ConnectionLost, DrivenTeleoperator
 from understudy.robots.emulator import DynamixelServo, EmulatedDynamixelBus
 from understudy.robots.handover import Handover
-from understudy.robots.limits import SafetyLimits
 from understudy.robots.safety import SafeRobot
 from understudy.robots.servo_arm import ARM_TYPES, ServoFollower, ServoLeader
-from understudy.robots.simulated import SimulatedArm
 from understudy.robots.teleoperators import VelocityTeleoperator
-
-FPS, VELOCITY = 20, 60.0  # deg/s
-LIMITS = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (VELOCITY,) * 2, slow_start=0.5)
-
-
-class Arm(SimulatedArm):
-    """An arm whose joints are where they are sent at once, so that every jump of a goal is one of the joints."""
-
-    def __init__(self, clock):
-        super().__init__(clock=clock, servo_velocity=1e9)
-        self.path, self.stops, self.breaks_at = [(0.0, self.joints.copy())], 0, None
-
-    def apply_limits(self, limits):
-        pass
-
-    def send(self, action):
-        if self.breaks_at is not None and len(self.path) >= self.breaks_at:
-            self.is_broken, self.breaks_at = True, None
-        sent = super().send(action)
-        self.clock.sleep(1e-6)  # the time of a message
-        self.advance()
-        self.path.append((self.clock(), self.joints.copy()))
-        return sent
-
-    def stop(self):
-        self.stops += 1
-        return super().stop()
-
-    def fastest(self):
-        """The largest velocity of a joint between two commands."""
-        return max(float(np.abs(b - a).max()) / (t - s) for (s, a), (t, b) in pairwise(self.path))
 
 
 class DrivenHand(Hand, DrivenTeleoperator):
@@ -71,38 +35,6 @@ class DrivenHand(Hand, DrivenTeleoperator):
 
     def release(self):
         self.released_at = self.place.copy()
-
-
-class Device:
-    """A gamepad."""
-
-    def __init__(self):
-        self.axes = np.zeros(2, np.float32)
-
-    def read(self):
-        return self.axes
-
-
-class World:
-    """An arm, a device and a person, on one clock."""
-
-    def __init__(self, teleop=None, mover="leader", limit=40, velocity=False, seconds=1.0, **at):
-        self.clock = Clock()
-        self.arm = Arm(self.clock)
-        self.robot = SafeRobot(self.arm, LIMITS, self.clock, watchdog=False)
-        self.teleop = (teleop or Hand)(self.clock) if not velocity else VelocityTeleoperator(
-            Device(), (VELOCITY / 2,) * 2, LIMITS.low, LIMITS.high, self.clock)
-        self.keys, self.lines = Keys(**at), []
-        handover = Handover(self.teleop, LIMITS.max_velocity, mover, seconds, clock=self.clock, sleep=self.clock.sleep)
-        person = RobotPerson(handover, self.keys, self.lines.append)
-        self.robot.connect()
-        self.env = RobotTakeoverEnv(self.robot, person, FPS, limit, self.clock, self.clock.sleep)
-        self.keys.env = self.env
-
-    def episode(self, policy):
-        person = TakeoverSupervisor(self.env.takeover, self.env.read)
-        actor = GatedActor(self.env.watched(policy), person, HumanGate(), replans=False)
-        return EpisodeJournal(None).rollout(actor, self.env, 1, 0)[0]
 
 
 @pytest.mark.parametrize("mover", ["leader", "robot", "nobody"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.cli import TINY
-from fixtures.collections import Constant
+from fixtures.takeovers import ToyHand
 from fixtures.terminals import Terminal
 
 from understudy import make
@@ -20,8 +20,6 @@ from understudy.core import Batch, UserError
 from understudy.data.formats import open_dataset
 from understudy.envs.base import EnvWrapper
 from understudy.execute.actor import Actor
-from understudy.improve.gates import GatedActor, HumanGate
-from understudy.improve.journal import EpisodeJournal
 from understudy.improve.takeover import (
     Screen,
     SupervisedEnv,
@@ -29,41 +27,9 @@ from understudy.improve.takeover import (
     TakeoverJointKeyboard,
     TakeoverKeyboard,
     TakeoverKeys,
-    TakeoverSupervisor,
 )
 from understudy.improve.unlearned_steps import LearnedStepWeights
 from understudy.learn.sample_weights import ColumnWeights, UniformWeights
-
-
-class Hand:
-    """A person who presses keys while the episode sleeps: `keys` by the number of the sleep."""
-
-    def __init__(self, keys, limit=8, actor=None, cost=0.0):
-        self.read_end, self.write_end = os.pipe()
-        self.keys, self.sleeps, self.now, self.screens, self.waits = keys, 0, 0.0, [], []
-        self.cost = cost  # of a look at the clock (s)
-        toy = make("fork", 1, limit=limit)
-        size, takeover = toy.features["action"].size, Takeover(lambda: self.now)
-        keyboard = TakeoverKeyboard((-1,) * size, (1,) * size, self.read_end, lambda: self.now)
-        self.env = SupervisedEnv(toy, keyboard, takeover, Screen(self.screens.append, 4, self.look, self.sleep))
-        self.actor = GatedActor(self.env.watched(actor or Constant(0.0)), TakeoverSupervisor(takeover, keyboard.read),
-                                HumanGate(), replans=False)
-
-    def look(self):
-        self.now += self.cost
-        return self.now
-
-    def sleep(self, seconds):
-        assert seconds >= 0
-        self.waits.append(seconds)
-        self.now += seconds
-        if (keys := self.keys.get(self.sleeps)) is not None:
-            os.write(self.write_end, keys.encode())
-        self.sleeps += 1
-        assert self.sleeps < 1000, "it waits for a key for ever"
-
-    def episodes(self, count):
-        return EpisodeJournal(None).rollout(self.actor, self.env, count, 0)
 
 
 @pytest.fixture
@@ -71,7 +37,7 @@ def hand():
     hands = []
 
     def make_hand(keys, **options):
-        hands.append(Hand(keys, **options))
+        hands.append(ToyHand(keys, **options))
         return hands[-1]
     yield make_hand
     for used in hands:

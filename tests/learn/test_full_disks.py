@@ -17,7 +17,8 @@ from fixtures.runs import Stop, contents, made_up, plain, run
 
 from understudy.core import UserError
 from understudy.learn.run import Run, disk_space_errors
-from understudy.policy import Policy
+from understudy.learn.stages import copy_run
+from understudy.policy import Policy, find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,16 @@ class Limit:
 @pytest.mark.parametrize("size", [10, 500, 5000])
 def test_a_file_that_cannot_grow_is_one_message_and_loses_nothing(tmp_path, small, size):
     _fills_up(tmp_path / "run", small, Limit(size))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+def test_a_copied_stage_for_which_there_is_no_room_is_one_message_and_nothing(tmp_path, small):
+    with Limit(500), pytest.raises(UserError, match="(?s)stage: no room to write: .* make room, and give the same"):
+        copy_run(small, tmp_path / "stage")
+    assert not list(tmp_path.iterdir())
+    copy_run(small, tmp_path / "stage")
+    assert Run.fingerprint(find_checkpoint(tmp_path / "stage")) == Run.fingerprint(find_checkpoint(small))
+    assert not list((tmp_path / "stage").rglob("train"))
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -87,8 +87,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     These methods need a supervisor: dagger (it labels every step), hg-dagger (it watches, takes over and gives back,
     and these steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for
     each class of steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's
-    differ), ensemble, thrifty and doubt (the policy asks for help; doubt by the failure detector of `understudy
-    calibrate`).
+    differ), ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure
+    detector of `understudy calibrate`). dagger, safe and lazy need a scripted supervisor or a run.
 
     filtered learns from the policy's own successes. residual, rlpd, porl, dsrl, dsrl-na, dppo and residual-ppo learn
     from success as a reward, and need many episodes (--rounds, --episodes, --steps). With filtered, residual and rlpd
@@ -456,31 +456,27 @@ class _Command:
         from ..evaluate import plots
         from ..evaluate.evaluation import verdict_parts
         from ..evaluate.report import Table
-        from .improve_page import write_improvement_page
+        from .improve_page import Outcome, cost_figures, minutes_of, write_improvement_page
 
         o, unit = self.o, _unit(env)
-        costs = [sum(_costs(row)) for row in rounds]
-        spent = [sum(costs[:i]) for i in range(len(lines))]
-        scale, axis = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
-        column = {name: [scale * line[key] for line in lines] for name, key in (
-            ("at", "score"), ("low", "score/low"), ("high", "score/high"))}
-        curve = plots.curves({o.method: (spent, column["at"])}, plots.Axis("steps acted, labeled or watched"), axis,
-                             dots=True, bands={o.method: (column["low"], column["high"])})
+        outcomes = [Outcome(i, line["score"], line["score/low"], line["score/high"]) for i, line in enumerate(lines)]
         note = (f"On the {o.compare} starts that all rounds share" + ", in percent" * (unit == "success")
                 + ". The band is the 95% interval.")
-        figures = [(f"{unit.capitalize()} against steps of the supervisor", curve, note)] if any(costs) else []
+        figures = cost_figures(o.out, rounds, {o.method: outcomes}, unit, note)
         gains = [(f"round {i}", line["gain"], line["gain/low"], line["gain/high"], bool(line["gain/low"] > 0))
                  for i, line in enumerate(lines) if "gain" in line]
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
                         "95% intervals on the same starts. A full dot: the interval lies above 0."))
-        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *_costs(row),
+        is_person, minutes = o.supervisor == "keyboard", minutes_of(o.out)
+        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *_costs(row), *(times if is_person else ()),
                       _rate(line, unit).partition(" ")[0], promotion_text(line))
-                     for line, row in zip(lines[1:], rounds, strict=True))
+                     for line, row, times in zip(lines[1:], rounds, minutes, strict=True))
+        names_of_times = ("minutes acted", "minutes watched") if is_person else ()
         names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
         verdict = ("No round improved the policy.",) if best is None else verdict_parts(best, base, names)
         assert o.html is not None
         write_improvement_page(o.html, f"{o.run} improved with {o.method}", o.out, rounds,
-                               Table(("", "steps", *COSTS, unit, ""), rows), figures, verdict)
+                               Table(("", "steps", *COSTS, *names_of_times, unit, ""), rows), figures, verdict)
         self.out.print(f"Page written to {o.html}")
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     FigureParts = tuple[str, Figure, str]  # title, figure, caption
 
 LONGEST = 10  # corrections on the page
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy reached, with its interval.
+
+    Args:
+        n_rounds: Number of rounds that it was trained on.
+    """
+
+    n_rounds: int
+    estimate: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -109,15 +123,48 @@ def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[d
                verdict=verdict)
 
 
-def minutes_of(run: Path) -> list[tuple[str, str]]:
-    """How long the person acted and watched in each round, in minutes and seconds."""
+def seconds_of(run: Path) -> list[tuple[float, float]]:
+    """How long a person acted and watched in each round. 0 where no person took part."""
     from ..data.formats import open_dataset
     from ..improve.collection import round_folders
 
-    minutes = []
-    for folder in round_folders(run / "collection"):
-        episodes = open_dataset(folder / "episodes.npz")
-        acted, watched = (round(sum(e.metadata.get(f"seconds_{name}", 0.0) for e in episodes))
-                          for name in ("acted", "watched"))
-        minutes.append((f"{acted // 60}:{acted % 60:02d}", f"{watched // 60}:{watched % 60:02d}"))
-    return minutes
+    episodes = [open_dataset(folder / "episodes.npz") for folder in round_folders(run / "collection")]
+    return [(sum(e.metadata.get("seconds_acted", 0.0) for e in data),
+             sum(e.metadata.get("seconds_watched", 0.0) for e in data)) for data in episodes]
+
+
+def minutes_of(run: Path) -> list[tuple[str, str]]:
+    """How long a person acted and watched in each round, in minutes and seconds."""
+    return [(_clock(acted), _clock(watched)) for acted, watched in seconds_of(run)]
+
+
+def _clock(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+def cost_figures(run: Path, rounds: Sequence[dict[str, Any]], outcomes: Mapping[str, Sequence[Outcome]], unit: str,
+                 caption: str) -> list[FigureParts]:
+    """Figures of what was reached against the steps of the supervisor, and against the minutes if it is a person.
+
+    Args:
+        outcomes: By the name of a curve.
+        unit: What is measured, such as "success", which is shown in percent.
+    """
+    from ..evaluate import plots
+    from ..improve.collection import COSTS
+
+    scale, y = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
+    figures: list[FigureParts] = []
+    for title, name, costs in (
+            ("steps of the supervisor", "steps acted, labeled or watched",
+             [sum(row.get(f"round/{cost}", 0) for cost in COSTS) for row in rounds]),
+            ("minutes of the person", "minutes acted or watched", [sum(times) / 60 for times in seconds_of(run)])):
+        if not any(costs):
+            continue
+        series, bands = {}, {}
+        for curve, points in outcomes.items():
+            series[curve] = [sum(costs[:p.n_rounds]) for p in points], [scale * p.estimate for p in points]
+            bands[curve] = [scale * p.low for p in points], [scale * p.high for p in points]
+        figures.append((f"{unit.capitalize()} against {title}", plots.curves(
+            series, plots.Axis(name), y, dots=True, bands=bands), caption))
+    return figures

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from ..robots.base import Teleoperator
     from ..robots.safety import SafeRobot
+    from .improve_page import Outcome
 
 DEVICES = ("keyboard", "gamepad", "leader")
 ImproveOptions = Any  # the class of improve.py, which imports this module
@@ -266,9 +267,12 @@ class RobotImprovement:
         """Writes the page: what each round cost the person, and how blind trials judged it."""
         from ..evaluate import plots
         from ..evaluate.report import Table
-        from .improve_page import minutes_of, write_improvement_page
+        from .improve_page import cost_figures, minutes_of, write_improvement_page
 
-        o, figures = self.o, []
+        o = self.o
+        figures = cost_figures(o.out, rounds, _outcomes(lines, rounds), "success",
+                               "In percent. In the episodes of a round you may have taken over. Its policy was trained "
+                               "on the rounds before. The bands are 95% intervals.")
         gains = [(f"round {i}", line["difference"], line["difference/low"], line["difference/high"],
                   bool(line["difference/low"] > 0)) for i, line in enumerate(lines) if "difference" in line]
         if gains:
@@ -297,6 +301,21 @@ def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None =
                         "and improve tells nothing", where=run,
                         hint="choose an environment that shows it (--env ENV), or train a policy that is told nothing "
                              "(understudy train bc)") from None
+
+
+def _outcomes(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, list[Outcome]]:
+    """Success in the episodes of the rounds, and in the blind trials after them, if there are any."""
+    from ..evaluate.stats import wilson
+    from .improve_page import Outcome
+
+    def outcome(n_rounds: int, successes: int, trials: int) -> Outcome:
+        interval = wilson(successes, trials)
+        return Outcome(n_rounds, interval.estimate, interval.low, interval.high)
+
+    episodes = [outcome(i, round(row["round/success"] * row["round/episodes"]), row["round/episodes"])
+                for i, row in enumerate(rounds)]
+    trials = [outcome(i, line["successes"][0], line["pairs"]) for i, line in enumerate(lines) if line.get("pairs")]
+    return {"episodes of the rounds": episodes, **({"blind trials after them": trials} if trials else {})}
 
 
 def _difference(line: dict[str, Any]) -> tuple[str, str]:

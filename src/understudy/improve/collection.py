@@ -46,10 +46,11 @@ from ..learn.fit_method import ROWS
 from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
+from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor, PersonGate
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
 from .supervisors import PolicySupervisor
+from .unlearned_steps import UnflaggedParts
 from .updates import PerNewStep, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
@@ -293,11 +294,13 @@ class RolloutCollector(EpisodeCollector):
                                   where="RolloutCollector.supervisor",
                                   hint="leave the supervisor out, or train without the wrapper")
             env, actor = inner, actor if wrapper is None else WrappedActor(actor, wrapper)
-            if is_watched := isinstance(env, WatchedEnv):
-                actor = env.watched(actor)
             if isinstance(self.gate, DoubtGate):
                 actor = with_doubt(actor, self.gate.score, training.data)
             gate = None if self.gate is None else self.gate.build(training, number)
+            if is_watched := isinstance(env, WatchedEnv):
+                asks = gate is not None and not gate.asks_always
+                actor = env.watched(actor, asks)
+                gate = PersonGate(gate, number, env.ask) if gate is not None and asks else gate
             supervisor = self._supervising_actor(env, training.person)
             actor = GatedActor(actor, supervisor, gate, number, replans=not is_watched)
         seed, run_episodes = recording_seed(training.seed), rollout
@@ -313,7 +316,8 @@ class RolloutCollector(EpisodeCollector):
         if not self.uses_person and any("next.success" in e.steps for e in training.stored if ROUND in e.metadata):
             episodes = episodes.map(with_success_column)  # this process may not have seen the environment report it yet
         if self.supervisor is not None:
-            episodes = episodes.map(partial(_with_costs, self.gate is not None and self.gate.needs_attention))
+            attention = self.gate is not None and self.gate.needs_attention
+            episodes = episodes.map(partial(_with_costs, attention, isinstance(env, WatchedEnv)))
         if wrapper is not None and self.supervisor is not None:
             return _wrapped_episodes(episodes.map(partial(_cast_actions, env.features, env.features["action"].shape)),
                                      training, wrapper)
@@ -363,11 +367,16 @@ def round_folders(folder: Path, prefix: str = "") -> list[Path]:
     return sorted(folder.glob(prefix + 6 * "[0-9]"))
 
 
-def _with_costs(needs_attention: bool, episode: Episode) -> Episode:
-    """Adds how many steps the supervisor acted, labeled and watched. Each step counts once."""
+def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Episode:
+    """Adds how many steps the supervisor acted, labeled and watched. Each step counts once.
+
+    Args:
+        takes_over: Whether it is a person, who acts or does not, and labels nothing.
+    """
     acted = int(np.sum(episode.steps[INTERVENTION]))
     asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
-    costs = (acted, 0, len(episode) - acted) if needs_attention else (acted, asked - acted, 0)
+    others = (0, len(episode) - acted) if needs_attention else (0 if takes_over else asked - acted, 0)
+    costs = (acted, *others)
     return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
 
 
@@ -511,6 +520,8 @@ class CollectionRounds(DataCollection):
             so that a round that made the policy worse costs nobody's time.
         updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
             from before them. A robot waits only if they take longer.
+        leave_out: Columns of flags. Steps at which one is true are stored and not learned. They divide an episode, so
+            that no return goes beyond them.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -533,6 +544,7 @@ class CollectionRounds(DataCollection):
     half_where: str = ""
     collect_with: Literal["last", "best"] = "last"
     updates_meanwhile: bool = False
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.updates_meanwhile and self.reset_learner:
@@ -633,10 +645,11 @@ class CollectionRounds(DataCollection):
             return learner.batch_sampler(first.union(data), self.sampling_weights)
         if self.half_where:
             return _halves(learner, data, self.half_where)
-        collected = [ROUND in episode.metadata for episode in data]
+        learned = Dataset(UnflaggedParts(data, self.leave_out), data.metadata) if self.leave_out else data
+        collected = [ROUND in episode.metadata for episode in learned]
         if not self.mixture_weights or all(collected) or not any(collected):
-            return learner.batch_sampler(data, self.sampling_weights)
-        parts = [data.select(i for i, c in enumerate(collected) if c == is_collected) for is_collected in (False, True)]
+            return learner.batch_sampler(learned, self.sampling_weights)
+        parts = [learned.select(i for i, c in enumerate(collected) if c == is_new) for is_new in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
         return MixtureSampler(samplers, self.mixture_weights)
 

@@ -15,10 +15,10 @@ from ..learn.critic import CriticConfig
 from ..learn.method import Method
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformWeights
-from ..learn.targets import TERMINATED
+from ..learn.targets import REWARD, TERMINATED
 from .collection import CollectionRounds, DemonstrationsAsInterventions
 from .gates import INTERVENTION
-from .unlearned_steps import LearnedStepWeights, UnlearnedColumns
+from .unlearned_steps import UNDONE, UNLEARNED, LearnedStepWeights, UnlearnedColumns
 
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
 SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
@@ -69,6 +69,18 @@ class PreInterventionLabel:
 
 
 @dataclass(frozen=True)
+class UndoneTakeovers:
+    """A column change: a takeover that the person has taken back is no reward of the step before it."""
+
+    def __call__(self, episode: Episode) -> Episode:
+        if UNDONE not in episode.steps:
+            return episode
+        undone = np.asarray(episode.steps[UNDONE][:len(episode)], bool).reshape(-1)
+        reward = np.asarray(episode.steps[REWARD])
+        return episode.replace({REWARD: np.where(np.append(undone[1:], False), 0, reward).astype(reward.dtype)})
+
+
+@dataclass(frozen=True)
 class EndAtSuccess:
     """A column change: an episode terminates only by success, and is cut off otherwise.
 
@@ -82,7 +94,7 @@ class EndAtSuccess:
 
 
 ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterventions, PreInterventionLabel,
-                    EndAtSuccess, InterventionPenalty)  # by methods of `understudy improve`
+                    EndAtSuccess, InterventionPenalty, UndoneTakeovers)  # by methods of `understudy improve`
 
 
 def without_added_parts(method: Method) -> Method:
@@ -99,6 +111,16 @@ def without_added_parts(method: Method) -> Method:
         column = None if learner.sampling_column == INTERVENTION else learner.sampling_column
         learner = replace(learner, sample_weights=weights, sampling_column=column)
     return replace(method, transforms=transforms, learner=learner)
+
+
+def without_unlearned_steps(method: Method) -> Method:
+    """Returns a method that learns no step of a handover, and none that was undone."""
+    learner, rounds = method.learner, method.collection
+    if not isinstance(learner, BehaviorCloning):
+        assert isinstance(rounds, CollectionRounds)
+        return replace(method, collection=replace(rounds, leave_out=UNLEARNED))
+    return replace(method, transforms=(*method.transforms, UnlearnedColumns()),
+                   learner=replace(learner, sample_weights=LearnedStepWeights(learner.sample_weights)))
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------
@@ -126,7 +148,7 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
         raise Unsupported(f"the critic of rlif scores plans from the current step on, and those of this run begin at "
                           f"step {method.policy.window.action_offset:+}", where="--with",
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
-    transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), EndAtSuccess())
+    transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), UndoneTakeovers(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
     weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # the score is that of a plan, the distance a mean over it
     learner = OffPolicyActorCritic(

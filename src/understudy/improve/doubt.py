@@ -26,6 +26,7 @@ from ..learn.stacked import fit_seeds
 from ..learn.targets import REWARD, TERMINATED
 from ..policy import camera_sizes
 from .gates import INTERVENTION, BuiltGate, Gate
+from .unlearned_steps import UNLEARNED, UnflaggedParts
 
 SUCCESS = "next.success"
 HOLD_OUT_EVERY = 5  # episodes
@@ -243,7 +244,8 @@ class RiskGate(QuantileGate):
     critic: FittedQ = field(default_factory=lambda: FittedQ(steps=2000, n_resamples=2))
 
     def build_doubt(self, training, number, data):
-        policy, data = training.learner.trained_policy, data.map(success_as_reward)
+        policy = training.learner.trained_policy
+        data = Dataset(UnflaggedParts(data.map(success_as_reward), UNLEARNED), data.metadata)
         if missing := [name for name in policy.inputs if name not in training.env.features]:
             raise Unsupported(f"the policy reads {missing[0]!r}, which the environment does not show and a critic of "
                               "single steps does not have", where="RiskGate", hint="use --with ensemble")
@@ -259,11 +261,17 @@ class RiskGate(QuantileGate):
 
 def success_as_reward(episode: Episode) -> Episode:
     """Makes the reward 1 at the steps that reach success, and ends the episode at the first."""
-    if SUCCESS not in episode.steps:
-        raise DataError(f"the episode has no column {SUCCESS!r}, so that nobody knows which steps lead to failure",
-                        where="RiskGate", hint="use data of an environment that defines success, or --with ensemble")
-    success = np.asarray(episode.steps[SUCCESS][:len(episode)], bool).reshape(-1)
-    terminated = np.asarray(episode.steps[TERMINATED][:len(episode)], bool).reshape(-1)
+    if SUCCESS in episode.steps:
+        success = np.asarray(episode.steps[SUCCESS][:len(episode)], bool).reshape(-1)
+    elif "success" in episode.metadata:  # what a person has called the whole episode
+        success = (np.arange(len(episode)) == len(episode) - 1) & bool(episode.metadata["success"])
+    else:
+        raise DataError(f"the episode has no column {SUCCESS!r}, and no \"success\" in its metadata, so that nobody "
+                        "knows which steps lead to failure", where="RiskGate",
+                        hint="use data of an environment that defines success, or --with ensemble")
+    terminated = np.zeros(len(episode), bool)
+    if TERMINATED in episode.steps:
+        terminated = np.asarray(episode.steps[TERMINATED][:len(episode)], bool).reshape(-1)
     return episode.replace({REWARD: success.astype(np.float32), TERMINATED: terminated | success})
 
 

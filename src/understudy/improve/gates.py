@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -51,7 +51,8 @@ class BuiltGate(ABC):
         """Decides whether the supervisor is asked at this step, (B,) bool. By default it is.
 
         Args:
-            obs: The observation of each row, (B, ...), and the columns that the policy records at this step.
+            obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
+                this step.
             action: Action of the policy, (B, A).
             state: The state that `start` or the last `decide` returned.
 
@@ -149,15 +150,20 @@ class HumanGate(FixedGate):
         return {}
 
     def decide(self, obs, action, supervisor_action, state):
-        if INTERVENTION not in obs:
-            raise UserError("the supervisor does not say at which steps it is in control", where="HumanGate",
-                            hint=f"return it from act: state['record'] = {{{INTERVENTION!r}: (rows,) bool}}")
-        control = torch.as_tensor(obs[INTERVENTION])
-        if control.dtype != torch.bool or control.shape != action.shape[:1]:
-            raise UserError(f"whether the person is in control must be {len(action)} booleans, one for each row, and "
-                            f"is {str(control.dtype).removeprefix('torch.')} of shape {tuple(control.shape)}",
-                            where=f"HumanGate, state['record'][{INTERVENTION!r}]", hint="such as torch.tensor([True])")
-        return control, state
+        return _control(obs, action), state
+
+
+def _control(obs: Mapping[str, Tensor], action: Tensor) -> Tensor:
+    """Where a person says to be in control, (B,) bool."""
+    if INTERVENTION not in obs:
+        raise UserError("the supervisor does not say at which steps it is in control", where="HumanGate",
+                        hint=f"return it from act: state['record'] = {{{INTERVENTION!r}: (rows,) bool}}")
+    control = torch.as_tensor(obs[INTERVENTION])
+    if control.dtype != torch.bool or control.shape != action.shape[:1]:
+        raise UserError(f"whether the person is in control must be {len(action)} booleans, one for each row, and "
+                        f"is {str(control.dtype).removeprefix('torch.')} of shape {tuple(control.shape)}",
+                        where=f"HumanGate, state['record'][{INTERVENTION!r}]", hint="such as torch.tensor([True])")
+    return control
 
 
 @part
@@ -300,6 +306,43 @@ class DoubtGate(FixedGate):
 
 
 @dataclass(frozen=True)
+class PersonGate(BuiltGate):
+    """A person decides who acts, and the policy asks the person for help where another gate would let a supervisor act.
+
+    It asks once, until that gate has stopped asking, or the person has acted in between.
+
+    Args:
+        gate: Its column `advised` is true where it asks.
+        number: Number of the collection round.
+        ask: Called where the policy asks.
+    """
+
+    needs_attention = False
+
+    gate: BuiltGate
+    number: int
+    ask: Callable[[], None]
+
+    def start(self, obs, key, number):
+        no = torch.zeros(key.shape, dtype=torch.bool)
+        return {"gate": self.gate.start(obs, key, number), "key": key, "asks": no, "acted": no}
+
+    def wants_advice(self, obs, action, state):
+        control, inner = _control(obs, action), state["gate"]
+        if bool((state["acted"] & ~control).any()):  # there is one row
+            inner = self.gate.start(obs, state["key"], self.number)
+        asks, inner = self.gate.wants_advice(obs, action, inner)
+        if bool((asks & ~state["asks"] & ~control).any()):
+            self.ask()
+        return torch.ones_like(asks), {**state, "gate": inner, "asks": asks & ~control, "acted": control}
+
+    def decide(self, obs, action, supervisor_action, state):
+        _, inner = self.gate.decide(obs, action, supervisor_action, state["gate"])
+        inner = dict(inner)
+        return state["acted"], {**state, "gate": inner, "record": {**inner.pop("record", {}), ADVISED: state["asks"]}}
+
+
+@dataclass(frozen=True)
 class GatedActor(Actor):
     """An actor with a supervisor that advises at every step and acts where a gate decides so.
 
@@ -338,7 +381,7 @@ class GatedActor(Actor):
         advised, own = supervisor_state.pop("record", {}), actor_state.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
-            asked, gate = self.gate.wants_advice({**obs, **own}, action, gate)
+            asked, gate = self.gate.wants_advice({**obs, **own, **advised}, action, gate)
             if not self.gate.asks_always:
                 advised = {**advised, ADVISED: asked}
                 advice = torch.where(asked.unsqueeze(1), advice.to(action.dtype), action)

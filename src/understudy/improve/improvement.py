@@ -20,7 +20,7 @@ from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
 from ..policy import find_checkpoint
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
-from .corrections import iwr, rlif, sirius, without_added_parts
+from .corrections import iwr, rlif, sirius, without_added_parts, without_unlearned_steps
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
@@ -28,12 +28,13 @@ from .practice import BASE, Practice, check_numbers, dppo, dsrl, dsrl_na, porl, 
 from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
-from .unlearned_steps import without_unlearned_steps
+from .unlearned_steps import UNLEARNED
 from .updates import PerRound
 
 SUPERVISOR, RATER = "supervisor", "rater"  # the stages of a policy that supervises, and of a rater of episodes
 THRESHOLD = 0.5  # of a gate, in standard deviations of the demonstrated actions
-TAKEN_OVER = ("hg-dagger", "iwr", "sirius")  # methods whose supervisor may be a person, who watches
+TAKEN_OVER = ("hg-dagger", "iwr", "sirius", "rlif")  # methods whose supervisor may be a person, who watches
+ASKED = ("ensemble", "thrifty", "doubt")  # the same, but the policy asks for help, and nobody has to watch
 HELPED = ("filtered", "residual", "rlpd")  # methods of practice in which a person may watch, judge and take over
 
 # Methods whose episodes must be those of the policy that learns.
@@ -81,8 +82,12 @@ class Improvement:
                             where="--collect-with best", hint="leave it out")
         base = without_added_parts(Method.load(self.run, self.trust))
         if BASE in find_references(base):
-            raise Unsupported(f"its policy corrects or steers that of another run, and {name} would train it alone",
-                              where=self.run, hint="improve the run that it was made of")
+            reason = ("within limits, and what a supervisor does may lie beyond them" if about.is_supervised else
+                      f"and {name} would train it alone")
+            raise Unsupported(f"its policy corrects or steers that of another run, {reason}", where=self.run,
+                              hint="improve the run that it was made of" + (
+                                  ", and practise again; or take over while it practises (--with residual --supervisor "
+                                  "keyboard)" if about.is_supervised else ""))
         method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)
@@ -100,7 +105,7 @@ class Improvement:
         method = about.build(self, replace(method, learner=learner))
         if self.supervisor == "person" and name in HELPED:
             method = _watched_practice(method)
-        if self.supervisor == "person" and isinstance(method.learner, BehaviorCloning):
+        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # of earlier rounds
             method = without_unlearned_steps(method)
         return method, stages
 
@@ -112,15 +117,16 @@ class Improvement:
         if self.supervisor == "person" and name in HELPED:
             return
         if self.supervisor is not None and not about.is_supervised:
-            supervised = (*TAKEN_OVER, *HELPED) if self.supervisor == "person" else [
+            supervised = (*TAKEN_OVER, *ASKED, *HELPED) if self.supervisor == "person" else [
                 n for n, m in IMPROVEMENTS.items() if m.is_supervised]
             raise UserError(f"{name} has no supervisor: {about.summary}", where="--supervisor",
                             hint=f"leave it out, or choose a method with one: {', '.join(supervised)}")
-        if self.supervisor == "person" and name not in TAKEN_OVER:
-            raise UserError(f"a person at the keyboard takes over and gives back, and with {name} "
-                            + ("says what to do at every step" if name == "dagger" else "a rule decides who acts"),
-                            where="--supervisor keyboard",
-                            hint=f"use --with {', '.join((*TAKEN_OVER, *HELPED))}, or another supervisor")
+        if self.supervisor == "person" and name not in (*TAKEN_OVER, *ASKED):
+            raise UserError(f"{name} needs to know at every step what the supervisor would do while the policy acts, "
+                            "and the hands of a person who watches do not say it", where="--supervisor",
+                            hint="use --with hg-dagger, where you take over and give back, or ensemble, where the "
+                                 f"policy asks you; also {', '.join((*TAKEN_OVER[1:], *ASKED[1:], *HELPED))}; or "
+                                 "another supervisor")
 
     def rounds(self, method: Method, gate=None, **fields) -> CollectionRounds:
         supervisor = self.supervisor

@@ -28,8 +28,16 @@ class WatchedEnv(Env):
     """An environment with one row in which a person watches the policy and says something about whole episodes."""
 
     @abstractmethod
-    def watched(self, actor: Actor) -> Actor:
-        """Returns the actor of the policy as it acts when a person can take over."""
+    def watched(self, actor: Actor, asks: bool = False) -> Actor:
+        """Returns the actor of the policy as it acts when a person can take over.
+
+        Args:
+            asks: Whether it asks for help, so that nobody has to watch.
+        """
+
+    @abstractmethod
+    def ask(self) -> None:
+        """The policy asks for help: nobody acts until the person says who does."""
 
     @abstractmethod
     def annotate(self, episode: Episode) -> Episode:

@@ -13,6 +13,7 @@ import torch
 from ..core import UserError
 from ..envs.base import StepResult
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
+from ..execute.doubt import DoubtActor
 from ..execute.planners import FixedBatch
 from ..robots.acting import plan_in_background
 from ..robots.base import Robot, RobotError, Teleoperator
@@ -28,7 +29,7 @@ STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn
 
 def single_row(actor: Actor) -> Actor:
     """The same actor, whose networks see the observation of one robot and no copies of it."""
-    if isinstance(actor, (ObservationWrapper, TransformedActor)):
+    if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
         return replace(actor, actor=single_row(actor.actor))
     if isinstance(actor, PolicyActor) and isinstance(actor.planner, FixedBatch):
         return replace(actor, planner=actor.planner.planner)
@@ -90,11 +91,15 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         """The present action of the person, (A,) float32. While the policy acts, the measured pose."""
         return self._command.astype(np.float32)
 
-    def watched(self, actor):
+    def watched(self, actor, asks=False):
         """The policy plans chunks in another thread, so that the robot keeps moving meanwhile."""
         self._planning.close()
+        self.takeover.asks = asks
         actor = plan_in_background(single_row(actor), self._planning, [], patience=0.5 * self.pace.period)
         return ReplanningActor(actor, self.takeover)
+
+    def ask(self):
+        self.takeover.ask()
 
     def annotate(self, episode):
         """The action of each step is what was sent, within the limits."""
@@ -118,9 +123,14 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def step(self, action):
         with self._at_rest_if_it_fails():
-            self.takeover.count_step(self._is_handover and self.takeover.is_person)
+            asks = self.takeover.is_asked  # in place of acting
+            self.takeover.count_step(asks or self._is_handover and self.takeover.is_person)
+            if asks:
+                self._stop()
+                self._goal = self._command
             try:
-                self._goal = self._ask(self.robot, lambda: self.robot.send(action[0].double().cpu().numpy()))
+                if not asks:
+                    self._goal = self._ask(self.robot, lambda: self.robot.send(action[0].double().cpu().numpy()))
             except _DeviceLost as failure:
                 self._lost_device = failure
             self._sent.append(np.asarray(self._goal, np.float32))

@@ -21,6 +21,7 @@ from .unlearned_steps import HANDOVER, UNDONE
 
 KEYS = ("p: hold, continue | t: take over, give back | y, n: end as a success, a failure | x: discard | "
         "u: do not learn the last takeover | q: quit")
+ASKING = "the policy asks for help: t takes over, p lets it continue"
 _COMMANDS = {"p": "hold", "t": "takeover", "u": "undo"}
 
 
@@ -62,19 +63,22 @@ class Takeover:
     Attributes:
         is_person: Whether the person acts, or did before the hold.
         is_held: Whether nobody acts.
+        is_asked: Whether it is held because the policy asks for help.
+        asks: Whether the policy asks for help, so that nobody has to watch it. Holds in every episode.
         success: What the person says of the episode, which ends it. None while the person has not said anything.
         n_returns: How often the policy has begun to act again. It then needs a new plan.
         seconds: Time in which the person acted, and watched.
     """
 
     clock: Callable[[], float] = time.perf_counter
+    asks: bool = False
 
     def __post_init__(self):
         self.begin()
 
     def begin(self) -> None:
         """Begins an episode. The policy acts."""
-        self.is_person = self.is_held = False
+        self.is_person = self.is_held = self.is_asked = False
         self.success: bool | None = None
         self.n_takeovers, self.n_returns, self.undone = 0, 0, set[int]()
         self.seconds = {"acted": 0.0, "watched": 0.0}
@@ -84,6 +88,11 @@ class Takeover:
     @property
     def n_steps(self) -> int:
         return len(self._numbers)
+
+    def ask(self) -> None:
+        """Holds, because the policy asks for help."""
+        self.count_time()
+        self.is_held = self.is_asked = True
 
     def obey(self, commands: Sequence[str]) -> None:
         """Does what the person says. Other commands mean nothing.
@@ -99,9 +108,9 @@ class Takeover:
             if command == "discard":
                 raise EpisodeDiscarded
             if command == "hold":
-                self.is_held = not self.is_held
+                self.is_held, self.is_asked = not self.is_held, False
             elif command == "takeover":
-                self.is_person, self.is_held = not self.is_person, False
+                self.is_person, self.is_held, self.is_asked = not self.is_person, False, False
                 self.n_takeovers += self.is_person
                 self.n_returns += not self.is_person
             elif command == "undo" and self.n_takeovers:
@@ -113,20 +122,23 @@ class Takeover:
         """A step of who acts now.
 
         Args:
-            is_handover: Whether the robot and the device of the person are still on their way to the same pose.
+            is_handover: Whether the robot and the device of the person are still on their way to the same pose, or the
+                robot holds because the policy asks for help.
         """
         self._numbers.append(self.n_takeovers if self.is_person else 0)
         self._handovers.append(is_handover)
 
     def count_time(self) -> None:
-        """Counts the time since the last call for who acts."""
+        """Counts the time since the last call for who acts. Nobody watches a policy that asks for help."""
         now = self.clock()
-        self.seconds["acted" if self.is_person else "watched"] += now - self._counted
+        if self.is_person or self.is_held or not self.asks:
+            self.seconds["acted" if self.is_person else "watched"] += now - self._counted
         self._counted = now
 
     def status(self) -> str:
         """One line: the step, who acts, and whether the last takeover is learned."""
-        who = "hold" if self.is_held else "you act" if self.is_person else "the policy acts"
+        no_one = ASKING if self.is_asked else "hold"
+        who = no_one if self.is_held else "you act" if self.is_person else "the policy acts"
         undone = f", takeover {self.n_takeovers} is not learned" if self.n_takeovers in self.undone else ""
         return f"step {self.n_steps}: {who}{undone}"
 
@@ -246,8 +258,12 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
             self._wait()
         return self.takeover.ended(result)
 
-    def watched(self, actor):
+    def watched(self, actor, asks=False):
+        self.takeover.asks = asks
         return ReplanningActor(actor, self.takeover)
+
+    def ask(self):
+        self.takeover.ask()
 
     def annotate(self, episode):
         return self.takeover.annotate(episode)

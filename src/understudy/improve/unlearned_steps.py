@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..core import Unsupported, part
-from ..data.episode import Episode
-from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.method import Method
+from ..data.episode import Dataset, Episode, EpisodeList
 from ..learn.sample_weights import SampleWeights, UniformWeights, WeightFunction
 
-HANDOVER = "handover"  # column: True while the robot and the device of a person go to the same pose
+HANDOVER = "handover"  # column: True at steps to a common pose of robot and device, and where a robot asks for help
 UNDONE = "undone"  # column: True at the steps of a takeover that the person does not want to be learned
 UNLEARNED = (HANDOVER, UNDONE)
 
@@ -55,9 +54,55 @@ class _LearnedSteps(WeightFunction):
         return torch.where(torch.as_tensor(unlearned) > 0, 0.0, weights.reshape(len(batch), -1))
 
 
-def without_unlearned_steps(method: Method) -> Method:
-    """Returns a method of behavior cloning that learns no step of a handover, and none that was undone."""
-    learner = method.learner
-    assert isinstance(learner, BehaviorCloning)
-    return replace(method, transforms=(*method.transforms, UnlearnedColumns()),
-                   learner=replace(learner, sample_weights=LearnedStepWeights(learner.sample_weights)))
+class UnflaggedParts(EpisodeList):
+    """The runs of steps at which no flag is true, each of them an episode.
+
+    A part before a flagged step is cut off there, and keeps the observation after its last step: what follows has a
+    value, and returns have no reward of a flagged step or of a later one. Histories begin with the part.
+
+    Args:
+        columns: Names of the flags. Those that an episode lacks are false.
+    """
+
+    def __init__(self, data: Dataset, columns: Collection[str]):
+        bounds = [(number, start, stop) for number, episode in enumerate(data)
+                  for start, stop in _unflagged_runs(episode, columns)]
+        self._data = data
+        self._numbers, self._starts, self._stops = np.array(bounds, np.int64).reshape(-1, 3).T
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def episode(self, number, read=None):
+        whole, start, stop = self._data[int(self._numbers[number])], self._starts[number], self._stops[number]
+        columns = {name: np.asarray(whole.steps[name]) for name in whole.steps}
+        return Episode({name: column[start:stop + (len(column) > len(whole))] for name, column in columns.items()},
+                       whole.metadata, rows=int(stop - start), schema=whole.schema)
+
+    def lengths_of(self, indices):
+        at = np.asarray(indices, np.int64)
+        return self._stops[at] - self._starts[at]
+
+    def contiguous(self, name, indices):
+        at = np.asarray(indices, np.int64)
+        numbers = self._numbers[at]
+        place = self._data.source.contiguous(name, np.asarray(self._data.indices, np.int64)[numbers])
+        if place is None:
+            return None
+        array, starts, rows = place
+        return array, starts + self._starts[at], self.lengths_of(at) + (rows > self._data.lengths[numbers])
+
+    def select(self, indices):
+        return self, indices
+
+
+def _unflagged_runs(episode: Episode, columns: Collection[str]) -> list[tuple[int, int]]:
+    """First step, and step after the last, of each run of steps at which no flag is true."""
+    n = len(episode)
+    flagged = np.ones(n + 2, bool)
+    flagged[1:-1] = False
+    for name in columns:
+        if name in episode.steps:
+            flagged[1:-1] |= np.asarray(episode.steps[name][:n], bool).reshape(n)
+    edges = np.flatnonzero(flagged[1:] != flagged[:-1])
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

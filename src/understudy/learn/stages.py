@@ -23,7 +23,7 @@ from .fit import Learner
 from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
 from .reward_models import RewardModel
-from .run import Run
+from .run import Run, disk_space_errors
 from .targets import REWARD, TERMINATED, warn_of_time_limits
 
 
@@ -118,12 +118,23 @@ def copy_run(source: Path | str, folder: Path) -> None:
     place = find_checkpoint(source)
     inside = place.parent.name == "checkpoints"
     name = f"checkpoints/{place.name if inside else '000000'}"
-    without_learner = shutil.ignore_patterns("train", ".*")
-    with whole_folder(folder) as part:
-        shutil.copytree(place, part / name, ignore=without_learner)
+    with disk_space_errors(folder, "make room, and give the same command"), whole_folder(folder) as part:
+        _copy_without_learner(place, part / name)
         if inside and (place.parents[1] / "stages").is_dir():
-            shutil.copytree(place.parents[1] / "stages", part / "stages", ignore=without_learner)
+            _copy_without_learner(place.parents[1] / "stages", part / "stages")
         write_json(part / "run.json", {"last": name})
+
+
+def _copy_without_learner(source: Path, folder: Path) -> None:
+    """Copies a folder. `shutil.copytree` would hide the numbers of the system's errors."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name == "train" or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            _copy_without_learner(path, folder / path.name)
+        else:
+            shutil.copy2(path, folder / path.name)
 
 
 def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:

@@ -87,5 +87,5 @@ def test_in_the_control_there_is_no_order_to_repeat():
 
 def test_a_pilot_of_rules_about_all_arms_tells_their_intervals():
     noise = np.random.default_rng(1).normal(size=(2, 6, 3, 3))
-    sentence = _spread(claim.CLAIMS[0].parts[0], claim.RULES[0], measured(*noise))
+    sentence = _spread(claim.CLAIMS[0], claim.CLAIMS[0].parts[0], claim.RULES[0], measured(*noise))
     assert sentence.startswith("push-images: tau of cloning and TD3 = ") and sentence.endswith("must be below 0.8.")

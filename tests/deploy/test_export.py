@@ -282,7 +282,7 @@ for (const i of [0, 1]) await runner.act({{ "observation.state": [i] }}).catch((
 def test_the_figures_of_the_guide():
     page = " ".join((REPOSITORY / "docs/deploy.md").read_text().split())
     sizes = [str(n) for n in BATCHES]
-    assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}," in page
+    assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}." in page
     assert f"layers of fewer than {MIN_WEIGHTS:,} weights" in page
     tolerance = signature(export).parameters["max_error"].default
     assert tolerance == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page

@@ -54,7 +54,7 @@ def test_tasks_are_strata():
     one = aggregate_over_tasks(runs[:1], np.mean)
     assert math.isnan(one.low) and one.estimate == runs[0].mean()
     for bad in ([[1.0], [1.0, 2.0]], [[]], []):
-        with pytest.raises(ValueError, match="as many values of every task"):
+        with pytest.raises(ValueError, match="a value of every task"):
             aggregate_over_tasks(bad)
 
 

@@ -57,8 +57,9 @@ def claims_of_questions() -> dict[str, list[str]]:
     """The claims with figures that answer each question, each claim once."""
     texts = all_texts()
     names = [name for name in sorted(all_claims()) if figures_path(name).exists()]
-    shown = LEARNER_DECISIONS + IMPROVEMENT_DECISIONS
-    answers = {decision: [name for name in names if texts[name].decision == decision] for decision in shown}
+    decisions = LEARNER_DECISIONS + IMPROVEMENT_DECISIONS
+    answers = {decision: [name for name in names if texts[name].decision == decision]
+               for decision in decisions}
     is_shown = {name for answered in answers.values() for name in answered}
     answers |= {question: [name for name in names if name not in is_shown and _folder(name) == folder]
                 for question, folder in FURTHER_QUESTIONS.items()}

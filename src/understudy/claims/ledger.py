@@ -287,7 +287,8 @@ def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
     order = ("holds", "undecided", "fails", "not run")
     names = sorted(claims, key=lambda name: (not _is_comparison(claims[name]), order.index(claims[name]["verdict"])))
     decisions = [d for d in DECISIONS if any(texts[name].decision == d for name in names)]
-    lines = [" · ".join(f"[{d.capitalize()}](#{d.replace(' ', '-')})" for d in decisions), ""]
+    links = [f"[{d.capitalize()}](#{d.replace(' ', '-').replace(',', '')})" for d in decisions]
+    lines = [line for i in range(0, len(links), 9) for line in (" · ".join(links[i:i + 9]), "")]
     for decision in decisions:
         lines += [f"## {decision.capitalize()}", ""]
         if decision == "how many episodes to judge":

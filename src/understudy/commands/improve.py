@@ -87,8 +87,10 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     These methods need a supervisor: dagger (it labels every step), hg-dagger (it watches, takes over and gives back,
     and these steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for
     each class of steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's
-    differ), ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure
-    detector of `understudy calibrate`). dagger, safe and lazy need a scripted supervisor or a run.
+    differ), ensemble, thrifty and doubt.
+
+    With the last three the policy asks for help, so that nobody has to watch; doubt by the failure detector of
+    `understudy calibrate`. dagger, safe and lazy need a scripted supervisor or a run.
 
     filtered learns from the policy's own successes. residual, rlpd, porl, dsrl, dsrl-na, dppo and residual-ppo learn
     from success as a reward, and need many episodes (--rounds, --episodes, --steps). With filtered, residual and rlpd

@@ -98,7 +98,7 @@ from understudy.heads.solvers import DDPM  # noqa: E402
 from understudy.heads.streaming_flow import StreamingFlow  # noqa: E402
 from understudy.heads.vq_bet import VQBeT  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
-from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow  # noqa: E402
+from understudy.learn.cloning.distillation import ConsistencyDistillation, OneStepDistillation, Reflow  # noqa: E402
 from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402

@@ -59,8 +59,8 @@ from understudy.envs.base import Env  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import Kind  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.learn.discriminator_reward import DiscriminatorReward  # noqa: E402
 from understudy.learn.method import Method, load_actor  # noqa: E402
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
 from understudy.methods.offline_rl.iw_sft import ReturnStrata  # noqa: E402

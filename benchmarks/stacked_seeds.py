@@ -20,7 +20,7 @@ from understudy.heads.regression import Regression
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.nets.mlp import MLP
 
 SEEDS, TURNS, UPDATES = range(5), 7, 40

@@ -43,9 +43,9 @@ from understudy.heads.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor  # noqa: E402
+from understudy.learn.objectives.representation import RepresentationLearning  # noqa: E402
+from understudy.learn.objectives.representation_objectives import InverseDynamics  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
-from understudy.learn.representation import RepresentationLearning  # noqa: E402
-from understudy.learn.representation_objectives import InverseDynamics  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.nets.vision import ResNet, SmallConv  # noqa: E402

@@ -28,8 +28,8 @@ from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
-from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.critic import CriticConfig
+from understudy.learn.objectives.class_prediction import ClassPrediction
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.iw_sft import ReturnStrata

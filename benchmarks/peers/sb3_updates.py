@@ -2,7 +2,7 @@
 
     python benchmarks/peers/sb3_updates.py     # in an environment with benchmarks/peers/sb3.txt
 
-writes `tests/fixtures/sb3_updates.npz`, which `tests/learn/test_sb3_updates.py` compares this library with: the batch,
+writes `tests/fixtures/sb3_updates.npz`, which `tests/learn/critics/test_sb3_updates.py` compares this library with: the batch,
 the noise, and of each network the weights before, the gradient, the loss and the weights after the update.
 """
 

@@ -34,8 +34,8 @@ from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
-from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import Encoder, capture_intermediates

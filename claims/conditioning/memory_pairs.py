@@ -37,8 +37,8 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.categorical import Categorical
-from understudy.learn.attention_supervision import MemorySupervision
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.attention_supervision import MemorySupervision
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import capture_intermediates

@@ -33,8 +33,8 @@ from understudy.execute.wrappers import WrappedActor
 from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_labels import SKILL, LatentLabels
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.skills.groot_2 import InstructedAutoencoder, groot_2

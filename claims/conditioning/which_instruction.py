@@ -36,8 +36,8 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import Hierarchical
 from understudy.heads.categorical import Categorical
 from understudy.heads.gmm import GMM
-from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
+from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import Encoder

@@ -34,8 +34,8 @@ from understudy.heads.regression import Regression
 from understudy.improve.generation import DemoGeneration, MovableObject, SegmentRule, SymmetryAugmentation
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.method import Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights, SampleWeights, UniformWeights
 from understudy.methods.behavior_cloning.ccil import CorrectiveLabels, LipschitzLoss

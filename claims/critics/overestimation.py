@@ -18,9 +18,9 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.online_rl.td3 import td3
 from understudy.nets.feed_forward import FeedForward

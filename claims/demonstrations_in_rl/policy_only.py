@@ -24,10 +24,10 @@ from understudy.heads.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.practice import BASE, Practice, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critics.implicit_q_learning import IQL
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
-from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig

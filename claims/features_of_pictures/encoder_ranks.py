@@ -48,10 +48,10 @@ from understudy.improve.retention import LastRounds
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_objectives import LatentDynamics
 from understudy.learn.method import Method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.objectives.latent_objectives import LatentDynamics
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.generative.dp4 import ScenePrediction
 from understudy.nets.feed_forward import FeedForward

@@ -41,9 +41,9 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
-from understudy.learn.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
 from understudy.learn.method import Method
-from understudy.learn.representation import RepresentationLearning
+from understudy.learn.objectives.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 

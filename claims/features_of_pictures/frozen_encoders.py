@@ -29,11 +29,11 @@ from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_objectives import LatentDynamics, LatentDynamicsLoss
 from understudy.learn.method import Method
+from understudy.learn.objectives.latent_objectives import LatentDynamics, LatentDynamicsLoss
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import BYOL, InverseDynamics, TimeContrastive
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import BYOL, InverseDynamics, TimeContrastive
 from understudy.nets.base import Encoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP

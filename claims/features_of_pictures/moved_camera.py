@@ -40,8 +40,8 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import BYOL, SoftInfoNCE, TimeContrastive
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import BYOL, SoftInfoNCE, TimeContrastive
 
 FIXED, MOVED = "fixed", "moved"
 LENGTH = 16  # positions of the disc that are compared

@@ -30,7 +30,7 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
-from understudy.learn.representation_objectives import NetworkObjective, encoding_size, flat_encoding
+from understudy.learn.objectives.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from understudy.methods.generative.crossway_diffusion import BottleneckReconstruction
 from understudy.nets.unet import UNet
 from understudy.policy import PolicyConfig

@@ -25,10 +25,10 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.objectives.reconstruction_objectives import Reconstruction
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import ForwardDynamics, InverseDynamics, TimeContrastive
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.reconstruction_objectives import Reconstruction
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import ForwardDynamics, InverseDynamics, TimeContrastive
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 

@@ -33,9 +33,9 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.reconstruction_objectives import Reconstruction
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.value_objectives import INTENT, OUTCOME, IntentionValue
+from understudy.learn.objectives.reconstruction_objectives import Reconstruction
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.value_objectives import INTENT, OUTCOME, IntentionValue
 from understudy.policy import Policy
 
 N_CELLS, N_LABELED, N_TASKS, N_DRAWS = CELLS**2, 20, 200, 10

@@ -13,8 +13,8 @@ from understudy.core import part
 from understudy.data.episode import Dataset
 from understudy.envs.base import Env
 from understudy.improve.practice import Practice, dsrl, dsrl_na, steered_episodes
+from understudy.learn.critics.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
 from understudy.learn.method import Method
-from understudy.learn.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
 from understudy.policy import Policy
 
 

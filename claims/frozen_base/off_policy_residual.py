@@ -16,8 +16,8 @@ from understudy.core import part
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper
 from understudy.improve.practice import Practice, residual, rlpd
 from understudy.learn.critic import CriticConfig, CriticSpec, QFunction
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.method import Method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 
 
 @part

@@ -19,10 +19,10 @@ from understudy.execute.planners import FixedBatch
 from understudy.improve.collection import CollectionRounds
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.transport_reward import OptimalTransportReward
+from understudy.learn.rewards.transport_reward import OptimalTransportReward
 from understudy.methods.reward_matching.ads import ADS, ads
 from understudy.nets.feed_forward import FeedForward
 

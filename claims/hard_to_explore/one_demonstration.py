@@ -20,11 +20,11 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
-from understudy.learn.representation_objectives import warping_distances
-from understudy.learn.transport_reward import EpisodeReward, EpisodeRewardConfig
+from understudy.learn.objectives.representation_objectives import warping_distances
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
+from understudy.learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from understudy.methods.reward_matching.virl import VIRL, SiameseReward, mean_square
 
 STATE = "observation.state"

@@ -27,8 +27,8 @@ from understudy.heads.categorical import Categorical
 from understudy.learn.behavior_cloning import AuxiliaryLoss
 from understudy.learn.critic import CriticConfig
 from understudy.learn.method import Method
+from understudy.learn.objectives.reconstruction_objectives import ObservationPrediction
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.reconstruction_objectives import ObservationPrediction
 from understudy.learn.targets import REWARD
 from understudy.methods.offline_rl.history_iql import Bisimulation, BisimulationLoss, HistoryIQL
 from understudy.nets.encoders import ConcatEncoder

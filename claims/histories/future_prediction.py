@@ -28,9 +28,9 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.objectives.reconstruction_objectives import ObservationPrediction
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.reconstruction_objectives import ObservationPrediction
-from understudy.learn.representation import RepresentationLearning
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.recurrent import RecurrentEncoder

@@ -23,11 +23,11 @@ from understudy.execute.base import sample_noise, sample_plans
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.denoising_preference import DenoisingPreference
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.preference_reward import PREFERENCE, SEGMENT, PreferenceLearning, PreferenceReward
+from understudy.learn.rewards.denoising_preference import DenoisingPreference
+from understudy.learn.rewards.preference_reward import PREFERENCE, SEGMENT, PreferenceLearning, PreferenceReward
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -22,9 +22,9 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.pseudo_labels import PseudoLabel
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.pseudo_labels import PseudoLabel
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 

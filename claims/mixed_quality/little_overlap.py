@@ -30,10 +30,10 @@ from understudy.heads.gaussian import Gaussian
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.methods.behavior_cloning.iswbc import DiscriminatorWeightedCloning
 from understudy.methods.offline_rl.recoil import ReCOIL, ReCOILLearner
 from understudy.methods.reward_matching.iq_learn import IQLearn

@@ -29,11 +29,11 @@ from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration
 from understudy.improve.updates import PerNewStep, PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
+from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.targets import REWARD
 from understudy.methods.observation_only.iterative_inversion import SteeredCollector, own_steps

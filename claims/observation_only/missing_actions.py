@@ -21,11 +21,11 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.pseudo_labels import PseudoLabel
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.method import Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.pseudo_labels import PseudoLabel
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 

@@ -21,7 +21,7 @@ from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.retention import AllEpisodes, LastRounds, RetentionRule
 from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
+from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.observation_only.abco import SuccessBalancedCloning

@@ -34,7 +34,7 @@ from understudy.heads.adaflow import AdaFlow
 from understudy.heads.edm import EDM
 from understudy.heads.flow import Flow
 from understudy.heads.one_step import OneStepGenerator
-from understudy.learn.distillation import OneStepDistillation, Reflow, ReflowLearner
+from understudy.learn.cloning.distillation import OneStepDistillation, Reflow, ReflowLearner
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.policy import Policy
 

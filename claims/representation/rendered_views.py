@@ -25,8 +25,8 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.behavior_transformer import BeT, cell_centers
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
+from understudy.learn.objectives.representation_objectives import NetworkObjective
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation_objectives import NetworkObjective
 from understudy.nets.base import Encoder, EncoderNet, record_intermediate
 from understudy.nets.encoders import observed_column
 from understudy.nets.feed_forward import FeedForward, feed_forward_layers

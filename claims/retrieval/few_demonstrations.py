@@ -41,11 +41,11 @@ from understudy.heads.mcnn import MCNN
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.latent_labels import SKILL, LatentLabels
+from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
+from understudy.learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
+from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
-from understudy.learn.skill_autoencoder import SkillAutoencoder
 from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
 from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay
 from understudy.nets.encoders import ConcatEncoder

@@ -31,10 +31,10 @@ from understudy.envs.toys.four_rooms import FourRooms, FourRoomsExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
+from understudy.learn.cloning.latent_labels import LatentEncoder
+from understudy.learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_labels import LatentEncoder
 from understudy.learn.method import Method
-from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
 from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP

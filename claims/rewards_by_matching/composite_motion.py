@@ -23,12 +23,12 @@ from understudy.improve.collection import CollectionRounds, RolloutCollector, Te
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
+from understudy.learn.critics.ppo import PPO, PPOLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.ppo import PPO, PPOLearner
-from understudy.learn.reward_models import RewardSpec
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
+from understudy.learn.rewards.reward_models import RewardSpec
 from understudy.learn.targets import REWARD
 from understudy.methods.reward_matching.composite_motion import CompositeModel, CompositeReward
 from understudy.nets.encoders import ConcatEncoder

@@ -31,10 +31,10 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 

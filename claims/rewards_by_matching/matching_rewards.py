@@ -27,7 +27,7 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.transport_reward import OptimalTransportReward
+from understudy.learn.rewards.transport_reward import OptimalTransportReward
 from understudy.methods.reward_matching.rot import ROT, rot
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig

@@ -16,7 +16,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.planar_arms import ARMS, joint_positions
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.preference_reward import PreferenceLearning, PreferenceReward
+from understudy.learn.rewards.preference_reward import PreferenceLearning, PreferenceReward
 from understudy.methods.reward_matching.ferl import TRACE, ferl
 from understudy.nets.feed_forward import FeedForward, feed_forward_layers
 

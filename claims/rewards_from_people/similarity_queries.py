@@ -23,10 +23,10 @@ from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
+from understudy.learn.objectives.reconstruction_objectives import VAE
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.reconstruction_objectives import VAE
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.similarity import SIMILARITY, SimilarityLearning
+from understudy.learn.rewards.similarity import SIMILARITY, SimilarityLearning
 from understudy.methods.behavior_cloning.g_blend import ColumnEncoder
 from understudy.nets.feed_forward import feed_forward_layers
 from understudy.policy import Policy, PolicyConfig

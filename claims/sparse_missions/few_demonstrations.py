@@ -30,10 +30,10 @@ from understudy.improve.practice import SuccessReward
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critics.ppo import PPO, PPOLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.ppo import PPO, PPOLearner
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 

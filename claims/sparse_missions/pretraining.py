@@ -28,11 +28,11 @@ from understudy.improve.practice import SuccessReward
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critics.ppo import PPO
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.ppo import PPO
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import TimeContrastive
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import TimeContrastive
 from understudy.learn.targets import REWARD
 from understudy.methods.reward_matching.ele import ProgressLearning, ProgressReward
 from understudy.nets.feed_forward import FeedForward

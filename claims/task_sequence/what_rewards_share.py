@@ -13,7 +13,7 @@ from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.mdp import object_world
-from understudy.learn.maxent_irl import expected_features, fit_reward, soft_policy
+from understudy.learn.rewards.maxent_irl import expected_features, fit_reward, soft_policy
 
 SIZE, N_COLORS, N_OBJECTS, DISCOUNT = 16, 5, 30, 0.9
 NEAR = slice(2 * N_COLORS, 3 * N_COLORS)  # features on which rewards depend: a color is closer than 3 cells

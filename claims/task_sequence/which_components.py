@@ -27,7 +27,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.lifelong import lifelong_metrics
 from understudy.evaluate.rollout import rollout
 from understudy.improve.drift_detection import DriftDetector
-from understudy.learn.elastic_weights import elastic_penalty
+from understudy.learn.cloning.elastic_weights import elastic_penalty
 
 N_CONTEXTS, N_STORED, N_SHOWN, HALF, WEIGHT = 5, 200, 5, BATCH // 2, 1.0
 

@@ -35,10 +35,10 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import SkillWrapper, WrappedActor
 from understudy.heads.gmm import GMM
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.latent_labels import SKILL, LatentLabels
+from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
+from understudy.learn.cloning.skill_autoencoder import SkillPosterior
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.skill_autoencoder import SkillPosterior
 from understudy.methods.skills.omnijarvis import omnijarvis
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP

@@ -38,8 +38,8 @@ from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation import RepresentationLearning
 from understudy.methods.representation.pasta import (
     ComponentTokenEncoder,
     ComponentTokenNet,

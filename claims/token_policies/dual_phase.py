@@ -34,9 +34,9 @@ from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import ForwardDynamics, InverseDynamics, MaskedPrediction
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import ForwardDynamics, InverseDynamics, MaskedPrediction
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.methods.representation.dualmind import PromptedEncoder
 from understudy.nets.encoders import TokenEncoder

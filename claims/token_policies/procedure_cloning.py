@@ -31,8 +31,8 @@ from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.categorical import Categorical
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
-from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.method import Method, build_actor
+from understudy.learn.objectives.class_prediction import ClassPrediction
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.reasoning.procedure_cloning import (
     PROCEDURE,

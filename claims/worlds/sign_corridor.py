@@ -16,7 +16,7 @@ from understudy.envs.toy import Toy
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.learn.attention_supervision import steps_since_recalled
+from understudy.learn.cloning.attention_supervision import steps_since_recalled
 
 ROWS, N_SIGNS = 100, 12  # environments side by side; signs along the corridor of this claim
 SEEN, ANSWER, RECALLED, RATE_COLUMN = "observation.state", "simulator.state", "recalled", "sampling_rate"

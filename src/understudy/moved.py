@@ -32,8 +32,24 @@ _METHODS = {  # when each family was one file
 }
 _COLUMN_CHANGES = ("ColumnPadding", "ConstantColumn", "LastAction", "OptionalColumn", "Progress", "Rename",
                    "ReturnToGo", "SelectComponents", "TimeLeft")
+_ROOMS = {  # folder: modules that were in the folder above it
+    "learn.rewards": (
+        "denoising_preference discriminator_reward learned_reward maxent_irl preference_reward progress_weights "
+        "reward_models similarity transport_reward"),
+    "learn.critics": (
+        "action_values advantage_weighted_actor_critic critic_learning denoising_ppo fitted_q goal_conditioned "
+        "implicit_q_learning noise_aliasing off_policy_actor_critic ppo"),
+    "learn.objectives": (
+        "class_prediction frame_objectives latent_objectives observation_decoders reconstruction_objectives "
+        "representation representation_objectives value_objectives"),
+    "learn.cloning": (
+        "attention_supervision cloning_from_observation distillation elastic_weights latent_labels pseudo_labels "
+        "retrieval skill_autoencoder"),
+}
 
 MODULES: dict[str, str] = {  # old module: new module
+    **{f"understudy.{room.rpartition('.')[0]}.{name}": f"understudy.{room}.{name}"
+       for room, names in _ROOMS.items() for name in names.split()},
     **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
     **{f"understudy.envs.{name}": f"understudy.envs.simulators.{name}" for name in _SIMULATORS},
     "understudy.data.scored_return": "understudy.methods.return_conditioned.arp",
@@ -91,9 +107,9 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.envs{room}.metaworld:Expert": "understudy.envs.simulators.metaworld:MetaWorldExpert"
     for room in ("", ".simulators")
 } | {
-    "understudy.methods.offline_rl.iql:IQL": "understudy.learn.implicit_q_learning:IQL",
+    "understudy.methods.offline_rl.iql:IQL": "understudy.learn.critics.implicit_q_learning:IQL",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
-    "understudy.methods.offline_rl.awac:AWAC": "understudy.learn.advantage_weighted_actor_critic:AWAC",
+    "understudy.methods.offline_rl.awac:AWAC": "understudy.learn.critics.advantage_weighted_actor_critic:AWAC",
 }
 
 

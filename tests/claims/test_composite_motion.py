@@ -6,7 +6,7 @@ import torch
 
 from claims.rewards_by_matching import composite_motion as claim
 from understudy.data.episode import Dataset, Episode
-from understudy.learn.ppo import ADVANTAGE
+from understudy.learn.critics.ppo import ADVANTAGE
 from understudy.policy import Policy
 from understudy.testing import check_env
 

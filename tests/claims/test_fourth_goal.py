@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from claims.features_of_pictures import fourth_goal as claim
-from understudy.learn.representation import RepresentationLearning
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.policy import Policy
 
 

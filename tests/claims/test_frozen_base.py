@@ -18,8 +18,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
 from understudy.improve.practice import BASE, Practice, SuccessReward
+from understudy.learn.critics.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
 from understudy.learn.method import Method, Stage
-from understudy.learn.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
 from understudy.policy import Policy
 from understudy.testing import check_env
 

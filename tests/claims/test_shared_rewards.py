@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from claims.task_sequence import what_rewards_share as share
 from claims.task_sequence.what_rewards_share import DECAY, DICTIONARY, SPARSITY, Learned, Task, TaskDemonstrations
-from understudy.learn.maxent_irl import soft_policy
+from understudy.learn.rewards.maxent_irl import soft_policy
 
 RNG = np.random.default_rng(0)
 ROOTS = RNG.normal(size=(7, 3, 4))  # of matrices of rank 3

@@ -19,8 +19,8 @@ from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.evaluation import evaluate, evaluation_of, validation_seed
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, WrappedActor
 from understudy.improve.promotion import Promotion
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.method import load_actor
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.run import Run
 
 SHORT = ["--rounds", "2", "--episodes", "2", "--steps", "2", "--compare", "6", "--device", "cpu"]

@@ -30,8 +30,8 @@ from understudy.improve.preferences import (
     prefer_by_reward,
     segment_frames,
 )
-from understudy.learn.learned_reward import LearnedReward
 from understudy.learn.method import Method
+from understudy.learn.rewards.learned_reward import LearnedReward
 
 STATE = "observation.state"
 SHORT = ["--steps", "10", "--device", "cpu"]

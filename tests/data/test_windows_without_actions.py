@@ -15,8 +15,8 @@ from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import InverseDynamics, TimeContrastive
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import InverseDynamics, TimeContrastive
 from understudy.learn.train import train
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig

@@ -15,7 +15,7 @@ from understudy.data.formats import open_dataset
 from understudy.evaluate.fitted_q import PolicyValue, evaluate_fitted_q
 from understudy.evaluate.stats import Interval
 from understudy.learn.critic import CriticConfig
-from understudy.learn.fitted_q import FittedQ
+from understudy.learn.critics.fitted_q import FittedQ
 from understudy.learn.method import TrainedRun
 from understudy.learn.train import train
 from understudy.methods import find_method

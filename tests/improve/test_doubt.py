@@ -36,7 +36,7 @@ from understudy.improve.doubt import (
 from understudy.improve.gates import GatedActor
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.fitted_q import FittedQ
+from understudy.learn.critics.fitted_q import FittedQ
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_collection

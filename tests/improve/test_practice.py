@@ -29,9 +29,9 @@ from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, dsrl, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -19,7 +19,7 @@ from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.corrections import UndoneTakeovers, rlif
 from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.unlearned_steps import UNLEARNED, LearnedStepWeights, UnflaggedParts
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.targets import REWARD, TERMINATED, td_terms
 from understudy.learn.train import train
 from understudy.methods import find_method

@@ -15,8 +15,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.heads.regression import Regression
 from understudy.learn.background_updates import update_meanwhile
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit import fit
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 

@@ -16,9 +16,9 @@ from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -69,7 +69,7 @@ def test_a_critic_begins_with_the_weights_and_statistics_of_a_stage(tmp_path):
                 assert coded.abs().max() < 10  # near 0 in the statistics of the new data
             return super().update(batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.learn.off_policy_actor_critic.OffPolicyActorCriticLearner", Spy)
+        patch.setattr("understudy.learn.critics.off_policy_actor_critic.OffPolicyActorCriticLearner", Spy)
         run(tmp_path / "whole", method, shifted, stages={"offline": tmp_path / "base"})
     for (name, statistic), other in zip(learners[0].target_critic.codec.state_dict().items(),
                                         stage.codec.state_dict().values(), strict=True):

@@ -19,9 +19,9 @@ from understudy.data.window import Window
 from understudy.heads.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
-from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import (

@@ -20,9 +20,9 @@ from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.learn.stacked import fit_seeds

@@ -12,11 +12,11 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
-from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.learn.representation import RepresentationLearning
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.nets.base import capture_intermediates
 from understudy.nets.encoders import TokenEncoder

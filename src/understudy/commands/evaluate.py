@@ -353,7 +353,7 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: 
                   origin: Origin) -> PolicyValue:
     """The value of the policy by fitted Q evaluation, on all episodes."""
     from ..evaluate.fitted_q import evaluate_fitted_q
-    from ..learn.fitted_q import FittedQ
+    from ..learn.critics.fitted_q import FittedQ
 
     discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
     n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]

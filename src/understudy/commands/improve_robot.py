@@ -107,9 +107,9 @@ class RobotImprovement:
         from ..improve.blind_promotion import BlindPromotion
         from ..improve.collection import CollectionRounds
         from ..improve.takeover import TakeoverSupervisor
+        from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
         from ..learn.devices import choose_device
         from ..learn.method import load_policy
-        from ..learn.off_policy_actor_critic import OffPolicyActorCritic
         from ..learn.run import Run
         from ..learn.train import train
 

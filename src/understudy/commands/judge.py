@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..data.episode import Dataset
     from ..improve.preferences import Segment
-    from ..learn.preference_reward import PreferenceModel
+    from ..learn.rewards.preference_reward import PreferenceModel
 
 
 @command_options
@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
 
 def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
     from ..learn.method import load_modules
-    from ..learn.preference_reward import PreferenceModel
+    from ..learn.rewards.preference_reward import PreferenceModel
 
     model = load_modules(run, trust).get("reward")
     if not isinstance(model, PreferenceModel):

@@ -331,8 +331,8 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
     """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last."""
     from ..checkpoint import FromStage
     from ..data.relabel import ScaledReward
-    from ..learn.learned_reward import LearnedReward
     from ..learn.method import Method, Stage
+    from ..learn.rewards.learned_reward import LearnedReward
     from ..learn.targets import REWARD
     from ..policy import find_checkpoint
 
@@ -361,7 +361,7 @@ def _with_progress(method: Method, o: TrainOptions) -> Method:
     from ..checkpoint import FromStage
     from ..learn.behavior_cloning import BehaviorCloning
     from ..learn.method import Method, Stage
-    from ..learn.progress_weights import PROGRESS_WEIGHT, ProgressWeights
+    from ..learn.rewards.progress_weights import PROGRESS_WEIGHT, ProgressWeights
     from ..learn.sample_weights import StoredWeights, UniformWeights
     from ..policy import find_checkpoint
 
@@ -454,7 +454,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     """Prints where the run is, its measurements, and what to do next."""
     from ..data.missing_actions import has_action
     from ..data.mixture import DATASET_INDEX
-    from ..learn.preference_reward import PreferenceLearning
+    from ..learn.rewards.preference_reward import PreferenceLearning
     from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import Batch, State, Unsupported, UserError, put, take
 from ..execute.actor import LAST_REWARD
 from ..execute.wrappers import ActionWrapper, wrapped_env_name
-from ..learn.reward_models import RewardModel
+from ..learn.rewards.reward_models import RewardModel
 from ..learn.targets import REWARD, TERMINATED
 from .base import Env, EnvWrapper, Obs, StepResult
 

@@ -13,8 +13,8 @@ import torch
 from ..core import DataError, Unsupported
 from ..data.episode import Dataset
 from ..execute.chunking import RecedingHorizon
+from ..learn.critics.fitted_q import FittedQ, FittedQLearner, discounted_returns
 from ..learn.fit import Callback, fit
-from ..learn.fitted_q import FittedQ, FittedQLearner, discounted_returns
 from ..learn.method import TrainedRun, online_changes
 from ..learn.targets import REWARD, TERMINATED, check_rewards
 from ..nets.encoders import simplest_encoder

@@ -18,7 +18,7 @@ class OneStepGenerator(Head):
 
     The network has the scales and times of `EDM`, so that it can start from the weights of such a head. Its own loss
     trains the estimate at this level, whose best value is a mean of the demonstrations. `OneStepDistillation` in
-    `learn.distillation` trains it to have the distribution of a teacher instead.
+    `learn.cloning.distillation` trains it to have the distribution of a teacher instead.
 
     Args:
         sigma: Noise level of the network's input.

@@ -12,8 +12,8 @@ from ..data.episode import Episode
 from ..data.relabel import InterventionPenalty
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.critic import CriticConfig
+from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.method import Method
-from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformWeights
 from ..learn.targets import REWARD, TERMINATED
 from .collection import CollectionRounds, DemonstrationsAsInterventions

@@ -18,9 +18,9 @@ from ..execute.actor import Actor, PolicyActor
 from ..execute.doubt import DOUBT
 from ..execute.planners import FixedBatch
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.critics.fitted_q import FittedQ, FittedQLearner
 from ..learn.fit import fit
 from ..learn.fit_method import ROWS
-from ..learn.fitted_q import FittedQ, FittedQLearner
 from ..learn.method import Method
 from ..learn.stacked import fit_seeds
 from ..learn.targets import REWARD, TERMINATED

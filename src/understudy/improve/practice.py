@@ -18,13 +18,13 @@ from ..execute.wrappers import NoiseSteeringWrapper, ResidualWrapper
 from ..heads.correction import Correction
 from ..heads.squashed_gaussian import SquashedGaussian
 from ..learn.critic import CriticConfig
-from ..learn.denoising_ppo import DenoisingPPO, DenoisingPPOLearner, check_denoising
+from ..learn.critics.denoising_ppo import DenoisingPPO, DenoisingPPOLearner, check_denoising
+from ..learn.critics.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks
+from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ..learn.critics.ppo import PPO
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
-from ..learn.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks
-from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.optimizer import OptimizerConfig
-from ..learn.ppo import PPO
 from ..learn.targets import REWARD, TERMINATED
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward

@@ -19,9 +19,9 @@ from ..envs.base import Env, Renderable, Restorable
 from ..envs.devices import RecordingKeys
 from ..evaluate.replay import recorded_actions, recorded_states, reset_to_start
 from ..evaluate.teleoperate import render_ansi
-from ..learn.learned_reward import LearnedReward
-from ..learn.preference_reward import BETTER, PREFERENCE, SEGMENT
-from ..learn.reward_models import RewardModel
+from ..learn.rewards.learned_reward import LearnedReward
+from ..learn.rewards.preference_reward import BETTER, PREFERENCE, SEGMENT
+from ..learn.rewards.reward_models import RewardModel
 from ..learn.targets import REWARD
 
 HELP = "1: the left is better | 2: the right is better | 3: both are as good | s: skip | q: quit"

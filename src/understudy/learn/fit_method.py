@@ -40,7 +40,7 @@ from .method import (
     resolve_references,
     training_data,
 )
-from .reward_models import ConstantReward, RewardedConfig, RewardModelConfig
+from .rewards.reward_models import ConstantReward, RewardedConfig, RewardModelConfig
 from .stages import build_learner, check_stage_columns, check_stages, load_weights_from, of_policy, packages_of
 from .validation import check_training_data, warn_of_padding
 

@@ -18,12 +18,12 @@ from ..data.batch_sampler import join_batches
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
 from .behavior_cloning import BehaviorCloning
+from .critics.off_policy_actor_critic import OffPolicyActorCritic
 from .devices import Processes
 from .fit import fit
 from .fit_method import FitResult, acting_policy, fit_method, part_of
 from .gradient_learner import GradientLearner, _step_weights
 from .method import Method
-from .off_policy_actor_critic import OffPolicyActorCritic
 from .optimizer import OptimizerState
 from .sample_weights import FixedWeights
 

@@ -17,12 +17,12 @@ from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
 from ..heads.categorical import Categorical
 from ..policy import Policy, find_checkpoint
-from .action_values import ActionValues
 from .critic import Critic
+from .critics.action_values import ActionValues
+from .critics.goal_conditioned import GoalConditioned, check_goals
 from .fit import Learner
-from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
-from .reward_models import RewardModel
+from .rewards.reward_models import RewardModel
 from .run import Run, disk_space_errors
 from .targets import REWARD, TERMINATED, warn_of_time_limits
 

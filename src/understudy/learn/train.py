@@ -82,8 +82,8 @@ from .method import (
     with_steps,
 )
 from .model_card import evaluations, write_model_card
-from .representation import RepresentationLearning
-from .reward_models import RewardedConfig, RewardModelConfig
+from .objectives.representation import RepresentationLearning
+from .rewards.reward_models import RewardedConfig, RewardModelConfig
 from .run import IS_SUCCESS, Run, comparable_scores
 from .stages import (
     build_learner,

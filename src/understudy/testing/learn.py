@@ -26,9 +26,9 @@ from ..heads.categorical import Categorical
 from ..heads.flow import Flow
 from ..heads.neighbors import Neighbors
 from ..heads.regression import Regression
+from ..learn.cloning.latent_labels import LatentEncoder
 from ..learn.fit import LearnerConfig
-from ..learn.latent_labels import LatentEncoder
-from ..learn.reward_models import RewardModel, RewardModelConfig
+from ..learn.rewards.reward_models import RewardModel, RewardModelConfig
 from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
 from .base import STATE, _packages_in_files, _rng, require, require_equal, require_finite

@@ -10,9 +10,9 @@ from understudy.core import ConfigError, Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import EXPERT
 from understudy.heads.gaussian import Gaussian
-from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.methods.behavior_cloning.iswbc import DiscriminatorWeightedCloning
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP

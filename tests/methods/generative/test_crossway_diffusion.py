@@ -11,7 +11,7 @@ from understudy.data.augment import RandomShift
 from understudy.data.codec import Normalizer
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.observation_decoders import PictureDecoder
+from understudy.learn.objectives.observation_decoders import PictureDecoder
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.methods.generative.crossway_diffusion import BottleneckReconstruction

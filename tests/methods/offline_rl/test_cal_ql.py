@@ -23,7 +23,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.reward_models import ConstantReward
+from understudy.learn.rewards.reward_models import ConstantReward
 from understudy.methods.offline_rl.cal_ql import RETURN, CalQL, CompleteReturns
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -27,9 +27,9 @@ from understudy.data.episode import Dataset
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.regression import Regression
 from understudy.heads.squashed_gaussian import SquashedGaussian
-from understudy.learn.advantage_weighted_actor_critic import AWAC
 from understudy.learn.critic import CriticConfig
-from understudy.learn.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
+from understudy.learn.critics.advantage_weighted_actor_critic import AWAC
+from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
 from understudy.methods.offline_rl.edac import DiverseCritics
 from understudy.methods.offline_rl.spot import SupportedActorCritic
 from understudy.nets.mlp import MLP

@@ -13,9 +13,9 @@ from understudy.heads.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.objectives.representation_objectives import ForwardDynamics
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation import RepresentationLearning
-from understudy.learn.representation_objectives import ForwardDynamics
 from understudy.methods import find_method
 from understudy.methods.offline_rl.history_iql import Bisimulation, HistoryIQL
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder

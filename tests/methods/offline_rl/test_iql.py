@@ -16,8 +16,8 @@ from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit import fit
-from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder

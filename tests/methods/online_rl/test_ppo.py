@@ -27,10 +27,7 @@ from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.fit_method import fit_method
-from understudy.learn.method import Method, Stage
-from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.ppo import (
+from understudy.learn.critics.ppo import (
     ADVANTAGE,
     FIRST_UPDATE,
     LOG_PROB,
@@ -39,6 +36,9 @@ from understudy.learn.ppo import (
     RETURN,
     EpochSampler,
 )
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, Stage
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.methods import find_method

@@ -14,9 +14,9 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.planners import Hierarchical, IteratedPlanner
 from understudy.heads.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
+from understudy.learn.objectives.class_prediction import ClassPrediction
 from understudy.methods import find_method
 from understudy.methods.reasoning.procedure_cloning import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
 from understudy.nets.feed_forward import FeedForward

@@ -8,8 +8,8 @@ import torch
 from understudy.core import DataError, Feature
 from understudy.data.mixture import mix
 from understudy.data.window import Goal
+from understudy.learn.objectives.value_objectives import INTENT, OUTCOME
 from understudy.learn.train import train
-from understudy.learn.value_objectives import INTENT, OUTCOME
 from understudy.methods import find_method
 from understudy.policy import Policy
 from understudy.testing import random_dataset

@@ -8,8 +8,8 @@ from understudy.data.augment import SensorDropout
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.representation import RepresentationLearning
 from understudy.methods.representation.pasta import ComponentTokenEncoder, MaskedTokenPrediction, NextTokenPrediction
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP

@@ -16,7 +16,7 @@ from understudy.data.mixture import ROUND
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.methods.reward_matching.ads import ADS, SCORED, ProgressDiscount, longest_increasing_subsequence, scores

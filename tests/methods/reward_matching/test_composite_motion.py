@@ -15,10 +15,10 @@ from understudy.data.episode import Dataset, Episode
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
-from understudy.learn.discriminator_reward import DiscriminatorReward
+from understudy.learn.critics.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN
-from understudy.learn.reward_models import RewardSpec
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
+from understudy.learn.rewards.reward_models import RewardSpec
 from understudy.learn.targets import gae
 from understudy.methods import find_method
 from understudy.methods.reward_matching.composite_motion import CompositeReward

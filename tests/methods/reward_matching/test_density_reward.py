@@ -12,7 +12,7 @@ from understudy.core import UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.heads.regression import Regression
-from understudy.learn.transport_reward import COLUMN
+from understudy.learn.rewards.transport_reward import COLUMN
 from understudy.methods import find_method
 from understudy.methods.reward_matching.density_reward import DensityReward
 from understudy.nets.mlp import MLP

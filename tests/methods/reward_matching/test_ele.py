@@ -17,12 +17,12 @@ from understudy.envs import make
 from understudy.evaluate.recording import UniformRandomActor, expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
+from understudy.learn.critics.ppo import PPO
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, load_modules
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.ppo import PPO
+from understudy.learn.rewards.transport_reward import COLUMN
 from understudy.learn.train import train
-from understudy.learn.transport_reward import COLUMN
 from understudy.methods.reward_matching.ele import ProgressLearning, ProgressReward, ele
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -14,8 +14,8 @@ from understudy.core import Feature
 from understudy.data.episode import Dataset
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.learn.critics.ppo import RETURN
 from understudy.learn.fit_method import fit_method
-from understudy.learn.ppo import RETURN
 from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.methods import find_method

@@ -18,8 +18,8 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
+from understudy.learn.rewards.transport_reward import OptimalTransportReward
 from understudy.learn.train import train
-from understudy.learn.transport_reward import OptimalTransportReward
 from understudy.methods import find_method
 from understudy.methods.reward_matching.rot import ROT, ROTLearner
 from understudy.nets.feed_forward import FeedForward

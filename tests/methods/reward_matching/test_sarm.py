@@ -17,8 +17,8 @@ from understudy.data.segments import ColumnSegments, StoredSegments
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
-from understudy.learn.learned_reward import LearnedReward
 from understudy.learn.method import load_modules, with_steps
+from understudy.learn.rewards.learned_reward import LearnedReward
 from understudy.learn.train import train
 from understudy.methods.reward_matching.sarm import LABELS, StageLearning, StageReward, sarm
 from understudy.nets.mlp import MLP

@@ -18,9 +18,9 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.critic import CriticConfig
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.rewards.transport_reward import COLUMN, OptimalTransportReward
 from understudy.learn.train import train
-from understudy.learn.transport_reward import COLUMN, OptimalTransportReward
 from understudy.methods import find_method
 from understudy.methods.reward_matching.virl import VIRL, SiameseModel, SiameseReward
 from understudy.nets.feed_forward import FeedForward

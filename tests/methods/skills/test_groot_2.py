@@ -16,8 +16,8 @@ from understudy.data.window import Window
 from understudy.execute.actor import ObservationWrapper
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.learn.cloning.latent_labels import SKILL
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_labels import SKILL
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method

@@ -23,10 +23,10 @@ from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning.latent_labels import SKILL
+from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder
 from understudy.learn.fit_method import fit_method
-from understudy.learn.latent_labels import SKILL
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.skill_autoencoder import SkillAutoencoder
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import TokenEncoder

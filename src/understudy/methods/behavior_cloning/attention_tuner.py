@@ -3,8 +3,8 @@ from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
-from ...learn.attention_supervision import MemorySupervision
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.cloning.attention_supervision import MemorySupervision
 from ...learn.method import Method
 from ...nets.encoders import TokenEncoder
 from ...nets.transformer import Transformer

@@ -8,8 +8,8 @@ from ...core import Schema, part
 from ...execute.planners import BestOfN, Hierarchical, Unresolved
 from ...heads.gaussian import Gaussian
 from ...learn.critic import ValueFunction
-from ...learn.critic_learning import critic_method
-from ...learn.implicit_q_learning import IQL
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.implicit_q_learning import IQL
 from ...learn.method import Method, Stage
 from ...policy import Planner
 from ..needs import NUMBERS, STEP_REWARDS

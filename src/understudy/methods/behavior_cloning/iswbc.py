@@ -7,10 +7,10 @@ from ...core import AtLeast, Batch, ConfigError, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
 from ...heads.gaussian import Gaussian
-from ...learn.discriminator_reward import DiscriminatorReward
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reward_models import RewardedConfig, RewardedLearner, RewardModel
+from ...learn.rewards.discriminator_reward import DiscriminatorReward
+from ...learn.rewards.reward_models import RewardedConfig, RewardedLearner, RewardModel
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS, OTHER_EPISODES

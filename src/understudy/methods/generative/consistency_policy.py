@@ -3,7 +3,7 @@ from dataclasses import replace
 from ...checkpoint import FromStage
 from ...heads.consistency import Consistency
 from ...heads.edm import EDM
-from ...learn.distillation import ConsistencyDistillation
+from ...learn.cloning.distillation import ConsistencyDistillation
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ..registry import method

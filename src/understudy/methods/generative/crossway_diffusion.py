@@ -5,8 +5,8 @@ from typing import Annotated
 
 from ...core import AtLeast, Unsupported, part
 from ...learn.method import Method
-from ...learn.observation_decoders import ObservationDecoders
-from ...learn.representation_objectives import NetworkObjective
+from ...learn.objectives.observation_decoders import ObservationDecoders
+from ...learn.objectives.representation_objectives import NetworkObjective
 from ...nets.unet import UNet
 from ..needs import NUMBERS
 from ..registry import method

@@ -8,8 +8,8 @@ from torch import nn
 
 from ...core import AtLeast, part
 from ...learn.method import Method
-from ...learn.observation_decoders import ObservationDecoders
-from ...learn.representation_objectives import NetworkObjective, encoding_size, flat_encoding
+from ...learn.objectives.observation_decoders import ObservationDecoders
+from ...learn.objectives.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from ..needs import NUMBERS
 from ..registry import method
 from .diffusion_policy import diffusion_policy

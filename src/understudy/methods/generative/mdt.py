@@ -18,8 +18,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.edm import EDM
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
+from ...learn.objectives.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from ...learn.optimizer import OptimizerConfig
-from ...learn.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import TokenEncoder, check_inputs
 from ...nets.feed_forward import feed_forward_layers

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...checkpoint import FromStage
 from ...heads.one_step import OneStepGenerator
-from ...learn.distillation import OneStepDistillation
+from ...learn.cloning.distillation import OneStepDistillation
 from ...learn.method import Method
 from ..registry import method
 from .consistency_policy import consistency_policy

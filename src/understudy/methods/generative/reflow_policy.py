@@ -3,7 +3,7 @@ from typing import Literal
 
 from ...checkpoint import FromStage
 from ...heads.flow import Flow
-from ...learn.distillation import Reflow
+from ...learn.cloning.distillation import Reflow
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ..registry import method

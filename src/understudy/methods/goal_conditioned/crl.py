@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ...core import AtLeast, AtMost, Batch, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     VALUE_GOAL,
     GoalValues,
     Representation,

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from ...core import Above, AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     GoalConditioned,
     GoalConditionedLearner,
     Representation,

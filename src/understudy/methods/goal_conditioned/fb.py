@@ -11,7 +11,7 @@ from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     GoalConditioned,
     GoalVector,
     Representation,

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import VALUE_GOAL, GoalValues, ScoreMaximizingLearner, goal_conditioned_method
+from ...learn.critics.goal_conditioned import VALUE_GOAL, GoalValues, ScoreMaximizingLearner, goal_conditioned_method
 from ...learn.method import Method
 from ...learn.targets import expectile_loss
 from ...policy import Policy

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import GoalValues, ImplicitValueLearner, goal_conditioned_method
+from ...learn.critics.goal_conditioned import GoalValues, ImplicitValueLearner, goal_conditioned_method
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES

@@ -12,7 +12,7 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, p
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     MAX_WEIGHT,
     GoalValues,
     GoalVector,

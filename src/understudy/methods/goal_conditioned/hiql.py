@@ -11,7 +11,7 @@ from ...data.episode import Dataset
 from ...data.window import Subgoal
 from ...execute.planners import Hierarchical, PlannerWrapper, Unresolved
 from ...heads.gaussian import Gaussian
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     GoalValues,
     ImplicitValueLearner,
     Representation,

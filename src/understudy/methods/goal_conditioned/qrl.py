@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import (
+from ...learn.critics.goal_conditioned import (
     VALUE_GOAL,
     GoalValues,
     Representation,

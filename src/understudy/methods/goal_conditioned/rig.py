@@ -20,12 +20,12 @@ from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, Exploration, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
 from ...learn.critic import CriticConfig
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.fit_method import ROWS
 from ...learn.method import Method, Stage
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.objectives.reconstruction_objectives import VAE
+from ...learn.objectives.representation import RepresentationLearning
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reconstruction_objectives import VAE
-from ...learn.representation import RepresentationLearning
 from ...learn.targets import REWARD, TERMINATED
 from ...nets.encoders import ConcatEncoder, TokenEncoder
 from ...nets.feed_forward import FeedForward

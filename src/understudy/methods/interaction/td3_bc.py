@@ -1,7 +1,7 @@
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...nets.mlp import MLP
 from ...policy import PolicyConfig
 from ..needs import NUMBERS, REWARDS

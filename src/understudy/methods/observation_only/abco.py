@@ -12,7 +12,7 @@ from ...data.mixture import ROUND
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds
 from ...improve.retention import LastRounds
-from ...learn.cloning_from_observation import (
+from ...learn.cloning.cloning_from_observation import (
     BehaviorCloningFromObservation,
     CloningFromObservationLearner,
     action_classes,

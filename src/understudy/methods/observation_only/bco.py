@@ -3,7 +3,7 @@ from ...data.missing_actions import PlaceholderActions
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector
-from ...learn.cloning_from_observation import BehaviorCloningFromObservation
+from ...learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...policy import PolicyConfig

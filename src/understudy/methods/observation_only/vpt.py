@@ -6,8 +6,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.cloning.pseudo_labels import PseudoLabel
 from ...learn.method import Method, Stage
-from ...learn.pseudo_labels import PseudoLabel
 from ...policy import PolicyConfig
 from ..needs import SOME_ACTIONS
 from ..registry import method

@@ -1,7 +1,7 @@
 from ...core import Schema
 from ...heads.gaussian import Gaussian
-from ...learn.advantage_weighted_actor_critic import AWAC
-from ...learn.critic_learning import critic_method
+from ...learn.critics.advantage_weighted_actor_critic import AWAC
+from ...learn.critics.critic_learning import critic_method
 from ...learn.method import Method
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method

@@ -11,10 +11,10 @@ from ...data.episode import Dataset
 from ...execute.planners import BestOfN
 from ...heads.cvae import CVAE, squared_error_loss
 from ...heads.squashed_gaussian import SquashedGaussian
-from ...learn.advantage_weighted_actor_critic import draw_plans
-from ...learn.critic_learning import critic_method
+from ...learn.critics.advantage_weighted_actor_critic import draw_plans
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method

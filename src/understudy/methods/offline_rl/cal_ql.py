@@ -10,9 +10,9 @@ from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schem
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
 from ...heads.squashed_gaussian import SquashedGaussian
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.targets import TERMINATED
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy

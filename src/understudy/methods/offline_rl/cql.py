@@ -1,8 +1,8 @@
 from ...core import Schema
 from ...heads.squashed_gaussian import SquashedGaussian
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...nets.feed_forward import FeedForward
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method

@@ -7,8 +7,8 @@ from torch import Generator, Tensor
 from ...core import Above, AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
 from ...heads.gaussian import Gaussian
-from ...learn.advantage_weighted_actor_critic import AWAC, AWACLearner
-from ...learn.critic_learning import critic_method
+from ...learn.critics.advantage_weighted_actor_critic import AWAC, AWACLearner
+from ...learn.critics.critic_learning import critic_method
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS

@@ -10,9 +10,9 @@ from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.episode import Dataset
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...learn.critic import CriticConfig
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS

@@ -6,8 +6,8 @@ from torch import Generator, Tensor
 from ...core import Batch, Schema, part
 from ...data.episode import Dataset
 from ...heads.gaussian import Gaussian
-from ...learn.critic_learning import critic_method
-from ...learn.implicit_q_learning import IQL, IQLLearner
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS

@@ -14,11 +14,11 @@ from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
-from ...learn.critic_learning import check_plans_begin_now
+from ...learn.critics.critic_learning import check_plans_begin_now
+from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.gradient_learner import GradientLearner
-from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
-from ...learn.representation_objectives import encoding_size, flat_encoding
+from ...learn.objectives.representation_objectives import encoding_size, flat_encoding
 from ...learn.targets import REWARD, TERMINATED, expectile_loss
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import feed_forward_layers

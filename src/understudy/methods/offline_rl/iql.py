@@ -1,8 +1,8 @@
 from ...core import Schema
 from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.critic_learning import critic_method
-from ...learn.implicit_q_learning import IQL
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.implicit_q_learning import IQL
 from ...learn.method import Method
 from ..needs import NUMBERS_OR_CLASSES, STEP_REWARDS
 from ..registry import method

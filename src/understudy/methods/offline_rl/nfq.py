@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...heads.categorical import Categorical
-from ...learn.action_values import ActionValues
+from ...learn.critics.action_values import ActionValues
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward

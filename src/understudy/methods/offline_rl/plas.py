@@ -11,9 +11,9 @@ from ...data.episode import Dataset
 from ...heads.base import DeterministicHead
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.critic import mix_networks
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS

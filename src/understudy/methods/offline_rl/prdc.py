@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from ...core import Above, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.regression import Regression
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method

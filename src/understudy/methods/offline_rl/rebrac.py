@@ -1,9 +1,9 @@
 from ...core import Schema
 from ...heads.regression import Regression
 from ...learn.critic import CriticConfig
-from ...learn.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 

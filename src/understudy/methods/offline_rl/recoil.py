@@ -9,8 +9,8 @@ from ...core import AtLeast, Batch, Below, Schema, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
 from ...heads.gaussian import Gaussian
-from ...learn.critic_learning import critic_method
-from ...learn.implicit_q_learning import IQL, IQLLearner
+from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...learn.targets import TERMINATED, check_bounded
 from ...policy import Policy

@@ -2,9 +2,9 @@ from ...checkpoint import FromStage
 from ...data.window import Window
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.cloning.pseudo_labels import PseudoLabel
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method, Stage
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...learn.pseudo_labels import PseudoLabel
 from ...nets.mlp import MLP
 from ...policy import PolicyConfig
 from ..needs import SOME_NUMBERS

@@ -11,8 +11,8 @@ from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.critic import CriticConfig, CriticSpec, QFunction
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.targets import REWARD, TERMINATED
 from ...nets.encoders import TokenEncoder, simplest_encoder
 from ...nets.transformer import Transformer

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 from ...core import Schema
 from ...learn.critic import CriticConfig
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..needs import NUMBERS, REWARDS
 from ..registry import method
 from .td3 import td3

@@ -11,12 +11,12 @@ from ...data.episode import Dataset
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
-from ...learn.action_values import check_classes, class_logits, scored_classes
 from ...learn.critic import mix_networks
-from ...learn.critic_learning import CriticLearningConfig, critic_method
+from ...learn.critics.action_values import check_classes, class_logits, scored_classes
+from ...learn.critics.critic_learning import CriticLearningConfig, critic_method
+from ...learn.critics.off_policy_actor_critic import Temperature
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import Temperature
 from ...learn.targets import td_loss, td_terms
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy

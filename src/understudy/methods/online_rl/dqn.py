@@ -2,7 +2,7 @@ from ...core import Schema
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds, EpsilonGreedy, RolloutCollector
 from ...improve.updates import PerNewStep
-from ...learn.action_values import ActionValues
+from ...learn.critics.action_values import ActionValues
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward

@@ -2,8 +2,8 @@ from ...core import Schema
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig

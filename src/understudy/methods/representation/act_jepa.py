@@ -15,8 +15,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, LaggedAuxiliaryLoss
 from ...learn.method import Method
+from ...learn.objectives.representation_objectives import TargetEncoder
 from ...learn.optimizer import OptimizerConfig
-from ...learn.representation_objectives import TargetEncoder
 from ...nets.act import sequence_positions
 from ...nets.base import Encoder, EncoderNet, Trunk
 from ...nets.encoders import TokenEncoder

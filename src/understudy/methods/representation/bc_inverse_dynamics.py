@@ -5,9 +5,9 @@ from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.representation_objectives import InverseDynamics
 from ...learn.optimizer import OptimizerConfig
-from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import InverseDynamics
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES

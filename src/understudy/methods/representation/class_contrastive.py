@@ -8,8 +8,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import SoftInfoNCE
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.representation_objectives import SoftInfoNCE
 from ...nets.encoders import TokenEncoder
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig

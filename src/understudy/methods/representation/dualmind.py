@@ -15,9 +15,9 @@ from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.representation_objectives import ForwardDynamics, InverseDynamics, MaskedPrediction
 from ...learn.optimizer import OptimizerConfig
-from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import ForwardDynamics, InverseDynamics, MaskedPrediction
 from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import TokenEncoder
 from ...nets.feed_forward import FeedForward

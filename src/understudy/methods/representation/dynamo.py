@@ -7,9 +7,9 @@ from ...data.window import Window
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.latent_objectives import LatentDynamics
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.representation import RepresentationLearning
+from ...learn.objectives.latent_objectives import LatentDynamics
+from ...learn.objectives.representation import RepresentationLearning
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import SOME_ACTIONS

@@ -9,8 +9,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.diffusion import Diffusion
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
+from ...learn.objectives.representation_objectives import NetworkObjective
 from ...learn.optimizer import OptimizerConfig
-from ...learn.representation_objectives import NetworkObjective
 from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import check_inputs, check_unscaled, observed_column
 from ...nets.feed_forward import feed_forward_layers

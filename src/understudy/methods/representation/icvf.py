@@ -3,8 +3,8 @@ from dataclasses import replace
 from ...core import DataError, Schema
 from ...data.window import Goal, Window
 from ...learn.method import Method, Stage
-from ...learn.representation import RepresentationLearning
-from ...learn.value_objectives import INTENT, OUTCOME, IntentionValue
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.value_objectives import INTENT, OUTCOME, IntentionValue
 from ..needs import SOME_ACTIONS
 from ..registry import method
 from .dynamo import dynamo

@@ -4,9 +4,9 @@ from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...learn.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.representation import RepresentationLearning
+from ...learn.objectives.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
+from ...learn.objectives.representation import RepresentationLearning
 from ..needs import CAMERAS, NUMBERS, NUMERIC_STATES
 from ..registry import method
 from .class_contrastive import class_contrastive

@@ -15,8 +15,8 @@ from ...data.window import Window
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import NetworkObjective
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.representation_objectives import NetworkObjective
 from ...nets.base import Encoder, EncoderNet, record_intermediate
 from ...nets.encoders import check_inputs, check_kinds, check_unscaled, observed_column
 from ...nets.feed_forward import FeedForward

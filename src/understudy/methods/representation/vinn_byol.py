@@ -2,8 +2,8 @@ from ...core import Schema
 from ...data.augment import camera_jitter
 from ...heads.neighbors import Neighbors
 from ...learn.method import Method
-from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import BYOL
+from ...learn.objectives.representation import RepresentationLearning
+from ...learn.objectives.representation_objectives import BYOL
 from ...nets.encoders import TokenEncoder
 from ...policy import PolicyConfig
 from ..needs import CAMERAS, NUMBERS

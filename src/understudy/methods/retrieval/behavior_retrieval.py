@@ -14,12 +14,12 @@ from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.cloning.latent_labels import LatentEncoder
+from ...learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
-from ...learn.latent_labels import LatentEncoder
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
-from ...learn.retrieval import SAMPLING_WEIGHT, Retrieve
 from ...nets.ema import EMADecay, WarmupDecay
 from ...nets.encoders import ConcatEncoder
 from ...nets.feed_forward import feed_forward_layers

@@ -5,10 +5,10 @@ from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
+from ...learn.cloning.skill_autoencoder import SkillAutoencoder
 from ...learn.method import Method, Stage
-from ...learn.retrieval import SAMPLING_WEIGHT, Retrieve
-from ...learn.skill_autoencoder import SkillAutoencoder
 from ...policy import PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method

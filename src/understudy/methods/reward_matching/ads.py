@@ -15,10 +15,10 @@ from ...core import Above, AtLeast, AtMost, Below, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
-from ...learn.reward_models import RewardModelConfig
-from ...learn.transport_reward import EpisodeReward, OptimalTransportReward
+from ...learn.rewards.reward_models import RewardModelConfig
+from ...learn.rewards.transport_reward import EpisodeReward, OptimalTransportReward
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method

@@ -1,8 +1,8 @@
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
-from ...learn.discriminator_reward import DiscriminatorReward
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.rewards.discriminator_reward import DiscriminatorReward
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS

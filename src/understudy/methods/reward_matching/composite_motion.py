@@ -10,10 +10,10 @@ from torch import nn
 
 from ...core import AtLeast, Below, ConfigError, Schema, Unsupported, part
 from ...data.missing_actions import PlaceholderActions
-from ...learn.discriminator_reward import Discriminator, DiscriminatorReward
+from ...learn.critics.ppo import PPO
 from ...learn.method import Method
-from ...learn.ppo import PPO
-from ...learn.reward_models import RewardModel, RewardModelConfig, RewardSpec
+from ...learn.rewards.discriminator_reward import Discriminator, DiscriminatorReward
+from ...learn.rewards.reward_models import RewardModel, RewardModelConfig, RewardSpec
 from ...learn.targets import REWARD, TERMINATED
 from ...nets.encoders import simplest_encoder
 from ..needs import SOME_ACTIONS, STEP_REWARDS

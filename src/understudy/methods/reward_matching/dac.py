@@ -1,8 +1,8 @@
 from dataclasses import replace
 
-from ...learn.discriminator_reward import DiscriminatorReward
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.rewards.discriminator_reward import DiscriminatorReward
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 from .pwil import pwil

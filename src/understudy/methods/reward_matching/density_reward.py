@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...core import Above, part
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...learn.transport_reward import EpisodeReward, EpisodeRewardConfig
+from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 from .pwil import pwil

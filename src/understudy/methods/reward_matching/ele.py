@@ -11,13 +11,13 @@ from ...checkpoint import FromStage
 from ...core import AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
 from ...data.missing_actions import PlaceholderActions
+from ...learn.critics.ppo import PPO
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
-from ...learn.ppo import PPO
+from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ...learn.targets import REWARD, TERMINATED
-from ...learn.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
 from ..needs import SOME_ACTIONS, STEP_REWARDS

@@ -12,7 +12,7 @@ from ...heads.regression import Regression
 from ...hints import command_line, pluralize
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.preference_reward import BETTER, PREFERENCE, SEGMENT, PreferenceLearning, PreferenceReward
+from ...learn.rewards.preference_reward import BETTER, PREFERENCE, SEGMENT, PreferenceLearning, PreferenceReward
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import NUMBERS, TRACES

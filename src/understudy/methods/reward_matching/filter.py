@@ -13,9 +13,9 @@ from ...envs.base import Env, Restorable
 from ...envs.episode_wrappers import DEMONSTRATED_START, DemoStateReset
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.discriminator_reward import Discriminator, DiscriminatorReward
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.rewards.discriminator_reward import Discriminator, DiscriminatorReward
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS

@@ -4,9 +4,9 @@ from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.retention import LastRounds
 from ...improve.updates import Epochs
-from ...learn.discriminator_reward import DiscriminatorReward
+from ...learn.critics.ppo import PPO
 from ...learn.method import Method
-from ...learn.ppo import PPO
+from ...learn.rewards.discriminator_reward import DiscriminatorReward
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig

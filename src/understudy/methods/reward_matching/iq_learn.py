@@ -13,7 +13,7 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reward_models import demonstrations_end, warn_of_ends
+from ...learn.rewards.reward_models import demonstrations_end, warn_of_ends
 from ...learn.targets import TERMINATED, check_bounded
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS

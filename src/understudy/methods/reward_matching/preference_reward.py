@@ -1,6 +1,6 @@
 from ...heads.regression import Regression
 from ...learn.method import Method
-from ...learn.preference_reward import PreferenceLearning
+from ...learn.rewards.preference_reward import PreferenceLearning
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import COMPARISONS, NUMBERS

@@ -1,8 +1,8 @@
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...learn.transport_reward import PWILReward
+from ...learn.rewards.transport_reward import PWILReward
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS

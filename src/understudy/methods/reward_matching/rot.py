@@ -9,9 +9,9 @@ from ...checkpoint import FromStage
 from ...core import AtLeast, AtMost, Batch, ConfigError, UserError, part
 from ...data.episode import Dataset
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
-from ...learn.transport_reward import OptimalTransportReward
+from ...learn.rewards.transport_reward import OptimalTransportReward
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method

@@ -28,7 +28,7 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reward_models import RewardModel, RewardModelConfig, RewardSpec
+from ...learn.rewards.reward_models import RewardModel, RewardModelConfig, RewardSpec
 from ...nets.base import Encoder, product_dtype
 from ...nets.encoders import ConcatEncoder, simplest_encoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers

@@ -1,9 +1,9 @@
 from dataclasses import replace
 
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...learn.reward_models import ConstantReward
+from ...learn.rewards.reward_models import ConstantReward
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 from .pwil import pwil

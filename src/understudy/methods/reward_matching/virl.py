@@ -11,11 +11,11 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND, expert_episodes
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reward_models import RewardModelConfig
-from ...learn.transport_reward import EpisodeReward, EpisodeRewardConfig
+from ...learn.rewards.reward_models import RewardModelConfig
+from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS

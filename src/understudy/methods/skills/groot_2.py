@@ -19,15 +19,15 @@ from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.latent_labels import SKILL, LatentLabels
-from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.skill_autoencoder import (
+from ...learn.cloning.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.skill_autoencoder import (
     SkillAutoencoder,
     SkillAutoencoderLearner,
     SkillModel,
     SkillPosterior,
     inputs_without_words,
 )
+from ...learn.method import InitializeFrom, Method, Stage
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method

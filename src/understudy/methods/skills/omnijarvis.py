@@ -8,9 +8,9 @@ from ...data.window import Window
 from ...execute.wrappers import SkillWrapper
 from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.skill_autoencoder import SkillAutoencoder, inputs_without_words
 from ...learn.method import Method, Stage
-from ...learn.skill_autoencoder import SkillAutoencoder, inputs_without_words
 from ...nets.quantization import FSQ
 from ...policy import PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES

@@ -4,9 +4,9 @@ from ...data.column_changes import ConstantColumn
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
-from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.skill_autoencoder import SkillAutoencoder
 from ...learn.method import Method, Stage
-from ...learn.skill_autoencoder import SkillAutoencoder
 from ...policy import PolicyConfig
 from ..registry import method
 

@@ -6,9 +6,9 @@ from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.latent_labels import SKILL, LatentLabels
+from ...learn.cloning.skill_autoencoder import SkillAutoencoder
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.skill_autoencoder import SkillAutoencoder
 from ...policy import PolicyConfig
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method

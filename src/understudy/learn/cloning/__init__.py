@@ -1,0 +1,1 @@
+"""What goes beyond plain cloning: labels, latents and actions of other networks, and further losses."""

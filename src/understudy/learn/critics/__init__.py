@@ -1,0 +1,1 @@
+"""Learners with a critic: reinforcement learning, with and without a model of goals."""

@@ -1,0 +1,61 @@
+"""What learners with a critic share: fields of their configs, and the form of their methods."""
+
+from __future__ import annotations
+
+from dataclasses import field, replace
+from typing import Annotated, Any
+
+from ...core import AtLeast, AtMost, Schema, Unsupported, part
+from ...heads.base import Head
+from ...nets.base import Trunk
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
+from ..critic import CriticConfig
+from ..fit import LearnerConfig
+from ..method import Method
+from ..optimizer import OptimizerConfig
+from ..targets import REWARD, TERMINATED
+
+
+@part
+class CriticLearningConfig(LearnerConfig):
+    """Base class of configs whose learner has a critic, which learns the discounted return of plans.
+
+    Args:
+        optimizer: Optimizer of the policy and of the critic.
+        discount: Discount per step.
+        target_decay: Fraction of the target networks that each update keeps.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 20_000
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
+
+    extra = (REWARD, TERMINATED)
+    next_obs = True
+
+
+def check_plans_begin_now(policy: Policy, where: str) -> None:
+    """Raises Unsupported if plans begin before or after the step whose rewards are the first that a critic counts."""
+    if policy.window.action_offset:
+        raise Unsupported(f"the critic scores plans that begin at the current step, and these begin "
+                          f"{policy.window.action_offset:+d} steps from it", where=where, hint="use action_offset=0")
+
+
+def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | None, trunk: Trunk | None = None,
+                  **others: Any) -> Method:
+    """A method whose policy and critic have encoders that suit the columns of the data.
+
+    Args:
+        features: The columns of the data, if they are known.
+        trunk: Trunk of the policy. None for ``MLP(256, 2)``.
+        **others: Further fields of the method.
+    """
+    encoder = simplest_encoder(features)
+    policy = PolicyConfig(head, trunk or MLP(256, 2), encoder)
+    return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)), **others)

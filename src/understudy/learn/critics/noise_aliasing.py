@@ -1,0 +1,143 @@
+"""DSRL-NA: noise of a frozen policy, chosen by a critic of the chunks that it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ...checkpoint import FromStage
+from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
+from ...data.episode import Dataset, Episode
+from ...execute.wrappers import NoiseSteeringWrapper, every_nth_step, wrapped_env_name
+from ...policy import Policy
+from ..critic import CriticSpec, QFunction
+from .off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+
+CHUNK = "executed_chunk"  # column of the actions that were executed in one step of the wrapper, (period * A,)
+DISTILL_EVERY = 2  # updates, as in the authors' code
+
+
+@part
+class NoiseAliasing(OffPolicyActorCritic):
+    """SAC of the noise of a frozen policy, whose critic scores the chunks that are executed (DSRL-NA).
+
+    A second critic learns the score of noise from the first, for noise as the frozen policy draws it, and the noise is
+    chosen by that. So what is known of a chunk holds for every noise that leads to it, and episodes without noise, such
+    as demonstrations, are learned from too: see `demonstrated_chunks`.
+
+    Args:
+        steering: The wrapper of the method.
+
+    References:
+        Wagenmaker et al. (2025), Steering Your Diffusion Policy with Latent Space Reinforcement Learning,
+        arXiv:2506.15799.
+    """
+
+    bc_weight: Annotated[float, AtLeast(0)] = 0.0
+    temperature: Annotated[float | None, Above(0)] = 0.1
+    steering: NoiseSteeringWrapper = field(default_factory=lambda: NoiseSteeringWrapper(FromStage("base")))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature is None or self.bc_weight or self.critic_bc_weight or self.conservative_weight:
+            raise ConfigError("noise is chosen by SAC, and what was demonstrated has none to stay near to",
+                              where="NoiseAliasing", hint="give a temperature, such as 0.1, and leave bc_weight, "
+                              "critic_bc_weight and conservative_weight at 0")
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NoiseAliasingLearner:
+        return NoiseAliasingLearner(self, policy, seed, steps, data)
+
+
+class NoiseAliasingLearner(OffPolicyActorCriticLearner):
+    """Learner of `NoiseAliasing`."""
+
+    config: NoiseAliasing
+    annotates = True
+
+    def __init__(self, config: NoiseAliasing, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps, data)
+        self.noise_critic = self.register("noise_critic", config.critic.build(policy), config.optimizer)
+
+    def build_critic(self, policy):
+        base, config = self.config.steering.policy, self.config
+        assert isinstance(base, Policy)
+        if missing := set(base.inputs) - set(policy.inputs):
+            raise Unsupported(f"the frozen policy reads {', '.join(sorted(missing))}, which the policy of its noise "
+                              "does not", where="NoiseAliasing.steering", hint="train both on the same columns")
+        window = replace(base.window, horizon=config.steering.period)
+        spec = CriticSpec(config.critic, base.config.codec, window, base.inputs, base.config.target)
+        return QFunction(spec, base.features, base.codec).to(policy.device)
+
+    @property
+    def batch_columns(self):
+        return (*super().batch_columns, CHUNK)
+
+    def annotate(self, episodes, round):
+        return with_chunks(super().annotate(episodes, round), self.config.steering)
+
+    def update(self, batch):
+        if self.n_updates % DISTILL_EVERY == 0:
+            self.minimize("noise_critic", self.distillation_loss, batch)
+        return super().update(batch)
+
+    def critic_loss(self, batch, rng):
+        chunk = batch.extra[CHUNK][:, 0].unflatten(1, (self.config.steering.period, -1))
+        return super().critic_loss(batch.replace(action=chunk), rng)
+
+    def distillation_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared difference between the score of drawn noise and that of its chunk, (B,), summed over the
+        critic networks."""
+        with torch.no_grad():
+            noise, chunks = self.draw_chunks(batch.obs, rng)
+            scores = self.critic.scores(batch.obs, chunks)
+        return (self.noise_critic.scores(batch.obs, noise.unsqueeze(1)) - scores).square().sum(0)
+
+    def draw_chunks(self, obs: Mapping[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns noise as the frozen policy draws it, (B, D), and the chunks to which it leads, (B, period, A)."""
+        key = torch.randint(2**62, (len(next(iter(obs.values()))),), generator=rng, device=self.device)
+        noise = self.config.steering.draw_noise(key).flatten(1)
+        return noise, self.config.steering.chunks(obs, noise)
+
+    def executed_plan(self, coded, obs):
+        return self.config.steering.chunks(obs, super().executed_plan(coded, obs)[:, 0])
+
+    @property
+    def followed_critic(self):
+        return self.noise_critic
+
+
+def with_chunks(episodes: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
+    """Adds the column of executed chunks to episodes whose actions are noise. Others are returned as they are."""
+    return Dataset([_with_chunks(e, steering) for e in episodes], episodes.metadata)
+
+
+def _with_chunks(episode: Episode, steering: NoiseSteeringWrapper) -> Episode:
+    if CHUNK in episode.steps:
+        return episode
+    obs = {k: torch.from_numpy(np.array(episode.steps[k][:len(episode)])).unsqueeze(1)
+           for k in episode.steps if k.startswith("observation.")}
+    chunks = steering.chunks(obs, torch.from_numpy(np.array(episode.steps["action"][:len(episode)])))
+    return episode.replace({CHUNK: chunks.flatten(1).cpu().numpy()})
+
+
+def demonstrated_chunks(data: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
+    """Episodes of the environment as those of a steered policy, with executed chunks.
+
+    No noise is known that would have led to them. It is 0, and `NoiseAliasing` does not read it.
+    """
+    episodes = []
+    for episode in data:
+        action = np.asarray(episode.steps["action"][:len(episode)], np.float32).reshape(len(episode), -1)
+        padded = np.pad(action, ((0, -len(action) % steering.period), (0, 0)), mode="edge")
+        chunks = padded.reshape(-1, steering.period * action.shape[1])
+        noise = steering.features(episode.features())["action"]
+        columns = {"action": np.zeros((len(chunks), *noise.shape), np.float32), CHUNK: chunks}
+        wrapped = every_nth_step(episode, steering.period, columns, noise)
+        env = wrapped_env_name(str(episode.metadata.get("env", "")), steering)
+        episodes.append(replace(wrapped, metadata={**episode.metadata, "env": env}))
+    return Dataset(episodes, data.metadata)

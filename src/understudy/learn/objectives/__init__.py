@@ -1,0 +1,1 @@
+"""Objectives that train an encoder on its own."""

@@ -1,0 +1,1 @@
+"""Rewards that are learned or computed, and learners of preferences."""

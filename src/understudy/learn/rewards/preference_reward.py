@@ -1,0 +1,196 @@
+"""A reward that explains which of two segments a person prefers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ...core import AtLeast, Batch, DataError, Unsupported, part
+from ...data.episode import Dataset, Episode
+from ...nets.base import Encoder
+from ...nets.encoders import ConcatEncoder
+from ...nets.feed_forward import Activation, feed_forward_layers
+from ...policy import Policy
+from ..fit import LearnerConfig
+from ..gradient_learner import GradientLearner
+from ..optimizer import OptimizerConfig
+from .reward_models import RewardModel, RewardModelConfig, RewardSpec
+
+SEGMENT = "segment"  # column of a comparison: 0 in the steps of the first segment, 1 in those of the second
+PREFERENCE = "preference"  # column: BETTER in the steps of the better segment and 0 in the other's, or half in both
+BETTER = 2
+_STATISTICS_DECAY = 0.99
+
+
+@part
+class PreferenceReward(RewardModelConfig):
+    """A network of the observation and the action, whose sums over segments explain preferences.
+
+    Comparisons tell rewards up to a positive factor and a constant. Rewards here have the mean 0 and the standard
+    deviation 1 over the compared steps. It is trained by `PreferenceLearning`.
+
+    Args:
+        encoder: Encodes the observation.
+        inputs: "action" reads the observation and the action, and "state" the observation alone.
+    """
+
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64)
+    activation: Activation = "tanh"
+    encoder: Encoder = field(default_factory=ConcatEncoder)
+    inputs: Literal["action", "state"] = "action"
+    extra = ()
+    compares = False
+
+    def build(self, policy, data):
+        if policy.window.n_obs_steps > 1 or policy.window.horizon > 1:
+            raise Unsupported("preferences are about single steps, and the policy reads or plans several",
+                              where="PreferenceReward", hint="use a policy with Window(1, 1)")
+        return PreferenceModel(RewardSpec.of(self, policy), policy.features, policy.codec).to(policy.device)
+
+
+class PreferenceModel(RewardModel):
+    """The model of `PreferenceReward`."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, about, features, codec=None):
+        super().__init__(about, features, codec)
+        config = about.config
+        self.encoder = config.encoder.build({k: features[k] for k in self.inputs}, 1)
+        self.reads_action = config.inputs == "action"
+        width = self.encoder.tokens * self.encoder.width + self.reads_action * self.codec.width
+        self.layers = feed_forward_layers((width, *config.hidden, 1), config.activation)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+
+    def value(self, obs, action: Tensor) -> Tensor:
+        """Returns the reward before it is standardized, (B,), of observations (B, 1, ...) and actions (B, 1, A)."""
+        read = self.encoder(self.codec.encode_obs(obs)).flat()
+        if self.reads_action:
+            read = torch.cat([read, self.codec.encode(action, obs).flatten(1)], -1)
+        return self.layers(read).squeeze(-1)
+
+    def measure(self, values: Tensor) -> None:
+        """Moves the mean and the standard deviation towards those of some values."""
+        for kept, new in ((self.mean, values.mean()), (self.deviation, values.std().clamp(min=1e-6))):
+            kept.lerp_(new, 1 - _STATISTICS_DECAY)
+
+    def forward(self, obs, plan):
+        return (self.value(obs, plan) - self.mean) / self.deviation
+
+    def reward(self, batch, policy):
+        return self(batch.obs, batch.action).unsqueeze(1)
+
+
+@part
+class PreferenceLearning(LearnerConfig):
+    """Learns a reward from comparisons of two segments, and a policy that clones the better ones.
+
+    The probability that the first segment is preferred is sigmoid(its sum of rewards - that of the second), as Bradley
+    and Terry (1952) have it. An episode of the data is a comparison: `understudy judge` writes them.
+
+    Args:
+        batch_size: Number of comparisons in each batch, and of steps that the policy clones.
+        optimizer: Optimizer of the policy.
+        reward_optimizer: Optimizer of the reward.
+
+    References:
+        Christiano et al. (2017), Deep Reinforcement Learning from Human Preferences, arXiv:1706.03741.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 1000
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    reward: PreferenceReward = field(default_factory=PreferenceReward)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    reward_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.01))
+    extra = (SEGMENT, PREFERENCE)
+
+    def build(self, policy, seed, steps, data):
+        return PreferenceLearner(self, policy, seed, steps, data)
+
+
+class PreferenceLearner(GradientLearner):
+    """Learner of `PreferenceLearning`."""
+
+    config: PreferenceLearning
+
+    def __init__(self, config: PreferenceLearning, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        self.register("policy", policy, config.optimizer)
+        self.reward = self.register("reward", config.reward.build(policy, data), config.reward_optimizer)
+        self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
+        if (self.comparisons.first_is_better == 0.5).all():
+            raise DataError(f"none of the {len(data)} comparisons prefers a segment: all say that both are as good",
+                            where=data.metadata.get("path") or "data set",
+                            hint="a reward is learned from differences: compare other episodes, or longer segments")
+
+    def update(self, batch):
+        batch = batch.to(self.device)
+        self.minimize("reward", self.preference_loss, batch)
+        better = batch.extra[PREFERENCE].reshape(batch.mask.shape).float() / BETTER
+        self.minimize("policy", self.policy.loss, batch, weights=better)
+        with self.evaluation():  # on the same comparisons in every process
+            drawn = self.draw(self.config.batch_size, self.generator())
+            self.reward.measure(self.rewards(drawn)[self.comparisons.sign[drawn].to(self.device) != 0])
+        return self.end_update()
+
+    def preference_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the cross-entropy of as many random comparisons as the batch has rows, (B,)."""
+        drawn = self.draw(len(batch), rng)
+        difference = self.difference(drawn)
+        better = self.comparisons.first_is_better[drawn].to(self.device)
+        self.log(agreement=torch.where(better == 0.5, 0.5, ((difference > 0) == (better > 0.5)).float()))
+        return binary_cross_entropy_with_logits(difference, better, reduction="none")
+
+    def difference(self, numbers: Tensor) -> Tensor:
+        """Returns the sum of rewards of the first segment minus that of the second, of comparisons, (B,)."""
+        return (self.rewards(numbers) * self.comparisons.sign[numbers].to(self.device)).sum(1)
+
+    def draw(self, count: int, rng: Generator) -> Tensor:
+        """Returns the numbers of random comparisons, (count,)."""
+        return torch.randint(len(self.comparisons.sign), (count,), generator=rng, device=self.device).cpu()
+
+    def rewards(self, numbers: Tensor) -> Tensor:
+        """Returns the reward of each step of comparisons before it is standardized, padded steps too, (B, T)."""
+        target = self.policy.config.target
+        columns = {k: v[numbers].flatten(0, 1).unsqueeze(1).to(self.device)
+                   for k, v in self.comparisons.columns.items()}
+        values = self.reward.value({k: v for k, v in columns.items() if k != target}, columns[target].float())
+        return values.reshape(len(numbers), -1)
+
+
+def padded_columns(data: Dataset, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns columns of all episodes, (N, T, ...). The last step is repeated up to the length of the longest one."""
+    longest = max(data.lengths)
+
+    def padded(name: str, episode: Episode) -> np.ndarray:
+        column = np.asarray(episode.steps[name])[:len(episode)]
+        return np.concatenate([column, np.repeat(column[-1:], longest - len(column), 0)])
+    return {name: torch.from_numpy(np.stack([padded(name, e) for e in data])) for name in names}
+
+
+class Comparisons:
+    """All comparisons, in memory.
+
+    Attributes:
+        columns: Each column, padded to the longest comparison, (N, T, ...).
+        sign: 1 at the steps of the first segment, -1 at those of the second, and 0 where padded, (N, T).
+        first_is_better: 1 if the first segment is the better one, 0 if the second is, 0.5 if both are as good, (N,).
+    """
+
+    def __init__(self, data: Dataset, names: tuple[str, ...]):
+        self.columns = padded_columns(data, names)
+        sign, better = torch.zeros(len(data), max(data.lengths)), []
+        for number, episode in enumerate(data):
+            segment, preference = (np.reshape(episode.steps[name], -1)[:len(episode)] for name in (SEGMENT, PREFERENCE))
+            sign[number, :len(episode)] = torch.from_numpy(1.0 - 2.0 * (segment > 0)).float()
+            score = float(preference[0]) / BETTER
+            better.append(1 - score if segment[0] else score)
+        self.sign, self.first_is_better = sign, torch.tensor(better)

@@ -1,0 +1,97 @@
+"""Similarity queries: an encoder learns which two of three segments a person finds most similar."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
+from ...data.episode import Dataset
+from ...policy import Policy
+from ..fit import LearnerConfig
+from ..gradient_learner import GradientLearner
+from ..optimizer import OptimizerConfig
+from .preference_reward import padded_columns
+
+SIMILARITY = "similarity"  # column of a query: 0 and 1 in the steps of the two similar segments, 2 in the third
+
+
+def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
+    """Returns ``max(0, |a - b|^2 - |a - c|^2 + margin) + max(0, |a - b|^2 - |b - c|^2 + margin)``, (B,).
+
+    Args:
+        encodings: Of the similar segments a and b and of the third, c, (B, 3, D).
+    """
+    a, b, c = encodings.unbind(1)
+    similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
+    return sum(((similar - other + margin).relu() for other in others), torch.zeros_like(similar))
+
+
+@part
+class SimilarityLearning(LearnerConfig):
+    """Trains the encoder of a policy so that distances of encodings agree with what a person finds similar (SIRL).
+
+    The encoding of a segment is the mean over its steps. An episode of the data is a query: three segments end to end,
+    with the column `SIMILARITY`. It is the learner of a stage, like `RepresentationLearning`, and trains no head.
+
+    Args:
+        batch_size: Number of queries in each batch.
+        margin: By how much the squared distance to the third segment should be larger.
+
+    References:
+        Bobu et al. (2023), SIRL: Similarity-based Implicit Representation Learning, arXiv:2301.00810.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 1500
+    batch_size: Annotated[int, AtLeast(1)] = 64
+    margin: Annotated[float, Above(0)] = 1.0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    extra = (SIMILARITY,)
+
+    def build(self, policy, seed, steps, data):
+        return SimilarityLearner(self, policy, seed, steps, data)
+
+
+class SimilarityLearner(GradientLearner):
+    """Learner of `SimilarityLearning`.
+
+    Attributes:
+        columns: What the encoder reads, padded to the longest query, (N, T, ...).
+        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
+    """
+
+    config: SimilarityLearning
+
+    def __init__(self, config: SimilarityLearning, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        if not any(p.requires_grad for p in policy.encoder.parameters()):
+            raise ConfigError(f"{type(policy.config.encoder).__name__} has no weights to train",
+                              where="SimilarityLearning", hint="use an encoder that has, such as TokenEncoder")
+        if policy.window.n_obs_steps > 1:
+            raise Unsupported("similarity is about single steps, and the policy reads several",
+                              where="SimilarityLearning", hint="use a policy that reads one observation")
+        self.register("policy", policy, config.optimizer)
+        self.columns = padded_columns(data, policy.inputs)
+        self.weights = torch.zeros(len(data), 3, max(data.lengths))
+        for row, episode in zip(self.weights, data, strict=True):
+            segment = torch.from_numpy(np.reshape(episode.steps[SIMILARITY], -1)[:len(episode)].copy())
+            belongs = (segment.round() == torch.arange(3).unsqueeze(1)).float()
+            row[:, :len(episode)] = belongs / belongs.sum(1, keepdim=True).clamp(min=1)
+
+    def update(self, batch):
+        self.minimize("policy", self.loss, batch)
+        return self.end_update()
+
+    def loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of as many random queries as the batch has rows, (B,)."""
+        drawn = torch.randint(len(self.weights), (len(batch),), generator=rng, device=self.device).cpu()
+        obs = {k: v[drawn].flatten(0, 1).unsqueeze(1).to(self.device) for k, v in self.columns.items()}
+        steps = self.policy.training_context(obs, rng).flat().unflatten(0, (len(drawn), -1))
+        encodings = self.weights[drawn].to(self.device) @ steps
+        loss = triplet_loss(encodings, self.config.margin)
+        self.log(satisfied=(loss == 0).float(), encoding_std=encodings.flatten(0, 1).std(0))
+        return loss

@@ -1,0 +1,133 @@
+"""DSRL-NA: chunks of noise, episodes without noise, and the losses of both critics by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.checkpoint import FromStage
+from understudy.core import ConfigError, Unsupported
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.envs.toys.fork import Fork, ForkExpert
+from understudy.envs.wrappers import WrappedEnv
+from understudy.evaluate.rollout import rollout
+from understudy.execute.wrappers import NoiseSteeringWrapper, is_wrapped
+from understudy.heads.flow import Flow
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.improve.collection import random_episodes
+from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.noise_aliasing import CHUNK, NoiseAliasing, demonstrated_chunks, with_chunks
+from understudy.nets.feed_forward import FeedForward
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+
+STATE, PERIOD = "observation.state", 4
+
+
+@pytest.fixture(scope="module")
+def demonstrations() -> Dataset:
+    return rollout(ForkExpert(noise=0.1), Fork(3), 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def steering(demonstrations) -> NoiseSteeringWrapper:
+    torch.manual_seed(0)
+    config = PolicyConfig(Flow(n_steps=2), MLP(8, 1), window=Window(1, 6))
+    return NoiseSteeringWrapper(Policy(config, demonstrations.features()).fit_statistics(demonstrations).eval(), PERIOD)
+
+
+@pytest.fixture(scope="module")
+def learner_and_batch(demonstrations, steering):
+    own = with_chunks(random_episodes(WrappedEnv(Fork(2, limit=20), steering), 12, 0), steering)
+    data = Dataset([*own, *demonstrated_chunks(demonstrations, steering)])
+    config = NoiseAliasing(batch_size=16, bc_weight=0.0, temperature=0.1, steering=steering,
+                           critic=CriticConfig(hidden=(8,)))
+    policy = Policy(PolicyConfig(SquashedGaussian(), FeedForward((8,))), data.features()).fit_statistics(data)
+    learner = config.build(policy, 0, 10, data)
+    return learner, learner.batch_sampler(learner.annotate(data, None)).gather(np.arange(16))
+
+
+def test_the_chunk_of_noise_is_what_the_environment_executes(steering):
+    class Recorded(Fork):
+        def step(self, action):
+            actions.append(action.clone())
+            return super().step(action)
+    actions = []
+    episode = with_chunks(random_episodes(WrappedEnv(Recorded(1, limit=8), steering), 2, 0), steering)[0]
+    executed = torch.stack(actions)[:PERIOD * 2].reshape(2, -1).numpy()
+    np.testing.assert_allclose(episode.steps[CHUNK][:2], executed, rtol=0, atol=1e-6)
+
+
+def test_demonstrations_are_cut_into_chunks(demonstrations, steering):
+    """The last chunk repeats the last action. Rewards are summed, and the observations are those before each chunk."""
+    episode, cut = demonstrations[0], demonstrated_chunks(demonstrations, steering)[0]
+    n = -(-len(episode) // PERIOD)
+    assert len(cut) == n == 4 and len(episode) == 15 and is_wrapped(cut, steering)
+    flat = cut.steps[CHUNK].reshape(n * PERIOD, 2)
+    np.testing.assert_array_equal(flat[:len(episode)], episode.steps["action"][:len(episode)])
+    assert (flat[len(episode):] == episode.steps["action"][len(episode) - 1]).all()
+    np.testing.assert_array_equal(cut.steps[STATE][:n], episode.steps[STATE][:len(episode)][::PERIOD])
+    assert cut.steps["next.reward"].sum() == pytest.approx(episode.steps["next.reward"].sum())
+    assert cut.steps["next.terminated"].tolist() == [False] * (n - 1) + [True]
+    assert with_chunks(Dataset([cut]), steering)[0] is cut
+
+
+def test_the_critic_learns_of_chunks_by_temporal_differences(learner_and_batch):
+    learner, batch = learner_and_batch
+    config, critic, target = learner.config, learner.critic, learner.target_critic
+    chunk = batch.extra[CHUNK].reshape(16, PERIOD, 2)
+    rng = torch.Generator().manual_seed(3)
+    loss = learner.critic_loss(batch, rng)
+    rng.manual_seed(3)
+    with torch.no_grad():
+        coded, log_prob = learner.policy.sample_log_prob(learner.policy.context(batch.next), rng)
+        noise = learner.policy.decode(coded, batch.next)[:, 0]
+        after = target.scores(batch.next, config.steering.chunks(batch.next, noise)).amin(0) - 0.1 * log_prob[:, 0]
+        goes_on = ~batch.extra["next.terminated"][:, 0].bool()
+        value = batch.extra["next.reward"][:, 0] + 0.99 * goes_on * after
+        by_hand = (critic.scores(batch.obs, chunk) - value).square().sum(0)
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_noise_learns_the_score_of_its_chunk(learner_and_batch):
+    learner, batch = learner_and_batch
+    loss = learner.distillation_loss(batch, torch.Generator().manual_seed(3))
+    noise, chunks = learner.draw_chunks(batch.obs, torch.Generator().manual_seed(3))
+    clipped = noise.clamp(-1.5, 1.5).unflatten(1, (6, 2))
+    assert (noise.abs() > 1.5).any() and noise.shape == (16, 12)
+    by_hand = learner.config.steering.policy.plan(batch.obs, clipped)[:, :PERIOD]
+    torch.testing.assert_close(chunks, by_hand)
+    pairs = learner.noise_critic.scores(batch.obs, noise[:, None]), learner.critic.scores(batch.obs, chunks)
+    torch.testing.assert_close(loss, (pairs[0] - pairs[1]).square().sum(0))
+    loss.mean().backward()
+    assert all(p.grad is None for p in learner.critic.parameters())
+
+
+def test_the_policy_follows_the_critic_of_noise_which_learns_in_every_second_update(learner_and_batch):
+    learner, batch = learner_and_batch
+    rng = torch.Generator().manual_seed(3)
+    loss = learner.policy_loss(batch, rng)[0]
+    rng.manual_seed(3)
+    coded, log_prob = learner.policy.sample_log_prob(learner.policy.context(batch.obs), rng)
+    score = learner.noise_critic.scores(batch.obs, learner.policy.decode(coded, batch.obs)).amin(0)
+    torch.testing.assert_close(loss, 0.1 * log_prob[:, 0] - score)
+    assert ["noise_critic/loss" in learner.update(batch) for _ in range(4)] == [True, False, True, False]
+
+
+def test_what_the_frozen_policy_reads_must_be_read_by_that_of_its_noise(demonstrations, steering):
+    other = demonstrations.map(lambda e: e.replace({"observation.other": e.steps[STATE]}))
+    reader = Policy(steering.policy.config, other.features()).fit_statistics(other)
+    policy = Policy(PolicyConfig(SquashedGaussian(), FeedForward((8,))),
+                    demonstrations.features()).fit_statistics(demonstrations)
+    with pytest.raises(Unsupported, match="reads observation.other, which the policy of its noise does not"):
+        NoiseAliasing(temperature=0.1, steering=replace(steering, policy=reader)).build(policy, 0, 1, demonstrations)
+
+
+def test_its_defaults_are_those_of_sac_and_noise_is_not_held_at_that_of_demonstrations():
+    """Which is 0, because it is unknown."""
+    assert NoiseAliasing().steering.policy == FromStage("base") and NoiseAliasing().temperature
+    for field in ({"bc_weight": 0.4}, {"critic_bc_weight": 0.1}, {"conservative_weight": 5.0}, {"temperature": None}):
+        with pytest.raises(ConfigError, match="none to stay near to"):
+            NoiseAliasing(**field)

@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402

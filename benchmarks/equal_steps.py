@@ -42,7 +42,7 @@ from understudy.evaluate.recording import expert_actor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.improve.collection import COSTS, CollectionRounds  # noqa: E402
 from understudy.improve.improvement import Improvement  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402

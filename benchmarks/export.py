@@ -32,7 +32,7 @@ from understudy.deploy import onnx, torch_package  # noqa: E402
 from understudy.deploy.equivalence import measure_parity, random_noise, random_observations  # noqa: E402
 from understudy.evaluate import evaluate  # noqa: E402
 from understudy.evaluate.comparison import compare_all  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402

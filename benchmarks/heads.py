@@ -72,31 +72,31 @@ from understudy.evaluate.stats import seeds_caveat  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.execute.streaming_flow import StreamingFlowExecutor  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
-from understudy.heads.adaflow import AdaFlow  # noqa: E402
 from understudy.heads.base import Head  # noqa: E402
-from understudy.heads.behavior_transformer import BeT  # noqa: E402
-from understudy.heads.bins import Bins  # noqa: E402
-from understudy.heads.consistency import Consistency  # noqa: E402
-from understudy.heads.cvae import CVAE  # noqa: E402
-from understudy.heads.diffusion import Diffusion  # noqa: E402
-from understudy.heads.edm import EDM  # noqa: E402
-from understudy.heads.energy import AutoregressiveEnergy, EnergyModel  # noqa: E402
-from understudy.heads.fast import FAST  # noqa: E402
-from understudy.heads.flow import Flow  # noqa: E402
-from understudy.heads.gaussian import Gaussian  # noqa: E402
-from understudy.heads.gmm import GMM  # noqa: E402
-from understudy.heads.interpolant import Interpolant  # noqa: E402
-from understudy.heads.mcnn import MCNN  # noqa: E402
-from understudy.heads.mean_flow import MeanFlow  # noqa: E402
-from understudy.heads.mip import MIP  # noqa: E402
-from understudy.heads.neighbors import Neighbors  # noqa: E402
-from understudy.heads.normalizing_flow import NormalizingFlow  # noqa: E402
-from understudy.heads.one_step import OneStepGenerator  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
-from understudy.heads.shortcut import Shortcut  # noqa: E402
+from understudy.heads.denoising.adaflow import AdaFlow  # noqa: E402
+from understudy.heads.denoising.diffusion import Diffusion  # noqa: E402
+from understudy.heads.denoising.edm import EDM  # noqa: E402
+from understudy.heads.denoising.flow import Flow  # noqa: E402
+from understudy.heads.denoising.interpolant import Interpolant  # noqa: E402
+from understudy.heads.denoising.streaming_flow import StreamingFlow  # noqa: E402
+from understudy.heads.energy.energy import AutoregressiveEnergy, EnergyModel  # noqa: E402
+from understudy.heads.likelihood.bins import Bins  # noqa: E402
+from understudy.heads.likelihood.cvae import CVAE  # noqa: E402
+from understudy.heads.likelihood.gaussian import Gaussian  # noqa: E402
+from understudy.heads.likelihood.gmm import GMM  # noqa: E402
+from understudy.heads.likelihood.normalizing_flow import NormalizingFlow  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
+from understudy.heads.memory.mcnn import MCNN  # noqa: E402
+from understudy.heads.memory.neighbors import Neighbors  # noqa: E402
+from understudy.heads.one_step.consistency import Consistency  # noqa: E402
+from understudy.heads.one_step.mean_flow import MeanFlow  # noqa: E402
+from understudy.heads.one_step.mip import MIP  # noqa: E402
+from understudy.heads.one_step.one_step import OneStepGenerator  # noqa: E402
+from understudy.heads.one_step.shortcut import Shortcut  # noqa: E402
 from understudy.heads.solvers import DDPM  # noqa: E402
-from understudy.heads.streaming_flow import StreamingFlow  # noqa: E402
-from understudy.heads.vq_bet import VQBeT  # noqa: E402
+from understudy.heads.tokens.behavior_transformer import BeT  # noqa: E402
+from understudy.heads.tokens.fast import FAST  # noqa: E402
+from understudy.heads.tokens.vq_bet import VQBeT  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.cloning.distillation import ConsistencyDistillation, OneStepDistillation, Reflow  # noqa: E402
 from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402

@@ -43,7 +43,7 @@ from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_difference, two_level_rate  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method, build_actor  # noqa: E402

@@ -56,7 +56,7 @@ from understudy.evaluate.stats import two_level_difference, two_level_rate  # no
 from understudy.execute.actor import Actor  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.improve.collection import COSTS  # noqa: E402
 from understudy.improve.improvement import Improvement  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402

@@ -49,7 +49,7 @@ def own_unet(widths, sampler: str, net):
     from understudy import Policy, PolicyConfig, Window
     from understudy.core import Feature
     from understudy.data.codec import Normalizer
-    from understudy.heads.diffusion import Diffusion
+    from understudy.heads.denoising.diffusion import Diffusion
     from understudy.heads.solvers import DDIM, DDPM
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet

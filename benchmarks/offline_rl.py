@@ -43,8 +43,8 @@ def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UP
     import torch
 
     from understudy.data.episode import Dataset, Episode
-    from understudy.heads.gaussian import Gaussian
-    from understudy.heads.regression import Regression
+    from understudy.heads.likelihood.gaussian import Gaussian
+    from understudy.heads.likelihood.regression import Regression
     from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.critics.implicit_q_learning import IQL
     from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
@@ -185,7 +185,7 @@ def lines_of_d3rlpy() -> list[measure.Line]:
 
 
 def lines_of_imitation() -> list[measure.Line]:
-    from understudy.heads.gaussian import Gaussian
+    from understudy.heads.likelihood.gaussian import Gaussian
     from understudy.nets.feed_forward import FeedForward
 
     lines = []

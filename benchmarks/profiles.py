@@ -32,7 +32,7 @@ from understudy.deploy.packed_weights import pack_weights  # noqa: E402
 from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
-from understudy.heads.diffusion import Diffusion  # noqa: E402
+from understudy.heads.denoising.diffusion import Diffusion  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig, has_fast_bf16  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
 from understudy.nets import convolution  # noqa: E402

@@ -100,7 +100,7 @@ from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.execute.planners import FixedBatch  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402

@@ -62,7 +62,7 @@ from understudy.execute.actor import Actor, PolicyActor  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.execute.planners import FixedBatch  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.improve.collection import (  # noqa: E402
     CollectionRounds,
     RolloutCollector,

@@ -28,10 +28,10 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.base import Head
-from understudy.heads.energy import EnergyModel
-from understudy.heads.flow import Flow
-from understudy.heads.mip import MIP
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.energy.energy import EnergyModel
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.one_step.mip import MIP
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

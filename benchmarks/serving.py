@@ -57,7 +57,7 @@ N_ANSWERS = 64  # plans whose result is known beforehand
 def make_policy():
     from understudy.core import Feature
     from understudy.data.window import Window
-    from understudy.heads.flow import Flow
+    from understudy.heads.denoising.flow import Flow
     from understudy.nets.mlp import MLP
     from understudy.policy import PolicyConfig
     from understudy.testing import random_batch

@@ -14,9 +14,9 @@ import time
 import torch
 
 from understudy import Method, PolicyConfig, Window, make, rollout
-from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig

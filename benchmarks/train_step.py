@@ -43,7 +43,7 @@ def learner(policy_config, batch: int, optim, device: str = "cpu"):
 
 def unet(widths, batch: int, compile: bool = False, device: str = "cpu", **optim):
     from understudy import PolicyConfig, Window
-    from understudy.heads.diffusion import Diffusion
+    from understudy.heads.denoising.diffusion import Diffusion
     from understudy.learn.optimizer import OptimizerConfig
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet
@@ -64,7 +64,7 @@ def act(batch: int, device: str = "cpu", **optim):
     in ACT. (The method's own posterior is one layer, so it takes less.)"""
     from understudy import PolicyConfig, Window
     from understudy.data.codec import Normalizer
-    from understudy.heads.cvae import CVAE
+    from understudy.heads.likelihood.cvae import CVAE
     from understudy.learn.optimizer import OptimizerConfig
     from understudy.nets.base import Trunk
     from understudy.nets.transformer import Transformer

@@ -15,7 +15,7 @@ import pytest
 
 from understudy import demo
 from understudy.commands.common import progress_bar
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 
 
 def test_the_two_methods_differ_in_the_head_alone():

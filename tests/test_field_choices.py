@@ -16,8 +16,8 @@ from understudy.data.codec import Normalizer
 from understudy.data.operations import Resample
 from understudy.execute.chunking import RealTimeChunking
 from understudy.heads.base import RampTimes
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.methods import find_method
 

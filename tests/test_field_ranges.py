@@ -23,11 +23,11 @@ from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.bins import Bins
-from understudy.heads.flow import Flow
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.mean_flow import MeanFlow
-from understudy.heads.mip import MIP
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.one_step.mean_flow import MeanFlow
+from understudy.heads.one_step.mip import MIP
 from understudy.learn.critic import CriticConfig
 from understudy.learn.objectives.class_prediction import ClassPrediction
 from understudy.learn.optimizer import OptimizerConfig

@@ -14,11 +14,11 @@ from understudy.cli import main
 from understudy.data.formats import write_dataset
 from understudy.data.window import Window
 from understudy.evaluate import evaluate
-from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.devices import deterministic
 from understudy.learn.fit import fit

@@ -28,7 +28,7 @@ from understudy.execute.planners import (
 )
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.steering import ComposedPolicies, ScorerGuided, Steered
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.method import load_actor
 from understudy.learn.train import train
 from understudy.learn.training_curves import TrainingCurves
@@ -201,6 +201,6 @@ def test_a_run_that_names_an_old_place_is_continued(tmp_path, monkeypatch):
         path.write_text(json.dumps(renamed(json.loads(path.read_text()), "understudy.old:Streams")))
     with pytest.raises(UserError, match="started with other settings: method.policy.head was Streams"):
         train(everything(), made_up(image=True), tmp_path / "run", **options)
-    monkeypatch.setitem(moved.NAMES, "understudy.old:Streams", "understudy.heads.flow:Flow")
+    monkeypatch.setitem(moved.NAMES, "understudy.old:Streams", "understudy.heads.denoising.flow:Flow")
     train(everything(), made_up(image=True), tmp_path / "run", **options)
     assert TrainingCurves.load(tmp_path / "run").last == 11

@@ -163,7 +163,7 @@ def test_columns_that_an_env_does_not_declare_are_refused():
 
 METHOD = '''
 from understudy import Method, PolicyConfig
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 
 
 def method(features=None):

@@ -33,8 +33,8 @@ from understudy.execute.actor import Actor, CountingActor, ObservationWrapper, P
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch, Guided, InverseDynamicsPlanner
 from understudy.execute.steering import ComposedConditions
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

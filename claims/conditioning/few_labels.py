@@ -35,7 +35,7 @@ from understudy.data.window import Goal, Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.edm import EDM
+from understudy.heads.denoising.edm import EDM
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig

@@ -36,7 +36,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.instruction import InstructedActor, Speaker
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig

@@ -33,7 +33,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.method import Method

@@ -32,7 +32,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method, Stage, build_actor

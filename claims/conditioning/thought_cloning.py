@@ -29,7 +29,7 @@ from understudy.envs.toys.gridworld_tasks import ORDERS, GridworldTasks, parse_m
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from understudy.learn.method import Method, build_actor
 from understudy.learn.objectives.class_prediction import ClassPrediction

@@ -30,8 +30,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import WrappedActor
-from understudy.heads.categorical import Categorical
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
 from understudy.learn.fit_method import fit_method

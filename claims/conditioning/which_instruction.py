@@ -34,8 +34,8 @@ from understudy.envs import make
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import Hierarchical
-from understudy.heads.categorical import Categorical
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.method import Method, Stage

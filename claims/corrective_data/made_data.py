@@ -30,7 +30,7 @@ from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.waypoints import WaypointWrapper
 from understudy.execute.wrappers import ActionWrapper, wrapped_env_name
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.generation import DemoGeneration, MovableObject, SegmentRule, SymmetryAugmentation
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig

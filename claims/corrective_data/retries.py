@@ -22,7 +22,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.retry import ATTEMPT, RetryActor
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

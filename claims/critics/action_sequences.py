@@ -19,8 +19,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.coarse_to_fine import CoarseToFineQ
-from understudy.heads.regression import Regression
+from understudy.heads.energy.coarse_to_fine import CoarseToFineQ
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig

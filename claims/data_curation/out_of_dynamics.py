@@ -41,7 +41,7 @@ from understudy.envs.toys.fork import GOAL, ForkExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.gmm import GMM
 
 
 def infer_actions(states: np.ndarray) -> Episode:

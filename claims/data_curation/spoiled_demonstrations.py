@@ -23,7 +23,7 @@ from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.fork import PILLAR, ForkExpert
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 
 STATE = "observation.state"

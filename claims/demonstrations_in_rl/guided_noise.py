@@ -19,8 +19,8 @@ from understudy.data.episode import Dataset
 from understudy.envs import make
 from understudy.envs.toys.four_rooms import FourRoomsExpert
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
     CollectionRounds,
     Exploration,

@@ -30,7 +30,7 @@ from understudy.claims.base import (
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

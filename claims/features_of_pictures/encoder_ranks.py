@@ -42,7 +42,7 @@ from understudy.evaluate.stats import LEVEL
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import PerNewStep

@@ -23,7 +23,7 @@ from understudy.envs.toys.tabular import Tabular, TabularExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import AuxiliaryLoss
 from understudy.learn.critic import CriticConfig
 from understudy.learn.method import Method

@@ -18,7 +18,7 @@ from understudy.data.relabel import NextObservation
 from understudy.envs.toys.gridworld_tasks import WALL, GridworldTasksExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method

@@ -20,8 +20,8 @@ from understudy.envs import make
 from understudy.envs.toys.tabletop import CENTERS
 from understudy.evaluate.evaluation import recording_seed
 from understudy.execute.base import sample_noise, sample_plans
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -20,7 +20,7 @@ from understudy.envs.toys.gridworld_tasks import ORDERS, GridworldTasks
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.rating import ScoreThreshold, episode_rater, episode_scores
 from understudy.improve.retention import AllEpisodes, SuccessfulEpisodes

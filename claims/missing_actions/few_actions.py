@@ -20,7 +20,7 @@ from understudy.envs.toys.four_rooms import FourRooms
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.pseudo_labels import PseudoLabel
 from understudy.learn.method import Method, Stage

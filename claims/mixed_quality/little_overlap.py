@@ -26,8 +26,8 @@ from understudy.envs.toys.four_rooms import FourRooms
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import LearnerConfig

@@ -22,8 +22,8 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import InitializeFrom, Method, Stage

@@ -24,8 +24,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.demonstrated import NUMBER, DemonstratedActor
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration
 from understudy.improve.updates import PerNewStep, PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning

@@ -17,7 +17,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.retention import AllEpisodes, RetentionRule
 from understudy.improve.updates import PerRound

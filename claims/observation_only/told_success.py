@@ -16,7 +16,7 @@ from understudy.envs.observation_wrappers import RandomFeatureObs
 from understudy.envs.toys.mdp import slippery_grid
 from understudy.envs.toys.tabular import Tabular
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.retention import AllEpisodes, LastRounds, RetentionRule
 from understudy.improve.updates import PerRound

@@ -28,9 +28,9 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.base import Head, uniform_noise
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 
 UPDATES, HORIZON, EXECUTED = 4000, 16, 8
 NOISE = 0.03  # of the expert's actions, m/s

@@ -33,8 +33,8 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.base import Head
-from understudy.heads.edm import EDM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

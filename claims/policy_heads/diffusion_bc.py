@@ -17,10 +17,10 @@ from understudy.claims.measures import closed_loop
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -29,7 +29,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

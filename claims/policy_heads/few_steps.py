@@ -30,10 +30,10 @@ from understudy.claims.measures import train_policy
 from understudy.data.episode import Dataset
 from understudy.envs.toys.fork import ForkExpert
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.adaflow import AdaFlow
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
-from understudy.heads.one_step import OneStepGenerator
+from understudy.heads.denoising.adaflow import AdaFlow
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.one_step.one_step import OneStepGenerator
 from understudy.learn.cloning.distillation import OneStepDistillation, Reflow, ReflowLearner
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.policy import Policy

@@ -21,9 +21,9 @@ from understudy.claims.measures import closed_loop
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
-from understudy.heads.bins import Bins
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

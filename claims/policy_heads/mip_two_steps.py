@@ -21,8 +21,8 @@ from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
-from understudy.heads.flow import Flow
-from understudy.heads.mip import MIP
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.one_step.mip import MIP
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -35,7 +35,7 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.base import sample_times
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import Learner
 from understudy.learn.fit_method import FitResult, fit_method

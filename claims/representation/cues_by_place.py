@@ -14,7 +14,7 @@ from understudy.data.episode import Dataset
 from understudy.envs.toys.particle import Particle, ParticleExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -19,7 +19,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.planners import FixedBatch
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.method import Method
 from understudy.methods.representation.ec_diffuser import ObjectEncoder, ec_diffuser
 from understudy.nets.encoders import ConcatEncoder

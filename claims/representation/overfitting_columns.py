@@ -16,7 +16,7 @@ from understudy.envs.toys.particle import Particle, ParticleExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import Method

@@ -22,7 +22,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
-from understudy.heads.behavior_transformer import BeT, cell_centers
+from understudy.heads.tokens.behavior_transformer import BeT, cell_centers
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.objectives.representation_objectives import NetworkObjective

@@ -24,7 +24,7 @@ from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.demonstrated import DemonstratedActor
 from understudy.execute.planners import FixedBatch
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig

@@ -24,8 +24,8 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

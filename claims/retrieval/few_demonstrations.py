@@ -36,10 +36,10 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.following import FollowDemonstration
 from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.base import Head
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.mcnn import MCNN
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.mcnn import MCNN
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
 from understudy.learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve

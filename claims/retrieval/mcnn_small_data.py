@@ -23,9 +23,9 @@ from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
-from understudy.heads.mcnn import MCNN
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.mcnn import MCNN
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

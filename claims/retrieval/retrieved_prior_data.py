@@ -30,7 +30,7 @@ from understudy.data.mixture import mix
 from understudy.envs.toys.four_rooms import FourRooms, FourRoomsExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.cloning.latent_labels import LatentEncoder
 from understudy.learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
 from understudy.learn.fit_method import fit_method

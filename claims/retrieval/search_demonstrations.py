@@ -31,8 +31,8 @@ from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.following import FollowDemonstration
 from understudy.execute.planners import FixedBatch
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

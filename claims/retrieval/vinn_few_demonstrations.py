@@ -35,7 +35,7 @@ from understudy.claims.memo import Memo
 from understudy.core import Context, HeadSpec
 from understudy.data.episode import Dataset, Episode
 from understudy.data.video import decode_image
-from understudy.heads.neighbors import Neighbors
+from understudy.heads.memory.neighbors import Neighbors
 
 HEIGHT, WIDTH = 16, 32  # pixels: the lower two thirds of a picture, averaged over squares of 5
 SEGMENTS, SEGMENT_LENGTH, GAP = 20, 50, 15  # frames; the last of each segment are left out, since neighbors look alike

@@ -18,7 +18,7 @@ from understudy.envs.toys.planar_arms import SPEED, PlanarArms
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs

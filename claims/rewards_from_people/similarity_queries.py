@@ -20,7 +20,7 @@ from understudy.data.window import Window
 from understudy.envs.toys.planar_arms import SPEED, PlanarArms, PlanarArmsExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.objectives.reconstruction_objectives import VAE

@@ -26,7 +26,7 @@ from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.cvae import CVAE
+from understudy.heads.likelihood.cvae import CVAE
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

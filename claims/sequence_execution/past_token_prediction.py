@@ -21,7 +21,7 @@ from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.past_verification import PastVerification
 from understudy.heads.base import Head
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -15,7 +15,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -25,7 +25,7 @@ from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.execute.self_guidance import PastObservationGuidance, SelfGuided
-from understudy.heads.edm import EDM
+from understudy.heads.denoising.edm import EDM
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

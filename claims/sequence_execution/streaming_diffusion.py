@@ -19,7 +19,7 @@ from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import RampTimes
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

@@ -23,7 +23,7 @@ from understudy.execute.past_verification import PastVerification
 from understudy.execute.planners import Hierarchical
 from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import Head, RampTimes
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig

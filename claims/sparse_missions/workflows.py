@@ -23,7 +23,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from understudy.improve.practice import SuccessReward
 from understudy.improve.retention import LastRounds

@@ -33,7 +33,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import SkillWrapper, WrappedActor
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
 from understudy.learn.cloning.skill_autoencoder import SkillPosterior

@@ -24,8 +24,8 @@ from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

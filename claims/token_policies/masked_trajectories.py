@@ -35,7 +35,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.planners import MaskedGoalPlanner
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method, training_data
 from understudy.learn.optimizer import OptimizerConfig

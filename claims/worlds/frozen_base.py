@@ -19,7 +19,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import NoiseSteeringWrapper
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.improve.practice import BASE, Practice, steered_episodes
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method

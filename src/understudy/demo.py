@@ -21,8 +21,8 @@ from .evaluate.report import write_report
 from .execute.chunking import RecedingHorizon
 from .files import write_json
 from .heads.base import Head
-from .heads.flow import Flow
-from .heads.regression import Regression
+from .heads.denoising.flow import Flow
+from .heads.likelihood.regression import Regression
 from .hints import command_line
 from .learn.behavior_cloning import BehaviorCloning
 from .learn.method import Method, load_actor

@@ -45,6 +45,12 @@ _ROOMS = {  # folder: modules that were in the folder above it
     "learn.cloning": (
         "attention_supervision cloning_from_observation distillation elastic_weights latent_labels pseudo_labels "
         "retrieval skill_autoencoder"),
+    "heads.likelihood": "bins categorical correction cvae gaussian gmm normalizing_flow regression squashed_gaussian",
+    "heads.tokens": "behavior_transformer fast vq_bet",
+    "heads.denoising": "adaflow diffusion edm flow interpolant joint_diffusion streaming_flow",
+    "heads.one_step": "consistency mean_flow mip one_step shortcut",
+    "heads.energy": "coarse_to_fine energy motion_classifier transport",
+    "heads.memory": "mcnn neighbors",
 }
 
 MODULES: dict[str, str] = {  # old module: new module

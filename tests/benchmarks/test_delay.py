@@ -15,7 +15,7 @@ from understudy.execute.latency import DelayedPlan
 from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
 from understudy.files import write_json
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import random_batch

@@ -12,15 +12,15 @@ from folders import BENCHMARKS
 import understudy.heads
 from understudy.files import write_json
 from understudy.heads.base import Head
-from understudy.heads.categorical import Categorical
-from understudy.heads.coarse_to_fine import CoarseToFineQ
-from understudy.heads.correction import Correction
-from understudy.heads.flow import Flow
-from understudy.heads.joint_diffusion import JointDiffusion
-from understudy.heads.motion_classifier import MotionClassifier
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.squashed_gaussian import SquashedGaussian
-from understudy.heads.transport import Transport
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.denoising.joint_diffusion import JointDiffusion
+from understudy.heads.energy.coarse_to_fine import CoarseToFineQ
+from understudy.heads.energy.motion_classifier import MotionClassifier
+from understudy.heads.energy.transport import Transport
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.correction import Correction
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy
 from understudy.testing import random_batch

@@ -13,8 +13,8 @@ from understudy.core import replaced
 from understudy.data.mixture import mix
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method

@@ -20,7 +20,7 @@ from understudy.data.window import Window
 from understudy.deploy.fused_experts import fuse_experts
 from understudy.evaluate.behavior.modes import fork_mode
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.sample_weights import CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -52,7 +52,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     def with_change(change):
         def file(module):
             path = original(module)
-            if path is None or module != "understudy.heads.diffusion":
+            if path is None or module != "understudy.heads.denoising.diffusion":
                 return path
             copy = tmp_path / path.name
             copy.write_text(change(path.read_text()))
@@ -72,7 +72,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     modules = []
     monkeypatch.setattr(records, "_module_file", lambda module: modules.append(module) or original(module))
     records.fingerprint(claim)
-    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(modules)
+    assert {"understudy.heads.denoising.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(modules)
     assert "claims.evaluation.ema_oscillation" not in modules and "understudy.cli" not in modules
     assert "understudy.data.episode" in modules and "understudy.data.formats.detection" not in modules
     # What it names by a string is followed, and no other environment.

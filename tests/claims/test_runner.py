@@ -14,7 +14,7 @@ from understudy.claims.base import (
 from understudy.claims.runner import Cells, judge_again, judge_figures, run_claim, run_figures
 from understudy.data.window import Window
 from understudy.files import read_json, write_json
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.method import Method
 from understudy.policy import PolicyConfig
 

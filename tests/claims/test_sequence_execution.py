@@ -7,7 +7,7 @@ from claims.sequence_execution import pooled_history, self_guidance, which_histo
 from claims.worlds import sign_corridor
 from understudy.data.window import Window
 from understudy.execute.self_guidance import SelfGuided
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_env, random_batch

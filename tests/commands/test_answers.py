@@ -201,8 +201,8 @@ def set_version(run, version):
         file.write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize("old, new", [("heads.regression:Regression", "heads.regression:Gone"),
-                                      ("heads.regression:Regression", "heads.gone:Regression")])
+@pytest.mark.parametrize("old, new", [("heads.likelihood.regression:Regression", "heads.likelihood.regression:Gone"),
+                                      ("heads.likelihood.regression:Regression", "heads.gone:Regression")])
 def test_a_class_that_no_longer_exists_is_explained_with_versions(demos, capsys, old, new):
     assert train("bc", demos, "--out", "run", "--steps", 2) == 0
     set_version("run", "0.0.7")

@@ -25,7 +25,7 @@ from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.failure_detection import FailureDetector, ObservationNovelty
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve import robot_takeover
 from understudy.improve.blind_promotion import judged_checkpoints
 from understudy.improve.success import FrameRates

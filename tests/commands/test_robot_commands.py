@@ -27,7 +27,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.recording.recorder import Recorder
 from understudy.files import write_json
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.run import Run

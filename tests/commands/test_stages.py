@@ -14,8 +14,8 @@ from understudy.core import keys
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
 from understudy.execute.planners import Guided
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import (
     InitializeFrom,

@@ -16,7 +16,7 @@ OUTSIDE = '''
 from dataclasses import dataclass
 from understudy import Method, PolicyConfig, Window, make
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.nets.mlp import MLP
 

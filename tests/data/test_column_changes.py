@@ -46,7 +46,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.latency import delay_actor
 from understudy.execute.wrappers import ResidualWrapper, WrappedActor
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import (

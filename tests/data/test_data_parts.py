@@ -29,7 +29,7 @@ from understudy.data.relabel import Hindsight, InterventionPenalty, NextObservat
 from understudy.data.tasks import SHOWN_TASK, task_texts
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.policy import Policy, PolicyConfig
 
 

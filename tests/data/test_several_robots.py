@@ -12,7 +12,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ColumnPadding
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.nets.base import Trunk, TrunkNet, precomputed

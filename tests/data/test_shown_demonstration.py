@@ -15,7 +15,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
 from understudy.data.shown_demonstration import ShowDemonstration
 from understudy.execute.demonstrated import DemonstratedActor
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.train import train
 from understudy.methods import find_method

@@ -29,7 +29,7 @@ from understudy.data.sources import batch_ranges
 from understudy.data.stream import ShardStream, _expand_braces
 from understudy.data.views import write_view
 from understudy.data.window import Goal
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 
 WINDOW = Window(n_obs_steps=2, horizon=3)

@@ -11,7 +11,7 @@ from understudy.core import ConfigError, Unsupported
 from understudy.data.device_windows import DeviceWindows
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage

@@ -13,9 +13,9 @@ from understudy.core import Unsupported
 from understudy.data.window import Window
 from understudy.deploy.cuda_graph import CapturedPlanner
 from understudy.execute.planners import BestOfN, FixedBatch
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet

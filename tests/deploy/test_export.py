@@ -44,8 +44,8 @@ from understudy.deploy.onnx import export, load
 from understudy.deploy.onnx_runner import OnnxRunner
 from understudy.deploy.torch_package import export_package, load_package
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer

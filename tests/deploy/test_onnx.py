@@ -38,15 +38,15 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead, TemperatureHead
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.interpolant import Interpolant
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.denoising.interpolant import Interpolant
+from understudy.heads.denoising.streaming_flow import StreamingFlow
+from understudy.heads.energy.transport import Transport
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.regression import Regression
 from understudy.heads.solvers import DDPM
-from understudy.heads.streaming_flow import StreamingFlow
-from understudy.heads.transport import Transport
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.methods.generative.mdt import GoalEncoder

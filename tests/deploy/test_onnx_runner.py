@@ -27,8 +27,8 @@ from understudy.deploy.onnx import export, load, load_onnx_actor
 from understudy.deploy.onnx_runner import OnnxRunner
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train

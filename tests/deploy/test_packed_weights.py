@@ -12,9 +12,9 @@ from understudy.core import UserError
 from understudy.data.window import Window
 from understudy.deploy.equivalence import plan_difference, random_noise
 from understudy.deploy.packed_weights import _PackedLinear, pack_weights
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.optimizer import has_fast_bf16
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer

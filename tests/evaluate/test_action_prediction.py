@@ -19,9 +19,9 @@ from understudy.data.window import Window
 from understudy.evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
 from understudy.evaluate.report import write_prediction_report
 from understudy.heads.base import Head
-from understudy.heads.categorical import Categorical
-from understudy.heads.cvae import CVAE
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.method import training_data
 from understudy.learn.validation import Validation, target_scale
 from understudy.methods import find_method

@@ -34,9 +34,9 @@ from understudy.execute.planners import FixedBatch
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import RampTimes
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, PolicyConfig

@@ -32,9 +32,9 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.doubt import DOUBT
 from understudy.execute.planners import FixedBatch
-from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.policy import Planner, Policy, PolicyConfig
 
 

@@ -15,8 +15,8 @@ from understudy.envs.toys.fork import SPREAD, Fork, ForkExpert
 from understudy.execute.actor import NoisyActor, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import every_nth_step
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv

@@ -15,10 +15,10 @@ from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import RampTimes
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.policy import Inpaint, PolicyConfig
 from understudy.testing import check_executor, random_batch
 

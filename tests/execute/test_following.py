@@ -12,8 +12,8 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.execute.following import FollowDemonstration
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.nets.encoders import ConcatEncoder
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import random_batch

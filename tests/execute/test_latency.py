@@ -15,7 +15,7 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan, delay_actor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.nets.mlp import MLP
 from understudy.policy import Planner, PolicyConfig
 from understudy.testing import check_executor

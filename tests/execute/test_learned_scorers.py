@@ -24,11 +24,11 @@ from understudy.execute.steering import (
     ScorerGuided,
 )
 from understudy.heads.base import EnergyCost
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.heads.paths import edm_scales
-from understudy.heads.regression import Regression
 from understudy.heads.solvers import DPMSolverPP, Midpoint
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method

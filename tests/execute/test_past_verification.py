@@ -8,8 +8,8 @@ from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.latency import DelayedPlan
 from understudy.execute.past_verification import PastVerification
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.sample_weights import PastTargetWeights
 from understudy.methods import find_method

@@ -27,9 +27,9 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import NoiseSteeringWrapper
 from understudy.heads.base import RampTimes
-from understudy.heads.flow import Flow
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.nets.mlp import MLP
 from understudy.policy import ClassifierFreeGuidance, Inpaint, LastChunk, Policy, PolicyConfig
 from understudy.testing import random_batch, random_dataset

@@ -20,8 +20,8 @@ from understudy.execute.latency import DelayedPlan, delay_actor
 from understudy.execute.prefix_chunking import PrefixChunking
 from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import PrefixTimes
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -26,11 +26,11 @@ from understudy.execute.planners import FixedBatch
 from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
-from understudy.heads.categorical import Categorical
-from understudy.heads.cvae import CVAE
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.mip import MIP
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.one_step.mip import MIP
 from understudy.learn.execution import BUILDERS, with_execution_scheme
 from understudy.learn.method import Method, build_planner, resolve_references
 from understudy.methods import find_method

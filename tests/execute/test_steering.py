@@ -31,14 +31,14 @@ from understudy.execute.steering import (
     Steered,
     steer_actor,
 )
-from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import LimitedCost, cost_gradient
-from understudy.heads.bins import Bins
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.mean_flow import MeanFlow
-from understudy.heads.regression import Regression
-from understudy.heads.shortcut import Shortcut
+from understudy.heads.denoising.adaflow import AdaFlow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.one_step.mean_flow import MeanFlow
+from understudy.heads.one_step.shortcut import Shortcut
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, build_actor, build_planner, load_actor

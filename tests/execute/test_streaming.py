@@ -10,8 +10,8 @@ from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import RampTimes, sample_times
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.nets.unet import UNet

@@ -16,9 +16,9 @@ from understudy.execute.base import ActionConditionedExecutor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.execute.streaming_flow import StreamingFlowExecutor
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
-from understudy.heads.streaming_flow import StreamingFlow
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.denoising.streaming_flow import StreamingFlow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.validation import Validation

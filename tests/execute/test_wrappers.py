@@ -35,8 +35,8 @@ from understudy.execute.wrappers import (
     SkillWrapper,
     WrappedActor,
 )
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning

@@ -7,27 +7,27 @@ from fixtures.heads import CHOICE, FROZEN, HEADS, STEPWISE, TOKENS, named, rng
 
 from understudy.core import Context, HeadSpec, Unsupported, UserError
 from understudy.data.window import Window
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.bins import Bins
-from understudy.heads.categorical import Categorical
-from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
-from understudy.heads.fast import FAST
-from understudy.heads.flow import Flow
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.gmm import GMM
-from understudy.heads.joint_diffusion import JointDiffusion
-from understudy.heads.mean_flow import MeanFlow
-from understudy.heads.mip import MIP
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.normalizing_flow import NormalizingFlow
-from understudy.heads.regression import Regression
-from understudy.heads.shortcut import Shortcut
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.denoising.joint_diffusion import JointDiffusion
+from understudy.heads.denoising.streaming_flow import StreamingFlow
+from understudy.heads.energy.energy import AutoregressiveEnergy, EnergyModel
+from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.normalizing_flow import NormalizingFlow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.heads.memory.neighbors import Neighbors
+from understudy.heads.one_step.mean_flow import MeanFlow
+from understudy.heads.one_step.mip import MIP
+from understudy.heads.one_step.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP
-from understudy.heads.squashed_gaussian import SquashedGaussian
-from understudy.heads.streaming_flow import StreamingFlow
-from understudy.heads.vq_bet import VQBeT
+from understudy.heads.tokens.behavior_transformer import BeT
+from understudy.heads.tokens.fast import FAST
+from understudy.heads.tokens.vq_bet import VQBeT
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer

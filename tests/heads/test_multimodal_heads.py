@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from understudy.core import Context, HeadSpec, UserError
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.bins import Bins
-from understudy.heads.edm import EDM
-from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.energy.energy import AutoregressiveEnergy, EnergyModel
+from understudy.heads.likelihood.bins import Bins
 from understudy.heads.solvers import DDIM, DPMSolverPP, Euler, Heun
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.methods.behavior_cloning.ibc import ibc
 from understudy.nets.mlp import MLP
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from understudy.core import ConfigError, Context, HeadSpec
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
-from understudy.heads.interpolant import Interpolant
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.denoising.interpolant import Interpolant
+from understudy.heads.denoising.streaming_flow import StreamingFlow
 from understudy.heads.paths import (
     EDMPath,
     LinearPath,
@@ -20,7 +21,6 @@ from understudy.heads.paths import (
     noise_schedule,
 )
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint, integrate
-from understudy.heads.streaming_flow import StreamingFlow
 from understudy.nets.mlp import MLP
 
 B, H, A = 3, 5, 2

@@ -35,8 +35,8 @@ from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.improve.collection import (
     FIRST_EPISODE,
     CollectionRounds,

@@ -14,7 +14,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, RolloutCollector, TaskSequenceCollector
 from understudy.improve.corrections import (
     SIRIUS_WEIGHTS,

@@ -13,8 +13,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.data_guided_exploration import DataGuidedExploration, ZeroMeanGaussian, deviations
 from understudy.improve.updates import PerNewStep

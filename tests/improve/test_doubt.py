@@ -17,7 +17,7 @@ from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.doubt import (
     BuiltEitherGate,

@@ -20,10 +20,10 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
-from understudy.heads.categorical import Categorical
-from understudy.heads.correction import Correction
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.correction import Correction
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import random_episodes
 from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, dsrl, porl

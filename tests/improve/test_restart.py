@@ -15,7 +15,7 @@ from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.restart import (
     Attempts,
     FailureProbability,

@@ -13,7 +13,7 @@ from understudy.core import Feature, Unsupported, UserError
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, is_wrapped
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, RolloutCollector, SupervisorLabels
 from understudy.improve.gates import RandomGate
 from understudy.improve.supervisors import acting_method, check_units

@@ -14,7 +14,7 @@ from understudy.data.mixture import ROUND
 from understudy.data.replay_buffer import ReplayBuffer
 from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.corrections import UndoneTakeovers, rlif
 from understudy.improve.improvement import IMPROVEMENTS, Improvement

@@ -21,8 +21,8 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import NoisyActor
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
     FIRST_EPISODE,
     GaussianExploration,

@@ -15,8 +15,8 @@ from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import TargetNetworkHead
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig

@@ -12,7 +12,7 @@ import torch
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.background_updates import update_meanwhile
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic

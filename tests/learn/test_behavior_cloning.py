@@ -11,8 +11,8 @@ from fixtures.learning import Recover, batches, clone, weights
 
 from understudy.core import Diverged
 from understudy.data.augment import GaussianNoise
-from understudy.heads.flow import Flow
-from understudy.heads.neighbors import Neighbors
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights

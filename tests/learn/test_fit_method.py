@@ -14,9 +14,9 @@ from understudy.data.mixture import mix
 from understudy.data.relabel import SelectColumns
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
-from understudy.heads.flow import Flow
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import FromStage, InitializeFrom, Method, Stage

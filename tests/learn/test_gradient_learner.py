@@ -13,7 +13,7 @@ from torch import nn
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.devices import seed_generators
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig

@@ -13,7 +13,7 @@ from understudy.checkpoint import FromStage, load_module
 from understudy.core import ConfigError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner

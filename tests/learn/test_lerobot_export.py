@@ -22,9 +22,9 @@ from understudy.data.column_changes import LastAction
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.streaming import StreamingExecutor
-from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.regression import Regression
 from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
 from understudy.learn.method import Method, TrainedRun, load_policy

@@ -18,7 +18,7 @@ from understudy.core import Unsupported, UserError, keys
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.diffusion import Diffusion
+from understudy.heads.denoising.diffusion import Diffusion
 from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
 from understudy.learn.method import Method, load_actor, load_policy

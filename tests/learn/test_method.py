@@ -13,8 +13,8 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig

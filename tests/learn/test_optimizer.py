@@ -14,7 +14,7 @@ from torch import nn
 
 from understudy.core import UserError
 from understudy.data.window import Window
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.learn import optimizer
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit

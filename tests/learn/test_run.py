@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from understudy.core import DataWarning, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.neighbors import Neighbors
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import IS_SUCCESS, Run, comparable_scores

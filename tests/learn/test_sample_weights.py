@@ -16,7 +16,7 @@ from understudy.checkpoint import FromStage
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.implicit_q_learning import IQL

@@ -11,12 +11,12 @@ import torch
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.consistency import Consistency
-from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.heads.memory.neighbors import Neighbors
+from understudy.heads.one_step.consistency import Consistency
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig

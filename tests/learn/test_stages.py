@@ -23,8 +23,8 @@ from understudy.data.relabel import Hindsight
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import BestOfN, Hierarchical
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
 from understudy.learn.critic import CriticConfig, QFunction, ValueFunction
 from understudy.learn.method import (

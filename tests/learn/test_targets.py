@@ -9,7 +9,7 @@ import torch
 from understudy.core import Batch, DataError, Diverged, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit_method import fit_method

@@ -16,7 +16,7 @@ from understudy.data.window import Window
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -17,7 +17,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import Head
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.train import validation_episodes
 from understudy.learn.validation import Validation, check_training_data, energy_score, target_scale
 from understudy.policy import Policy, PolicyConfig

@@ -26,10 +26,10 @@ from understudy.evaluate.evaluation import recording_seed, tuning_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
 from understudy.files import write_json
-from understudy.heads.bins import Bins
-from understudy.heads.categorical import Categorical
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_actor, policy_features, training_data

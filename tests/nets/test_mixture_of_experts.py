@@ -14,10 +14,10 @@ from understudy.data.window import Window
 from understudy.deploy.equivalence import random_noise
 from understudy.deploy.fused_experts import fuse_experts
 from understudy.deploy.packed_weights import pack_weights
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
-from understudy.heads.mip import MIP
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.one_step.mip import MIP
 from understudy.heads.solvers import DPMSolverPP, Heun
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit

@@ -11,7 +11,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.attention_supervision import AttentionSupervision
 from understudy.learn.fit_method import fit_method

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from understudy.core import ConfigError, Context, Feature, HeadSpec, UserError
 from understudy.data.codec import Normalizer
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.grid import PerToken
 from understudy.nets.mlp import MLP

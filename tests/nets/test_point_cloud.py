@@ -7,7 +7,7 @@ from fixtures.networks import rng, seeded
 
 from understudy.core import Feature, UserError
 from understudy.data.codec import Normalizer
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.policy import Policy, PolicyConfig
 

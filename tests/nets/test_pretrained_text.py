@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from understudy.core import Feature, Unsupported, UserError, keys
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

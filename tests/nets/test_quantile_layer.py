@@ -8,7 +8,7 @@ from fixtures.staged import episodes, method
 from torch.distributions import Normal
 
 from understudy.core import ConfigError
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.critic import CriticConfig
 from understudy.learn.targets import td_loss
 from understudy.nets.quantile_layer import QuantileNet, draw_levels

@@ -11,7 +11,7 @@ from torch import nn
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.vision import (
     FixedBatchNorm,

@@ -16,7 +16,7 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.recording.recorder import Recorder
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.hints import unit_hint
 from understudy.policy import Policy, PolicyConfig, check_features
 from understudy.robots.bimanual import BimanualRobot

@@ -15,7 +15,7 @@ from understudy.data.window import Window  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
-from understudy.heads.flow import Flow  # noqa: E402
+from understudy.heads.denoising.flow import Flow  # noqa: E402
 from understudy.policy import Inpaint, PolicyConfig  # noqa: E402
 from understudy.serve.client import Client, RequestRefused  # noqa: E402
 from understudy.serve.describe import policy_metadata, policy_schema  # noqa: E402

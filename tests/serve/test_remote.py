@@ -17,7 +17,7 @@ from understudy.data.window import Window  # noqa: E402
 from understudy.execute.actor import ObservationWrapper, PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
-from understudy.heads.flow import Flow  # noqa: E402
+from understudy.heads.denoising.flow import Flow  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402
 from understudy.robots.acting import act_on_robot  # noqa: E402
 from understudy.robots.base import Robot  # noqa: E402

@@ -21,7 +21,7 @@ from understudy.envs import make  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
-from understudy.heads.flow import Flow  # noqa: E402
+from understudy.heads.denoising.flow import Flow  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.policy import Policy, PolicyConfig  # noqa: E402
 from understudy.serve.steering_page import SteeringPage  # noqa: E402

@@ -12,7 +12,7 @@ from understudy.data.window import Window
 from understudy.execute.base import Executor, empty_chunks
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import DenoisingHead, Head
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.flow import Flow
 from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP

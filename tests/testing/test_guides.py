@@ -14,9 +14,9 @@ from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.planners import FixedBatch
 from understudy.heads.base import PrefixTimes
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
 from understudy.heads.solvers import Heun
 from understudy.nets.mlp import MLP
 from understudy.policy import Clamp, ClassifierFreeGuidance, Inpaint, NetworkGuidance, PolicyConfig

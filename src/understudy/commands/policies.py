@@ -358,7 +358,7 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
 
 def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
-    from ..heads.regression import Regression
+    from ..heads.likelihood.regression import Regression
     from ..learn.method import Method
     from ..policy import PolicyConfig
     from ..serve.remote import RemoteActor, RemotePlanner, remote_actor

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 import torch
 
 from ..core import AtLeast, ConfigError, Unsupported, part
-from ..heads.neighbors import Neighbors
+from ..heads.memory.neighbors import Neighbors
 from ..policy import Planner, Policy
 from .base import Executor, check_alignment
 from .planners import PlannerWrapper

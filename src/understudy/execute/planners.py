@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part, take, tree_map
-from ..heads.neighbors import Neighbors
+from ..heads.memory.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, require_stepwise, sample_noise, sample_plans
 

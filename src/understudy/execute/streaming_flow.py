@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, Context, State, Unsupported, UserError, part, put, take
-from ..heads.streaming_flow import StreamingFlow
+from ..heads.denoising.streaming_flow import StreamingFlow
 from .base import ActionConditionedExecutor, check_alignment, require_stepwise
 
 

@@ -15,8 +15,8 @@ from ..envs.base import Env
 from ..envs.wrappers import WrappedEnv
 from ..execute.chunking import ChunkedExecutor, RecedingHorizon
 from ..execute.wrappers import NoiseSteeringWrapper, ResidualWrapper
-from ..heads.correction import Correction
-from ..heads.squashed_gaussian import SquashedGaussian
+from ..heads.likelihood.correction import Correction
+from ..heads.likelihood.squashed_gaussian import SquashedGaussian
 from ..learn.critic import CriticConfig
 from ..learn.critics.denoising_ppo import DenoisingPPO, DenoisingPPOLearner, check_denoising
 from ..learn.critics.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks

@@ -14,7 +14,7 @@ from ..data.episode import Dataset, Episode
 from ..data.mixture import ROUND
 from ..data.shown_demonstration import task_of
 from ..data.window import Window
-from ..heads.regression import Regression
+from ..heads.likelihood.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..policy import Policy, PolicyConfig

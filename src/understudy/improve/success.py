@@ -14,7 +14,7 @@ from ..core import AtLeast, UserError, part
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, EnvWrapper
 from ..execute.planners import FixedBatch
-from ..heads.regression import Regression
+from ..heads.likelihood.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..policy import Planner, PolicyConfig

@@ -16,9 +16,9 @@ from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
 from ..execute.temporal_ensemble import TemporalEnsemble
 from ..files import whole_folder, write_json
-from ..heads.cvae import CVAE
-from ..heads.diffusion import Diffusion
-from ..heads.regression import Regression
+from ..heads.denoising.diffusion import Diffusion
+from ..heads.likelihood.cvae import CVAE
+from ..heads.likelihood.regression import Regression
 from ..heads.solvers import DDIM, DDPM
 from ..nets.act import ACTEncoder, ACTTransformer, sequence_positions
 from ..nets.diffusion_policy import DiffusionPolicyEncoder

@@ -26,9 +26,9 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.temporal_ensemble import TemporalEnsemble
 from ..files import read_json
 from ..heads.base import Head
-from ..heads.cvae import CVAE
-from ..heads.diffusion import Diffusion
-from ..heads.regression import Regression
+from ..heads.denoising.diffusion import Diffusion
+from ..heads.likelihood.cvae import CVAE
+from ..heads.likelihood.regression import Regression
 from ..heads.solvers import DDIM, DDPM
 from ..nets.act import ACTEncoder, ACTTransformer
 from ..nets.base import Encoder, Trunk

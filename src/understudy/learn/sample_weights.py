@@ -15,7 +15,7 @@ from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, Batch, Below, ConfigError, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
-from ..heads.regression import Regression
+from ..heads.likelihood.regression import Regression
 from ..policy import Policy
 from .optimizer import OptimizerConfig
 

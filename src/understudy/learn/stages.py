@@ -15,7 +15,7 @@ from ..checkpoint import CheckpointModule, FromStage, load_tensors
 from ..core import ConfigError, DataError, Schema, UserError
 from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
-from ..heads.categorical import Categorical
+from ..heads.likelihood.categorical import Categorical
 from ..policy import Policy, find_checkpoint
 from .critic import Critic
 from .critics.action_values import ActionValues

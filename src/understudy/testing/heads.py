@@ -13,7 +13,7 @@ import torch
 from ..config import UntrustedCode
 from ..core import Feature, Schema, Unsupported, take
 from ..heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
-from ..heads.flow import Flow
+from ..heads.denoising.flow import Flow
 from ..learn.stages import packages_of
 from ..nets.base import precomputed
 from ..policy import Policy, PolicyConfig

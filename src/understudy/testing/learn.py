@@ -22,10 +22,10 @@ from ..data.augment import GaussianNoise
 from ..data.episode import Dataset
 from ..data.mixture import EXPERT
 from ..data.window import Window
-from ..heads.categorical import Categorical
-from ..heads.flow import Flow
-from ..heads.neighbors import Neighbors
-from ..heads.regression import Regression
+from ..heads.denoising.flow import Flow
+from ..heads.likelihood.categorical import Categorical
+from ..heads.likelihood.regression import Regression
+from ..heads.memory.neighbors import Neighbors
 from ..learn.cloning.latent_labels import LatentEncoder
 from ..learn.fit import LearnerConfig
 from ..learn.rewards.reward_models import RewardModel, RewardModelConfig

@@ -21,7 +21,7 @@ from understudy.audit.scores.step_table import StepTable
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

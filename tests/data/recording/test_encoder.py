@@ -21,7 +21,7 @@ from understudy.data.formats import open_dataset
 from understudy.data.recording import encoder
 from understudy.data.recording import recorder as recording
 from understudy.data.recording.recorder import Recorder, repair
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.policy import PolicyConfig, policy_inputs
 from understudy.robots import recording as sessions
 from understudy.robots.cameras import EmulatedCamera, camera_features, read_cameras

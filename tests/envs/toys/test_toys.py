@@ -24,7 +24,7 @@ from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig

@@ -10,7 +10,7 @@ from understudy.evaluate.behavior.latency import measure_latency
 from understudy.execute.actor import Actor, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import PlannerWrapper
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.policy import Planner, PolicyConfig
 from understudy.testing import random_batch

@@ -9,8 +9,8 @@ import torch
 from understudy.core import Batch, Context, Feature, HeadSpec, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.attention_supervision import MemorySupervision, steps_since_recalled
 from understudy.learn.fit_method import fit_method

@@ -10,8 +10,8 @@ from understudy.core import DataError, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation, ClassBalance
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -10,12 +10,12 @@ from torch import nn
 
 from understudy.checkpoint import FromStage
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
-from understudy.heads.consistency import Consistency
 from understudy.heads.coupling import optimal_transport
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.edm import EDM
-from understudy.heads.flow import Flow
-from understudy.heads.one_step import OneStepGenerator
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.edm import EDM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.one_step.consistency import Consistency
+from understudy.heads.one_step.one_step import OneStepGenerator
 from understudy.heads.solvers import DDPM
 from understudy.learn.cloning.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from understudy.nets.mlp import MLP

@@ -12,7 +12,7 @@ from understudy.core import ConfigError, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.elastic_weights import EWC, fisher_information, save_anchor
 from understudy.learn.fit_method import fit_method

@@ -8,8 +8,8 @@ from understudy.checkpoint import FromStage
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.cvae import CVAE
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.cvae import CVAE
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.pseudo_labels import PseudoLabel
 from understudy.learn.fit_method import fit_method

@@ -17,8 +17,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.window import Goal, Window
 from understudy.files import write_json
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import LatentEncoder
 from understudy.learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve

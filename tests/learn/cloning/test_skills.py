@@ -20,11 +20,11 @@ from understudy.data.window import Goal, Window
 from understudy.evaluate.training_report import training_verdict
 from understudy.execute.planners import Hierarchical
 from understudy.execute.wrappers import SkillWrapper
-from understudy.heads.categorical import Categorical
-from understudy.heads.flow import Flow
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.gmm import GMM
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
 from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder, SkillAutoencoderLearner, SkillPosterior

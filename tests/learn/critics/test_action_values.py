@@ -13,8 +13,8 @@ from fixtures.tables import STATE, few_actions
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critics.action_values import ActionValues, check_classes, class_logits
 from understudy.learn.fit import fit

@@ -8,9 +8,9 @@ from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill_critic, make_ba
 
 from understudy.core import Unsupported
 from understudy.data.episode import Dataset
-from understudy.heads.flow import Flow
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.gmm import GMM
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.advantage_weighted_actor_critic import AWAC, AWACLearner, draw_plans
 from understudy.nets.mlp import MLP

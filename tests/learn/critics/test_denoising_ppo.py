@@ -16,9 +16,9 @@ from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.heads.solvers import DDPM
 from understudy.improve.collection import CollectionRounds, RolloutCollector, random_episodes
 from understudy.improve.practice import DenoisingExploration

@@ -10,8 +10,8 @@ from fixtures.tables import STATE, few_actions
 
 from understudy.core import ConfigError
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.fitted_q import FittedQ
 from understudy.learn.fit import fit

@@ -14,8 +14,8 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.evaluate.rollout import rollout
-from understudy.heads.categorical import Categorical
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.goal_conditioned import VALUE_GOAL
 from understudy.learn.fit_method import fit_method

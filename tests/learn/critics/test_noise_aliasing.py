@@ -14,8 +14,8 @@ from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.rollout import rollout
 from understudy.execute.wrappers import NoiseSteeringWrapper, is_wrapped
-from understudy.heads.flow import Flow
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.noise_aliasing import CHUNK, NoiseAliasing, demonstrated_chunks, with_chunks

@@ -17,8 +17,8 @@ from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import (
     CollectionRounds,
     GaussianExploration,

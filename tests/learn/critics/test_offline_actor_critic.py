@@ -31,9 +31,9 @@ from understudy.core import ConfigError, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
 from understudy.methods import find_method

@@ -12,8 +12,8 @@ import torch
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method

@@ -11,8 +11,8 @@ from understudy.core import Feature
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.critics.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN

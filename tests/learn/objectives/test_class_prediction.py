@@ -7,7 +7,7 @@ import pytest
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

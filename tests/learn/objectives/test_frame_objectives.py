@@ -5,7 +5,7 @@ import torch
 
 from understudy.core import ConfigError, Feature
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.objectives.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
 from understudy.learn.objectives.representation import RepresentationLearning

@@ -9,7 +9,7 @@ from understudy.core import Batch, ConfigError, Context, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit import fit
 from understudy.learn.objectives.latent_objectives import LatentDynamics
 from understudy.learn.objectives.representation import RepresentationLearning

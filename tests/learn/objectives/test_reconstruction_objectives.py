@@ -7,7 +7,7 @@ import torch
 from understudy.core import Batch, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.objectives.reconstruction_objectives import (
     VAE,
     ObservationPrediction,

@@ -18,10 +18,10 @@ from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.augment import ColorJitter, GaussianNoise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.flow import Flow
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method

@@ -8,7 +8,7 @@ from understudy.core import UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit import fit
 from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.objectives.value_objectives import INTENT, OUTCOME, IntentionValue

@@ -11,9 +11,9 @@ from understudy.core import Unsupported, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -13,8 +13,8 @@ from folders import TESTS
 from understudy.core import Batch, ConfigError, DataWarning, Feature, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.critics.ppo import PPO
 from understudy.learn.rewards.discriminator_reward import Discriminator, DiscriminatorReward

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from understudy.core import ConfigError, DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, training_data

@@ -18,8 +18,8 @@ from understudy.data.window import Window
 from understudy.envs.wrappers import LearnedRewardEnv
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from understudy.core import Feature, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.rewards.transport_reward import (
     COLUMN,
     OptimalTransportReward,

@@ -10,7 +10,7 @@ import torch
 from understudy.core import Batch, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.lane_driving import BOX_HALF, HALF_WIDTH, RADIUS, clearance
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.methods.behavior_cloning.chauffeurnet import (

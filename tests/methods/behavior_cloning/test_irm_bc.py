@@ -6,8 +6,8 @@ import torch
 
 from understudy.core import Batch, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.methods.behavior_cloning.irm_bc import RiskInvariance, irm_bc
 from understudy.nets.encoders import ConcatEncoder

@@ -9,7 +9,7 @@ import torch
 from understudy.core import ConfigError, Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import EXPERT
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward

@@ -23,7 +23,7 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.planners import FixedBatch, MaskedGoalPlanner
 from understudy.files import write_json
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data

@@ -10,9 +10,9 @@ from understudy.core import Feature, Unsupported, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.behavior_transformer import BeT
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.tokens.behavior_transformer import BeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -17,7 +17,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Goal, Window
 from understudy.execute.actor import ObservationWrapper
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

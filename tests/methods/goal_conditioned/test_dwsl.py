@@ -6,7 +6,7 @@ import torch
 
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.methods.goal_conditioned.dwsl import DWSL
 from understudy.nets.encoders import ConcatEncoder

@@ -11,7 +11,7 @@ from understudy.core import UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig

@@ -16,8 +16,8 @@ from understudy.data.window import Goal, Window
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import GaussianExploration, random_episodes
 from understudy.learn.critic import CriticConfig
 from understudy.learn.method import Method

@@ -22,7 +22,7 @@ from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
-from understudy.heads.cvae import CVAE
+from understudy.heads.likelihood.cvae import CVAE
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.bcq import BCQ, BCQLearner, PerturbedCVAE

@@ -21,8 +21,8 @@ from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
-from understudy.heads.gmm import GMM
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.gmm import GMM
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method

@@ -21,7 +21,7 @@ from fixtures.d3rlpy import (
 from understudy.core import ConfigError, DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.rewards.reward_models import ConstantReward
 from understudy.methods.offline_rl.cal_ql import RETURN, CalQL, CompleteReturns

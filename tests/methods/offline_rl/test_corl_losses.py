@@ -24,9 +24,9 @@ from fixtures.fql import Critic as SineCritic
 from folders import TESTS
 
 from understudy.data.episode import Dataset
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.advantage_weighted_actor_critic import AWAC
 from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic

@@ -21,8 +21,8 @@ from fixtures.d3rlpy import (
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.crr import CRR, CRRLearner

@@ -9,7 +9,7 @@ from torch import nn
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.methods import find_method
 from understudy.methods.offline_rl.discrete_bcq import EXCLUDED, DiscreteBCQ, DiscreteBCQLearner, FrequentClasses
 from understudy.nets.mlp import MLP

@@ -12,7 +12,7 @@ from fixtures.d3rlpy import HIDDEN, make_batch, make_policy
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import EXPERT
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method

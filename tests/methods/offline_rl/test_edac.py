@@ -9,7 +9,7 @@ from torch import nn
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.edac import DiverseCritics, DiverseCriticsLearner

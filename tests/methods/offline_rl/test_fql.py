@@ -12,8 +12,8 @@ from fixtures.fql import LOSSES, Critic, FlowNet, OneStepNet, inject
 from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.methods.offline_rl.fql import FQL
 from understudy.nets.mlp import MLP

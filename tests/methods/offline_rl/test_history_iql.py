@@ -9,7 +9,7 @@ import torch
 from understudy.core import Batch, Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

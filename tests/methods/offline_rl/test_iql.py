@@ -13,8 +13,8 @@ from fixtures.tables import few_actions
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit import fit

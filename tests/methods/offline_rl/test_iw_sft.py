@@ -14,9 +14,9 @@ import torch
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.categorical import Categorical
-from understudy.heads.flow import Flow
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.offline_rl.iw_sft import ImportanceWeightedCloning, ReturnStrata

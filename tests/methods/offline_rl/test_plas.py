@@ -23,7 +23,7 @@ from torch import nn
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
-from understudy.heads.cvae import CVAE
+from understudy.heads.likelihood.cvae import CVAE
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.plas import PLAS, ChosenLatent, PLASLearner

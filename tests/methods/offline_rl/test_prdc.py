@@ -9,7 +9,7 @@ from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, TanhNet, fill_critic, ma
 
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.prdc import NearestActions, NearestActionsLearner

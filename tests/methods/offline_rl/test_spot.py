@@ -20,7 +20,7 @@ from fixtures.d3rlpy import (
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method

@@ -10,7 +10,7 @@ from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, TanhNet, fill_critic, ma
 from understudy.core import Batch, ConfigError, Context, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.methods.offline_rl.tacr import TACR, TACRLearner, single_steps
 from understudy.nets.encoders import TokenEncoder

@@ -17,8 +17,8 @@ from understudy.data.mixture import ROUND
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.coarse_to_fine import CoarseToFineQ
-from understudy.heads.regression import Regression
+from understudy.heads.energy.coarse_to_fine import CoarseToFineQ
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.methods.online_rl.cqn_as import SequenceValues

@@ -7,7 +7,7 @@ import torch
 from fixtures.d3rlpy import HIDDEN, QUANTILES, STATE, fill_critic, losses_of, make_classes, make_policy_of_classes
 
 from understudy.data.episode import Dataset
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.critic import CriticConfig
 from understudy.methods.online_rl.discrete_sac import DiscreteSAC
 from understudy.nets.feed_forward import FeedForward

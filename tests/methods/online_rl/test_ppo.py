@@ -14,9 +14,9 @@ from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import evaluate
-from understudy.heads.categorical import Categorical
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
     CollectionRounds,
     RolloutCollector,

@@ -12,7 +12,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
 from understudy.execute.planners import Hierarchical, IteratedPlanner
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data

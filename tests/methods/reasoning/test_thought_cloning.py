@@ -11,7 +11,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.text_columns import ThoughtText
 from understudy.data.window import Window
 from understudy.execute.planners import Hierarchical
-from understudy.heads.categorical import Categorical
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from understudy.core import Feature, UserError
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.methods.representation.act_jepa import LatentPrediction, TransformerEncoder, act_jepa
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward

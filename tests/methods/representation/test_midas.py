@@ -11,7 +11,7 @@ import torch
 from understudy.core import DataError, Feature, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
 from understudy.methods.representation.midas import AddMotionPrompts, MotionPrompt, MultimodalPromptEncoder

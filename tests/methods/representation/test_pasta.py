@@ -7,7 +7,7 @@ from understudy.core import ConfigError, Feature, UserError
 from understudy.data.augment import SensorDropout
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.representation.pasta import ComponentTokenEncoder, MaskedTokenPrediction, NextTokenPrediction

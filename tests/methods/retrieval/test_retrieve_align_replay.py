@@ -23,8 +23,8 @@ from understudy.envs.toys.peg_insertion import STEP, PegInsertion
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.heads.neighbors import Neighbors
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.memory.neighbors import Neighbors
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
 from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay, PlanarFrame, rotate

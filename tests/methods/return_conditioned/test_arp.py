@@ -13,7 +13,7 @@ from understudy.checkpoint import FromStage, load_module, save_module
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.methods.return_conditioned.arp import CalibratedScorer, ScoredReturn, ScorerCalibration, TaskContrast

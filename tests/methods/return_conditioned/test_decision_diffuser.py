@@ -22,8 +22,8 @@ from understudy.execute.actor import ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.planners import FixedBatch, Guided, InverseDynamicsPlanner
 from understudy.files import write_json
-from understudy.heads.flow import Flow
-from understudy.heads.regression import Regression
+from understudy.heads.denoising.flow import Flow
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Stage

@@ -18,7 +18,7 @@ from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN, Hierarchical
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_planner, training_data
 from understudy.methods.return_conditioned.dichotomy_of_control import FUTURE, DichotomyOfControl, dichotomy_of_control

@@ -12,7 +12,7 @@ from fixtures.reward_models import Stored, StoredModel
 from understudy import make
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 from understudy.core import UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.rewards.transport_reward import COLUMN
 from understudy.methods import find_method
 from understudy.methods.reward_matching.density_reward import DensityReward

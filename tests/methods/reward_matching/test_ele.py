@@ -16,7 +16,7 @@ from understudy.data.mixture import mix
 from understudy.envs import make
 from understudy.evaluate.recording import UniformRandomActor, expert_actor
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critics.ppo import PPO
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, load_modules

@@ -14,8 +14,8 @@ from understudy.core import Batch, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
-from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.heads.likelihood.regression import Regression
+from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method

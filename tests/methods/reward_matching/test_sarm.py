@@ -15,7 +15,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.segments import ColumnSegments, StoredSegments
 from understudy.data.window import Window
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import load_modules, with_steps
 from understudy.learn.rewards.learned_reward import LearnedReward

@@ -16,7 +16,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.heads.regression import Regression
+from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.rewards.transport_reward import COLUMN, OptimalTransportReward

@@ -14,8 +14,8 @@ from understudy.data.tasks import SHOWN_TASK
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.execute.actor import ObservationWrapper
-from understudy.heads.gaussian import Gaussian
-from understudy.heads.gmm import GMM
+from understudy.heads.likelihood.gaussian import Gaussian
+from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.cloning.latent_labels import SKILL
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method

@@ -20,8 +20,8 @@ from understudy.data.text_columns import TaskText
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.wrappers import SkillWrapper
-from understudy.heads.categorical import Categorical
-from understudy.heads.gaussian import Gaussian
+from understudy.heads.likelihood.categorical import Categorical
+from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL
 from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder

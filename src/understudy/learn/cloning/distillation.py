@@ -14,10 +14,10 @@ from ...checkpoint import FromStage
 from ...core import AtLeast, AtMost, Batch, Context, Unsupported, UserError, part
 from ...data.episode import Dataset
 from ...heads.base import DenoisingHead
-from ...heads.consistency import Consistency
-from ...heads.edm import EDM
-from ...heads.flow import Flow
-from ...heads.one_step import OneStepGenerator
+from ...heads.denoising.edm import EDM
+from ...heads.denoising.flow import Flow
+from ...heads.one_step.consistency import Consistency
+from ...heads.one_step.one_step import OneStepGenerator
 from ...nets.ema import EMADecay, WarmupDecay
 from ...policy import Policy
 from ..fit import LearnerConfig

@@ -20,7 +20,7 @@ from ...data.episode import Dataset
 from ...data.tasks import SHOWN_TASK
 from ...data.window import SamplingWeights, Window
 from ...heads.base import LikelihoodHead
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...nets.base import Trunk
 from ...nets.ema import EMADecay, WarmupDecay
 from ...nets.mlp import MLP

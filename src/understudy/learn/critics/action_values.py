@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from ...core import AtLeast, AtMost, Batch, Context, Unsupported, part
 from ...data.episode import Dataset
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...nets.quantile_layer import draw_levels
 from ...policy import Policy
 from ..critic import Critic

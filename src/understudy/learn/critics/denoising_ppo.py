@@ -17,8 +17,8 @@ from ...execute.actor import Actor, PolicyActor
 from ...execute.base import require_stepwise
 from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head
-from ...heads.diffusion import Diffusion
-from ...heads.flow import Flow
+from ...heads.denoising.diffusion import Diffusion
+from ...heads.denoising.flow import Flow
 from ...heads.solvers import DeterministicSolver
 from ...policy import Policy, StepwisePlanner
 from ..optimizer import OptimizerConfig

@@ -30,8 +30,8 @@ from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Goal, SamplingWeights, Subgoal, Window
 from ...execute.planners import PlannerWrapper, Unresolved
-from ...heads.categorical import choose_head
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.gaussian import Gaussian
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...policy import Planner, Policy, PolicyConfig

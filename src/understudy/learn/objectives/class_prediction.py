@@ -9,7 +9,7 @@ import torch
 
 from ...core import AtLeast, Context, HeadSpec, UserError, part
 from ...data.one_hot import encode_classes
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...nets.base import Trunk
 from ...nets.feed_forward import FeedForward
 from .representation_objectives import NetworkObjective

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ...core import Above, AtLeast, AtMost, Batch, Context, HeadSpec, part
 from ...heads.base import Head
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...nets.base import Trunk
 from ...nets.ema import EMA, ConstantDecay
 from ...nets.feed_forward import FeedForward, feed_forward_layers

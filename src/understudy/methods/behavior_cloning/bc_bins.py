@@ -1,7 +1,7 @@
 from typing import Literal
 
 from ...data.window import Window
-from ...heads.bins import Bins
+from ...heads.likelihood.bins import Bins
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...policy import PolicyConfig

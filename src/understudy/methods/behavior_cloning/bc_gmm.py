@@ -1,6 +1,6 @@
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.gmm import GMM
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...policy import PolicyConfig

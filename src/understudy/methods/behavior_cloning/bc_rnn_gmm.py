@@ -1,5 +1,5 @@
 from ...data.window import Window
-from ...heads.gmm import GMM
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.recurrent import RecurrentEncoder

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core import AtLeast, Context, part
 from ...data.window import Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...nets.base import Encoder, EncoderNet, record_intermediate

@@ -12,7 +12,7 @@ from ...data.codec import Normalizer
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...data.window import Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig

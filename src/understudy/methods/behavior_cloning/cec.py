@@ -2,8 +2,8 @@ from ...core import Schema
 from ...data.episode_concat import EpisodeConcat
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
-from ...heads.gmm import GMM
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import TokenEncoder

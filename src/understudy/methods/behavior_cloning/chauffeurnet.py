@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, AtMost, Context, UserError, part, uniform
 from ...data.episode import Dataset
 from ...data.operations import Operation
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.sample_weights import ColumnWeights, FixedWeights, SampleWeights, UniformWeights, WeightFunction

@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...data.codec import Normalizer
-from ...heads.transport import Transport
+from ...heads.energy.transport import Transport
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, Batch, Below, Context, HeadSpec, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Windows
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, BehaviorCloningLearner
 from ...learn.fit import LearnerConfig
 from ...learn.method import Method

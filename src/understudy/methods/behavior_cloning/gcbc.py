@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...data.window import Goal, Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

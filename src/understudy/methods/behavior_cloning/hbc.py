@@ -10,8 +10,8 @@ from ...data.episode import Episode
 from ...data.window import Subgoal, Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical
-from ...heads.cvae import CVAE
-from ...heads.regression import Regression
+from ...heads.likelihood.cvae import CVAE
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...nets.feed_forward import FeedForward

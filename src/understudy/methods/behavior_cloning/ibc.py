@@ -1,6 +1,6 @@
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.energy import AutoregressiveEnergy, EnergyModel
+from ...heads.energy.energy import AutoregressiveEnergy, EnergyModel
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

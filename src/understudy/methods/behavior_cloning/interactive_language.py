@@ -2,8 +2,8 @@ from ...core import Schema
 from ...data.segments import ColumnSegments, CutSegments, StoredSegments
 from ...data.text_columns import TaskText
 from ...data.window import Window
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import TokenEncoder

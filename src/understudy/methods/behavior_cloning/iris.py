@@ -6,7 +6,7 @@ from types import MappingProxyType
 from ...checkpoint import FromStage
 from ...core import Schema, part
 from ...execute.planners import BestOfN, Hierarchical, Unresolved
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critic import ValueFunction
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.implicit_q_learning import IQL

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, Unsupported, part
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...policy import Policy, PolicyConfig

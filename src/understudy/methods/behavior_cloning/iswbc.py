@@ -6,7 +6,7 @@ from typing import Annotated
 from ...core import AtLeast, Batch, ConfigError, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.discriminator_reward import DiscriminatorReward

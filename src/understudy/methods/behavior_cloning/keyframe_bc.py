@@ -1,6 +1,6 @@
 from ...audit.scores.keyframes import KEYFRAME, MarkKeyframes
 from ...data.window import Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.sample_weights import ColumnWeights

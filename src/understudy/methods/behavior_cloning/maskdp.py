@@ -3,7 +3,7 @@ from ...data.column_changes import TimeLeft
 from ...data.relabel import ConcatColumns
 from ...data.window import Window
 from ...execute.planners import MaskedGoalPlanner
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -2,8 +2,8 @@ from ...core import Schema
 from ...data.shown_demonstration import ShowDemonstration, numeric_observations
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
+from ...heads.likelihood.categorical import choose_head
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import TokenEncoder

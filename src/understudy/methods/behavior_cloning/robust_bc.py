@@ -11,7 +11,7 @@ from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head, TargetNetworkHead
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method

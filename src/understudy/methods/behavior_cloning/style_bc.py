@@ -11,7 +11,7 @@ from ...data.episode import Dataset, LabeledEpisodes
 from ...data.operations import Operation
 from ...data.shown_demonstration import DEMONSTRATION, ShowDemonstration, numeric_observations, task_of
 from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...nets.base import Context, Encoder, EncoderNet, record_intermediate

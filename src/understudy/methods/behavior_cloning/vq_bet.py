@@ -2,7 +2,7 @@ from typing import Literal
 
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.vq_bet import VQBeT
+from ...heads.tokens.vq_bet import VQBeT
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

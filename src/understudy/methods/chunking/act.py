@@ -2,7 +2,7 @@ from ...data.codec import Normalizer
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.temporal_ensemble import TemporalEnsemble
-from ...heads.cvae import CVAE
+from ...heads.likelihood.cvae import CVAE
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.adaflow import AdaFlow
+from ...heads.denoising.adaflow import AdaFlow
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -3,7 +3,7 @@ from dataclasses import replace
 from ...data.augment import ConditionDropout
 from ...data.window import Goal, Window
 from ...execute.planners import Guided
-from ...heads.edm import EDM
+from ...heads.denoising.edm import EDM
 from ...learn.method import Method
 from ...policy import ClassifierFreeGuidance
 from ..needs import GIVEN_GOAL, NUMBERS

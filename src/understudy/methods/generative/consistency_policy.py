@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 from ...checkpoint import FromStage
-from ...heads.consistency import Consistency
-from ...heads.edm import EDM
+from ...heads.denoising.edm import EDM
+from ...heads.one_step.consistency import Consistency
 from ...learn.cloning.distillation import ConsistencyDistillation
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.consistency import Consistency
+from ...heads.one_step.consistency import Consistency
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...core import AtLeast, Below, Context, UserError, part
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ...execute.planners import KernelDensity, SampleSelector
-from ...heads.diffusion import Diffusion
+from ...heads.denoising.diffusion import Diffusion
 from ...heads.solvers import DDPM
 from ...learn.method import Method
 from ..registry import method

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
-from ...heads.interpolant import Interpolant
+from ...heads.denoising.interpolant import Interpolant
 from ...learn.method import Method
 from ...nets.encoders import TokenEncoder
 from ..registry import method

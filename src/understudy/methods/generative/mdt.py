@@ -15,7 +15,7 @@ from ...data.column_changes import OptionalColumn
 from ...data.text_columns import TaskText
 from ...data.window import Goal, Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.edm import EDM
+from ...heads.denoising.edm import EDM
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.objectives.representation_objectives import NetworkObjective, encoding_size, flat_encoding

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.mean_flow import MeanFlow
+from ...heads.one_step.mean_flow import MeanFlow
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.mip import MIP
+from ...heads.one_step.mip import MIP
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...core import part
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.edm import EDM
+from ...heads.denoising.edm import EDM
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

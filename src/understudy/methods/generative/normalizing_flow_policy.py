@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.normalizing_flow import NormalizingFlow
+from ...heads.likelihood.normalizing_flow import NormalizingFlow
 from ...learn.method import Method
 from ...nets.mlp import MLP
 from ..registry import method

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from ...checkpoint import FromStage
-from ...heads.one_step import OneStepGenerator
+from ...heads.one_step.one_step import OneStepGenerator
 from ...learn.cloning.distillation import OneStepDistillation
 from ...learn.method import Method
 from ..registry import method

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ...checkpoint import FromStage
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
 from ...learn.cloning.distillation import Reflow
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig

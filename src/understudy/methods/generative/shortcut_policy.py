@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...heads.shortcut import Shortcut
+from ...heads.one_step.shortcut import Shortcut
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...execute.streaming import StreamingExecutor
 from ...heads.base import RampTimes
-from ...heads.diffusion import Diffusion
+from ...heads.denoising.diffusion import Diffusion
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...data.window import Window
 from ...execute.streaming_flow import StreamingFlowExecutor
-from ...heads.streaming_flow import StreamingFlow
+from ...heads.denoising.streaming_flow import StreamingFlow
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...execute.prefix_chunking import PrefixChunking
 from ...heads.base import PrefixTimes
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
 from ...learn.method import Method
 from ..registry import method
 from .flow_policy import flow_policy

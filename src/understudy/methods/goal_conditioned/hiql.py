@@ -10,7 +10,7 @@ from ...data.codec import Normalizer
 from ...data.episode import Dataset
 from ...data.window import Subgoal
 from ...execute.planners import Hierarchical, PlannerWrapper, Unresolved
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.goal_conditioned import (
     GoalValues,
     ImplicitValueLearner,

@@ -6,7 +6,7 @@ import torch
 
 from ...core import Context, part
 from ...data.window import Goal, Window
-from ...heads.motion_classifier import MotionClassifier, encodings
+from ...heads.energy.motion_classifier import MotionClassifier, encodings
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...nets.base import Encoder, EncoderNet

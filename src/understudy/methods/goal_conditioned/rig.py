@@ -15,8 +15,8 @@ from ...data.episode import Dataset, Episode
 from ...data.window import Goal, Window
 from ...execute.actor import Actor, PolicyActor, pass_record
 from ...execute.planners import FixedBatch
-from ...heads.regression import Regression
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.regression import Regression
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, Exploration, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
 from ...learn.critic import CriticConfig

@@ -1,4 +1,4 @@
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector, SupervisorLabels
 from ...improve.gates import RandomGate
 from ...improve.updates import PerNewStep

@@ -1,4 +1,4 @@
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method

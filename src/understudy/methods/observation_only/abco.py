@@ -9,7 +9,7 @@ import numpy as np
 from ...core import Schema, UserError, part
 from ...data.episode import Episode
 from ...data.mixture import ROUND
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...improve.collection import CollectionRounds
 from ...improve.retention import LastRounds
 from ...learn.cloning.cloning_from_observation import (

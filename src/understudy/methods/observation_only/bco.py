@@ -1,7 +1,7 @@
 from ...core import Schema
 from ...data.missing_actions import PlaceholderActions
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector
 from ...learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
 from ...learn.method import Method

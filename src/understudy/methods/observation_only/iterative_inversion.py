@@ -11,7 +11,7 @@ from ...data.missing_actions import PlaceholderActions
 from ...data.mixture import expert_episodes
 from ...data.shown_demonstration import ShowDemonstration, numeric_observations
 from ...execute.demonstrated import DemonstratedActor
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method

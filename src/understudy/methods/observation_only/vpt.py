@@ -3,8 +3,8 @@ from ...core import Schema
 from ...data.missing_actions import LabeledSteps
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.pseudo_labels import PseudoLabel
 from ...learn.method import Method, Stage

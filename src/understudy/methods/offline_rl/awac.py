@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.advantage_weighted_actor_critic import AWAC
 from ...learn.critics.critic_learning import critic_method
 from ...learn.method import Method

@@ -9,7 +9,7 @@ from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
-from ...heads.cvae import CVAE, squared_error_loss
+from ...heads.likelihood.cvae import CVAE, squared_error_loss
 from ...learn.critics.advantage_weighted_actor_critic import draw_plans
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner

@@ -9,8 +9,8 @@ from torch import Generator, Tensor, nn
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...execute.planners import BestOfN
-from ...heads.cvae import CVAE, squared_error_loss
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.cvae import CVAE, squared_error_loss
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.critics.advantage_weighted_actor_critic import draw_plans
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner

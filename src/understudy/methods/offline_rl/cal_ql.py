@@ -9,7 +9,7 @@ from torch import Tensor
 from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schema, part
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method

@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.advantage_weighted_actor_critic import AWAC, AWACLearner
 from ...learn.critics.critic_learning import critic_method
 from ...learn.method import Method

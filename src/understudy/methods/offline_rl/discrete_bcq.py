@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...learn.critics.action_values import ActionValues, ActionValuesLearner, of_first_step
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder

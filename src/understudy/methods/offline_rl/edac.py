@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.episode import Dataset
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.critic import CriticConfig
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner

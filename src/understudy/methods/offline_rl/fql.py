@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, ConfigError, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
 from ...learn.critics.critic_learning import CriticLearningConfig, check_plans_begin_now, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method

@@ -10,8 +10,8 @@ from torch import Generator, Tensor, nn
 from ...core import AtLeast, AtMost, Batch, Context, Schema, part
 from ...data.episode import Dataset
 from ...data.window import Window
-from ...heads.categorical import choose_head
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
 from ...learn.critics.critic_learning import check_plans_begin_now

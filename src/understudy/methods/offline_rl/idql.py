@@ -1,7 +1,7 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...execute.planners import BestOfN
-from ...heads.flow import Flow
+from ...heads.denoising.flow import Flow
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...nets.encoders import simplest_encoder

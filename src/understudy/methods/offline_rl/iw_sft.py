@@ -14,7 +14,7 @@ from ...data.column_changes import get_column
 from ...data.episode import Dataset
 from ...data.operations import Operation
 from ...data.window import Windows
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner

@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...learn.critics.action_values import ActionValues
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder

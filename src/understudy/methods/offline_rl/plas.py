@@ -9,7 +9,7 @@ from torch.func import functional_call
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.base import DeterministicHead
-from ...heads.cvae import CVAE, squared_error_loss
+from ...heads.likelihood.cvae import CVAE, squared_error_loss
 from ...learn.critic import mix_networks
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner

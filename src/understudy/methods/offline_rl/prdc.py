@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method

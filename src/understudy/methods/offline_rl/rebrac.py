@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.critic import CriticConfig
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic

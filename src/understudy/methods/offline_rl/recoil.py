@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core import AtLeast, Batch, Below, Schema, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method

@@ -7,8 +7,8 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, Below, Schema, part
 from ...data.episode import Dataset
-from ...heads.cvae import CVAE, squared_error_loss
-from ...heads.regression import Regression
+from ...heads.likelihood.cvae import CVAE, squared_error_loss
+from ...heads.likelihood.regression import Regression
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method

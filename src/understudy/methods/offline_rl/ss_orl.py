@@ -1,6 +1,6 @@
 from ...checkpoint import FromStage
 from ...data.window import Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.pseudo_labels import PseudoLabel
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic

@@ -9,7 +9,7 @@ from ...data.column_changes import LastAction
 from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.critic import CriticConfig, CriticSpec, QFunction
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method

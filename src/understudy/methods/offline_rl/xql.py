@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, Batch, Schema, part
 from ...data.episode import Dataset
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method

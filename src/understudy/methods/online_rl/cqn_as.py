@@ -15,7 +15,7 @@ from ...data.episode import Dataset
 from ...data.mixture import expert_episodes
 from ...data.window import Window
 from ...execute.temporal_ensemble import TemporalEnsemble
-from ...heads.coarse_to_fine import CoarseToFineQ, of_chosen
+from ...heads.energy.coarse_to_fine import CoarseToFineQ, of_chosen
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
 from ...learn.fit import LearnerConfig

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Schema, part
 from ...data.episode import Dataset
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
 from ...learn.critic import mix_networks

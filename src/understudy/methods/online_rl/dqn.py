@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.categorical import Categorical
+from ...heads.likelihood.categorical import Categorical
 from ...improve.collection import CollectionRounds, EpsilonGreedy, RolloutCollector
 from ...improve.updates import PerNewStep
 from ...learn.critics.action_values import ActionValues

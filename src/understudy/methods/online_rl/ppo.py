@@ -1,6 +1,6 @@
 from ...core import Schema
-from ...heads.categorical import choose_head
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.retention import LastRounds
 from ...improve.updates import Epochs

@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic

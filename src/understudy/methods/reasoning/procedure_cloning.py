@@ -12,8 +12,8 @@ from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...data.window import Window
 from ...execute.planners import Hierarchical, IteratedPlanner
-from ...heads.categorical import Categorical, choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...nets.feed_forward import FeedForward

@@ -2,8 +2,8 @@ from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.text_columns import ThoughtText
 from ...execute.planners import Hierarchical
-from ...heads.categorical import Categorical, choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...nets.encoders import TokenEncoder

@@ -12,7 +12,7 @@ from ...core import AtLeast, AtMost, Batch, Context, HeadSpec, Unsupported, part
 from ...data.codec import Normalizer
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, LaggedAuxiliaryLoss
 from ...learn.method import Method
 from ...learn.objectives.representation_objectives import TargetEncoder

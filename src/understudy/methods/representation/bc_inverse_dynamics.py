@@ -1,8 +1,8 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.window import Window
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.objectives.representation import RepresentationLearning

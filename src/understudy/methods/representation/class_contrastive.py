@@ -5,7 +5,7 @@ from ...core import Schema, role
 from ...data.augment import ConditionDropout
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.objectives.representation import RepresentationLearning

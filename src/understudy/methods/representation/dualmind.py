@@ -11,8 +11,8 @@ from ...core import Above, AtLeast, Context, Schema, UserError, part
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.objectives.representation import RepresentationLearning

@@ -6,7 +6,7 @@ from ...core import AtLeast, Context, Unsupported, UserError, part
 from ...data.codec import Normalizer
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.diffusion import Diffusion
+from ...heads.denoising.diffusion import Diffusion
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.objectives.representation_objectives import NetworkObjective

@@ -12,8 +12,8 @@ from ...core import Above, AtLeast, Context, DataError, Feature, Schema, UserErr
 from ...data.codec import Normalizer
 from ...data.episode import Episode
 from ...data.operations import Operation
-from ...heads.bins import Bins
-from ...heads.categorical import Categorical, choose_head
+from ...heads.likelihood.bins import Bins
+from ...heads.likelihood.categorical import Categorical, choose_head
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig

@@ -12,7 +12,7 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, ConfigError, Context, UserError, part
 from ...data.column_changes import LastAction
 from ...data.window import Window
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.objectives.representation import RepresentationLearning

@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...data.augment import camera_jitter
-from ...heads.neighbors import Neighbors
+from ...heads.memory.neighbors import Neighbors
 from ...learn.method import Method
 from ...learn.objectives.representation import RepresentationLearning
 from ...learn.objectives.representation_objectives import BYOL

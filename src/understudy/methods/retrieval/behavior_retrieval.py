@@ -12,7 +12,7 @@ from ...data.codec import CodecModule
 from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.gmm import GMM
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import LatentEncoder
 from ...learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve

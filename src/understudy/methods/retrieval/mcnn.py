@@ -1,6 +1,6 @@
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.mcnn import MCNN
+from ...heads.memory.mcnn import MCNN
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import ConcatEncoder

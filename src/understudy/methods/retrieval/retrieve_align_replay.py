@@ -17,8 +17,8 @@ from ...data.window import Window
 from ...execute.base import Executor, check_alignment, check_numeric_actions
 from ...execute.following import policy_with_memory
 from ...execute.wrappers import ActionWrapper
-from ...heads.neighbors import Neighbors
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
+from ...heads.memory.neighbors import Neighbors
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig

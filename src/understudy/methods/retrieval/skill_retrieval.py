@@ -2,8 +2,8 @@ from ...checkpoint import FromStage
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...execute.wrappers import SkillWrapper
-from ...heads.gaussian import Gaussian
-from ...heads.gmm import GMM
+from ...heads.likelihood.gaussian import Gaussian
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import SKILL, LatentLabels
 from ...learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve

@@ -1,4 +1,4 @@
-from ...heads.neighbors import Neighbors
+from ...heads.memory.neighbors import Neighbors
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import ConcatEncoder

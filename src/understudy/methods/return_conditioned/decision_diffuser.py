@@ -4,8 +4,8 @@ from ...data.column_changes import ReturnToGo
 from ...data.relabel import NextObservation
 from ...data.window import Window
 from ...execute.planners import Guided, InverseDynamicsPlanner
-from ...heads.diffusion import Diffusion
-from ...heads.regression import Regression
+from ...heads.denoising.diffusion import Diffusion
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig

@@ -2,8 +2,8 @@ from ...core import Schema
 from ...data.column_changes import LastAction, ReturnToGo
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical, choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -15,9 +15,9 @@ from ...data.episode import Dataset
 from ...data.window import SamplingWeights
 from ...execute.planners import BestOfN, Hierarchical
 from ...heads.base import LikelihoodHead
-from ...heads.categorical import Categorical, choose_head
-from ...heads.gaussian import Gaussian
-from ...heads.gmm import GMM
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.gaussian import Gaussian
+from ...heads.likelihood.gmm import GMM
 from ...learn.critic import CriticConfig
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner

@@ -1,7 +1,7 @@
 from ...core import Schema
 from ...data.column_changes import ReturnToGo, TimeLeft
-from ...heads.categorical import Categorical, choose_head
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...nets.encoders import ConcatEncoder

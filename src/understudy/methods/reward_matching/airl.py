@@ -1,4 +1,4 @@
-from ...heads.squashed_gaussian import SquashedGaussian
+from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method

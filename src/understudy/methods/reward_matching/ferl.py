@@ -8,7 +8,7 @@ import numpy as np
 from ...core import AtLeast, DataError, part, role
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...hints import command_line, pluralize
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig

@@ -11,7 +11,7 @@ from ...data.episode import Dataset, Episode
 from ...data.mixture import expert_episodes
 from ...envs.base import Env, Restorable
 from ...envs.episode_wrappers import DEMONSTRATED_START, DemoStateReset
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method

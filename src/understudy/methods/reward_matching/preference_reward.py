@@ -1,4 +1,4 @@
-from ...heads.regression import Regression
+from ...heads.likelihood.regression import Regression
 from ...learn.method import Method
 from ...learn.rewards.preference_reward import PreferenceLearning
 from ...nets.feed_forward import FeedForward

@@ -21,8 +21,8 @@ from ...data.segments import (
     detect_segments,
 )
 from ...data.window import Window
-from ...heads.categorical import choose_head
-from ...heads.regression import Regression
+from ...heads.likelihood.categorical import choose_head
+from ...heads.likelihood.regression import Regression
 from ...hints import command_line
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner

@@ -16,8 +16,8 @@ from ...data.tasks import SHOWN_TASK
 from ...data.text_columns import TaskText
 from ...data.window import SamplingWeights
 from ...execute.wrappers import SkillWrapper
-from ...heads.gaussian import Gaussian
-from ...heads.gmm import GMM
+from ...heads.likelihood.gaussian import Gaussian
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import SKILL, LatentLabels
 from ...learn.cloning.skill_autoencoder import (

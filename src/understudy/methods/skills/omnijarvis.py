@@ -6,8 +6,8 @@ from ...data.operations import ShiftedStarts
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.wrappers import SkillWrapper
-from ...heads.categorical import Categorical, choose_head
-from ...heads.gaussian import Gaussian
+from ...heads.likelihood.categorical import Categorical, choose_head
+from ...heads.likelihood.gaussian import Gaussian
 from ...learn.cloning.latent_labels import SKILL, LatentLabels
 from ...learn.cloning.skill_autoencoder import SkillAutoencoder, inputs_without_words
 from ...learn.method import Method, Stage

@@ -3,8 +3,8 @@ from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.window import Goal, Window
 from ...execute.wrappers import SkillWrapper
-from ...heads.gaussian import Gaussian
-from ...heads.gmm import GMM
+from ...heads.likelihood.gaussian import Gaussian
+from ...heads.likelihood.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import SKILL, LatentLabels
 from ...learn.cloning.skill_autoencoder import SkillAutoencoder

@@ -1,0 +1,1 @@
+"""Heads that score actions and take the best."""

@@ -1,0 +1,1 @@
+"""Heads that turn noise into a chunk in one step or a few."""

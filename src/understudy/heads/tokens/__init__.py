@@ -1,0 +1,1 @@
+"""Heads that turn a chunk into codes or tokens."""

@@ -26,7 +26,7 @@ from understudy.heads.likelihood.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
-from understudy.nets.pretrained_vision import TransformersVision  # noqa: E402
+from understudy.nets.pretrained.vision import TransformersVision  # noqa: E402
 from understudy.nets.vision import ResNet  # noqa: E402
 from understudy.policy import Policy, PolicyConfig  # noqa: E402
 

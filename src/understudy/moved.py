@@ -51,6 +51,7 @@ _ROOMS = {  # folder: modules that were in the folder above it
     "heads.one_step": "consistency mean_flow mip one_step shortcut",
     "heads.energy": "coarse_to_fine energy motion_classifier transport",
     "heads.memory": "mcnn neighbors",
+    "nets.pretrained": "act diffusion_policy",
 }
 
 MODULES: dict[str, str] = {  # old module: new module
@@ -79,6 +80,9 @@ MODULES: dict[str, str] = {  # old module: new module
     "understudy.learn.information_bottleneck": "understudy.methods.behavior_cloning.bottleneck_bc",
     "understudy.learn.median_of_means": "understudy.methods.behavior_cloning.robust_bc",
     **{f"understudy.data.{name}": f"understudy.data.recording.{name}" for name in ("encoder", "recorder", "recovery")},
+    "understudy.nets.pretrained": "understudy.nets.pretrained.files",
+    "understudy.nets.pretrained_text": "understudy.nets.pretrained.text",
+    "understudy.nets.pretrained_vision": "understudy.nets.pretrained.vision",
 }
 _PLANNERS = {
     "GuidanceConfig": "planners:Guided",

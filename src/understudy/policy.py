@@ -73,7 +73,7 @@ from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
 from .nets.mlp import MLP
-from .nets.pretrained import save_pretrained_files
+from .nets.pretrained.files import save_pretrained_files
 from .nets.vision import without_downloads
 
 NO_TARGET = Feature("float32", (0,))  # what a policy predicts that has no target

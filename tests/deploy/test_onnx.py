@@ -51,8 +51,6 @@ from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.methods.generative.mdt import GoalEncoder
 from understudy.methods.representation.pasta import ComponentTokenEncoder
-from understudy.nets.act import ACTEncoder, ACTTransformer
-from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.grid import PerToken
@@ -64,6 +62,8 @@ from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.pixels import FocusCrop, PixelEncoder
 from understudy.nets.point_cloud import PointNet
+from understudy.nets.pretrained.act import ACTEncoder, ACTTransformer
+from understudy.nets.pretrained.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.transformer import Transformer

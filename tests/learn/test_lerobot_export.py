@@ -28,8 +28,8 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
 from understudy.learn.method import Method, TrainedRun, load_policy
-from understudy.nets.act import ACTEncoder, ACTTransformer
-from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
+from understudy.nets.pretrained.act import ACTEncoder, ACTTransformer
+from understudy.nets.pretrained.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.policy import Policy, PolicyConfig

@@ -23,7 +23,7 @@ from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
 from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.stages import continue_from
-from understudy.nets.act import ACTTransformer, grid_positions, sequence_positions
+from understudy.nets.pretrained.act import ACTTransformer, grid_positions, sequence_positions
 from understudy.policy import Policy
 
 STATE, ENV, TOP = "observation.state", "observation.environment_state", "observation.images.top"

@@ -20,8 +20,8 @@ from ..heads.denoising.diffusion import Diffusion
 from ..heads.likelihood.cvae import CVAE
 from ..heads.likelihood.regression import Regression
 from ..heads.solvers import DDIM, DDPM
-from ..nets.act import ACTEncoder, ACTTransformer, sequence_positions
-from ..nets.diffusion_policy import DiffusionPolicyEncoder
+from ..nets.pretrained.act import ACTEncoder, ACTTransformer, sequence_positions
+from ..nets.pretrained.diffusion_policy import DiffusionPolicyEncoder
 from ..nets.unet import UNet
 from ..policy import Policy
 from .lerobot_policies import (

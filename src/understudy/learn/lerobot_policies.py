@@ -4,7 +4,7 @@ A checkpoint is a folder `pretrained_model`: config.json, model.safetensors, and
 policy_preprocessor.json and policy_postprocessor.json with the statistics of the data. Checkpoints of LeRobot 0.1 to
 0.3 have the statistics among the weights.
 
-The networks are `nets.act` and `nets.diffusion_policy`, and `nets.unet`, whose weights correspond one to one.
+The networks are `nets.pretrained.act` and `nets.pretrained.diffusion_policy`, and `nets.unet`, whose weights correspond one to one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ..heads.denoising.diffusion import Diffusion
 from ..heads.likelihood.cvae import CVAE
 from ..heads.likelihood.regression import Regression
 from ..heads.solvers import DDIM, DDPM
-from ..nets.act import ACTEncoder, ACTTransformer
 from ..nets.base import Encoder, Trunk
-from ..nets.diffusion_policy import DiffusionPolicyEncoder
+from ..nets.pretrained.act import ACTEncoder, ACTTransformer
+from ..nets.pretrained.diffusion_policy import DiffusionPolicyEncoder
 from ..nets.unet import UNet
 from ..nets.vision import without_downloads
 from ..policy import Policy, PolicyConfig

@@ -217,7 +217,7 @@ def without_downloads(folder: Path | str | None = None) -> Iterator[None]:
 
     Args:
         folder: The folder of the checkpoint, if there is one. It has the other files of pretrained networks, such as
-            their configuration (see `nets.pretrained`).
+            their configuration (see `nets.pretrained.files`).
     """
     token = _weights_given.set(GivenWeights(None if folder is None else Path(folder)))
     try:

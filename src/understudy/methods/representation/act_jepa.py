@@ -17,9 +17,9 @@ from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, LaggedAuxi
 from ...learn.method import Method
 from ...learn.objectives.representation_objectives import TargetEncoder
 from ...learn.optimizer import OptimizerConfig
-from ...nets.act import sequence_positions
 from ...nets.base import Encoder, EncoderNet, Trunk
 from ...nets.encoders import TokenEncoder
+from ...nets.pretrained.act import sequence_positions
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...nets.vision import SmallConv, VisionEncoder
 from ...policy import Policy, PolicyConfig

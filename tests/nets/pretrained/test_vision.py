@@ -15,7 +15,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
-from understudy.nets.pretrained_vision import TimmVision, TransformersVision
+from understudy.nets.pretrained.vision import TimmVision, TransformersVision
 from understudy.nets.vision import ResNet
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_encoder, random_dataset

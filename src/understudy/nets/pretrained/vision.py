@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import AtLeast, Unsupported, UserError, part
-from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
-from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
+from ...core import AtLeast, Unsupported, UserError, part
+from ..vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
+from .files import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
 
 
 @part

@@ -6,7 +6,7 @@ import torch
 from fixtures.networks import arguments, built, rng
 
 from understudy.core import Context, HeadSpec, Unsupported, UserError
-from understudy.nets.act import ACTTransformer
+from understudy.nets.pretrained.act import ACTTransformer
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

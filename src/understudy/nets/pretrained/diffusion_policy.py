@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core import AtLeast, Context, UserError, part
-from .base import Encoder, EncoderNet
-from .encoders import check_kinds, observed_column
-from .linear import Linear
-from .vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
+from ...core import AtLeast, Context, UserError, part
+from ..base import Encoder, EncoderNet
+from ..encoders import check_kinds, observed_column
+from ..linear import Linear
+from ..vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
 
 
 @part

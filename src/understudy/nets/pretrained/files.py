@@ -19,9 +19,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..core import UserError
-from ..files import read_json
-from .vision import given_weights
+from ...core import UserError
+from ...files import read_json
+from ..vision import given_weights
 
 T = TypeVar("T")
 

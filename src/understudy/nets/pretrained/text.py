@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError
-from .linear import Linear
-from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
-from .text_encoder import TextEncoder
+from ...core import Unsupported, UserError
+from ..linear import Linear
+from ..text_encoder import TextEncoder
+from .files import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
 
 _POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {  # (tokens, width) to (width,)
     "mean": lambda h: h.mean(0), "cls": lambda h: h[0], "max": lambda h: h.amax(0), "lasttoken": lambda h: h[-1]}

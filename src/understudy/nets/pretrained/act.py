@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import AtLeast, Below, Context, HeadSpec, Unsupported, UserError, part
-from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
-from .encoders import check_kinds, observed_column
-from .linear import Linear
-from .vision import PixelNormalizer, ResNetBody
+from ...core import AtLeast, Below, Context, HeadSpec, Unsupported, UserError, part
+from ..base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
+from ..encoders import check_kinds, observed_column
+from ..linear import Linear
+from ..vision import PixelNormalizer, ResNetBody
 
 _FEED_FORWARD: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 

@@ -52,6 +52,9 @@ _ROOMS = {  # folder: modules that were in the folder above it
     "heads.energy": "coarse_to_fine energy motion_classifier transport",
     "heads.memory": "mcnn neighbors",
     "nets.pretrained": "act diffusion_policy",
+    "data.opening": "column_selection source_parts stream view_file views",
+    "data.formats.shared": "arrow column_names episode_table hdf5 key_map npz_arrays read_errors sidecar",
+    "data.formats.logs": "bags message_logs protobuf topic_mapping",
 }
 
 MODULES: dict[str, str] = {  # old module: new module

@@ -14,10 +14,10 @@ import pytest
 from fixtures.cli import TINY, document, refused, start
 
 from understudy import Dataset, load_actor, make
-from understudy.data import views
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
+from understudy.data.opening import views
 from understudy.data.operations import Crop, Drop, Label, Sort
 from understudy.data.segments import ColumnSegments, CutSegments
 from understudy.evaluate.evaluation import evaluate, validation_seed

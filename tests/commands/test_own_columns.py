@@ -11,9 +11,9 @@ from fixtures.own_columns import LENGTHS, arrays, check, own_table, table, write
 from understudy.audit import audit
 from understudy.cli import main
 from understudy.core import DataError
-from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.formats import open_dataset
-from understudy.data.formats.episode_table import frame_rate
+from understudy.data.formats.shared.episode_table import frame_rate
+from understudy.data.opening.column_selection import open_columns, parse_columns
 
 STATE, ACTION = "observation.state", "action"
 COLUMNS = ("state=q1,q2", "action=u1,u2")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from fixtures.views import demonstrations, document, plain, run
 
-from understudy.data import views
 from understudy.data.formats import open_dataset
+from understudy.data.opening import views
 from understudy.data.operations import (
     Select,
 )

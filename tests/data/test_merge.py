@@ -8,10 +8,10 @@ from fixtures.views import changed, demonstrations, document, run
 
 from understudy.audit.compatibility import action_convention, find_disagreements
 from understudy.core import DataError, Feature
-from understudy.data import views
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.mixture import mix
+from understudy.data.opening import views
 from understudy.data.operations import (
     Drop,
     Merge,

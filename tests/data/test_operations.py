@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.core import Feature, UserError
-from understudy.data import views
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import decode_frames, frame_cost, open_dataset, write_dataset
+from understudy.data.opening import views
 from understudy.data.operations import (
     Crop,
     Delete,

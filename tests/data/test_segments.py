@@ -13,10 +13,10 @@ from understudy.commands import evaluate
 from understudy.core import DataError, Feature, UserCodeError, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
+from understudy.data.opening.views import write_view
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.segments import ColumnSegments, CutSegments, LabeledSegment, SegmentDetector, cut_segments
 from understudy.data.text_columns import TaskText
-from understudy.data.views import write_view
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.execute.instruction import INSTRUCTION, InstructedActor, LiveSpeaker, ScheduledSpeaker, Speaker

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError
-from ..data import views
-from ..data.formats import hdf5, read_errors, rlds
-from ..data.formats.column_names import format_list, sort_numbered
+from ..data.formats import rlds
 from ..data.formats.detection import VIEW_PATTERN
-from ..data.formats.npz_arrays import npy_header
+from ..data.formats.shared import hdf5, read_errors
+from ..data.formats.shared.column_names import format_list, sort_numbered
+from ..data.formats.shared.npz_arrays import npy_header
+from ..data.opening import views
 from ..hints import pluralize
 from . import lerobot_checks
 from .base import Finding, Location, finding_from_error

@@ -17,7 +17,6 @@ from ..core import UserError
 from ..data import video
 from ..data.episode import Dataset, episode_starts
 from ..data.formats import remote
-from ..data.formats.column_names import format_list
 from ..data.formats.describe import lerobot_source
 from ..data.formats.lerobot_read import (
     UNDERSTUDY_FOLDER,
@@ -28,6 +27,7 @@ from ..data.formats.lerobot_read import (
     read_tasks_v3,
 )
 from ..data.formats.lerobot_write import QUANTILES
+from ..data.formats.shared.column_names import format_list
 from ..files import read_json
 from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, role
-from ..data.column_selection import open_columns
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
-from ..data.formats.column_names import format_list
+from ..data.formats.shared.column_names import format_list
+from ..data.opening.column_selection import open_columns
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Axis, Figure, curves, histogram
 from ..evaluate.report import Commands, Content, Details, Figures, Paragraph, Remedies, Section, Table, write_page

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..core import DataError, UserError, role
 from ..data.cache import DiskError
-from ..data.column_selection import column_options, open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
+from ..data.opening.column_selection import column_options, open_columns
 from ..hints import command_line, pluralize, repair_hint
 from . import checks
 from .base import AuditReport, Finding, Location, StepScore, finding_from_error

@@ -37,7 +37,7 @@ def main(args: list[str]) -> None:
     from ..audit import audit
     from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
     from ..audit.purposes import rank_episodes
-    from ..data.column_selection import parse_columns
+    from ..data.opening.column_selection import parse_columns
 
     with Output(o.json) as out:
         path = demonstrations_path(o.data)
@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
 
 def _ranking_lines(ranking: Ranking) -> list[str]:
     """Episodes that are listed for a purpose, with their evidence and the command that leaves them out."""
-    from ..data.formats.column_names import format_list
+    from ..data.formats.shared.column_names import format_list
 
     numbers = format_list(e.episode for e in ranking.episodes)
     lines = [f"{ranking.name}: {pluralize(len(ranking.episodes), 'episode')}: {numbers}", f"  {ranking.meaning}"]
@@ -85,8 +85,8 @@ def _ranking_lines(ranking: Ranking) -> list[str]:
 
 def _can_be_inspected(path: Path, o: AuditOptions) -> bool:
     """Whether the data can be opened and all of their numbers read."""
-    from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
+    from ..data.opening.column_selection import open_columns, parse_columns
 
     try:
         for episode in open_columns(path, parse_columns(o.columns), open=preview_dataset, mapping=o.map):

@@ -51,7 +51,7 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
 def unchanged_training_data(run: Path) -> Dataset | None:
     """The data that a run was trained on. None if they have moved or changed, and for data with cameras and large ones,
     which take long to read."""
-    from ..data.column_selection import open_as_read
+    from ..data.opening.column_selection import open_as_read
 
     words, training_data = command_words(run), read_provenance(run).get("data") or {}
     if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:

@@ -479,7 +479,7 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
     Args:
         run: The run. None for no run.
     """
-    from ..data.column_selection import describe_columns, open_as_read
+    from ..data.opening.column_selection import describe_columns, open_as_read
 
     stored = {} if run is None else trained_reading(run)
     data, used = open_as_read(demonstrations_path(path), options, stored)
@@ -533,7 +533,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings
-    from ..data.column_selection import parse_columns
+    from ..data.opening.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     description = None if method is None else describe_method(method)

@@ -51,8 +51,8 @@ def main(args: list[str]) -> None:
 
 def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
-    from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import conversion_losses, formats_for_suffix, write_dataset
+    from ..data.opening.column_selection import open_columns, parse_columns
 
     to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
     options = {"images": o.images} if to.startswith("lerobot") else {}

@@ -43,8 +43,8 @@ def main(args: list[str]) -> None:
     o = parse(CurateOptions, "curate", args)
     import numpy as np
 
-    from ..data import views
     from ..data.formats import open_dataset
+    from ..data.opening import views
     from ..data.operations import Select
 
     check_absent(o.out)

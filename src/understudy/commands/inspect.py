@@ -50,9 +50,9 @@ def main(args: list[str]) -> None:
     o = parse(InspectOptions, "inspect", args)
     from ..audit import audit, find_problems
     from ..audit.base import AuditReport
-    from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
     from ..data.formats.describe import describe
+    from ..data.opening.column_selection import open_columns, parse_columns
 
     with Output(o.json) as out:
         columns = parse_columns(o.columns)

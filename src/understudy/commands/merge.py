@@ -35,8 +35,8 @@ def main(args: list[str]) -> None:
     from ..audit.base import AuditReport
     from ..audit.compatibility import check_exact, find_disagreements, unmergeable_columns
     from ..audit.leakage import find_leakage
-    from ..data import views
     from ..data.formats import open_dataset
+    from ..data.opening import views
     from ..data.operations import Merge as Operation
 
     if len(o.data) < 2:

@@ -47,8 +47,8 @@ def main(args: list[str]) -> None:
     o = parse(SplitOptions, "split", args)
     from ..audit.base import AuditReport
     from ..audit.leakage import find_leakage
-    from ..data import views
     from ..data.formats import open_dataset
+    from ..data.opening import views
     from ..data.operations import Select
     from ..data.operations import episode_values as of
 

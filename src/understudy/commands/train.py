@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
-    from ..data.stream import ShardStream
+    from ..data.opening.stream import ShardStream
     from ..data.text_columns import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
@@ -650,7 +650,7 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
 
 
 def _open_stream(o: TrainOptions):
-    from ..data.stream import ShardStream
+    from ..data.opening.stream import ShardStream
 
     refuse_given(o, ("image_size", "map", "max_episode_steps"),
                  "cannot be combined with --buffer-size: shards are read as they are", "leave one of the two out")

@@ -108,8 +108,8 @@ def _usage_error(problem: str, o: ViewOptions) -> UserError:
 
 def _make_view(o: ViewOptions, out: Output) -> None:
     from ..audit.compatibility import action_convention
-    from ..data import views
     from ..data.formats import open_dataset
+    from ..data.opening import views
     from ..data.operations import Operation
 
     assert o.path is not None and o.out is not None
@@ -171,7 +171,7 @@ def _cut(field: str) -> Operation:
 
 
 def _parse_condition(text: str, data) -> Operation:
-    from ..data.formats.column_names import format_list
+    from ..data.formats.shared.column_names import format_list
     from ..data.operations import Filter, episode_values
 
     for sign in ("!=", ">=", "<=", "="):
@@ -212,7 +212,7 @@ def _parse_scalar(text: str):
 
 
 def _list_views(o: ViewOptions, out: Output) -> None:
-    from ..data import views
+    from ..data.opening import views
 
     folder = o.path or Path()
     if not folder.is_dir():
@@ -235,7 +235,7 @@ def _list_views(o: ViewOptions, out: Output) -> None:
 
 
 def _show_view(o: ViewOptions, out: Output) -> None:
-    from ..data import views
+    from ..data.opening import views
 
     assert o.path is not None
     lineage = views.lineage(o.path)
@@ -256,8 +256,8 @@ def _lineage_lines(node, indent: str = "") -> list[str]:
 
 
 def _materialize(o: ViewOptions, out: Output) -> None:
-    from ..data import views
     from ..data.formats import formats_for_suffix
+    from ..data.opening import views
 
     assert o.path is not None and o.out is not None
     views.read_view(o.path)  # raises UserError if it is not a view

@@ -17,9 +17,9 @@ from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
 from ..data.mixture import expert_episodes
+from ..data.opening.stream import ShardStream
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
-from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..execute.chunking import RecedingHorizon

@@ -37,14 +37,14 @@ from ..core import (
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.column_changes import ReturnToGo
-from ..data.column_selection import column_options
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.missing_actions import NoActions
+from ..data.opening.column_selection import column_options
+from ..data.opening.stream import ShardStream
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
-from ..data.stream import ShardStream
 from ..data.tasks import SHOWN_TASK, task_texts
 from ..data.text_columns import TaskText
 from ..data.window import SamplingWeights, Window, Windows

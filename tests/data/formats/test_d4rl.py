@@ -10,7 +10,8 @@ from fixtures import closed_form
 from fixtures.contract_data import demonstrations
 from fixtures.hdf5_files import everything, outcomes, refused, state
 
-from understudy.data.formats import hdf5, open_dataset, write_dataset
+from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.formats.shared import hdf5
 
 
 @pytest.fixture(autouse=True)

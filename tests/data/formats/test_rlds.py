@@ -16,7 +16,8 @@ from fixtures.contract_data import demonstrations
 
 from understudy.audit import audit
 from understudy.core import Feature, UserError
-from understudy.data.formats import open_dataset, rlds, sidecar, write_dataset
+from understudy.data.formats import open_dataset, rlds, write_dataset
+from understudy.data.formats.shared import sidecar
 
 STATE, ACTION = "observation.state", "action"
 

@@ -10,7 +10,8 @@ from fixtures.hdf5_files import agrees, everything, images, outcomes, refused, s
 
 from understudy import Window
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, open_dataset, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, open_dataset, write_dataset
+from understudy.data.formats.shared import sidecar
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,10 @@ from .. import cache, video
 from ..episode import Dataset, EpisodeList, LazyColumns
 from ..packed_columns import cast_exactly
 from ..sources import DecodedFramesSource, Progress, camera_names
-from . import lerobot, npz, remote, sidecar
+from . import lerobot, npz, remote
 from .describe import check_finite, describe
 from .detection import detect_format, format_of
+from .shared import sidecar
 
 __all__ = [
     "WRITERS", "RegisteredFormat",
@@ -57,9 +58,9 @@ _READERS = {  # format, as `detection` names it -> module, source or function th
     "minari": ("minari", "open_minari"),
     "d4rl": ("d4rl", "D4rlSource"),
     "imitation": ("imitation", "open_imitation"),
-    "bags": ("bags", "open_bags"),
+    "bags": ("logs.bags", "open_bags"),
     "overcooked": ("overcooked", "OvercookedSource"),
-    "view": (".view_file", "open_view"),
+    "view": (".opening.view_file", "open_view"),
 }
 WRITERS = {  # format, as in `convert --to` -> module
     "lerobot": "lerobot",
@@ -156,7 +157,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
         return open_dataset(path)
     place, kind = detect_format(remote.local_path(path))
     if mapping is None and kind == "bags":
-        from . import bags
+        from .logs import bags
 
         return bags.preview_bags(place)
     return open_dataset(path, mapping=mapping, **options)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from ...core import UserError, role
 from ...hints import command_line
-from . import folder, message_logs, overcooked, read_errors, sidecar
-from .column_names import format_list, number_sort_key, standard_name
+from . import folder, overcooked
+from .logs import message_logs
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint
-from .npz_arrays import NpzArrays, zip_errors
 from .ogbench import is_ogbench
+from .shared import read_errors, sidecar
+from .shared.column_names import format_list, number_sort_key, standard_name
+from .shared.npz_arrays import NpzArrays, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
            "imitation", "bags", "overcooked", "view")  # that are read
@@ -256,7 +258,7 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def _hdf5_format(path: Path) -> str:
-    from .hdf5 import OpenFiles, hdf5_errors, import_h5py
+    from .shared.hdf5 import OpenFiles, hdf5_errors, import_h5py
 
     with OpenFiles() as files, hdf5_errors(path):
         file = files[path]

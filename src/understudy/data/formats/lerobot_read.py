@@ -19,10 +19,11 @@ from ...hints import repair_hint
 from .. import cache, video
 from ..episode import episode_starts
 from ..sources import MemmapSource, batch_ranges, first_misfit
-from . import arrow, remote
-from .column_names import format_list
-from .key_map import metadata
-from .read_errors import damaged, first_true, read_json_object
+from . import remote
+from .shared import arrow
+from .shared.column_names import format_list
+from .shared.key_map import metadata
+from .shared.read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"

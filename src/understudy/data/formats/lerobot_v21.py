@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from ...files import write_text
 from .. import video
 from ..episode import Dataset
-from . import sidecar
 from .lerobot_write import (
     _LeRobotWriter,
     _plain,
@@ -28,6 +27,7 @@ from .lerobot_write import (
     check_images,
     split_for_lerobot,
 )
+from .shared import sidecar
 
 __all__ = ["capability", "write"]
 

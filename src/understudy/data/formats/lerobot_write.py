@@ -20,7 +20,6 @@ from ...files import read_json, sync_file, sync_folder, whole_folder, write_json
 from .. import cache, video
 from ..episode import Dataset, Episode
 from ..journal import JournalFrames
-from . import sidecar
 from .lerobot_read import (
     INDEX_COLUMNS,
     UNDERSTUDY_FOLDER,
@@ -30,7 +29,8 @@ from .lerobot_read import (
     read_json_lines,
     read_tasks_v3,
 )
-from .sidecar import ColumnEncoding, FormatCapability
+from .shared import sidecar
+from .shared.sidecar import ColumnEncoding, FormatCapability
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -14,12 +14,12 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from . import sidecar
-from .column_names import FLAG_COLUMNS, are_flags, format_list
-from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
-from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, whole_array, write_npz
-from .read_errors import damaged, first_true
-from .sidecar import ColumnEncoding, FormatCapability
+from .shared import sidecar
+from .shared.column_names import FLAG_COLUMNS, are_flags, format_list
+from .shared.key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
+from .shared.npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, whole_array, write_npz
+from .shared.read_errors import damaged, first_true
+from .shared.sidecar import ColumnEncoding, FormatCapability
 
 FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",

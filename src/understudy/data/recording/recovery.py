@@ -30,20 +30,12 @@ from ...core import UserError
 from ...files import read_json, write_json
 from .. import cache, journal, video
 from ..episode import Dataset
-from ..formats import (
-    hdf5,
-    interrupted_recording,
-    message_logs,
-    npz_arrays,
-    preview_dataset,
-    read_errors,
-    rlds,
-    sidecar,
-    zarr_store,
-)
+from ..formats import interrupted_recording, preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
-from ..source_parts import find_parts, recover_parts
+from ..formats.logs import message_logs
+from ..formats.shared import hdf5, npz_arrays, read_errors, sidecar
+from ..opening.source_parts import find_parts, recover_parts
 
 
 @dataclass(frozen=True)

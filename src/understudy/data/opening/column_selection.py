@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ..core import ConfigError, DataError, Feature, UserError, role, short_name
-from ..hints import did_you_mean, nearest_names
-from .episode import ColumnSource, Dataset, EpisodeList
-from .formats import format_of, hdf5, open_dataset, remote, robomimic
-from .formats.column_names import format_list, standard_name
-from .formats.detection import UnknownFormat, detect_format
-from .formats.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
-from .formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
-from .formats.hdf5_arrays import array_names, hdf5_files, open_arrays
-from .formats.npz import NpzSource, episodes_hint
-from .formats.npz_arrays import NpzArrays
-from .packed_columns import cast_exactly, common_dtype
-from .sources import WrapperSource
+from ...core import ConfigError, DataError, Feature, UserError, role, short_name
+from ...hints import did_you_mean, nearest_names
+from ..episode import ColumnSource, Dataset, EpisodeList
+from ..formats import format_of, open_dataset, remote, robomimic
+from ..formats.detection import UnknownFormat, detect_format
+from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
+from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
+from ..formats.npz import NpzSource, episodes_hint
+from ..formats.shared import hdf5
+from ..formats.shared.column_names import format_list, standard_name
+from ..formats.shared.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
+from ..formats.shared.npz_arrays import NpzArrays
+from ..packed_columns import cast_exactly, common_dtype
+from ..sources import WrapperSource
 
 _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")

@@ -25,9 +25,9 @@ from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
 from understudy.core import DataWarning, UserError
 from understudy.data.formats import lerobot, open_dataset, remote
+from understudy.data.opening.stream import ShardStream, _expand_braces
+from understudy.data.opening.views import write_view
 from understudy.data.sources import batch_ranges
-from understudy.data.stream import ShardStream, _expand_braces
-from understudy.data.views import write_view
 from understudy.data.window import Goal
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -140,7 +140,7 @@ def test_a_batch_is_a_function_of_its_arguments(tmp_path):
        st.integers(0, 3))
 def test_any_lengths_any_buffer_any_size(lengths, buffer, size, seed):
     """Steps lie in epochs without holes; a buffer is never exceeded but by a single piece."""
-    from understudy.data.stream import StreamWindows, _ShardChunk
+    from understudy.data.opening.stream import StreamWindows, _ShardChunk
 
     class Fake:
         chunks = [_ShardChunk(0, tuple(range(first, stop)), sum(lengths[first:stop]), 0)
@@ -215,7 +215,7 @@ def test_memory_stays(tmp_path):
     program = """
 import sys, re
 import numpy as np
-from understudy.data.stream import ShardStream
+from understudy.data.opening.stream import ShardStream
 from understudy.data.window import Window
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ...core import Feature, role
-from ..episode import Episode
+from ....core import Feature, role
+from ...episode import Episode
 
 FLAG_COLUMNS = ("next.terminated", "next.truncated", "next.success")  # each step has them or has them not
 OUTCOME_COLUMNS = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",

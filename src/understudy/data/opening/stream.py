@@ -36,17 +36,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..core import Batch, DataWarning, UserError
-from ..hints import command_line
-from . import cache, video
-from .batch_sampler import BatchSampler
-from .episode import Dataset, Episode, episode_starts
-from .formats import arrow, remote
-from .formats.lerobot_read import read_info, read_tasks
-from .formats.npz_arrays import npy_header
-from .sources import batch_ranges
+from ...core import Batch, DataWarning, UserError
+from ...hints import command_line
+from .. import cache, video
+from ..batch_sampler import BatchSampler
+from ..episode import Dataset, Episode, episode_starts
+from ..formats import remote
+from ..formats.lerobot_read import read_info, read_tasks
+from ..formats.shared import arrow
+from ..formats.shared.npz_arrays import npy_header
+from ..sources import batch_ranges
+from ..window import Windows
 from .view_file import is_view
-from .window import Windows
 
 _SUFFIXES = (".tar", ".parquet")
 _CHUNKS_PER_BUFFER = 4  # smallest number of chunks per buffer: fewer would hardly shuffle

@@ -23,11 +23,12 @@ from typing import Any, cast
 import av
 import numpy as np
 
-from ...core import UserError
-from .. import cache, video
-from . import protobuf, read_errors
-from .column_names import number_sort_key
-from .read_errors import damaged
+from ....core import UserError
+from ... import cache, video
+from ..shared import read_errors
+from ..shared.column_names import number_sort_key
+from ..shared.read_errors import damaged
+from . import protobuf
 
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
         "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import DataError, UserError, role, unknown_name
-from ..episode import ColumnSource, Dataset, episode_starts
+from ....core import DataError, UserError, role, unknown_name
+from ...episode import ColumnSource, Dataset, episode_starts
 from .key_map import MisreadingWarning
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
@@ -41,7 +41,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
     """Splits the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
-    from ..operations import ConcatSource, SlicedSource
+    from ...operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
     cut = SlicedSource(table, episode_starts(lengths), np.cumsum(lengths), from_zero=True)

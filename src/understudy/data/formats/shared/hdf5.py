@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core import DataError, Feature, UserError, role
-from ..episode import Dataset, Episode
+from ....core import DataError, Feature, UserError, role
+from ...episode import Dataset, Episode
 from . import read_errors, sidecar
 from .key_map import KeyMap, stored_feature
 from .read_errors import DAMAGED_HINT, damaged

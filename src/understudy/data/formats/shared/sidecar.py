@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError
-from ...files import check_absent, whole_file, whole_folder
-from .. import cache
-from ..episode import ColumnSource, Dataset, episode_starts
-from ..sources import WrapperSource
+from ....core import Feature, UserError
+from ....files import check_absent, whole_file, whole_folder
+from ... import cache
+from ...episode import ColumnSource, Dataset, episode_starts
+from ...sources import WrapperSource
 from .npz_arrays import NpzArrays, column_array, stored_dtype, whole_array, write_npz
 
 SIDECAR_NAME = "understudy.npz"

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError, role
-from ...hints import command_line
-from .. import cache
-from ..episode import ColumnSource, Dataset
+from ....core import Feature, UserError, role
+from ....hints import command_line
+from ... import cache
+from ...episode import ColumnSource, Dataset
+from ..shared.key_map import MisreadingWarning, metadata
 from . import message_logs as streams
 from . import topic_mapping as maps
-from .key_map import MisreadingWarning, metadata
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 

@@ -12,8 +12,8 @@ from fixtures.views import bytes_of, demonstrations
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data import views
 from understudy.data.formats import open_dataset
+from understudy.data.opening import views
 from understudy.data.operations import (
     Filter,
     Label,

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core import DataError, UserError
-from ...files import read_json
+from ....core import DataError, UserError
+from ....files import read_json
 
 DAMAGED_HINT = "the file is damaged or incomplete: take it from a copy"
 ExceptionTypes = tuple[type[BaseException], ...]

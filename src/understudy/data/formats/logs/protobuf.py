@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .read_errors import first_line, import_optional
+from ..shared.read_errors import first_line, import_optional
 
 
 class Message(dict):

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...core import Feature, UserError
-from .. import video
+from ....core import Feature, UserError
+from ... import video
 from .read_errors import damaged, first_true
 
 Found = TypeVar("Found")

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError
-from .episode import Dataset
-from .formats import folder as plain
-from .formats import hdf5, message_logs, preview_dataset, sidecar
-from .formats.column_names import sort_numbered
+from ...core import UserError
+from ..episode import Dataset
+from ..formats import folder as plain
+from ..formats import preview_dataset
+from ..formats.logs import message_logs
+from ..formats.shared import hdf5, sidecar
+from ..formats.shared.column_names import sort_numbered
 
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)

@@ -12,14 +12,15 @@ import pytest
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data.formats import message_logs, open_dataset, preview_dataset
+from understudy.data.formats import open_dataset, preview_dataset
+from understudy.data.formats.logs import message_logs
 from understudy.data.video import encode_png
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
 pb = pytest.importorskip("google.protobuf.descriptor_pb2", reason="extra bags not installed")
 from google.protobuf import descriptor_pool, duration_pb2, message_factory, timestamp_pb2  # noqa: E402
 
-from understudy.data.formats import protobuf  # noqa: E402
+from understudy.data.formats.logs import protobuf  # noqa: E402
 
 F = pb.FieldDescriptorProto
 ONE, MANY = F.LABEL_OPTIONAL, F.LABEL_REPEATED

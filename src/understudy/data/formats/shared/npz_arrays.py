@@ -15,10 +15,10 @@ from typing import IO
 
 import numpy as np
 
-from ...core import Feature, UserError
-from .. import cache
-from ..episode import Dataset
-from ..sources import MemmapSource
+from ....core import Feature, UserError
+from ... import cache
+from ...episode import Dataset
+from ...sources import MemmapSource
 from . import read_errors
 from .read_errors import damaged
 

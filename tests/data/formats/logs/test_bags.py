@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from understudy.core import UserError
 from understudy.data import video
-from understudy.data.formats import message_logs, open_dataset, preview_dataset, topic_mapping
-from understudy.data.formats.bags import BagSource
+from understudy.data.formats import open_dataset, preview_dataset
+from understudy.data.formats.logs import message_logs, topic_mapping
+from understudy.data.formats.logs.bags import BagSource
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
 rosbags = pytest.importorskip("rosbags", reason="extra bags not installed")
@@ -331,7 +332,7 @@ def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):
     path = written(tmp_path / "a.mcap", {"/state": steps(8)})
     how = mapped(observation__state="/state")
     one = open_dataset(path, mapping=how).fingerprint()
-    monkeypatch.setattr("understudy.data.formats.bags._build", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr("understudy.data.formats.logs.bags._build", lambda *a: pytest.fail("read again"))
     assert open_dataset(path, mapping=how).fingerprint() == one
 
 

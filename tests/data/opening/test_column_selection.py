@@ -13,9 +13,9 @@ from fixtures.own_columns import LENGTHS, arrays, check, own_table, table, write
 from understudy.audit import audit
 from understudy.cli import main
 from understudy.core import ConfigError, DataError, UserError
-from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.opening.column_selection import open_columns, parse_columns
 from understudy.data.operations import episode_values
 from understudy.data.tasks import task_texts
 

@@ -23,15 +23,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import UserError
-from ..files import read_json, replace_nonfinite
-from . import cache, operations
-from .episode import Dataset
-from .formats import remote, sidecar
-from .formats.detection import VIEW_PATTERN
-from .operations import ConcatSource, Merge, Operation
-from .segments import ColumnSegments, CutSegments, StoredSegments
-from .sources import camera_names
+from ...core import UserError
+from ...files import read_json, replace_nonfinite
+from .. import cache, operations
+from ..episode import Dataset
+from ..formats import remote
+from ..formats.detection import VIEW_PATTERN
+from ..formats.shared import sidecar
+from ..operations import ConcatSource, Merge, Operation
+from ..segments import ColumnSegments, CutSegments, StoredSegments
+from ..sources import camera_names
 
 Open = Callable[[str | Path], Dataset]  # opens a parent, whatever format it is in
 _KINDS: Mapping[str, Any] = {

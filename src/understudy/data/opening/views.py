@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..core import UserError
-from ..files import whole_file
+from ... import __version__
+from ...core import UserError
+from ...files import whole_file
+from ..formats import open_dataset, remote
+from ..operations import Operation
 from . import view_file
-from .formats import open_dataset, remote
-from .operations import Operation
 from .view_file import (
     Parent,
     View,

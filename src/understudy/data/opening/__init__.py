@@ -1,0 +1,1 @@
+"""What opens paths: other names of columns, parts of damaged sources, views, shards."""

@@ -162,7 +162,7 @@ def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str]
         `tasks`, empty if none is named; `tiny`; `page`; `until`, the `time.monotonic` after which no cell begins; and
         the further options, None or False if they are not given.
     """
-    from understudy.commands.common import parse_duration
+    from understudy.commands.parts.common import parse_duration
     from understudy.core import UserError
 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -120,7 +120,7 @@ def slowest_step(actor: Actor, schema: Schema, conditions: Iterable[str]) -> flo
 
 def cost(name: str) -> dict[str, float]:
     """Weights, CPU seconds of the training, and CPU milliseconds of a plan."""
-    from understudy.commands.conditions import open_conditions
+    from understudy.commands.parts.conditions import open_conditions
 
     schema, data = columns(name), demonstrations(name)
     method = find_method(name, schema)

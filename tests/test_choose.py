@@ -20,7 +20,7 @@ from understudy.choose import (
     survivors,
 )
 from understudy.commands.choose import _cells, _print_choice, write_choice_page
-from understudy.commands.common import Output
+from understudy.commands.parts.common import Output
 from understudy.config import dump
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from understudy import demo
-from understudy.commands.common import progress_bar
+from understudy.commands.parts.common import progress_bar
 from understudy.heads.likelihood.regression import Regression
 
 

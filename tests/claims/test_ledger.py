@@ -26,7 +26,7 @@ from understudy.claims.runner import MECHANISM_ONLY
 from understudy.claims.scheduler import due_claims, run_all, try_claim
 from understudy.claims.text import DECISIONS
 from understudy.cli import main
-from understudy.commands.common import parse_duration
+from understudy.commands.parts.common import parse_duration
 from understudy.core import UserError
 
 # -- what decides ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fixtures.cli import TINY, document, proposed, refused, save
 
 from understudy import Dataset
 from understudy.cli import main
-from understudy.commands import common
+from understudy.commands.parts import common
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fixtures.cli import refused
 
-from understudy.commands.common import command_line
 from understudy.commands.diagnose import DiagnoseOptions, _command
+from understudy.commands.parts.common import command_line
 from understudy.data.formats import open_dataset
 from understudy.diagnose.base import LEVELS, ORDER, RunFinding
 

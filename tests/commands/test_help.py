@@ -14,7 +14,7 @@ from fixtures.cli import refused
 
 from understudy import __version__
 from understudy.cli import COMMANDS, main
-from understudy.commands.options import change_fields, parse_options, settable_fields
+from understudy.commands.parts.options import change_fields, parse_options, settable_fields
 from understudy.commands.train import TrainOptions
 from understudy.core import ConfigError
 from understudy.methods import find_method

@@ -18,7 +18,7 @@ from fixtures.killed_training import killed_command
 from understudy import make
 from understudy.cli import main
 from understudy.commands.improve import trained_on
-from understudy.commands.improve_page import corrections_of
+from understudy.commands.parts.improve_page import corrections_of
 from understudy.core import keys
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset, write_dataset

@@ -17,10 +17,10 @@ from fixtures.hands import Hand
 
 from understudy.cli import _report_interrupt, main
 from understudy.commands.act import _may_begin
-from understudy.commands.common import robot_arguments
 from understudy.commands.inspect import _success_lines
-from understudy.commands.policies import untrained_warning
-from understudy.commands.robot_options import command_keys, show_line
+from understudy.commands.parts.common import robot_arguments
+from understudy.commands.parts.policies import untrained_warning
+from understudy.commands.parts.robot_options import command_keys, show_line
 from understudy.config import dump
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode

@@ -16,7 +16,7 @@ from folders import REPOSITORY
 from understudy import cli, demo
 from understudy.claims.probe import Confirmation
 from understudy.cli import main
-from understudy.commands.conditions import example_evaluation, example_options, is_judged
+from understudy.commands.parts.conditions import example_evaluation, example_options, is_judged
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset

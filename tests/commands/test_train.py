@@ -16,9 +16,9 @@ import pytest
 from fixtures.cli import TINY, document, refused, save, start
 
 from understudy import Dataset, load_actor, make
-from understudy.commands import common
-from understudy.commands.common import split_arguments
-from understudy.commands.method import build_method
+from understudy.commands.parts import common
+from understudy.commands.parts.common import split_arguments
+from understudy.commands.parts.method import build_method
 from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from understudy.commands import common
+from understudy.commands.parts import common
 
 OUTSIDE = '''
 from dataclasses import dataclass

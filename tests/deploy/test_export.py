@@ -27,7 +27,7 @@ from fixtures.heads import named
 from fixtures.onnx_policies import HEADS, SolvesEquations, policy_with
 
 from understudy.cli import main
-from understudy.commands.common import trained_rate
+from understudy.commands.parts.common import trained_rate
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.window import Window
 from understudy.deploy import onnx_runner, torch_package

@@ -299,7 +299,7 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
 
 def test_a_server_that_changes_its_checkpoint_ends_the_evaluation(call, tmp_path, monkeypatch):
     messages = iter([None, "ws://gpu:8000 changed its checkpoint meanwhile: a, then b"])
-    monkeypatch.setattr("understudy.commands.interactive.changed_checkpoint", lambda name: next(messages))
+    monkeypatch.setattr("understudy.commands.parts.interactive.changed_checkpoint", lambda name: next(messages))
     journal = tmp_path / "t.jsonl"
     status, _, err = call(["", ""], "good", "robot_of_a_test:judged", "--trust", "robot_of_a_test", "--interactive",
                           "--threshold", 0.5, "--save", journal)

@@ -13,8 +13,8 @@ import torch
 from folders import BENCHMARKS
 
 from understudy import config, make
-from understudy.commands.conditions import open_conditions
 from understudy.commands.methods import cost_texts
+from understudy.commands.parts.conditions import open_conditions
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import ConfigError, DataError, Feature, UserError, keys

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from understudy.commands.robot_options import LiveViewOptions, live_view
+from understudy.commands.parts.robot_options import LiveViewOptions, live_view
 from understudy.core import Feature, UserError
 from understudy.robots.base import ConnectionLost
 from understudy.robots.cameras import (

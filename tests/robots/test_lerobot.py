@@ -11,8 +11,8 @@ import pytest
 from fixtures.hands import Hand
 from folders import TESTS
 
+from understudy.commands.parts.robot_options import name_lerobot_fields
 from understudy.commands.record import RecordOptions
-from understudy.commands.robot_options import name_lerobot_fields
 from understudy.core import ConfigError, UserError
 from understudy.data.formats import open_dataset
 from understudy.robots.emulator import emulate_arm
@@ -56,7 +56,7 @@ def test_without_lerobot_the_error_says_what_to_install(monkeypatch):
 
 
 def test_fields_of_lerobots_config_are_options_of_its_devices_alone():
-    from understudy.commands.common import parse
+    from understudy.commands.parts.common import parse
 
     common = ["--out", "d", "--episodes", "1", "--robot", "lerobot/lekiwi_client"]
     o = parse(RecordOptions, "record", [

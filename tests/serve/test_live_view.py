@@ -26,8 +26,8 @@ websockets = pytest.importorskip("websockets", reason="extra serve not installed
 from websockets.asyncio.client import connect  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 
+from understudy.commands.parts.robot_options import live_view  # noqa: E402
 from understudy.commands.record import RecordOptions  # noqa: E402
-from understudy.commands.robot_options import live_view  # noqa: E402
 from understudy.serve.live_view import LiveView  # noqa: E402
 
 LIMITS = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (60.0, 60.0), slow_start=0)

@@ -11,8 +11,8 @@ import pytest
 from fixtures.served import ANY, Slow, policy_service, state
 
 pytest.importorskip("websockets", reason="extra serve not installed")
+from understudy.commands.parts.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
-from understudy.commands.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.core import UserError  # noqa: E402
 from understudy.serve.client import Client, LinkLost, RequestRefused  # noqa: E402
 from understudy.serve.server import BackgroundServer, reduce_pauses  # noqa: E402

@@ -12,14 +12,14 @@ from tyro.conf import Positional, arg
 
 from ..core import AtLeast, AtMost, keys
 from ..serve.address import served_address
-from .arms import prepare_robot
 from .calibrate import doubt_source, load_detector
-from .common import Output, acting_rate, command_line, parse
-from .groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
-from .options import Advice
-from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
-from .robot_options import LiveViewOptions, RobotOptions, command_keys, flush_input, live_view, show_line
-from .served import changed_checkpoint, served_client
+from .parts.arms import prepare_robot
+from .parts.common import Output, acting_rate, command_line, parse
+from .parts.groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
+from .parts.options import Advice
+from .parts.policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
+from .parts.robot_options import LiveViewOptions, RobotOptions, command_keys, flush_input, live_view, show_line
+from .parts.served import changed_checkpoint, served_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable

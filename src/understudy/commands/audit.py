@@ -9,8 +9,8 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..hints import pluralize
-from .common import Output, command_line, demonstrations_path, given_options, parse, progress_bar
-from .groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
+from .parts.common import Output, command_line, demonstrations_path, given_options, parse, progress_bar
+from .parts.groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
 
 if TYPE_CHECKING:
     from ..audit.purposes import Ranking

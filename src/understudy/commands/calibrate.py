@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, Below, Unsupported, UserError
-from .common import (
+from .improve import trained_on
+from .parts.common import (
     Output,
     command_line,
     given_options,
@@ -21,10 +22,9 @@ from .common import (
     progress_bar,
     trust_options,
 )
-from .groups import ActingOptions, JsonOption, StepCount, command_options
-from .improve import trained_on
-from .options import refuse_given
-from .policies import (
+from .parts.groups import ActingOptions, JsonOption, StepCount, command_options
+from .parts.options import refuse_given
+from .parts.policies import (
     ROWS,
     DoubtSource,
     doubt_data,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..hints import format_duration, pluralize
-from .common import (
+from .parts.common import (
     Output,
     command_line,
     env_trust_options,
@@ -23,8 +23,8 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import example_evaluation
-from .groups import (
+from .parts.conditions import example_evaluation
+from .parts.groups import (
     ColumnsOption,
     DeviceOption,
     HtmlOption,

@@ -12,9 +12,9 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError, unknown_name
 from ..files import read_json
-from .common import Output, command_line, parse, parse_duration, plain_table
-from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
-from .options import refuse_given
+from .parts.common import Output, command_line, parse, parse_duration, plain_table
+from .parts.groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
+from .parts.options import refuse_given
 
 LEDGER = Path("docs/ledger.md")
 

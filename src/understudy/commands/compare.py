@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ..core import UserError
 from ..files import file_name
 from ..hints import path_text
-from .common import (
+from .parts.common import (
     Output,
     acting_options,
     command_line,
@@ -24,16 +24,9 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .groups import RolloutOptions, StepCount, command_options
-from .options import refuse_given
-from .policies import (
-    evaluate_run,
-    refuse_unused_conditions,
-    run_folder,
-    run_names,
-    weights_digest,
-    weights_path,
-)
+from .parts.groups import RolloutOptions, StepCount, command_options
+from .parts.options import refuse_given
+from .parts.policies import evaluate_run, refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

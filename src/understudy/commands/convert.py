@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import DataError, UserError, role
-from .common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
-from .groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
-from .options import refuse_given
+from .parts.common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
+from .parts.groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
+from .parts.options import refuse_given
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset

@@ -12,9 +12,9 @@ from ..core import Above, AtMost, UserError
 from ..files import check_absent
 from ..hints import did_you_mean
 from ..user_code import import_module
-from .common import Output, command_line, demonstrations_path, parse
-from .groups import JsonOption, TrustOption, command_options
-from .options import Advice
+from .parts.common import Output, command_line, demonstrations_path, parse
+from .parts.groups import JsonOption, TrustOption, command_options
+from .parts.options import Advice
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from .common import Output, parse, progress_bar
-from .groups import DeviceName, DeviceOption, command_options
+from .parts.common import Output, parse, progress_bar
+from .parts.groups import DeviceName, DeviceOption, command_options
 
 
 @command_options

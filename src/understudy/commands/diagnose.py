@@ -12,8 +12,9 @@ from tyro.conf import Positional, arg
 
 from ..core import MissingAction, UserError
 from ..serve.address import served_address
-from .arms import prepare_robot
-from .common import (
+from .improve import trained_on
+from .parts.arms import prepare_robot
+from .parts.common import (
     Output,
     command_line,
     earlier_provenances,
@@ -28,11 +29,10 @@ from .common import (
     trained_rate,
     trust_options,
 )
-from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
-from .improve import trained_on
-from .options import refuse_given
-from .policies import ROWS, load_actor, run_folder, tell_checkpoint
-from .robot_options import RobotOptions
+from .parts.groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
+from .parts.options import refuse_given
+from .parts.policies import ROWS, load_actor, run_folder, tell_checkpoint
+from .parts.robot_options import RobotOptions
 
 if TYPE_CHECKING:
     from ..diagnose.base import RunDiagnosis, RunFinding

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ..core import ConfigError, DataError, Diverged, UserError, role
 from ..hints import path_text
 from ..user_code import refuse_python_file
-from . import behavior_metrics
 from .calibrate import doubt_source, load_detector
-from .common import (
+from .parts import behavior_metrics
+from .parts.common import (
     Output,
     acting_options,
     command_line,
@@ -33,11 +33,11 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import example_evaluation, is_judge
-from .eval_options import EvalOptions
-from .interactive import run_interactive
-from .options import refuse_given
-from .policies import (
+from .parts.conditions import example_evaluation, is_judge
+from .parts.eval_options import EvalOptions
+from .parts.interactive import run_interactive
+from .parts.options import refuse_given
+from .parts.policies import (
     append_result,
     evaluate_run,
     load_actor,
@@ -47,8 +47,8 @@ from .policies import (
     tell_untrained_episodes,
     weights_path,
 )
-from .sequential import run_sequential
-from .served import changed_checkpoint
+from .parts.sequential import run_sequential
+from .parts.served import changed_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

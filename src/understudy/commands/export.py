@@ -10,12 +10,12 @@ from tyro.conf import Positional, arg
 
 from ..core import Unsupported, UserError
 from ..files import write_json
-from .behavior_metrics import unchanged_training_data
-from .common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
-from .conditions import example_evaluation, must_be_told
-from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
-from .options import refuse_given
-from .policies import tell_checkpoint
+from .parts.behavior_metrics import unchanged_training_data
+from .parts.common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
+from .parts.conditions import example_evaluation, must_be_told
+from .parts.groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
+from .parts.options import refuse_given
+from .parts.policies import tell_checkpoint
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..learn.method import TrainedRun
     from ..policy import Policy
-    from .method import with_executor
+    from .parts.method import with_executor
 
     if o.out.suffix not in ("", ".onnx", ".pt2"):
         raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,

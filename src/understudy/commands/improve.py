@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from ..core import Above, AtLeast, AtMost, UserError
 from ..files import whole_folder
-from .common import (
+from .parts.common import (
     Output,
     command_line,
     command_words,
@@ -34,7 +34,7 @@ from .common import (
     unused_path,
     warn_of_other_units,
 )
-from .groups import (
+from .parts.groups import (
     DeviceOption,
     HtmlOption,
     JsonOption,
@@ -46,7 +46,7 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import (
+from .parts.improve_robot import (
     DEVICES,
     RobotImprovement,
     check_robot_options,
@@ -55,10 +55,10 @@ from .improve_robot import (
     success_lines,
     tell_unfinished_rounds,
 )
-from .improve_success import check_reads, load_classifier
-from .options import Advice
-from .policies import run_folder
-from .robot_options import RobotOptions, TeleopOptions
+from .parts.improve_success import check_reads, load_classifier
+from .parts.options import Advice
+from .parts.policies import run_folder
+from .parts.robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions, train_options_of
 
 if TYPE_CHECKING:
@@ -458,7 +458,7 @@ class _Command:
         from ..evaluate import plots
         from ..evaluate.evaluation import verdict_parts
         from ..evaluate.report import Table
-        from .improve_page import Outcome, cost_figures, minutes_of, write_improvement_page
+        from .parts.improve_page import Outcome, cost_figures, minutes_of, write_improvement_page
 
         o, unit = self.o, _unit(env)
         outcomes = [Outcome(i, line["score"], line["score/low"], line["score/high"]) for i, line in enumerate(lines)]

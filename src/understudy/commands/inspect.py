@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..core import Feature, UserError, is_read_by_default, role
 from ..methods import find_method, recommend
-from .common import (
+from .parts.common import (
     Output,
     command_line,
     demonstrations_path,
@@ -22,8 +22,8 @@ from .common import (
     recorded_env,
     unused_path,
 )
-from .conditions import is_judged, shows_observations
-from .groups import HtmlFile, JsonOption, ReadingOptions, command_options
+from .parts.conditions import is_judged, shows_observations
+from .parts.groups import HtmlFile, JsonOption, ReadingOptions, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

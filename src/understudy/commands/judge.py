@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import UserError
-from .common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
-from .groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
+from .parts.common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
+from .parts.groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import check_absent
-from .common import Output, command_line, demonstrations_path, parse
-from .groups import IgnoredCodes, JsonOption, command_options
+from .parts.common import Output, command_line, demonstrations_path, parse
+from .parts.groups import IgnoredCodes, JsonOption, command_options
 
 
 @command_options

@@ -9,9 +9,9 @@ from rich.console import Group
 from tyro.conf import Positional, arg
 
 from ..methods import describe_method, describe_methods, find_method, method_families
-from .common import Output, command_line, parse, plain_table
-from .groups import JsonOption, TrustOption, command_options
-from .options import settable_fields
+from .parts.common import Output, command_line, parse, plain_table
+from .parts.groups import JsonOption, TrustOption, command_options
+from .parts.options import settable_fields
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -101,7 +101,7 @@ def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
 
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Group:
     """Tables of the options of a method's function and of all fields of the method, with their defaults."""
-    from .method import method_option_texts, method_options
+    from .parts.method import method_option_texts, method_options
 
     texts = method_option_texts(name, trust)
     options = [(f"--method.{key}", value, texts.get(key, "")) for key, value in method_options(name, trust).items()]

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from ..core import UserError
-from .common import Output, command_line, parse
-from .groups import JsonOption, StepCount, command_options
+from .parts.common import Output, command_line, parse
+from .parts.groups import JsonOption, StepCount, command_options
 
 RateOption = Annotated[float, arg(metavar="RATE")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
-from .common import (
+from .parts.common import (
     Output,
     command_line,
     env_trust_options,
@@ -18,9 +18,9 @@ from .common import (
     robot_arguments,
     trust_options,
 )
-from .conditions import must_be_told
-from .groups import HtmlFile, JsonOption, command_options
-from .policies import run_names
+from .parts.conditions import must_be_told
+from .parts.groups import HtmlFile, JsonOption, command_options
+from .parts.policies import run_names
 
 
 @command_options

@@ -13,8 +13,8 @@ from tyro.conf import Positional, arg
 
 from ..core import Above, AtLeast, ConfigError, UserError
 from ..methods import recommend
-from .arms import prepare_session
-from .common import (
+from .parts.arms import prepare_session
+from .parts.common import (
     Output,
     batch_rows,
     command_line,
@@ -25,9 +25,9 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
-from .options import refuse_given
-from .robot_options import (
+from .parts.groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
+from .parts.options import refuse_given
+from .parts.robot_options import (
     LiveViewOptions,
     RobotOptions,
     TeleopOptions,

@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 from ..core import UserError
 from ..files import check_absent
 from ..hints import pluralize
-from .common import Output, command_line, demonstrations_path, parse
-from .groups import MapOption, StepsOption, command_options
+from .parts.common import Output, command_line, demonstrations_path, parse
+from .parts.groups import MapOption, StepsOption, command_options
 
 
 @command_options

@@ -10,11 +10,11 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import ConfigError, UserError
-from .arms import prepare_robot
-from .common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
-from .groups import JsonOption, PositiveCount, TrustOption, command_options
-from .options import refuse_given
-from .robot_options import RobotOptions, show_line
+from .parts.arms import prepare_robot
+from .parts.common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
+from .parts.groups import JsonOption, PositiveCount, TrustOption, command_options
+from .parts.options import refuse_given
+from .parts.robot_options import RobotOptions, show_line
 
 
 @command_options

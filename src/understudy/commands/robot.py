@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, ConfigError, UserError
-from .arms import confirm, prepare_session, suggest_stable_port
-from .common import Output, command_line, parse, plain_table
-from .groups import TrustOption, command_options
-from .options import refuse_given
-from .robot_check import check_arms
-from .robot_options import (
+from .parts.arms import confirm, prepare_session, suggest_stable_port
+from .parts.common import Output, command_line, parse, plain_table
+from .parts.groups import TrustOption, command_options
+from .parts.options import refuse_given
+from .parts.robot_check import check_arms
+from .parts.robot_options import (
     LEROBOT,
     LiveViewOptions,
     RobotOptions,

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import file_name
-from .common import (
+from .parts.common import (
     EnvName,
     Output,
     acting_options,
@@ -28,14 +28,8 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .groups import PositiveCount, RolloutOptions, command_options
-from .policies import (
-    load_actor,
-    refuse_unused_conditions,
-    run_folder,
-    weights_digest,
-    weights_path,
-)
+from .parts.groups import PositiveCount, RolloutOptions, command_options
+from .parts.policies import load_actor, refuse_unused_conditions, run_folder, weights_digest, weights_path
 
 if TYPE_CHECKING:
     from ..envs import shifts

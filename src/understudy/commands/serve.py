@@ -17,11 +17,11 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
 from ..hints import did_you_mean
 from ..serve.address import address_host, is_this_machine, served_address
-from .common import Output, command_line, has_no_run, parse, trained_rate
-from .conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
-from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
-from .options import Advice, refuse_given, split_pair
-from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
+from .parts.common import Output, command_line, has_no_run, parse, trained_rate
+from .parts.conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
+from .parts.groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
+from .parts.options import Advice, refuse_given, split_pair
+from .parts.policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,7 +190,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     from ..policy import Policy
     from ..serve.describe import policy_metadata, policy_schema
     from ..serve.policy_service import PolicyService, ServedPolicy
-    from .method import task_relabel
+    from .parts.method import task_relabel
 
     while True:
         name = _newest(o)

@@ -13,9 +13,9 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import check_absent, whole_folder
-from .common import Output, command_line, demonstrations_path, parse
-from .groups import JsonOption, Seed, command_options
 from .merge import print_findings
+from .parts.common import Output, command_line, demonstrations_path, parse
+from .parts.groups import JsonOption, Seed, command_options
 
 _DEFAULT_NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 

@@ -19,7 +19,7 @@ from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
 from ..files import read_json, whole_folder, write_json
 from ..user_code import search_current_folder, trusted_packages
-from .common import (
+from .parts.common import (
     Output,
     command_line,
     command_words,
@@ -37,8 +37,8 @@ from .common import (
     unused_path,
     warn_of_other_units,
 )
-from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
-from .groups import (
+from .parts.conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
+from .parts.groups import (
     DeviceOption,
     IgnoredCodes,
     JsonOption,
@@ -50,8 +50,8 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .options import find_field, options_of, refuse_given, settable_fields, split_pair
-from .policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
+from .parts.options import find_field, options_of, refuse_given, settable_fields, split_pair
+from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
 
@@ -303,7 +303,7 @@ def _record_random(o: TrainOptions) -> None:
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
     from ..learn.train import validation_episodes
-    from .method import build_method
+    from .parts.method import build_method
 
     stream = None if o.buffer_size is None else _open_stream(o)
     data = _open(_data_path(o), o) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
@@ -404,7 +404,7 @@ def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> Non
 
 def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
     from ..envs import make
-    from .method import task_relabel
+    from .parts.method import task_relabel
 
     def refuse(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
         short = [column.removeprefix("observation.") for column in missing]
@@ -505,7 +505,7 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
 
 def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
     """Refuses an option that is a field of the method without its part, such as --batch-size, and names the field."""
-    from .method import build_method, method_options
+    from .parts.method import build_method, method_options
 
     flags = {option.flag for option in options_of(TrainOptions)}
     unknown = [name for word in own if word.startswith("--") and (name := word.partition("=")[0]).replace("_", "-")
@@ -757,8 +757,8 @@ def _print_help(own: list[str], options: list[str]) -> None:
     with contextlib.suppress(SystemExit):
         print_help(TrainOptions, "understudy train")
     if own and not own[0].startswith("-"):
-        from .method import build_method
         from .methods import settings_table
+        from .parts.method import build_method
 
         trust = _trusted(own)
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")

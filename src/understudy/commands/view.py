@@ -14,11 +14,11 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import UserError
 from ..files import check_absent
-from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
 from .convert import main as convert
-from .groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
-from .options import refuse_given, split_pair
+from .parts.common import Output, command_line, demonstrations_path, given_options, parse, plain_table
+from .parts.groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
+from .parts.options import refuse_given, split_pair
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset

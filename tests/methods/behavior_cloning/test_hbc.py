@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.commands.conditions import goal_columns
+from understudy.commands.parts.conditions import goal_columns
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.learn.behavior_cloning import BehaviorCloning

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.commands.method import build_method
+from understudy.commands.parts.method import build_method
 from understudy.core import Feature, Unsupported, UserError, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode

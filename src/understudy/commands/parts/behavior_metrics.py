@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import UserError
+from ...core import UserError
 from .common import Output, command_words, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
 from .options import refuse_given
 
 if TYPE_CHECKING:
-    from ..data.episode import Dataset
-    from ..envs.base import Env
-    from ..evaluate.behavior_metrics import BehaviorMetrics
-    from ..evaluate.evaluation import Evaluation
-    from ..execute.actor import Actor
+    from ...data.episode import Dataset
+    from ...envs.base import Env
+    from ...evaluate.behavior_metrics import BehaviorMetrics
+    from ...evaluate.evaluation import Evaluation
+    from ...execute.actor import Actor
     from .eval_options import EvalOptions
 
 N_STARTS = 16  # that --repeats rolls out again and again
@@ -51,7 +51,7 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
 def unchanged_training_data(run: Path) -> Dataset | None:
     """The data that a run was trained on. None if they have moved or changed, and for data with cameras and large ones,
     which take long to read."""
-    from ..data.opening.column_selection import open_as_read
+    from ...data.opening.column_selection import open_as_read
 
     words, training_data = command_words(run), read_provenance(run).get("data") or {}
     if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
@@ -70,10 +70,10 @@ def unchanged_training_data(run: Path) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
-    from ..evaluate.behavior.latency import measure_latency
-    from ..evaluate.behavior.modes import rollout_repeated_starts
-    from ..evaluate.behavior_metrics import measure_behavior
-    from ..evaluate.failures import failure_figures
+    from ...evaluate.behavior.latency import measure_latency
+    from ...evaluate.behavior.modes import rollout_repeated_starts
+    from ...evaluate.behavior_metrics import measure_behavior
+    from ...evaluate.failures import failure_figures
 
     again = None
     if o.repeats:
@@ -95,9 +95,9 @@ def measure_run(
 
 def _single_actor(actor: Actor) -> Actor:
     """The actor as one robot runs it: without the rows that fill a batch up to a fixed size."""
-    from ..execute.actor import ObservationWrapper, PolicyActor, TransformedActor
-    from ..execute.planners import FixedBatch
-    from ..execute.wrappers import WrappedActor
+    from ...execute.actor import ObservationWrapper, PolicyActor, TransformedActor
+    from ...execute.planners import FixedBatch
+    from ...execute.wrappers import WrappedActor
 
     if isinstance(actor, (ObservationWrapper, TransformedActor, WrappedActor)):
         return replace(actor, actor=_single_actor(actor.actor))

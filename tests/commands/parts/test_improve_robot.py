@@ -20,7 +20,7 @@ from fixtures.terminals import Terminal
 
 from understudy.cli import main
 from understudy.commands.improve import _Command
-from understudy.commands.improve_robot import RobotImprovement
+from understudy.commands.parts.improve_robot import RobotImprovement
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -120,8 +120,8 @@ def test_no_episode_is_asked_for_twice(session, tmp_path):
 
 
 def test_a_run_of_an_unknown_rate_continues_at_the_rate_of_its_first_round(session, tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.commands.improve_robot.trained_rate", lambda run: None)
-    monkeypatch.setattr("understudy.commands.common.trained_rate", lambda run: None)
+    monkeypatch.setattr("understudy.commands.parts.improve_robot.trained_rate", lambda run: None)
+    monkeypatch.setattr("understudy.commands.parts.common.trained_rate", lambda run: None)
     assert session(tmp_path / "run", "--fps", "10", _3=["success", "quit"])[0] == 130
     refused(session(tmp_path / "run", "--fps", "15"), "--fps: new episodes", "10 steps per second", "--fps 10")
     refused(session(tmp_path / "run"), "--fps: new episodes", "10 steps per second")
@@ -156,7 +156,7 @@ def test_a_round_is_promoted_by_blind_pairs(estimate, low, high, is_best, sessio
         asked.append((design.policies, design.test.max_rollouts, len(actors), path.name, env.robot._is_holding))
         return {"rounds": 10, "policies": [{"successes": 5}, {"successes": 3}],
                 "difference": {"estimate": estimate, "low": low, "high": high}}
-    monkeypatch.setattr("understudy.commands.improve_robot.judge_pairs", judge)
+    monkeypatch.setattr("understudy.commands.parts.improve_robot.judge_pairs", judge)
     out = tmp_path / "run"
     status, text, err = session(out, "--compare", 10, _3=["success", "success"])
     assert status == 0, err

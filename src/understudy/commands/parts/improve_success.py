@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import UserError
+from ...core import UserError
 from .common import open_data, read_provenance
 
 if TYPE_CHECKING:
-    from ..envs.base import Env
-    from ..improve.success import FrameRates, SuccessClassifier
-    from ..policy import Planner
+    from ...envs.base import Env
+    from ...improve.success import FrameRates, SuccessClassifier
+    from ...policy import Planner
 
 
 def check_reads(planner: Planner, option: str, env: Env) -> None:
@@ -20,7 +20,7 @@ def check_reads(planner: Planner, option: str, env: Env) -> None:
     Args:
         option: How the user named it, such as "--success RUN".
     """
-    from ..policy import check_features
+    from ...policy import check_features
 
     check_features(planner, env.features, f"{option}, in {env.metadata['env']}", resized=True, columns=planner.inputs,
                    hint="train it on episodes of this environment")
@@ -32,8 +32,8 @@ def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tup
     Args:
         data: What it was trained on. None if its command does not name them.
     """
-    from ..improve.success import SuccessClassifier, held_out_rates
-    from ..learn.method import Method, load_policy, training_data
+    from ...improve.success import SuccessClassifier, held_out_rates
+    from ...learn.method import Method, load_policy, training_data
 
     policy = load_policy(run, trust=trust)
     classifier = SuccessClassifier(policy)

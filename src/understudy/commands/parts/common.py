@@ -31,14 +31,14 @@ from typing import (
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ..config import packages_in
-from ..core import ConfigError, DataWarning, Schema, UserError, missing_action
-from ..files import read_json, replace_nonfinite
-from ..hints import LONG_SECONDS, command_line, format_duration
-from ..methods import describe_method, method_names
-from ..methods.needs import SOME_ACTIONS, SOME_NUMBERS
-from ..serve.address import served_address
-from ..user_code import search_current_folder
+from ...config import packages_in
+from ...core import ConfigError, DataWarning, Schema, UserError, missing_action
+from ...files import read_json, replace_nonfinite
+from ...hints import LONG_SECONDS, command_line, format_duration
+from ...methods import describe_method, method_names
+from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
+from ...serve.address import served_address
+from ...user_code import search_current_folder
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
@@ -46,8 +46,8 @@ from .served import served_client
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..data.episode import Dataset
-    from ..envs.base import Env as Environment
+    from ...data.episode import Dataset
+    from ...envs.base import Env as Environment
 
 T = TypeVar("T")
 
@@ -198,8 +198,8 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
-    from ..checkpoint import is_lerobot_checkpoint
-    from ..policy import find_checkpoint
+    from ...checkpoint import is_lerobot_checkpoint
+    from ...policy import find_checkpoint
 
     folder = find_checkpoint(run)
     if is_lerobot_checkpoint(folder):
@@ -211,7 +211,7 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
     """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package."""
-    from ..envs.registry import base_name, names
+    from ...envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted
@@ -235,7 +235,7 @@ def env_trust_options(env: str | None) -> list[str]:
 
 def read_provenance(run: Path) -> dict[str, Any]:
     """The provenance.json of a run. Empty if there is none, as for an exported file."""
-    from ..policy import find_checkpoint
+    from ...policy import find_checkpoint
 
     if has_no_run(run):
         return {}
@@ -245,8 +245,8 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 def earlier_provenances(run: Path) -> list[dict[str, Any]]:
     """The provenances of the stages of a run, and of the run that it was fine-tuned from. Empty if there are none."""
-    from ..learn.stages import stage_provenances
-    from ..policy import find_checkpoint
+    from ...learn.stages import stage_provenances
+    from ...policy import find_checkpoint
 
     checkpoint = None if has_no_run(run) else find_checkpoint(run)
     inside = checkpoint is not None and checkpoint.parent.name == "checkpoints"
@@ -267,8 +267,8 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
         recorded: What is recorded of the data: robot_type, fps, and camera_sizes if their frames were scaled since.
         features: The columns of the data, with those of its cameras.
     """
-    from ..policy import camera_sizes
-    from ..robots.registry import ROBOTS
+    from ...policy import camera_sizes
+    from ...robots.registry import ROBOTS
 
     robot, fps = recorded.get("robot_type"), recorded.get("fps")
     if not robot or robot == "unknown":
@@ -284,7 +284,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
 def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -> None:
     """Warns if the columns of a data set have other units, names or conventions than those of the first one."""
-    from ..audit.compatibility import find_disagreements
+    from ...audit.compatibility import find_disagreements
 
     codes = ("scale-differs", "unit-differs", "names-differ", "action-convention-differs")
     for finding in find_disagreements({name: first, place: other}):
@@ -315,7 +315,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
     None if the run does not contain its command, or if the command would mean something else in this folder.
     """
-    from ..policy import find_checkpoint
+    from ...policy import find_checkpoint
 
     words, args, out = command_words(run), [], None
     if words[:2] != ["understudy", "train"]:
@@ -423,7 +423,7 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
     """Warns if an environment has another version or other physics than the one in which a run's data were recorded."""
-    from ..evaluate.simulator_versions import version_warning
+    from ...evaluate.simulator_versions import version_warning
 
     simulators = recorded_data_of(run).get("simulators") or {}
     if warning := version_warning(simulators, env, f"{run} was trained on data of"):
@@ -438,7 +438,7 @@ def has_no_run(run: Path) -> bool:
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
     if run.suffix == ".onnx":
-        from ..deploy.onnx import recorded_rate
+        from ...deploy.onnx import recorded_rate
 
         return recorded_rate(run)
     if (address := served_address(run)) is not None:
@@ -463,7 +463,7 @@ def acting_rate(fps: float | None, *runs: Path) -> float:
 
 def trained_reading(run: Path) -> dict[str, Any]:
     """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
-    from ..policy import find_checkpoint
+    from ...policy import find_checkpoint
 
     try:
         if not has_no_run(run):
@@ -479,7 +479,7 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
     Args:
         run: The run. None for no run.
     """
-    from ..data.opening.column_selection import describe_columns, open_as_read
+    from ...data.opening.column_selection import describe_columns, open_as_read
 
     stored = {} if run is None else trained_reading(run)
     data, used = open_as_read(demonstrations_path(path), options, stored)
@@ -491,15 +491,15 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
 
 def is_recorded(target: str | None) -> bool:
     """Whether these are recorded episodes, and not an environment."""
-    from ..data.formats.remote import url_of
-    from ..envs import names
+    from ...data.formats.remote import url_of
+    from ...envs import names
 
     return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
 
 
 def recorded_word(path: Path) -> str:
     """A path as an argument that may also be an environment: ./fork for the folder `fork`."""
-    from ..envs import names
+    from ...envs import names
 
     return f"./{path}" if str(path) in names() else str(path)
 
@@ -531,9 +531,9 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
         run: A run. What is not given here is read as its data were.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
-    from ..audit import check_usable, training_warnings
-    from ..audit.checks import reader_warnings
-    from ..data.opening.column_selection import parse_columns
+    from ...audit import check_usable, training_warnings
+    from ...audit.checks import reader_warnings
+    from ...data.opening.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     description = None if method is None else describe_method(method)
@@ -557,8 +557,8 @@ def open_shown(path: Path, run: Path) -> Dataset:
 
 
 def _decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
-    from ..data import cache
-    from ..data.formats import decode_frames, frame_cost
+    from ...data import cache
+    from ...data.formats import decode_frames, frame_cost
 
     sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
     if not sizes:

@@ -13,8 +13,8 @@ from fixtures.cli import TINY, document, proposed, refused
 
 from understudy import load_actor, make
 from understudy.cli import main
-from understudy.commands.conditions import _distant_components, tell_distant_conditions
 from understudy.commands.export import _example_evaluation
+from understudy.commands.parts.conditions import _distant_components, tell_distant_conditions
 from understudy.core import Batch, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.formats import open_dataset, write_dataset

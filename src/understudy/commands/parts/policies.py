@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import Feature, Schema, Unsupported, UserError, role
-from ..files import file_name, replace_nonfinite
-from ..hints import path_text
-from ..serve.address import served_address
+from ...core import Feature, Schema, Unsupported, UserError, role
+from ...files import file_name, replace_nonfinite
+from ...hints import path_text
+from ...serve.address import served_address
 from .common import (
     batch_rows,
     command_line,
@@ -40,13 +40,13 @@ from .conditions import (
 from .served import served_client
 
 if TYPE_CHECKING:
-    from ..data.episode import Dataset
-    from ..data.text_columns import TaskText
-    from ..envs.base import Env
-    from ..evaluate.evaluation import Evaluation
-    from ..evaluate.failure_detection import DoubtScore
-    from ..execute.actor import Actor
-    from ..policy import Planner
+    from ...data.episode import Dataset
+    from ...data.text_columns import TaskText
+    from ...envs.base import Env
+    from ...evaluate.evaluation import Evaluation
+    from ...evaluate.failure_detection import DoubtScore
+    from ...execute.actor import Actor
+    from ...policy import Planner
     from .eval_options import EvalOptions
     from .groups import ActingOptions, RolloutOptions
 
@@ -78,9 +78,9 @@ def evaluate_run(
         name: Name of the environment. Workers make their own copies of it.
         doubt: What the policy also records as its doubt at each step, or None.
     """
-    from ..evaluate.evaluation import evaluation_of
-    from ..evaluate.recording import record_episodes
-    from ..evaluate.workers import WorkerPool
+    from ...evaluate.evaluation import evaluation_of
+    from ...evaluate.recording import record_episodes
+    from ...evaluate.workers import WorkerPool
 
     assert o.episodes is not None  # the command has filled it in
     plays, by = load_actor(run, env, o, tell=True)
@@ -103,7 +103,7 @@ def evaluate_run(
 
 
 def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
-    from ..envs import make
+    from ...envs import make
 
     env = make(name, rows, o.trust)
     actor = load_actor(run, env, o)[0]
@@ -112,7 +112,7 @@ def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: Doub
 
 def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
     """Returns the actor of a run so that it records its doubt."""
-    from ..evaluate.failure_detection import with_doubt
+    from ...evaluate.failure_detection import with_doubt
 
     data = doubt_data(run, o, doubt.data)
     if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
@@ -129,8 +129,8 @@ def numbers_fingerprint(data: Dataset) -> str:
 
 def doubt_data(run: Path, o: ActingOptions, path: Path) -> Dataset:
     """The demonstrations that doubt is measured against, as the policy of a run learned them."""
-    from ..execute.wrappers import ActionWrapper
-    from ..learn.method import TrainedRun, training_data
+    from ...execute.wrappers import ActionWrapper
+    from ...learn.method import TrainedRun, training_data
 
     trained = TrainedRun.load(run, o.trust, transforms=True)
     wrapper = trained.method.wrapper
@@ -156,11 +156,11 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     Returns:
         The actor, and a description of it that recordings store.
     """
-    from ..envs.image_obs import check_images
-    from ..execute.actor import ObservationWrapper
-    from ..execute.demonstrated import DemonstratedActor
-    from ..learn.method import Method
-    from ..policy import check_features
+    from ...envs.image_obs import check_images
+    from ...execute.actor import ObservationWrapper
+    from ...execute.demonstrated import DemonstratedActor
+    from ...learn.method import Method
+    from ...policy import check_features
 
     words = task_columns(run, env.features, o)
     option_columns = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -203,7 +203,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 def tell_checkpoint(run: Path) -> None:
     """Prints on standard error which checkpoint the name of a run stands for, and why."""
-    from ..learn.training_curves import describe_checkpoint
+    from ...learn.training_curves import describe_checkpoint
 
     if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
         print(line, file=sys.stderr)
@@ -217,7 +217,7 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
         recorded: Height and width of the cameras in the recording, if they were scaled.
         reader: What the message calls the policy.
     """
-    from ..policy import camera_sizes
+    from ...policy import camera_sizes
 
     env_sizes = camera_sizes(env.features)
     for name, (height, width) in camera_sizes({name: planner.features[name] for name in planner.inputs}).items():
@@ -241,7 +241,7 @@ def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = (),
     Args:
         recorded: Also say it if none of the episodes has a task. An environment without one may give a goal instead.
     """
-    from ..data.tasks import task_texts
+    from ...data.tasks import task_texts
 
     trained_tasks = _trained_tasks(run, trust)
     if trained_tasks is None:
@@ -284,7 +284,7 @@ class _TrainedTasks:
 
 def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
     """The tasks in words on which the policy of a run was trained. None if they are not known, or if it reads none."""
-    from ..learn.method import Method
+    from ...learn.method import Method
     from .method import task_relabel
 
     texts = recorded_data_of(run).get("tasks")
@@ -300,7 +300,7 @@ def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
     prefix = "observation.images."
     cameras = [n.removeprefix(prefix) for n in inputs if n.startswith(prefix) and n not in env.features]
     if cameras:
-        from ..robots.env import RobotEnv
+        from ...robots.env import RobotEnv
 
         if isinstance(env, RobotEnv):
             return ("name the cameras that the policy reads, as in the recording: --robot.cameras with "
@@ -315,7 +315,7 @@ def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
 
 def weights_path(run: Path) -> Path:
     """Path of the weights: the folder of a checkpoint, or the exported file."""
-    from ..policy import find_checkpoint
+    from ...policy import find_checkpoint
 
     return run if has_no_run(run) else find_checkpoint(run)
 
@@ -331,9 +331,9 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
     Returns:
         The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
     """
-    from ..deploy import onnx
-    from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun, policy_features
+    from ...deploy import onnx
+    from ...learn.devices import choose_device
+    from ...learn.method import TrainedRun, policy_features
 
     features = features or {}
     if (address := served_address(run)) is not None:
@@ -358,10 +358,10 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
 
 def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
-    from ..heads.likelihood.regression import Regression
-    from ..learn.method import Method
-    from ..policy import PolicyConfig
-    from ..serve.remote import RemoteActor, RemotePlanner, remote_actor
+    from ...heads.likelihood.regression import Regression
+    from ...learn.method import Method
+    from ...policy import PolicyConfig
+    from ...serve.remote import RemoteActor, RemotePlanner, remote_actor
     from .method import with_executor
 
     planner = RemotePlanner(served_client(address), ("understudy", *o.trust))
@@ -382,7 +382,7 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
 
 def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
     """Refuses --task and --condition if no policy reads them."""
-    from ..learn.method import Method
+    from ...learn.method import Method
     from .method import task_relabel
 
     if o.task is not None and not any(
@@ -423,9 +423,9 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """
     import torch
 
-    from ..data.tasks import SHOWN_TASK
-    from ..data.text_columns import TaskText
-    from ..learn.method import Method
+    from ...data.tasks import SHOWN_TASK
+    from ...data.text_columns import TaskText
+    from ...learn.method import Method
     from .method import task_relabel
 
     if (address := served_address(run)) is not None:
@@ -451,16 +451,16 @@ def weights_digest(place: Path) -> str:
     """Digest of an exported file, or of a checkpoint's weights and method: 16 hexadecimal digits."""
     if (address := served_address(place)) is not None:
         return str(served_client(address).policy["checkpoint"])
-    from ..learn.run import Run
+    from ...learn.run import Run
 
     return hashlib.sha256(place.read_bytes()).hexdigest()[:16] if place.is_file() else Run.fingerprint(place)
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
     """The warning about a checkpoint from before the first update. None for other checkpoints."""
-    from ..checkpoint import is_lerobot_checkpoint
-    from ..learn.method import Method
-    from ..learn.run import Run
+    from ...checkpoint import is_lerobot_checkpoint
+    from ...learn.method import Method
+    from ...learn.run import Run
 
     folder = weights_path(run)
     if has_no_run(run) or is_lerobot_checkpoint(folder) or folder.name != "000000":
@@ -477,7 +477,7 @@ def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
 
 def run_folder(run: Path) -> Path:
     """The folder of the run. For a checkpoint without a run, the folder of the checkpoint."""
-    from ..policy import find_checkpoint
+    from ...policy import find_checkpoint
 
     folder = find_checkpoint(run)
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
@@ -487,9 +487,9 @@ def append_result(o: EvalOptions, line: dict) -> None:
     """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot."""
     if has_no_run(o.run):
         return
-    from ..checkpoint import is_lerobot_checkpoint
-    from ..learn.callbacks import log_evaluation
-    from ..policy import find_checkpoint
+    from ...checkpoint import is_lerobot_checkpoint
+    from ...learn.callbacks import log_evaluation
+    from ...policy import find_checkpoint
 
     assert o.target is not None
     folder = find_checkpoint(o.run)

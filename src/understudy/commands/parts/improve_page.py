@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..data.episode import Episode
-    from ..evaluate.plots import Figure
-    from ..evaluate.report import Content, Section, Table
+    from ...data.episode import Episode
+    from ...evaluate.plots import Figure
+    from ...evaluate.report import Content, Section, Table
 
     FigureParts = tuple[str, Figure, str]  # title, figure, caption
 
@@ -55,8 +55,8 @@ class CorrectedSteps:
 
 def corrections_of(run: Path) -> list[CorrectedSteps]:
     """The corrections in the collected episodes of a run, the longest first."""
-    from ..data.formats import open_dataset
-    from ..improve.collection import round_folders
+    from ...data.formats import open_dataset
+    from ...improve.collection import round_folders
 
     corrections = [correction for number, folder in enumerate(round_folders(run / "collection"))
                    for i, episode in enumerate(open_dataset(folder / "episodes.npz"))
@@ -65,7 +65,7 @@ def corrections_of(run: Path) -> list[CorrectedSteps]:
 
 
 def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[CorrectedSteps]:
-    from ..improve.gates import INTERVENTION
+    from ...improve.gates import INTERVENTION
 
     if INTERVENTION not in episode.steps:
         return
@@ -78,7 +78,7 @@ def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[Corre
 
 def _change(episode: Episode, steps: slice) -> str:
     """The component in which policy and supervisor differ most, relative to the spread of the supervisor's actions."""
-    from ..improve.gates import POLICY_ACTION, SUPERVISOR_ACTION
+    from ...improve.gates import POLICY_ACTION, SUPERVISOR_ACTION
 
     feature = episode.features()["action"]
     if feature.kind == "discrete" or not {POLICY_ACTION, SUPERVISOR_ACTION} <= set(episode.steps):
@@ -93,7 +93,7 @@ def _change(episode: Episode, steps: slice) -> str:
 
 def _correction_sections(run: Path) -> list[Section]:
     """The section on corrections. Empty if the supervisor never acted."""
-    from ..evaluate.report import Details, Section, Table
+    from ...evaluate.report import Details, Section, Table
 
     corrections = corrections_of(run)
     if not corrections:
@@ -111,8 +111,8 @@ def _correction_sections(run: Path) -> list[Section]:
 def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[dict[str, Any]], table: Table,
                            figures: Sequence[FigureParts], verdict: Sequence[str]) -> None:
     """Writes the page of a run that was improved."""
-    from ..evaluate import plots
-    from ..evaluate.report import Figures, Section, write_page
+    from ...evaluate import plots
+    from ...evaluate.report import Figures, Section, write_page
 
     shares = [(f"round {row['round'] + 1}", 100 * row.get("round/acted", 0) / row["round/steps"], None)
               for row in rounds]
@@ -125,8 +125,8 @@ def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[d
 
 def seconds_of(run: Path) -> list[tuple[float, float]]:
     """How long a person acted and watched in each round. 0 where no person took part."""
-    from ..data.formats import open_dataset
-    from ..improve.collection import round_folders
+    from ...data.formats import open_dataset
+    from ...improve.collection import round_folders
 
     episodes = [open_dataset(folder / "episodes.npz") for folder in round_folders(run / "collection")]
     return [(sum(e.metadata.get("seconds_acted", 0.0) for e in data),
@@ -150,8 +150,8 @@ def cost_figures(run: Path, rounds: Sequence[dict[str, Any]], outcomes: Mapping[
         outcomes: By the name of a curve.
         unit: What is measured, such as "success", which is shown in percent.
     """
-    from ..evaluate import plots
-    from ..improve.collection import COSTS
+    from ...evaluate import plots
+    from ...improve.collection import COSTS
 
     scale, y = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
     figures: list[FigureParts] = []

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from tyro.conf import UseAppendAction, arg
 
-from ..core import Above, AtLeast, Below
+from ...core import Above, AtLeast, Below
 from .options import Advice
 
 T = TypeVar("T")

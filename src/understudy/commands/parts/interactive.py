@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import UserError
-from ..methods import find_function
-from ..serve.address import served_address
+from ...core import UserError
+from ...methods import find_function
+from ...serve.address import served_address
 from .arms import prepare_robot
 from .common import Output, acting_rate, given_options, plain_table
 from .conditions import parse_conditions, shown_demonstrations, tell_distant_conditions
@@ -37,9 +37,9 @@ from .sequential import build_test, write_sequential_page
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
-    from ..evaluate.interactive import Trial, TrialDesign, TrialLog, TrialSession
-    from ..execute.actor import Actor
-    from ..robots.env import RobotEnv
+    from ...evaluate.interactive import Trial, TrialDesign, TrialLog, TrialSession
+    from ...execute.actor import Actor
+    from ...robots.env import RobotEnv
     from .eval_options import EvalOptions
 
 TRIAL_LOG = Path("trials.jsonl")
@@ -47,7 +47,7 @@ TRIAL_LOG = Path("trials.jsonl")
 
 def run_interactive(o: EvalOptions, out: Output) -> None:
     """Runs or resumes an evaluation in which a person judges the trials."""
-    from ..evaluate.interactive import TrialDesign
+    from ...evaluate.interactive import TrialDesign
 
     runs = [o.run] if o.against is None else [o.run, o.against]
     names = tuple(served_address(run) or str(run) for run in runs)  # a path has lost a slash of ws://
@@ -66,8 +66,8 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 
 def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
     """Runs the trials. A robot that was connected is released with `stack`."""
-    from ..evaluate.interactive import TrialLog
-    from ..robots.env import RobotEnv
+    from ...evaluate.interactive import TrialLog
+    from ...robots.env import RobotEnv
 
     robot = None
     if o.robot is not None:
@@ -107,7 +107,7 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
     Args:
         o: The number of pairs (`episodes`), the duration of a trial and the type of the robot.
     """
-    from ..evaluate.interactive import TrialLog
+    from ...evaluate.interactive import TrialLog
 
     with TrialLog.open(path, {**design.to_json(), "loop": f"--robot {o.robot}"}) as journal:
         console = _TrialConsole(o, out, design, journal, _robot_loop(o, env), actors)
@@ -169,7 +169,7 @@ class _TrialConsole:
 
     def _attainable_evidence(self) -> str:
         """The smallest effect that this number of trials can show, printed before the first trial."""
-        from ..evaluate.planning import smallest_detectable_effect
+        from ...evaluate.planning import smallest_detectable_effect
 
         low, high = smallest_detectable_effect(self.design.test)
         if self.is_comparison:
@@ -356,7 +356,7 @@ def _catch_interrupt():
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
     """A function that runs a trial on a robot and returns "again" if it was discarded. The robot holds in between."""
-    from ..robots.acting import act_on_robot
+    from ...robots.acting import act_on_robot
 
     def loop(actor: Actor, trial: Trial) -> bool | str | None:
         with command_keys() as pressed:
@@ -398,8 +398,8 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 
 
 def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
-    from ..execute.actor import ObservationWrapper
-    from ..execute.demonstrated import DemonstratedActor
+    from ...execute.actor import ObservationWrapper
+    from ...execute.demonstrated import DemonstratedActor
 
     if robot is not None:
         return load_actor(run, robot, o, rows=None, tell=True)[0]
@@ -420,7 +420,7 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
 
 
 def _print_result(o: EvalOptions, design: TrialDesign, session: TrialSession, path: Path, out: Output) -> None:
-    from ..evaluate.evaluation import sequential_verdict_parts
+    from ...evaluate.evaluation import sequential_verdict_parts
 
     result = design.result(session)
     won = tuple(p["successes"] for p in result["policies"])

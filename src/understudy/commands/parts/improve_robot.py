@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import ConfigError, UserError
+from ...core import ConfigError, UserError
 from .arms import confirm_calibrations, prepare_robot
 from .common import Output, acting_rate, command_line, given_options, plain_table, trained_rate
 from .eval_options import EvalOptions
@@ -22,15 +22,15 @@ from .robot_options import command_keys, flush_input, show_session
 from .sequential import fewest_rollouts
 
 if TYPE_CHECKING:
-    from ..data.episode import Dataset
-    from ..envs.base import Env
-    from ..envs.devices import JointKeyboard, RecordingKeys
-    from ..execute.actor import Actor
-    from ..improve.robot_takeover import RobotTakeoverEnv
-    from ..improve.success import FrameRates, SuccessClassifier
-    from ..learn.method import Method
-    from ..robots.base import Teleoperator
-    from ..robots.safety import SafeRobot
+    from ...data.episode import Dataset
+    from ...envs.base import Env
+    from ...envs.devices import JointKeyboard, RecordingKeys
+    from ...execute.actor import Actor
+    from ...improve.robot_takeover import RobotTakeoverEnv
+    from ...improve.success import FrameRates, SuccessClassifier
+    from ...learn.method import Method
+    from ...robots.base import Teleoperator
+    from ...robots.safety import SafeRobot
     from .improve_page import Outcome
 
 DEVICES = ("keyboard", "gamepad", "leader")
@@ -78,7 +78,7 @@ def promotion_text(line: dict[str, Any]) -> str:
 
 def tell_unfinished_rounds(o: ImproveOptions) -> None:
     """Says which episodes of an interrupted round are stored."""
-    from ..improve.collection import UNFINISHED, round_folders
+    from ...improve.collection import UNFINISHED, round_folders
 
     for folder in round_folders(o.out / "collection", UNFINISHED):
         count = sum(1 for path in folder.glob("[0-9]*"))
@@ -104,14 +104,14 @@ class RobotImprovement:
 
     def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path],
             include_interrupted: bool) -> None:
-        from ..improve.blind_promotion import BlindPromotion
-        from ..improve.collection import CollectionRounds
-        from ..improve.takeover import TakeoverSupervisor
-        from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
-        from ..learn.devices import choose_device
-        from ..learn.method import load_policy
-        from ..learn.run import Run
-        from ..learn.train import train
+        from ...improve.blind_promotion import BlindPromotion
+        from ...improve.collection import CollectionRounds
+        from ...improve.takeover import TakeoverSupervisor
+        from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+        from ...learn.devices import choose_device
+        from ...learn.method import load_policy
+        from ...learn.run import Run
+        from ...learn.train import train
 
         o, run, rounds = self.o, Run(self.o.out), method.collection
         if isinstance(method.learner, OffPolicyActorCritic):
@@ -140,9 +140,9 @@ class RobotImprovement:
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
         """The device of the person, the keys, and the keyboard if it moves the robot."""
-        from ..improve.takeover import TakeoverJointKeyboard, TakeoverKeys
-        from ..robots.registry import make_teleoperator
-        from ..robots.teleoperators import VelocityTeleoperator
+        from ...improve.takeover import TakeoverJointKeyboard, TakeoverKeys
+        from ...robots.registry import make_teleoperator
+        from ...robots.teleoperators import VelocityTeleoperator
 
         o = self.o
         config = (o if o.supervisor == "leader" else replace(o, teleop=o.supervisor)).teleop_config(
@@ -157,8 +157,8 @@ class RobotImprovement:
 
     def _env(self, robot: SafeRobot, teleop: Teleoperator, keys: RecordingKeys, keyboard: JointKeyboard | None
              ) -> RobotTakeoverEnv:
-        from ..improve.robot_takeover import RobotPerson, RobotTakeoverEnv
-        from ..robots.handover import Handover
+        from ...improve.robot_takeover import RobotPerson, RobotTakeoverEnv
+        from ...robots.handover import Handover
 
         o = self.o
         handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
@@ -183,7 +183,7 @@ class RobotImprovement:
     # -- the comparison ---------------------------------------------------------------------------------------------
 
     def _check_pairs(self) -> None:
-        from ..evaluate.sequential import SequentialDifferenceTest
+        from ...evaluate.sequential import SequentialDifferenceTest
 
         if self.o.compare and (enough := fewest_rollouts(SequentialDifferenceTest, self.o.compare)) != self.o.compare:
             raise UserError(f"{self.o.compare} pairs of trials are too few for any verdict", where="--compare",
@@ -191,8 +191,8 @@ class RobotImprovement:
 
     def _compare(self, env: RobotTakeoverEnv, newest: Path, best: Path, number: int) -> dict[str, Any]:
         """Lets the person judge blind trials of the policy after a round and of the best before it."""
-        from ..evaluate.interactive import TrialDesign
-        from ..evaluate.sequential import SequentialDifferenceTest
+        from ...evaluate.interactive import TrialDesign
+        from ...evaluate.sequential import SequentialDifferenceTest
 
         o = self.o
         design = TrialDesign((f"the policy of round {number}", f"{best.name}, the best so far"),
@@ -205,8 +205,8 @@ class RobotImprovement:
     # -- what is said -----------------------------------------------------------------------------------------------
 
     def _print_plan(self, method: Method, data: Dataset) -> None:
-        from ..improve.improvement import IMPROVEMENTS
-        from ..improve.takeover import KEYS
+        from ...improve.improvement import IMPROVEMENTS
+        from ...improve.takeover import KEYS
 
         o, collection = self.o, method.collection
         assert collection is not None
@@ -229,8 +229,8 @@ class RobotImprovement:
         tell_unfinished_rounds(o)
 
     def _print_result(self, run) -> None:
-        from ..improve.blind_promotion import judged_checkpoints
-        from ..improve.improvement import IMPROVEMENTS
+        from ...improve.blind_promotion import judged_checkpoints
+        from ...improve.improvement import IMPROVEMENTS
 
         o, lines = self.o, judged_checkpoints(run)
         first = f"the policy of {o.run}" if IMPROVEMENTS[o.method].starts_as_run else f"untrained: keep {o.run}"
@@ -265,8 +265,8 @@ class RobotImprovement:
 
     def _write_page(self, lines: list[dict[str, Any]], rounds: list[dict[str, Any]], verdict: tuple[str, ...]) -> None:
         """Writes the page: what each round cost the person, and how blind trials judged it."""
-        from ..evaluate import plots
-        from ..evaluate.report import Table
+        from ...evaluate import plots
+        from ...evaluate.report import Table
         from .improve_page import cost_figures, minutes_of, write_improvement_page
 
         o = self.o
@@ -305,7 +305,7 @@ def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None =
 
 def _outcomes(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, list[Outcome]]:
     """Success in the episodes of the rounds, and in the blind trials after them, if there are any."""
-    from ..evaluate.stats import wilson
+    from ...evaluate.stats import wilson
     from .improve_page import Outcome
 
     def outcome(n_rounds: int, successes: int, trials: int) -> Outcome:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import ConfigError, Limit
-from ..hints import did_you_mean
+from ...core import ConfigError, Limit
+from ...hints import did_you_mean
 
 T = TypeVar("T")
 

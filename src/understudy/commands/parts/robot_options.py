@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from ..core import AtLeast, ConfigError, UserError
-from ..serve.address import is_this_machine
+from ...core import AtLeast, ConfigError, UserError
+from ...serve.address import is_this_machine
 from .options import Advice, is_option
 
 LEROBOT = "lerobot/"  # before the type of a device of LeRobot
 _NO_RETRIES = Advice("0 never repeats a request")
 
 if TYPE_CHECKING:
-    from ..envs.devices import JointKeyboard
-    from ..robots.base import Robot
-    from ..robots.recording import CommandKeys
-    from ..robots.registry import RobotConfig, TeleoperatorConfig
-    from ..robots.safety import SafeRobot
-    from ..serve.live_rerun import RerunView
-    from ..serve.live_view import LiveView
+    from ...envs.devices import JointKeyboard
+    from ...robots.base import Robot
+    from ...robots.recording import CommandKeys
+    from ...robots.registry import RobotConfig, TeleoperatorConfig
+    from ...robots.safety import SafeRobot
+    from ...serve.live_rerun import RerunView
+    from ...serve.live_view import LiveView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class RobotOptions:
 
     def robot_config(self) -> RobotConfig:
         """The robot of these options."""
-        from ..robots.registry import ROBOTS, RobotConfig, parse_cameras
+        from ...robots.registry import ROBOTS, RobotConfig, parse_cameras
 
         if self.robot is None:
             raise ConfigError("is missing", where="--robot",
@@ -142,7 +142,7 @@ class TeleopOptions:
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
         """The teleoperator of these options."""
-        from ..robots.registry import TELEOPERATORS, TeleoperatorConfig
+        from ...robots.registry import TELEOPERATORS, TeleoperatorConfig
 
         if self.teleop is None:
             raise ConfigError("is missing", where="--teleop",
@@ -201,7 +201,7 @@ def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[
     with ExitStack() as stack:
         if o.view:
             try:
-                from ..serve.live_view import LiveView
+                from ...serve.live_view import LiveView
             except ImportError:
                 raise UserError("websockets is not installed", where="--view",
                                 hint="pip install 'understudy[serve]'") from None
@@ -211,7 +211,7 @@ def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[
             if not is_this_machine(host.strip("[]")):
                 print("warning: the view is sent without TLS, so others in the network can read it", file=sys.stderr)
         if o.rerun:
-            from ..serve.live_rerun import RerunView
+            from ...serve.live_rerun import RerunView
 
             views.append(stack.enter_context(RerunView(robot)))
 
@@ -233,7 +233,7 @@ def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[
 
 def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
     """Warns of cameras that sent less than 90% of the frames of their rate."""
-    from ..robots.cameras import Camera
+    from ...robots.cameras import Camera
 
     for name, camera in cameras.items():
         status = camera.status() if isinstance(camera, Camera) else None
@@ -247,8 +247,8 @@ def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
     removed."""
-    from ..envs.devices import RecordingKeys
-    from ..robots.recording import NoKeys
+    from ...envs.devices import RecordingKeys
+    from ...robots.recording import NoKeys
 
     try:
         if keyboard is None and not sys.stdin.isatty():

@@ -12,8 +12,8 @@ from rich.table import Table
 from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
-    from ..robots.drift import Range
-    from ..robots.servo_arm import ServoArm
+    from ...robots.drift import Range
+    from ...robots.servo_arm import ServoArm
 
 
 def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out: Output) -> bool:
@@ -23,9 +23,9 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
         arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).
         recording: Recorded data of the followers, if they are to be compared.
     """
-    from ..data.formats import open_dataset
-    from ..robots.drift import allowed_ranges, recorded_ranges, servo_states
-    from ..robots.servo_arm import joint_unit
+    from ...data.formats import open_dataset
+    from ...robots.drift import allowed_ranges, recorded_ranges, servo_states
+    from ...robots.servo_arm import joint_unit
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
@@ -51,7 +51,7 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
 
 
 def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Iterator[str]:
-    from ..robots.drift import TOLERANCE, excess
+    from ...robots.drift import TOLERANCE, excess
 
     for joint, (low, high) in recorded.items():
         if (outside := excess((low, high), allowed[joint])) > TOLERANCE:
@@ -60,7 +60,7 @@ def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range])
 
 
 def _range_table(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Table:
-    from ..robots.drift import excess
+    from ...robots.drift import excess
 
     return plain_table(("joint", "recorded", "reachable", "outside"), (
         (joint, "{:.1f} to {:.1f}".format(*span), "{:.1f} to {:.1f}".format(*allowed[joint]),

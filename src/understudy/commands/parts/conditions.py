@@ -9,17 +9,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import ConfigError, DataError, Schema, UserError, is_read_by_default
+from ...core import ConfigError, DataError, Schema, UserError, is_read_by_default
 from .common import has_no_run, open_shown, recorded_env
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..data.codec import CodecModule
-    from ..data.episode import Dataset
-    from ..data.shown_demonstration import ShowDemonstration
-    from ..envs.base import Env
-    from ..learn.method import Method
+    from ...data.codec import CodecModule
+    from ...data.episode import Dataset
+    from ...data.shown_demonstration import ShowDemonstration
+    from ...envs.base import Env
+    from ...learn.method import Method
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
 FAR = 10.0  # scales of the training data: another unit (mm, cm, degrees) is farther, and rare values are not
@@ -63,8 +63,8 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
 
     Nothing is said of an exported file and of a served policy: their statistics are not known.
     """
-    from ..learn.method import TrainedRun
-    from ..policy import Policy
+    from ...learn.method import TrainedRun
+    from ...policy import Policy
 
     if not conditions or has_no_run(run):
         return
@@ -106,7 +106,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     Returns:
         The demonstrations, and how they become columns. None if the policy of the run does not read one.
     """
-    from ..learn.method import Method
+    from ...learn.method import Method
 
     show = None if has_no_run(run) else demonstration_part(Method.load(run, trust))
     if show is None:
@@ -134,7 +134,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
 
 def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> None:
     """Raises DataError if demonstrations do not have the columns that a policy reads of them."""
-    from ..policy import find_checkpoint, load_features
+    from ...policy import find_checkpoint, load_features
 
     features, trained = data.features(), load_features(find_checkpoint(run), "train it again")
     for name in show.columns:
@@ -150,14 +150,14 @@ def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> 
 
 def demonstration_part(method: Method) -> ShowDemonstration | None:
     """The part that shows demonstrations to the policy of a method. None if there is none."""
-    from ..data.shown_demonstration import ShowDemonstration
+    from ...data.shown_demonstration import ShowDemonstration
 
     return next((part for part in method.transforms if isinstance(part, ShowDemonstration)), None)
 
 
 def open_conditions(method: Method, features: Schema) -> list[str]:
     """The columns whose first value must be given while a method acts, because neither it nor the environment does."""
-    from ..learn.method import online_changes
+    from ...learn.method import online_changes
 
     return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
 
@@ -167,8 +167,8 @@ def goal_columns(method: Method) -> dict[str, str]:
 
     A goal that the policy can act without is left out, and so is one that another policy of the method predicts.
     """
-    from ..data.column_changes import OptionalColumn
-    from ..execute.planners import Hierarchical, MaskedGoalPlanner
+    from ...data.column_changes import OptionalColumn
+    from ...execute.planners import Hierarchical, MaskedGoalPlanner
 
     not_told = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
     not_told |= {part.as_key for part in method.inference if isinstance(part, Hierarchical)}
@@ -182,7 +182,7 @@ def must_be_told(run: Path) -> bool:
     Args:
         run: The run. Its method is loaded if it needs no code of other packages.
     """
-    from ..learn.method import Method
+    from ...learn.method import Method
     from .method import task_relabel
 
     try:
@@ -205,7 +205,7 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
     Returns:
         Name and options (see `example_options`). None if no such evaluation is known, or nothing acts.
     """
-    from ..envs.registry import IMAGES, WITH_GOALS, base_name, make
+    from ...envs.registry import IMAGES, WITH_GOALS, base_name, make
 
     if is_judge(method):
         return None
@@ -226,7 +226,7 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
 
 def shows_observations(name: str, features: Schema) -> bool:
     """Whether an environment shows the observations of data under their names. One that cannot be made is said to."""
-    from ..envs import make
+    from ...envs import make
 
     try:
         with closing(make(name)) as env:
@@ -237,8 +237,8 @@ def shows_observations(name: str, features: Schema) -> bool:
 
 def is_judge(method: Method) -> bool:
     """Whether a method trains a classifier of success or a rater of episodes, which do not act."""
-    from ..improve.rating import SCORE
-    from ..improve.success import SUCCEEDS
+    from ...improve.rating import SCORE
+    from ...improve.success import SUCCEEDS
 
     return method.policy.target in (SCORE, SUCCEEDS)
 
@@ -271,7 +271,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         The options. None if the policy must be told something and the data have no example of it that can be written
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
-    from ..data.tasks import SHOWN_TASK, task_texts
+    from ...data.tasks import SHOWN_TASK, task_texts
     from .method import task_relabel
 
     options: list[str] = []
@@ -308,7 +308,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
 
 def _best_episode(data: Dataset, method: Method, names: Sequence[str]) -> tuple[int, list[float]] | None:
     """Number of the episode with the largest first values of these conditions, and the values. Success breaks ties."""
-    from ..learn.method import apply_transforms, online_changes
+    from ...learn.method import apply_transforms, online_changes
 
     changed = apply_transforms(data, [part for part in online_changes(method) if part.open_condition])
     candidates = [([float(episode.steps[name].ravel()[0]) for name in names], bool(episode.metadata.get("success")), -i)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..core import ConfigError, Schema, UserError
-from ..data.text_columns import TaskText
-from ..hints import command_line
-from ..learn.method import Method, with_steps
-from ..methods import find_function, find_method
+from ...core import ConfigError, Schema, UserError
+from ...data.text_columns import TaskText
+from ...hints import command_line
+from ...learn.method import Method, with_steps
+from ...methods import find_function, find_method
 from .options import change_fields, parse_value, settable_fields
 
 
@@ -62,7 +62,7 @@ def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Met
         text: Name of an execution scheme or "module:Class", and possibly options of the executor after it, such as
             "real-time-chunking --executor.delay 3".
     """
-    from ..learn.execution import with_execution_scheme
+    from ...learn.execution import with_execution_scheme
 
     name, *changes = shlex.split(text)
     method = with_execution_scheme(method, name, trust)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import Above, AtLeast, Below
+from ...core import Above, AtLeast, Below
 from .groups import ColumnTexts, PositiveCount, RolloutOptions, Seconds, StepCount, StepRate, command_options
 from .options import Advice
 from .robot_options import RobotOptions

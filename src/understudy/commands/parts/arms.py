@@ -12,18 +12,18 @@ from .common import plain_table
 from .robot_options import flush_input
 
 if TYPE_CHECKING:
-    from ..core import UserError
-    from ..envs.devices import JointKeyboard
-    from ..robots.base import Robot, Teleoperator
-    from ..robots.calibration import Calibration
-    from ..robots.registry import RobotConfig, TeleoperatorConfig
-    from ..robots.safety import SafeRobot
-    from ..robots.servo_arm import ServoArm
+    from ...core import UserError
+    from ...envs.devices import JointKeyboard
+    from ...robots.base import Robot, Teleoperator
+    from ...robots.calibration import Calibration
+    from ...robots.registry import RobotConfig, TeleoperatorConfig
+    from ...robots.safety import SafeRobot
+    from ...robots.servo_arm import ServoArm
 
 
 def prepare_robot(config: RobotConfig, trust: Sequence[str], yes: bool) -> SafeRobot:
     """Makes a robot, which is not connected yet, and asks about the calibration in its servos."""
-    from ..robots.registry import make_robot
+    from ...robots.registry import make_robot
 
     robot = make_robot(config, trust)
     confirm_calibrations(yes, robot)
@@ -33,8 +33,8 @@ def prepare_robot(config: RobotConfig, trust: Sequence[str], yes: bool) -> SafeR
 def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trust: Sequence[str], yes: bool
                     ) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
     """Makes a robot and a teleoperator (and the keyboard, if it is one), and asks about their calibrations."""
-    from ..robots.ports import refuse_shared_ports
-    from ..robots.registry import make_robot, make_teleoperator, ports_of
+    from ...robots.ports import refuse_shared_ports
+    from ...robots.registry import make_robot, make_teleoperator, ports_of
 
     refuse_shared_ports({**ports_of(config), **ports_of(teleop_config)})
     robot = make_robot(config, trust)
@@ -49,7 +49,7 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
     Args:
         yes: Whether the answer is yes, without a question.
     """
-    from ..robots.registry import servo_arms
+    from ...robots.registry import servo_arms
 
     arms = servo_arms(*devices)
     for arm in arms:
@@ -73,8 +73,8 @@ def _foreign_values(arm: ServoArm) -> Calibration:
 
 def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[ServoArm]) -> None:
     """Refuses the port of another arm of this command, and that of a leader for a follower: it would get torque."""
-    from ..robots.base import RobotError
-    from ..robots.calibration import is_leader_folder, known_calibrations, same_values
+    from ...robots.base import RobotError
+    from ...robots.calibration import is_leader_folder, known_calibrations, same_values
 
     stored = {**arm.calibration, **differences}
     others = [(other.calibration_file, other.calibration) for other in arms if other is not arm]
@@ -116,7 +116,7 @@ def confirm(yes: bool, question: str, error: UserError) -> None:
 
 def suggest_stable_port(port: str) -> None:
     """Names the port by its USB adapter, if it was named by a number that changes."""
-    from ..robots.ports import stable_port
+    from ...robots.ports import stable_port
 
     if name := stable_port(port):
         print(f"note: {port} can be another arm after a restart. {name} stays the same", file=sys.stderr)

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import UserError
-from ..serve.address import served_address
+from ...core import UserError
+from ...serve.address import served_address
 
 if TYPE_CHECKING:
-    from ..serve.client import Client
+    from ...serve.client import Client
 
 
 def changed_checkpoint(run: Path | str) -> str | None:
@@ -32,7 +32,7 @@ def changed_checkpoint(run: Path | str) -> str | None:
 def served_client(address: str) -> Client:
     """Returns the connection of this process to a server. It is closed when the process ends."""
     try:
-        from ..serve.remote import connect_policy
+        from ...serve.remote import connect_policy
     except ImportError as error:
         raise UserError(f"the package {error.name} is not installed", where=address,
                         hint="pip install 'understudy[serve]'") from None

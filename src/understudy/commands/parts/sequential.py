@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import UserError
-from ..hints import path_text
+from ...core import UserError
+from ...hints import path_text
 from .common import (
     Output,
     acting_options,
@@ -23,8 +23,8 @@ from .common import (
 from .policies import append_result, load_actor, refuse_unused_conditions, tell_untrained_episodes
 
 if TYPE_CHECKING:
-    from ..data.episode import Dataset
-    from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
+    from ...data.episode import Dataset
+    from ...evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
     from .eval_options import EvalOptions
 
 DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which there is none
@@ -32,8 +32,8 @@ DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which th
 
 def run_sequential(o: EvalOptions, out: Output) -> None:
     """Evaluates one or two policies until the test decides, and prints the result."""
-    from ..envs import make
-    from ..evaluate.evaluation import sequential_verdict_parts
+    from ...envs import make
+    from ...evaluate.evaluation import sequential_verdict_parts
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
@@ -72,7 +72,7 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
     The rates are posterior means after the episodes so far, with a flat prior. None also if --episodes allows that
     many.
     """
-    from ..evaluate.planning import plan, plan_rate
+    from ...evaluate.planning import plan, plan_rate
 
     rates = [(k + 1) / (episodes + 2) for k in successes]
     try:
@@ -84,7 +84,7 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     """The test that the options ask for."""
-    from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
+    from ...evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
     flag = "--interactive" if o.interactive else "--sequential"
     if (o.threshold is None) == (o.against is None):
@@ -150,8 +150,8 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
 
 
 def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
-    from ..evaluate.recording import record_episodes
-    from ..evaluate.rollout import rollout
+    from ...evaluate.recording import record_episodes
+    from ...evaluate.rollout import rollout
 
     if save is None:
         return rollout(actor, env, episodes, o.seed, first=first)
@@ -162,7 +162,7 @@ def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: 
 
 def _to_json(o: EvalOptions, test, state, successes, env: str, seconds: float) -> dict:
     """The document of `eval --json` with the numbers that hold at any stopping time, and the verdict."""
-    from ..evaluate.sequential import SequentialRateTest
+    from ...evaluate.sequential import SequentialRateTest
 
     n, p = next(iter(state.values())), min(1.0, 1 / test.e_value(state))
     alone = SequentialRateTest(o.threshold or 0.5).interval({"trials": n, "successes": successes[0]})
@@ -190,8 +190,8 @@ def write_sequential_page(
         where: Name of the environment, or "trials".
         unit: What the test counts, in the plural, such as "episodes".
     """
-    from ..evaluate import plots, report
-    from ..evaluate.sequential import SequentialDifferenceTest
+    from ...evaluate import plots, report
+    from ...evaluate.sequential import SequentialDifferenceTest
 
     counts = [*range(1, len(path) + 1)]
     intervals = [test.interval(state) for state in path]

@@ -97,9 +97,9 @@ def test_imports_go_downward():
 
 
 def test_formats_do_not_know_each_other():
-    from understudy.data.formats import _READERS, WRITERS
+    from understudy.data.formats import READERS, WRITERS
 
-    modules = {*WRITERS.values(), *(reader[0] for reader in _READERS.values())}
+    modules = {*WRITERS.values(), *(reader[0] for reader in READERS.values())}
     formats = {ROOT / "data" / "formats" / f"{name}.py" for name in modules}
     bad = [f"{path.name} imports {other.name}" for path, tree in trees() if path in formats
            for other in files_imported(path, tree) if other in formats]

@@ -22,7 +22,7 @@ from understudy.audit import action_motion, audit, check_usable, checks, find_pr
 from understudy.audit.base import AuditReport, Finding, Location, finding_from_error  # noqa: E402
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
+from understudy.data.formats import READERS, lerobot, open_dataset, write_dataset  # noqa: E402
 from understudy.data.operations import Crop, Filter  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.recording import expert_actor  # noqa: E402
@@ -80,7 +80,7 @@ def run(capsys, *args) -> tuple[int, str, str]:
 # -- defects --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in _READERS])
+@pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in READERS])
 def test_broken_fixtures(name, shared):
     code, location = BROKEN[name]
     report = audit(shared / "fixtures/broken" / name, scores=False)

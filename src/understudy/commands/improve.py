@@ -10,11 +10,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, arg
-
-from ..core import Above, AtLeast, AtMost, UserError
+from ..core import UserError
 from ..files import whole_folder
 from .parts.common import (
     Output,
@@ -24,7 +22,6 @@ from .parts.common import (
     given_options,
     open_data,
     parse,
-    plain_table,
     read_options,
     read_provenance,
     recorded_env_of,
@@ -34,18 +31,7 @@ from .parts.common import (
     unused_path,
     warn_of_other_units,
 )
-from .parts.groups import (
-    DeviceOption,
-    HtmlOption,
-    JsonOption,
-    PositiveCount,
-    Seconds,
-    Seed,
-    StepCount,
-    StepRate,
-    TrustOption,
-    command_options,
-)
+from .parts.improve_options import ImproveOptions
 from .parts.improve_robot import (
     DEVICES,
     RobotImprovement,
@@ -55,100 +41,23 @@ from .parts.improve_robot import (
     success_lines,
     tell_unfinished_rounds,
 )
+from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
-from .parts.options import Advice
 from .parts.policies import run_folder
-from .parts.robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions, train_options_of
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..envs.base import Env
-    from ..evaluate.evaluation import Evaluation, PairedComparison
+    from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
     from ..improve.improvement import ImprovementMethod
     from ..improve.promotion import Promotion
     from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
     from ..learn.run import Run
-
-COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
 N_STARTS = 100  # of each comparison, but on a robot
-
-
-@command_options
-class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
-    """Improve a trained policy in rounds: it acts, a supervisor corrects it or labels its steps, and it trains on them.
-
-    After each round the policy is compared with the best so far on the same starts, and becomes the best if it does at
-    least as well. At the end the best one and RUN act on fresh starts. RUN stays as it is.
-
-    These methods need a supervisor: dagger (it labels every step), hg-dagger (it watches, takes over and gives back,
-    and these steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for
-    each class of steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's
-    differ), ensemble, thrifty and doubt.
-
-    With the last three the policy asks for help, so that nobody has to watch; doubt by the failure detector of
-    `understudy calibrate`. dagger, safe and lazy need a scripted supervisor or a run.
-
-    filtered learns from the policy's own successes. residual, rlpd, porl, dsrl, dsrl-na, dppo and residual-ppo learn
-    from success as a reward, and need many episodes (--rounds, --episodes, --steps). With filtered, residual and rlpd
-    you may supervise too: you say what succeeds, and may take over.
-
-    At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
-    move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
-    begins the episode again and q stops. Every finished episode is on the disk, and the same command continues.
-
-    With --robot you supervise with --supervisor keyboard, gamepad or leader (--teleop TYPE). Nothing moves before you
-    press enter. Rounds are compared in blind trials that you judge (--compare N); without it none is promoted.
-    """
-
-    run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """the run to improve (its last checkpoint), or RUN/best"""
-    method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, porl,
-    dsrl, dsrl-na, dppo or residual-ppo"""
-    out: Annotated[Path, arg(metavar="RUN2")]
-    """the folder of the new run"""
-    env: Annotated[str | None, arg(metavar="ENV")] = None
-    """environment to act in; by default the one in which RUN's data were recorded"""
-    supervisor: Annotated[str | None, arg(metavar="WHO")] = None
-    """scripted (the expert of the environment; where it watches, it notices late and errs at times), keyboard (you, in
-    this terminal), or the run of another policy; on a robot keyboard, gamepad or leader"""
-    success: Annotated[Path | None, arg(metavar="RUN3")] = None
-    """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
-    on held-out frames are printed"""
-    rater: Annotated[Path | None, arg(metavar="RUN4")] = None
-    """with filtered: a rater of whole episodes, which says in place of success what is learned (docs/improving.md)"""
-    data: Annotated[Path | None, arg(metavar="DATA")] = None
-    """what RUN was trained on; by default the DATA of its command"""
-    rounds: PositiveCount = 5
-    """number of rounds"""
-    episodes: PositiveCount = 5
-    """number of episodes in each round"""
-    steps: StepCount = None
-    """number of updates after each round; by default as many in all as RUN had"""
-    intervention_rate: Annotated[float, Above(0), AtMost(0.5), arg(metavar="FRACTION")] = 0.1
-    """with ensemble and thrifty: fraction of the policy's steps so far that are in greater doubt than where it asks"""
-    compare: Annotated[int, AtLeast(0), Advice("such as 100"), arg(metavar="N")] = 0
-    """number of starts on which rounds are compared, and of fresh starts at the end (100); on a robot the largest
-    number of pairs of blind trials after each round, and by default nothing is compared or promoted"""
-    collect_with: Literal["last", "best"] | None = None
-    """whose policy acts in each round: that of the last round, or the best so far; by default the last, and on a robot
-    with --compare the best, except with residual and rlpd"""
-    seed: Seed = 0
-    """seed of the starts, the order of the data, and noise"""
-    fps: StepRate = None
-    """steps per second of a robot, if those of the training data are unknown (30)"""
-    episode_time_s: Seconds = 60.0
-    """longest duration of an episode on a robot"""
-    handover: Literal["leader", "robot", "nobody"] = "leader"
-    """who moves when you take over with a leader: it is driven to the pose of the robot, if it has motors; the robot
-    goes to its pose; or nobody does, and the difference stays"""
-    handover_seconds: Annotated[float, AtLeast(0), arg(metavar="SECONDS"), Advice(
-        "0 lets the robot go as fast as its limits allow")] = 1.0
-    """time in which the robot goes to the pose of a leader, at least"""
 
 
 def main(args: list[str]) -> None:
@@ -194,7 +103,7 @@ class _Command:
             data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
-              include_interrupted=learns_interrupted(o.run), callbacks=(partial(_print_round, o.rounds),),
+              include_interrupted=learns_interrupted(o.run), callbacks=(partial(print_round, o.rounds),),
               progress=False)
         self._print_result(run, env_name, env, base, data)
 
@@ -408,7 +317,7 @@ class _Command:
             line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
         who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
         n_learned = len(data) - (0 if learns_interrupted(o.run) else len(interrupted_episodes(data)))
-        plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
+        plan = [f"base: {o.run}, {unit} {rate_text(line, unit)} in {o.compare} episodes of {env_name}",
                 f"method: {o.method}: {self._kind.summary}{who}",
                 f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {n_learned} of RUN",
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
@@ -434,7 +343,7 @@ class _Command:
         o, lines = self.o, compared_checkpoints(run)
         rounds = [line for line in run.read_metrics() if "round" in line]
         costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in COSTS}
-        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._kind.starts_as_run else "untrained"), "")
+        self.out.print("", table_of(lines, rounds, _unit(env), "base" if self._kind.starts_as_run else "untrained"), "")
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
         if best["step"]:
@@ -450,8 +359,8 @@ class _Command:
             self._write_page(lines, rounds, env, base, other)
         self.out.print_json({
             "run": str(o.out), "base": str(o.run), "method": o.method, "supervisor": o.supervisor, "env": env_name,
-            "human_steps": costs, "rounds": _rounds_json(lines, rounds), "best": str(run.checkpoint_path(best["step"])),
-            "fresh": _fresh_json(base, other, None if other is None else compare(other, base))})
+            "human_steps": costs, "rounds": rounds_json(lines, rounds), "best": str(run.checkpoint_path(best["step"])),
+            "fresh": fresh_json(base, other, None if other is None else compare(other, base))})
 
     def _write_page(self, lines, rounds, env: Env, base: Evaluation, best: Evaluation | None) -> None:
         """Writes the page: the outcome of each round against what it cost the supervisor."""
@@ -470,8 +379,8 @@ class _Command:
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
                         "95% intervals on the same starts. A full dot: the interval lies above 0."))
         is_person, minutes = o.supervisor == "keyboard", minutes_of(o.out)
-        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *_costs(row), *(times if is_person else ()),
-                      _rate(line, unit).partition(" ")[0], promotion_text(line))
+        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *costs_of(row), *(times if is_person else ()),
+                      rate_text(line, unit).partition(" ")[0], promotion_text(line))
                      for line, row, times in zip(lines[1:], rounds, minutes, strict=True))
         names_of_times = ("minutes acted", "minutes watched") if is_person else ()
         names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
@@ -580,61 +489,3 @@ def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
     keyboard, takeover = resources.enter_context(TakeoverKeyboard(low, high).listening()), Takeover()
     screen = Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 6)))
     return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
-
-
-def _print_round(n_rounds: int, step, learner, metrics) -> None:
-    """A callback that prints two lines for each round: what was collected, and how the new policy compares."""
-    if "round" in metrics:
-        costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
-        print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
-              f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
-    elif "gain" in metrics:
-        unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
-        print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
-              + promotion_text(metrics), file=sys.stderr)
-
-
-def _costs(row: dict[str, Any]) -> list[int]:
-    return [row.get(f"round/{name}", 0) for name in COSTS]
-
-
-def _rate(line: dict[str, Any], unit: str) -> str:
-    show = (lambda v: f"{v:.1%}") if unit == "success" else (lambda v: f"{v:.4g}")
-    return f"{show(line['score'])} [{show(line['score/low'])}, {show(line['score/high'])}]"
-
-
-def _gain(line: dict[str, Any], unit: str) -> str:
-    show = (lambda v: f"{100 * v:+.1f}") if unit == "success" else (lambda v: f"{v:+.4g}")
-    return f"{show(line['gain'])} [{show(line['gain/low'])}, {show(line['gain/high'])}]"
-
-
-def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str, first: str):
-    """One row for the base and each round."""
-    cells = []
-    for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = [""] * len(COSTS) if row is None else _costs(row)
-        rate, _, interval = _rate(line, unit).partition(" ")
-        gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
-        cells.append((first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
-                      gain_interval.strip("[]"), "" if row is None else promotion_text(line)))
-    return plain_table(("", *COSTS, unit, "95% interval", "minus best so far", "95% interval", ""), cells)
-
-
-def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def interval(line, key):
-        return {"estimate": line[key], "low": line[f"{key}/low"], "high": line[f"{key}/high"]}
-    return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
-             "gain": interval(line, "gain") if "gain" in line else None,
-             "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
-             **{name: row and row.get(f"round/{name}", 0) for name in COSTS}}
-            for line, row in zip(lines, [None, *rounds], strict=False)]
-
-
-def _fresh_json(base: Evaluation, best: Evaluation | None, paired: PairedComparison | None) -> dict[str, Any]:
-    def summary(evaluation):
-        rate = evaluation.success or evaluation.returns
-        return {"estimate": rate.estimate, "low": rate.low, "high": rate.high}
-    return {"of": "return" if base.success is None else "success", "episodes": len(base.episodes),
-            "base": summary(base), "best": None if best is None else summary(best),
-            "paired": paired and {"difference": paired.difference, "low": paired.low, "high": paired.high,
-                                  "p": paired.p_value}}

@@ -13,13 +13,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 # Folder of the group -> title, and its packages or modules. Modules of a package are added by themselves.
 PAGES = {
     "core": ("Core", ("core", "config", "checkpoint", "plugins", "files")),
-    "data": ("Data", ("data", "data.recording")),
-    "formats": ("Formats", ("data.formats",)),
+    "data": ("Data", ("data", "data.opening", "data.recording")),
+    # The readers and writers of formats are called through open_dataset and write_dataset.
+    "formats": ("Formats", ("data.formats.registry",)),
     "policy": ("Policy", ("policy",)),
-    "heads": ("Heads", ("heads",)),
-    "nets": ("Networks", ("nets",)),
+    "heads": ("Heads", ("heads", "heads.likelihood", "heads.tokens", "heads.denoising", "heads.one_step",
+                        "heads.energy", "heads.memory")),
+    "nets": ("Networks", ("nets", "nets.pretrained")),
     "execute": ("Execution", ("execute",)),
-    "learn": ("Learning", ("learn",)),
+    "learn": ("Learning", ("learn", "learn.rewards", "learn.critics", "learn.objectives", "learn.cloning")),
     "methods": ("Methods", ("methods", "methods.behavior_cloning", "methods.chunking", "methods.generative",
                             "methods.goal_conditioned", "methods.interaction", "methods.observation_only",
                             "methods.offline_rl", "methods.online_rl", "methods.reasoning", "methods.representation",
@@ -35,7 +37,6 @@ PAGES = {
     "testing": ("Contract tests", ("testing",)),
     "claims": ("Claims", ("claims.base", "claims.kit", "claims.measures")),
 }
-WITHOUT_MODULES = {"data.formats"}  # its readers and writers are called through open_dataset and write_dataset
 
 
 def on_config(config):
@@ -86,7 +87,7 @@ def group_page(group: str, title: str) -> str:
 def modules(name: str) -> list[str]:
     """The module itself if it has public members, and, for a package, its modules that have."""
     path = SOURCE.joinpath(*name.split("."))
-    if not path.is_dir() or name in WITHOUT_MODULES:
+    if not path.is_dir():
         return [name]
     package = [name] if has_public_members(path / "__init__.py") else []
     found = (f"{name}.{file.stem}" for file in sorted(path.glob("*.py"))

@@ -2,8 +2,8 @@
 
     python benchmarks/peers/sb3_updates.py     # in an environment with benchmarks/peers/sb3.txt
 
-writes `tests/fixtures/sb3_updates.npz`, which `tests/learn/critics/test_sb3_updates.py` compares this library with: the batch,
-the noise, and of each network the weights before, the gradient, the loss and the weights after the update.
+writes `tests/fixtures/sb3_updates.npz`, which `tests/learn/critics/test_sb3_updates.py` compares this library with: the
+batch, the noise, and of each network the weights before, the gradient, the loss and the weights after the update.
 """
 
 from __future__ import annotations

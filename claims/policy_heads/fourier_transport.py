@@ -53,9 +53,9 @@ class SlotTable(Toy):
     """A block with the shape of an L is put into a slot of the same shape, in one motion.
 
     observation.environment_state (6): position and angle of the block and of the slot; half of the table's width is 1,
-    angles are in units of half a turn. observation.images.top: a picture. action (5): see `heads.energy.transport.Transport`.
-    The block is taken if the hand picks within 0.15 of its middle. It is in the slot if its middle is within 0.1 of the
-    slot's and the angle is right to 7.5 degrees.
+    angles are in units of half a turn. observation.images.top: a picture. action (5): see
+    `heads.energy.transport.Transport`. The block is taken if the hand picks within 0.15 of its middle. It is in the
+    slot if its middle is within 0.1 of the slot's and the angle is right to 7.5 degrees.
 
     Best possible success: 1.0. `SlotTableExpert` attains it.
 

@@ -40,8 +40,8 @@ def heads(monkeypatch, tmp_path):
 
 
 def all_heads() -> set[type]:
-    for module in pkgutil.iter_modules(understudy.heads.__path__):
-        __import__(f"understudy.heads.{module.name}")
+    for module in pkgutil.walk_packages(understudy.heads.__path__, "understudy.heads."):
+        __import__(module.name)
 
     def below(kind):
         return {kind, *(c for part in kind.__subclasses__() for c in below(part))}

@@ -72,7 +72,8 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     modules = []
     monkeypatch.setattr(records, "_module_file", lambda module: modules.append(module) or original(module))
     records.fingerprint(claim)
-    assert {"understudy.heads.denoising.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(modules)
+    assert {"understudy.heads.denoising.flow", "understudy.evaluate.rollout",
+            "understudy.envs.toys.fork"} <= set(modules)
     assert "claims.evaluation.ema_oscillation" not in modules and "understudy.cli" not in modules
     assert "understudy.data.episode" in modules and "understudy.data.formats.detection" not in modules
     # What it names by a string is followed, and no other environment.

@@ -248,8 +248,8 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
             (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | values))
         return change
     refused(changed("field", edit("policy.json", windoww=3)), "windoww", "did you mean 'window'")
-    refused(changed("class", edit("policy.json", head={"$": "understudy.heads.likelihood.regression:Regresion"})), "Regresion",
-            do=False)
+    refused(changed("class", edit("policy.json", head={"$": "understudy.heads.likelihood.regression:Regresion"})),
+            "Regresion", do=False)
     refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
             "the weights do not fit this policy: 2 of another shape")

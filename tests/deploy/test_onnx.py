@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import numpy as np
 import pytest
@@ -154,8 +155,8 @@ def test_a_refused_head_leaves_no_file_and_gives_its_reason(head, tmp_path):
 
 def all_heads():
     """The classes of heads of the library."""
-    for path in (Path(heads.__file__).parent).glob("*.py"):
-        module = import_module(f"understudy.heads.{path.stem}")
+    for head_module in walk_packages(heads.__path__, "understudy.heads."):
+        module = import_module(head_module.name)
         yield from (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Head)
                     and v.__module__ == module.__name__ and not inspect.isabstract(v) and v is not MemoryHead)
 

@@ -1,14 +1,8 @@
 """Where policies act: bundled toys, and adapters to the simulators that others wrote."""
 
-from importlib import import_module
+from ..lazy_exports import lazy_exports
 
-_WHERE = {"Env": "base", "HasExpert": "base", "Obs": "base", "PlanarMap": "base", "Renderable": "base",
-          "Restorable": "base", "StepResult": "base", "make": "registry", "names": "registry"}
-__all__ = list(_WHERE)
-
-
-def __getattr__(name: str):
-    # A robot's keyboard and gamepad are of this package, and a robot needs no PyTorch to be moved by hand.
-    if name in _WHERE:
-        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# A robot's keyboard and gamepad are of this package, and a robot needs no PyTorch to be moved by hand.
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {
+    "Env": "base", "HasExpert": "base", "Obs": "base", "PlanarMap": "base", "Renderable": "base", "Restorable": "base",
+    "StepResult": "base", "make": "registry", "names": "registry"})

@@ -4,7 +4,8 @@ A checkpoint is a folder `pretrained_model`: config.json, model.safetensors, and
 policy_preprocessor.json and policy_postprocessor.json with the statistics of the data. Checkpoints of LeRobot 0.1 to
 0.3 have the statistics among the weights.
 
-The networks are `nets.pretrained.act` and `nets.pretrained.diffusion_policy`, and `nets.unet`, whose weights correspond one to one.
+The networks are `nets.pretrained.act` and `nets.pretrained.diffusion_policy`, and `nets.unet`, whose weights correspond
+one to one.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class ObjectAttentionEncoder(Encoder):
     are linear in the query's token and the features of the object. The attended object is the mean of the features,
     weighted by the softmax of the logits. It does not depend on the order of the objects.
 
-    `learn.cloning.attention_supervision.AttentionSupervision` trains the logits with the number of the object that was meant.
-    Without it they are trained through the action alone.
+    `learn.cloning.attention_supervision.AttentionSupervision` trains the logits with the number of the object that was
+    meant. Without it they are trained through the action alone.
 
     Args:
         objects: Column of shape (objects, features), such as the detections of a camera. The codec must leave it as it

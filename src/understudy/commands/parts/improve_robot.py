@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from ...learn.method import Method
     from ...robots.base import Teleoperator
     from ...robots.safety import SafeRobot
+    from .improve_options import ImproveOptions
     from .improve_page import Outcome
 
 DEVICES = ("keyboard", "gamepad", "leader")
-ImproveOptions = Any  # the class of improve.py, which imports this module
 
 
 def check_robot_options(o: ImproveOptions) -> None:

@@ -1,0 +1,20 @@
+"""Names of packages that are imported when they are used, because importing PyTorch takes a second."""
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_exports(package: str, modules: Mapping[str, str]) -> tuple[
+        Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package.
+
+    Args:
+        modules: Exported names, with the module of the package that defines each.
+    """
+    def find(name: str) -> Any:
+        if name in modules:
+            return getattr(import_module(f".{modules[name]}", package), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return find, lambda: sorted({*vars(sys.modules[package]), *modules}), sorted(modules)

@@ -195,8 +195,8 @@ to 120 characters here and in OGBench, and 80 in d3rlpy, so that statements, in 
 "With what it extends" adds the files of other learners that these import. Networks, heads and data are not counted,
 except OGBench's networks, which are in what all of its agents share.
 
-A method is short here because one learner, `learn/critics/off_policy_actor_critic.py`, serves TD3, TD3+BC, SAC, CQL and ReBRAC.
-Whoever reads one of them reads parts of the others."""),
+A method is short here because one learner, `learn/critics/off_policy_actor_critic.py`, serves TD3, TD3+BC, SAC, CQL
+and ReBRAC. Whoever reads one of them reads parts of the others."""),
 }
 
 

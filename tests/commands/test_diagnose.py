@@ -63,8 +63,12 @@ def findings(out):
     return document
 
 
-def test_a_hardly_trained_run_is_named_in_text_and_json(place, call):
-    status, out, _ = call("diagnose", place / "a", "--env", "fork", "--episodes", 4, "--json")
+def test_a_hardly_trained_run_is_named_in_text_and_json(place, call, tmp_path, monkeypatch):
+    """As a fault where it does not succeed."""
+    (tmp_path / "other_world.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    options = ("--env", "other_world:hopeless", "--trust", "other_world", "--episodes", 4, "--json")
+    status, out, _ = call("diagnose", place / "a", *options)
     document = findings(out)
     assert status == 0 and not document["ok"] and document["findings"][0]["code"] == "underfit"
     assert "motion" in document["checked"] and not document["unchecked"]

@@ -193,7 +193,7 @@ def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
                            ({"weights": ["a", "b"]}, "weights of these policies, which have been trained since")):
         with pytest.raises(UserError, match=words), TrialLog.open(path, {**TWO.to_json(), **changes}):
             pass
-    for text, words in (("hello", "something else"), ("hello\n", "line 1"), ('{"event": "begin"}\n', "something else"),
+    for text, words in (("hello", "does not hold"), ("hello\n", "line 1"), ('{"event": "begin"}\n', "does not hold"),
                         (path.read_text() + "[1]\n", "line 3")):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(UserError, match=words), TrialLog.open(tmp_path / "bad", TWO.to_json()):

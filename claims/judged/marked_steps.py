@@ -8,7 +8,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-from claims.judged.rated_episodes import AROUND, FAST, ORDER, STATE, JudgedTasks, MixedQuality, cloning, roll_out
+from claims.judged.rated_episodes import (
+    AROUND,
+    FAST,
+    ORDER,
+    STATE,
+    JudgedTasks,
+    MixedQuality,
+    cloning,
+    demonstrations,
+    roll_out,
+)
 from understudy.claims.base import SCORE
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
@@ -118,11 +128,12 @@ class Feedback:
 
     Args:
         keeps: Steps of 300 new episodes: none, all, those that a model marks, or all that come nearer to the end. With
-            "expert", the expert's actions in the windows that the judge sees.
+            "expert", the expert's actions in the windows that the judge sees; with "demonstrations", further
+            episodes of the expert, with as many steps as the judge sees.
         permuted: Whether the marks are permuted within each window.
     """
 
-    keeps: Literal["none", "all", "model", "progress", "expert"]
+    keeps: Literal["none", "all", "model", "progress", "expert", "demonstrations"]
     permuted: bool = False
     updates: int = 2000
     model_updates: int = 1000
@@ -132,6 +143,9 @@ class Feedback:
 
     def kept_steps(self, base: FitResult, seed: int) -> tuple[Dataset, list[np.ndarray]]:
         """Episodes of the base, and the steps that are cloned, (T,) bool each."""
+        if self.keeps == "demonstrations":
+            further = Dataset(demonstrations(WINDOW * self.n_windows, seed))
+            return further, [np.ones(len(e), bool) for e in further]
         rng = np.random.default_rng([seed, 3])
         if self.keeps in ("model", "expert"):
             watched = roll_out(base, self.n_episodes // 2, recording_seed(seed), SHOWN)
@@ -168,8 +182,9 @@ TABLE = experiment(
     "marked steps": Feedback("model"),
     "good steps": Feedback("progress"),
     "expert's actions": Feedback("expert"),
+    "more demonstrations": Feedback("demonstrations"),
     "permuted marks": ablation("marked steps", Feedback("model", permuted=True))})
 
 CLAIMS = family(__file__, TABLE, {"332": Row(
     "marked-steps", (higher("marked steps", "cloning"), higher("marked steps", "all steps")), control="permuted marks",
-    reported=("good steps", "expert's actions"))})
+    reported=("good steps", "expert's actions", "more demonstrations"))})

@@ -13,7 +13,7 @@ from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import Feature, part
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.envs.toy import named_vector
 from understudy.envs.toys.gridworld_tasks import ORDERS, GridworldTasks
@@ -39,6 +39,7 @@ BASE, RATER = FromStage("base"), FromStage("rater")
 OVERRATING = "rating minus success"
 FAST = OptimizerConfig(lr=2e-3)
 CLONE, LABELED = 200_000, 300_000  # numbers of the first episodes of the clone, and of those that the rater learns from
+FURTHER = 400_000  # number of the first further demonstration
 
 
 class JudgedTasks(GridworldTasks):
@@ -66,6 +67,13 @@ def roll_out(trained: FitResult, episodes: int, seed: int, first: int = 0) -> Da
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
     return rollout(actor, JudgedTasks(rows), episodes, seed, first=first)
+
+
+def demonstrations(n_steps: int, seed: int) -> list[Episode]:
+    """Further episodes of the expert, with at least as many steps."""
+    env = JudgedTasks(ROWS)
+    episodes = rollout(env.expert(), env, n_steps // 10, recording_seed(seed), first=FURTHER)  # which have 20 steps
+    return list(episodes)[:1 + np.searchsorted(np.cumsum(episodes.lengths), n_steps)]
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,11 @@ class Practice:
     """How a clone practises: in each round it learns from its first data and from those of its episodes that stay.
 
     Args:
-        keeps: Which of its episodes stay.
+        keeps: Which of its episodes stay. With "demonstrations" it does not practise, but clones more of the expert:
+            as many steps as the rater learns from, and with as many updates as all rounds have.
     """
 
-    keeps: Literal["none", "rated", "successes", "all", "permuted"]
+    keeps: Literal["none", "rated", "successes", "all", "permuted", "demonstrations"]
     n_rounds: int = 5
     n_episodes: int = 200
     n_updates: int = 400
@@ -119,6 +128,8 @@ class Practice:
         base = cloning(self.first)
         if self.keeps == "none":
             return base
+        if self.keeps == "demonstrations":
+            return with_steps(base, self.first + self.n_rounds * self.n_updates)
         retention = {"rated": ScoreThreshold, "permuted": PermutedScores}
         rule = (retention[self.keeps](RATER) if self.keeps in retention else
                 SuccessfulEpisodes() if self.keeps == "successes" else AllEpisodes())
@@ -141,8 +152,13 @@ def practised(experiment, option: Practice, data: Dataset, seed: int, episodes: 
     base = train_once(experiment, cloning(option.first), data, seed)
     labeled = roll_out(base, option.n_labeled, recording_seed(seed), LABELED)
     rater = fit_method(blind_rater(), labeled, seed)
-    result = base if option.keeps == "none" else fit_method(
-        option.method, data, seed, stages={BASE.stage: base, RATER.stage: rater}, env=JudgedTasks(ROWS))
+    if option.keeps == "none":
+        result = base
+    elif option.keeps == "demonstrations":
+        result = fit_method(option.method, Dataset([*data, *demonstrations(sum(labeled.lengths), seed)]), seed)
+    else:
+        result = fit_method(option.method, data, seed, stages={BASE.stage: base, RATER.stage: rater},
+                            env=JudgedTasks(ROWS))
     rollouts = roll_out(result, episodes, starts)
     values = flags(rollouts)
     return {**values, OVERRATING: (episode_scores(rater.policy, rollouts) - values["success"]).tolist()}
@@ -156,6 +172,7 @@ TABLE = experiment(
     "rater": Practice("rated"),
     "successes": Practice("successes"),
     "all": Practice("all"),
+    "more demonstrations": Practice("demonstrations"),
     "permuted, 1 round": ablation("rater, 1 round", Practice("permuted", n_rounds=1)),
     "permuted": ablation("rater", Practice("permuted"))})
 GAIN = higher("rater, 1 round", "cloning")
@@ -163,4 +180,4 @@ GAIN = higher("rater, 1 round", "cloning")
 CLAIMS = family(__file__, TABLE, {"223": Row(
     "rated-episodes", (GAIN, higher("rater", "cloning", 0.05, OVERRATING),
                        higher("cloning", "successes", -0.05, OVERRATING)),
-    control=("permuted, 1 round", "permuted"), removes=(GAIN,), reported=("all",))})
+    control=("permuted, 1 round", "permuted"), removes=(GAIN,), reported=("all", "more demonstrations"))})

@@ -280,6 +280,8 @@ def format_number(value: float, unit: Unit) -> str:
         return f"{value:,.0f}"
     if unit:
         return f"{100 * value:z.0f}" if unit == "%" else f"{100 * value:z.1f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
     return f"{value:z.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 

@@ -26,7 +26,7 @@ STEPS, WIDE = 1000, 240
 
 def write_data(path: Path, megabytes: int) -> None:
     """An .npz of that many episodes of 1 MB, written piece by piece."""
-    from understudy.data.formats.shared.npz_arrays import write_npz
+    from understudy.data.formats.parts.npz_arrays import write_npz
 
     rng = np.random.default_rng(0)
     piece = rng.integers(-99, 99, (STEPS, WIDE)).astype(np.float32)  # so that it is quickly packed

@@ -19,8 +19,8 @@ import numpy as np
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import WRITERS, conversion_losses, open_dataset, write_dataset
+from understudy.data.formats.parts import sidecar
 from understudy.data.formats.registry import _format_module as module
-from understudy.data.formats.shared import sidecar
 
 
 def rich() -> Dataset:

@@ -53,7 +53,7 @@ _ROOMS = {  # folder: modules that were in the folder above it
     "heads.memory": "mcnn neighbors",
     "nets.pretrained": "act diffusion_policy",
     "data.opening": "column_selection source_parts stream view_file views",
-    "data.formats.shared": "arrow column_names episode_table hdf5 key_map npz_arrays read_errors sidecar",
+    "data.formats.parts": "arrow column_names episode_table hdf5 key_map npz_arrays read_errors sidecar",
     "data.formats.logs": "bags message_logs protobuf topic_mapping",
     "commands.parts": (
         "arms behavior_metrics common conditions eval_options groups improve_page improve_robot improve_success "

@@ -12,7 +12,7 @@ from understudy.audit import audit
 from understudy.cli import main
 from understudy.core import DataError
 from understudy.data.formats import open_dataset
-from understudy.data.formats.shared.episode_table import frame_rate
+from understudy.data.formats.parts.episode_table import frame_rate
 from understudy.data.opening.column_selection import open_columns, parse_columns
 
 STATE, ACTION = "observation.state", "action"

@@ -6,8 +6,8 @@ import pytest
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import act, d4rl, imitation, minari, npz, ogbench, open_dataset, robomimic, write_dataset
-from understudy.data.formats.shared.key_map import KeyMap, common_arrays, end_flags
-from understudy.data.formats.shared.npz_arrays import split_rows
+from understudy.data.formats.parts.key_map import KeyMap, common_arrays, end_flags
+from understudy.data.formats.parts.npz_arrays import split_rows
 from understudy.data.sources import ChunkedSource, DecodedFramesSource, MemmapSource, WrapperSource
 
 LENGTHS = np.array([3, 1, 4])

@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 from .base import Finding, Location, component_names, finding_of_episodes, is_numeric
 from .compatibility import unit_of_ratio

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import Feature, UserError
 from ..data.episode import Dataset
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 
 

@@ -20,8 +20,8 @@ from ..core import UserError, column_naming_hint, is_read_by_default, role, shor
 from ..data import video
 from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.describe import episode_tasks
-from ..data.formats.shared.column_names import format_list
-from ..data.formats.shared.key_map import MisreadingWarning
+from ..data.formats.parts.column_names import format_list
+from ..data.formats.parts.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names

@@ -24,9 +24,9 @@ import numpy as np
 from ..core import UserError
 from ..data.formats import rlds
 from ..data.formats.detection import VIEW_PATTERN
-from ..data.formats.shared import hdf5, read_errors
-from ..data.formats.shared.column_names import format_list, sort_numbered
-from ..data.formats.shared.npz_arrays import npy_header
+from ..data.formats.parts import hdf5, read_errors
+from ..data.formats.parts.column_names import format_list, sort_numbered
+from ..data.formats.parts.npz_arrays import npy_header
 from ..data.opening import views
 from ..hints import pluralize
 from . import lerobot_checks

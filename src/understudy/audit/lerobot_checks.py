@@ -27,7 +27,7 @@ from ..data.formats.lerobot_read import (
     read_tasks_v3,
 )
 from ..data.formats.lerobot_write import QUANTILES
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..files import read_json
 from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import UserError, role
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..data.opening.column_selection import open_columns
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Axis, Figure, curves, histogram

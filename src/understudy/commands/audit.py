@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
 
 def _ranking_lines(ranking: Ranking) -> list[str]:
     """Episodes that are listed for a purpose, with their evidence and the command that leaves them out."""
-    from ..data.formats.shared.column_names import format_list
+    from ..data.formats.parts.column_names import format_list
 
     numbers = format_list(e.episode for e in ranking.episodes)
     lines = [f"{ranking.name}: {pluralize(len(ranking.episodes), 'episode')}: {numbers}", f"  {ranking.meaning}"]

@@ -171,7 +171,7 @@ def _cut(field: str) -> Operation:
 
 
 def _parse_condition(text: str, data) -> Operation:
-    from ..data.formats.shared.column_names import format_list
+    from ..data.formats.parts.column_names import format_list
     from ..data.operations import Filter, episode_values
 
     for sign in ("!=", ">=", "<=", "="):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..audit.base import Location
 from ..audit.compatibility import unit_of_ratio
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from .base import RunFinding
 
 Episodes = Sequence[tuple[np.ndarray, np.ndarray]]  # states (n + 1, D) and actions (n, A) of each

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from ..audit.base import Location
 from ..audit.compatibility import unit_of_ratio
 from ..core import Schema
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..hints import nearest_names, unit_hint
 from .base import RunFinding
 

@@ -13,7 +13,7 @@ import torch
 from ..audit.base import component_names
 from ..core import Feature, Schema, Unsupported, role
 from ..data.episode import Dataset, concat_columns
-from ..data.formats.shared.column_names import format_list
+from ..data.formats.parts.column_names import format_list
 from ..data.missing_actions import NoActions, has_action
 from ..data.video import resize
 from ..envs.base import Env

@@ -70,8 +70,8 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
         folder: An existing folder for the files.
     """
     from ..data.formats import conversion_losses, write_dataset
+    from ..data.formats.parts import sidecar
     from ..data.formats.registry import _format_module as module
-    from ..data.formats.shared import sidecar
 
     losses, before = conversion_losses(data, to, **options), data.fingerprint()
     places = module(to).capability(data, **options).columns

@@ -21,7 +21,7 @@ from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import check_finite, detection, lerobot, open_dataset
-from understudy.data.formats.shared.read_errors import first_line
+from understudy.data.formats.parts.read_errors import first_line
 
 IMAGES = "v3.0/images"
 

@@ -11,7 +11,7 @@ from fixtures.contract_data import demonstrations
 from fixtures.hdf5_files import everything, outcomes, refused, state
 
 from understudy.data.formats import open_dataset, write_dataset
-from understudy.data.formats.shared import hdf5
+from understudy.data.formats.parts import hdf5
 
 
 @pytest.fixture(autouse=True)

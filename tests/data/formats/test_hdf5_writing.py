@@ -16,7 +16,7 @@ from understudy.core import UserError
 from understudy.data.cache import disk_errors
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import conversion_losses, open_dataset, robomimic, write_dataset
-from understudy.data.formats.shared import sidecar
+from understudy.data.formats.parts import sidecar
 from understudy.testing import check_format
 
 HDF5 = ("robomimic", "act", "minari", "d4rl")

@@ -135,7 +135,7 @@ def test_a_minari_episode_that_is_gone(files, tmp_path):
 
 def test_features_of_words_and_bytes():
     """Bytes in a row are numbers when they come from other files: only ours say that they are words."""
-    from understudy.data.formats.shared.key_map import stored_feature
+    from understudy.data.formats.parts.key_map import stored_feature
     assert stored_feature("observation.ram", (128,), np.dtype("uint8")) == Feature("uint8", (128,))
     assert stored_feature("observation.x", (9, 9, 3), np.dtype("uint8")).kind == "image"
     assert stored_feature("next.reward", (1,), np.dtype(">f8")) == Feature("float64", ())

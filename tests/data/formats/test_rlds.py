@@ -17,7 +17,7 @@ from fixtures.contract_data import demonstrations
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.formats import open_dataset, rlds, write_dataset
-from understudy.data.formats.shared import sidecar
+from understudy.data.formats.parts import sidecar
 
 STATE, ACTION = "observation.state", "action"
 

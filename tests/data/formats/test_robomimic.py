@@ -11,7 +11,7 @@ from fixtures.hdf5_files import agrees, everything, images, outcomes, refused, s
 from understudy import Window
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import conversion_losses, open_dataset, write_dataset
-from understudy.data.formats.shared import sidecar
+from understudy.data.formats.parts import sidecar
 
 
 @pytest.fixture(autouse=True)

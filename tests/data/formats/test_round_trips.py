@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import WRITERS, conversion_losses, open_dataset, write_dataset
+from understudy.data.formats.parts import sidecar
 from understudy.data.formats.registry import _format_module as module
-from understudy.data.formats.shared import sidecar
 
 FORMATS = tuple(WRITERS)
 RING = tuple(zip(FORMATS, (*FORMATS[1:], FORMATS[0]), strict=True))

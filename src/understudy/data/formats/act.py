@@ -16,10 +16,10 @@ from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
-from .shared import hdf5, sidecar
-from .shared.column_names import number_sort_key
-from .shared.key_map import KeyMap, common_arrays, decoded_images, metadata
-from .shared.sidecar import FormatCapability
+from .parts import hdf5, sidecar
+from .parts.column_names import number_sort_key
+from .parts.key_map import KeyMap, common_arrays, decoded_images, metadata
+from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
               reserved=frozenset({"observation.qpos", "observation.images", "observations", "compress_len"}))

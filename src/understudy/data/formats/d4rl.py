@@ -18,9 +18,9 @@ from ...core import UserError
 from .. import cache
 from ..episode import Dataset, episode_starts
 from ..sources import ChunkedSource
-from .shared import hdf5, sidecar
-from .shared.key_map import END_COLUMNS, KeyMap, metadata
-from .shared.sidecar import FormatCapability
+from .parts import hdf5, sidecar
+from .parts.key_map import END_COLUMNS, KeyMap, metadata
+from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next.terminated",
                "timeouts": "next.truncated"}, observation="observations", group="observations/",

@@ -13,9 +13,9 @@ from . import folder, overcooked
 from .logs import message_logs
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint
 from .ogbench import is_ogbench
-from .shared import read_errors, sidecar
-from .shared.column_names import format_list, number_sort_key, standard_name
-from .shared.npz_arrays import NpzArrays, zip_errors
+from .parts import read_errors, sidecar
+from .parts.column_names import format_list, number_sort_key, standard_name
+from .parts.npz_arrays import NpzArrays, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
            "imitation", "bags", "overcooked", "view")  # that are read
@@ -258,7 +258,7 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def _hdf5_format(path: Path) -> str:
-    from .shared.hdf5 import OpenFiles, hdf5_errors, import_h5py
+    from .parts.hdf5 import OpenFiles, hdf5_errors, import_h5py
 
     with OpenFiles() as files, hdf5_errors(path):
         file = files[path]

@@ -27,13 +27,13 @@ from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .shared import sidecar
-from .shared.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
-from .shared.episode_table import cut_table, frame_rate
-from .shared.key_map import MisreadingWarning, checked_rate, common_arrays, metadata
-from .shared.npz_arrays import NpzArrays
-from .shared.read_errors import damaged, first_true, read_json_object
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts import sidecar
+from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
+from .parts.episode_table import cut_table, frame_rate
+from .parts.key_map import MisreadingWarning, checked_rate, common_arrays, metadata
+from .parts.npz_arrays import NpzArrays
+from .parts.read_errors import damaged, first_true, read_json_object
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")

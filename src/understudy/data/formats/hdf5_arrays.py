@@ -17,10 +17,10 @@ from ...core import DataError, Feature, UserError, role, unknown_name
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
-from .shared import hdf5
-from .shared.column_names import number_sort_key
-from .shared.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
-from .shared.key_map import KeyMap, MisreadingWarning, common_arrays, metadata
+from .parts import hdf5
+from .parts.column_names import number_sort_key
+from .parts.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
+from .parts.key_map import KeyMap, MisreadingWarning, common_arrays, metadata
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for

@@ -20,10 +20,10 @@ from ...files import read_json
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource, MemmapSource
-from .shared import arrow
-from .shared.key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
-from .shared.npz_arrays import NpzArchiveSource, NpzArrays
-from .shared.read_errors import damaged, first_true
+from .parts import arrow
+from .parts.key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
+from .parts.npz_arrays import NpzArchiveSource, NpzArrays
+from .parts.read_errors import damaged, first_true
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
 _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"

@@ -11,7 +11,7 @@ from ...core import UserError
 from ..episode import Dataset
 from . import interrupted_recording
 from .lerobot_write import append, capability, create, write
-from .shared.read_errors import first_line
+from .parts.read_errors import first_line
 
 __all__ = ["append", "capability", "create", "open_lerobot", "write"]
 

@@ -20,10 +20,10 @@ from .. import cache, video
 from ..episode import episode_starts
 from ..sources import MemmapSource, batch_ranges, first_misfit
 from . import remote
-from .shared import arrow
-from .shared.column_names import format_list
-from .shared.key_map import metadata
-from .shared.read_errors import damaged, first_true, read_json_object
+from .parts import arrow
+from .parts.column_names import format_list
+from .parts.key_map import metadata
+from .parts.read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"

@@ -27,7 +27,7 @@ from .lerobot_write import (
     check_images,
     split_for_lerobot,
 )
-from .shared import sidecar
+from .parts import sidecar
 
 __all__ = ["capability", "write"]
 

@@ -29,8 +29,8 @@ from .lerobot_read import (
     read_json_lines,
     read_tasks_v3,
 )
-from .shared import sidecar
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts import sidecar
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -25,11 +25,11 @@ from ...files import write_json
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
-from .shared import arrow, hdf5, sidecar
-from .shared.column_names import sort_numbered
-from .shared.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
-from .shared.read_errors import damaged, first_true, read_json_object
-from .shared.sidecar import FormatCapability
+from .parts import arrow, hdf5, sidecar
+from .parts.column_names import sort_numbered
+from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .parts.read_errors import damaged, first_true, read_json_object
+from .parts.sidecar import FormatCapability
 
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",

@@ -20,9 +20,9 @@ from ...core import Feature, UserError, role, short_name
 from ...hints import nearest_names
 from .. import cache
 from ..episode import Dataset, episode_starts
-from .shared import sidecar
-from .shared.column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
-from .shared.episode_table import (
+from .parts import sidecar
+from .parts.column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
+from .parts.episode_table import (
     EPISODE_COLUMNS,
     boundary_hint,
     check_lengths,
@@ -30,8 +30,8 @@ from .shared.episode_table import (
     numbering_notes,
     unknown_boundary,
 )
-from .shared.key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
-from .shared.npz_arrays import (
+from .parts.key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
+from .parts.npz_arrays import (
     NpzArchiveSource,
     NpzArrays,
     column_array,
@@ -40,7 +40,7 @@ from .shared.npz_arrays import (
     whole_array,
     write_npz,
 )
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
                "terminals": "next.terminated", "timeouts": "next.truncated"}, separator="")

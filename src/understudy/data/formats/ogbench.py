@@ -14,12 +14,12 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from .shared import sidecar
-from .shared.column_names import FLAG_COLUMNS, are_flags, format_list
-from .shared.key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
-from .shared.npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, whole_array, write_npz
-from .shared.read_errors import damaged, first_true
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts import sidecar
+from .parts.column_names import FLAG_COLUMNS, are_flags, format_list
+from .parts.key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
+from .parts.npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, whole_array, write_npz
+from .parts.read_errors import damaged, first_true
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",

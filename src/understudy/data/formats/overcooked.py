@@ -20,9 +20,9 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache
 from ..episode import ColumnSource
-from .shared.column_names import format_list
-from .shared.key_map import metadata
-from .shared.read_errors import damaged
+from .parts.column_names import format_list
+from .parts.key_map import metadata
+from .parts.read_errors import damaged
 
 COLUMNS = {"state", "joint_action", "layout_name", "cur_gameloop"}  # and trial_id or trial
 ACTIONS = ((0, -1), (0, 1), (1, 0), (-1, 0), (0, 0), "interact")  # north, south, east, west, stay

@@ -20,7 +20,7 @@ from ..packed_columns import cast_exactly
 from ..sources import DecodedFramesSource, Progress, camera_names
 from . import remote
 from .detection import detect_format
-from .shared import sidecar
+from .parts import sidecar
 
 READERS = {  # format, as `detection` names it -> module, source or function that opens it
     "lerobot": ("lerobot", "open_lerobot"),

@@ -24,7 +24,7 @@ from typing import Any
 from ...core import UserError
 from ...files import read_json, write_json
 from .. import cache
-from .shared.read_errors import first_line
+from .parts.read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all

@@ -26,11 +26,11 @@ from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .shared import sidecar
-from .shared.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
-from .shared.key_map import add_column, metadata
-from .shared.read_errors import damaged, import_optional, read_json_object
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts import sidecar
+from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
+from .parts.key_map import add_column, metadata
+from .parts.read_errors import damaged, import_optional, read_json_object
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

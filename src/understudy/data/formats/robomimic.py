@@ -20,11 +20,11 @@ from ...hints import repair_hint
 from .. import cache
 from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
-from .shared import hdf5, sidecar
-from .shared.column_names import sort_numbered
-from .shared.key_map import END_COLUMNS, KeyMap, common_arrays, metadata
-from .shared.read_errors import damaged
-from .shared.sidecar import FormatCapability
+from .parts import hdf5, sidecar
+from .parts.column_names import sort_numbered
+from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, metadata
+from .parts.read_errors import damaged
+from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))

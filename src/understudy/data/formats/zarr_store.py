@@ -22,12 +22,12 @@ from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .shared import read_errors, sidecar
-from .shared.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
-from .shared.key_map import add_column, lengths_from_ends, metadata
-from .shared.npz_arrays import column_pieces, split_rows, stored_dtype
-from .shared.read_errors import damaged
-from .shared.sidecar import ColumnEncoding, FormatCapability
+from .parts import read_errors, sidecar
+from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
+from .parts.key_map import add_column, lengths_from_ends, metadata
+from .parts.npz_arrays import column_pieces, split_rows, stored_dtype
+from .parts.read_errors import damaged
+from .parts.sidecar import ColumnEncoding, FormatCapability
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
 _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32",

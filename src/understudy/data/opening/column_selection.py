@@ -21,10 +21,10 @@ from ..formats.detection import UnknownFormat, detect_format
 from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
 from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
 from ..formats.npz import NpzSource, episodes_hint
-from ..formats.shared import hdf5
-from ..formats.shared.column_names import format_list, standard_name
-from ..formats.shared.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
-from ..formats.shared.npz_arrays import NpzArrays
+from ..formats.parts import hdf5
+from ..formats.parts.column_names import format_list, standard_name
+from ..formats.parts.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
+from ..formats.parts.npz_arrays import NpzArrays
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
 

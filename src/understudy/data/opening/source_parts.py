@@ -21,8 +21,8 @@ from ..episode import Dataset
 from ..formats import folder as plain
 from ..formats import preview_dataset
 from ..formats.logs import message_logs
-from ..formats.shared import hdf5, sidecar
-from ..formats.shared.column_names import sort_numbered
+from ..formats.parts import hdf5, sidecar
+from ..formats.parts.column_names import sort_numbered
 
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)

@@ -43,8 +43,8 @@ from ..batch_sampler import BatchSampler
 from ..episode import Dataset, Episode, episode_starts
 from ..formats import remote
 from ..formats.lerobot_read import read_info, read_tasks
-from ..formats.shared import arrow
-from ..formats.shared.npz_arrays import npy_header
+from ..formats.parts import arrow
+from ..formats.parts.npz_arrays import npy_header
 from ..sources import batch_ranges
 from ..window import Windows
 from .view_file import is_view

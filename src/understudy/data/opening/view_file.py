@@ -29,7 +29,7 @@ from .. import cache, operations
 from ..episode import Dataset
 from ..formats import remote
 from ..formats.detection import VIEW_PATTERN
-from ..formats.shared import sidecar
+from ..formats.parts import sidecar
 from ..operations import ConcatSource, Merge, Operation
 from ..segments import ColumnSegments, CutSegments, StoredSegments
 from ..sources import camera_names

@@ -34,7 +34,7 @@ from .. import cache, journal
 from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
-from ..formats.shared.sidecar import to_json_value
+from ..formats.parts.sidecar import to_json_value
 from ..sources import first_misfit
 from .encoder import WAIT, Backlog, EncoderProcess, Report
 

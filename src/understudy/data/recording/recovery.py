@@ -34,7 +34,7 @@ from ..formats import interrupted_recording, preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..formats.logs import message_logs
-from ..formats.shared import hdf5, npz_arrays, read_errors, sidecar
+from ..formats.parts import hdf5, npz_arrays, read_errors, sidecar
 from ..opening.source_parts import find_parts, recover_parts
 
 

@@ -18,7 +18,7 @@ from ....core import Feature, UserError, role
 from ....hints import command_line
 from ... import cache
 from ...episode import ColumnSource, Dataset
-from ..shared.key_map import MisreadingWarning, metadata
+from ..parts.key_map import MisreadingWarning, metadata
 from . import message_logs as streams
 from . import topic_mapping as maps
 from .message_logs import MessageLog

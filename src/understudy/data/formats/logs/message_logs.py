@@ -25,9 +25,9 @@ import numpy as np
 
 from ....core import UserError
 from ... import cache, video
-from ..shared import read_errors
-from ..shared.column_names import number_sort_key
-from ..shared.read_errors import damaged
+from ..parts import read_errors
+from ..parts.column_names import number_sort_key
+from ..parts.read_errors import damaged
 from . import protobuf
 
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.read_errors import first_line, import_optional
+from ..parts.read_errors import first_line, import_optional
 
 
 class Message(dict):

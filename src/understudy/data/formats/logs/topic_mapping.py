@@ -16,7 +16,7 @@ import numpy as np
 
 from ....core import UserError, role, unknown_name
 from ....files import read_json
-from ..shared.key_map import is_rate
+from ..parts.key_map import is_rate
 
 JOIN_RULES = ("last", "next", "nearest", "interpolate")
 _SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,9 +22,15 @@ def arm_tables(claim: Claim, record: dict) -> list[str]:
     for part in claim.parts:
         judged = record["parts"].get(part.name)
         if part.is_decisive and judged:
-            lines += [f"*{part.name.rpartition(':')[2]}*, {judged['seeds']} training seeds:", "",
+            lines += [f"*{_world_title(part)}*, {judged['seeds']} training seeds:", "",
                       *arm_table(_columns(claim, part, judged["conditions"], figures[part.name])), ""]
     return lines
+
+
+def _world_title(part: ClaimPart) -> str:
+    """The world of a part in words, such as judged tasks for claims.judged.rated_episodes:JudgedTasks."""
+    name = part.name.rpartition(":")[2]
+    return name if "-" in name else re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()  # Pendulum-v1 is an id
 
 
 def _columns(claim: Claim, part: ClaimPart, conditions: Sequence[dict], figures: Measurements

@@ -22,6 +22,9 @@ GUIDES = {"learners.md": (*LEARNER_DECISIONS, *FURTHER_QUESTIONS),  # page in do
              for question in IMPROVEMENT_DECISIONS}}
 BEGIN, END = "<!-- made by understudy claims table -->\n", "<!-- end of the tables -->"
 
+LEGEND = ("A number is a mean with its 95 % interval over training seeds and starts. Arms that share a letter cannot "
+          "be told apart, by Holm's method for all pairs.")
+
 
 def write_guides(docs: Path) -> None:
     """Writes the tables into the pages of `GUIDES` that are in a folder."""
@@ -46,7 +49,8 @@ def write_guide(page: Path, questions: Sequence[str], top: str = "") -> None:
 
 def guide_lines(questions: Sequence[str], top: str = "") -> list[str]:
     """For each question the advice, the strongest result against it, and all arms, which fold if there are several."""
-    lines, answers, several = [], claims_of_questions(), len(questions) > 1
+    answers, several = claims_of_questions(), len(questions) > 1
+    lines = [] if several else [LEGEND, ""]
     for question in questions:
         lines += [f"## {question.capitalize()}", ""] if several else []
         lines += [line for name in answers[question] for line in _claim_lines(name, top, several)]

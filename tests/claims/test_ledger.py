@@ -160,7 +160,7 @@ def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(al
     advice, body = all_pages[ledger.SUMMARY].split("\n## How to read a verdict\n")
     texts = records.all_texts()
     head, *sections = re.split(r"^## (.+)$", advice, flags=re.MULTILINE)
-    assert len(re.sub(r"\[.+?\]\(#.+?\)", "", head).split()) < 120 and "\n## All 296 systems\n" in body
+    assert len(head.split()) < 120 and "\n## All 296 systems\n" in body
     decided = {text.decision for text in texts.values()}
     assert [title.lower() for title in sections[::2]] == [decision for decision in DECISIONS if decision in decided]
     for title, section in zip(sections[::2], sections[1::2], strict=True):

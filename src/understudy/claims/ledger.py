@@ -24,7 +24,7 @@ from .base import Claim, Condition, Unit, format_bound, format_interval
 from .folder import claims_folder
 from .records import all_claims, all_texts, find_claim, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
-from .text import DECISIONS, ClaimText
+from .text import DECISIONS, IMPROVEMENT_DECISIONS, ClaimText
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
@@ -287,8 +287,10 @@ def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
     order = ("holds", "undecided", "fails", "not run")
     names = sorted(claims, key=lambda name: (not _is_comparison(claims[name]), order.index(claims[name]["verdict"])))
     decisions = [d for d in DECISIONS if any(texts[name].decision == d for name in names)]
-    links = [f"[{d.capitalize()}](#{d.replace(' ', '-').replace(',', '')})" for d in decisions]
-    lines = [line for i in range(0, len(links), 9) for line in (" · ".join(links[i:i + 9]), "")]
+    titles = {d: "improving a policy" if d == IMPROVEMENT_DECISIONS[0] else d
+              for d in decisions if d not in IMPROVEMENT_DECISIONS[1:]}  # the others follow it
+    links = (f"[{title.capitalize()}](#{d.replace(' ', '-').replace(',', '')})" for d, title in titles.items())
+    lines = [" · ".join(links), ""]
     for decision in decisions:
         lines += [f"## {decision.capitalize()}", ""]
         if decision == "how many episodes to judge":

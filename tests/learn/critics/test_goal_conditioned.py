@@ -184,7 +184,7 @@ def test_data_without_actions_or_the_goal_are_refused(name):
     without = Dataset([Episode({STATE: episode.steps[STATE]}) for episode in data])
     with pytest.raises(UserError, match="no column 'action'.*\n.*--columns action=(NAME|COLUMN)"):
         fit_method(find_method(name, without.features()), without, 0)
-    with pytest.raises(UserError, match="no column 'observation.pose'.*observation.state"):
+    with pytest.raises(ConfigError, match="no column 'observation.pose'.*observation.state"):
         fit_method(find_method(name, data.features(), column="observation.pose"), data, 0)
     with pytest.raises(ConfigError, match="'action' is not observed.*\n.*--method.column"):
         fit_method(find_method(name, data.features(), column="action"), data, 0)

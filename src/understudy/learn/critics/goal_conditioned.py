@@ -125,7 +125,7 @@ def goal_vector_method(learner: GoalConditioned, column: str, features: Schema |
         vector: The column of the vector, and `size` its number of components.
     """
     if features is not None and column not in features:  # `vector` would be named as one of the columns otherwise
-        raise unknown_name("column", column, sorted(features), "data set", error=DataError)
+        raise unknown_name("column", column, sorted(features), "data set")
     method = goal_conditioned_method(learner, column, features)
     states = (name for name, feature in (features or {}).items()
               if is_read_by_default(name, feature) and name != Goal(column).into)

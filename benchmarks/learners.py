@@ -132,7 +132,7 @@ QUESTIONS = {
     "goals": Question(Walks(), lambda rows: make("four_rooms", rows), 2000, {
         f"`{name}`": Arm(name, (STITCH,)) for name in ("gcbc", "gcivl", "hiql", "qrl", "crl", "gciql", "dwsl")},
         "Walks without a task", (Published(
-            "pointmaze-medium-navigate of OGBench", "published-goals/{}-{}.json",
+            "pointmaze-medium-navigate of OGBench", "published-goals/pointmaze-medium-navigate/{}-{}.json",
             ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql"), "success", "rate"),)),
 }
 

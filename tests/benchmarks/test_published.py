@@ -140,14 +140,20 @@ def test_the_toys_run_at_a_small_size_and_keep_what_they_did(published):
 
 def test_the_table_of_goals_has_the_methods_of_which_all_seeds_have_run(published, tmp_path):
     folder = tmp_path / "published-goals"
-    for name, rate, seeds in (("gcbc", 0.1, 3), ("gcivl", 0.0, 3), ("qrl", 0.9, 3), ("hiql", 1.0, 2)):
+    for task, name, rate, seeds in (
+            ("pointmaze-medium-navigate", "gcbc", 0.1, 3), ("pointmaze-medium-navigate", "gcivl", 0.0, 3),
+            ("pointmaze-medium-navigate", "qrl", 0.9, 3), ("pointmaze-medium-navigate", "hiql", 1.0, 2),
+            ("cube-single-play", "gciql", 0.9, 3), ("cube-single-play", "hiql", 0.1, 3)):
         for seed in range(seeds):
             success = [[int(i < 50 * rate) for i in range(50)]] * 5
-            write_json(folder / f"{name}-{seed}.json", {"success": success, "updates": 40_000})
+            write_json(folder / task / f"{name}-{seed}.json", {"success": success, "updates": 40_000})
     lines = "\n".join(published._goals())
     assert "gcivl **not reproduced**, qrl **reproduced**, hiql **not all have run**" in lines
     assert "| qrl | 82 % | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
-    assert "| hiql" not in lines
+    assert "| hiql | 79 %" not in lines
+    assert "GCIQL above HIQL: gciql **reproduced**" in lines
+    assert "| gciql | 68 % | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
+    assert "| hiql | 15 % | 10 [3, 22] |  |" in lines
 
 
 def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episodes(published, tmp_path):

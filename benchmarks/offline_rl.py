@@ -8,8 +8,13 @@ Cloning with squared errors is compared with d3rlpy's. Cloning with likelihoods,
 32 and 256, is compared with imitation's, whose standard deviation does not depend on the observation. Ours also keeps
 the average of the weights, and predicts the standard deviation.
 
-Goal-conditioned IQL, IVL and HIQL, with networks of 256 x 3 and batches of 256, are compared with OGBench's JAX agents
-after compilation, if OGBENCH_IMPLS names the folder `impls` of its repository. The note has the time of compilation.
+The six goal-conditioned agents, with networks of 256 x 3, latent vectors of 512 numbers (QRL, CRL) and batches of 256,
+are compared with OGBench's JAX agents after compilation, if OGBENCH_IMPLS names the folder `impls` of its repository.
+The note has the time of compilation.
+
+IQL, TD3+BC, AWAC and CQL are compared with the single files of CORL and their own store of transitions, if CORL names
+its repository. AWAC and CQL have networks of 256 x 3 there, and so here. Its CQL clones its first 100,000 updates,
+which is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import measure
 
@@ -197,22 +204,77 @@ def lines_of_imitation() -> list[measure.Line]:
     return lines
 
 
-def goal_conditioned(name: str) -> Callable[[], object]:
+def method(name: str, **sizes: object) -> Callable[[], object]:
+    """A named method with networks of three layers, and with other sizes of its learner."""
     import torch
 
     from understudy.data.episode import Dataset, Episode
     from understudy.learn.method import training_data
     from understudy.methods import find_method
+    from understudy.nets.feed_forward import FeedForward
     from understudy.policy import Policy
 
     recorded = Dataset([Episode(columns) for columns in episodes()])
     method = find_method(name, recorded.features())
+    config = replace(method.policy, trunk=FeedForward((WIDTH,) * 3, getattr(method.policy.trunk, "activation", "relu")))
+    learning = replace(method.learner, **sizes)
     data = training_data(recorded, method)
     torch.manual_seed(0)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, 0, 10_000, data)
+    policy = Policy(config, data.features()).fit_statistics(data)
+    learner = learning.build(policy, 0, 10_000, data)
     sampler, number = learner.batch_sampler(data), itertools.count()
     return lambda: [learner.update(sampler.batch(BATCH, next(number), 0)) for _ in range(UPDATES)]
+
+
+def corl(file: str) -> Callable[[], object]:
+    """The learner of a single file, with its own store of transitions."""
+    import numpy as np
+    import torch
+    from peers.corl import opened
+
+    module = opened(Path(os.environ["CORL"]) / "algorithms" / "offline" / f"{file}.py")
+    torch.manual_seed(0)
+
+    def trained(kind: str, *sizes: float) -> list:
+        network = getattr(module, kind)(*sizes)
+        return [network, torch.optim.Adam(network.parameters(), lr=3e-4)]
+
+    def twice(kind: str, *sizes: int) -> list:
+        return [*trained(kind, *sizes), *trained(kind, *sizes)]
+
+    learner = {
+        "iql": lambda: module.ImplicitQLearning(1.0, *trained("GaussianPolicy", STATE, ACTION, 1.0),
+                                                *trained("TwinQ", STATE, ACTION), *trained("ValueFunction", STATE)),
+        "td3_bc": lambda: module.TD3_BC(1.0, *trained("Actor", STATE, ACTION, 1.0), *twice("Critic", STATE, ACTION)),
+        "awac": lambda: module.AdvantageWeightedActorCritic(*trained("Actor", STATE, ACTION, WIDTH),
+                                                            *twice("Critic", STATE, ACTION, WIDTH)),
+        "cql": lambda: module.ContinuousCQL(*twice("FullyConnectedQFunction", STATE, ACTION),
+                                            *trained("TanhGaussianPolicy", STATE, ACTION, 1.0), -float(ACTION),
+                                            bc_steps=0),
+    }[file]()
+    flat = transitions()
+    data = module.ReplayBuffer(STATE, ACTION, EPISODES * STEPS)
+    data.load_d4rl_dataset({
+        "observations": flat["observation.state"], "actions": flat["action"], "rewards": flat["next.reward"],
+        "next_observations": np.concatenate([e["observation.state"][1:] for e in episodes()]),
+        "terminals": flat["next.terminated"]})
+    update = getattr(learner, "train", None) or learner.update
+    return lambda: [update(data.sample(BATCH)) for _ in range(UPDATES)]
+
+
+def lines_of_corl() -> list[measure.Line]:
+    if "CORL" not in os.environ:
+        raise measure.NotInstalled("CORL names no folder")
+    from understudy.learn.critic import CriticConfig
+
+    lines, deep = [], CriticConfig((WIDTH,) * 3)
+    sides = {"IQL": ("iql", lambda: ours("IQL")), "TD3+BC": ("td3_bc", lambda: ours("TD3+BC")),
+             "AWAC": ("awac", lambda: method("awac", critic=deep)), "CQL": ("cql", lambda: method("cql", critic=deep))}
+    for name, (file, own) in sides.items():
+        seconds = measure.interleaved({"ours": own(), "CORL": corl(file)}, repeats=7)
+        lines.append(measure.compared(f"{name}, updates, against CORL", seconds, "ours", "CORL", amount=UPDATES,
+                                      unit="1/s", goal=1.0))
+    return lines
 
 
 def jax_agent(name: str) -> Callable[[], object]:
@@ -225,7 +287,8 @@ def jax_agent(name: str) -> Callable[[], object]:
 
     module, datasets = importlib.import_module(f"agents.{name}"), importlib.import_module("utils.datasets")
     config, flat = module.get_config(), transitions()
-    config.update({"batch_size": BATCH, "value_hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3})
+    config.update({"batch_size": BATCH, "value_hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3}
+                  if "value_hidden_dims" in config else {"batch_size": BATCH, "actor_hidden_dims": (256,) * 3})
     following = np.concatenate([e["observation.state"][1:] for e in episodes()])
     data = datasets.Dataset.create(observations=flat["observation.state"], actions=flat["action"],
                                    next_observations=following, terminals=flat["next.terminated"].astype("f"))
@@ -245,11 +308,11 @@ def lines_of_ogbench() -> list[measure.Line]:
     if "OGBENCH_IMPLS" not in os.environ:
         raise measure.NotInstalled("OGBENCH_IMPLS names no folder")
     sys.path.insert(0, os.environ["OGBENCH_IMPLS"])
-    lines = []
-    for name in ("gciql", "gcivl", "hiql"):
+    lines, sizes = [], dict.fromkeys(("qrl", "crl"), {"latent_dim": 512})
+    for name in ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql"):
         peer = jax_agent(name)
         first = measure.cpu(peer)
-        seconds = measure.interleaved({"ours": goal_conditioned(name), "OGBench": peer}, repeats=7)
+        seconds = measure.interleaved({"ours": method(name, **sizes.get(name, {})), "OGBench": peer}, repeats=7)
         compilation = first - seconds["OGBench"][0]
         lines.append(measure.compared(f"{name}, updates, against OGBench's JAX agent", seconds, "ours", "OGBench",
                                       amount=UPDATES, unit="1/s", goal=1.0,
@@ -259,6 +322,6 @@ def lines_of_ogbench() -> list[measure.Line]:
 
 if __name__ == "__main__":
     peer_lines, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation,
-                                      "ogbench": lines_of_ogbench},
-                                     ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
+                                           "": lines_of_corl, "ogbench": lines_of_ogbench},
+                                          ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
     measure.save("offline_rl", peer_lines, packages=(), more={"versions": versions})

@@ -4,15 +4,12 @@
 
 CORL is a clone of github.com/tinkoff-ai/CORL, here at 6afec90. The weights, the batch and the noise are sines, as in
 d3rlpy_losses.py, and as in fql_losses.py for ReBRAC, which is in JAX. The networks are smaller than those of the files,
-and the autoencoder of SPOT does not squash what it decodes, because understudy's does not. What the files import for
-environments and logging is not installed.
+and the autoencoder of SPOT does not squash what it decodes, because understudy's does not.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -20,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from corl import opened
 from torch import nn
 
 B, STATE, ACTION, HIDDEN, SAMPLES, CRITICS = 6, 3, 2, (8, 7), 4, 3
-ABSENT = ("d4rl", "gym", "pyrallis", "wandb", "tqdm", "tqdm.auto")
 FILES = {"edac": "offline/edac.py", "rebrac": "offline/rebrac.py", "awac": "offline/awac.py", "cql": "offline/cql.py",
          "spot": "finetune/spot.py"}
 
@@ -189,17 +186,6 @@ def rebrac(module) -> dict:
         *_, metrics = module.update_actor(key, actor, critic, batch, 0.3, 0.005, True, metrics)
     means = metrics.compute()
     return {"critic": means["critic_loss"][0], "policy": means["actor_loss"][0]}
-
-
-def opened(path: Path):
-    """The module of a single file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where its dataclasses look for their annotations
-    wrap = SimpleNamespace(wrap=lambda: lambda function: function)
-    with mock.patch.dict(sys.modules, {**{name: mock.MagicMock() for name in ABSENT}, "pyrallis": wrap}):
-        spec.loader.exec_module(module)
-    return module
 
 
 def main(folder: str, out: str) -> None:

@@ -35,8 +35,10 @@ core of the machine below."""),
     "offline_rl": ("Updates of small networks", """
 Updates of offline reinforcement learning and of cloning, with networks of 256 × 2 and batches of 256 (of 32 × 2 against
 imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. CORL's
-AWAC and CQL, and so ours beside them, have a third layer. OGBench's agents have 256 × 3 here. A run eight minutes
-before this one, on the same idle machine, gave ratios that differ by up to 0.15 (GCIQL 1.05, CRL 1.11, HIQL 1.00).
+AWAC and CQL have a third layer, and so have ours that are compared with them. OGBench's agents have 256 × 3 here.
+
+A run eight minutes earlier on the same idle machine gave ratios that differ by up to 0.15 (GCIQL 1.05, CRL 1.11, HIQL
+1.00), so that those from 0.9 to 1.1 cannot be told from 1.
 
 Forward and backward passes take more than half of our time at 256 × 2. The rest is mostly Python: seeds of noise,
 masks, weights, logged values, gradient norms and normalization. On a processor that computes AVX-512 in halves, so

@@ -1,6 +1,6 @@
 """Goal-conditioned agents of OGBench on two of its tasks: their published success, and ours with its interval.
 
-    python benchmarks/published_goals.py                        runs what is missing; Ctrl-C and go on
+    python benchmarks/published_goals.py                        runs what is missing; after Ctrl-C it continues
     python benchmarks/published_goals.py cube-single-play qrl   of this task and this method alone
     python benchmarks/published_goals.py --page                 prints the tables of what has run
     python benchmarks/published_goals.py --tiny                 a size that only shows that it runs

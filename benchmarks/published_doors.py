@@ -35,6 +35,7 @@ from measure import RESULTS as ALL_RESULTS  # noqa: E402
 from measure import machine, one_thread, versions  # noqa: E402
 from published_goals import complete_cells  # noqa: E402
 
+from understudy.core import Diverged  # noqa: E402
 from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.simulators.adroit import score  # noqa: E402
@@ -66,13 +67,19 @@ def run(name: str, seed: int, updates: int, looks: int, episodes: int, runs: Pat
 
     def scores(actor: Actor, n: int, starts: int) -> list[float]:
         return [score(e.steps["next.reward"]) for e in evaluate(actor, env, n, starts).episodes]
-    train(method, data, folder, seed=seed, save_freq=updates // looks, val_fraction=0.0,
-          score=lambda actor: float(np.mean(scores(actor, WATCHED, validation_seed(0)))))
+    resumed, diverged = folder.exists(), None
+    try:
+        train(method, data, folder, seed=seed, save_freq=updates // looks, val_fraction=0.0,
+              score=lambda actor: float(np.mean(scores(actor, WATCHED, validation_seed(0)))))
+    except Diverged as error:  # its last checkpoint is judged
+        diverged = error.where
+        print(error, file=sys.stderr)
     seconds = time.process_time() - began
     last, best = (load_actor(folder / place, rows=ROWS) for place in ("last", "best"))
     write_json(results / f"{name}-{seed}.json", {
         "last": scores(last, episodes, 0), "best": scores(best, WATCHED, validation_seed(0)),
-        "anew": scores(best, episodes, 0), "updates": updates, "seconds": round(seconds, 1), "machine": machine(),
+        "anew": scores(best, episodes, 0), "updates": updates, "diverged": diverged,
+        "seconds": None if resumed else round(seconds, 1), "machine": machine(),
         "versions": versions("torch", "numpy", "mujoco")})
     print(f"{name}, seed {seed} has run", flush=True)
 
@@ -97,8 +104,11 @@ def table(results: Path, cloning: list[dict]) -> list[str]:
         published = PUBLISHED[name]
         lines.append(f"| {name} | {published[0]} | {text(two_level_mean(last))} | {gap} | {published[1]} "
                      f"| {text(two_level_mean(best))} | {text(two_level_mean(anew))} | {runs[0]['updates']:,} "
-                     f"| {np.mean([cell['seconds'] for cell in runs]):,.0f} |")
-    return lines
+                     f"| {np.mean([s for cell in runs if (s := cell['seconds'])]):,.0f} |")
+    stopped = [f"The critic of `{name}` diverged in training seed {seed} at {where}, which ended the training. It is "
+               "judged by its last checkpoint." for name, runs in cells.items() for seed, cell in enumerate(runs)
+               if (where := cell.get("diverged"))]
+    return [*lines, *(["", *stopped] if stopped else [])]
 
 
 def text(interval: Interval) -> str:

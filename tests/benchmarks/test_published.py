@@ -166,8 +166,11 @@ def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episod
     for name, seeds in (("iql", 3), ("cql", 2)):
         for seed in range(seeds):
             write_json(tmp_path / "published-doors" / f"{name}-{seed}.json", {
-                "last": [3.0] * 100, "best": [5.0] * 10, "anew": [4.0] * 100, "updates": 100_000, "seconds": 600.0})
+                "last": [3.0] * 100, "best": [5.0] * 10, "anew": [4.0] * 100, "updates": 100_000,
+                "diverged": "update 81577" if seed == 1 else None, "seconds": 600.0 if seed else None})
     lines = published._rewards()
     assert "| bc | 2.3 | 1.0 [1.0, 1.0] |  | 9.4 | 11.0 [11.0, 11.0] | 2.0 [2.0, 2.0] | 100,000 | 400 |" in lines
     assert any(line.startswith("| iql | 3.3 | 3.0 [3.0, 3.0] | 2.0 [2.0, 2.0] | 13.5 | 5.0") for line in lines)
+    assert any(line.endswith("| 100,000 | 600 |") for line in lines)
     assert not any(line.startswith("| cql") for line in lines)
+    assert any("`iql` diverged in training seed 1 at update 81577" in line for line in lines)

@@ -116,7 +116,7 @@ def run(method: str, library: str, seed: int) -> None:
     starts = [int(key) % 2**31 for key in keys(0, range(n_episodes))]  # as the adapter of Gymnasium makes them
     python = measure.installed(ENVIRONMENTS.get(library, library))
     subprocess.run([python, Path(__file__).parent / "peers" / script, *first, name, str(n_steps), str(every),
-                    str(seed), cell(method, library, seed), *map(str, starts)], check=True)
+                    str(seed), cell(method, library, seed), *map(str, starts)], check=True, stdout=subprocess.DEVNULL)
 
 
 def interval(values: list[float], digits: int = 0) -> str:

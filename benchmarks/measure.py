@@ -193,12 +193,18 @@ class NotInstalled(Exception):
 
 def enter(peer: str) -> None:
     """Goes on in an environment that has benchmarks/peers/PEER.txt beside all that this one has, by starting this
-    script anew in it; makes it first, if need be. The peer's own pins are left aside (--no-deps), so that it runs
-    with the same PyTorch and NumPy as we do. Raises NotInstalled.
+    script anew in it. Raises NotInstalled.
+    """
+    if Path(sys.prefix) != (ENVIRONMENTS / peer).resolve():
+        python = installed(peer)
+        os.execve(python, [str(python), *sys.argv], dict(os.environ))
+
+
+def installed(peer: str) -> Path:
+    """The Python of the environment of a peer, which is made first, if need be. The peer's own pins are left aside
+    (--no-deps), so that it runs with the same PyTorch and NumPy as we do. Raises NotInstalled.
     """
     folder = ENVIRONMENTS / peer
-    if Path(sys.prefix) == folder.resolve():
-        return
     requirements = HERE / "peers" / f"{peer}.txt"
     stamp = folder / "installed.txt"
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
@@ -216,8 +222,7 @@ def enter(peer: str) -> None:
         except OSError as error:
             raise NotInstalled(f"installing it: {error.strerror}") from None
         stamp.write_text(requirements.read_text())
-    python = folder.resolve() / "bin" / "python"
-    os.execve(python, [str(python), *sys.argv], dict(os.environ))
+    return folder.resolve() / "bin" / "python"
 
 
 def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence[str]

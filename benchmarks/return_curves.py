@@ -1,20 +1,21 @@
-"""Returns of SAC, PPO, DQN and GAIL while they learn, beside two libraries: python benchmarks/return_curves.py [--page]
+"""Returns of SAC, TD3, PPO, DQN and GAIL while they learn, beside other libraries: python benchmarks/return_curves.py
 
-SAC learns Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings on both sides:
-for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC learns; for DQN those of
-understudy. DQN of the peer is not double, clips gradients at 10, and does not normalize observations. After every 1,000
-or 2,000 steps the deterministic policy is evaluated from the same 20 starts, whose time is not counted. One cell is one
-seed of one library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU
-seconds of the training. Cells that are there are not run again. With --page, only the table is printed: the
-mean return at the end, the CPU seconds in all, and the steps and CPU seconds until the mean return first reaches the
-level, each with the 95 % interval over seeds (Student's t). The level of Pendulum-v1 is that of starts drawn anew. From
-the 20 starts here neither library reaches it.
+SAC and TD3 learn Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings in all
+libraries: for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC and TD3 learn;
+for TD3 and DQN those of understudy. DQN of the peer is not double, clips gradients at 10, and does not normalize
+observations. CleanRL's files of SAC and TD3 have their own settings but for the random steps; their critics of SAC
+learn at 1e-3. After every 1,000 or 2,000 steps the deterministic policy is evaluated from the same starts, 100 of
+Pendulum-v1 and 20 of CartPole-v1, whose time is not counted. One cell is one seed of one library on one thread; its
+file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of the training, compilation
+included. Cells that are there are not run again. With --page, only the table is printed: the mean return at the end,
+the CPU seconds in all, and the steps and CPU seconds until the mean return first reaches the level, each with the 95 %
+interval over seeds (Student's t).
 
 GAIL learns CartPole-v1 from all 57 episodes of the trained agent of imitation, to nine tenths of its mean return. It is
 compared with imitation, each with its own settings. The file of the episodes is in UNDERSTUDY_DATA/imitation.
 
-The peer needs an environment with benchmarks/peers/sb3.txt, for GAIL with imitation.txt: --peer-python, by default that
-in .venv-peers.
+Each peer has its environment, benchmarks/peers/NAME.txt. CleanRL runs if CLEANRL names its repository
+(github.com/vwxyzjn/cleanrl, here at fe8d8a03).
 """
 
 from __future__ import annotations
@@ -36,20 +37,22 @@ from understudy.core import keys  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
 
 SEEDS = range(5)
-EPISODES = 20  # of each evaluation
-TASKS = {  # steps in all, steps between evaluations, the level
-    "sac": ("Pendulum-v1", 10_000, 1000, -160.0),
-    "ppo": ("CartPole-v1", 40_000, 2000, 475.0),
-    "dqn": ("CartPole-v1", 20_000, 2000, 475.0),
-    "gail": ("CartPole-v1", 40_960, 2048, 0.9 * 473.1),
+TASKS = {  # steps in all, steps between evaluations, episodes of each, the level
+    "sac": ("Pendulum-v1", 10_000, 1000, 100, -160.0),
+    "td3": ("Pendulum-v1", 10_000, 1000, 100, -160.0),
+    "ppo": ("CartPole-v1", 40_000, 2000, 20, 475.0),
+    "dqn": ("CartPole-v1", 20_000, 2000, 20, 475.0),
+    "gail": ("CartPole-v1", 40_960, 2048, 20, 0.9 * 473.1),
 }
-PEERS = {"gail": "imitation"}
+ACTOR_CRITICS = ("stable-baselines3", "sbx", "cleanrl")
+PEERS = {"sac": ACTOR_CRITICS, "td3": ACTOR_CRITICS, "gail": ("imitation",)}
+ENVIRONMENTS = {"stable-baselines3": "sb3"}  # of libraries whose environment has another name
 DEMONSTRATIONS = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data")) / "imitation" / "cartpole_expert.npz"
 FOLDER = measure.RESULTS / "return-curves"
 
 
-def libraries(method: str) -> tuple[str, str]:
-    return "understudy", PEERS.get(method, "stable-baselines3")
+def libraries(method: str) -> tuple[str, ...]:
+    return "understudy", *PEERS.get(method, ("stable-baselines3",))
 
 
 def cell(method: str, library: str, seed: int) -> Path:
@@ -68,8 +71,8 @@ def run_own(method: str, seed: int) -> dict:
     from understudy.learn.fit_method import fit_method
     from understudy.methods import find_method
 
-    name, n_steps, every, _ = TASKS[method]
-    env, judged = make(name, 8), make(name, EPISODES)
+    name, n_steps, every, n_episodes, _ = TASKS[method]
+    env, judged = make(name, 8), make(name, n_episodes)
     began, excluded = time.process_time(), 0.0
     first = with_ends(DEMONSTRATIONS) if method == "gail" else random_episodes(env, 1000, seed)
     on_policy = method in ("ppo", "gail")
@@ -89,7 +92,7 @@ def run_own(method: str, seed: int) -> dict:
             now = time.process_time()
             actor = PolicyActor(copy.deepcopy(learner.trained_policy).eval(), chosen_method.executor)
             curve["steps"].append(counted)
-            curve["returns"].append(evaluate(actor, judged, EPISODES).returns.estimate)
+            curve["returns"].append(evaluate(actor, judged, n_episodes).returns.estimate)
             curve["cpu_seconds"].append(round(now - began - excluded, 2))
             excluded += time.process_time() - now
         if counted >= n_steps:
@@ -102,16 +105,18 @@ def run_own(method: str, seed: int) -> dict:
     raise AssertionError("there are more rounds than steps")
 
 
-def run(method: str, library: str, seed: int, peer_python: Path) -> None:
+def run(method: str, library: str, seed: int) -> None:
     if library == "understudy":
         write_json(cell(method, library, seed), run_own(method, seed))
         return
-    name, n_steps, every, _ = TASKS[method]
-    scripts = {"gail": ["imitation_return_curve.py", DEMONSTRATIONS]}
-    script, *first = scripts.get(method, ["sb3_return_curves.py", method])
-    starts = [int(key) % 2**31 for key in keys(0, range(EPISODES))]  # as the adapter of Gymnasium makes them
-    subprocess.run([peer_python, Path(__file__).parent / "peers" / script, *first, name, str(n_steps), str(every),
-                    str(seed), cell(method, library, seed), *map(str, starts)], check=True)
+    name, n_steps, every, n_episodes, _ = TASKS[method]
+    scripts = {"imitation": ["imitation_return_curve.py", DEMONSTRATIONS],
+               "cleanrl": ["cleanrl_return_curves.py", os.environ.get("CLEANRL", ""), method]}
+    script, *first = scripts.get(library, ["sb3_return_curves.py", library, method])
+    starts = [int(key) % 2**31 for key in keys(0, range(n_episodes))]  # as the adapter of Gymnasium makes them
+    python = measure.installed(ENVIRONMENTS.get(library, library))
+    subprocess.run([python, Path(__file__).parent / "peers" / script, *first, name, str(n_steps), str(every),
+                    str(seed), cell(method, library, seed), *map(str, starts)], check=True, stdout=subprocess.DEVNULL)
 
 
 def interval(values: list[float], digits: int = 0) -> str:
@@ -128,9 +133,11 @@ def interval(values: list[float], digits: int = 0) -> str:
 def page() -> str:
     lines = ["| method, task and library | last return | CPU seconds | steps to the level | CPU seconds to the level | "
              "seeds that reach it |", "|---|--:|--:|--:|--:|--:|"]
-    for method, (name, _, _, level) in TASKS.items():
+    for method, (name, *_, level) in TASKS.items():
         for library in libraries(method):
             curves = [read_json(path) for seed in SEEDS if (path := cell(method, library, seed)).exists()]
+            if not curves:
+                continue
             reached = [next((i for i, r in enumerate(c["returns"]) if r >= level), None) for c in curves]
             steps, seconds = ([c[k][i] for c, i in zip(curves, reached, strict=True) if i is not None]
                               for k in ("steps", "cpu_seconds"))
@@ -145,16 +152,14 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--only", choices=TASKS, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run these, to share them out")
-    parser.add_argument("--peer-python", type=Path, help="of the environment of the peer, to be used for all of them")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for seed in () if options.page else options.seeds:
         for method in TASKS if options.only is None else (options.only,):
             for library in libraries(method):
-                if not cell(method, library, seed).exists():
+                if not cell(method, library, seed).exists() and (library != "cleanrl" or "CLEANRL" in os.environ):
                     print(method, library, seed, file=sys.stderr, flush=True)
-                    environment = measure.ENVIRONMENTS / ("imitation" if method == "gail" else "sb3")
-                    run(method, library, seed, options.peer_python or environment / "bin" / "python")
+                    run(method, library, seed)
     print(page())
 
 

@@ -1,16 +1,18 @@
-"""One cell of benchmarks/return_curves.py with stable-baselines3, which calls this script."""
+"""One cell of benchmarks/return_curves.py with stable-baselines3 or SBX, which calls this script."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import torch
-from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
 
 torch.set_num_threads(1)
 
@@ -44,16 +46,19 @@ class Curve(BaseCallback):
 
 
 def main() -> None:
-    method, name, n_steps, every, seed, out, *starts = sys.argv[1:]
+    library, method, name, n_steps, every, seed, out, *starts = sys.argv[1:]
+    algorithm = getattr(importlib.import_module(library.replace("-", "_")), method.upper())
     callback = Curve(name, int(every), list(map(int, starts)))
-    if method == "sac":
-        model = SAC("MlpPolicy", name, learning_starts=1000, seed=int(seed), device="cpu")
-    elif method == "dqn":
-        model = DQN("MlpPolicy", name, learning_rate=3e-4, learning_starts=1000, batch_size=256, tau=0.005,
-                    target_update_interval=1, train_freq=1, exploration_fraction=0.2, seed=int(seed), device="cpu",
-                    policy_kwargs={"net_arch": [256, 256]})
-    else:
-        model = PPO("MlpPolicy", name, seed=int(seed), device="cpu")
+    options: dict = {
+        "sac": {"learning_starts": 1000},
+        "td3": {"learning_starts": 1000, "learning_rate": 3e-4, "batch_size": 256,
+                "policy_kwargs": {"net_arch": [256, 256]},
+                "action_noise": NormalActionNoise(np.zeros(1), np.full(1, 0.1))},
+        "dqn": {"learning_rate": 3e-4, "learning_starts": 1000, "batch_size": 256, "tau": 0.005,
+                "target_update_interval": 1, "train_freq": 1, "exploration_fraction": 0.2,
+                "policy_kwargs": {"net_arch": [256, 256]}},
+    }.get(method, {})
+    model = algorithm("MlpPolicy", name, seed=int(seed), device="cpu", **options)
     model.learn(int(n_steps), callback)
     Path(out).write_text(json.dumps(callback.curve, indent=1) + "\n")
 

@@ -104,10 +104,10 @@ def table(results: Path, cloning: list[dict]) -> list[str]:
         published = PUBLISHED[name]
         lines.append(f"| {name} | {published[0]} | {text(two_level_mean(last))} | {gap} | {published[1]} "
                      f"| {text(two_level_mean(best))} | {text(two_level_mean(anew))} | {runs[0]['updates']:,} "
-                     f"| {np.mean([s for cell in runs if (s := cell['seconds'])]):,.0f} |")
-    stopped = [f"- Training seed {seed} of {name} ended at {where}, because its critic diverged. Its last checkpoint "
+                     f"| {np.mean([cell['seconds'] for cell in runs if cell['seconds']]):,.0f} |")
+    stopped = [f"- Training seed {seed} of {name} ended at {update}, because its critic diverged. Its last checkpoint "
                "is judged." for name, runs in cells.items() for seed, cell in enumerate(runs)
-               if (where := cell.get("diverged"))]
+               if (update := cell.get("diverged"))]
     return [*lines, *(["", *stopped] if stopped else [])]
 
 

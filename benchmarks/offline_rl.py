@@ -204,7 +204,7 @@ def lines_of_imitation() -> list[measure.Line]:
     return lines
 
 
-def method(name: str, **sizes: object) -> Callable[[], object]:
+def named_method(name: str, **sizes: object) -> Callable[[], object]:
     """A named method with networks of three layers, and with other sizes of its learner."""
     import torch
 
@@ -269,7 +269,8 @@ def lines_of_corl() -> list[measure.Line]:
 
     lines, deep = [], CriticConfig((WIDTH,) * 3)
     sides = {"IQL": ("iql", lambda: ours("IQL")), "TD3+BC": ("td3_bc", lambda: ours("TD3+BC")),
-             "AWAC": ("awac", lambda: method("awac", critic=deep)), "CQL": ("cql", lambda: method("cql", critic=deep))}
+             "AWAC": ("awac", lambda: named_method("awac", critic=deep)),
+             "CQL": ("cql", lambda: named_method("cql", critic=deep))}
     for name, (file, own) in sides.items():
         seconds = measure.interleaved({"ours": own(), "CORL": corl(file)}, repeats=7)
         lines.append(measure.compared(f"{name}, updates, against CORL", seconds, "ours", "CORL", amount=UPDATES,
@@ -287,8 +288,8 @@ def jax_agent(name: str) -> Callable[[], object]:
 
     module, datasets = importlib.import_module(f"agents.{name}"), importlib.import_module("utils.datasets")
     config, flat = module.get_config(), transitions()
-    config.update({"batch_size": BATCH, "value_hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3}
-                  if "value_hidden_dims" in config else {"batch_size": BATCH, "actor_hidden_dims": (256,) * 3})
+    sizes = {"batch_size": BATCH, "actor_hidden_dims": (256,) * 3, "value_hidden_dims": (256,) * 3}
+    config.update({k: v for k, v in sizes.items() if k in config})  # GCBC has no value
     following = np.concatenate([e["observation.state"][1:] for e in episodes()])
     data = datasets.Dataset.create(observations=flat["observation.state"], actions=flat["action"],
                                    next_observations=following, terminals=flat["next.terminated"].astype("f"))
@@ -312,7 +313,7 @@ def lines_of_ogbench() -> list[measure.Line]:
     for name in ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql"):
         peer = jax_agent(name)
         first = measure.cpu(peer)
-        seconds = measure.interleaved({"ours": method(name, **sizes.get(name, {})), "OGBench": peer}, repeats=7)
+        seconds = measure.interleaved({"ours": named_method(name, **sizes.get(name, {})), "OGBench": peer}, repeats=7)
         compilation = first - seconds["OGBench"][0]
         lines.append(measure.compared(f"{name}, updates, against OGBench's JAX agent", seconds, "ours", "OGBench",
                                       amount=UPDATES, unit="1/s", goal=1.0,

@@ -37,8 +37,8 @@ Updates of offline reinforcement learning and of cloning, with networks of 256 �
 imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. CORL's
 AWAC and CQL have a third layer, and so have ours that are compared with them. OGBench's agents have 256 × 3 here.
 
-A run eight minutes earlier on the same idle machine gave ratios that differ by up to 0.15 (GCIQL 1.05, CRL 1.11, HIQL
-1.00), so that those from 0.9 to 1.1 cannot be told from 1.
+Ratios of runs minutes apart on the idle machine differed by up to 0.15, more than the intervals say. Those from 0.9 to
+1.1 cannot be told from 1.
 
 Forward and backward passes take more than half of our time at 256 × 2. The rest is mostly Python: seeds of noise,
 masks, weights, logged values, gradient norms and normalization. On a processor that computes AVX-512 in halves, so
@@ -166,7 +166,8 @@ TABLES = {
     "return_curves": ("CPU seconds to a return", """
 SAC and TD3 on Pendulum-v1, PPO and DQN on CartPole-v1, with the same settings as stable-baselines3 2.9.2 and SBX 0.28.0
 (TD3 and DQN: those of understudy, as far as the peers have them). CleanRL's files of SAC and TD3, and GAIL of imitation
-1.0.1, have their own settings. Five seeds. One thread, and compilation counts. Other programs kept both cores busy.
+1.0.1, have their own settings. Ours acts in eight environments, and with half of the noise of the others in TD3. Five
+seeds. One thread, and compilation counts. Other programs kept both cores busy.
 
 SAC reaches its level in 44 CPU seconds here, in 54 and 56 in stable-baselines3 and CleanRL, and in 37 in SBX, whose
 compiled updates take two thirds of the time of ours. The intervals overlap. TD3 takes as long here as in SBX, and half
@@ -177,7 +178,7 @@ steps here, and more CPU seconds for each of them.
 
 GAIL is compared until it has nine tenths of the mean return of its demonstrations. It needs fewer steps here, but
 40,960 steps take six times the CPU seconds of imitation, which updates its discriminator 8 times in a round of 2,048
-steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: the intervals overlap.
+steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: they are 7 here and 5 there.
 
 Not measured: Hopper to a return of 2,300. At about 110 steps a second of SAC, 200,000 steps of five seeds in two
 libraries would take five hours."""),

@@ -509,9 +509,9 @@ def _agents() -> list[str]:
 
 def _goals() -> list[str]:
     results, lines = ALL_RESULTS / "published-goals", []
-    for name, task in goals.TASKS.items():
+    for name in goals.TASKS:
         if len(rows := goals.table(results, name)) > 2:
-            lines += [f"- {name}. {task.prediction}: {goals.verdicts(results, name)}.", "", *rows, ""]
+            lines += [f"- {name}. {goals.verdicts(results, name)}.", "", *rows, ""]
     return ["## Goals that are named later", "", GOALS_STATEMENT, "", *lines] if lines else []
 
 

@@ -59,7 +59,6 @@ class Task:
         published: Success of each agent in percent.
         updates: Of agents that do not have 40,000.
         predicted: Agents that are to be above `rival`.
-        prediction: The same in words.
         continued: Cells whose runs are those of other cells.
     """
 
@@ -69,7 +68,6 @@ class Task:
     updates: dict[str, int]
     rival: str
     predicted: tuple[str, ...]
-    prediction: str
     continued: dict[str, str] = field(default_factory=dict)
 
 
@@ -80,15 +78,13 @@ TASKS = {
                  "crl": {"alpha": 0.03}, "hiql": {}, "hiql-continued": {}},
         published={"gcbc": 9, "gcivl": 63, "gciql": 53, "qrl": 82, "crl": 29, "hiql": 79, "hiql-continued": 79},
         updates={"crl": 20_000, "hiql-continued": 100_000}, rival="gcbc", predicted=("gcivl", "qrl", "hiql"),
-        prediction="GCIVL, QRL and HIQL above cloning (GCBC)",
         continued={"hiql-continued": "hiql"}),
     "cube-single-play": Task(
         "ogbench/cube-single-v0",
         options={"gcbc": {}, "gcivl": {"alpha": 10.0}, "gciql": {"alpha": 1.0}, "qrl": {"alpha": 0.3},
                  "hiql": {"subgoal_steps": 10}},
         published={"gcbc": 6, "gcivl": 53, "gciql": 68, "qrl": 5, "hiql": 15},
-        updates={"qrl": 10_000}, rival="hiql", predicted=("gciql",),
-        prediction="GCIQL above HIQL"),
+        updates={"qrl": 10_000}, rival="hiql", predicted=("gciql",)),
 }
 
 
@@ -142,7 +138,8 @@ def verdicts(results: Path, of: str) -> str:
     gaps = {name: gap(cells, name, task.rival) for name in task.predicted if {name, task.rival} <= cells.keys()}
     words = {name: "reproduced" if it.low > 0 else "not reproduced" if it.high < 0 else "undecided"
              for name, it in gaps.items()}
-    return ", ".join(f"{name} **{words.get(name, 'not all have run')}**" for name in task.predicted)
+    order = f"{', '.join(task.predicted).upper()} above {task.rival.upper()}"
+    return f"{order}: " + ", ".join(f"{name} **{words.get(name, 'not all have run')}**" for name in task.predicted)
 
 
 def flat(runs: list[dict]) -> np.ndarray:

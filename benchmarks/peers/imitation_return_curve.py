@@ -7,20 +7,18 @@ TensorBoard, which it imports, is not installed.
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from unittest import mock
 
 sys.modules["torch.utils.tensorboard"] = mock.MagicMock()
 
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
+from curve import Curve  # noqa: E402
 from imitation.algorithms.adversarial.gail import GAIL  # noqa: E402
 from imitation.data.types import Trajectory  # noqa: E402
 from imitation.rewards.reward_nets import BasicRewardNet  # noqa: E402
 from imitation.util.networks import RunningNorm  # noqa: E402
-from sb3_return_curves import Curve  # noqa: E402
 from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
@@ -47,14 +45,10 @@ def main() -> None:
     gail = GAIL(demonstrations=episodes(demonstrations), demo_batch_size=1024, gen_replay_buffer_capacity=512,
                 n_disc_updates_per_round=8, venv=environments, gen_algo=policy, reward_net=reward,
                 allow_variable_horizon=True)
-    curve = Curve(name, int(every), list(map(int, starts)))
-    curve.model = policy
-
-    def after(number: int) -> None:
-        curve.num_timesteps = (number + 1) * int(every)
-        curve._on_step()
-    gail.train(int(n_steps), after)
-    Path(out).write_text(json.dumps(curve.curve, indent=1) + "\n")
+    curve = Curve(name, every, starts)
+    gail.train(int(n_steps), lambda number: curve.look(
+        (number + 1) * int(every), lambda obs: policy.predict(obs, deterministic=True)[0]))
+    curve.write(out)
 
 
 if __name__ == "__main__":

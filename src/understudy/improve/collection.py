@@ -26,7 +26,7 @@ from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
 from ..data.formats import check_finite, open_dataset, write_dataset
-from ..data.mixture import ROUND
+from ..data.mixture import EXPERT, ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
@@ -43,6 +43,7 @@ from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.fit_method import ROWS
+from ..learn.rewards.reward_models import ConstantReward
 from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
@@ -554,9 +555,10 @@ class CollectionRounds(DataCollection):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
                             hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
-        if self.half_where and self.mixture_weights:
-            raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
-                            hint="leave it out, or mixture_weights")
+        for name in ("mixture_weights", "sampling_weights", "leave_out"):
+            if self.half_where and getattr(self, name):
+                raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
+                                hint=f"leave it out, or {name}")
 
     @property
     def learns_first_data(self):
@@ -638,16 +640,22 @@ class CollectionRounds(DataCollection):
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
         if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
-            if self.mixture_weights:
-                raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch, and "
-                                "learns from collected episodes", where="CollectionRounds.mixture_weights",
-                                hint="leave them out")
+            for name in ("mixture_weights", "half_where", "leave_out"):
+                if getattr(self, name):
+                    raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch, "
+                                    "and learns from collected episodes", where=f"CollectionRounds.{name}",
+                                    hint="leave it out")
             return learner.batch_sampler(first.union(data), self.sampling_weights)
         if self.half_where:
             return _halves(learner, data, self.half_where)
         learned = Dataset(UnflaggedParts(data, self.leave_out), data.metadata) if self.leave_out else data
         collected = [ROUND in episode.metadata for episode in learned]
         if not self.mixture_weights or all(collected) or not any(collected):
+            if any(collected) and isinstance(getattr(learner.config, "reward", None), ConstantReward):
+                raise UserError("a step of a demonstration has another reward than one of the policy, and a batch only "
+                                "tells them apart if it is a mixture of both", where="CollectionRounds.mixture_weights",
+                                hint="give a fraction of each, such as (0.5, 0.5), and keep the first episodes "
+                                     "(LastRounds.keep_initial)")
             return learner.batch_sampler(learned, self.sampling_weights)
         parts = [learned.select(i for i, c in enumerate(collected) if c == is_new) for is_new in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
@@ -701,8 +709,10 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 
 def _forget_round(episode: Episode) -> Episode:
-    """Removes the number of the round, because collected episodes may be the data of another training."""
-    return replace(episode, metadata={k: v for k, v in episode.metadata.items() if k != ROUND})
+    """Removes the number of the round of another training, and says that the episode is no demonstration."""
+    if ROUND not in episode.metadata:
+        return episode
+    return replace(episode, metadata={**{k: v for k, v in episode.metadata.items() if k != ROUND}, EXPERT: False})
 
 
 def _summary(number: int, episodes: Dataset) -> dict[str, float]:

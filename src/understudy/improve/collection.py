@@ -158,8 +158,7 @@ class EpsilonGreedy(Exploration):
         if classes is None:
             raise UserError(f"the actions of {env.metadata['env']} are numbers, and no classes", where="EpsilonGreedy",
                             hint="use GaussianExploration")
-        progress = min(training.n_updates / self.n_updates, 1.0)
-        return RandomClassActor(actor, classes, 1 + (self.last - 1) * progress)
+        return RandomClassActor(actor, classes, 1 + (self.last - 1) * min(training.n_updates / self.n_updates, 1.0))
 
     def scaled(self, factor):
         return replace(self, n_updates=max(round(self.n_updates * factor), 1))
@@ -329,8 +328,7 @@ class RolloutCollector(EpisodeCollector):
         if isinstance(self.supervisor, PolicySupervisor):
             return self.supervisor.actor(env.features)
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
-            return PolicyActor(FixedBatch(self.supervisor, ROWS),
-                               image_sizes=camera_sizes(self.supervisor.features))
+            return PolicyActor(FixedBatch(self.supervisor, ROWS), image_sizes=camera_sizes(self.supervisor.features))
         if self.uses_person:
             assert person is not None  # `check` has refused it
             return person
@@ -377,8 +375,7 @@ def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Ep
     acted = int(np.sum(episode.steps[INTERVENTION]))
     asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
     others = (0, len(episode) - acted) if needs_attention else (0 if takes_over else asked - acted, 0)
-    costs = (acted, *others)
-    return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
+    return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, (acted, *others), strict=True))})
 
 
 def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0,
@@ -555,10 +552,9 @@ class CollectionRounds(DataCollection):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
                             hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
-        for name in ("mixture_weights", "sampling_weights", "leave_out"):
-            if self.half_where and getattr(self, name):
-                raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
-                                hint=f"leave it out, or {name}")
+        if self.half_where and (self.mixture_weights or self.sampling_weights or self.leave_out):
+            raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
+                            hint="leave it out, or mixture_weights, sampling_weights and leave_out")
 
     @property
     def learns_first_data(self):
@@ -642,9 +638,8 @@ class CollectionRounds(DataCollection):
         if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
             for name in ("mixture_weights", "half_where", "leave_out"):
                 if getattr(self, name):
-                    raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch, "
-                                    "and learns from collected episodes", where=f"CollectionRounds.{name}",
-                                    hint="leave it out")
+                    raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",
+                                    where=f"CollectionRounds.{name}", hint="leave it out")
             return learner.batch_sampler(first.union(data), self.sampling_weights)
         if self.half_where:
             return _halves(learner, data, self.half_where)
@@ -652,10 +647,9 @@ class CollectionRounds(DataCollection):
         collected = [ROUND in episode.metadata for episode in learned]
         if not self.mixture_weights or all(collected) or not any(collected):
             if any(collected) and isinstance(getattr(learner.config, "reward", None), ConstantReward):
-                raise UserError("a step of a demonstration has another reward than one of the policy, and a batch only "
-                                "tells them apart if it is a mixture of both", where="CollectionRounds.mixture_weights",
-                                hint="give a fraction of each, such as (0.5, 0.5), and keep the first episodes "
-                                     "(LastRounds.keep_initial)")
+                raise UserError("a step of a demonstration has another reward than one of the policy, which only a "
+                                "mixture tells apart", where="CollectionRounds.mixture_weights",
+                                hint="give both fractions, such as (0.5, 0.5), and keep the first episodes")
             return learner.batch_sampler(learned, self.sampling_weights)
         parts = [learned.select(i for i, c in enumerate(collected) if c == is_new) for is_new in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
@@ -710,9 +704,8 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 def _forget_round(episode: Episode) -> Episode:
     """Removes the number of the round of another training, and says that the episode is no demonstration."""
-    if ROUND not in episode.metadata:
-        return episode
-    return replace(episode, metadata={**{k: v for k, v in episode.metadata.items() if k != ROUND}, EXPERT: False})
+    metadata = {k: v for k, v in episode.metadata.items() if k != ROUND}
+    return replace(episode, metadata={**metadata, EXPERT: False}) if ROUND in episode.metadata else episode
 
 
 def _summary(number: int, episodes: Dataset) -> dict[str, float]:

@@ -28,8 +28,9 @@ from understudy.evaluate.evaluation import compare, evaluate, evaluation_of, val
 from understudy.execute.chunking import RecedingHorizon
 from understudy.improve.earlier_rounds import with_earlier_rounds
 from understudy.improve.promotion import Promotion
-from understudy.improve.retention import SuccessfulEpisodes
-from understudy.learn.method import Method, load_actor
+from understudy.improve.rating import ScoreThreshold
+from understudy.improve.retention import AllEpisodes, SuccessfulEpisodes
+from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.policy import find_checkpoint
@@ -280,6 +281,24 @@ def test_labels_of_an_earlier_round_are_learned_at_every_step(folder, improve, t
     assert n_unlearned == 0 and len(data) == 10
     assert all("intervention" not in e.steps for e in data[:6])
     assert all(e.steps["intervention"].all() and "executed_action" in e.steps for e in data[6:])
+
+
+def test_a_run_that_others_helped_is_improved_again(folder, improve, tmp_path):
+    """Its rounds name stages, a supervisor and a rater, which neither the next rounds nor their stages need."""
+    rater = tmp_path / "rater"
+    assert main(["train", "understudy.improve.rating:episode_rater", str(folder / "fork"), "--out", str(rater),
+                 *TINY]) == 0
+    short = ["--rounds", "1", "--episodes", "2", "--steps", "3", "--compare", "6", "--device", "cpu"]
+    for name, args in (("supervisor", ["--with", "dagger", "--supervisor", folder / "b"]),
+                       ("rater", ["--with", "filtered", "--rater", rater])):
+        once, again = (tmp_path / f"{name}-{i}" for i in range(2))
+        for base, out in ((folder / "a", once), (once, again)):
+            status, _, err = improve(*args, *short, "--out", out, base=base)
+            assert status == 0, err
+        assert sorted(p.name for p in (again / "stages").iterdir()) == ["from", name]
+        retention = ScoreThreshold(load_policy(rater)) if name == "rater" else AllEpisodes()
+        kept = retention.keep(Dataset([*open_dataset(folder / "fork"), *collected(once)[0]]))
+        assert f"beside the {len(kept)} of RUN" in err
 
 
 def test_a_supervisor_acts_with_its_own_executor(folder, improve, tmp_path):

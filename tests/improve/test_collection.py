@@ -31,7 +31,7 @@ from understudy.core import Unsupported, UserError
 from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
-from understudy.data.window import Window
+from understudy.data.window import ColumnSamplingWeights, Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
@@ -175,15 +175,40 @@ def test_demonstrations_are_beside_each_batch_from_the_first_update_on(retention
         assert (number < 3) == any(tuple(row) in demonstrated for row in own)  # 3 updates before the first round
 
 
-def test_mixtures_and_demonstrations_beside_each_batch_exclude_each_other(demos):
-    comparing = replace(method(rounds(mixture_weights=(0.5, 0.5))), learner=Comparing(30, 8))
-    with pytest.raises(UserError, match=r"mixture_weights.*as many demonstrations beside each batch"):
+@pytest.mark.parametrize(("name", "value"), [
+    ("mixture_weights", (0.5, 0.5)), ("half_where", "intervention"), ("leave_out", ("handover",))])
+def test_what_batches_consist_of_and_demonstrations_beside_each_exclude_each_other(name, value, demos):
+    comparing = replace(method(rounds(**{name: value})), learner=Comparing(30, 8))
+    with pytest.raises(UserError, match=f"{name}.*as many demonstrations beside each batch"):
         fit_method(comparing, demos, 0, env=fork())
 
 
-def test_two_rules_for_what_a_batch_consists_of_exclude_each_other():
-    with pytest.raises(UserError, match=r"half_where: both say what a batch consists of"):
-        rounds(half_where="intervention", mixture_weights=(0.5, 0.5))
+@pytest.mark.parametrize(("name", "value"), [
+    ("mixture_weights", (0.5, 0.5)), ("sampling_weights", ColumnSamplingWeights("weight")),
+    ("leave_out", ("handover",))])
+def test_two_rules_for_what_a_batch_consists_of_exclude_each_other(name, value):
+    with pytest.raises(UserError, match=f"(?s)half_where: both say what a batch consists of.*{name}"):
+        rounds(half_where="intervention", **{name: value})
+
+
+def test_episodes_that_an_earlier_training_collected_are_no_demonstrations(demos):
+    batches = ComparingLearner.batches
+    batches.clear()
+    earlier = [replace(e, metadata={**e.metadata, ROUND: 4}) for e in demos[3:]]
+    fit_method(replace(method(rounds(1)), learner=Comparing(30, 16)), Dataset([*demos[:3], *earlier]), 0, env=fork())
+    demonstrated, collected = ({tuple(row) for e in part for row in e.steps[STATE].tolist()}
+                               for part in (demos[:3], earlier))
+    assert all({tuple(row) for row in expert} <= demonstrated for _, expert in batches)
+    assert all({tuple(row) for row in own} <= collected for own, _ in batches[:3])  # before the first round
+
+
+@pytest.mark.parametrize("change", [{"mixture_weights": ()}, {"retention": LastRounds(1)}])
+def test_a_reward_of_demonstrations_needs_batches_that_tell_them_from_own_steps(change, demos):
+    """Otherwise each step of the policy had the reward of a demonstration."""
+    sqil = find_method("sqil", n_rounds=1, n_episodes=2)
+    sqil = replace(sqil, collection=replace(sqil.collection, updates=PerNewStep(0.1), **change))
+    with pytest.raises(UserError, match="mixture_weights: a step of a demonstration has another reward"):
+        fit_method(sqil, demos, 0, env=fork())
 
 
 def test_data_without_a_demonstration_are_refused(demos):

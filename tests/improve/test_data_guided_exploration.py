@@ -52,6 +52,14 @@ def test_deviations_are_demonstrated_minus_planned_actions_in_coded_units(traini
     np.testing.assert_allclose(deviation, noise, atol=1e-5)
 
 
+def test_plans_of_a_policy_in_training_have_no_dropout(training):
+    training, _ = training
+    config = PolicyConfig(Regression(), MLP(8, 1, dropout=0.5))
+    policy = Policy(config, training.data.features()).fit_statistics(training.data).train()
+    first, second = (deviations(policy, training.data)[0].steps["deviation"] for _ in range(2))
+    assert np.array_equal(first, second) and policy.training
+
+
 def test_a_covariance_that_depends_on_the_state_is_recovered(training):
     training, _ = training
     policy = DataGuidedExploration(MLP(64, 1), 400).noise_policy(training)

@@ -7,14 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.core import Feature, UserError
+from understudy.core import Feature, Unsupported, UserError
 from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
+from understudy.learn.objectives.reconstruction_objectives import ObservationPrediction, Reconstruction
+from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
@@ -150,6 +155,19 @@ def test_caching_and_changes_of_images_exclude_each_other(config, said):
         return
     with pytest.raises(UserError, match=f"cache_features: {said}"):
         policy(**config)
+
+
+@pytest.mark.parametrize("learner", [
+    OffPolicyActorCritic(1, 4, critic=CriticConfig(encoder=TokenEncoder())),
+    OffPolicyActorCritic(1, 4, critic=CriticConfig(encoder=CACHED), reward=DiscriminatorReward(encoder=TokenEncoder())),
+    RepresentationLearning((Reconstruction(),), 1, 4), RepresentationLearning((ObservationPrediction(),), 1, 4)])
+def test_networks_that_read_images_beside_the_policy_refuse_its_cached_features(learner, calls):
+    episodes = [replace(e.replace({"next.reward": np.ones(len(e)), "next.terminated": np.zeros(len(e), bool),
+                                   "observation.state": np.zeros((len(e) + 1, 2), np.float32)}),
+                        metadata={"expert": i > 0}) for i, e in enumerate(data())]
+    method = Method(PolicyConfig(Regression(), MLP(8, 1), CACHED), learner=learner)
+    with pytest.raises(Unsupported, match=f"cache_features: (SmallConv reads images|pixels of '{CAMERA}')"):
+        fit_method(method, Dataset(episodes), seed=0)
 
 
 def test_other_kinds_of_columns_are_not_cached():

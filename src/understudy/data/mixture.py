@@ -75,8 +75,8 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
 def expert_episodes(data: Dataset) -> list[int]:
     """Returns the indices of the demonstrations.
 
-    They were there before any episode was collected, are in the part "task" if there is a part "prior", and are not
-    marked with `EXPERT` as those of others.
+    They were not collected by a training, are in the part "task" if there is a part "prior", and are not marked with
+    `EXPERT` as those of others.
     """
     return [i for i, metadata in enumerate(episode.metadata for episode in data)
             if ROUND not in metadata and metadata.get(DATASET_NAME) != "prior" and metadata.get(EXPERT, True)]

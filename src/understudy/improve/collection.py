@@ -26,7 +26,7 @@ from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
 from ..data.formats import check_finite, open_dataset, write_dataset
-from ..data.mixture import ROUND
+from ..data.mixture import EXPERT, ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
@@ -43,6 +43,7 @@ from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.fit_method import ROWS
+from ..learn.rewards.reward_models import ConstantReward
 from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
@@ -157,8 +158,7 @@ class EpsilonGreedy(Exploration):
         if classes is None:
             raise UserError(f"the actions of {env.metadata['env']} are numbers, and no classes", where="EpsilonGreedy",
                             hint="use GaussianExploration")
-        progress = min(training.n_updates / self.n_updates, 1.0)
-        return RandomClassActor(actor, classes, 1 + (self.last - 1) * progress)
+        return RandomClassActor(actor, classes, 1 + (self.last - 1) * min(training.n_updates / self.n_updates, 1.0))
 
     def scaled(self, factor):
         return replace(self, n_updates=max(round(self.n_updates * factor), 1))
@@ -328,8 +328,7 @@ class RolloutCollector(EpisodeCollector):
         if isinstance(self.supervisor, PolicySupervisor):
             return self.supervisor.actor(env.features)
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
-            return PolicyActor(FixedBatch(self.supervisor, ROWS),
-                               image_sizes=camera_sizes(self.supervisor.features))
+            return PolicyActor(FixedBatch(self.supervisor, ROWS), image_sizes=camera_sizes(self.supervisor.features))
         if self.uses_person:
             assert person is not None  # `check` has refused it
             return person
@@ -376,8 +375,7 @@ def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Ep
     acted = int(np.sum(episode.steps[INTERVENTION]))
     asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
     others = (0, len(episode) - acted) if needs_attention else (0 if takes_over else asked - acted, 0)
-    costs = (acted, *others)
-    return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
+    return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, (acted, *others), strict=True))})
 
 
 def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0,
@@ -554,9 +552,9 @@ class CollectionRounds(DataCollection):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
                             hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
-        if self.half_where and self.mixture_weights:
+        if self.half_where and (self.mixture_weights or self.sampling_weights or self.leave_out):
             raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
-                            hint="leave it out, or mixture_weights")
+                            hint="leave it out, or mixture_weights, sampling_weights and leave_out")
 
     @property
     def learns_first_data(self):
@@ -638,16 +636,20 @@ class CollectionRounds(DataCollection):
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
         if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
-            if self.mixture_weights:
-                raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch, and "
-                                "learns from collected episodes", where="CollectionRounds.mixture_weights",
-                                hint="leave them out")
+            for name in ("mixture_weights", "half_where", "leave_out"):
+                if getattr(self, name):
+                    raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",
+                                    where=f"CollectionRounds.{name}", hint="leave it out")
             return learner.batch_sampler(first.union(data), self.sampling_weights)
         if self.half_where:
             return _halves(learner, data, self.half_where)
         learned = Dataset(UnflaggedParts(data, self.leave_out), data.metadata) if self.leave_out else data
         collected = [ROUND in episode.metadata for episode in learned]
         if not self.mixture_weights or all(collected) or not any(collected):
+            if any(collected) and isinstance(getattr(learner.config, "reward", None), ConstantReward):
+                raise UserError("a step of a demonstration has another reward than one of the policy, which only a "
+                                "mixture tells apart", where="CollectionRounds.mixture_weights",
+                                hint="give both fractions, such as (0.5, 0.5), and keep the first episodes")
             return learner.batch_sampler(learned, self.sampling_weights)
         parts = [learned.select(i for i, c in enumerate(collected) if c == is_new) for is_new in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
@@ -701,8 +703,9 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 
 def _forget_round(episode: Episode) -> Episode:
-    """Removes the number of the round, because collected episodes may be the data of another training."""
-    return replace(episode, metadata={k: v for k, v in episode.metadata.items() if k != ROUND})
+    """Removes the number of the round of another training, and says that the episode is no demonstration."""
+    metadata = {k: v for k, v in episode.metadata.items() if k != ROUND}
+    return replace(episode, metadata={**metadata, EXPERT: False}) if ROUND in episode.metadata else episode
 
 
 def _summary(number: int, episodes: Dataset) -> dict[str, float]:

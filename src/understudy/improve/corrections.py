@@ -98,7 +98,7 @@ ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterven
 
 
 def without_added_parts(method: Method) -> Method:
-    """Returns a method without what an earlier improvement has added to its transforms and its learner."""
+    """Returns a method without its rounds, and without what they have added to its transforms and its learner."""
     transforms = tuple(t for t in method.transforms if not isinstance(t, (*ADDED_TRANSFORMS, UnlearnedColumns)))
     learner = method.learner
     if isinstance(learner, BehaviorCloning):
@@ -110,7 +110,7 @@ def without_added_parts(method: Method) -> Method:
             weights = UniformWeights()
         column = None if learner.sampling_column == INTERVENTION else learner.sampling_column
         learner = replace(learner, sample_weights=weights, sampling_column=column)
-    return replace(method, transforms=transforms, learner=learner)
+    return replace(method, transforms=transforms, learner=learner, collection=None)
 
 
 def without_unlearned_steps(method: Method) -> Method:

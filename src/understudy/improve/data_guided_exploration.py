@@ -69,7 +69,7 @@ class DataGuidedExploration(Exploration):
 @torch.no_grad()
 def deviations(policy: Policy, data: Dataset) -> Dataset:
     """Adds the column `DEVIATION` to demonstrations. Of planned chunks the first step counts."""
-    episodes = []
+    episodes, policy = [], policy.with_head(policy.config.head)  # plans without the dropout of training
     for episode in data:
         batch = next(policy.windows(Dataset([episode])).scan(len(episode))).to(policy.device)
         plan = policy.plan(batch.obs, torch.zeros(len(batch), *policy.noise_shape, device=policy.device))

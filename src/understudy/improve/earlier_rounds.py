@@ -12,7 +12,14 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.mixture import ROUND
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.method import Method, TrainedRun, training_data
+from ..learn.method import (
+    Method,
+    TrainedRun,
+    find_references,
+    load_references,
+    resolve_references,
+    training_data,
+)
 from ..learn.run import Run
 from ..policy import find_checkpoint
 from .collection import EXECUTED_ACTION, CollectionRounds
@@ -45,12 +52,14 @@ def with_earlier_rounds(data: Dataset, run: Path, trust: Sequence[str] = ()) -> 
     folder = find_checkpoint(run)
     method = TrainedRun.load(run, tuple(trust), transforms=True).method
     assert isinstance(method.collection, CollectionRounds)
+    rule = method.collection.retention
+    retention = resolve_references(rule, load_references(find_references(rule), folder.parents[1], tuple(trust)))
     lines = Run(folder.parents[1]).read_metrics()
     rounds = [int(line["round"]) for line in lines if "round" in line and line["step"] < int(folder.name)]
     stored = list(data)
     for number in rounds:
         episodes = open_dataset(folder.parents[1] / "collection" / f"{number:06d}" / "episodes.npz")
-        stored = list(method.collection.retention.keep(Dataset([*stored, *episodes])))
+        stored = list(retention.keep(Dataset([*stored, *episodes])))
     first = [episode for episode in stored if ROUND not in episode.metadata]
     collected = [episode for episode in stored if ROUND in episode.metadata]
     if not isinstance(method.learner, BehaviorCloning):  # others also learn from what should not be imitated

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -35,6 +35,8 @@ from ..policy import (
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
 from .fit import LearnerConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,8 @@ def find_references(value: Any) -> Iterator[FromStage]:
         yield from find_references(tuple(getattr(value, f.name) for f in _resolvable(value)))
 
 
-def resolve_references(method: Method, modules: Mapping[FromStage, CheckpointModule]) -> Method:
-    """Replaces each `FromStage` in a method by the module that the stage trained.
+def resolve_references(method: T, modules: Mapping[FromStage, CheckpointModule]) -> T:
+    """Replaces each `FromStage` in a method, or in a part of one, by the module that the stage trained.
 
     Args:
         method: A method with references. It stays as it is, and is what `method.json` holds.

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import AtLeast, Context, Feature, Schema, UserError, part, role
+from ..core import AtLeast, Context, Feature, Schema, Unsupported, UserError, part, role
 from ..data.codec import Codec, Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
@@ -219,7 +219,10 @@ class _ImageTokens(nn.Module, ImageFeatures):
 
     @property
     def _frozen(self) -> FrozenVisionNet:
-        assert isinstance(self.body, FrozenVisionNet)  # others are refused where they are built
+        if not isinstance(self.body, FrozenVisionNet):  # that of a critic or a discriminator
+            raise Unsupported(f"{type(self.body).__name__.strip('_')} reads images, and batches have the features that "
+                              "the encoder of the policy caches.", where="TokenEncoder.cache_features",
+                              hint="Use cache_features=False, or the same frozen network.")
         return self.body
 
     @property

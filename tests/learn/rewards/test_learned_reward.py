@@ -100,6 +100,8 @@ def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
     constant = ConstantReward().build(load_modules(place / "dac")["policy"], data)
     with pytest.raises(UserError, match="says whose a step is"):  # it would reward each step of the data
         LearnedReward(constant).apply(data)
+    with pytest.raises(UserError, match="(?s)particle.*says whose a step is"):  # and of the environment
+        LearnedRewardEnv(make("particle", 2), constant)
     model, bandit = LearnedReward(load_modules(place / "dac")["reward"]), make("tabular:bandit", 2)
     with pytest.raises(UserError, match=r"'observation.state': the reward model reads a column of shape .* has \(3,\)"):
         model.apply(rollout(bandit.expert(), bandit, 2, 0))

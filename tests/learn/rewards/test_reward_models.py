@@ -12,7 +12,7 @@ from fixtures.collections import Stop, contents, fork
 from fixtures.reward_models import Stored
 
 from understudy.checkpoint import FromStage
-from understudy.core import Feature, Unsupported
+from understudy.core import Feature, Unsupported, keys
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.wrappers import LearnedRewardEnv
@@ -27,11 +27,13 @@ from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriti
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, load_modules
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
+from understudy.learn.rewards.learned_reward import LearnedReward
 from understudy.learn.rewards.reward_models import METRICS_EVERY, ConstantReward
 from understudy.learn.run import Run
 from understudy.learn.targets import TERMINATED
 from understudy.learn.train import train
 from understudy.methods.reward_matching.density_reward import DensityReward
+from understudy.methods.reward_matching.filter import OwnStartReward
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import ContractViolation, check_env, check_learner, check_reward_model, random_dataset
@@ -185,6 +187,18 @@ def test_a_learned_reward_is_saved_and_wrapped_around_an_environment(demos, tmp_
         assert episode.steps["next.reward"].std() > 1e-3
 
 
+def test_the_reward_of_filter_gives_rewards_to_single_steps(demos):
+    """Its loss alone reads where the episode of a step began."""
+    policy = Policy(POLICY, demos.features()).fit_statistics(demos)
+    model, episode = OwnStartReward(hidden=(16,)).build(policy, demos), demos[0]
+    rewarded = LearnedReward(model).apply(Dataset([episode]))[0].steps["next.reward"]
+    env, numbers = fork(1), torch.tensor([episode.metadata["number"]])
+    wrapped = LearnedRewardEnv(env, model)
+    wrapped.reset(torch.tensor([0]), keys(int(episode.metadata["seed"]), numbers))
+    given = [wrapped.step(torch.from_numpy(action[None])).reward.item() for action in np.array(episode.steps["action"])]
+    np.testing.assert_allclose(given, rewarded, rtol=1e-4, atol=1e-5)
+
+
 def test_a_window_of_several_observations_is_not_wrapped_around_an_environment(demos):
     policy = Policy(replace(POLICY, window=Window(2, 1)), demos.features()).fit_statistics(demos)
     with pytest.raises(Unsupported, match=r"2 observations(.|\n)*n_obs_steps=1"):
@@ -197,6 +211,17 @@ def test_the_reward_model_of_a_stage_stays_as_it_is(demos):
     before = fit_method(stage.method, demos, 0, env=fork()).modules["reward"].state_dict()
     after = result.modules["reward"].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_reward_of_airl_teaches_a_policy_without_a_density(demos):
+    """Its loss alone reads a density, and the reward of a stage is not trained."""
+    policy = replace(POLICY, head=SquashedGaussian())
+    learner = replace(SMALL, temperature=1.0, reward=MODELS["AIRL"])
+    stage = Stage("airl", replace(rewarded(MODELS["AIRL"], 1), policy=policy, learner=learner))
+    seen = []
+    fit_method(rewarded(FromStage("airl", "reward"), 1, stages=(stage,)), demos, 0, env=fork(),
+               callbacks=[lambda n, learner, metrics: seen.append(metrics.get("reward/mean"))])
+    assert np.isfinite([x for x in seen if x is not None]).any()
 
 
 def test_constant_rewards_are_those_of_the_source_of_a_row(demos):

@@ -40,7 +40,8 @@ class BehaviorCloningFromObservation(LearnerConfig):
         ema: Decay of the averaged weights, which act.
         balance_classes: Draw all classes of the actions of the practice equally often.
         label_noise: Standard deviation of the noise of labels, in mean squared errors of the inverse dynamics model.
-            The labels of the last tenth of the updates have none. 0 for no noise.
+            From nine tenths of `steps` updates on, labels have none. A training that collects episodes makes any number
+            of updates: give their number as `steps`. 0 for no noise.
 
     References:
         Torabi et al. (2018), Behavioral Cloning from Observation, arXiv:1805.01954, who train the inverse dynamics

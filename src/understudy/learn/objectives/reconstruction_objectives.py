@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ...core import Above, AtLeast, part
+from ...core import Above, AtLeast, Unsupported, part
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
 from ..targets import REWARD
@@ -17,6 +17,9 @@ from .representation_objectives import NetworkObjective, encoding_size, flat_enc
 
 def observation_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
+    if cached := list(policy.encoder.cached_features):
+        raise Unsupported(f"pixels of {cached[0]!r} are predicted, and batches have its cached features",
+                          where="TokenEncoder.cache_features", hint="use cache_features=False")
     coded = policy.codec.encode_obs(obs)
     columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
     return torch.cat([column.float().flatten(1) for column in columns], -1)

@@ -12,7 +12,7 @@ from ...core import UserError, part
 from ...data.episode import Dataset
 from ...data.operations import Operation
 from ..targets import REWARD
-from .reward_models import ConstantReward, RewardModel
+from .reward_models import RewardModel
 
 
 @part
@@ -29,9 +29,6 @@ class LearnedReward(Operation):
         model, path = self.model, str(data.metadata.get("path", "data set"))
         if not isinstance(model, RewardModel):
             raise UserError(f"{model} is not a reward model", where="LearnedReward.model",
-                            hint="name a run that trains one, such as one of dac, gail or airl")
-        if isinstance(model.about.config, ConstantReward):
-            raise UserError("this reward says whose a step is, not how good it is", where="LearnedReward.model",
                             hint="name a run that trains one, such as one of dac, gail or airl")
         model.check_columns(data.features(), path)
         window = replace(model.about.window, horizon=1, action_offset=0)

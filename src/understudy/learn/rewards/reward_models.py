@@ -34,7 +34,7 @@ class RewardModelConfig(ABC):
         optimizer: Optimizer of the model. None: it is not trained.
         extra: Further columns that batches need.
         compares: Whether it needs demonstrations beside each batch: see `LearnerConfig`.
-        reads_density: Whether `extra["log_prob"]` must be the log-density of the policy at each action, (B, H).
+        reads_density: Whether its loss reads `extra["log_prob"]`, the log-density of the policy at each action, (B, H).
         learner_discount: The discount that a learner must have. None for any.
         is_biased_by_ends: Whether its sign says how long to live, where the environment ends episodes.
     """
@@ -171,6 +171,11 @@ class _ConstantReward(RewardModel):
         is_own = batch.extra["dataset_index"] > 0 if "dataset_index" in batch.extra else torch.zeros_like(batch.mask)
         return torch.where(is_own, config.own, config.expert).expand(batch.mask.shape)
 
+    def check_columns(self, features, where):
+        """Of data and of an environment it is not known whose the steps are."""
+        raise UserError("this reward says whose a step is, not how good it is", where=f"{where}, reward model",
+                        hint="name a run that trains one, such as one of dac, gail or airl")
+
     def forward(self, obs, plan):
         return plan.new_full((len(plan),), self.config.own)
 
@@ -228,10 +233,10 @@ class RewardedLearner(GradientLearner):
             return batch
         batch = batch.to(self.device)
         config = self.reward.about.config
-        if config.reads_density:
-            batch = self._with_density(batch).replace(others={
-                name: self._with_density(other) for name, other in batch.others.items()})
         if "reward" in self.optimizers:
+            if config.reads_density:
+                batch = self._with_density(batch).replace(others={
+                    name: self._with_density(other) for name, other in batch.others.items()})
             self.minimize("reward", self.reward_loss, batch)
         with self.evaluation():
             reward = self.reward.reward(batch, self.policy)

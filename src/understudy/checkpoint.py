@@ -49,10 +49,12 @@ class Scorer(CheckpointModule):
     Attributes:
         inputs: The observation columns that it reads.
         features: The features of these columns, and possibly of others.
+        window: The `Window` of the plans that it scores. None for those of any window.
     """
 
     inputs: tuple[str, ...]
     features: Schema
+    window: Any = None
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:

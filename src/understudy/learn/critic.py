@@ -258,6 +258,10 @@ class QFunction(Critic):
     """Scores plans: an estimate of the return after carrying out a plan."""
 
     @property
+    def window(self):
+        return self.about.window
+
+    @property
     def plan_size(self):
         return self.about.window.horizon * self.codec.width
 

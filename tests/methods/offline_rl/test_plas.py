@@ -133,9 +133,10 @@ def test_later_updates_leave_the_encoder_that_the_autoencoder_reads():
     policy.codec.load_state_dict(plain.codec.state_dict())
     learner = PLAS(critic=CriticConfig(HIDDEN), cloning_fraction=0.5).build(policy, 0, 4, Dataset([]))
     for changes in (True, True, False, False):
-        before = [p.detach().clone() for p in policy.encoder.parameters()]
+        weights = list(policy.encoder.parameters())
+        before = [p.detach().clone() for p in weights]
         learner.update(make_batch())
-        assert before and all(p.equal(old) != changes for p, old in zip(policy.encoder.parameters(), before, strict=True))
+        assert weights and all(p.equal(old) != changes for p, old in zip(weights, before, strict=True))
 
 
 def test_the_warm_up_of_the_critic_begins_after_the_autoencoder():

@@ -49,12 +49,13 @@ class Scorer(CheckpointModule):
     Attributes:
         inputs: The observation columns that it reads.
         features: The features of these columns, and possibly of others.
-        window: The `Window` of the plans that it scores. None for those of any window.
     """
 
     inputs: tuple[str, ...]
     features: Schema
-    window: Any = None
+
+    def check_window(self, window: Any, where: str) -> None:
+        """Raises UserError if it was trained on plans of another `Window`. By default it scores plans of any."""
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:

@@ -197,16 +197,6 @@ class ScoredPlanner(PlannerWrapper):
         return {**self.scorer.features, **self.planner.features}
 
 
-def check_scorer(planner: Planner, scorer: Scorer, where: str) -> None:
-    """Raises UserError if a scorer was trained on plans of another window."""
-    own, scored = ((w.n_obs_steps, w.horizon, w.action_offset)
-                   for w in (planner.window, scorer.window or planner.window))
-    if own != scored:
-        raise UserError(f"(n_obs_steps, horizon, action_offset) of plans are {own}, but the scorer was trained with "
-                        f"{scored}", where=f"{where}.scorer",
-                        hint="train both with the same window; a run of your own is a stage with --stage NAME=RUN")
-
-
 class _PlanChoice(ScoredPlanner):
     """A planner that draws `n` plans and takes one of them."""
 
@@ -245,7 +235,7 @@ class BestOfN(_PlanChoice):
 
     def check_modules(self):
         super().check_modules()
-        check_scorer(self.planner, self.scorer, type(self).__name__)
+        self.scorer.check_window(self.planner.window, f"{type(self).__name__}.scorer")
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)

@@ -16,7 +16,7 @@ from ..core import Above, AtLeast, Below, ConfigError, Context, Unsupported, Use
 from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
-from .planners import PlannerWrapper, ScoredPlanner, Unresolved, check_scorer
+from .planners import PlannerWrapper, ScoredPlanner, Unresolved
 
 Points = tuple[tuple[float, ...], ...]
 
@@ -194,7 +194,7 @@ class ScorerGuided(ScoredPlanner):
 
     def check_modules(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
-        check_scorer(self.planner, self.scorer, "ScorerGuided")
+        self.scorer.check_window(self.planner.window, "ScorerGuided.scorer")
         _check_guidable(self.planner)
 
     def plan(self, obs, noise, guides=()):

@@ -54,6 +54,9 @@ class Scorer(CheckpointModule):
     inputs: tuple[str, ...]
     features: Schema
 
+    def check_window(self, window: Any, where: str) -> None:
+        """Raises UserError if it was trained on plans of another `Window`. By default it scores plans of any."""
+
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
         """Scores one plan for each observation.

@@ -144,3 +144,16 @@ def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monk
     assert "of the predicted actions" in text  # what needs no critic
     code, text = fails(UserError)  # another error, such as one of data in a folder of this name
     assert code == 2 and "update 7: the scores" in text and "--discount" not in text and "--learner" in text
+
+
+def test_a_policy_is_judged_by_the_rewards_as_they_are(place, tmp_path):
+    """A run that learned from ten times the rewards minus 1 is the same policy to who looks at the returns."""
+    assert call("train", "discrete-cql", place / "data", "--out", tmp_path / "run", "--steps", 3, "--device", "cpu",
+                "--learner.batch-size", "8", "--reward-scale", 10, "--reward-shift", -1)[0] == 0
+    values = []
+    for run in (place / "run", tmp_path / "run"):
+        text = call("eval", run, place / "data", "--fitted-q", "--updates", 20, "--json")[1]
+        values.append(json.loads(text[text.index("{"):])["fitted_q"])
+    assert values[0]["recorded"] == values[1]["recorded"]
+    returns = [0.99 ** np.arange(len(e)) @ e.steps["next.reward"][:len(e)] for e in open_dataset(place / "data")]
+    assert values[1]["recorded"]["estimate"] == pytest.approx(np.mean(returns))

@@ -8,8 +8,11 @@ import pytest
 import torch
 from fixtures.staged import episodes, method
 
-from understudy.core import ConfigError
+from understudy.core import ConfigError, UserError
+from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
+from understudy.execute.steering import ScorerGuided
+from understudy.heads.denoising.flow import Flow
 from understudy.learn.critic import CriticConfig, QFunction, mix_networks
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
@@ -116,3 +119,16 @@ def test_options_without_effect_are_refused(name, options):
     with pytest.raises(ConfigError, match=f"CriticConfig.{next(iter(options))}: "):
         fit_method(method, data, 0)
     fit_method(replace(method, learner=replace(method.learner, critic=CriticConfig((8,)))), data, 0)
+
+
+@pytest.mark.parametrize("window", [Window(1, 3), Window(2), Window(1, 2, action_offset=-1)])
+def test_plans_of_another_window_are_refused_before_they_are_scored(window):
+    """`idql` with chunks, and a critic of single actions, would fail when it acts."""
+    data = episodes()
+    scored = Policy(method().policy, data.features())
+    planner = Policy(replace(scored.config, head=Flow(2), window=window), data.features())
+    critic = CriticConfig((8,)).build(scored)
+    for build in (BestOfN, ScorerGuided):
+        with pytest.raises(UserError, match=rf"{build.__name__}.scorer: \(n_obs_steps, horizon, action_offset\) of"):
+            build(planner, critic)
+        build(planner, CriticConfig((8,)).build(scored, action=False))  # the value of an observation has no plan

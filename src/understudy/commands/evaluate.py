@@ -294,7 +294,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     if role(policy.config.target) == "action" and any(isinstance(part, Operation) for part in method.transforms):
         data = _with_recorded_actions(data)
     episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
-    recorded = data
+    recorded, chosen = data, episodes
     if isinstance(method.wrapper, ResidualWrapper):
         print("what is compared are corrections of the base policy, in units of their scale, and not actions",
               file=sys.stderr)
@@ -306,7 +306,9 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
               _time_table(prediction), "", prediction.note)
-    value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
+    value = None
+    if o.fitted_q:
+        value = _fitted_value(o, trained, *_transform_parts(recorded, _without_changed_rewards(method), chosen), origin)
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])
@@ -347,6 +349,15 @@ def _with_recorded_actions(data: Dataset) -> Dataset:
         print(f"{place}: {len(data) - len(kept)} of {len(data)} episodes lack actions. They are left out, and the "
               "others are numbered without them", file=sys.stderr)
     return data if len(kept) == len(data) else data.select(kept)
+
+
+def _without_changed_rewards(method: Method) -> Method:
+    """The method, with the rewards of the data as they are, by which policies are judged."""
+    from ..data.relabel import ScaledReward
+    from ..learn.rewards.learned_reward import LearnedReward
+
+    return replace(method, transforms=tuple(
+        change for change in method.transforms if not isinstance(change, (ScaledReward, LearnedReward))))
 
 
 def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int],

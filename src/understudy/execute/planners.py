@@ -233,6 +233,10 @@ class BestOfN(_PlanChoice):
 
     module_types = MappingProxyType({"scorer": Scorer})
 
+    def check_modules(self):
+        super().check_modules()
+        self.scorer.check_window(self.planner.window, f"{type(self).__name__}.scorer")
+
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
         return _take_best(plans, self.scores(obs, plans))

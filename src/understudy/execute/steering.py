@@ -194,6 +194,7 @@ class ScorerGuided(ScoredPlanner):
 
     def check_modules(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
+        self.scorer.check_window(self.planner.window, "ScorerGuided.scorer")
         _check_guidable(self.planner)
 
     def plan(self, obs, noise, guides=()):

@@ -257,6 +257,13 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
 class QFunction(Critic):
     """Scores plans: an estimate of the return after carrying out a plan."""
 
+    def check_window(self, window, where):
+        own, other = ((w.n_obs_steps, w.horizon, w.action_offset) for w in (self.about.window, window))
+        if own != other:
+            raise UserError(f"(n_obs_steps, horizon, action_offset) of plans are {other}, but the critic was trained "
+                            f"with {own}", where=where, hint="train both with the same window; a run of your own is a "
+                            "stage with --stage NAME=RUN")
+
     @property
     def plan_size(self):
         return self.about.window.horizon * self.codec.width

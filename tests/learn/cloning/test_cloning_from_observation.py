@@ -19,7 +19,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
 STATE = "observation.state"
@@ -132,3 +132,10 @@ def test_what_is_missing_is_named():
     with pytest.raises(Unsupported, match="horizon 1"):
         method = cloning(1)
         fit_method(replace(method, policy=replace(method.policy, window=Window(1, 2))), parts(practice, practice), 0)
+
+
+def test_numbers_are_no_classes_that_could_be_balanced():
+    """Rounded towards 0, they would be."""
+    policy = Policy(PolicyConfig(Regression()), {**SCHEMA, "action": Feature("float32", (2,))})
+    with pytest.raises(Unsupported, match="balance_classes: the actions are numbers"):
+        BehaviorCloningFromObservation(balance_classes=True).build(policy, 0, 1, Dataset([]))

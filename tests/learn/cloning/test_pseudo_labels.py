@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.core import UserError
+from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.cvae import CVAE
@@ -113,3 +113,16 @@ def test_a_labeler_of_other_columns_is_refused():
     wide = Dataset([walk(0, "prior").replace({"observation.state": np.zeros((21, 3), np.float32)})])
     with pytest.raises(UserError, match="(?s)shape \\(2,\\).*--stage"):
         PseudoLabel(inverse_model(steps=1), None).apply(wide)
+
+
+def test_a_labeler_whose_chunks_begin_in_the_past_tells_the_action_of_the_present_step():
+    data = Dataset([walk(0, "prior")])
+    labeler = Policy(PolicyConfig(Regression(), window=Window(3, 2, action_offset=-1, obs_offset=1)),
+                     data.features()).fit_statistics(data).eval()
+    batch = labeler.windows(data).gather(np.arange(20))
+    expected = labeler.plan(batch.obs, torch.zeros(20, *labeler.noise_shape))[:, 1]
+    assert np.array_equal(PseudoLabel(labeler).apply(data)[0].steps["action"], expected.detach().numpy())
+    for window in (Window(3, action_offset=-1), Window(action_offset=1)):
+        labeler = Policy(PolicyConfig(Regression(), window=window), data.features()).fit_statistics(data)
+        with pytest.raises(Unsupported, match="plans no action of the current step"):
+            PseudoLabel(labeler).apply(data)

@@ -213,6 +213,15 @@ def test_policies_that_do_not_fit_are_refused():
         QRL(latent_dim=12)
 
 
+@pytest.mark.parametrize("name", ["fb", "hilp", "hiql"])
+def test_a_history_is_refused_where_a_vector_takes_the_place_of_the_goal(name):
+    data = one_goal_data(5)
+    method = find_method(name, data.features())
+    method = replace(method, policy=replace(method.policy, window=replace(method.policy.window, n_obs_steps=2)))
+    with pytest.raises(Unsupported, match="the vector in place of the goal is that of one observation"):
+        fit_method(method, data, 0)
+
+
 def test_an_environment_without_the_goal_is_refused():
     data = one_goal_data(5)
     method = find_method("gcivl", data.features())

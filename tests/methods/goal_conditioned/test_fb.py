@@ -13,6 +13,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
+from understudy.learn.devices import Processes
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
@@ -74,6 +75,9 @@ def test_latents_lie_on_the_sphere_and_some_are_those_of_states():
     drawn, states = learner.draw_latents(batch), embed(learner.backward, batch.next)
     torch.testing.assert_close(drawn.norm(dim=-1), torch.full((len(batch),), math.sqrt(N)))
     are_states = (torch.cdist(drawn, states).amin(1) < 1e-3).float().mean()
+    learner.processes = Processes(rank=1, count=2)
+    assert (learner.draw_latents(batch) != drawn).any(1).float().mean() > 0.9, "rows of another process have others"
+    learner.processes = Processes()
     assert 0.1 < are_states < 0.4 and not torch.equal(drawn, (learner.update(batch), learner.draw_latents(batch))[1])
 
 

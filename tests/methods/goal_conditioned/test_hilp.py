@@ -14,6 +14,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
+from understudy.learn.devices import Processes
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
 from understudy.methods.goal_conditioned.hilp import DIRECTION, HILP
@@ -76,9 +77,12 @@ def test_directions_are_unit_vectors_that_differ_between_rows_and_updates():
     learner.reward = lambda b: drawn.append(b.obs[DIRECTION]) or torch.zeros(len(b))
     for _ in range(2):
         learner.update(batch)
-    first, second = drawn
+    learner.n_updates, learner.processes = 0, Processes(rank=1)
+    learner.update(batch)
+    first, second, other = drawn
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(32, 1))
-    assert not torch.equal(first, second) and len(first.unique(dim=0)) == 32
+    assert not torch.equal(first, second) and not torch.equal(first, other), "also between processes"
+    assert len(first.unique(dim=0)) == 32
 
 
 def test_a_goal_becomes_a_direction_while_acting():

@@ -20,6 +20,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import GaussianExploration, random_episodes
 from understudy.learn.critic import CriticConfig
+from understudy.learn.devices import Processes
 from understudy.learn.method import Method
 from understudy.learn.targets import REWARD, TERMINATED
 from understudy.methods.goal_conditioned.rig import LATENT, LATENT_GOAL, LATER, RIG, ImaginedGoals, Latents, rig
@@ -62,6 +63,8 @@ def test_goals_are_drawn_again_and_rewards_are_those_of_the_new_goals():
     before = learner.batch_sampler(data).batch(4000, 0)
     after = learner.with_rewards(before)
     goal = after.obs[LATENT_GOAL][:, 0]
+    learner.processes = Processes(rank=1, count=2)  # whose rows have other goals
+    assert (learner.with_rewards(before).obs[LATENT_GOAL][:, 0] != goal).any(1).float().mean() > 0.7
     practiced, later = ((goal == old[:, 0]).all(1) for old in (before.obs[LATENT_GOAL], before.extra[LATER]))
     assert practiced.float().mean() == pytest.approx(0.1, abs=0.02)
     assert later.float().mean() == pytest.approx(0.4, abs=0.03)

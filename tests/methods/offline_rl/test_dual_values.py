@@ -106,6 +106,18 @@ def test_recoil_scores_a_step_by_its_distance_to_the_demonstration():
     assert (plans > 0.5).all()  # everywhere towards the demonstration
 
 
+def test_the_steps_of_a_plan_cost_2_each_in_recoil_and_an_end_costs_2_for_ever():
+    config = ReCOIL(discount=0.5, critic=CriticConfig(HIDDEN))
+    learner = config.build(make_policy(Gaussian()), 0, 1, Dataset([]))
+    learner.value = lambda obs: torch.full((4,), 3.0)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)  # of plans, not of single steps
+    end = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    batch = make_batch().select_rows(slice(4)).replace(mask=mask, extra={
+        "next.terminated": end, "recoil.expert": torch.tensor([False, False, False, True])})
+    # 2 for ever is 4: -2 - 1 - 1/2 + 3/8, -2 - 1 + 3/4, -2 - 1 - 4/4, and the score of a demonstrated plan
+    assert learner.target(batch).tolist() == [-3.125, -2.25, -4.0, 4.0]
+
+
 def test_recoil_needs_other_episodes():
     data = Dataset([e for e in corridor() if EXPERT not in e.metadata])
     with pytest.raises(UserError, match="all 1 episodes are demonstrations"):

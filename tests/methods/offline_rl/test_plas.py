@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fixtures.d3rlpy import (
@@ -27,8 +29,9 @@ from understudy.heads.likelihood.cvae import CVAE
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.plas import PLAS, ChosenLatent, PLASLearner
+from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
 EXPECTED = LOSSES["plas"]
@@ -122,6 +125,18 @@ def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
         for name, parameter in learner.policy.net.named_parameters():
             assert (not parameter.equal(before[name])) == (name.startswith("cvae") == changes), (update, name)
         assert critic.equal(learner.critic.layers[0][0].weight) == changes
+
+
+def test_later_updates_leave_the_encoder_that_the_autoencoder_reads():
+    plain = make_policy(ChosenLatent())
+    policy = Policy(replace(plain.config, encoder=TokenEncoder(8)), plain.features)
+    policy.codec.load_state_dict(plain.codec.state_dict())
+    learner = PLAS(critic=CriticConfig(HIDDEN), cloning_fraction=0.5).build(policy, 0, 4, Dataset([]))
+    for changes in (True, True, False, False):
+        weights = list(policy.encoder.parameters())
+        before = [p.detach().clone() for p in weights]
+        learner.update(make_batch())
+        assert weights and all(p.equal(old) != changes for p, old in zip(weights, before, strict=True))
 
 
 def test_the_warm_up_of_the_critic_begins_after_the_autoencoder():

@@ -286,6 +286,12 @@ def test_what_it_cannot_learn_is_refused():
     learner = learner_on(data)
     with pytest.raises(Unsupported, match="leave the sampling weights out"):
         learner.batch_sampler(learner.annotate(data, 0), np.ones)
+    for window in (Window(1, 4), Window(2)):  # a chunk of 4 would have the density of an action four times
+        other = Policy(replace(policy_config(), window=window), NUMBERS)
+        with pytest.raises(Unsupported, match="the window of the reference is"):
+            replace(SMALL, kl_reference=other).build(learner.policy, 0, 1, data)
+    with pytest.raises(ConfigError, match="targets are those of all networks"):
+        replace(SMALL, value=CriticConfig((8,), target_subset_size=1)).build(learner.policy, 0, 1, data)
     other = Policy(PolicyConfig(Categorical()), {**CLASSES, "observation.more": Feature("float32", (2,))})
     with pytest.raises(Unsupported, match="the reference reads observation.more"):
         replace(SMALL, kl_reference=other).build(learner.policy, 0, 1, data)

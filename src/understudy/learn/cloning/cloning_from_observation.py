@@ -73,6 +73,9 @@ class CloningFromObservationLearner(GradientLearner):
         if policy.window.horizon != 1 or policy.window.goals:
             raise Unsupported("one action is told between two observations, and there are no goals in the window",
                               where="BehaviorCloningFromObservation", hint="use Window(n_obs_steps), with horizon 1")
+        if config.balance_classes and policy.target.kind != "discrete":
+            raise Unsupported("the actions are numbers, and not classes, which could be drawn equally often",
+                              where="BehaviorCloningFromObservation.balance_classes", hint="leave it out")
         self.register("policy", policy, config.optimizer)
         self.average_weights("policy", config.ema)
         inverse = Policy(replace(policy.config, window=Window(2, obs_offset=1)), policy.features)

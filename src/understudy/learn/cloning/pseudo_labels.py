@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ...checkpoint import FromStage, check_trained
-from ...core import part
+from ...core import Unsupported, part
 from ...data.episode import Dataset, Episode
 from ...data.missing_actions import has_action, lacks_next_observation, with_actions
 from ...data.mixture import DATASET_NAME
@@ -48,6 +48,9 @@ class PseudoLabel(Operation):
         check_features(labeler, data.features(), str(data.metadata.get("path", "data set")), columns=labeler.inputs,
                        hint="train the inverse dynamics model on these columns; without --stage, the method trains one "
                             "itself")
+        if not 0 <= -labeler.window.action_offset < labeler.window.horizon:
+            raise Unsupported(f"the labeler plans no action of the current step: its window is {labeler.window}",
+                              where="PseudoLabel.labeler", hint="train it with Window(2, obs_offset=1)")
         no_end = lacks_next_observation(data, labeler.inputs) & (labeler.window.obs_offset > 0)
         actions = []
         for i, labels in enumerate(np.split(self._labels(labeler, data), np.cumsum(data.lengths)[:-1])):
@@ -72,5 +75,5 @@ class PseudoLabel(Operation):
         for batch in policy.window.windows(data, policy.inputs).scan():
             batch = batch.to(policy.device)
             noise = torch.zeros(len(batch), *policy.noise_shape, device=policy.device)
-            plans.append(policy.plan(batch.obs, noise)[:, 0].cpu())
+            plans.append(policy.plan(batch.obs, noise)[:, -policy.window.action_offset].cpu())
         return torch.cat(plans).numpy().reshape(-1, *policy.target.shape).astype(policy.target.dtype)

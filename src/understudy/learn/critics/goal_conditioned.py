@@ -160,6 +160,9 @@ class GoalConditionedLearner(GradientLearner):
             raise Unsupported(f"values are those of single steps, but the window is {window}", where=name,
                               hint="use a horizon of 1 and no offsets")
         self.goal: Goal = window.goals[0]
+        if window.n_obs_steps > 1 and self.goal.into not in policy.inputs:
+            raise Unsupported(f"the vector in place of the goal is that of one observation, but the window has "
+                              f"{window.n_obs_steps}", where=name, hint="use n_obs_steps=1")
         self.drawn_goals = config.drawn_goals(self.goal)
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):

@@ -101,6 +101,10 @@ class PPOLearner(RewardedLearner):
         if isinstance(reference, Policy) and (missing := set(reference.inputs) - set(policy.inputs)):
             raise Unsupported(f"the reference reads {', '.join(sorted(missing))}, which the policy does not",
                               where="PPO.kl_reference", hint="train both on the same columns")
+        if isinstance(reference, Policy) and reference.window != policy.window:
+            raise Unsupported(f"the window of the reference is {reference.window}, and that of the policy "
+                              f"{policy.window}", where="PPO.kl_reference", hint="train both with the same window")
+        config.value.check_no_subset()
         weights = torch.tensor(config.objective_weights(policy.inputs))
         self.objective_weights = (weights / weights.mean()).to(policy.device)  # (K,)
         value = replace(config.value, n_critics=len(weights) * config.value.n_critics)

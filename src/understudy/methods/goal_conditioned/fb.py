@@ -92,7 +92,7 @@ class ForwardBackwardLearner(ScoreMaximizingLearner):
     @torch.no_grad()
     def draw_latents(self, batch: Batch) -> Tensor:
         """Vectors z, (B, D): uniform on the sphere, and a fraction of them the B of other steps."""
-        rng, n = self.generator(), len(batch)
+        rng, n = self.generator(self.processes.rank), len(batch)
         uniform = torch.randn(n, self.policy.features[LATENT].size, generator=rng, device=self.device)
         states = embed(self.backward, batch.next)[torch.randperm(n, generator=rng, device=self.device)]
         is_state = torch.rand(n, 1, generator=rng, device=self.device) < self.config.p_goal

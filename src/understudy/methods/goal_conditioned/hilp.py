@@ -89,8 +89,8 @@ class HILPLearner(ImplicitValueLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
         assert batch.next is not None
-        shape = len(batch), 1, self.policy.features[DIRECTION].size
-        direction = {DIRECTION: normalize(torch.randn(shape, generator=self.generator(), device=self.device), dim=-1)}
+        shape, rng = (len(batch), 1, self.policy.features[DIRECTION].size), self.generator(self.processes.rank)
+        direction = {DIRECTION: normalize(torch.randn(shape, generator=rng, device=self.device), dim=-1)}
         batch = batch.replace(obs={**batch.obs, **direction}, next={**batch.next, **direction})
         self.minimize("policy", self.policy_loss, batch)
         self.minimize("critic", self.critic_loss, batch)

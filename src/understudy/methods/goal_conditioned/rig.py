@@ -169,7 +169,7 @@ class RIGLearner(OffPolicyActorCriticLearner):
                                    sampling_weights=sampling_weights)
 
     def with_rewards(self, batch: Batch) -> Batch:
-        batch, rng = batch.to(self.device), self.generator()
+        batch, rng = batch.to(self.device), self.generator(self.processes.rank)
         assert batch.next is not None
         goal = batch.obs[LATENT_GOAL]
         draw = torch.rand(len(batch), 1, 1, generator=rng, device=self.device)

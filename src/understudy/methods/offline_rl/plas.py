@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -63,8 +64,8 @@ class PLAS(ActorCritic):
     """Policy in the latent action space, with the head `ChosenLatent`.
 
     Args:
-        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone. Later ones leave it
-            as it is.
+        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone, with the encoder.
+            Later ones leave both as they are.
         min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
 
     References:
@@ -110,7 +111,9 @@ class PLASLearner(ActorCriticLearner):
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the negative score of the decoded plan, (B,)."""
-        coded = self.policy.sample(self.policy.context(batch.obs), rng)
+        context = self.policy.context(batch.obs)
+        # The autoencoder reads the same encodings, and would decode others if they changed.
+        coded = self.policy.sample(replace(context, tokens=context.tokens.detach()), rng)
         return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs), n_critics=1)[0]
 
 

@@ -12,7 +12,7 @@ from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
-from ...learn.targets import TERMINATED, check_bounded
+from ...learn.targets import REWARD, TERMINATED, check_bounded, td_terms
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS, OTHER_EPISODES
 from ..registry import method
@@ -59,8 +59,10 @@ class ReCOILLearner(IQLLearner):
             for rows, is_expert in ((batch, False), (batch.others["expert"], True))]))
 
     def target(self, batch: Batch) -> Tensor:
-        end = batch.extra[TERMINATED].reshape(batch.mask.shape).amax(1).float()
-        value = -2 + self.config.discount * ((1 - end) * self.value(batch.next) - end * self.config.largest)
+        discount, costs = self.config.discount, torch.full(batch.mask.shape, -2.0, device=self.device)
+        reward, bootstrap = td_terms(batch.replace(extra={**batch.extra, REWARD: costs}), discount)
+        end = discount ** batch.mask.sum(1) - bootstrap  # the factor of what follows an end, and 0 without one
+        value = reward + bootstrap * self.value(batch.next) - end * self.config.largest
         return torch.where(batch.extra[IS_EXPERT], self.config.largest, value)
 
     def check(self, score: float, batch: Batch) -> None:

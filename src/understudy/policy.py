@@ -883,7 +883,7 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
             feature = replace(feature, shape=own_feature.shape)
         if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
             if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
-                raise _reading_error(name, own_feature, where)
+                raise _reading_error(name, own_feature, where, is_environment=resized)
             raise UserError(f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
                             f"{feature.kind} of shape {feature.shape}", where=f"{where}, column {name!r}",
                             hint=hint or (act_hint if resized else
@@ -897,14 +897,14 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
                             hint="bring the components into one order and unit, or train a new policy on these")
 
 
-def _reading_error(name: str, trained: Feature, where: str) -> UserError:
+def _reading_error(name: str, trained: Feature, where: str, is_environment: bool) -> UserError:
     """The error for numbers that are classes to the policy and quantities here, or the other way round."""
     readings = ["classes", "quantities"] if trained.kind == "discrete" else ["quantities", "classes"]
-    command = command_line("train", "METHOD", "DATA", "--columns", f"{short_name(name)}=COLUMN:{readings[1]}", "--out",
-                           "RUN")
+    here, there = (f"--columns {short_name(name)}=COLUMN:{reading}" for reading in readings)
     return UserError(f"the policy was trained on {readings[0]}, and here are {readings[1]}",
                      where=f"{where}, column {name!r}",
-                     hint=f"if the training data have {readings[1]}, train on them as such: {command}")
+                     hint=("" if is_environment else f"if these are {readings[0]} too, add {here}; ")
+                     + f"if the training data have {readings[1]}, train on them as such, with {there}")
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:

@@ -66,6 +66,7 @@ def test_classes_and_quantities_name_each_other(tmp_path, monkeypatch, capsys):
     assert main(["eval", "classes", "own.csv", *OWN]) == 2
     err = capsys.readouterr().err
     assert "the policy was trained on classes, and here are quantities" in err
+    assert "if these are classes too, add --columns action=COLUMN:classes" in err
     assert "--columns action=COLUMN:quantities" in err
     assert main(["eval", "quantities", "own.csv", *OWN]) == 0
     assert main(["eval", "classes", "own.csv", *OWN[:2], "action=u:classes", "episode=run"]) == 0

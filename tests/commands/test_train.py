@@ -290,6 +290,16 @@ def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
             "was bc, is diffusion-policy; seed was 0, is 5; ", "; ...\n")
 
 
+def test_a_run_whose_data_changed_is_not_told_to_give_the_same_command(call, tmp_path):
+    file, results = tmp_path / "data.npz", []
+    for seed in (0, 1):
+        values = np.random.default_rng(seed).normal(size=(40, 2)).astype("f")
+        np.savez(file, observations=values, actions=values, episode_ends=[10, 20, 30, 40])
+        results.append(call("train", "bc", file, "--out", tmp_path / "a", *TINY))
+    assert results[0][0] == 0
+    refused(results[1], "other settings: data was ", "-> choose another --out, or restore the data, or the version")
+
+
 def test_training_that_goes_on_says_from_where_and_with_the_loss(call, place, tmp_path, monkeypatch):
     """Killed after a checkpoint was saved and before it was judged, as by kill -9."""
     from understudy.learn.train import _CheckpointEvaluation

@@ -136,14 +136,37 @@ def test_flags_of_experts(name, tmp_path):
         assert result[0] == 0
 
 
+@pytest.mark.parametrize("name", ["recoil", "dac"])
+def test_experts_by_step_are_no_labels_of_episodes(name, tmp_path):
+    """All six episodes were imitated."""
+    result = train(name, tmp_path, expert=np.arange(N) >= 19)
+    refused(result, "3 episodes would count as demonstrations, although the column expert is False", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_rewards_that_are_not_finite_are_refused_before_the_first_round(name, tmp_path):
     rewards = np.ones(N, "f")
     rewards[7] = np.nan
-    refused(train(name, tmp_path, rewards=rewards), "not-finite: episode 1, step 2, next.reward", tmp_path)
+    refused(train(name, tmp_path, rewards=rewards), "not-finite: episode 1, step 2, next.reward.*to accept them, "
+            "with a method that does not read next.reward: --ignore not-finite", tmp_path)
     ignored = train(name, tmp_path, "--ignore", "not-finite", rewards=rewards)
     refused(ignored, "episode 1, step 2, next.reward: the value is not finite", tmp_path)
     assert not (tmp_path / "run" / "collection").exists()
+
+
+@pytest.mark.parametrize(("column", "key"), [("terminals", "terminated"), ("next.success", "success")])
+def test_columns_that_are_named_as_flags_and_are_none(column, key, tmp_path):
+    """A reward of -1 was an end of the episode that counted its next value twice."""
+    marks = np.tile([0, 1, -1, 0], N // 4).astype("f")
+    result = train("iql", tmp_path, "--columns", f"{key}=mark", mark=marks, **{column: None})
+    refused(result, rf"label-unclear: episode 0, step 2, next.{key}: next.{key} is -1.0, and not True", tmp_path)
+    texts = np.where(marks == 0, "no", "yes")
+    result = train("iql", tmp_path, "--columns", f"{key}=mark", mark=texts, **{column: None})
+    refused(result, rf"finds 1 error.*label-unclear: episode 0, step 0, next.{key}: next.{key} is 'no'", tmp_path)
+
+
+def test_an_offline_learner_that_gets_only_demonstrations_names_what_it_takes(tmp_path):
+    refused(train("recoil", tmp_path), "all 6 episodes are demonstrations.*-> give others as --prior", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo", "gail", "composite-motion", *MATCHING])

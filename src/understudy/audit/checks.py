@@ -2,8 +2,8 @@
 
 All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data.
 `INTEGRITY_CHECKS` can find errors. `QUALITY_CHECKS` yield warnings and notes. `FRAME_CHECKS` decode every camera frame.
-`action_motion` has the checks of how actions fit the motion. `file_checks` and `lerobot_checks` have those of files,
-which also work if a data set cannot be opened.
+`action_motion` has the checks of how actions fit the motion, and `label_checks` those of flags and labels.
+`file_checks` and `lerobot_checks` have those of files, which also work if a data set cannot be opened.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
-from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
+from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import episode_tasks
 from ..data.formats.parts.column_names import format_list
 from ..data.formats.parts.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
-from ..hints import command_line, pluralize
-from . import action_motion, lerobot_checks
+from ..hints import pluralize
+from . import action_motion, label_checks, lerobot_checks
 from .base import Finding, Location, component_names, finding_from_error, finding_of_episodes, is_numeric
 
 Check = Callable[[Dataset], Iterator[Finding]]
@@ -269,75 +269,6 @@ def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]
     return groups
 
 
-def is_flag(value: object) -> bool:
-    """Whether a value of the metadata is true or false, or the number 1 or 0."""
-    return isinstance(value, (bool, int, float, np.bool_, np.number)) and value in (0, 1)
-
-
-def check_labels(data: Dataset) -> Iterator[Finding]:
-    """Finds labels that are no flags: text and other numbers would count as true, and null as false."""
-    for e, episode in enumerate(data):
-        for name in ("success", "expert"):
-            label = episode.metadata.get(name, False)
-            if not is_flag(label):
-                kind = "the text " if isinstance(label, str) else ""
-                yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
-                              "store flags, and no label where it is unknown; or label such episodes again: "
-                              + command_line("view", "make", "DATA", "--select", "NUMBERS", "--label", f"{name}=false",
-                                             "--out", "VIEW"), Location(None, e))
-                return
-
-
-def _is_cut(episode: Episode) -> bool:
-    """Whether an episode ends neither terminated nor truncated, because only the steps before its end were kept."""
-    ends = [episode.steps[n] for n in ("next.terminated", "next.truncated") if n in episode.steps]
-    return len(ends) == 2 and not any(np.asarray(flags).reshape(-1)[:len(episode)][-1:].any() for flags in ends)
-
-
-def check_success(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose metadata, column of success and rewards disagree about success."""
-    labels, best = [], []
-    for e, episode in enumerate(data):
-        label = episode.metadata.get("success")
-        label = bool(label) if is_flag(label) else None
-        column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
-        if None not in (label, column) and label != column and not (label and _is_cut(episode)):
-            yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
-                          f"{'has a' if column else 'is never'} True", "correct the one or the other",
-                          Location(None, e, None, "next.success"))
-            return
-        well = column if label is None else label
-        if well is not None and "next.reward" in episode.steps:
-            reward = np.asarray(episode.steps["next.reward"], np.float64)[:len(episode)]
-            if reward.size and np.isfinite(reward).all():
-                labels.append((e, well))
-                best.append(reward.max())
-    if not labels or (wins := sum(w for _, w in labels)) in (0, len(labels)):
-        return
-    # Sparse rewards: successful episodes reach the maximum, failed ones do not. Reported only if this holds for
-    # almost all.
-    best, well = np.array(best), np.array([w for _, w in labels])
-    top = np.median(best[well])
-    agree = well == (best >= top)
-    if agree.mean() < 0.8 or agree[well].mean() <= 0.5 or agree[~well].mean() <= 0.5:
-        return
-    mislabeled = [e for (e, w), b in zip(labels, best, strict=True) if w != (b >= top)]
-    if mislabeled:
-        yield Finding(
-            "success-reward",
-            "warning",
-            f"{pluralize(len(mislabeled), 'episode')} marked as success or failure "
-            f"against {'its' if len(mislabeled) == 1 else 'their'} rewards: {format_list(mislabeled)}; {wins} of "
-            f"{len(labels)} are marked as success, with a highest reward of {top:g}",
-            "look at them and correct the label",
-            Location(episode=mislabeled[0], feature="next.reward"),
-            tuple(mislabeled),
-        )
-
-
-# -- quality: things that deserve a second look ------------------------------------------------------------------------
-
-
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
@@ -355,8 +286,9 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
     observations = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
     if any(role(n) == "observation" for n in features) and not any(
             len(data[0].steps[n]) > len(data[0]) for n in observations):
+        kept = "; critics learn from it where next.terminated is True" if "next.terminated" in features else ""
         yield Finding("no-last-observation", "note", "no observation after the last action: methods that need the next "
-                      "observation skip the last step of each episode", "record it if you use such a method")
+                      f"observation skip the last step of each episode{kept}", "record it if you use such a method")
     if not any(is_read_by_default(n, f) for n, f in features.items()):
         yield Finding(
             "no-observations",
@@ -713,10 +645,11 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 INTEGRITY_CHECKS: tuple[Check, ...] = (
     check_rows,
     check_finite,
+    label_checks.check_flags,
     check_episode_ends,
     check_timestamps,
-    check_labels,
-    check_success,
+    label_checks.check_labels,
+    label_checks.check_success,
     lerobot_checks.check_stats,
 )
 QUALITY_CHECKS: tuple[Check, ...] = (

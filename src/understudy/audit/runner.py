@@ -14,7 +14,7 @@ from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
 from ..data.opening.column_selection import column_options, open_columns
 from ..hints import command_line, pluralize, repair_hint
-from . import checks
+from . import checks, label_checks
 from .base import AuditReport, Finding, Location, StepScore, finding_from_error
 from .file_checks import check_files
 
@@ -131,7 +131,9 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
                  for f in _sort_findings(errors)[:10]]
         lines += ["  ..."] if len(errors) > 10 else []
-        remedy = "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
+        unread = sorted({f.where.feature for f in errors if f.code == "not-finite" and f.where.feature})
+        only_with = f", with a method that does not read {' and '.join(unread)}" if unread and training_data else ""
+        remedy = f"to accept them{only_with}: " + " ".join(f"--ignore {code}" for code in codes)
         if short_video is not None:
             remedy = short_video.remedy  # of the data, where these are a view of them
         elif set(codes) & set(_UNREADABLE_CODES):
@@ -166,8 +168,8 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
         try:
             findings = list(check(data))
             yield from findings
-            if check is checks.check_rows and findings:
-                return  # the other checks assume columns of one shape
+            if check in (checks.check_rows, label_checks.check_flags) and findings:
+                return  # the other checks assume columns of one shape, and flags
         except DiskError:  # says nothing about the data
             raise
         except UserError as error:  # a column that is read only now; several checks may find the same error

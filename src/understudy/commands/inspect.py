@@ -197,7 +197,7 @@ def _task_lines(tasks: Mapping[str, int]) -> list[str]:
 
 def _success_lines(data) -> list[str]:
     """The number of successful episodes, if the data contain it."""
-    from ..audit.checks import is_flag
+    from ..audit.label_checks import is_flag
 
     ended = [bool(e.metadata["success"]) for e in data if is_flag(e.metadata.get("success"))]
     unknown = len(data) - len(ended)

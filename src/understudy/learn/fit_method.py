@@ -11,12 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
-from ..data.mixture import expert_episodes
+from ..data.mixture import EXPERT, expert_episodes
 from ..data.opening.stream import ShardStream
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
@@ -24,6 +25,7 @@ from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..execute.chunking import RecedingHorizon
 from ..heads.base import MemoryHead
+from ..hints import pluralize
 from ..policy import Policy
 from . import devices
 from .background_updates import update_meanwhile
@@ -252,6 +254,11 @@ def _check_expert_flags(method: Method, data: Dataset, left_out: Collection[int]
     demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
     expert = [data[i].metadata for i in demonstrations if i not in left_out]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
+    if imitates and (others := sum(not np.all(data[i].steps.get(EXPERT, True)) for i in demonstrations)):
+        raise DataError(f"{pluralize(others, 'episode')} would count as demonstrations, although the column {EXPERT} "
+                        "is False there: the label of an episode is metadata", where=path,
+                        hint="save one value per episode; or train on the demonstrations, understudy view make DATA "
+                             "--filter expert=true --out VIEW, with the others as --prior if the method reads them")
     if imitates and (failures := sum(not metadata.get("success", True) for metadata in expert)):
         warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
                       "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
@@ -265,8 +272,8 @@ def _check_expert_flags(method: Method, data: Dataset, left_out: Collection[int]
     if learner.compares and learner.needs_others and method.collection is None and len(demonstrations) == len(data):
         raise DataError(f"all {len(data)} episodes are demonstrations, and a learner that tells them from others needs "
                         "both", where=path,
-                        hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
-                             "that are no demonstrations: understudy view make DATA --label expert=false")
+                        hint="give others as --prior. Those among these episodes are left out by understudy view make "
+                             "DATA --delete NUMBERS --out DEMONSTRATIONS, and are kept by the same with --select")
 
 
 def _check_shown_tasks(data: Dataset, left_out: Collection[int]) -> None:

@@ -51,8 +51,8 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
         return {"preference-reward": "The episodes are comparisons of two segments. preference-reward learns a reward "
                                      "from them, and other methods then learn with --reward."}
     if not any(role(name) == "action" for name in features):
-        suggested["bco"] = ("There are no actions. bco clones what they must have been, and practices for that in an "
-                            "environment.")
+        return {"bco": "There are no actions. bco clones what they must have been, and practices for that in an "
+                       "environment."}
     if returns is not None and returns[1] - returns[0] > LEAST_SPREAD * max(map(abs, returns)):
         ends = "" if "next.terminated" in features else (
             ", but it needs the column next.terminated, which is True where the environment ended the episode, and "
@@ -64,8 +64,9 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
                            "them too, unless it is given those that did: understudy view make DATA --filter "
                            "success=true --out VIEW")
     if 0 < sum(expert) < len(expert):
-        suggested["dac"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. dac practices in an "
-                            "environment with a reward that tells them from the others.")
+        suggested["recoil"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. recoil learns from all "
+                               "without rewards, and dac practices in an environment with a reward that tells them "
+                               "apart.")
     if goals := [name for name in features if name.startswith("observation.") and name.endswith("goal")]:
         suggested["gcivl"] = (f"{goals[0]} looks like a goal. gcivl learns to reach whatever the episodes reach, from "
                               "the poor ones too.")

@@ -43,3 +43,6 @@ def test_findings_of_data_in_memory():
         "no observation after the last action: methods that need the next observation skip the last step of each "
         "episode",
         "observation.state: 1 component of 2 never changes: 1"]
+    ended = {"observation.state": np.ones((n, 1)), "action": np.ones((n, 1)), "next.terminated": np.eye(n)[-1]}
+    notes = [f.message for f in find_problems(Dataset([Episode(ended)])) if f.code == "no-last-observation"]
+    assert notes[0].endswith("last step of each episode; critics learn from it where next.terminated is True")

@@ -38,7 +38,7 @@ def test_it_practices_in_an_environment(tmp_path):
 
 def test_without_practice_all_episodes_cannot_be_demonstrations():
     offline = replace(find_method("dac"), collection=None)
-    with pytest.raises(DataError, match=r"all 3 episodes are demonstrations(.|\n)*--label expert=false"):
+    with pytest.raises(DataError, match=r"all 3 episodes are demonstrations(.|\n)*--prior(.|\n)*--delete"):
         fit_method(offline, demonstrations(0), 0)
 
 

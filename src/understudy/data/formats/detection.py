@@ -27,6 +27,7 @@ READABLE_FORMATS = (
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may be next to the files of episodes
 _TABLE, _ARRAYS = "a table without a column action", "an .npz without episode_ends"
+_UNKNOWN_HDF5 = "an HDF5 file of an unknown kind"
 _OTHER_SEPARATOR = "a table whose columns are separated by"
 _BELOW, _MOST = 3, 2000  # levels that are searched, and largest number of files and folders in them
 VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
@@ -75,7 +76,7 @@ def _how_to_read(path: Path, kind: str) -> str:
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_OTHER_SEPARATOR):
         return folder.COMMAS_HINT
-    if kind.startswith(_TABLE):
+    if kind.startswith(_TABLE) or _UNKNOWN_HDF5 in kind:
         return (f"say what its columns are: {command_line('convert', path, 'DATA', '--columns')} state=A,B "
                 "action=C,D, and also episode=E if a column E numbers the episodes")
     if kind.startswith(_ARRAYS):
@@ -272,7 +273,7 @@ def _hdf5_format(path: Path) -> str:
         return "d4rl"
     if any(re.fullmatch(r"episode_\d+", k) for k in keys):
         return "minari"
-    return f"an HDF5 file of an unknown kind, which holds {', '.join(sorted(keys)[:8]) or 'nothing'}"
+    return f"{_UNKNOWN_HDF5}, which holds {', '.join(sorted(keys)[:8]) or 'nothing'}"
 
 
 def _json(path: Path) -> dict:

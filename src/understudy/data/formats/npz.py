@@ -152,6 +152,11 @@ class NpzSource(NpzArchiveSource):
                                 "step has one for each", where=f"{self.path}, {key}",
                                 hint="leave out the row of each episode that no action leads to, such as a first "
                                      "reward of 0")
+            if rows == episodes != steps and name.startswith("next."):
+                raise UserError(f"it has {rows} rows, one per episode, and what follows a step has one for each of the "
+                                f"{steps} steps", where=f"{self.path}, {key}",
+                                hint="save one value per step, such as 0 before the last step of an episode; under "
+                                     "another name it is metadata of the episodes")
             if rows in (steps, steps + episodes):
                 features[key] = stored_feature(name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
             elif rows == episodes:

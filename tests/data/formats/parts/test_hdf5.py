@@ -213,7 +213,8 @@ def test_next_observations_that_do_not_follow_are_said(files, tmp_path):
 
 
 @pytest.mark.parametrize("name, change, parts", [
-    ("act_aloha/raw/episode_0.hdf5", _without("action"), ["HDF5 file of an unknown kind, which holds observations"]),
+    ("act_aloha/raw/episode_0.hdf5", _without("action"), ["HDF5 file of an unknown kind, which holds observations",
+      "-> say what its columns are: understudy convert"]),
     ("act_aloha/compressed/episode_0.hdf5", _replace("observations/images/cam_high", np.ones((5, 40), np.uint8)),
      ["observations/images/cam_high, row 0", "the value is not a PNG or JPEG image"]),
     ("d4rl/with_next.hdf5", _without("terminals"), ["there is no array terminals"]),

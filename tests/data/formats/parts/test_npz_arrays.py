@@ -33,6 +33,7 @@ def test_integers_as_actions_are_choices_and_that_is_said(tmp_path):
     ({"success": np.array([1, 0, 0.5, 1])}, ["success[2]", "a flag must be 0 or 1, not 0.5"]),
     ({"terminals": np.r_[np.zeros(21), 0.5]}, ["terminals[21]", "a flag must be 0 or 1, not 0.5"]),
     ({"next.success": np.r_[2.0, np.zeros(21)]}, ["next.success[0]", "a flag must be 0 or 1, not 2.0"]),
+    ({"rewards": np.ones(4)}, ["d.npz, rewards: it has 4 rows, one per episode", "each of the 22 steps"]),
     ({"fps": np.array([20, 20])}, ["d.npz, fps", "it must be one number", "but has the shape (2,)"])])
 def test_npz_that_counted_as_something_else(changes, parts, tmp_path):
     refused(npz_of(tmp_path / "d.npz", **changes), *parts)

@@ -269,6 +269,9 @@ def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]
     return groups
 
 
+# -- quality: things that deserve a second look ------------------------------------------------------------------------
+
+
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):

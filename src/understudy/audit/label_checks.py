@@ -90,6 +90,3 @@ def check_success(data: Dataset) -> Iterator[Finding]:
             Location(episode=mislabeled[0], feature="next.reward"),
             tuple(mislabeled),
         )
-
-
-# -- quality: things that deserve a second look ------------------------------------------------------------------------

@@ -192,8 +192,8 @@ class NotInstalled(Exception):
 
 
 def enter(peer: str) -> None:
-    """Goes on in an environment that has benchmarks/peers/PEER.txt beside all that this one has, by starting this
-    script anew in it. Raises NotInstalled.
+    """Goes on in an environment that has benchmarks/peers/PEER.txt and all that this one has, by starting this
+    script again in it. Raises NotInstalled.
     """
     if Path(sys.prefix) != (ENVIRONMENTS / peer).resolve():
         python = installed(peer)

@@ -1,4 +1,4 @@
-"""Returns of SAC, TD3, PPO, DQN and GAIL while they learn, beside other libraries: python benchmarks/return_curves.py
+"""Returns of SAC, TD3, PPO, DQN and GAIL while they learn, and in other libraries: python benchmarks/return_curves.py
 
 SAC and TD3 learn Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings in all
 libraries: for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC and TD3 learn;

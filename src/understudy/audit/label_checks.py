@@ -21,7 +21,7 @@ def check_flags(data: Dataset) -> Iterator[Finding]:
             if len(unclear):
                 value = values[tuple(unclear[0])].item()
                 yield Finding("label-unclear", "error", f"{name} is {value!r}, and not True or False",
-                              "store flags, or give the column another name if it has none",
+                              "store flags, or give a column of other values another name",
                               Location(None, e, int(unclear[0][0]), name))
                 break
 

@@ -308,7 +308,9 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
               _time_table(prediction), "", prediction.note)
     value = None
     if o.fitted_q:
-        value = _fitted_value(o, trained, *_transform_parts(recorded, _without_changed_rewards(method), chosen), origin)
+        if (unchanged := _without_changed_rewards(method)) != method:
+            data, episodes = _transform_parts(recorded, unchanged, chosen)
+        value = _fitted_value(o, trained, data, episodes, origin)
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])

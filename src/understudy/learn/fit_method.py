@@ -254,7 +254,8 @@ def _check_expert_flags(method: Method, data: Dataset, left_out: Collection[int]
     demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
     expert = [data[i].metadata for i in demonstrations if i not in left_out]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
-    if imitates and (others := sum(not np.all(data[i].steps.get(EXPERT, True)) for i in demonstrations)):
+    if imitates and EXPERT in data.features() and (others := sum(
+            not np.all(data[i].steps.get(EXPERT, True)) for i in demonstrations)):
         raise DataError(f"{pluralize(others, 'episode')} would count as demonstrations, although the column {EXPERT} "
                         "is False there: the label of an episode is metadata", where=path,
                         hint="save one value per episode; or train on the demonstrations, understudy view make DATA "

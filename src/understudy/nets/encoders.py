@@ -221,8 +221,8 @@ class _ImageTokens(nn.Module, ImageFeatures):
     def _frozen(self) -> FrozenVisionNet:
         if not isinstance(self.body, FrozenVisionNet):  # that of a critic or a discriminator
             raise Unsupported(f"{type(self.body).__name__.strip('_')} reads images, and batches have the features that "
-                              "the encoder of the policy caches.", where="TokenEncoder.cache_features",
-                              hint="Use cache_features=False, or the same frozen network.")
+                              "the encoder of the policy caches", where="TokenEncoder.cache_features",
+                              hint="use cache_features=False, or the same frozen network")
         return self.body
 
     @property

@@ -234,6 +234,9 @@ def test_a_given_run_takes_the_place_of_a_stage(tmp_path, monkeypatch):
     assert Run(tmp_path / "run/stages/base").saved_steps() == [7]
     with pytest.raises(UserError, match="no stage 'bose'; it has base"):
         use_run(tuned(), "bose", tmp_path / "base")
+    reads_critic = replace(tuned(), initialize_from=(InitializeFrom(FromStage("base", "critic")),))
+    with pytest.raises(UserError, match=r"base: the run has no module 'critic'.*stage 'base'; it has policy"):
+        use_run(reads_critic, "base", tmp_path / "base")
 
 
 # -- references -----------------------------------------------------------------------------------------------------

@@ -40,3 +40,4 @@ def test_the_sentences_have_the_numbers_of_the_data():
     ended = suggest_learners({**PLAIN, "next.terminated": Feature("bool", ())}, metadata, (0.25, 1.0))
     assert ended["iql"].endswith("the better steps from the others.")
     assert suggested["recoil"].startswith("1 of 2 episodes are of an expert")
+    assert ["needs the column next.terminated" in s["recoil"] for s in (suggested, ended)] == [True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ from .parts.sequential import run_sequential
 from .parts.served import changed_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation
     from ..evaluate.failure_detection import FailureDetector
     from ..evaluate.fitted_q import PolicyValue
+    from ..learn.critics.fitted_q import FittedQ
     from ..learn.method import Method, TrainedRun
 
 
@@ -300,28 +302,21 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
               file=sys.stderr)
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust, recorded=True)
+    estimate = None
+    if o.fitted_q:
+        unchanged = _without_changed_rewards(method)
+        parts = (data, episodes) if unchanged == method else _transform_parts(recorded, unchanged, chosen)
+        estimate = _value_estimate(o, trained, *parts, origin)
     prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                             of_latents=has_latent_actions(method))
     append_result(o, prediction.to_json())
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
               _time_table(prediction), "", prediction.note)
-    value = None
-    if o.fitted_q:
-        if (unchanged := _without_changed_rewards(method)) != method:
-            data, episodes = _transform_parts(recorded, unchanged, chosen)
-        value = _fitted_value(o, trained, data, episodes, origin)
+    value = None if estimate is None else estimate()
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
-    env, env_options = example_evaluation(recorded, method) or (None, [])
-    trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
-    commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
-                 "Whether it works, where it acts by itself:")] if env is not None else []
-    if env is None and not is_judge(method):
-        robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
-        commands.append((command_line("eval", o.run, "--interactive", "--threshold", 0.7, *robot,
-                                      *trust_options((), None, o.run)),
-                         "Whether it works, on the robot, where you judge the trials:"))
+    commands = _commands_to_act(o, recorded, method)
     if o.html is None:
         of_value = ("fitted_q", "discount", "updates", "seed") if o.fitted_q else ()
         again = command_line("eval", o.run, o.target, "--html", "report.html",
@@ -336,6 +331,20 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     out.suggest(*(command for command, _ in commands))
     out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run)),
                     "fitted_q": None if value is None else value.to_json()})
+
+
+def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[tuple[str, str]]:
+    """The command that lets the policy act, in an environment or on a robot, with what it is for."""
+    env, env_options = example_evaluation(recorded, method) or (None, [])
+    trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
+    commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
+                 "Whether it works, where it acts by itself:")] if env is not None else []
+    if env is None and not is_judge(method):
+        robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
+        commands.append((command_line("eval", o.run, "--interactive", "--threshold", 0.7, *robot,
+                                      *trust_options((), None, o.run)),
+                         "Whether it works, on the robot, where you judge the trials:"))
+    return commands
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
@@ -362,17 +371,25 @@ def _without_changed_rewards(method: Method) -> Method:
         change for change in method.transforms if not isinstance(change, (ScaledReward, LearnedReward))))
 
 
-def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int],
-                  origin: Origin) -> PolicyValue:
-    """The value of the policy by fitted Q evaluation, on all episodes."""
-    from ..evaluate.fitted_q import evaluate_fitted_q
+def _value_estimate(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int], origin: Origin
+                    ) -> Callable[[], PolicyValue]:
+    """What estimates the value of the policy by fitted Q evaluation on all episodes, once they are checked."""
+    from ..evaluate.fitted_q import check
     from ..learn.critics.fitted_q import FittedQ
 
+    check(trained, data)
     discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
     n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]
+    return partial(_fitted_value, o, trained, data, FittedQ(steps=o.updates, discount=discount), n_trained_on)
+
+
+def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, config: FittedQ, n_trained_on: int
+                  ) -> PolicyValue:
+    from ..evaluate.fitted_q import evaluate_fitted_q
+
     try:
         with progress_bar("fitted Q evaluation", o.updates) as progress:
-            return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
+            return evaluate_fitted_q(trained, data, config, o.seed, n_trained_on,
                                      [lambda step, learner, metrics: progress(step)])
     except Diverged as error:
         raise UserError(f"{error.problem}, at {error.where}", where="--fitted-q",

@@ -88,8 +88,9 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     Raises:
         Unsupported: What the policy does next does not depend on its observations alone.
     """
-    _check_data(data)
-    executor, policy = _executor(trained), trained.policy
+    check(trained, data)
+    executor, policy = trained.method.executor, trained.policy
+    assert isinstance(executor, RecedingHorizon)
     encoder = simplest_encoder({name: policy.features[name] for name in policy.inputs})
     config = replace(config, skip=executor.skip, n_action_steps=executor.n_action_steps,
                      critic=replace(config.critic, encoder=encoder))
@@ -112,8 +113,9 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, change, n_cut, float(remaining))
 
 
-def _check_data(data: Dataset) -> None:
-    """Refuses data from which no value can be learned."""
+def check(trained: TrainedRun, data: Dataset) -> None:
+    """Raises UserError if no value can be learned from the data, or if that of the policy depends on more than what it
+    observes."""
     path, columns = data.metadata.get("path", "data set"), data.features()
     if missing := [name for name in (REWARD, TERMINATED) if name not in columns]:
         raise DataError(f"there is no column {missing[0]!r}; the columns are {', '.join(columns)}", where=path,
@@ -124,10 +126,6 @@ def _check_data(data: Dataset) -> None:
         raise DataError(f"there are {len(data)} episodes, too few for an interval over episodes", where=path,
                         hint=f"give at least {MIN_EPISODES}")
     check_rewards(data)
-
-
-def _executor(trained: TrainedRun) -> RecedingHorizon:
-    """The executor of a run whose next actions depend on its observations alone."""
     method, policy = trained.method, trained.policy
     reasons = {
         f"{type(method.executor).__name__} joins several plans": not isinstance(method.executor, RecedingHorizon),
@@ -138,5 +136,3 @@ def _executor(trained: TrainedRun) -> RecedingHorizon:
     for reason in (text for text, holds in reasons.items() if holds):
         raise Unsupported(f"the policy has no value that depends on its observations alone: {reason}",
                           where="--fitted-q", hint="let it act: understudy eval RUN ENV")
-    assert isinstance(method.executor, RecedingHorizon)
-    return method.executor

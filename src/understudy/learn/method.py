@@ -243,8 +243,12 @@ def load_modules(run: Path | str, trust: tuple[str, ...] = (),
                  device: str | torch.device = "cpu") -> dict[str, CheckpointModule]:
     """All modules of a run (its last checkpoint; "RUN/best" for its best) or checkpoint by name, in evaluation mode."""
     folder = find_checkpoint(run)
-    names = ["policy", *(p.name for p in sorted((folder / "modules").glob("[!.]*")))]
-    return {name: _load_module(folder, name, trust, device) for name in names}
+    return {name: _load_module(folder, name, trust, device) for name in module_names(folder)}
+
+
+def module_names(checkpoint: Path) -> list[str]:
+    """The names of the modules of a checkpoint, the policy first."""
+    return ["policy", *(p.name for p in sorted((checkpoint / "modules").glob("[!.]*")))]
 
 
 def stage_folder(run: Path, name: str) -> Path:
@@ -281,9 +285,8 @@ def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> Che
             return load_lerobot_policy(folder, device)
         return Policy.load(folder, trust, device)
     if not (path := folder / "modules" / name).is_dir():
-        names = ["policy", *(p.name for p in sorted((folder / "modules").glob("*")))]
-        raise UserError(f"the checkpoint has no module {name!r}; it has {', '.join(names)}", where=folder,
-                        hint="refer to one of these")
+        raise UserError(f"the checkpoint has no module {name!r}; it has {', '.join(module_names(folder))}",
+                        where=folder, hint="refer to one of these")
     return load_module(path, trust, device)
 
 

@@ -21,7 +21,7 @@ from .critic import Critic
 from .critics.action_values import ActionValues
 from .critics.goal_conditioned import GoalConditioned, check_goals
 from .fit import Learner
-from .method import InitializeFrom, Method, Stage, find_references
+from .method import InitializeFrom, Method, Stage, find_references, module_names
 from .rewards.reward_models import RewardModel
 from .run import Run, disk_space_errors
 from .targets import REWARD, TERMINATED, warn_of_time_limits
@@ -75,6 +75,12 @@ def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] =
     if name not in (names := [s.name for s in method.stages]):
         raise UserError(f"the method has no stage {name!r}" + (f"; it has {', '.join(names)}" if names else ""),
                         where="stage", hint="name one of its stages, or take the run with --from")
+    there = module_names(find_checkpoint(run))
+    for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
+        if reference.stage == name and reference.module not in there:
+            raise UserError(f"the run has no module {reference.module!r}, which the method reads of its stage "
+                            f"{name!r}; it has {', '.join(there)}", where=run,
+                            hint="name a run whose learner trains it, or leave it out to train the stage first")
     trained = Method.load(run, trust)
     return replace(method, stages=tuple(replace(s, method=trained) if s.name == name else s for s in method.stages))
 

@@ -53,10 +53,10 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
     if not any(role(name) == "action" for name in features):
         return {"bco": "There are no actions. bco clones what they must have been, and practices for that in an "
                        "environment."}
+    ends = "" if "next.terminated" in features else (
+        ", but it needs the column next.terminated, which is True where the environment ended the episode, and "
+        "False at a time limit")
     if returns is not None and returns[1] - returns[0] > LEAST_SPREAD * max(map(abs, returns)):
-        ends = "" if "next.terminated" in features else (
-            ", but it needs the column next.terminated, which is True where the environment ended the episode, and "
-            "False at a time limit")
         suggested["iql"] = (f"Returns differ: {returns[0]:.3g} to {returns[1]:.3g} in the middle 80 % of the episodes. "
                             f"A learner of values, such as iql, tells the better steps from the others{ends}.")
     if 0 < sum(success) < len(success):
@@ -65,7 +65,7 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
                            "success=true --out VIEW")
     if 0 < sum(expert) < len(expert):
         suggested["recoil"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. recoil learns from all "
-                               "without rewards, and dac practices in an environment with a reward that tells them "
+                               f"without rewards{ends}. dac practices in an environment with a reward that tells them "
                                "apart.")
     if goals := [name for name in features if name.startswith("observation.") and name.endswith("goal")]:
         suggested["gcivl"] = (f"{goals[0]} looks like a goal. gcivl learns to reach whatever the episodes reach, from "

@@ -81,3 +81,5 @@ def test_it_is_configuration_and_refuses_another_network(tmp_path):
     learner = replace(learner, auxiliary_losses=(EWC((str(tmp_path / "none.safetensors"),)),))
     with pytest.raises(UserError, match="none.safetensors.*no such file"):
         fit_method(replace(Method(PLAIN), learner=learner), data, 0)
+    with pytest.raises(ConfigError, match="EWC.anchors: there is no earlier task"):
+        fit_method(Method(PLAIN, learner=BehaviorCloning(2, 4, auxiliary_losses=(EWC(()),))), data, 0)

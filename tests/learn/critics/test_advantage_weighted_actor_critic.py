@@ -13,6 +13,7 @@ from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.gmm import GMM
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.advantage_weighted_actor_critic import AWAC, AWACLearner, draw_plans
+from understudy.learn.devices import Processes
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -46,6 +47,23 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
     assert weights.tolist() == pytest.approx(expected["weights"], abs=1e-5)
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert 6 * learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
+
+
+def test_the_weights_of_two_processes_are_those_of_one(learner, monkeypatch):
+    batch, scores = make_batch(), (torch.linspace(-3, 5, 6), torch.zeros(6, 4))
+    monkeypatch.setattr(learner, "compared_scores", lambda part, rng: tuple(s[part.extra["row"][:, 0]] for s in scores))
+    batch = batch.replace(extra={"row": torch.arange(6)[:, None]})
+
+    def weights(rank, all_reduce, rows=(slice(0, 2), slice(2, 6))):
+        monkeypatch.setattr(Processes, "all_reduce", all_reduce)
+        learner.processes = Processes(rank, 2)
+        return learner.weights(batch.select_rows(rows[rank]), RNG)
+    whole, given = learner.weights(batch, RNG), []
+    for rank in range(2):
+        weights(rank, lambda self, tensors: given.append([t.clone() for t in tensors]))
+    parts = [weights(rank, lambda self, tensors: [t.copy_(sum(g)) for t, *g in zip(tensors, *given, strict=True)])
+             for rank in range(2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def test_targets_are_of_the_policys_own_actions(learner):

@@ -115,6 +115,8 @@ def test_the_unit_of_an_objective_changes_nothing_unless_it_is_summed(is_summed)
 def test_a_learner_that_continues_has_the_units_of_the_rewards():
     data = episodes(7, 9)
     learner, later = (learner_on(data, Rewards(factors=(1.0, 100.0))) for _ in range(2))
+    learner.annotate(data.map(lambda e: e.replace({"next.reward": 9 * e.steps["next.reward"]})), None)
+    assert learner.reward_units == [0, 0], "demonstrations have no say"
     annotated = learner.annotate(data, 0)
     rms = float(np.sqrt(np.mean(np.concatenate([e.steps["next.reward"] for e in data]) ** 2)))
     assert learner.reward_units == pytest.approx([rms, 100 * rms], rel=1e-5)

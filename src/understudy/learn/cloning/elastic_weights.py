@@ -68,6 +68,9 @@ class EWC(AuxiliaryLoss):
     weight: Annotated[float, AtLeast(0)] = 1.0
 
     def build(self, policy):
+        if not self.anchors:
+            raise ConfigError("there is no earlier task", where="EWC.anchors",
+                              hint="name the file of save_anchor of each, or leave EWC out")
         own, anchors = dict(policy.named_parameters()), []
         for path in self.anchors:
             tensors = {k: v.to(policy.device) for k, v in read_tensors(Path(path), "save_anchor writes it").items()}

@@ -74,9 +74,13 @@ class AWACLearner(GradientLearner):
         return td_loss(quantiles, target, levels).sum(0)
 
     def weights(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the weights of the windows, (B,), whose mean is 1."""
+        """Returns the weights of the windows, (B,), whose mean over the batches of all processes is 1."""
         score, sampled = self.compared_scores(batch, rng)
-        return ((score - sampled.mean(1)) / self.config.temperature).softmax(0) * len(batch)
+        logits, P = (score - sampled.mean(1)) / self.config.temperature, self.processes
+        n, totals = logits.new_tensor(len(batch)), logits.new_zeros(P.count)
+        totals[P.rank] = logits.logsumexp(0)
+        P.all_reduce([n, totals])
+        return logits.softmax(0) * totals.softmax(0)[P.rank] * n
 
     def compared_scores(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
         """Returns the scores of the stored actions, (B,), and those of actions of the policy, (B, n_samples)."""

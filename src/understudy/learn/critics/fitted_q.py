@@ -29,6 +29,7 @@ class FittedQ(LearnerConfig):
     its own target network.
 
     Args:
+        critic: What each critic is. There are 1 + `n_resamples`, whatever its own number is.
         discount: Discount per step.
         target_decay: Fraction of the target critics that each update keeps. The time until values have settled grows
             with ``1 / (1 - target_decay) / (1 - discount)`` updates.

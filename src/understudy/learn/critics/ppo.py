@@ -134,8 +134,9 @@ class PPOLearner(RewardedLearner):
         last = torch.zeros(ends[-1], dtype=torch.bool)
         last[ends - 1] = True
         log_prob, reference, reward, value, next_value, terminated = columns
-        self.reward_units = [unit or float(x.square().mean().sqrt()) for unit, x in zip(
-            self.reward_units, reward.T, strict=True)]
+        if round is not None:
+            self.reward_units = [unit or float(x.square().mean().sqrt()) for unit, x in zip(
+                self.reward_units, reward.T, strict=True)]
         reward = reward / torch.tensor([unit or 1.0 for unit in self.reward_units])
         advantage = gae(reward, value, next_value, terminated.bool()[:, None], last[:, None], self.config.discount,
                         self.config.gae_decay)

@@ -45,7 +45,9 @@ class _SharedGoalEncoderNet(EncoderNet):
 
 @part
 class MotionPrediction(AuxiliaryLoss):
-    """Squared distance of the encoding after the demonstrated chunk and the `MotionClassifier`'s prediction of it."""
+    """Squared distance of the encoding after the demonstrated chunk and the `MotionClassifier`'s prediction of it.
+
+    It is 0 for a chunk that the end of the episode cuts off."""
 
     captures, next_obs, reads_actions = ("context", "context_mask"), True, True
 
@@ -56,7 +58,8 @@ class MotionPrediction(AuxiliaryLoss):
 def _motion_error(policy, batch, rng, captured):
     context = Context(captured["context"], captured["context_mask"])
     prediction = policy.config.head.predict(policy.net, context, policy.encode_batch(batch))
-    return (prediction - encodings(policy.training_context(batch.next, rng))[0]).square().mean(-1)
+    error = (prediction - encodings(policy.training_context(batch.next, rng))[0]).square().mean(-1)
+    return error * batch.mask.all(1)
 
 
 @method("Wang et al. 2023, arXiv 2303.08135, whose encoder is pretrained", rows=("282",), needs=(NUMBERS, GIVEN_GOAL),

@@ -14,9 +14,9 @@ torch.set_num_threads(1)
 
 
 def main() -> None:
-    library, method, name, n_steps, every, seed, out, *starts = sys.argv[1:]
+    library, method, end, name, n_steps, every, seed, out, *starts = sys.argv[1:]
     algorithm = getattr(importlib.import_module(library.replace("-", "_")), method.upper())
-    curve = Curve(name, every, starts)
+    curve = Curve(name, every, starts, float(end))
     options: dict = {
         "sac": {"learning_starts": 1000},
         "td3": {"learning_starts": 1000, "learning_rate": 3e-4, "batch_size": 256,

@@ -22,6 +22,7 @@ from .critics.action_values import ActionValues
 from .critics.goal_conditioned import GoalConditioned, check_goals
 from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references, module_names
+from .rewards.preference_reward import PREFERENCE, SEGMENT, check_comparisons
 from .rewards.reward_models import RewardModel
 from .run import Run, disk_space_errors
 from .targets import REWARD, TERMINATED, warn_of_time_limits
@@ -219,6 +220,8 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
                           where="Categorical.draw_levels", hint="leave it out, or train values, as dqn does")
     if isinstance(method.learner, GoalConditioned):
         check_goals(data)
+    if {SEGMENT, PREFERENCE} <= set(method.learner.extra):
+        check_comparisons(data)
     features = data.features()
     for name in (REWARD, TERMINATED):
         if name in method.learner.extra and name in features and features[name].size != 1:

@@ -15,7 +15,9 @@ from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriti
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, training_data
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.rewards.denoising_preference import DenoisingPreference
 from understudy.learn.rewards.preference_reward import PreferenceLearning, PreferenceReward
+from understudy.learn.stages import build_learner
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, check_reward_model
@@ -78,9 +80,32 @@ def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_i
                                rtol=1e-5, atol=1e-5)
 
 
+def refused(data: Dataset, match: str) -> None:
+    for learner in (LEARNER, DenoisingPreference(steps=1, batch_size=4)):
+        with pytest.raises(DataError, match=match):
+            build_learner(Method(POLICY, learner=learner), Policy(POLICY, data.features()), 0, data, {})
+
+
 def test_answers_without_a_preference_are_refused():
-    with pytest.raises(DataError, match="none of the 4 comparisons prefers a segment"):
-        built(comparisons(4, answer=0.5))
+    refused(comparisons(4, answer=0.5), "none of the 4 comparisons prefers a segment")
+
+
+@pytest.mark.parametrize(("better", "other"), [(1, 0), (0.5, 0.5), (5, 0), (2, 2), (2, 1), (1, -1), (np.nan, 0)])
+def test_preferences_of_another_convention_are_refused(better, other):
+    """1 for the better segment and 0 for the other was read as a tie, or as a preference for the second."""
+    data = comparisons(3, answer=1.0)
+    first = data[1].replace({"preference": np.repeat([float(better), other], 6)[:, None]})
+    refused(Dataset([data[0], first]), f"episode 1, column 'preference': it is {better:g} in segment 0 and {other:g}")
+    mixed = data[1].replace({"preference": np.tile([2, 0], 6)[:, None]})
+    refused(Dataset([data[0], mixed]), "it is 0 and 2 in segment 0 and 0 and 2 in segment 1")
+
+
+@pytest.mark.parametrize("segment", [[0] * 12, [0] * 8 + [1] * 4, [1] * 6 + [2] * 6, [0] * 4 + [1] * 4 + [2] * 4])
+def test_segments_that_are_not_two_of_equal_length_are_refused(segment):
+    data = comparisons(2, answer=1.0)
+    wrong = data[1].replace({"segment": np.array(segment)[:, None]})
+    refused(Dataset([data[0], wrong]), f"episode 1, column 'segment': {segment.count(0)} of the 12 steps are of "
+            f"segment 0 and {segment.count(1)} of segment 1")
 
 
 def test_the_reward_is_recovered_up_to_scale_and_standardized():

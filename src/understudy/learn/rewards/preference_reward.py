@@ -126,10 +126,6 @@ class PreferenceLearner(GradientLearner):
         self.register("policy", policy, config.optimizer)
         self.reward = self.register("reward", config.reward.build(policy, data), config.reward_optimizer)
         self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
-        if (self.comparisons.first_is_better == 0.5).all():
-            raise DataError(f"none of the {len(data)} comparisons prefers a segment: all say that both are as good",
-                            where=data.metadata.get("path") or "data set",
-                            hint="a reward is learned from differences: compare other episodes, or longer segments")
 
     def update(self, batch):
         batch = batch.to(self.device)
@@ -166,6 +162,37 @@ class PreferenceLearner(GradientLearner):
         return values.reshape(len(numbers), -1)
 
 
+def check_comparisons(data: Dataset) -> None:
+    """Refuses episodes that are no comparisons of two segments of equal length, and answers without a preference.
+
+    With segments of unequal length a constant in the reward would count, which comparisons do not tell.
+
+    Raises:
+        DataError: A column has other values, or no comparison prefers a segment.
+    """
+    path, is_clear = data.metadata.get("path") or "data set", False
+    for number, episode in zip(data.indices, data, strict=True):
+        segment, preference = (np.reshape(episode.steps[name], -1)[:len(episode)] for name in (SEGMENT, PREFERENCE))
+        masks = [segment == i for i in (0, 1)]
+        counts = [int(mask.sum()) for mask in masks]
+        if counts[0] != counts[1] or sum(counts) < len(episode):
+            raise DataError(f"{counts[0]} of the {len(episode)} steps are of segment 0 and {counts[1]} of segment 1",
+                            where=f"{path}, episode {number}, column {SEGMENT!r}",
+                            hint="let each comparison be two segments of equal length, numbered 0 and 1")
+        answer = [np.unique(preference[mask]).tolist() for mask in masks]
+        if answer not in ([[BETTER], [0]], [[0], [BETTER]], [[BETTER // 2]] * 2):
+            first, second = (" and ".join(f"{value:g}" for value in values) for values in answer)
+            raise DataError(f"it is {first} in segment 0 and {second} in segment 1",
+                            where=f"{path}, episode {number}, column {PREFERENCE!r}",
+                            hint=f"let it be {BETTER} in all steps of the better segment and 0 in those of the other, "
+                                 f"or {BETTER // 2} in all steps if both are as good")
+        is_clear |= answer[0] != answer[1]
+    if not is_clear:
+        raise DataError(f"none of the {len(data)} comparisons prefers a segment: all say that both are as good",
+                        where=path,
+                        hint="a reward is learned from differences: compare other episodes, or longer segments")
+
+
 def padded_columns(data: Dataset, names: Iterable[str]) -> dict[str, Tensor]:
     """Returns columns of all episodes, (N, T, ...). The last step is repeated up to the length of the longest one."""
     longest = max(data.lengths)
@@ -177,7 +204,7 @@ def padded_columns(data: Dataset, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 class Comparisons:
-    """All comparisons, in memory.
+    """All comparisons, in memory. `check_comparisons` accepts them.
 
     Attributes:
         columns: Each column, padded to the longest comparison, (N, T, ...).

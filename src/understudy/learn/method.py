@@ -185,20 +185,25 @@ ACTING = ("executor", "inference", "wrapper")  # the fields of a method that an 
 
 
 def find_references(value: Any) -> Iterator[FromStage]:
-    """Yields every `FromStage` in a value made of frozen dataclasses, tuples, lists and mappings.
+    """Yields every `FromStage` in a value: see `find_parts`."""
+    return find_parts(value, FromStage)
+
+
+def find_parts(value: Any, kind: type[T]) -> Iterator[T]:
+    """Yields every part of a kind in a value made of frozen dataclasses, tuples, lists and mappings.
 
     The fields `stages` and `initialize_from` of a method are skipped, because the methods of stages are resolved by
     themselves.
     """
-    if isinstance(value, FromStage):
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from find_references(part)
+            yield from find_parts(part, kind)
     elif isinstance(value, Mapping):
-        yield from find_references(tuple(value.values()))
+        yield from find_parts(tuple(value.values()), kind)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from find_references(tuple(getattr(value, f.name) for f in _resolvable(value)))
+        yield from find_parts(tuple(getattr(value, f.name) for f in _resolvable(value)), kind)
 
 
 def resolve_references(method: T, modules: Mapping[FromStage, CheckpointModule]) -> T:

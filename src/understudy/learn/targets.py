@@ -16,6 +16,7 @@ from ..data.window import TERMINATED
 from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"
+_FAR = 10.0  # times the largest return: farther away is another unit
 
 
 def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,8 +130,11 @@ def check_rewards(data: Dataset) -> None:
                              "with bc")
 
 
-def check_returns(data: Dataset, column: str) -> None:
+def check_returns(data: Dataset, column: str, target: float | None = None) -> None:
     """Refuses rewards that are all 0, and warns of equal returns, which tell no episode from another.
+
+    Args:
+        target: The return that is asked for while acting. A warning says if it seems to be in another unit.
 
     Raises:
         DataError: All rewards are 0.
@@ -144,6 +148,9 @@ def check_returns(data: Dataset, column: str) -> None:
         raise DataError("all rewards are 0, so that the returns of all episodes are equal", where=place,
                         hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
                              "(--columns reward=NAME), or clone the actions with bc")
+    if target is not None and abs(target) > _FAR * max(map(abs, returns)):
+        warnings.warn(f"{place}: the target return is {target:g}, and the returns of the episodes are from "
+                      f"{min(returns):g} to {max(returns):g}. Use their units", DataWarning, stacklevel=3)
 
 
 def warn_of_time_limits(data: Dataset) -> None:

@@ -290,7 +290,7 @@ class _Preparation:
                 check_finite(episodes, (REWARD, TERMINATED))
         for change in method.transforms:
             if isinstance(change, ReturnToGo) and method.collection is None:
-                check_returns(episodes, change.column)
+                check_returns(episodes, change.column, change.target)
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)

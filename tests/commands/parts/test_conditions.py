@@ -12,11 +12,13 @@ import torch
 from fixtures.cli import TINY, document, proposed, refused
 
 from understudy import load_actor, make
+from understudy.checkpoint import FromStage
 from understudy.cli import main
 from understudy.commands.export import _example_evaluation
 from understudy.commands.parts.conditions import _distant_components, tell_distant_conditions
 from understudy.core import Batch, Feature
 from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.text_columns import TaskText
 from understudy.envs.toys.fork import ForkExpert
@@ -25,7 +27,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.adaptive import ChunkBlending
 from understudy.files import read_json
-from understudy.learn.method import Method, TrainedRun, training_data
+from understudy.learn.method import Method, TrainedRun, resolve_references, training_data
 from understudy.methods import find_method
 from understudy.policy import Policy, find_checkpoint
 
@@ -172,6 +174,21 @@ def test_the_goal_of_a_masked_trajectory_is_compared_with_states(monkeypatch, ca
     assert capsys.readouterr().err == ""
     tell_distant_conditions(Path("run"), {"observation.goal": torch.tensor([1000.0, 0.0])})
     assert capsys.readouterr().err.startswith("warning: the condition 'goal' is far from what run was trained with")
+
+
+def test_a_return_that_only_a_stage_reads_is_compared_with_its_data(monkeypatch, capsys):
+    """The planned states of decision-diffuser follow the return. The inverse dynamics, which act, do not read it."""
+    data = Dataset([Episode({"observation.state": np.zeros((4, 2), "f"), "action": np.zeros((4, 1), "f"),
+                             "next.reward": np.full(4, i, "f")}) for i in range(3)])
+    method = find_method("decision-diffuser")
+    changed = training_data(data, method.stages[0].method)
+    states = Policy(method.stages[0].method.policy, changed.features()).fit_statistics(changed)
+    resolved = resolve_references(method, {FromStage("states"): states})
+    monkeypatch.setattr(TrainedRun, "load", lambda *_: TrainedRun(resolved, {}))
+    tell_distant_conditions(Path("run"), {"observation.return_to_go": torch.tensor([10.0])})
+    assert capsys.readouterr().err == ""
+    tell_distant_conditions(Path("run"), {"observation.return_to_go": torch.tensor([800.0])})
+    assert "the condition 'return_to_go' is far from what run was trained with" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
+from understudy.learn.targets import check_returns
 from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder
@@ -60,7 +61,7 @@ def test_without_rewards_the_error_says_what_is_missing():
         training_data(data, find_method("udrl", data.features()))[0].steps[RETURN]
 
 
-@pytest.mark.parametrize("name", ["udrl", "decision-transformer"])
+@pytest.mark.parametrize("name", ["udrl", "decision-transformer", "dichotomy-of-control"])
 def test_returns_that_are_all_zero_are_refused(name, tmp_path, capsys):
     data = Dataset([e.replace({"next.reward": np.zeros(len(e), np.float32)}) for e in random_episodes(4)])
     write_dataset(data, tmp_path / "data")
@@ -72,6 +73,15 @@ def test_equal_returns_are_told(tmp_path):
     data = Dataset([e.replace({"next.reward": np.eye(len(e), dtype=np.float32)[-1]}) for e in random_episodes(3)])
     with pytest.warns(DataWarning, match="the return of all 3 episodes is 1, so that the policy does not learn"):
         train(find_method("udrl", data.features()), data, tmp_path / "run", steps=1, progress=False)
+
+
+def test_a_target_in_another_unit_is_told():
+    data = Dataset([e.replace({"next.reward": np.full(len(e), i, "f")}) for i, e in enumerate(random_episodes(3))])
+    largest = max(float(e.steps["next.reward"].sum()) for e in data)
+    check_returns(data, "next.reward", 10 * largest)
+    for target in (10.1 * largest, -10.1 * largest):
+        with pytest.warns(DataWarning, match=f"the target return is {target:g}, and the returns of the episodes are"):
+            check_returns(data, "next.reward", target)
 
 
 # -- acting -----------------------------------------------------------------------------------------------------------

@@ -63,14 +63,14 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
 
     Nothing is said of an exported file and of a served policy: their statistics are not known.
     """
-    from ...learn.method import TrainedRun
+    from ...learn.method import TrainedRun, find_parts
     from ...policy import Policy
 
     if not conditions or has_no_run(run):
         return
     trained = TrainedRun.load(run, trust)
     value_columns = goal_columns(trained.method)
-    codecs = [module.codec for module in trained.modules.values() if isinstance(module, Policy)]
+    codecs = [policy.codec for policy in find_parts((trained.modules, trained.method.inference), Policy)]
     for name, value in conditions.items():
         distant = next(filter(None, (_distant_components(codec, column, value) for codec in codecs
                                      for column in (name, value_columns.get(name, name)))), None)

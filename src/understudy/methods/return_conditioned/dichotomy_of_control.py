@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -23,6 +24,7 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
+from ...learn.targets import REWARD, check_returns
 from ...nets.encoders import ConcatEncoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...nets.linear import Linear
@@ -32,7 +34,7 @@ from ..needs import NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, REWARDS
 from ..registry import method
 
 FUTURE = "observation.future"  # the column of the latent, unless another is named
-REWARD, RETURN = "next.reward", "return_to_go"
+RETURN = "return_to_go"
 MIN_STD = 1e-2  # of a latent, given its future
 
 
@@ -98,6 +100,7 @@ class DichotomyOfControl(LearnerConfig):
                               where="DichotomyOfControl.prior", hint="use GMM or Gaussian")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DichotomyOfControlLearner:
+        check_returns(data, REWARD)
         return DichotomyOfControlLearner(self, policy, seed, steps, data)
 
 
@@ -224,7 +227,7 @@ class _Posterior(nn.Module):
 
     def fit_rewards(self, data: Dataset) -> None:
         """Sets the statistics of rewards and returns to go."""
-        reward, returns = (torch.cat([torch.as_tensor(e.steps[k][: len(e)]).double().flatten() for e in data])
+        reward, returns = (torch.from_numpy(np.concatenate([np.ravel(e.steps[k][: len(e)]) for e in data])).double()
                            for k in (REWARD, RETURN))
         self.reward_mean.fill_(reward.mean())
         self.reward_std.fill_(reward.std(correction=0).clamp(min=1e-6))

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..checkpoint import FromStage
 from ..core import AtLeast, AtMost, DataWarning, Schema, Unsupported, UserError, part
@@ -47,6 +45,7 @@ from ..learn.rewards.reward_models import ConstantReward
 from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
+from .action_limits import action_limits, warn_of_action_units
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor, PersonGate
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
@@ -100,20 +99,7 @@ class GaussianExploration(Exploration):
             raise UserError(f"the actions of {env.metadata['env']} are classes, to which no noise can be added",
                             where="GaussianExploration",
                             hint="use TemperatureExploration(1.0), or leave exploration out")
-        return NoisyActor(actor, action.size, self.std, _action_limits(env, training.data))
-
-
-def _action_limits(env: Env, data: Dataset) -> tuple[Tensor, Tensor] | None:
-    """The lowest and highest actions that an environment executes or data have, (size,) each. None without limits."""
-    if "low" not in env.metadata:
-        return None
-    size = env.features["action"].size
-    low, high = (np.broadcast_to(np.asarray(env.metadata[k], float), size) for k in ("low", "high"))
-    recorded = [np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1) for e in data if "action" in e.steps]
-    if recorded and recorded[0].shape[1] == size:
-        rows = np.concatenate(recorded)
-        low, high = np.fmin(low, np.nanmin(rows, 0)), np.fmax(high, np.nanmax(rows, 0))
-    return torch.as_tensor(low).float(), torch.as_tensor(high).float()
+        return NoisyActor(actor, action.size, self.std, action_limits(env, training.data))
 
 
 @part
@@ -285,6 +271,8 @@ class RolloutCollector(EpisodeCollector):
         wrapper = None
         if isinstance(actor, WrappedActor):
             env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
+        if number == 0:
+            warn_of_action_units(env, training.data)
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
         if self.supervisor is not None:  # which acts outside of the wrapper

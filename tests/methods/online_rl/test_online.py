@@ -135,6 +135,24 @@ def test_an_environment_whose_rewards_are_no_numbers_is_refused_and_one_without_
         fit_method(method, data, 0, env=Center(2))
 
 
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_actions_of_the_data_in_another_unit_than_those_of_the_environment_are_told(name):
+    """The fork executes -1 to 1. Those of half of the steps may be far larger, as those of a stiff controller are."""
+    env = make("fork", 2, limit=4)
+    data = random_episodes(env, 40, 0)
+    method = small(name, data) if name != "ppo" else find_method(name, data.features(), n_rounds=1, n_steps=12)
+
+    def scaled(factor: float, until: float) -> Dataset:
+        return Dataset([e.replace({"action": (e.steps["action"] * np.where(
+            np.arange(len(e)) < until * len(e), factor, 1)[:, None]).astype("f")}) for e in data])
+    with pytest.warns(DataWarning, match=r"component \d of the actions is -\d+.* the data, and fork executes -1 to 1"):
+        fit_method(method, scaled(1000, 1), 0, env=env)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "component")
+        fit_method(method, scaled(1000, 0.5), 0, env=env)
+        fit_method(method, scaled(3, 1), 0, env=env)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sac", "td3"])
 def test_stopped_within_and_between_rounds_it_is_the_same_run(name):

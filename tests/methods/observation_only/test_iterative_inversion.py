@@ -1,5 +1,6 @@
 """Iterative inversion: what rollouts are shown, and what they are learned to be."""
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 
 from understudy import make
 from understudy.commands.train import _check_policy_fits
-from understudy.core import DataError
+from understudy.core import DataError, DataWarning
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.mixture import ROUND, MixtureWeights, mix
@@ -59,6 +60,16 @@ def test_the_fraction_of_rollouts_that_are_shown_a_demonstration(steering, n_des
     assert first[:n_desired] == list(range(n_desired)) and len(first) == n_desired + n_own
     assert set(first[n_desired:]) <= set(range(10, 15)) and first == shown(0)
     assert (shown(1) != first) == (0 < steering < 1)
+
+
+def test_a_length_that_is_not_the_time_limit_is_told():
+    """Otherwise the elapsed fraction, which ends at 1 in stored episodes, would end at 0.5 while acting."""
+    collector = small().collection.collector
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collector.check(make("fork", 1), None)
+    with pytest.warns(DataWarning, match="after 20 steps, and the policy reads how much of 40.*--method.length 20"):
+        collector.check(make("fork", 1, limit=20), None)
 
 
 def test_rollouts_are_shown_demonstrations_and_are_learned_as_what_they_became(tmp_path):

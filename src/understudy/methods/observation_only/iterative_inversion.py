@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import numpy as np
 
-from ...core import AtLeast, AtMost, DataError, Schema, part
+from ...core import AtLeast, AtMost, DataError, DataWarning, Schema, part
 from ...data.column_changes import Progress
 from ...data.episode import Dataset, Episode
 from ...data.missing_actions import PlaceholderActions
@@ -29,6 +30,7 @@ class SteeredCollector(RolloutCollector):
         show: How a demonstration becomes columns. It is a transform of the policy's method.
         steering: Fraction of the episodes that are shown a demonstration. The others are shown an earlier episode of
             the policy, or one of the practice.
+        length: Number of steps of an episode of which the policy reads the elapsed fraction. None if it reads none.
 
     References:
         Leibovich et al. (2023), Learning Control by Iterative Inversion, arXiv:2211.01724.
@@ -36,6 +38,15 @@ class SteeredCollector(RolloutCollector):
 
     show: ShowDemonstration = ShowDemonstration(own=True)
     steering: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    length: int | None = None
+
+    def check(self, env, person):
+        super().check(env, person)
+        limit = None if env is None else env.metadata.get("limit")
+        if None not in (limit, self.length) and limit != self.length:
+            warnings.warn(f"{env.metadata['env']} ends an episode after {limit} steps, and the policy reads how much "
+                          f"of {self.length} steps has passed. Give their number (--method.length {limit})",
+                          DataWarning, stacklevel=2)
 
     def initial_data(self, data, n_rounds):
         if (n_desired := len(expert_episodes(data))) in (0, len(data)):
@@ -80,8 +91,8 @@ def iterative_inversion(length: int = 100, n_frames: int = 8, n_rounds: int = 20
     """
     columns = columns or numeric_observations(features or {}) or ("observation.state",)
     show, progress = ShowDemonstration(columns, n_frames, own=True), Progress(length=length)
-    rounds = CollectionRounds(n_rounds, SteeredCollector(n_episodes, GaussianExploration(noise), show=show),
-                              initial_updates=1000, sampling_weights=own_steps)
+    collector = SteeredCollector(n_episodes, GaussianExploration(noise), show=show, length=length)
+    rounds = CollectionRounds(n_rounds, collector, initial_updates=1000, sampling_weights=own_steps)
     return Method(PolicyConfig(Regression(), inputs=(*columns, *show.into, progress.into)),
                   learner=BehaviorCloning(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant")),
                   transforms=(PlaceholderActions(), show, progress), collection=rounds)

@@ -54,7 +54,7 @@ LONG_FILES = {
     "src/understudy/execute/planners.py": 710,
     "src/understudy/execute/wrappers.py": 510,
     "src/understudy/heads/base.py": 580,
-    "src/understudy/improve/collection.py": 778,
+    "src/understudy/improve/collection.py": 780,
     "src/understudy/learn/train.py": 1000,
     "src/understudy/policy.py": 1050,
     "src/understudy/robots/servo_arm.py": 640,

@@ -28,6 +28,7 @@ from ..data.mixture import EXPERT, ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
+from ..envs.episode_wrappers import DEMONSTRATED_START
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.failure_detection import with_doubt
@@ -645,7 +646,8 @@ class CollectionRounds(DataCollection):
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
-        if not self.collector.shows_policy or self.updates_meanwhile:  # an earlier policy acted
+        episodes = Dataset([e for e in episodes if not e.metadata.get(DEMONSTRATED_START)])
+        if not self.collector.shows_policy or self.updates_meanwhile or not len(episodes):  # an earlier policy acted
             return {}
         aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
         if all("success" in e.metadata for e in episodes):

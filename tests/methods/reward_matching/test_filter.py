@@ -51,6 +51,15 @@ def test_a_fraction_of_the_episodes_begins_at_demonstrated_states(demos, monkeyp
     assert len(episodes) == 48 and 14 <= sum(begins) <= 34
 
 
+def test_the_score_of_a_round_is_that_of_episodes_that_begin_where_the_environment_does(demos):
+    """Those that begin at demonstrated states are easier. RUN/best has the highest score."""
+    rounds = find_method("filter", n_rounds=1, n_episodes=4).collection
+    episodes = [replace(e, metadata={**e.metadata, "success": i < 3, DEMONSTRATED_START: i < 2})
+                for i, e in enumerate(demos)]
+    assert rounds._policy_score(Dataset(episodes))["score"] == 0.5
+    assert rounds._policy_score(Dataset(episodes[:2])) == {}
+
+
 def test_the_discriminator_sees_no_episode_that_begins_at_a_demonstrated_state(demos):
     """Its loss is that of `dac` on the other rows, and does not change with these."""
     config = replace(find_method("filter").learner, batch_size=8)

@@ -24,6 +24,7 @@ from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references, module_names
 from .rewards.preference_reward import PREFERENCE, SEGMENT, check_comparisons
 from .rewards.reward_models import RewardModel
+from .rewards.similarity import SIMILARITY, check_queries
 from .run import Run, disk_space_errors
 from .targets import REWARD, TERMINATED, warn_of_time_limits
 
@@ -222,6 +223,8 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
         check_goals(data)
     if {SEGMENT, PREFERENCE} <= set(method.learner.extra):
         check_comparisons(data)
+    if SIMILARITY in method.learner.extra:
+        check_queries(data)
     features = data.features()
     for name in (REWARD, TERMINATED):
         if name in method.learner.extra and name in features and features[name].size != 1:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import ConfigError
+from understudy.core import ConfigError, DataError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
@@ -48,6 +48,17 @@ def test_the_loss_is_that_of_both_anchors():
     assert loss.tolist() == [2.0, 0.0]
     loss.sum().backward()  # of |a - b|^2 - |b - c|^2 alone: -2 (b - a), 2 (b - a) - 2 (b - c), 2 (b - c)
     assert encodings.grad.tolist() == [[[-2, 0], [4, 0], [-2, 0]], [[0, 0]] * 3]
+
+
+@pytest.mark.parametrize("other", [{2: 1}, {2: 3}, {0: 1, 1: 2, 2: 3}])
+def test_queries_without_three_segments_are_refused(other):
+    """A segment without steps had the encoding 0."""
+    data = queries(3)
+    code = np.vectorize(lambda value: other.get(value, value))(data[1].steps[SIMILARITY])
+    wrong = Dataset([data[0], data[1].replace({SIMILARITY: code}), data[2]])
+    found = ", ".join(map(str, np.unique(code)))
+    with pytest.raises(DataError, match=f"episode 1, column 'similarity': its values are {found}\n"):
+        fit_method(Method(POLICY, learner=LEARNER), wrong, 0)
 
 
 def test_an_encoding_is_the_mean_over_the_steps_of_its_segment():

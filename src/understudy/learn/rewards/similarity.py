@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
+from ...core import Above, AtLeast, Batch, ConfigError, DataError, Unsupported, part
 from ...data.episode import Dataset
 from ...policy import Policy
 from ..fit import LearnerConfig
@@ -29,6 +29,15 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
     a, b, c = encodings.unbind(1)
     similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
     return sum(((similar - other + margin).relu() for other in others), torch.zeros_like(similar))
+
+
+def check_queries(data: Dataset) -> None:
+    """Refuses episodes that do not have exactly three segments. Raises DataError."""
+    for number, episode in zip(data.indices, data, strict=True):
+        if (values := np.unique(episode.steps[SIMILARITY][:len(episode)]).tolist()) != [0, 1, 2]:
+            raise DataError(f"its values are {', '.join(f'{value:g}' for value in values)}",
+                            where=f"{data.metadata.get('path') or 'data set'}, episode {number}, column {SIMILARITY!r}",
+                            hint="let it be 0 and 1 in the two similar segments, and 2 in the third")
 
 
 @part

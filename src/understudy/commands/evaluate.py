@@ -34,7 +34,7 @@ from .parts.common import (
     trust_options,
     unused_path,
 )
-from .parts.conditions import example_evaluation, is_judge
+from .parts.conditions import example_evaluation, is_judge, return_discount
 from .parts.eval_options import EvalOptions
 from .parts.interactive import run_interactive
 from .parts.options import refuse_given
@@ -221,7 +221,9 @@ def _print_evaluation(o: EvalOptions, out: Output, env: Env, evaluation: Evaluat
         out.print(evaluation.alarms)
     asked = [text for text in o.condition if "return" in text.partition("=")[0]]
     if evaluation.success is not None and asked:
-        out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
+        discount = return_discount(o.run, o.trust)
+        unit = "" if discount == 1 else f", in which a reward counts {discount:g} times the one before it"
+        out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for{unit}.")
 
 
 def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:

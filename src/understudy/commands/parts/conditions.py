@@ -162,6 +162,15 @@ def open_conditions(method: Method, features: Schema) -> list[str]:
     return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
 
 
+def return_discount(run: Path, trust: tuple[str, ...] = ()) -> float:
+    """The discount of the return that the policy of a run is told. 1 if it is told none, or if it is not known."""
+    from ...data.column_changes import ReturnToGo
+    from ...learn.method import Method, online_changes
+
+    changes = () if has_no_run(run) else online_changes(Method.load(run, trust))
+    return next((change.discount for change in changes if isinstance(change, ReturnToGo)), 1.0)
+
+
 def goal_columns(method: Method) -> dict[str, str]:
     """The columns with a goal that a policy reads, and for each the column whose values are its goals.
 

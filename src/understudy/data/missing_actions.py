@@ -64,13 +64,26 @@ class LabeledSteps(Operation):
     """Makes an episode of each run of steps whose actions were recorded, for models that learn from actions.
 
     Each has the observation after its last step, if that was recorded.
+
+    Args:
+        followed: Leave out steps that no observation follows, for models that read the next observation.
     """
 
+    followed: bool = False
+
     def apply(self, data: Dataset) -> Dataset:
-        runs = []
-        for number, episode in enumerate(data.iterate_once()):
-            edges = np.flatnonzero(np.diff(has_action(episode).astype(int), prepend=0, append=0)).tolist()
+        runs, left_out = [], 0
+        observed = [name for name in data.features() if role(name) == "observation"]
+        no_end = lacks_next_observation(data, observed) if self.followed and observed else np.zeros(len(data), bool)
+        for number, (episode, is_short) in enumerate(zip(data.iterate_once(), no_end, strict=True)):
+            recorded = has_action(episode)
+            left_out += int(is_short and recorded[-1])
+            recorded[-1] &= not is_short
+            edges = np.flatnonzero(np.diff(recorded.astype(int), prepend=0, append=0)).tolist()
             runs += [(number, start, stop) for start, stop in list(pairwise(edges))[::2]]
+        if not runs and left_out:
+            raise NoActions("no step with an action is followed by an observation, so that nothing shows what an "
+                            "action does", where=data.metadata.get("path", "data set"), hint=NEXT_OBSERVATION_HINT)
         if not runs:
             raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
                             hint="add a few episodes with actions (understudy record), hold fewer episodes out "
@@ -84,8 +97,23 @@ class LabeledSteps(Operation):
                           "(understudy record), or hold fewer episodes out (--val-fraction 0).", DataWarning,
                           stacklevel=2)
         labeled = data.select(numbers)
-        source = SlicedSource(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
+        source = _Runs(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
         return Dataset(source, data.metadata)
+
+
+class _Runs(SlicedSource):
+    """Steps of each episode, with the observation after the last of them, wherever it was recorded."""
+
+    def rows(self, name):
+        if role(name) != "observation":
+            return super().rows(name)
+        return np.minimum(self.inner.rows(name) - self._start, self.lengths + 1)
+
+    def column(self, name, episode):
+        if role(name) != "observation":
+            return super().column(name, episode)
+        start = self._start[episode]
+        return self.inner.column(name, episode)[start:start + self.lengths[episode] + 1]
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,27 @@ def test_labeled_steps_are_the_runs_with_actions_and_the_observation_after_them(
     assert (runs[2].steps["action"] == episode.steps["action"][4:]).all()
 
 
+def test_an_inverse_dynamics_model_reads_the_next_observation_and_not_the_present_one_again():
+    """LeRobot's data have no observation after the last action, but the one after a run of labels that ends earlier."""
+    whole = walk(0, 6)
+    state, action = whole.steps["observation.state"], whole.steps["action"].copy()
+    action[[0, 2, 3]] = np.nan
+    short = Dataset([whole.replace({"observation.state": state[:6], "action": action})])
+    for followed in (False, True):
+        runs = LabeledSteps(followed).apply(short)
+        assert [len(e) for e in runs] == [1, 1 if followed else 2]  # nothing follows the last step
+        assert (runs[0].steps["observation.state"] == state[1:3]).all() and len(runs[0].steps["action"]) == 1
+        assert (runs[1].steps["observation.state"] == state[4:6]).all()
+    with pytest.raises(DataError, match="no step with an action is followed by an observation"):
+        LabeledSteps(followed=True).apply(Dataset([Episode({"observation.state": state[:1], "action": action[1:2]})]))
+    assert find_method("vpt", n_future=0).stages[0].method.transforms == (LabeledSteps(),)
+    for name in ("vpt", "ss_orl"):
+        labeling = find_method(name).stages[0].method
+        windows = labeling.policy.window.windows(labeling.transforms[0].apply(short), ("observation.state",), "action")
+        batch = next(windows.scan())
+        np.testing.assert_allclose(batch.obs["observation.state"].diff(dim=1)[:, -1], batch.action[:, 0], atol=1e-6)
+
+
 def test_episodes_of_one_step():
     data = Dataset([walk(0, 30), *(walk(i, 1, kept=False) for i in range(1, 20))])
     fit_method(with_steps(short_vpt(), 4), data, 0)

@@ -28,6 +28,6 @@ def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema |
     """
     head = choose_head(features, Regression())
     inverse = PolicyConfig(head, window=Window(n_past + 1 + n_future, obs_offset=n_future))
-    labeling = Method(inverse, learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(),))
+    labeling = Method(inverse, learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(followed=n_future > 0),))
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000),
                   (PseudoLabel(FromStage("inverse"), None, only_missing=True),), (Stage("inverse", labeling),))

@@ -1,4 +1,5 @@
 from ...checkpoint import FromStage
+from ...data.missing_actions import LabeledSteps
 from ...data.window import Window
 from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -22,7 +23,8 @@ def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:
         bc_weight: Weight of the distance to stored actions. 0 is TD3.
         n_past: Number of past observations that the inverse dynamics model reads, besides the present and the next.
     """
-    inverse = PolicyConfig(Regression(), MLP(256, 2), window=Window(n_past + 2, obs_offset=1))
+    inverse = Method(PolicyConfig(Regression(), MLP(256, 2), window=Window(n_past + 2, obs_offset=1)),
+                     learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(followed=True),))
     return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=OffPolicyActorCritic(bc_weight=bc_weight),
                   transforms=(PseudoLabel(FromStage("inverse")),),
-                  stages=(Stage("inverse", Method(inverse, learner=BehaviorCloning(steps=2000)), dataset="task"),))
+                  stages=(Stage("inverse", inverse, dataset="task"),))

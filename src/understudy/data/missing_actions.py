@@ -91,7 +91,7 @@ class LabeledSteps(Operation):
         if [stop - start for _, start, stop in runs] == data.lengths.tolist():
             return data
         numbers, start, stop = map(list, zip(*runs, strict=True))
-        if (n_labeled := sum(stop) - sum(start)) < FEW_LABELS:
+        if (n_labeled := sum(stop) - sum(start)) < FEW_LABELS and n_labeled + left_out < data.steps:
             warnings.warn(f"{data.metadata.get('path', 'data set')}: only {n_labeled} of {data.steps} steps have an "
                           "action, from which the actions of all others are told. Record more episodes with actions "
                           "(understudy record), or hold fewer episodes out (--val-fraction 0).", DataWarning,

@@ -26,7 +26,7 @@ from understudy.heads.denoising.flow import Flow
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import Stage
+from understudy.learn.method import Stage, training_data
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
@@ -62,6 +62,13 @@ def test_the_next_observation_is_that_of_the_next_row():
     assert np.array_equal(next_states[:-1], episode().steps[STATE][1:])
     assert np.array_equal(next_states[-1], next_states[-2])
     assert next_states.dtype == np.float32 and len(next_states) == len(episode()) + 1
+
+
+def test_inverse_dynamics_learn_no_step_whose_next_observation_was_not_recorded():
+    method, whole = find_method("decision_diffuser"), episode()
+    made, = training_data(Dataset([whole.replace({STATE: whole.steps[STATE][:6]})]), method)
+    assert len(made) == 5
+    np.testing.assert_allclose(10 * (made.steps[NEXT] - made.steps[STATE])[:5], made.steps["action"], atol=1e-5)
 
 
 def test_the_target_return_can_stay_the_same():

@@ -1,6 +1,7 @@
 from ...checkpoint import FromStage
 from ...data.augment import ConditionDropout
 from ...data.column_changes import ReturnToGo
+from ...data.missing_actions import LabeledSteps
 from ...data.relabel import NextObservation
 from ...data.window import Window
 from ...execute.planners import Guided, InverseDynamicsPlanner
@@ -41,6 +42,6 @@ def decision_diffuser(target_return: float | None = None, scale: float = 1.2, ho
     low = PolicyConfig(Regression(), FeedForward((256, 256)), ConcatEncoder(), inputs=(column, following.into))
     guided = Guided(FromStage("states"), (ClassifierFreeGuidance((asked.into,), scale),))
     states = Method(high, learner=BehaviorCloning(4000, optimizer=optimizer), transforms=(asked,))
-    return Method(low, learner=BehaviorCloning(2000, optimizer=optimizer), transforms=(following, asked),
-                  stages=(Stage("states", states),),
+    return Method(low, learner=BehaviorCloning(2000, optimizer=optimizer),
+                  transforms=(LabeledSteps(followed=True), following, asked), stages=(Stage("states", states),),
                   inference=(InverseDynamicsPlanner(guided, column=column, as_key=following.into),))

@@ -35,7 +35,7 @@ from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
 from .hints import format_duration, join_and, pluralize
 from .learn.fit_method import fit_method
-from .learn.method import Method, build_actor, load_actor, training_data
+from .learn.method import Method, build_actor, load_actor, training_data, without_made_episodes
 from .learn.targets import REWARD
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
@@ -617,7 +617,7 @@ def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: st
 def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequence[int], ahead: int, device: str,
                      trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
     """Minus the energy score of the next `ahead` actions on each held-out episode."""
-    policy = Policy.load(folder, device=device, trust=trust)
+    policy, method = Policy.load(folder, device=device, trust=trust), without_made_episodes(method)
     learned = data.select(i for i in range(len(data)) if i not in held_out)
     scale = target_scale(training_data(learned, method), method.policy.target)
     judge = Validation(n_windows=32)

@@ -18,7 +18,7 @@ from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.opening import views
-from understudy.data.operations import Crop, Drop, Label, Sort
+from understudy.data.operations import Crop, Drop, Label, ShiftedStarts, Sort
 from understudy.data.segments import ColumnSegments, CutSegments
 from understudy.evaluate.evaluation import evaluate, validation_seed
 from understudy.learn.run import Run
@@ -134,6 +134,17 @@ def test_eval_keeps_the_numbers_of_episodes_that_an_operation_keeps(call, tmp_pa
     train(method, open_dataset(place / "demos"), tmp_path / "run", steps=2, seed=0, progress=False, device="cpu",
           val_fraction=[3, 7])
     assert document(call("eval", tmp_path / "run", place / "demos", "--json"))["episodes"] == [3, 7]
+
+
+def test_policies_are_judged_on_recorded_episodes_and_not_on_those_that_an_operation_makes(call, tmp_path, place):
+    run = tmp_path / "run"
+    for transforms in ((), (ShiftedStarts(4),)):
+        train(replace(find_method("bc"), transforms=transforms), open_dataset(place / "demos"), run, steps=0, seed=0,
+              progress=False, device="cpu", val_fraction=[3, 7])
+        judged = document(call("eval", run, place / "demos", "--json"))
+        assert judged["episodes"] == [3, 7]
+        assert Run(run).read_metrics()[-1]["validation/energy"] == pytest.approx(judged["energy"]["estimate"], rel=1e-5)
+        run = tmp_path / "made"
 
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):

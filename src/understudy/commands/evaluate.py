@@ -399,7 +399,7 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, config: Fi
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
-    """The data as the policy learns from them, and which of their episodes are evaluated.
+    """The recorded data as the policy learns from them, and which of their episodes are evaluated.
 
     An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
     and to the others separately, as in training, and once to each.
@@ -407,8 +407,9 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
     import numpy as np
 
     from ..data.operations import Operation
-    from ..learn.method import training_data
+    from ..learn.method import training_data, without_made_episodes
 
+    method = without_made_episodes(method)
     if not any(isinstance(part, Operation) for part in method.transforms):
         return training_data(data, method), list(episodes)
     others = sorted(set(range(len(data))) - set(episodes))

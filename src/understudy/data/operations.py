@@ -29,8 +29,14 @@ _MAX_STEPS_OF_STEP, _MAX_STEPS_OF_GAP = 10, 10_000  # new steps of a usual long 
 
 
 class Operation(ABC):
-    """Operation on a dataset. Subclasses are frozen dataclasses. The dataset is not changed."""
+    """Operation on a dataset. Subclasses are frozen dataclasses. The dataset is not changed.
 
+    Attributes:
+        makes_episodes: Whether episodes are made of the recorded ones. A policy learns from them, and its errors are
+            those on recorded episodes alone.
+    """
+
+    makes_episodes: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self):
@@ -346,6 +352,7 @@ class ShiftedStarts(Operation):
     """
 
     n: Annotated[int, AtLeast(1)]
+    makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
         shifted = data

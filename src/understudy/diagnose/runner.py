@@ -23,7 +23,7 @@ from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
 from ..execute.wrappers import ResidualWrapper
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.method import TrainedRun, has_latent_actions, training_data
+from ..learn.method import TrainedRun, has_latent_actions, training_data, without_made_episodes
 from ..learn.training_curves import TrainingCurves
 from ..learn.validation import Validation
 from ..policy import camera_sizes
@@ -165,8 +165,9 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     if not acting:
         raise NoActions("no episode has all of its actions", hint="record some episodes with actions")
     sampled = acting[::max(1, len(acting) // EPISODES)]
-    learned = training_data(data.select(sampled), method)
-    held_out = training_data(data.select(held_out_acting), method) if held_out_acting else None
+    recording = without_made_episodes(method)
+    learned = training_data(data.select(sampled), recording)
+    held_out = training_data(data.select(held_out_acting), recording) if held_out_acting else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)

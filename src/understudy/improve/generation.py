@@ -51,6 +51,7 @@ class DemoGeneration(Operation):
     n_copies: int = 100
     column: str = "observation.state"
     seed: int = 0
+    makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
         rng = np.random.default_rng(self.seed)
@@ -105,6 +106,7 @@ class SymmetryAugmentation(Operation):
     column: str = "observation.state"
     seed: int = 0
     trust: tuple[str, ...] = ()
+    makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
         env, rng, kept = make(self.env, rows=ROWS, trust=self.trust), np.random.default_rng(self.seed), []

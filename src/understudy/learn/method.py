@@ -403,6 +403,12 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     return apply_transforms(data, method.transforms[last:])
 
 
+def without_made_episodes(method: Method) -> Method:
+    """Returns the method whose `training_data` are recorded episodes alone, on which a policy is judged."""
+    kept = tuple(part for part in method.transforms if not (isinstance(part, Operation) and part.makes_episodes))
+    return method if kept == method.transforms else replace(method, transforms=kept)
+
+
 def apply_transforms(data: Dataset, transforms: Iterable[EpisodeTransform | Operation]) -> Dataset:
     """Applies operations and column changes to episodes, in order. The episodes given are not changed."""
     for transform in transforms:

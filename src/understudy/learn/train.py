@@ -80,6 +80,7 @@ from .method import (
     stage_folder,
     training_data,
     with_steps,
+    without_made_episodes,
 )
 from .model_card import evaluations, write_model_card
 from .objectives.representation import RepresentationLearning
@@ -273,6 +274,7 @@ class _Preparation:
     resolved: Method  # with the modules of its stages
     data: Dataset  # all episodes, after the method's transforms
     training: Dataset
+    judged: Dataset  # the training episodes that were recorded, whose spread is the unit of errors
     test: Dataset
     recorded: Schema  # the columns of the data before the transforms
     excluded: set[int]  # indices of the episodes that are not trained on
@@ -326,7 +328,10 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if last is not None:
         _check_same_run(run, last, documents)
     resolved, modules = _resolve(method, run, device, recorded)
-    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
+    learned = data.select(i for i in range(len(data)) if i not in excluded)
+    training = training_data(learned, resolved)
+    recording = without_made_episodes(resolved)
+    judged = training if recording is resolved else training_data(learned, recording)
     test = _held_out_data(data, held_out, resolved)
     if run_config.stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)
@@ -335,7 +340,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if processes.first:
         warn_of_padding(method.policy.window, data)
         warn_of_warmup(method)
-    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
+    return _Preparation(run, run_config, device, processes, resolved, data, training, judged, test, recorded, excluded,
                         documents, modules, last)
 
 
@@ -375,7 +380,7 @@ def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
 def _held_out_data(data: Dataset, held_out: list[int], resolved: Method) -> Dataset:
     if held_out:  # some operations take no empty data
         with contextlib.suppress(NoActions):  # perhaps the others have actions
-            return _training_data_quietly(data.select(held_out), resolved)
+            return _training_data_quietly(data.select(held_out), without_made_episodes(resolved))
     return data.select([])
 
 
@@ -542,7 +547,7 @@ class _CheckpointEvaluation:
         target = prepared.resolved.policy.target
         if not target or not prepared.resolved.learner.validates:
             self.test = self.test.select([])
-        self.scale = target_scale(prepared.training, target) if target else None
+        self.scale = target_scale(prepared.judged, target) if target else None
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates

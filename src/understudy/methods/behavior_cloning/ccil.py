@@ -77,6 +77,7 @@ class CorrectiveLabels(Operation):
     max_slope: Annotated[float, Above(0)] = 2.0
     max_error: Annotated[float, Above(0)] = 10.0
     column: str = "observation.state"
+    makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
         check_trained(self.dynamics, Policy, "CorrectiveLabels.dynamics", "policy")

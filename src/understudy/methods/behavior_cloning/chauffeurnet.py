@@ -55,6 +55,7 @@ class TrajectoryPerturbation(Operation):
     n_before: Annotated[int, AtLeast(1)] = 15
     n_copies: Annotated[int, AtLeast(1)] = 5
     column: str = "observation.state"
+    makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
         if (size := data.features()["action"].size) != 2 * len(self.steps):

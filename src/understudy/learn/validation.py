@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Batch, DataWarning, UserError, keys, part, role
+from ..core import AtLeast, Batch, DataWarning, UserError, is_read_by_default, keys, part, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.packed_columns import check_columns
 from ..data.window import Window
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
+from ..hints import command_line
 from ..policy import Policy
 from .method import Method
 
@@ -193,6 +194,21 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
     warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
                   f"steps. More than two thirds of every window are padding. Choose a smaller {options}, or what the "
                   "method calls it (in Python, another Window).", DataWarning, stacklevel=3)
+
+
+def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -> None:
+    """Warns if no step is made, or if made steps have observations that do not fit their `column`."""
+    path = data.metadata.get("path", "data set")
+    if not n_made:
+        warnings.warn(f"{path}: no step is made, so that the demonstrations alone are cloned: {why_none}", DataWarning,
+                      stacklevel=3)
+    unfit = [name for name, f in data.features().items() if name != column and is_read_by_default(name, f)
+             and (f.kind == "image" or any((x != x[:1]).any() for e in data for x in (np.asarray(e.steps[name]),)))]
+    if n_made and unfit:
+        drops = [word for name in unfit for word in ("--drop", name)]
+        warnings.warn(f"{path}: made steps have another {column}, and {', '.join(unfit)} as recorded, which does not "
+                      f"fit it. Leave it out: {command_line('view', 'make', path, *drops, '--out', 'VIEW')}",
+                      DataWarning, stacklevel=3)
 
 
 def warn_of_warmup(method: Method) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.core import Batch, UserError
+from understudy.core import Batch, DataError, DataWarning, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
@@ -63,6 +63,18 @@ def test_labels_of_linear_dynamics_are_exact(noise):
     bound = 2.0 * np.linalg.norm((label - state) / state.std(0, ddof=1), axis=1)
     assert len(ExactDynamics(model, max_error=1.0).apply(data)) == 3 + (bound <= 1.0).sum()
     assert 20 < (bound <= 1.0).sum() < 80
+
+
+def test_labels_that_teach_nothing_or_do_not_fit_other_observations_are_told():
+    data, model = Dataset([walk(i) for i in range(3)]), linear_model()
+    with pytest.warns(DataWarning, match="no step is made.*may be above 1e-12, the smallest"):
+        assert len(CorrectiveLabels(model, max_error=1e-12).apply(data)) == 3
+    with pytest.raises(DataError, match="1 steps are followed by an observation"):
+        CorrectiveLabels(model).apply(Dataset([walk(0, 1)]))
+    goal, clock = np.ones((31, 1), np.float32), np.arange(31, dtype=np.float32)[:, None]
+    other = data.map(lambda e: e.replace({"observation.goal": goal, "observation.clock": clock}))
+    with pytest.warns(DataWarning, match="another observation.state, and observation.clock as recorded"):
+        ExactDynamics(model, max_error=1e6).apply(other)
 
 
 def test_the_penalty_of_a_linear_network_is_its_slope():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Batch, UserError
+from understudy.core import Batch, DataWarning, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.lane_driving import BOX_HALF, HALF_WIDTH, RADIUS, clearance
 from understudy.heads.likelihood.regression import Regression
@@ -56,8 +56,20 @@ def test_made_steps_are_bent_as_their_labels_are(straight):
         assert abs(state[0]) <= 0.5 and bend.curvature() / 0.25 <= 0.3 and e.steps["made"].tolist() == [[1]]
     all_turns = TrajectoryPerturbation(STEPS, past=(2, 3), max_curvature=1e6).apply(straight)
     assert len(all_turns) == 201 and max(e.steps[STATE][0, 1] for e in all_turns[1:]) > 1
-    with pytest.raises(UserError, match="6 numbers, but 2 points have 4"):
+    with pytest.raises(UserError, match=r"shape \(6,\), but 2 points are \(4,\)"):
         TrajectoryPerturbation((3, 6)).apply(straight)
+
+
+def test_what_names_no_component_is_refused_and_data_without_a_made_step_are_told(straight):
+    with pytest.raises(UserError, match=r"shape \(6,\), and no component 6"):
+        TrajectoryPerturbation(STEPS, past=(2, 6)).apply(straight)
+    with pytest.raises(UserError, match=r"\(9, 6, 3\) do not increase"):
+        TrajectoryPerturbation(STEPS[::-1]).apply(straight)
+    policy = Policy(PolicyConfig(Regression()), straight.features())
+    with pytest.raises(UserError, match=r"CollisionLoss.box: .* has the shape \(6,\), and no component 7"):
+        CollisionLoss((4, 7), BOX_HALF).build(policy)
+    with pytest.warns(DataWarning, match="no step is made.*all paths bend more than 1e-06"):
+        assert len(TrajectoryPerturbation(STEPS, max_curvature=1e-6).apply(straight)) == 1
 
 
 def test_the_losses_are_distances_of_points_as_the_world_measures_them():

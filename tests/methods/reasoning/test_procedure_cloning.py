@@ -67,6 +67,13 @@ def test_cells_without_a_way_stay_undecided():
     assert len(maps) == 1 and not maps.any()
 
 
+def test_a_map_whose_goal_has_another_class_is_refused():
+    other = Dataset([episode(np.where(MAZE == 2, 3, MAZE))])
+    with pytest.raises(UserError, match="has the class 2 of the goal at step 0; there are the classes 0, 1, 3"):
+        ProcedureEpisodes(GridSearch()).apply(other)
+    assert len(ProcedureEpisodes(GridSearch(goal=3)).apply(other)) == 2
+
+
 def test_the_last_map_is_the_column_and_leads_to_the_goal():
     relabeled = ProcedureResult(GridSearch())(episode())
     assert np.array_equal(relabeled.steps[PROCEDURE][1], GridSearch().search(MAZE)[-1])

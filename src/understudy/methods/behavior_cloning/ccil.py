@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint import FromStage, check_trained
-from ...core import Above, AtLeast, part
+from ...core import Above, AtLeast, DataError, part
 from ...data.codec import Normalizer
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
@@ -16,6 +16,7 @@ from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
+from ...learn.validation import warn_of_made_steps
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS, NUMERIC_STATES
@@ -82,6 +83,9 @@ class CorrectiveLabels(Operation):
     def apply(self, data: Dataset) -> Dataset:
         check_trained(self.dynamics, Policy, "CorrectiveLabels.dynamics", "policy")
         rows = [(e, t) for e in data for t in range(len(e.steps[self.column]) - 1) for _ in range(self.n_copies)]
+        if len(rows) < 2:
+            raise DataError(f"{len(rows)} steps are followed by an observation, and labels need at least 2",
+                            where=data.metadata.get("path", "data set"), hint="record longer episodes")
         before, after = (_stacked([e.steps[self.column][t + i] for e, t in rows]) for i in (0, 1))
         action = _stacked([e.steps["action"][t] for e, t in rows])
         scale, change_scale = before.std(0) + 1e-6, (after - before).std(0) + 1e-6
@@ -93,6 +97,8 @@ class CorrectiveLabels(Operation):
         error = error + self.max_slope * ((label - goal) / scale).norm(dim=1)
         kept = (error <= self.max_error).nonzero().flatten().tolist()
         corrections = [self._step(*rows[i], label[i].numpy(), action[i].numpy()) for i in kept]
+        warn_of_made_steps(data, self.column, len(corrections), "the error of each label may be above "
+                           f"{self.max_error:g}, the smallest {error.min():.3g} (CorrectiveLabels.max_error)")
         return Dataset([*data, *corrections], data.metadata)
 
     def label(self, goal: Tensor, action: Tensor, rows: list[tuple[Episode, int]]) -> Tensor:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core import Above, AtLeast, AtMost, Context, UserError, part, uniform
+from ...core import Above, AtLeast, AtMost, Context, Schema, UserError, part, uniform, unknown_name
 from ...data.episode import Dataset
 from ...data.operations import Operation
 from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.sample_weights import ColumnWeights, FixedWeights, SampleWeights, UniformWeights, WeightFunction
+from ...learn.validation import warn_of_made_steps
 from ...policy import PolicyConfig
 from ..needs import NUMBERS, PATHS
 from ..registry import method
@@ -58,8 +59,13 @@ class TrajectoryPerturbation(Operation):
     makes_episodes = True
 
     def apply(self, data: Dataset) -> Dataset:
-        if (size := data.features()["action"].size) != 2 * len(self.steps):
-            raise UserError(f"the actions have {size} numbers, but {len(self.steps)} points have {2 * len(self.steps)}",
+        features = data.features()
+        check_components(features, self.column, (self.offset, self.heading, *self.past), "TrajectoryPerturbation")
+        if sorted(set(self.steps)) != list(self.steps):
+            raise UserError(f"the steps {self.steps} do not increase", where="TrajectoryPerturbation.steps",
+                            hint="name the points of an action from the nearest to the farthest")
+        if (shape := features["action"].shape) != (needed := (2 * len(self.steps),)):
+            raise UserError(f"the actions have the shape {shape}, but {len(self.steps)} points are {needed}",
                             where="TrajectoryPerturbation.steps", hint="name the step of each point of an action")
         rng, bent_episodes = np.random.default_rng(0), []
         for episode in data:
@@ -76,6 +82,8 @@ class TrajectoryPerturbation(Operation):
                 bent_episodes.append(episode.replace({
                     **columns, self.column: state[None], MADE: np.ones((1, 1), np.float32),
                     "action": self.label(action, bend)[None]}))
+        warn_of_made_steps(data, self.column, len(bent_episodes), "all paths bend more than "
+                           f"{self.max_curvature:g} (TrajectoryPerturbation.max_curvature, 1/m)")
         return Dataset([*(e.replace({MADE: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
                        data.metadata)
 
@@ -103,6 +111,15 @@ class Bend:
         """Largest second derivative, per step squared. It is linear on each side, so it is at an end of one."""
         return max(abs(self.offset * c + self.slope * length * d) / length**2
                    for length in (-self.n_before, self.n_after) for c, d in ((-6, -4), (6, 2)))
+
+
+def check_components(features: Schema, column: str, components: tuple[int, ...], where: str) -> None:
+    """Raises UserError if a column is not there, or has fewer components than are named."""
+    if column not in features:
+        raise unknown_name("column", column, features, where)
+    if len(features[column].shape) != 1 or features[column].size <= max(components):
+        raise UserError(f"{column} has the shape {features[column].shape}, and no component {max(components)}",
+                        where=where, hint="name components of a vector of numbers, which are counted from 0")
 
 
 class PathLoss(AuxiliaryLoss):
@@ -142,6 +159,10 @@ class CollisionLoss(PathLoss):
     radius: Annotated[float, AtLeast(0)] = 0.0
     weight: Annotated[float, AtLeast(0)] = 1.0
     column: str = "observation.state"
+
+    def build(self, policy):
+        check_components(policy.features, self.column, self.box, "CollisionLoss.box")
+        return super().build(policy)
 
     def clearance(self, points, obs):
         middle = obs[self.column][:, -1:, list(self.box)]

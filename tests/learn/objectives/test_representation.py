@@ -224,15 +224,17 @@ def test_contrast_of_actions_by_hand():
     assert similar < 8 and torch.allclose(loss, 3 * expected * 8 / similar, atol=1e-5)
 
 
-def test_contrast_of_actions_repeats_the_last_action_of_an_episode(monkeypatch):
+def test_contrast_of_actions_repeats_the_first_and_the_last_action_of_an_episode(monkeypatch):
     learner, data = new_learner((SoftInfoNCE(),))
     batch = learner.batch_sampler(data).gather(np.arange(2))
-    batch = replace(batch, mask=torch.tensor([[True, True, False]] * 2), action=torch.full_like(batch.action, 9))
-    batch.action[:, :2] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    batch = replace(batch, mask=torch.tensor([[True, True, False], [False, True, True]]),
+                    action=torch.full_like(batch.action, 9))
+    batch.action[0, :2] = batch.action[1, 1:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     seen = []
     monkeypatch.setattr(SoftInfoNCE, "pair_weights", lambda self, chunks: seen.append(chunks) or torch.zeros(2, 2))
     assert not learner.losses(batch, torch.Generator())[1].any()
-    assert torch.equal(seen[0], learner.policy.codec.encode(batch.action[:, [0, 1, 1]], batch.obs))
+    expected = torch.stack([batch.action[0, [0, 1, 1]], batch.action[1, [1, 1, 2]]])
+    assert torch.equal(seen[0], learner.policy.codec.encode(expected, batch.obs))
 
 
 def test_contrast_of_actions_keeps_what_decides_them():

@@ -11,6 +11,7 @@ from fixtures.d3rlpy import sines
 
 from understudy.core import Batch, Feature, Unsupported, UserError
 from understudy.data.codec import Normalizer
+from understudy.data.window import Window
 from understudy.methods.representation.ec_diffuser import NextObjects, ObjectEncoder, ec_diffuser
 from understudy.nets.base import capture_intermediates
 from understudy.nets.mlp import MLP
@@ -65,6 +66,16 @@ def test_the_loss_of_next_objects_is_the_mean_error_over_objects_that_exist():
         built.loss(batch, rng, n_noise_samples=3)
     assert captured["memory"].shape == (6, 5, 16)
     assert loss(built, batch, rng, captured).tolist() == pytest.approx((2 * error).tolist(), rel=1e-5)
+
+
+def test_nothing_is_predicted_after_a_chunk_that_the_episode_cuts_off():
+    built = policy(window=Window(1, 3))
+    batch = Batch(objects(1, 2, 0, 0, 0), sines((2, 3, 2), 3), torch.tensor([[True, True, False], [True] * 3]),
+                  next=objects(3, 4, 5, 1, 2))
+    with capture_intermediates(("memory",)) as captured:
+        built.loss(batch, torch.Generator().manual_seed(0))
+    cut_off, whole = NextObjects().build(built)(built, batch, torch.Generator(), captured)
+    assert cut_off == 0 and whole > 0
 
 
 def test_what_it_cannot_read_is_refused():

@@ -358,8 +358,9 @@ class SoftInfoNCE(NetworkObjective):
         return weights + weights.T
 
     def loss(self, networks, policy, batch, rng, captured):
-        last = batch.mask.sum(1, keepdim=True).clamp(min=1) - 1  # actions after the end of the episode repeat its last
-        steps = torch.arange(batch.mask.shape[1], device=last.device).minimum(last)
+        step = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+        first = batch.mask.int().argmax(1, keepdim=True)  # actions outside the episode repeat its first or its last
+        steps = step.clamp(first, (step * batch.mask).amax(1, keepdim=True))
         weights = self.pair_weights(policy.encode_batch(batch).take_along_dim(steps.unsqueeze(-1), 1))
         encodings = F.normalize(flat_encoding(captured), dim=-1)
         similarity = encodings @ encodings.T / self.temperature

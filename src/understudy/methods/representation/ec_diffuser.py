@@ -85,7 +85,7 @@ class NextObjects(NetworkObjective):
 
     def loss(self, networks, policy, batch, rng, captured):
         now, later = (obs[self.objects][:, -1].float() for obs in (batch.obs, batch.next))
-        exists = (now != 0).any(-1)
+        exists = (now != 0).any(-1) & batch.mask[:, -1:]  # nothing comes after a chunk that the episode cuts off
         memory = captured["memory"].unflatten(0, (len(batch), -1))  # (B, draws of noise, objects, D)
         error = (networks.layer(memory) - later.unsqueeze(1)).abs().mean((1, 3)) * exists
         return self.weight * error.sum(1) / exists.sum(1).clamp(min=1)

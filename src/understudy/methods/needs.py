@@ -198,7 +198,8 @@ PROMPTS = Need("objects of shape (objects, features), and prompts: a class of wo
 PATHS = Need("actions that are paths: points (distance ahead, offset from the center of a lane). The state begins with "
              "the offset and the heading", {"action": _vector(8), "observation.state": _vector(4)}, _require_paths)
 CELLS = Need("a map of cells (observation.grid) and the cell of the agent (observation.cell)",
-             {"observation.grid": _classes(3, 3, n=3), "observation.cell": _classes(2, n=3)})
+             {"observation.grid": _classes(3, 3, n=3), "observation.cell": _classes(2, n=3)},
+             _require_columns("grid", "cell"))
 REWARDS = Need("rewards", {"next.reward": _vector()})
 STEP_REWARDS = Need("rewards, and which steps ended an episode (next.terminated)",
                     {"next.reward": _vector(), "next.terminated": {"dtype": "bool", "shape": ()}})

@@ -279,6 +279,12 @@ def test_the_lookahead_says_which_later_observation():
         learner, _ = new_learner((InverseDynamics(),), data, lookahead=lookahead)
         batch = learner.batch_sampler(data).gather(np.array([2]))
         assert batch.next[STATE][0, -1, 0] == 2 + later and batch.action.shape == (1, 3, 1)
+        last = learner.batch_sampler(data).gather(np.array([13, 14, 19]))  # rows 20, 21 and 26, of 21
+        loss = learner.losses(last, torch.Generator().manual_seed(0))[1]
+        assert (loss > 0).tolist() == [True, not lookahead, not lookahead]
+    new_learner((InverseDynamics(),), data, lookahead=20)
+    with pytest.raises(ConfigError, match="no episode has 21 steps, but the longest 20"):
+        new_learner((InverseDynamics(),), data, lookahead=21)
 
 
 def test_what_it_refuses():

@@ -67,6 +67,11 @@ def test_cells_without_a_way_stay_undecided():
     assert len(maps) == 1 and not maps.any()
 
 
+def test_columns_that_are_not_there_are_refused_before_the_procedure_is_learned():
+    with pytest.raises(UserError, match="the data have no column 'observation.place'"):
+        find_method("procedure_cloning", {**FEATURES, "action": CHOICE}, cell="observation.place")
+
+
 def test_a_map_whose_goal_has_another_class_is_refused():
     other = Dataset([episode(np.where(MAZE == 2, 3, MAZE))])
     with pytest.raises(UserError, match="has the class 2 of the goal at step 0; there are the classes 0, 1, 3"):

@@ -72,6 +72,10 @@ class RepresentationLearning(LearnerConfig):
         return any(objective.next_obs for objective in self.objectives)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> RepresentationLearner:
+        if self.next_obs and len(data) and self.lookahead > max(data.lengths):
+            raise ConfigError(f"no episode has {self.lookahead} steps, but the longest {max(data.lengths)}, so that "
+                              "every later observation would be the last one", where="RepresentationLearning.lookahead",
+                              hint="look less far ahead")
         return RepresentationLearner(self, policy, seed, steps)
 
 

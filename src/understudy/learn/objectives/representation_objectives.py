@@ -124,7 +124,7 @@ class InverseDynamics(NetworkObjective):
     """Predicts the actions of a chunk from the encoding before it and the encoding after it.
 
     Both observations are encoded alone, by the same encoder, and gradients pass through both. What the encoder keeps is
-    what actions change.
+    what actions change. Windows from which a `lookahead` beyond the chunk leads out of the episode have no loss.
 
     Args:
         head: What is predicted. Discrete actions need `Categorical()`.
@@ -147,7 +147,9 @@ class InverseDynamics(NetworkObjective):
     def loss(self, networks, policy, batch, rng, captured):
         contexts = _pair(policy, batch, rng, captured)
         loss = self.head.loss(networks.net, contexts, policy.encode_batch(batch), batch.mask, rng) * batch.mask
-        return self.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
+        exists = batch.extra.get("lookahead_mask", batch.mask)
+        reached = exists[:, -1] | (exists.shape[1] <= policy.window.horizon)
+        return self.weight * reached * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
 @part

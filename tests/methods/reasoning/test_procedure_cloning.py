@@ -74,7 +74,7 @@ def test_columns_that_are_not_there_are_refused_before_the_procedure_is_learned(
 
 def test_a_map_whose_goal_has_another_class_is_refused():
     other = Dataset([episode(np.where(MAZE == 2, 3, MAZE))])
-    with pytest.raises(UserError, match="has the class 2 of the goal at step 0; there are the classes 0, 1, 3"):
+    with pytest.raises(UserError, match="has the class 2 of the goal at any step; there are the classes 0, 1, 3"):
         ProcedureEpisodes(GridSearch()).apply(other)
     assert len(ProcedureEpisodes(GridSearch(goal=3)).apply(other)) == 2
 

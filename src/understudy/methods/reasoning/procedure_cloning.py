@@ -73,13 +73,13 @@ class GridSearch(Procedure):
         return Feature("int64", shape, "discrete", num_classes=(1 + len(self.moves),) * int(np.prod(shape)))
 
     def results(self, episode, step):
-        grid = self._grid(episode)[step]
-        if step < len(episode) and not (grid == self.goal).any():
-            raise DataError(f"no cell of {self.grid!r} has the class {self.goal} of the goal at step {step}; there are "
+        grid = self._grid(episode)
+        if not (grid[step] == self.goal).any() and not (grid == self.goal).any():
+            raise DataError(f"no cell of {self.grid!r} has the class {self.goal} of the goal at any step; there are "
                             f"the classes {', '.join(map(str, np.unique(grid)))}", where="GridSearch.goal",
                             hint=f"store the goal as {self.goal} and walls as {self.wall}, or give GridSearch the "
                                  "classes of your data")
-        return self.search(grid)
+        return self.search(grid[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
         """Returns the maps of the search, (L + 1, W, H) int64, in a (W, H) grid of classes. Do not change them."""

@@ -219,7 +219,8 @@ class _ImitationDropoutWeights(nn.Module, WeightFunction):
         self.n_updates += 1
 
 
-@method("Bansal et al. 2018, arXiv 1812.03079, with numbers in place of images, and hinge losses of distances",
+@method("Bansal et al. 2018, arXiv 1812.03079, with numbers in place of images, hinge losses of distances, "
+        "and no dropout of the past",
         rows=("333",), needs=(NUMBERS, PATHS),
         when="if actions are paths along a lane with one obstacle, and demonstrations never come near its edges.")
 def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] = (), box: tuple[int, int] = (2, 3),

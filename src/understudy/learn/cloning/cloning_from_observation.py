@@ -32,7 +32,7 @@ class BehaviorCloningFromObservation(LearnerConfig):
 
     The inverse dynamics model learns from practice. That is every episode that is no demonstration (see
     `mixture.expert_episodes`): the part "prior", and those that the policy collects. Both networks make one update per
-    batch. The actions of demonstrations are never read.
+    batch. Of demonstrations that have actions, these count in the statistics of the codec alone.
 
     Args:
         batch_size: Windows of practice per batch, and as many of demonstrations.

@@ -32,6 +32,29 @@ def test_a_doubt_of_a_reader_is_a_warning_in_whatever_words_and_after_a_merge():
         assert told == {f"{place}two clocks": "warning", f"{place}rows are left out": "note"}
 
 
+def test_actions_at_their_limits_are_named_as_components():
+    actions = np.random.default_rng(0).uniform(-2, 2, (200, 2)).clip(-1, 1)
+    found = find_problems(Dataset([Episode({"observation.state": np.zeros((200, 1)), "action": actions})]))
+    assert "at a limit of components 0, 1" in next(f.message for f in found if f.code == "saturated")
+
+
+def test_a_time_limit_that_is_stored_as_an_end_by_the_environment_is_a_warning():
+    def episodes(lengths, ended):
+        return Dataset([Episode({"observation.state": np.zeros((n + 1, 1), np.float32),
+                                    "action": np.zeros((n, 1), np.float32), "next.terminated": np.arange(n) == n - 1,
+                                    "next.truncated": np.arange(n) == n - 1}
+                                   if ended else {"observation.state": np.zeros((n + 1, 1), np.float32),
+                                                  "action": np.zeros((n, 1), np.float32),
+                                                  "next.terminated": np.zeros(n, bool)}) for n in lengths])
+
+    def codes(data):
+        return [f.code for f in find_problems(data) if f.code == "terminated-at-limit"]
+
+    assert codes(episodes([20] * 5, True)) == ["terminated-at-limit"]
+    assert not codes(episodes([20] * 4, True)) and not codes(episodes([20] * 5, False))
+    assert not codes(episodes([20, 20, 20, 20, 19], True))
+
+
 def test_actions_of_minari_that_are_links_are_no_damage_and_are_counted(tmp_path):
     h5py = pytest.importorskip("h5py")
     write_dataset(demonstrations(3), tmp_path / "data", "minari")

@@ -533,7 +533,8 @@ def check_saturation(data: Dataset) -> Iterator[Finding]:
             labels = [component_names(f)[i] for i in cut]
             most = float((at / max(steps, 1)).reshape(-1)[cut].max())
             yield Finding("saturated", "note" if most < 0.5 else "warning",
-                          f"{name}: up to {most:.0%} of the steps lie at a limit: {format_list(labels)}",
+                          f"{name}: up to {most:.0%} of the steps lie at a limit of "
+                          f"component{'s' * (len(cut) > 1)} {format_list(labels)}",
                           "the range was too small for what was demonstrated, or the values were clipped",
                           Location(feature=name))
 
@@ -659,6 +660,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     reader_warnings,
     check_metadata,
     check_short_episodes,
+    label_checks.check_terminated_at_limit,
     interrupted,
     check_constant,
     check_duplicates,
@@ -679,8 +681,8 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
-TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
-                                     check_unread_images, check_calibrations)
+TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, label_checks.check_terminated_at_limit, check_timestamps,
+                                     check_constant, check_dtypes, check_unread_images, check_calibrations)
 
 
 def _numeric_columns(data) -> list[str]:

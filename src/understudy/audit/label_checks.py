@@ -11,6 +11,7 @@ from ..data.formats.parts.column_names import FLAG_COLUMNS, format_list
 from ..hints import command_line, pluralize
 from .base import Finding, Location
 
+_MIN_AT_LIMIT = 5  # episodes of equal length that are no chance
 
 def check_flags(data: Dataset) -> Iterator[Finding]:
     """Finds flags of steps that are neither 0 nor 1: learners calculate with them, and others take them for true."""
@@ -90,3 +91,18 @@ def check_success(data: Dataset) -> Iterator[Finding]:
             Location(episode=mislabeled[0], feature="next.reward"),
             tuple(mislabeled),
         )
+
+
+def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
+    """Finds data whose episodes all terminate after the same number of steps, as at a time limit."""
+    lengths = set(data.lengths.tolist())
+    if len(lengths) > 1 or len(data) < _MIN_AT_LIMIT or "next.terminated" not in data[0].steps:
+        return
+    length = lengths.pop()
+    if length > 1 and all(np.any(e.steps["next.terminated"][length - 1: length]) for e in data):
+        yield Finding("terminated-at-limit", "warning",
+                      f"all {len(data)} episodes end after {length} steps, and next.terminated says that the "
+                      "environment ended each of them",
+                      "if a time limit did, set next.truncated (timeouts) in place of next.terminated (terminals): "
+                      "critics take what follows next.terminated for worth nothing",
+                      Location(feature="next.terminated"))

@@ -13,6 +13,7 @@ from fixtures.lerobot_files import ENDS, flat_arrays, write_npz
 from understudy.core import DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, open_dataset, write_dataset
+from understudy.data.opening.column_selection import open_columns
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,31 @@ def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
             np.testing.assert_array_equal(episode.steps[name], c[key])
         assert episode.steps["next.terminated"].dtype == bool and episode.metadata == {"seed": e}
         json.dumps(episode.metadata)
+
+
+def test_an_end_of_each_episode_is_told_to_be_saved_for_each_step(tmp_path):
+    flat = flat_arrays()
+    path = write_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], episode_ends=ENDS,
+                     terminal=np.ones(4, bool))
+    assert open_dataset(path).metadata["warnings"] == [
+        "terminal is kept under that name; save it as terminals if that is what it is, with a value for each step"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"next.reward": ("points",)}])
+def test_npz_without_episode_ends_has_those_of_terminals_and_timeouts(columns, tmp_path):
+    flat = flat_arrays()
+    timeouts = np.zeros(len(flat["action"]), bool)
+    timeouts[np.array(ENDS[:-1]) - 1] = True  # the recording of the last episode stopped
+    path = write_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], points=flat["reward"],
+                     terminals=np.zeros(len(timeouts)), timeouts=timeouts[:, None])
+    data = open_columns(path, columns)
+    assert np.cumsum(data.lengths).tolist() == list(ENDS)
+    assert data[0].steps["next.truncated"][-1] and not data[0].steps["next.terminated"].any()
+    assert ("next.reward" in data.features()) == bool(columns)
+    write_npz(path, observations=flat["state"], actions=flat["action"], terminals=np.zeros(len(timeouts)),
+              timeouts=timeouts[1:])
+    with pytest.raises(UserError, match="timeouts: it has .* rows, but terminals has"):
+        open_dataset(path)
 
 
 @pytest.mark.parametrize("how", ["next_observations", "one row more", "both"])

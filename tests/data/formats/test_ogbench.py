@@ -79,7 +79,8 @@ def test_ogbench_that_makes_no_sense(changes, parts, tmp_path):
 
 
 def test_terminals_alone_are_not_taken_for_ogbench(tmp_path):
-    for more in ({}, {"qpos": np.zeros((22, 1)), "timeouts": np.zeros(22)}):
+    for more, text in (({}, "; there are actions"), ({"qpos": np.zeros((22, 1)), "timeouts": np.zeros(22)},
+                                                    ", and terminals and timeouts are 0 at all steps")):
         np.savez(tmp_path / "d.npz", observations=np.zeros((22, 3)), actions=np.zeros((22, 2)), terminals=np.zeros(22),
                  **more)
-        refused(tmp_path / "d.npz", "there is no array episode_ends; there are actions", "terminals do not say where")
+        refused(tmp_path / "d.npz", f"there is no array episode_ends{text}", "give" if more else "add timeouts")

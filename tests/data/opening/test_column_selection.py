@@ -69,6 +69,15 @@ def test_a_csv_table_of_several_episodes(tmp_path):
         open_columns(path, parse_columns([*COLUMNS, "episode=runs"]))
 
 
+def test_a_replay_buffer_of_d3rlpy_is_told_how_to_be_saved(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "replay.h5", "w") as file:
+        for key in ("observations_0", "actions_0", "rewards_0", "observations_1", "actions_1", "rewards_1"):
+            file[key] = np.zeros((5, 2))
+    with pytest.raises(DataError, match=r"ReplayBuffer of d3rlpy, .*docs/other-libraries\.md"):
+        open_columns(tmp_path / "replay.h5", {})
+
+
 @pytest.mark.parametrize("form", ["{}_{}", "{}.{}", "{}[{}]"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_numbered_columns_of_a_csv_are_one_vector(tmp_path, form, first):

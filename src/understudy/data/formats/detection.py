@@ -11,7 +11,7 @@ from ...core import UserError, role
 from ...hints import command_line
 from . import folder, overcooked
 from .logs import message_logs
-from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint
+from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint, says_ends
 from .ogbench import is_ogbench
 from .parts import read_errors, sidecar
 from .parts.column_names import format_list, number_sort_key, standard_name
@@ -229,7 +229,7 @@ def _zip_format(path: Path) -> str:
         replay = any(n.startswith("meta/episode_ends/") for n in names)
         return "zarr" if replay else f"a zipped zarr store without meta/episode_ends at its top {_REPLAY}"
     keys = {n[:-4] for n in names if n.endswith(".npy")}
-    if "episode_ends" in keys:
+    if "episode_ends" in keys or {"observations", "actions"} <= keys and says_ends(keys):
         return "npz"
     if is_ogbench(keys):
         return "ogbench"
@@ -239,8 +239,9 @@ def _zip_format(path: Path) -> str:
     hint = rename_hint(keys)
     if {"observations", "actions", "terminals"} <= keys:
         hint = ("terminals do not say where episodes are cut off, nor whether their row is a step: "
-                f"{episodes_hint(path) or f'{EPISODE_ENDS_HINT}, in a copy'}; or save qpos as well if it is of OGBench")
-    elif hint and "episode_ends" not in hint:
+                f"{episodes_hint(path) or f'add timeouts (1 at a time limit), or {EPISODE_ENDS_HINT}, in a copy'}; or "
+                "save qpos as well if it is of OGBench")
+    elif hint and "episode_ends" not in hint and "as timeouts" not in hint:
         hint += f", and {episodes_hint(path) or EPISODE_ENDS_HINT}"
     if hint:
         raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path, hint=hint)

@@ -1,7 +1,8 @@
 """Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
 
-It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Optional are rewards,
-terminals, timeouts, next_observations, and fps, one number. Any array may have one row more per episode: for
+It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps, in place of which
+terminals and timeouts may say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts,
+next_observations, and fps, one number. Any array may have one row more per episode: for
 observations, the one after the last action. Actions may be left out, and those that are unknown are NaN.
 
 Arrays with one row per episode are metadata of the episodes. Other arrays of N rows are columns. Arrays are streamed
@@ -49,6 +50,7 @@ _OTHERS = {  # what others call them
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
     "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
     "truncations": "timeouts", "next_obs": "next_observations", "next_states": "next_observations"}
+_END_FLAGS = ("terminals", "timeouts")  # each step, where there is no episode_ends
 EPISODE_ENDS_HINT = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
@@ -87,10 +89,26 @@ class NpzSource(NpzArchiveSource):
             lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
             steps = next((n for n in rows if n == lengths.sum()), count_steps(headers))
             return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
-        if "episode_ends" not in headers:
+        if not says_ends(headers):
             raise UserError(f"there is no array episode_ends; there are {', '.join(headers)}", where=self.path,
                             hint=rename_hint(headers) or EPISODE_ENDS_HINT)
+        if "episode_ends" not in headers:
+            return self._lengths_from_flags()
         return lengths_from_ends(self._file.read_array("episode_ends"), f"{self.path}, episode_ends", EPISODE_ENDS_HINT)
+
+    def _lengths_from_flags(self) -> np.ndarray:
+        flags = {key: self._file.read_array(key).reshape(-1) for key in _END_FLAGS}
+        for key, values in flags.items():
+            _check_flags(values, f"{self.path}, {key}")
+        terminals, timeouts = flags.values()
+        if len(terminals) != len(timeouts):
+            raise UserError(f"it has {len(timeouts)} rows, but terminals has {len(terminals)}",
+                            where=f"{self.path}, timeouts", hint="each step has a row in both")
+        ends = np.flatnonzero((terminals != 0) | (timeouts != 0)) + 1
+        if not len(ends):
+            raise UserError("there is no array episode_ends, and terminals and timeouts are 0 at all steps",
+                            where=self.path, hint=EPISODE_ENDS_HINT)
+        return np.diff(np.unique([0, *ends, len(terminals)]))
 
     def _check_names(self):
         renames = rename_hint(self._file.headers)
@@ -132,7 +150,8 @@ class NpzSource(NpzArchiveSource):
                        f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
         for key in (*self.keys.values(), *self._per_episode):
             if _OTHERS.get(key) in (*KEYS.columns, "next_observations") and _OTHERS[key] not in self._file.headers:
-                yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"
+                yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is" + (
+                    ", with a value for each step" if key in self._per_episode else "")
 
     def _assign_arrays(self):
         """Assigns each array by its number of rows: a column, a column with a last row, or metadata."""
@@ -242,6 +261,11 @@ class NpzSource(NpzArchiveSource):
                                 where=f"{self.path}, next_observations, episode {e}, step "
                                 f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
                                 hint="correct episode_ends, or leave next_observations out")
+
+
+def says_ends(keys: Iterable[str]) -> bool:
+    """Returns whether arrays of these names say where episodes end."""
+    return "episode_ends" in keys or {*_END_FLAGS} <= {*keys}
 
 
 def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:

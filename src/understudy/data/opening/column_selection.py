@@ -20,7 +20,7 @@ from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
 from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
 from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
-from ..formats.npz import NpzSource, episodes_hint
+from ..formats.npz import NpzSource, episodes_hint, says_ends
 from ..formats.parts import hdf5
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
@@ -91,10 +91,13 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     except UnknownFormat as error:
         if (names := _unknown_names(local)) is None:
             raise
+        hint = ("say what they are: --columns state=A,B action=C,D with these names, and where episodes end: "
+                "episode=E, a column that numbers them, or episode_lengths=L, an array"
+                + (f". {episodes}" if (episodes := _episodes_hint(local)) else ""))
+        if "actions_0" in names and hdf5_files(local):
+            hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
         raise DataError(f"no column has a name that policies read; there are {names}", where=path,
-                        hint="say what they are: --columns state=A,B action=C,D with these names, and where episodes "
-                             "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
-                             + (f". {hint}" if (hint := _episodes_hint(local)) else "")) from error
+                        hint=hint) from error
     reading: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (int, str))}
     if columns:
         reading["columns"] = {name: list(parts) for name, parts in columns.items()}
@@ -389,10 +392,10 @@ def _files(path: Path, ending: str) -> list[Path]:
 
 def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:
     headers = NpzArrays(path).headers
-    if not boundary and "episode_ends" not in headers:
+    if not boundary and not says_ends(headers):
         numbers = next((name for name in EPISODE_COLUMNS if name in headers), None)
         boundary = {} if numbers is None else {"episode": numbers}
-    if boundary or "episode_ends" in headers:
+    if boundary or says_ends(headers):
         return Dataset(_PlainNpzSource(path, **boundary))
     try:
         return cut_table(NpzFolderSource(path), path)

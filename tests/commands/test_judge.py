@@ -100,6 +100,9 @@ def test_a_reward_is_trained_and_asked_about_new_pairs(judge, tmp_path, capsys):
     status, text, _ = judge("--seed", 1, "--pairs", 6, "--reward", run, "--json", out="new")
     counts = json.loads(text)
     assert status == 0 and counts["clear"] == 6 and 0 <= counts["agreed"] <= 6
+    text = judge("--seed", 1, "--pairs", 6, "--reward", run, out="new")[1]
+    assert f"understudy merge {tmp_path / 'answers'} {tmp_path / 'new'} --out comparisons.json" in text
+    assert "understudy train preference-reward comparisons.json" in text
     others = Dataset([e.replace({STATE: np.asarray(e.steps[STATE])[:, :2]}) for e in walks()], {"fps": 10})
     write_dataset(others, tmp_path / "others.npz", "npz")
     capsys.readouterr()
@@ -121,7 +124,7 @@ def test_answers_without_a_preference_are_said(judge, data, tmp_path, capsys):
     write_dataset(Dataset([e.replace({"next.reward": np.zeros(len(e), np.float32)}) for e in same], same.metadata),
                   data, "npz")
     status, text, _ = judge("--pairs", 4)
-    assert status == 0 and "None of the new ones prefers a segment" in text
+    assert status == 0 and "None of the new ones prefers a segment" in text and "understudy train" not in text
     refused((main(["train", "preference-reward", str(tmp_path / "answers"), "--out", str(tmp_path / "run"), *SHORT]),
              *capsys.readouterr()), "comparisons prefers a segment", "compare other episodes")
     assert not (tmp_path / "run").exists()

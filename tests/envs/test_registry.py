@@ -2,6 +2,7 @@
 
 import time
 
+import gymnasium
 import pytest
 import torch
 
@@ -68,3 +69,15 @@ def test_a_thousand_copies_step_as_one():
                 env.step(action)
             took[rows] = time.process_time() - began
         assert took[1000] < 100 * took[1]
+
+
+@pytest.mark.parametrize(("missing", "hint"), [
+    ('Box2D is not installed: pip install "gymnasium[box2d]"', "install what is named there"),
+    ('MuJoCo is not installed, run pip install "gymnasium[mujoco]"', "understudy[sim]")])
+def test_the_hint_for_a_missing_simulator_brings_it(missing, hint, monkeypatch):
+    def build(name):
+        raise gymnasium.error.DependencyNotInstalled(missing)
+    monkeypatch.setattr("understudy.envs.gymnasium_adapter.build", build)
+    with pytest.raises(UserError, match="its simulator is not installed") as error:
+        envs.make("LunarLander-v3")
+    assert hint in error.value.hint

@@ -131,6 +131,8 @@ def test_an_estimate_that_still_changes_is_told():
     assert not replace(value, last_change=0.01, remaining=0.3).is_settled
     moving = replace(value, last_change=-0.3)
     assert not moving.is_settled and "it changed by -0.3 in the last tenth" in moving.describe()
+    endless = replace(moving, discount=1.0, remaining=1e5).describe()
+    assert "choose a lower --discount" in endless and "--updates" not in endless
 
 
 def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monkeypatch):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import UserError
+from .improve import trained_on
 from .parts.common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
 from .parts.groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
 
@@ -64,8 +65,13 @@ def main(args: list[str]) -> None:
         elif reward is not None and counts["new"]:
             out.print(f"{o.reward} agreed with {counts['agreed']} of the {counts['clear']} new answers that preferred "
                       "a segment.")
-        if counts["comparisons"]:
-            out.suggest(command_line("train", "preference-reward", o.out, "--out", unused_path("runs/reward")))
+        if counts["clear"] or counts["new"] < counts["comparisons"]:
+            compared = o.out
+            earlier = None if o.reward is None else trained_on(o.reward)
+            if earlier is not None and earlier != o.out:
+                compared = unused_path("comparisons.json")
+                out.suggest(command_line("merge", earlier, o.out, "--out", compared))
+            out.suggest(command_line("train", "preference-reward", compared, "--out", unused_path("runs/reward")))
         out.print_json({"comparisons": str(o.out), **counts})
 
 

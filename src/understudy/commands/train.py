@@ -20,6 +20,7 @@ from ..core import AtLeast, ConfigError, UserError
 from ..files import read_json, whole_folder, write_json
 from ..user_code import search_current_folder, trusted_packages
 from .parts.common import (
+    RANDOM_FILE,
     Output,
     command_line,
     command_words,
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
-RANDOM_FILE = "random.json"  # next to random episodes: the options that they were recorded with
 
 
 @command_options
@@ -635,7 +635,8 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
         if o.env is not None:
             raise UserError("the method collects no episodes", where="--env",
                             hint="leave it out, use --eval ENV to roll out in it during training, or train a method "
-                                 "that practices, such as td3-bc or sac")
+                                 "that practices, such as td3-bc or sac. In Python others practice with a collection "
+                                 "(docs/improving.md)")
         return None
     name = o.env or recorded_env(data)
     if name is None:

@@ -220,7 +220,8 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
     try:
         env = gymnasium_adapter.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"its simulator is not installed ({error})", where=name, hint=SIMULATORS) from error
+        brings = SIMULATORS if "mujoco" in str(error).lower() else "install what is named there"
+        raise UserError(f"its simulator is not installed ({error})", where=name, hint=brings) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"Gymnasium cannot make it: {error}", where=name, hint="check its options") from error
     return _adapt_gym_env(name, env, lambda: gymnasium_adapter.build(gym_id, **options), rows)

@@ -908,7 +908,9 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         raise UserError("this run was started with other settings: "
                         + "; ".join(method_change + differences[:MAX_DIFFERENCES])
                         + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,
-                        hint="choose another --out, or " + (
+                        hint="choose another --out, " + (
+                            f"where --from {run.folder} begins with the weights of this run, "
+                            if all(line.startswith("method.collection.") for line in differences) else "") + "or " + (
                             "restore the data, or the version of understudy, with which the same command began it"
                             if commands[0] and commands[0] == commands[1] else
                             "give the command it was begun with" + (f": {commands[0]}" if commands[0] else "")))

@@ -118,7 +118,7 @@ def test_an_exported_file_is_told_its_goal(call, place, tmp_path):
     assert call("train", "gcbc", demos, "--out", run, *TINY[:6], "--policy.trunk.widths", "16")[0] == 0
     (*command, env, _, _, option, goal), = proposed(call("export", run, "--out", file, "--inputs", "5")[1])
     assert (command, env, option) == (["eval", str(file)], "fork", "--condition")
-    refused(call("eval", file, "fork"), "give it: --condition goal=NUMBER,...")
+    refused(call("eval", file, "fork"), "give it: --condition goal=x,y\n")
     actions = []
     for policy in (run, file):
         saved = tmp_path / f"{policy.name} saved"

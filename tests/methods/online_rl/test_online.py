@@ -52,6 +52,15 @@ def test_a_command_trains_from_an_environment_alone(name, tmp_path):
     assert status == 0 and before == {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
 
 
+def test_nothing_is_asked_about_classes_that_the_environment_has_named(tmp_path):
+    status, text = call("train", "dqn", "--env", "tabular:bandit", "--out", tmp_path / "run", "--random-steps", "6",
+                        "--device", "cpu", *SMALL)
+    assert status == 0 and "--columns" not in text
+    status, text = call("train", "dqn", "--env", "tabular:bandit", "--out", tmp_path / "run", "--random-steps", "6",
+                        "--device", "cpu", *SMALL[2:], "--method.n-rounds", "3")
+    assert status == 2 and f"another --out, where --from {tmp_path / 'run'} begins with the weights" in text
+
+
 @pytest.mark.parametrize("change", [("--random-steps", "5"), ("--seed", "1"), ("--env", "fork")])
 def test_random_episodes_of_another_command_are_not_taken(change, tmp_path):
     """Here that of a method which cannot learn from them."""

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EnvName = Annotated[str, Positional, arg(metavar="ENV")]
+RANDOM_FILE = "random.json"  # next to random episodes of `train`: the options that they were recorded with
 _UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 
 
@@ -543,7 +544,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
-        for text in training_warnings(data, needs_actions):
+        for text in training_warnings(data, needs_actions, not path.with_name(RANDOM_FILE).is_file()):
             print(f"{path}: {text}", file=sys.stderr)
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):

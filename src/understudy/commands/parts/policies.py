@@ -183,8 +183,9 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     if not has_no_run(run):
         open_names = open_conditions(Method.load(run, o.trust), {**env.features, **option_columns})
     numbers = {name: "NUMBER" for name in open_names} | {
-        g.into: "NUMBER,..." for g in planner.window.goals if g.into in planner.inputs
-        and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in visible_columns}
+        g.into: ",".join(planner.features[g.into].names or ("NUMBER", "..."))
+        for g in planner.window.goals if g.into in planner.inputs
+        and g.into not in {**env.features, **conditions} and f"{g.into}?" not in visible_columns}
     if numbers:
         missing_conditions = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
         raise UserError(f"{path_text(run)} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does "

@@ -95,7 +95,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """the folder of the run"""
     steps: StepCount = None
     """number of updates, instead of the method's; those of its stages and of its data collection change by the same
-    factor (--stages.0.method.learner.steps N sets that of the first stage)"""
+    factor, so that its rounds stay as many (--stages.0.method.learner.steps N sets that of the first stage)"""
     seed: Seed = 0
     """seed of the weights, the order of the data, and noise"""
     executor: SchemeName = None

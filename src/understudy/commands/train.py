@@ -191,12 +191,15 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.callbacks import Wandb
     from ..learn.devices import choose_device
     from ..learn.train import train
+    from ..policy import find_checkpoint
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
     if o.eval is None:
         refuse_given(o, ("rollouts",), "is a number of episodes in the environment of --eval", "add --eval ENV")
     device, loggers = choose_device(o.device), _loggers(o)
+    for run in filter(None, (o.reward, o.progress)):
+        find_checkpoint(run)  # before episodes are recorded
     if o.data is None:
         _record_random(o)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from ..files import replace_nonfinite
 from . import stats
 from .rollout import rollout
 from .sequential import SequentialDifferenceTest, SequentialRateTest, TestState
-from .stats import LEVEL, Interval
+from .stats import LEVEL, Interval, are_too_few
 
 
 def validation_seed(seed: int) -> int:
@@ -391,7 +392,8 @@ def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
 
 def _format_interval(interval: Interval | PairedComparison, show: Callable[[float], str]) -> str:
     if math.isnan(interval.low):
-        return "no interval (too few episodes, or not finite)"
+        needed = next(n for n in itertools.count(1) if not are_too_few(n, interval.level))
+        return f"no interval: that takes at least {needed} episodes, all with finite returns"
     return f"{interval.level:.0%} interval {show(interval.low)} to {show(interval.high)}"
 
 

@@ -90,6 +90,8 @@ def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
     status, text = call("train", "iql", place / "demos", "--out", tmp_path / "iql", "--reward", tmp_path / "bc")
     assert status == 2 and f"--reward {tmp_path / 'bc'}: the run has no reward model" in text
     assert not (tmp_path / "iql").exists()
+    status, text = call("train", "sac", "--env", "particle", "--out", tmp_path / "sac", "--reward", tmp_path / "none")
+    assert status == 2 and "not a trained run" in text and not (tmp_path / "sac").exists()
     status, text = call("train", "bc", place / "demos", "--out", tmp_path / "x", "--reward", place / "dac")
     assert status == 2 and "bc does not learn from single rewards" in text
     data = open_dataset(place / "demos")

@@ -50,9 +50,9 @@ def test_a_time_limit_that_is_stored_as_an_end_by_the_environment_is_a_warning()
     def codes(data):
         return [f.code for f in find_problems(data) if f.code == "terminated-at-limit"]
 
-    assert codes(episodes([20] * 5, True)) == ["terminated-at-limit"]
-    assert not codes(episodes([20] * 4, True)) and not codes(episodes([20] * 5, False))
-    assert not codes(episodes([20, 20, 20, 20, 19], True))
+    assert codes(episodes([20] * 3, True)) == ["terminated-at-limit"]
+    assert not codes(episodes([20] * 2, True)) and not codes(episodes([20] * 3, False))
+    assert not codes(episodes([20, 20, 19], True)) and not codes(episodes([9] * 3, True))
 
 
 def test_actions_of_minari_that_are_links_are_no_damage_and_are_counted(tmp_path):

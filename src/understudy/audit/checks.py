@@ -681,8 +681,8 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
-TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, label_checks.check_terminated_at_limit, check_timestamps,
-                                     check_constant, check_dtypes, check_unread_images, check_calibrations)
+TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
+                                     check_unread_images, check_calibrations)
 
 
 def _numeric_columns(data) -> list[str]:

@@ -11,7 +11,7 @@ from ..data.formats.parts.column_names import FLAG_COLUMNS, format_list
 from ..hints import command_line, pluralize
 from .base import Finding, Location
 
-_MIN_AT_LIMIT = 5  # episodes of equal length that are no chance
+_MIN_AT_LIMIT, _MIN_LIMIT = 3, 10  # episodes and steps, as training takes them for a time limit
 
 def check_flags(data: Dataset) -> Iterator[Finding]:
     """Finds flags of steps that are neither 0 nor 1: learners calculate with them, and others take them for true."""
@@ -94,15 +94,13 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 
 
 def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
-    """Finds data whose episodes all terminate after the same number of steps, as at a time limit."""
-    lengths = set(data.lengths.tolist())
-    if len(lengths) > 1 or len(data) < _MIN_AT_LIMIT or "next.terminated" not in data[0].steps:
+    """Finds data whose episodes all terminate after the same number of steps, as if a time limit were an end."""
+    if len(data) < _MIN_AT_LIMIT or "next.terminated" not in data[0].steps:
         return
-    length = lengths.pop()
-    if length > 1 and all(np.any(e.steps["next.terminated"][length - 1: length]) for e in data):
+    length = int(data.lengths[0])
+    if (length >= _MIN_LIMIT and (data.lengths == length).all()
+            and all(np.any(e.steps["next.terminated"][:length]) for e in data)):
         yield Finding("terminated-at-limit", "warning",
-                      f"all {len(data)} episodes end after {length} steps, and next.terminated says that the "
-                      "environment ended each of them",
-                      "if a time limit did, set next.truncated (timeouts) in place of next.terminated (terminals): "
-                      "critics take what follows next.terminated for worth nothing",
-                      Location(feature="next.terminated"))
+                      f"all {len(data)} episodes terminate after {length} steps, as with a time limit",
+                      "if it is one, set next.truncated (timeouts in an .npz) in place of next.terminated (terminals): "
+                      "otherwise critics learn that nothing follows", Location(feature="next.terminated"))

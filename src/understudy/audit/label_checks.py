@@ -13,6 +13,7 @@ from .base import Finding, Location
 
 _MIN_AT_LIMIT, _MIN_LIMIT = 3, 10  # episodes and steps, as training takes them for a time limit
 
+
 def check_flags(data: Dataset) -> Iterator[Finding]:
     """Finds flags of steps that are neither 0 nor 1: learners calculate with them, and others take them for true."""
     for name in (n for n, f in data.features().items() if n in FLAG_COLUMNS and f.dtype != "bool"):

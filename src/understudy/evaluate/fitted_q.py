@@ -62,10 +62,11 @@ class PolicyValue:
         if self.n_cut:
             text += (f" {self.n_cut} of the episodes were cut off, as by a time limit. The first number counts what "
                      "would have followed and the second does not, so that they cannot be compared.")
-        if self.is_settled or self.discount == 1:
-            return text if self.is_settled else (
-                f"{text} With a discount of 1 no number of updates surely settles the estimate: choose a lower "
-                "--discount, such as 0.99.")
+        if self.is_settled:
+            return text
+        if self.discount == 1:
+            return (f"{text} With a discount of 1 no number of updates surely settles the estimate: choose a lower "
+                    "--discount, such as 0.99.")
         return text + (
             f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates, "
             f"and {self.remaining:.3g} may be still to come. Make more: --updates.")

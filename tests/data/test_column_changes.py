@@ -125,7 +125,8 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
                 "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),
                 "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
                 "observation.prompt.objects": Feature("float32", (7, 3)),
-                "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9)}
+                "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
+                "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
     sizes = {"fourier-transporter": 5, "chauffeurnet": 8}  # two places and an angle, and four points of a path
     if name in sizes:
         features["action"] = Feature("float32", (sizes[name],))

@@ -290,7 +290,7 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     # Which of two lights is on decides the choice, and every method that says so learns it.
     light = np.random.default_rng(0).integers(2, size=40)  # does not depend on the last choice
     data = Dataset([Episode({"observation.state": np.eye(2, dtype=np.float32)[light], "action": 1 + 2 * light[:, None],
-                             "next.reward": np.zeros(40, np.float32)}, {"proficiency": 1, "task": "look"})] * 2)
+                             "next.reward": np.ones(40, np.float32)}, {"proficiency": 1, "task": "look"})] * 2)
     features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"],
                 "next.reward": Feature("float32", ())}
     data = data.map(lambda e: replace(e, schema=features))

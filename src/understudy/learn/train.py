@@ -898,19 +898,18 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         raise UserError(f"this run has {before} updates, and {reason}, so it cannot be continued to {after}",
                         where=run.folder,
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
-                             f"{after - before} and another --out, or train all {after} updates there" + (
-                                 "" if phases else
-                                 ". Runs with --learner.optimizer.lr-schedule constant can be continued"))
+                             f"{after - before} and another --out, or train all {after} updates there" + ("" if phases
+                             else ". Runs with --learner.optimizer.lr-schedule constant can be continued"))
     if differences:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
-        raise UserError("this run was started with other settings: "
-                        + "; ".join(method_change + differences[:MAX_DIFFERENCES])
-                        + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,
-                        hint="choose another --out, " + (
-                            f"where --from {run.folder} begins with the weights of this run, "
-                            if all(line.startswith("method.collection.") for line in differences) else "") + "or " + (
+        shown = "; ".join(method_change + differences[:MAX_DIFFERENCES])
+        shown += "; ..." if len(differences) > MAX_DIFFERENCES else ""
+        is_longer = all(line.startswith("method.collection.") for line in differences)
+        from_weights = f"where --from {run.folder} begins with the weights of this run, " if is_longer else ""
+        raise UserError(f"this run was started with other settings: {shown}", where=run.folder,
+                        hint=f"choose another --out, {from_weights}or " + (
                             "restore the data, or the version of understudy, with which the same command began it"
                             if commands[0] and commands[0] == commands[1] else
                             "give the command it was begun with" + (f": {commands[0]}" if commands[0] else "")))

@@ -198,16 +198,17 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
 
 def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -> None:
     """Warns if no step is made, or if made steps have observations that do not fit their `column`."""
-    path = data.metadata.get("path", "data set")
+    path = data.metadata.get("path")
     if not n_made:
-        warnings.warn(f"{path}: no step is made, so that the demonstrations alone are cloned: {why_none}", DataWarning,
-                      stacklevel=3)
+        warnings.warn(f"{path or 'data set'}: no step is made, so that the demonstrations alone are cloned: {why_none}",
+                      DataWarning, stacklevel=3)
     unfit = [name for name, f in data.features().items() if name != column and is_read_by_default(name, f)
              and (f.kind == "image" or any((x != x[:1]).any() for e in data for x in (np.asarray(e.steps[name]),)))]
     if n_made and unfit:
         drops = [word for name in unfit for word in ("--drop", name)]
-        warnings.warn(f"{path}: made steps have another {column}, and {', '.join(unfit)} as recorded, which does not "
-                      f"fit it. Leave it out: {command_line('view', 'make', path, *drops, '--out', 'VIEW')}",
+        command = command_line("view", "make", path or "DATA", *drops, "--out", "VIEW")
+        warnings.warn(f"{path or 'data set'}: made steps have another {column}, and {', '.join(unfit)} as recorded, "
+                      f"which does not fit it. Leave it out: {command}",
                       DataWarning, stacklevel=3)
 
 

@@ -38,7 +38,7 @@ class SteeredCollector(RolloutCollector):
 
     show: ShowDemonstration = ShowDemonstration(own=True)
     steering: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
-    length: int | None = None
+    length: Annotated[int | None, AtLeast(1)] = None
 
     def check(self, env, person):
         super().check(env, person)

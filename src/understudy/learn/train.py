@@ -904,11 +904,11 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
-        shown = "; ".join(method_change + differences[:MAX_DIFFERENCES])
-        shown += "; ..." if len(differences) > MAX_DIFFERENCES else ""
         is_longer = all(line.startswith("method.collection.") for line in differences)
         from_weights = f"where --from {run.folder} begins with the weights of this run, " if is_longer else ""
-        raise UserError(f"this run was started with other settings: {shown}", where=run.folder,
+        raise UserError("this run was started with other settings: "
+                        + "; ".join(method_change + differences[:MAX_DIFFERENCES])
+                        + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,
                         hint=f"choose another --out, {from_weights}or " + (
                             "restore the data, or the version of understudy, with which the same command began it"
                             if commands[0] and commands[0] == commands[1] else

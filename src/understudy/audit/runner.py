@@ -95,18 +95,17 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     return [code for code in ignore if code not in {f.code for f in findings}]
 
 
-def training_warnings(data: Dataset, needs_actions: bool = True, tell_reading: bool = True) -> list[str]:
+def training_warnings(data: Dataset, needs_actions: bool = True) -> list[str]:
     """What a user should know before training on data that `check_usable` accepts.
 
     Args:
         needs_actions: Whether all steps need an action. Otherwise it is only said how actions are read.
-        tell_reading: Whether it is said how actions of few whole numbers are read.
     """
     audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
     findings = _run_checks(audited, checks.TRAINING_CHECKS, Path(data.metadata.get("path", ".")))
     texts = [f"warning: {f.message}" + ("" if f.code == "reader" else f" ({f.remedy})")
              for f in findings if f.severity == "warning"]
-    return [*texts, *([reading] if tell_reading and (reading := checks.action_reading(data)) else [])]
+    return [*texts, *([reading] if (reading := checks.action_reading(data)) else [])]
 
 
 def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,

@@ -544,7 +544,8 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
-        for text in training_warnings(data, needs_actions, not path.with_name(RANDOM_FILE).is_file()):
+        is_random = path.with_name(RANDOM_FILE).is_file()  # whose actions are those of the environment
+        for text in () if is_random else training_warnings(data, needs_actions):
             print(f"{path}: {text}", file=sys.stderr)
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):

@@ -222,5 +222,5 @@ def test_a_goal_that_the_environment_does_not_show_is_asked_for(tmp_path, capsys
     run = str(tmp_path / "run")
     assert main(["train", "gcbc", str(tmp_path / "data"), "--out", run, "--steps", "1"]) == 0
     assert main(["eval", run, "fork", "--episodes", "1"]) == 2
-    assert "give it: --condition goal=NUMBER" in " ".join(capsys.readouterr().err.split())
+    assert "give it: --condition goal=x,y" in " ".join(capsys.readouterr().err.split())
     assert main(["eval", run, "fork", "--episodes", "1", "--condition", "goal=1,0"]) == 0, capsys.readouterr()

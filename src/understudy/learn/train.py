@@ -905,7 +905,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
         is_longer = all(line.startswith("method.collection.") for line in differences)
-        from_weights = f"where --from {run.folder} begins with the weights of this run, " if is_longer else ""
+        from_weights = f"where --from {run.folder} starts from the weights of this run, " if is_longer else ""
         raise UserError("this run was started with other settings: "
                         + "; ".join(method_change + differences[:MAX_DIFFERENCES])
                         + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,

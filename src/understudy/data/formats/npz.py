@@ -1,9 +1,9 @@
 """Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
 
-It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps, in place of which
-terminals and timeouts may say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts,
-next_observations, and fps, one number. Any array may have one row more per episode: for
-observations, the one after the last action. Actions may be left out, and those that are unknown are NaN.
+It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Without these, terminals
+and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts, next_observations, and fps,
+one number. Any array may have one row more per episode: for observations, the one after the last action. Actions may be
+left out, and those that are unknown are NaN.
 
 Arrays with one row per episode are metadata of the episodes. Other arrays of N rows are columns. Arrays are streamed
 from the file into the cache, so a file may be larger than memory. Pickled objects are refused.

@@ -30,7 +30,7 @@ class SteeredCollector(RolloutCollector):
         show: How a demonstration becomes columns. It is a transform of the policy's method.
         steering: Fraction of the episodes that are shown a demonstration. The others are shown an earlier episode of
             the policy, or one of the practice.
-        length: Number of steps of an episode of which the policy reads the elapsed fraction. None if it reads none.
+        length: Number of steps of an episode. The policy reads which fraction of them has passed. None if it does not.
 
     References:
         Leibovich et al. (2023), Learning Control by Iterative Inversion, arXiv:2211.01724.

@@ -58,7 +58,7 @@ def test_nothing_is_asked_about_classes_that_the_environment_has_named(tmp_path)
     assert status == 0 and "--columns" not in text
     status, text = call("train", "dqn", "--env", "tabular:bandit", "--out", tmp_path / "run", "--random-steps", "6",
                         "--device", "cpu", *SMALL[2:], "--method.n-rounds", "3")
-    assert status == 2 and f"another --out, where --from {tmp_path / 'run'} begins with the weights" in text
+    assert status == 2 and f"another --out, where --from {tmp_path / 'run'} starts from the weights" in text
 
 
 @pytest.mark.parametrize("change", [("--random-steps", "5"), ("--seed", "1"), ("--env", "fork")])

@@ -134,11 +134,11 @@ def run(task: str, library: str, seed: int) -> None:
 
 
 def interval(values: list[float], digits: int = 0) -> str:
-    """The mean, and its 95 % interval over seeds."""
+    """The mean, and its 95 % interval over seeds, if there are several."""
     from scipy import stats
 
     if len(values) < 2:
-        return "–"
+        return f"{values[0]:,.{digits}f}" if values else "–"
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.mean(values)
     return f"{mean:,.{digits}f} [{mean - half:,.{digits}f}, {mean + half:,.{digits}f}]"

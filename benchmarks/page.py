@@ -181,9 +181,11 @@ GAIL is compared until it has nine tenths of the mean return of its demonstratio
 steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: they are 7 here and 5 there.
 
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. The peers have
-one seed so far, which says little about others: stable-baselines3 reaches the level with it, and SBX does not. A
-third seed of ours was stopped after about 1,000 CPU seconds, which is longer than the two took, and had not reached it:
-the row of ours is too favorable until that seed has ended. TD3 and PPO are not measured there."""),
+one seed so far, which says little about others: stable-baselines3 reaches the level with it, and SBX does not. TD3 and
+PPO are not measured there.
+
+A third seed of ours on Hopper was stopped after about 1,000 CPU seconds, which is longer than the two took, and had not
+reached the level: the row of ours is too favorable until that seed has ended."""),
     "family_cost": ("Cost of the claims", """
 CPU minutes of each family of claims, as planned before any ran, and as their records say. A family was to take 60 at
 most. What several claims of a family share counts for each, so that the sums are upper bounds. Pilots and replaced runs

@@ -192,7 +192,7 @@ class NotInstalled(Exception):
 
 
 def enter(peer: str) -> None:
-    """Goes on in an environment that has benchmarks/peers/PEER.txt and all that this one has, by starting this
+    """Continues in an environment that has benchmarks/peers/PEER.txt and all that this one has, by starting this
     script again in it. Raises NotInstalled.
     """
     if Path(sys.prefix) != (ENVIRONMENTS / peer).resolve():

@@ -8,10 +8,9 @@ import numpy as np
 
 from ..data.episode import Dataset, Episode
 from ..data.formats.parts.column_names import FLAG_COLUMNS, format_list
+from ..data.window import TERMINATED, terminate_together
 from ..hints import command_line, pluralize
 from .base import Finding, Location
-
-_MIN_AT_LIMIT, _MIN_LIMIT = 3, 10  # episodes and steps, as training takes them for a time limit
 
 
 def check_flags(data: Dataset) -> Iterator[Finding]:
@@ -96,12 +95,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 
 def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
     """Finds data whose episodes all terminate after the same number of steps, as if a time limit were an end."""
-    if len(data) < _MIN_AT_LIMIT or "next.terminated" not in data[0].steps:
-        return
-    length = int(data.lengths[0])
-    if (length >= _MIN_LIMIT and (data.lengths == length).all()
-            and all(np.any(e.steps["next.terminated"][:length]) for e in data)):
+    if len(data) and TERMINATED in data[0].steps and terminate_together(data):
         yield Finding("terminated-at-limit", "warning",
-                      f"all {len(data)} episodes terminate after {length} steps, as with a time limit",
+                      f"all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time limit",
                       "if it is one, set next.truncated (timeouts in an .npz) in place of next.terminated (terminals): "
-                      "otherwise critics learn that nothing follows", Location(feature="next.terminated"))
+                      "otherwise critics learn that nothing follows", Location(feature=TERMINATED))

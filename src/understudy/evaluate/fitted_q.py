@@ -119,8 +119,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
 
 
 def check(trained: TrainedRun, data: Dataset) -> None:
-    """Raises UserError if no value can be learned from the data, or if that of the policy depends on more than what it
-    observes."""
+    """Raises UserError if the data tell no values, or if that of the policy depends on more than its observations."""
     path, columns = data.metadata.get("path", "data set"), data.features()
     if missing := [name for name in (REWARD, TERMINATED) if name not in columns]:
         raise DataError(f"there is no column {missing[0]!r}; the columns are {', '.join(columns)}", where=path,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..core import Batch, DataError, DataWarning, Diverged, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
-from ..data.window import TERMINATED
+from ..data.window import TERMINATED, terminate_together
 from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"
@@ -155,9 +155,9 @@ def check_returns(data: Dataset, column: str, target: float | None = None) -> No
 
 def warn_of_time_limits(data: Dataset) -> None:
     """Warns if all episodes terminate after the same number of steps, as if a time limit were an end."""
-    ends, path = _ends(data), data.metadata.get("path", "data set")
-    if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() >= 10:
-        warnings.warn(f"{path}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
+    if terminate_together(data):
+        path = data.metadata.get("path", "data set")
+        warnings.warn(f"{path}: all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time "
                       f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
                       "learns that nothing follows.", DataWarning, stacklevel=3)
 

@@ -57,6 +57,8 @@ def test_npz_without_episode_ends_has_those_of_terminals_and_timeouts(columns, t
                      terminals=np.zeros(len(timeouts)), timeouts=timeouts[:, None])
     data = open_columns(path, columns)
     assert np.cumsum(data.lengths).tolist() == list(ENDS)
+    assert data.metadata["warnings"][-1] == (f"the last episode, of {ENDS[-1] - ENDS[-2]} steps, neither ended nor ran "
+                                             "into a limit: the recording stopped")
     assert data[0].steps["next.truncated"][-1] and not data[0].steps["next.terminated"].any()
     assert ("next.reward" in data.features()) == bool(columns)
     write_npz(path, observations=flat["state"], actions=flat["action"], terminals=np.zeros(len(timeouts)),

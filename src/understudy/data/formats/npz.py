@@ -71,12 +71,13 @@ class NpzSource(NpzArchiveSource):
         self.path, self._file = path, NpzArrays(path)
         self._not_columns = {"episode_ends", "next_observations", "fps", episode, episode_lengths}
         self.key = cache.json_digest(self._file.key, episode, episode_lengths)
+        self._end_notes: list[str] = []
         self.lengths = self._find_lengths(episode, episode_lengths)
         self._check_names()
         self._check_last(int(self.lengths.sum()))
         self._assign_arrays()
         notes = [] if episode is None else numbering_notes(self._file.read_array(episode), episode)
-        self.metadata = metadata("npz", path, [*self._doubts(), *notes], fps=self._fps())
+        self.metadata = metadata("npz", path, [*self._doubts(), *self._end_notes, *notes], fps=self._fps())
 
     def _find_lengths(self, episode, episode_lengths) -> np.ndarray:
         headers = self._file.headers
@@ -108,6 +109,9 @@ class NpzSource(NpzArchiveSource):
         if not len(ends):
             raise UserError("there is no array episode_ends, and terminals and timeouts are 0 at all steps",
                             where=self.path, hint=EPISODE_ENDS_HINT)
+        if (rest_steps := len(terminals) - int(ends[-1])):
+            self._end_notes.append(f"the last episode, of {rest_steps} steps, neither ended nor ran into a limit: the "
+                                   "recording stopped")
         return np.diff(np.unique([0, *ends, len(terminals)]))
 
     def _check_names(self):
@@ -129,8 +133,10 @@ class NpzSource(NpzArchiveSource):
             return
         key = key or next(iter(rows))
         steps = rows.get(key, 0)
+        place = (f"episode_ends[{len(self.lengths) - 1}]" if "episode_ends" in self._file.headers else
+                 " and ".join(_END_FLAGS))
         raise UserError(f"the last end is {end}, but there are {steps} steps (rows of {key})",
-                        where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", hint=EPISODE_ENDS_HINT + (
+                        where=f"{self.path}, {place}", hint=EPISODE_ENDS_HINT + (
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
     def _fps(self) -> float | None:

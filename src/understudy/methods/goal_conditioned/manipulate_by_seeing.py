@@ -47,7 +47,8 @@ class _SharedGoalEncoderNet(EncoderNet):
 class MotionPrediction(AuxiliaryLoss):
     """Squared distance of the encoding after the demonstrated chunk and the `MotionClassifier`'s prediction of it.
 
-    It is 0 for a chunk that the end of the episode cuts off."""
+    It is 0 for a chunk that the end of the episode cuts off.
+    """
 
     captures, next_obs, reads_actions = ("context", "context_mask"), True, True
 

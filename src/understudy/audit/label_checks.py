@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset, Episode, terminate_together
 from ..data.formats.parts.column_names import FLAG_COLUMNS, format_list
-from ..data.window import TERMINATED, terminate_together
 from ..hints import command_line, pluralize
 from .base import Finding, Location
 
@@ -95,8 +94,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 
 def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
     """Finds data whose episodes all terminate after the same number of steps, as if a time limit were an end."""
-    if len(data) and TERMINATED in data[0].steps and terminate_together(data):
+    if len(data) and "next.terminated" in data[0].steps and terminate_together(data):
         yield Finding("terminated-at-limit", "warning",
                       f"all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time limit",
                       "if it is one, set next.truncated (timeouts in an .npz) in place of next.terminated (terminals): "
-                      "otherwise critics learn that nothing follows", Location(feature=TERMINATED))
+                      "otherwise critics learn that nothing follows", Location(feature="next.terminated"))

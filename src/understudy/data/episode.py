@@ -471,6 +471,12 @@ def interrupted_episodes(data: Dataset) -> list[int]:
     return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]
 
 
+def terminate_together(data: Dataset) -> bool:
+    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
+    return bool(len(data) > 2 and data.lengths.min() == data.lengths.max() >= 10
+                and all(np.any(e.steps["next.terminated"][:len(e)]) for e in data))
+
+
 def episode_starts(rows: np.ndarray) -> np.ndarray:
     """Returns the row at which each episode begins when they lie end to end, (E,), from their numbers of rows, (E,)."""
     return np.cumsum(rows) - rows

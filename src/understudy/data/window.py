@@ -434,9 +434,3 @@ def _rng(seed: int, step: int) -> np.random.Generator:
 def _to_tensor(a: np.ndarray) -> Tensor:
     # Networks compute in float32. Bytes and classes stay as they are until an encoder reads them.
     return torch.from_numpy(a.astype(np.float32) if a.dtype == np.float64 else np.ascontiguousarray(a))
-
-
-def terminate_together(data: Dataset) -> bool:
-    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
-    return bool(len(data) > 2 and data.lengths.min() == data.lengths.max() >= 10
-                and all(np.any(e.steps[TERMINATED][:len(e)]) for e in data))

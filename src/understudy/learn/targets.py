@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Batch, DataError, DataWarning, Diverged, role
-from ..data.episode import Dataset
+from ..data.episode import Dataset, terminate_together
 from ..data.formats import check_finite
-from ..data.window import TERMINATED, terminate_together
+from ..data.window import TERMINATED
 from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"

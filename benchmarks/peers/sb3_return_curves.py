@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+import gymnasium
 import numpy as np
 import torch
 from curve import Curve
@@ -17,11 +18,12 @@ def main() -> None:
     library, method, end, name, n_steps, every, seed, out, *starts = sys.argv[1:]
     algorithm = getattr(importlib.import_module(library.replace("-", "_")), method.upper())
     curve = Curve(name, every, starts, float(end))
+    shape = gymnasium.make(name).action_space.shape
     options: dict = {
         "sac": {"learning_starts": 1000},
         "td3": {"learning_starts": 1000, "learning_rate": 3e-4, "batch_size": 256,
                 "policy_kwargs": {"net_arch": [256, 256]},
-                "action_noise": NormalActionNoise(np.zeros(1), np.full(1, 0.1))},
+                "action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, 0.1))},
         "dqn": {"learning_rate": 3e-4, "learning_starts": 1000, "batch_size": 256, "tau": 0.005,
                 "target_update_interval": 1, "train_freq": 1, "exploration_fraction": 0.2,
                 "policy_kwargs": {"net_arch": [256, 256]}},

@@ -19,7 +19,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import InterventionPenalty
 from understudy.envs.toys.four_rooms import CELLS, FourRooms, FourRoomsExpert
 from understudy.evaluate.evaluation import recording_seed
-from understudy.evaluate.rollout import rollout
+from understudy.evaluate.rollout import rollout, rollout_steps
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.heads.likelihood.regression import Regression
@@ -28,7 +28,6 @@ from understudy.improve.collection import (
     DemonstrationsAsInterventions,
     GaussianExploration,
     RolloutCollector,
-    rollout_steps,
 )
 from understudy.improve.corrections import EndAtSuccess
 from understudy.improve.gates import INTERVENTION, ValueGate

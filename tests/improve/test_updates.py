@@ -19,7 +19,7 @@ from understudy.data.window import ColumnSamplingWeights
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
-from understudy.evaluate.rollout import rollout
+from understudy.evaluate.rollout import rollout, rollout_steps
 from understudy.execute.actor import NoisyActor
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
@@ -28,7 +28,6 @@ from understudy.improve.collection import (
     GaussianExploration,
     RolloutCollector,
     TemperatureExploration,
-    rollout_steps,
 )
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs, PerNewStep, PerRound, PerStoredStep
@@ -125,6 +124,20 @@ def test_a_round_of_steps_has_whole_episodes_and_no_more_than_it_needs(n_steps):
     for rows in (2, 5):
         other = rollout_steps(UniformRandomActor(fork(rows)), fork(rows), n_steps, 3, first=7)
         assert other.fingerprint() == data.fingerprint()
+
+
+class Counted(Fork):
+    n_calls = 0
+
+    def step(self, action):
+        self.n_calls += 1
+        return super().step(action)
+
+
+def test_all_rows_run_episodes_until_a_round_has_its_steps():
+    env = Counted(4)
+    episodes = rollout_steps(env.expert(), env, 50, 0)  # 2 would be enough if they ran into the limit of 40 steps
+    assert len(episodes) == 4 and env.n_calls == episodes.lengths.max()
 
 
 def test_rounds_of_steps_are_collected(demos, tmp_path):

@@ -34,10 +34,11 @@ from ..envs import HasExpert
 from ..envs.base import Env, EnvWrapper
 from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.recording import UniformRandomActor
-from ..evaluate.rollout import rollout
+from ..evaluate.rollout import rollout, rollout_steps
 from ..evaluate.workers import single_threaded
 from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..files import read_json, write_text
+from ..improve.journal import EpisodeJournal
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, MissingRequirement, smaller
@@ -441,11 +442,17 @@ def _repeatable() -> Iterator[None]:
         yield
 
 
+def _rollout_steps(*args, **options) -> Dataset:
+    """`rollout_steps`, by calls of `rollout`, which are recorded."""
+    return EpisodeJournal(None).rollout_steps(*args, **options)
+
+
 @contextmanager
 def _recorded(rounding: float) -> Iterator[_Recorder]:
     """A context in which `fit`, `rollout` and `fit_regression` are those of a recorder."""
     recorder = _Recorder(rounding)
-    instead: dict[Callable, Callable] = {fit: recorder.fit, rollout: recorder.rollout, fit_regression: recorder.regress}
+    instead: dict[Callable, Callable] = {fit: recorder.fit, rollout: recorder.rollout, fit_regression: recorder.regress,
+                                         rollout_steps: _rollout_steps}
 
     def step(*args, **kwargs):
         return recorder.adam_step(*args, **kwargs)

@@ -51,6 +51,24 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     return as_dataset([finished[n] for n in range(first, first + episodes)], env.metadata)
 
 
+@replaceable
+def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0) -> Dataset:
+    """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
+
+    The episodes do not depend on `env.rows`. All rows run episodes; those that turn out not to be needed are dropped.
+    """
+    running = _RunningEpisodes(actor, env, range(first, first + n_steps), seed)
+    episodes, finished, steps = [], {}, 0
+    while steps < n_steps:
+        running.step()
+        finished.update(running.take_finished())
+        running.begin_next()
+        while steps < n_steps and first + len(episodes) in finished:
+            episodes.append(finished.pop(first + len(episodes)))
+            steps += len(episodes[-1])
+    return as_dataset(episodes, env.metadata)
+
+
 def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
     """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far."""
     is_reported = any("next.success" in e.steps for e in episodes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.failure_detection import with_doubt
 from ..evaluate.recording import UniformRandomActor, expert_actor
-from ..evaluate.rollout import as_dataset, rollout, with_success_column
+from ..evaluate.rollout import rollout, rollout_steps, with_success_column
 from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import ActionWrapper, WrappedActor, wrapped_env_name
@@ -292,16 +291,16 @@ class RolloutCollector(EpisodeCollector):
                 gate = PersonGate(gate, number, env.ask) if gate is not None and asks else gate
             supervisor = self._supervising_actor(env, training.person)
             actor = GatedActor(actor, supervisor, gate, number, replans=not is_watched)
-        seed, run_episodes = recording_seed(training.seed), rollout
+        seed, run_episodes, run_steps = recording_seed(training.seed), rollout, rollout_steps
         if self.supervisor is not None:  # whose time a kill must not cost
-            run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout
+            journal = EpisodeJournal(_unfinished_round(training.folder, number))
+            run_episodes, run_steps = journal.rollout, journal.rollout_steps
         first = _first_number(training.data, seed)
         if self.n_episodes is not None:
             episodes = run_episodes(actor, env, self.n_episodes, seed, first=first + number * self.n_episodes)
         else:
             assert self.n_steps is not None
-            episodes = rollout_steps(actor, env, self.n_steps, seed, first=first + number * self.n_steps,
-                                     run_episodes=run_episodes)
+            episodes = run_steps(actor, env, self.n_steps, seed, first=first + number * self.n_steps)
         if not self.uses_person and any("next.success" in e.steps for e in training.stored if ROUND in e.metadata):
             episodes = episodes.map(with_success_column)  # this process may not have seen the environment report it yet
         if self.supervisor is not None:
@@ -365,20 +364,6 @@ def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Ep
     asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
     others = (0, len(episode) - acted) if needs_attention else (0 if takes_over else asked - acted, 0)
     return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, (acted, *others), strict=True))})
-
-
-def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0,
-                  run_episodes: Callable[..., Dataset] = rollout) -> Dataset:
-    """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
-
-    The episodes do not depend on `env.rows`: no more run side by side than are needed if each reaches the time limit.
-    """
-    limit, episodes, steps = env.metadata.get("limit"), [], 0
-    while steps < n_steps:
-        count = 1 if limit is None else -(-(n_steps - steps) // limit)
-        data = run_episodes(actor, env, count, seed, first=first + len(episodes))
-        episodes, steps = [*episodes, *data], steps + data.steps
-    return as_dataset(episodes, data.metadata)
 
 
 def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:

@@ -69,6 +69,15 @@ class EpisodeJournal:
                 rollout(actor, env, count, seed, first=missing[0], watch=store)
         return as_dataset([self.episode(n) for n in numbers], env.metadata)
 
+    def rollout_steps(self, actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0) -> Dataset:
+        """Returns the same episodes as the function `rollout_steps`, and runs no others, because supervising costs."""
+        limit, episodes, steps = env.metadata.get("limit"), [], 0
+        while steps < n_steps:
+            count = 1 if limit is None else -(-(n_steps - steps) // limit)  # needed even if each reaches the limit
+            data = self.rollout(actor, env, count, seed, first=first + len(episodes))
+            episodes, steps = [*episodes, *data], steps + data.steps
+        return as_dataset(episodes, env.metadata)
+
     def __contains__(self, number: int) -> bool:
         return number in self.in_memory if self.folder is None else (self.folder / str(number)).is_dir()
 

@@ -2,14 +2,15 @@
 
 SAC and TD3 learn Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings in all
 libraries: for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC and TD3 learn;
-for TD3 and DQN those of understudy. Ours acts in eight environments. The noise of TD3 is 0.1 of the largest action. DQN
-of the peer is not double, clips gradients at 10, and does not normalize observations. CleanRL's files of SAC and TD3
-have their own settings but for the random steps; their critics of SAC learn at 1e-3. After every 1,000 or 2,000 steps
-the deterministic policy is evaluated from the same starts, 100 of Pendulum-v1 and 20 of CartPole-v1, whose time is not
-counted. One cell is one seed of one library on one thread; its file in benchmarks/results/return-curves has the steps,
-the returns and the CPU seconds of the training, compilation included. Cells that are there are not run again. With
---page, only the table is printed: the mean return at the end, the CPU seconds in all, and the steps and CPU seconds
-until the mean return first reaches the level, each with the 95 % interval over seeds (Student's t).
+for TD3 and DQN those of understudy. Ours acts in eight environments. The noise of TD3 is 0.1 here, in units of an
+action that reaches 2, and 0.1 of that range, which is 0.2, in the peers. DQN of the peer is not double, clips gradients
+at 10, and does not normalize observations. CleanRL's files of SAC and TD3 have their own settings but for the random
+steps; their critics of SAC learn at 1e-3. After every 1,000 or 2,000 steps the deterministic policy is evaluated from
+the same starts, 100 of Pendulum-v1 and 20 of CartPole-v1, whose time is not counted. One cell is one seed of one
+library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of
+the training, compilation included. Cells that are there are not run again. With --page, only the table is printed: the
+mean return at the end, the CPU seconds in all, and the steps and CPU seconds until the mean return first reaches the
+level, each with the 95 % interval over seeds (Student's t).
 
 SAC, TD3 and PPO also learn Hopper-v4, to a return of 2,300 in 20 episodes, at which a training is over.
 
@@ -51,7 +52,6 @@ class Task(NamedTuple):
         n_episodes: Episodes of an evaluation.
         level: The return that the table asks for.
         stops: Whether the training ends at the level.
-        noise: Of TD3, in units of the action: 0.1 of the largest.
     """
 
     env: str
@@ -60,17 +60,16 @@ class Task(NamedTuple):
     n_episodes: int
     level: float
     stops: bool = False
-    noise: float | None = None
 
 
 TASKS = {
     "sac": Task("Pendulum-v1", 10_000, 1000, 100, -160.0),
-    "td3": Task("Pendulum-v1", 10_000, 1000, 100, -160.0, noise=0.2),
+    "td3": Task("Pendulum-v1", 10_000, 1000, 100, -160.0),
     "ppo": Task("CartPole-v1", 40_000, 2000, 20, 475.0),
     "dqn": Task("CartPole-v1", 20_000, 2000, 20, 475.0),
     "gail": Task("CartPole-v1", 40_960, 2048, 20, 0.9 * 473.1),
     "sac-hopper": Task("Hopper-v4", 200_000, 5000, 20, 2300.0, stops=True),
-    "td3-hopper": Task("Hopper-v4", 200_000, 5000, 20, 2300.0, stops=True, noise=0.1),
+    "td3-hopper": Task("Hopper-v4", 200_000, 5000, 20, 2300.0, stops=True),
     "ppo-hopper": Task("Hopper-v4", 500_000, 20_000, 20, 2300.0, stops=True),
 }
 ACTOR_CRITICS = ("stable-baselines3", "sbx", "cleanrl")
@@ -105,13 +104,13 @@ def run_own(task: str, seed: int) -> dict:
     from understudy.learn.fit_method import fit_method
     from understudy.methods import find_method
 
-    name, n_steps, every, n_episodes, level, stops, noise = TASKS[task]
+    name, n_steps, every, n_episodes, level, stops = TASKS[task]
     method = method_name(task)
     env, judged = make(name, 8), make(name, n_episodes)
     began, excluded = time.process_time(), 0.0
     first = with_ends(DEMONSTRATIONS) if method == "gail" else random_episodes(env, 1000, seed)
     on_policy = method in ("ppo", "gail")
-    options = {} if on_policy else {"n_steps": 200} if noise is None else {"n_steps": 200, "noise": noise}
+    options = {} if on_policy else {"n_steps": 200}
     chosen_method = find_method(method, first.features(), n_rounds=10_000, **options)
     counted = 0 if on_policy else first.steps  # PPO learns nothing but scales from random steps
     curve: dict[str, list[float]] = {"steps": [], "returns": [], "cpu_seconds": []}
@@ -146,7 +145,7 @@ def run(task: str, library: str, seed: int) -> None:
     if library == "understudy":
         write_json(cell(task, library, seed), run_own(task, seed))
         return
-    name, n_steps, every, n_episodes, level, stops, _ = TASKS[task]
+    name, n_steps, every, n_episodes, level, stops = TASKS[task]
     method = method_name(task)
     scripts = {"imitation": ["imitation_return_curve.py", DEMONSTRATIONS],
                "cleanrl": ["cleanrl_return_curves.py", os.environ.get("CLEANRL", ""), method]}
@@ -171,7 +170,7 @@ def interval(values: list[float], digits: int = 0) -> str:
 def page() -> str:
     lines = ["| method, task and library | last return | CPU seconds | steps to the level | CPU seconds to the level | "
              "seeds that reach it |", "|---|--:|--:|--:|--:|--:|"]
-    for task, (name, *_, level, _, _) in TASKS.items():
+    for task, (name, *_, level, _) in TASKS.items():
         for library in libraries(task):
             curves = [read_json(path) for seed in SEEDS if (path := cell(task, library, seed)).exists()]
             if not curves:

@@ -29,14 +29,17 @@ def test_rewards_of_an_episode_are_ten_times_what_the_push_comes_nearer():
 
 
 def test_principal_components_are_those_of_the_pixels():
-    pictures = np.random.default_rng(0).integers(0, 256, (60, 5, 5, 3), np.uint8)
+    rng, n = np.random.default_rng(0), 60
+    loads, patterns = (np.linalg.qr(rng.normal(size=(size, n)))[0] for size in (n, 5 * 5 * 3))
+    sizes = 300 / 1.07 ** np.arange(n)  # of equal sizes, float32 does not tell components apart
+    pictures = (128 + (loads * sizes) @ patterns.T).round().clip(0, 255).astype(np.uint8).reshape(n, 5, 5, 3)
     encode = claim.PrincipalComponents().encoder(Dataset([
         Episode({claim.PICTURE: part, "action": np.zeros((30, 2), np.float32)}) for part in np.split(pictures, 2)]))
     pixels = pictures.reshape(60, -1) / 255
     _, _, axes = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
     expected = np.abs((pixels - pixels.mean(0)) @ axes[:claim.WIDTH].T)
     features = encode({claim.PICTURE: torch.from_numpy(pictures)}).abs().flip(1)
-    np.testing.assert_allclose(features, expected, atol=1e-4)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def test_features_take_the_place_of_pictures():

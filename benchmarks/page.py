@@ -183,11 +183,11 @@ GAIL is compared until it has nine tenths of the mean return of its demonstratio
 steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: they are 13 here and 15 there.
 
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. All three seeds
-of ours reach it. The peers have one seed so far, which says little about others: stable-baselines3 reaches the level
-with it, and SBX does not. TD3 and PPO are not measured there.
+of ours reach it, one of two of stable-baselines3, and not the only one of SBX. TD3 and PPO are not measured there.
 
-The CPU seconds of ours on Hopper are those of two seeds, which took 80,000 and 75,000 steps. The third took 140,000 on
-the slower machine. At the pace of the two that is about 1,500 CPU seconds, so that the row is too favorable."""),
+CPU seconds on Hopper leave out what ran on the slower machine: the second seed of stable-baselines3, and the third of
+ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace that is about 1,500 CPU seconds,
+so that the row is too favorable."""),
     "family_cost": ("Cost of the claims", """
 CPU minutes of each family of claims, as planned before any ran, and as their records say. A family was to take 60 at
 most. What several claims of a family share counts for each, so that the sums are upper bounds. Pilots and replaced runs

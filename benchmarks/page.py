@@ -183,9 +183,10 @@ GAIL is compared until it has nine tenths of the mean return of its demonstratio
 steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: they are 13 here and 15 there.
 
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. All three seeds
-of ours reach it, one of two of stable-baselines3, and not the only one of SBX. TD3 and PPO are not measured there.
+of ours reach it, and one of two of stable-baselines3 and of SBX. PPO has one seed, for 500,000 steps at most, and needs
+twice the steps and three times the CPU seconds of stable-baselines3. TD3 is not measured there.
 
-CPU seconds on Hopper leave out what ran on the slower machine: the second seed of stable-baselines3, and the third of
+CPU seconds of SAC on Hopper leave out what ran on the slower machine: the second seeds of the peers, and the third of
 ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace that is about 1,500 CPU seconds,
 so that the row is too favorable."""),
     "family_cost": ("Cost of the claims", """

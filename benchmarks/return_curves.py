@@ -8,10 +8,10 @@ at 10, and does not normalize observations. CleanRL's files of SAC and TD3 have 
 steps; their critics of SAC learn at 1e-3. After every 1,000 or 2,000 steps the deterministic policy is evaluated from
 the same starts, 100 of Pendulum-v1 and 20 of CartPole-v1, whose time is not counted. One cell is one seed of one
 library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of
-the training, compilation included. The seconds were taken out of cells of Hopper that another, slower machine ran.
-Cells that are there are not run again. With --page, only the table is printed: the mean return at the end, the CPU
-seconds in all, and the steps and CPU seconds until the mean return first reaches the level, each with the 95 % interval
-over seeds (Student's t).
+the training, compilation included. The seconds were taken out of cells of SAC on Hopper from a slower machine. Cells
+that are there are not run again. With --page, only the table is printed: the mean return at the end, the CPU seconds in
+all, and the steps and CPU seconds until the mean return first reaches the level, each with the 95 % interval over seeds
+(Student's t).
 
 SAC, TD3 and PPO also learn Hopper-v4, to a return of 2,300 in 20 episodes, at which a training is over.
 
@@ -171,16 +171,16 @@ def interval(values: list[float], digits: int = 0) -> str:
 def page() -> str:
     lines = ["| method, task and library | last return | CPU seconds | steps to the level | CPU seconds to the level | "
              "seeds that reach it |", "|---|--:|--:|--:|--:|--:|"]
-    for task, (name, *_, level, _) in TASKS.items():
+    for task, spec in TASKS.items():
         for library in libraries(task):
             curves = [read_json(path) for seed in SEEDS if (path := cell(task, library, seed)).exists()]
             if not curves:
                 continue
-            reached = [next((i for i, r in enumerate(c["returns"]) if r >= level), None) for c in curves]
+            reached = [next((i for i, r in enumerate(c["returns"]) if r >= spec.level), None) for c in curves]
             steps, seconds = ([c[k][i] for c, i in zip(curves, reached, strict=True) if i is not None and k in c]
                               for k in ("steps", "cpu_seconds"))
             last, whole = (interval([c[k][-1] for c in curves if k in c]) for k in ("returns", "cpu_seconds"))
-            lines.append(f"| {task}, {name} to {level:g}, {library} | {last} | {whole} | {interval(steps)} | "
+            lines.append(f"| {task}, {spec.env} to {spec.level:g}, {library} | {last} | {whole} | {interval(steps)} | "
                          f"{interval(seconds)} | {len(steps)} of {len(curves)} |")
     return "\n".join(lines)
 

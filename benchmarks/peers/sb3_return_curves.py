@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 
-import gymnasium
 import numpy as np
 import torch
 from curve import Curve
@@ -18,7 +17,7 @@ def main() -> None:
     library, method, end, name, n_steps, every, seed, out, *starts = sys.argv[1:]
     algorithm = getattr(importlib.import_module(library.replace("-", "_")), method.upper())
     curve = Curve(name, every, starts, float(end))
-    shape = gymnasium.make(name).action_space.shape
+    shape = curve.env.action_space.shape
     options: dict = {
         "sac": {"learning_starts": 1000},
         "td3": {"learning_starts": 1000, "learning_rate": 3e-4, "batch_size": 256,

@@ -127,7 +127,11 @@ def test_a_round_of_steps_has_whole_episodes_and_no_more_than_it_needs(n_steps):
 
 
 class Counted(Fork):
-    n_calls = 0
+    n_calls = n_resets = 0
+
+    def reset(self, which, key):
+        self.n_resets += 1
+        return super().reset(which, key)
 
     def step(self, action):
         self.n_calls += 1
@@ -138,6 +142,8 @@ def test_all_rows_run_episodes_until_a_round_has_its_steps():
     env = Counted(4)
     episodes = rollout_steps(env.expert(), env, 50, 0)  # 2 would be enough if they ran into the limit of 40 steps
     assert len(episodes) == 4 and env.n_calls == episodes.lengths.max()
+    env = Counted(1)
+    assert len(rollout_steps(env.expert(), env, 50, 0)) == env.n_resets == 4
 
 
 def test_rounds_of_steps_are_collected(demos, tmp_path):

@@ -57,12 +57,12 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
 
     The episodes do not depend on `env.rows`. All rows run episodes; those that turn out not to be needed are dropped.
     """
-    running = _RunningEpisodes(actor, env, range(first, first + n_steps), seed)
+    running = _RunningEpisodes(actor, env, range(first, first + n_steps), as_seed(seed))
     episodes, finished, steps = [], {}, 0
     while steps < n_steps:
+        running.begin_next()  # not after the last step: a reset may move a robot
         running.step()
         finished.update(running.take_finished())
-        running.begin_next()
         while steps < n_steps and first + len(episodes) in finished:
             episodes.append(finished.pop(first + len(episodes)))
             steps += len(episodes[-1])

@@ -534,6 +534,14 @@ class Policy(CheckpointModule, StepwisePlanner):
                             where=f"{path}, column {self.config.target!r}",
                             hint="train a new policy on data that contain all classes")
 
+    def scan_for_statistics(self, data: Dataset) -> Callable[[], Iterator[Batch]]:
+        """Returns what `CodecModule.fit_statistics` and `CodecModule.extend_statistics` read."""
+        light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # images need no statistics
+        window = self.config.window
+        if window.obs_pad_mask and window.obs_offset > 0:  # the newest row, which is counted, may not exist
+            window = replace(window, n_obs_steps=1, obs_offset=0)
+        return lambda: (b.to(self.device) for b in window.windows(data, light, self.config.target or None).scan())
+
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width in pixels of each camera that the policy reads."""
@@ -548,15 +556,11 @@ class Policy(CheckpointModule, StepwisePlanner):
                 memory consists of learned features.
         """
         if refit_codec:
-            light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # images need no statistics
-            window = self.config.window
-            if window.obs_pad_mask and window.obs_offset > 0:  # the newest row, which is counted, may not exist
-                window = replace(window, n_obs_steps=1, obs_offset=0)
-            statistics = window.windows(data, light, self.config.target or None)
-            self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
+            scan = self.scan_for_statistics(data)
+            self.codec.fit_statistics(scan)
             clip = getattr(self.config.head, "clip_sample", 0)
             if clip and self.action_dim and self.codec.bound is None:  # the data alone know the range
-                largest = max(self.encode_batch(b.to(self.device)).abs().amax().item() for b in statistics.scan())
+                largest = max(self.encode_batch(b).abs().amax().item() for b in scan())
                 if largest > clip * (1 + 1e-6):
                     warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "
                                   'Use clip_sample=0, or a codec with a bound, target="minmax".', DataWarning,

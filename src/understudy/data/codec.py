@@ -54,6 +54,9 @@ class CodecModule(nn.Module, ABC):
                 be ignored.
         """
 
+    def extend_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
+        """Adds the windows of a collection round to the statistics. Keeps them as they are, by default."""
+
     @abstractmethod
     def encode_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encodes observations.

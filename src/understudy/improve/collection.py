@@ -8,7 +8,6 @@ can be stored and environments cannot. A training that was stopped therefore res
 from __future__ import annotations
 
 import shutil
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,11 +17,11 @@ from typing import Annotated, Literal
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import AtLeast, AtMost, DataWarning, Schema, Unsupported, UserError, part
+from ..core import AtLeast, AtMost, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
-from ..data.formats import check_finite, open_dataset, write_dataset
+from ..data.formats import open_dataset, write_dataset
 from ..data.mixture import EXPERT, ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
@@ -49,6 +48,7 @@ from .action_limits import action_limits, warn_of_action_units
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor, PersonGate
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
+from .round_checks import check_rewards, warn_of_hidden_components
 from .supervisors import PolicySupervisor
 from .unlearned_steps import UnflaggedParts
 from .updates import PerNewStep, UpdateRule
@@ -594,6 +594,9 @@ class CollectionRounds(DataCollection):
                 meanwhile = partial(collect, number + 1, data)
             training.update(self._sampler(training.learner, data, first), end,
                             evaluate=last or (number + 1) % every == 0, meanwhile=meanwhile)
+            if not (last or self.reset_learner):  # not before the checkpoint, which the next round begins with again
+                policy = training.learner.policy
+                policy.codec.extend_statistics(policy.scan_for_statistics(episodes))
 
     def _collect(self, number: int, training: Training) -> Dataset:
         policy = training.best_policy() if self.collect_with == "best" else None
@@ -601,7 +604,8 @@ class CollectionRounds(DataCollection):
         for change in self.relabel:
             episodes = episodes.map(change)
         if REWARD in training.learner.config.extra:
-            _check_rewards(number, episodes, training.data)
+            check_rewards(number, episodes, training.data)
+        warn_of_hidden_components(training.learner.policy, episodes)
         episodes = training.learner.annotate(episodes, number)
         if not len(episodes):
             raise UserError(f"round {number} has no episodes", where="CollectionRounds.collector",
@@ -661,16 +665,6 @@ class FlagSamplingWeights:
     def __call__(self, episode: Episode) -> np.ndarray:
         flags = np.asarray(episode.steps[self.column][:len(episode)], bool).reshape(-1)
         return (flags == self.value).astype(float)
-
-
-def _check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:
-    """Refuses rewards that are not finite, and warns in the first round if there are none so far."""
-    check_finite(Dataset(list(episodes), {"path": f"round {number}"}), (REWARD,))
-    if number == 0 and not any(np.any(e.steps[REWARD]) for data in (first, episodes) for e in data):
-        cause = ("check that the environment has rewards, or begin with demonstrations that reach them"
-                 if not any(INTERVENTION in e.steps for e in episodes) else "nobody has taken over")
-        warnings.warn(f"all rewards are 0, also those of the first {len(episodes)} collected episodes, so that no "
-                      f"action is better than another yet: {cause}", DataWarning, stacklevel=2)
 
 
 def _mark_round(number: int, episode: Episode) -> Episode:

@@ -1,4 +1,5 @@
 from ...core import Schema
+from ...data.running_normalizer import RunningNormalizer
 from ...heads.likelihood.categorical import choose_head
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
@@ -17,13 +18,14 @@ from ..registry import method
         when="if there are rewards and a fast environment; it needs more steps than sac, and also learns classes.")
 def ppo(n_rounds: int = 50, n_steps: int = 2048, n_epochs: int = 10, entropy_weight: float = 0.0,
         features: Schema | None = None) -> Method:
-    """Proximal policy optimization, on the newest episodes alone. Of the first ones it learns the scales of columns.
+    """Proximal policy optimization, on the newest episodes alone. Observations are scaled by all steps so far.
 
     Args:
         n_epochs: How often the updates of a round read each of its steps.
     """
     head = choose_head(features, SquashedGaussian("free"))
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    policy = PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features))
+    policy = PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features),
+                          RunningNormalizer())
     return Method(policy, learner=PPO(entropy_weight=entropy_weight),
                   collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

@@ -1,0 +1,51 @@
+"""Scales of observations that follow what a policy meets while it learns."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ..core import Unsupported, part
+from .codec import Normalizer, _NormalizerModule
+
+LARGEST_CODE = 10.0  # of a component that hardly varied so far, as in VecNormalize of stable-baselines3
+
+
+@part
+class RunningNormalizer(Normalizer):
+    """Shifts and scales observations to mean 0 and standard deviation 1 over all steps so far, those of each round too.
+
+    Random actions reach a small part of what a policy meets later, so that scales of the first episodes alone make
+    later inputs large, and hide components that did not vary at first. Codes are cut off at -10 and 10. The scales of
+    the target stay those of the first episodes.
+
+    References:
+        Andrychowicz et al. (2021), What Matters for On-Policy Deep Actor-Critic Methods?, arXiv:2006.05990.
+    """
+
+    def __post_init__(self):
+        if self.obs != "zscore" or self.group_by is not None:
+            raise Unsupported("only a mean and a standard deviation over all steps are kept", where="RunningNormalizer",
+                              hint='use obs="zscore" without group_by, or the codec Normalizer')
+
+    def build(self, features, inputs, target):
+        return _RunningNormalizerModule(self, features, inputs, target)
+
+
+class _RunningNormalizerModule(_NormalizerModule):
+    def extend_statistics(self, scan):
+        new = copy.deepcopy(self)
+        new.fit_statistics(scan)
+        weight = float(new.count / (self.count + new.count))
+        for own, other in zip(self.obs_transforms, new.obs_transforms, strict=True):
+            gap = other.offset - own.offset
+            variance = torch.lerp(own.scale.square(), other.scale.square(), weight) + weight * (1 - weight) * gap**2
+            # Components with a range of at most `min_scale` count as constant. They deviate by half of it at most.
+            scale = torch.where(variance.sqrt() > self.config.min_scale / 2, variance.sqrt(), 0.0)
+            own.set_statistics(own.offset + weight * gap, scale)
+        self.count += new.count
+
+    def encode_obs(self, obs):
+        coded = super().encode_obs(obs)
+        return {**coded, **{name: coded[name].clamp(-LARGEST_CODE, LARGEST_CODE) for name in self.names}}

@@ -1,0 +1,46 @@
+"""Checks of the episodes of a collection round, before they are learned."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from ..core import DataWarning
+from ..data.codec import Normalizer
+from ..data.episode import Dataset
+from ..data.formats import check_finite
+from ..learn.targets import REWARD
+from ..policy import Policy
+from .gates import INTERVENTION
+
+
+def check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:
+    """Refuses rewards that are not finite, and warns in the first round if there are none so far."""
+    check_finite(Dataset(list(episodes), {"path": f"round {number}"}), (REWARD,))
+    if number == 0 and not any(np.any(e.steps[REWARD]) for data in (first, episodes) for e in data):
+        cause = ("check that the environment has rewards, or begin with demonstrations that reach them"
+                 if not any(INTERVENTION in e.steps for e in episodes) else "nobody has taken over")
+        warnings.warn(f"all rewards are 0, also those of the first {len(episodes)} collected episodes, so that no "
+                      f"action is better than another yet: {cause}", DataWarning, stacklevel=4)
+
+
+def warn_of_hidden_components(policy: Policy, episodes: Dataset) -> None:
+    """Warns of what a policy reads as constant, because it was in the data of its statistics, and is not here."""
+    codec = policy.config.codec
+    if type(codec) is not Normalizer or codec.group_by is not None:  # a subclass extends its statistics
+        return
+    for name in policy.inputs:
+        if (statistics := policy.codec.obs_statistics(name)) is None:
+            continue
+        center, scale = (x.cpu().numpy() for x in statistics)
+        varies = np.zeros(center.shape, bool)
+        for episode in episodes:
+            rows = np.asarray(episode.steps[name])
+            observed = rows[np.asarray(episode.steps[name + "?"])] if name + "?" in episode.steps else rows
+            varies |= ~np.isclose(observed, center, rtol=1e-5, atol=codec.min_scale).all(0)
+        if (hidden := np.argwhere(varies & (scale == 0))).size:
+            component = ", ".join(map(str, hidden[0]))
+            warnings.warn(f"{name} has components that were constant in the first episodes, such as [{component}], and "
+                          "vary in collected ones. The policy does not see them. Train again with first episodes in "
+                          "which they vary, or unscaled, with --policy.codec.obs identity.", DataWarning, stacklevel=4)

@@ -463,3 +463,14 @@ def test_a_full_memory_is_no_error_of_the_environment():
             raise MemoryError
     with pytest.raises(MemoryError):
         wrap_vector(vectorize(Full, 1), {"env": "theirs/Full-v0"})
+
+
+def test_rows_without_an_episode_are_not_stepped():
+    vec = vectorize(Many, 3)
+    env = wrap_vector(vec, {"env": "many"})
+    before = [len(single.taken) for single in vec.envs]
+    data = rollout(UniformRandomActor(env), env, 4, 5)
+    again = rollout(UniformRandomActor(env), env, 1, 5, first=3)
+    assert data.select([3]).fingerprint() == again.fingerprint()
+    taken = [len(single.taken) - n for single, n in zip(vec.envs, before, strict=True)]
+    assert sum(taken) == data.steps + again.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -121,8 +122,9 @@ def test_a_round_of_steps_has_whole_episodes_and_no_more_than_it_needs(n_steps):
     again = rollout(UniformRandomActor(env), env, len(data), 3, first=7)
     assert data.fingerprint() == again.fingerprint()  # complete episodes, in order
     assert data.steps >= n_steps > data.steps - len(data[-1])
-    for rows in (2, 5):
-        other = rollout_steps(UniformRandomActor(fork(rows)), fork(rows), n_steps, 3, first=7)
+    for rows, usual_length in itertools.product((1, 2, 5), (1.0, 5.5, 100.0)):
+        other = rollout_steps(UniformRandomActor(fork(rows)), fork(rows), n_steps, 3, first=7,
+                              usual_length=usual_length)
         assert other.fingerprint() == data.fingerprint()
 
 
@@ -130,7 +132,7 @@ class Counted(Fork):
     n_calls = n_resets = 0
 
     def reset(self, which, key):
-        self.n_resets += 1
+        self.n_resets += len(which)
         return super().reset(which, key)
 
     def step(self, action):
@@ -144,6 +146,13 @@ def test_all_rows_run_episodes_until_a_round_has_its_steps():
     assert len(episodes) == 4 and env.n_calls == episodes.lengths.max()
     env = Counted(1)
     assert len(rollout_steps(env.expert(), env, 50, 0)) == env.n_resets == 4
+
+
+@pytest.mark.parametrize(("usual_length", "n_begun"), [(1000.0, [1, 1, 1, 1]), (25.0, [2, 1, 1]), (13.0, [4])])
+def test_as_many_episodes_begin_as_a_round_is_likely_to_need(usual_length, n_begun):
+    env = Counted(8)  # its episodes have 13 to 15 steps
+    assert len(rollout_steps(env.expert(), env, 50, 0, usual_length=usual_length)) == env.n_resets == 4
+    assert len(n_begun) * 13 <= env.n_calls <= len(n_begun) * 15
 
 
 def test_rounds_of_steps_are_collected(demos, tmp_path):

@@ -442,8 +442,8 @@ def _repeatable() -> Iterator[None]:
         yield
 
 
-def _rollout_steps(*args, **options) -> Dataset:
-    """`rollout_steps`, by calls of `rollout`, which are recorded."""
+def _rollout_steps(*args, usual_length: float = 1.0, **options) -> Dataset:
+    """`rollout_steps`, by calls of `rollout`, which are recorded. These run as few episodes as possible."""
     return EpisodeJournal(None).rollout_steps(*args, **options)
 
 

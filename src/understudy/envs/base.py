@@ -59,7 +59,7 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
-        """Restarts some rows.
+        """Restarts some rows, also at the first call. What the others show is not read before they are restarted.
 
         Args:
             which: Rows to restart, (n,).

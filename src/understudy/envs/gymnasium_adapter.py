@@ -22,6 +22,7 @@ from ..core import Feature, UserCodeError, UserError
 from ..user_code import describe_place, locate_user_error
 from .base import Env, Renderable, StepResult, check_success
 from .physics import mujoco_model
+from .resting_rows import RestingRows
 
 FLAGS = ("success", "is_success")  # what infos call it
 NEW_API_HINT = (
@@ -84,7 +85,7 @@ class GymVector(Env):
         if not self.started:  # the others need some state too
             with self._named_errors("reset"):
                 obs, _ = self.vec.reset(seed=seeds)
-            self.seen, self.started, self.finished = self._to_columns(obs, self.rows), True, np.zeros(self.rows, bool)
+            self.seen, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
         else:
             self._restart(mask, seeds)
         return self._observation()
@@ -100,10 +101,13 @@ class GymVector(Env):
         self.check_actions(action)
         over = torch.from_numpy(self.finished)
         action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
-        if self.mode is AutoresetMode.DISABLED and self.finished.any():  # such rows have to be somewhere to be stepped
+        resting = np.zeros(self.rows, bool)
+        if isinstance(self.vec, RestingRows):
+            self.vec.resting = resting = self.finished
+        elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # they have to be somewhere to be stepped
             self._restart(self.finished.copy(), [0] * self.rows)
         obs, reward, terminated, truncated, info = self._step(action)
-        self.seen, self.finished = self._to_columns(obs, self.rows), np.asarray(terminated | truncated, bool)
+        self.seen, self.finished = self._to_columns(obs, self.rows), resting | np.asarray(terminated | truncated, bool)
         self._detect_success_flag(info)
         flags = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
@@ -306,13 +310,13 @@ def wrap_vector(vec: VectorEnv, metadata: Mapping[str, Any]) -> Env:
     return (RenderableGymVector if vec.render_mode == "rgb_array" else GymVector)(vec, metadata)
 
 
-def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
-    """Makes a vector environment whose copies are stepped one after the other.
+def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> RestingRows:
+    """Makes a vector environment whose copies are stepped one after the other, until their episode ends.
 
     Args:
         build: Makes one environment. It must return a new one at each call.
     """
-    return SyncVectorEnv([build] * rows, autoreset_mode=AutoresetMode.DISABLED)
+    return RestingRows([build] * rows)
 
 
 def build(name: str, **options) -> gymnasium.Env:

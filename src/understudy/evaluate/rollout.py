@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,21 +53,29 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
 
 @replaceable
-def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0) -> Dataset:
+def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0, usual_length: float = 1.0
+                  ) -> Dataset:
     """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
 
-    The episodes do not depend on `env.rows`. All rows run episodes; those that turn out not to be needed are dropped.
+    The episodes do not depend on `env.rows`. Those that turn out not to be needed are dropped.
+
+    Args:
+        usual_length: Of an episode. As many run at once as are needed if they are that long.
     """
-    running = _RunningEpisodes(actor, env, range(first, first + n_steps), as_seed(seed))
-    episodes, finished, steps = [], {}, 0
+    def number_needed(steps: int) -> int:
+        return math.ceil((n_steps - steps) / max(usual_length, 1.0))
+    running = _RunningEpisodes(actor, env, range(first, first + number_needed(0)), as_seed(seed))
+    finished: dict[int, Episode] = {}
+    n_kept = steps = 0
     while steps < n_steps:
         running.begin_next()  # not after the last step: a reset may move a robot
         running.step()
         finished.update(running.take_finished())
-        while steps < n_steps and first + len(episodes) in finished:
-            episodes.append(finished.pop(first + len(episodes)))
-            steps += len(episodes[-1])
-    return as_dataset(episodes, env.metadata)
+        while steps < n_steps and first + n_kept in finished:
+            steps += len(finished[first + n_kept])
+            n_kept += 1
+        running.stop = max(running.stop, first + len(finished) + number_needed(sum(map(len, finished.values()))))
+    return as_dataset([finished[first + i] for i in range(n_kept)], env.metadata)
 
 
 def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
@@ -89,20 +98,22 @@ class _RunningEpisodes:
 
     Attributes:
         number: Number of the episode of each row. -1 for none.
+        stop: Number of the first episode that is not to begin.
     """
 
     def __init__(self, actor: Actor, env: Env, episodes: range, seed: int):
-        self.actor, self.env, self.episodes, self.seed = actor, env, episodes, seed
+        self.actor, self.env, self.seed, self.stop = actor, env, seed, episodes.stop
         rows = min(env.rows, len(episodes))
         self.number = [*episodes[:rows], *[-1] * (env.rows - rows)]
         self.upcoming = episodes.start + rows
         self.began, self.clock = [0] * env.rows, 0
         self.live, self.needed = torch.tensor(self.number) >= 0, 0  # `needed`: start of the earliest live episode
         key = keys(seed, range(episodes.start, episodes.start + env.rows))
-        self.obs, self.reward = env.reset(torch.arange(env.rows), key), torch.zeros(env.rows)
+        begun = torch.arange(max(rows, 1))
+        self.obs, self.reward = env.reset(begun, key[begun]), torch.zeros(env.rows)
         _check_observation(self.obs, env, "reset")
         with _locate_errors(env, self.number, self.began, 0):
-            self.state = actor.start({**self.obs, LAST_REWARD: self.reward}, key)
+            self.state = actor.start(_fill_idle_rows({**self.obs, LAST_REWARD: self.reward}, self.live), key)
         self.history: deque[dict[str, np.ndarray]] = deque()
         self.ended: list[int] = []
         self.info: Mapping[str, Tensor] = {}
@@ -150,15 +161,17 @@ class _RunningEpisodes:
             yield number, Episode(
                 steps, {**metadata, "number": number, "seed": self.seed, "env": self.env.metadata["env"]},
                 schema={k: f for k, f in self.env.features.items() if k in steps})
-            self.number[row] = self.upcoming if self.upcoming < self.episodes.stop else -1
-            self.began[row], self.upcoming = self.clock, self.upcoming + 1
+            self.number[row] = -1
 
     def begin_next(self) -> None:
-        """Begins the next episodes in the rows whose episodes have ended."""
+        """Begins the next episodes, if some have ended, in the rows that have none."""
         if not self.ended:
             return
-        if fresh := [r for r in self.ended if self.number[r] >= 0]:
-            numbers_of_fresh = [self.number[r] for r in fresh]
+        if fresh := [row for row, n in enumerate(self.number) if n < 0][:self.stop - self.upcoming]:
+            numbers_of_fresh = [*range(self.upcoming, self.upcoming + len(fresh))]
+            self.upcoming += len(fresh)
+            for row, number in zip(fresh, numbers_of_fresh, strict=True):
+                self.number[row], self.began[row] = number, self.clock
             rows, key = torch.tensor(fresh), keys(self.seed, numbers_of_fresh)
             self.obs, self.reward = self.env.reset(rows, key), put(self.reward, rows, torch.zeros(len(rows)))
             with _locate_errors(self.env, numbers_of_fresh, [0] * len(fresh), 0):

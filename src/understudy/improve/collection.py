@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -291,7 +292,11 @@ class RolloutCollector(EpisodeCollector):
                 gate = PersonGate(gate, number, env.ask) if gate is not None and asks else gate
             supervisor = self._supervising_actor(env, training.person)
             actor = GatedActor(actor, supervisor, gate, number, replans=not is_watched)
-        seed, run_episodes, run_steps = recording_seed(training.seed), rollout, rollout_steps
+        n_stored = len(training.stored)
+        latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
+        usual_length = float(np.mean(latest)) if latest else 1.0
+        seed, run_episodes = recording_seed(training.seed), rollout
+        run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=usual_length)
         if self.supervisor is not None:  # whose time a kill must not cost
             journal = EpisodeJournal(_unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps

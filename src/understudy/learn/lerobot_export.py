@@ -204,7 +204,7 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
 def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
     """LeRobot's features, its normalization by type of feature, and statistics."""
     codec = policy.config.codec
-    _require(isinstance(codec, Normalizer) and codec.relative is None and codec.group_by is None
+    _require(type(codec) is Normalizer and codec.relative is None and codec.group_by is None
              and policy.target.kind == "vector", f"the codec {type(codec).__name__} with these settings",
              "train with Normalizer(), on actions that are numbers, without relative and group_by")
     buffers = policy.state_dict()

@@ -3,15 +3,17 @@
 SAC and TD3 learn Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings in all
 libraries: for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC and TD3 learn;
 for TD3 and DQN those of understudy. Ours acts in eight environments. The noise of TD3 is 0.1 here, in units of an
-action that reaches 2, and 0.1 of that range, which is 0.2, in the peers. DQN of the peer is not double, clips gradients
-at 10, and does not normalize observations. CleanRL's files of SAC and TD3 have their own settings but for the random
-steps; their critics of SAC learn at 1e-3. After every 1,000 or 2,000 steps the deterministic policy is evaluated from
-the same starts, 100 of Pendulum-v1 and 20 of CartPole-v1, whose time is not counted. One cell is one seed of one
-library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of
-the training, compilation included. The seconds were taken out of cells of SAC on Hopper from a slower machine. Cells
-that are there are not run again. With --page, only the table is printed: the mean return at the end, the CPU seconds in
-all, and the steps and CPU seconds until the mean return first reaches the level, each with the 95 % interval over seeds
-(Student's t).
+action that reaches 2, and 0.1 of that range, which is 0.2, in the peers. DQN of the peer is not double, and clips
+gradients at 10. The peers do not normalize observations. Steps are those that are learned. Some episodes that run
+beside them are dropped; with one environment none is, and the training is the same. CleanRL's files of SAC and TD3 have
+their own settings but for the random steps; their critics of SAC learn at 1e-3.
+
+After every 1,000 or 2,000 steps the deterministic policy is evaluated from the same starts, 100 of Pendulum-v1 and 20
+of CartPole-v1, whose time is not counted. One cell is one seed of one library on one thread; its file in
+benchmarks/results/return-curves has the steps, the returns and the CPU seconds of the training, compilation included.
+The seconds were taken out of cells of SAC on Hopper from a slower machine. Cells that are there are not run again. With
+--page, only the table is printed: the mean return at the end, the CPU seconds in all, and the steps and CPU seconds
+until the mean return first reaches the level, each with the 95 % interval over seeds (Student's t).
 
 SAC, TD3 and PPO also learn Hopper-v4, to a return of 2,300 in 20 episodes, at which a training is over.
 

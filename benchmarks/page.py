@@ -175,8 +175,8 @@ as long as in the other two, which need more steps; one seed of stable-baselines
 
 DQN reaches its level here in 4 of 5 seeds, and in none of stable-baselines3, but ends below it in both.
 
-PPO, GAIL and all of TD3 and PPO on Hopper ran on another, slower machine than the other tasks, an Intel Xeon, ours and
-the peers' by turns or side by side. PPO takes as long to its level as in stable-baselines3.
+PPO and GAIL, and TD3 on Hopper, ran on another, slower machine than the other tasks, an Intel Xeon, ours and the peers'
+by turns or at the same time. On CartPole PPO takes as long to its level as in stable-baselines3.
 
 GAIL is compared until it has nine tenths of the mean return of its demonstrations. It needs fewer steps here, but
 40,960 steps take five times the CPU seconds of imitation, which updates its discriminator 8 times in a round of 2,048
@@ -185,8 +185,8 @@ steps. The plan asked for half of imitation's CPU seconds to that level. That is
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. All three seeds
 of ours reach it, and one of two of stable-baselines3 and of SBX.
 
-PPO has 500,000 steps at most. All five seeds of each library reach the level. Steps and CPU seconds cannot be told
-apart: 249,000 here, 288,000 in stable-baselines3 and 216,000 in SBX.
+PPO has 500,000 steps at most. All five seeds of each library reach the level, after 249,000 steps here, 288,000 in
+stable-baselines3 and 216,000 in SBX. The intervals overlap, of steps and of CPU seconds.
 
 TD3 reaches it in one training of four: not in two of ours nor in SBX, and in stable-baselines3 after 165,000 steps.
 200,000 steps are too few to compare them. A step takes 10.7 ms of CPU time here, 8.5 ms in stable-baselines3 and 7.0 ms

@@ -70,6 +70,8 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
     while steps < n_steps:
         running.begin_next()  # not after the last step: a reset may move a robot
         running.step()
+        if not running.ended:
+            continue
         finished.update(running.take_finished())
         while steps < n_steps and first + n_kept in finished:
             steps += len(finished[first + n_kept])

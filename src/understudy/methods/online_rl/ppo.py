@@ -25,7 +25,6 @@ def ppo(n_rounds: int = 50, n_steps: int = 2048, n_epochs: int = 10, entropy_wei
     """
     head = choose_head(features, SquashedGaussian("free"))
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    policy = PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features),
-                          RunningNormalizer())
+    policy = PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features), RunningNormalizer())
     return Method(policy, learner=PPO(entropy_weight=entropy_weight),
                   collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

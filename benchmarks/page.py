@@ -179,8 +179,8 @@ PPO and GAIL, and TD3 on Hopper, ran on another, slower machine than the other t
 by turns or at the same time. On CartPole PPO takes as long to its level as in stable-baselines3.
 
 GAIL is compared until it has nine tenths of the mean return of its demonstrations. It needs fewer steps here, but
-40,960 steps take five times the CPU seconds of imitation, which updates its discriminator 8 times in a round of 2,048
-steps. The plan asked for half of imitation's CPU seconds to that level. That is not met: they are 13 here and 15 there.
+40,960 steps take 3.6 times the CPU seconds of imitation, which updates its policy half as often. The plan asked for
+half of imitation's CPU seconds to that level. That is not met: they are 5 here and 6 there.
 
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. All three seeds
 of ours reach it, and one of two of stable-baselines3 and of SBX.

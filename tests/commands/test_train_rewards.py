@@ -54,6 +54,14 @@ def test_random_episodes_are_no_demonstrations(name, tmp_path):
     assert status == 2 and f"{name} learns from demonstrations, and there are none" in text and "DATA" in text
 
 
+def test_equal_random_episodes_are_no_copies(tmp_path):
+    status, text = call("train", "dqn", "--env", "FrozenLake-v1", "--out", tmp_path / "run", "--random-steps", "300",
+                        "--method.n-rounds", "1", "--method.n-steps", "10", *OPTIONS)
+    assert status == 0 and "copies" not in text and "held out" not in text
+    status, text = call("inspect", tmp_path / "run" / "random" / "episodes.npz")
+    assert "1 episode equal to an earlier one" in text, "otherwise this tests nothing"
+
+
 def test_methods_without_rewards_refuse_it(tmp_path):
     assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
     status, text = call("train", "bc", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)

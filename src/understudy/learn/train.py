@@ -314,7 +314,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, _training_data_quietly(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
-    if processes.first:
+    if processes.first and (held_out or method.collection is None or method.learner.compares):
         _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
     if method.collection is not None:
         env = run_config.env

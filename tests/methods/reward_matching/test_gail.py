@@ -64,6 +64,19 @@ def test_the_discriminator_judges_a_round_before_its_updates(demos):
         assert reward != float(episode.steps["next.reward"][-1])
 
 
+def test_the_discriminator_is_trained_at_every_fourth_update_of_the_policy(demos):
+    method = small()
+    policy = Policy(method.policy, demos.features()).fit_statistics(demos)
+    learner = method.learner.build(policy, 0, 10, demos)
+    sampler = learner.batch_sampler(learner.annotate(demos, 0))
+    changed = []
+    for step in range(9):
+        before = [p.clone() for p in learner.reward.parameters()]
+        learner.update(sampler.batch(8, step))
+        changed.append(not all(map(torch.equal, before, learner.reward.parameters())))
+    assert changed == [False, False, False, True] * 2 + [False]
+
+
 @pytest.mark.slow
 def test_stopped_within_and_between_rounds_it_continues_bit_by_bit(demos, tmp_path):
     options = {"device": "cpu", "val_fraction": 0, "progress": False}

@@ -58,6 +58,7 @@ class PPO(RewardedConfig):
         kl_weight: Weight of that divergence.
         reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
             round before its updates. None: the rewards of the data.
+        reward_every: Updates of the policy for each one of the reward model.
 
     References:
         Schulman et al. (2017), Proximal Policy Optimization Algorithms, arXiv:1707.06347.
@@ -81,6 +82,7 @@ class PPO(RewardedConfig):
     kl_reference: FromStage | Policy | None = None
     kl_weight: Annotated[float, AtLeast(0)] = 0.1
     reward: RewardModelConfig | FromStage | None = None
+    reward_every: Annotated[int, AtLeast(1)] = 1
 
     def __post_init__(self):
         self.check_discount(self.discount)
@@ -190,7 +192,7 @@ class PPOLearner(RewardedLearner):
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
-        if "reward" in self.optimizers:
+        if "reward" in self.optimizers and (self.n_updates + 1) % self.config.reward_every == 0:
             self.with_rewards(batch)  # for the next round
         if self.config.max_kl is not None and self.divergence(batch) > self.config.max_kl:
             self.stopped_round = self.round_start

@@ -27,6 +27,6 @@ def gail(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, penalty: f
     """
     head, encoder = choose_head(features, SquashedGaussian("free")), simplest_encoder(features)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    learner = PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder))
+    learner = PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder), reward_every=4)
     return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), encoder), learner=learner,
                   collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

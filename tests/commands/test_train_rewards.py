@@ -62,6 +62,19 @@ def test_equal_random_episodes_are_no_copies(tmp_path):
     assert "1 episode equal to an earlier one" in text, "otherwise this tests nothing"
 
 
+def test_a_reward_that_sums_what_follows_an_end_needs_its_discount(tmp_path):
+    assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
+    status, text = call("train", "dac", tmp_path / "data", "--env", "particle", "--out", tmp_path / "dac",
+                        "--method.n-rounds", "1", "--method.n-episodes", "1", "--steps", "2", "--device", "cpu")
+    assert status == 0, text
+    again = ("train", "sac", tmp_path / "data", "--env", "particle", "--out", tmp_path / "sac",
+             "--method.n-rounds", "1", "--method.n-steps", "10", "--reward", tmp_path / "dac", "--device", "cpu")
+    status, text = call(*again, "--learner.discount", "0.9")
+    assert status == 2 and "with the discount 0.99, and sac has 0.9" in text and "--learner.discount 0.99" in text
+    status, text = call(*again, "--learner.optimizer.lr-schedule", "cosine")
+    assert status == 0 and "The learning rate is 0 from update 20,000 on" in text, text
+
+
 def test_methods_without_rewards_refuse_it(tmp_path):
     assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
     status, text = call("train", "bc", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)

@@ -16,6 +16,8 @@ def test_unknown_names_and_options_say_what_there_is():
         envs.make("frok")
     with pytest.raises(UserError, match="CartPole-v1"):
         envs.make("cartpole-v1")
+    with pytest.raises(UserError, match="(?s)is not the name of an environment.*module:factory"):
+        envs.make(gymnasium.make("CartPole-v1"))
     with pytest.raises(UserError, match="limt") as error:
         envs.make("fork", limt=3)
     assert error.value.hint.startswith("it is made by Fork(rows: 'int' = 1, limit: 'int' = ")

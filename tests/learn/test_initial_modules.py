@@ -10,7 +10,7 @@ import torch
 from fixtures.staged import contents, run
 
 from understudy.checkpoint import FromStage, load_module
-from understudy.core import ConfigError, UserError
+from understudy.core import ConfigError, DataWarning, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
@@ -19,6 +19,7 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.stages import continue_from
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -106,3 +107,25 @@ def test_modules_that_do_not_fit_are_refused(method, says):
 def test_parts_of_a_policy_are_not_those_of_a_critic():
     with pytest.raises(ConfigError, match="parts to load or train are of the policy"):
         InitializeFrom(FromStage("offline", "critic"), load=("encoder",), into="critic")
+
+
+def test_a_run_is_continued_with_its_critic(tmp_path):
+    """Not only with its policy: a new critic knows nothing, and would spoil it."""
+    run(tmp_path / "base", offline(3), rewarded())
+    base = tmp_path / "base/checkpoints/000003/modules/critic"
+    run(tmp_path / "on", continue_from(offline(0), tmp_path / "base"), rewarded(shift=50.0),
+        stages={"from": tmp_path / "base"})
+    on = tmp_path / "on/checkpoints/000000/modules/critic"
+    assert all(map(torch.equal, *(load_module(folder).state_dict().values() for folder in (base, on))))
+
+
+def test_a_critic_of_another_shape_starts_anew_and_that_is_told(tmp_path):
+    run(tmp_path / "base", offline(3), rewarded())
+    with pytest.warns(DataWarning, match="the critic of .*base is not taken over, since --learner.critic is another"):
+        method = continue_from(offline(0, hidden=(9,)), tmp_path / "base")
+    run(tmp_path / "on", method, rewarded(), stages={"from": tmp_path / "base"})
+
+
+def test_a_clone_is_improved_with_a_new_critic(tmp_path):
+    run(tmp_path / "base", replace(offline(0), learner=BehaviorCloning(2, 8)), rewarded())
+    assert [part.into for part in continue_from(offline(0), tmp_path / "base").initialize_from] == ["policy"]

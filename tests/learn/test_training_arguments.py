@@ -21,6 +21,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.train import train
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -249,3 +250,10 @@ def test_an_unknown_option_of_train_is_told(tmp_path):
     with pytest.raises(ConfigError, match="train: there is no option 'stepz'.*\n  -> did you mean 'steps'") as error:
         run_train(episodes(n=2), tmp_path / "run", stepz=2)
     assert error.value.where == "train" and not (tmp_path / "run").exists()
+
+
+def test_an_environment_of_gymnasium_is_refused():
+    import gymnasium
+
+    with pytest.raises(UserError, match="(?s)the environment is of the type .*, but must be an Env.*make"):
+        fit_method(find_method("sac"), episodes(), 0, env=gymnasium.make("Pendulum-v1"))

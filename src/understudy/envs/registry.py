@@ -104,6 +104,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     Raises:
         UntrustedCode: For code that is not trusted.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{name!r} is not the name of an environment", where="make",
+                        hint='name it, such as "Pendulum-v1", or a function that makes it: "module:factory"')
     single, *_ = name.partition(TRIALS)
     if single != name:
         return _with_trials(single, name, rows, trust, options)

@@ -250,6 +250,10 @@ class RolloutCollector(EpisodeCollector):
         if env is None:
             raise UserError("the method collects episodes, and there is no environment to collect them in",
                             where="Method.collection", hint="name it: --env ENV (env=make(ENV, rows=16) in Python)")
+        if not isinstance(env, Env):
+            raise UserError(f"the environment is of the type {type(env).__name__}, but must be an Env", where="env",
+                            hint="make(ID, rows=8) makes one of an environment of Gymnasium, and "
+                                 'make("module:factory", rows=8, trust=("module",)) of your own')
         if self.supervisor == "expert" and not isinstance(env, HasExpert):
             raise UserError(f"the supervisor is the expert of the environment, and {env.metadata['env']} has none",
                             where="RolloutCollector.supervisor",

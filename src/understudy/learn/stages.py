@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
-from ..core import ConfigError, DataError, Schema, UserError
+from ..core import ConfigError, DataError, DataWarning, Schema, UserError
 from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
 from ..heads.likelihood.categorical import Categorical
@@ -92,7 +93,8 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
                   trust: tuple[str, ...] = ()) -> Method:
     """A method that starts from the weights of an existing run, which becomes its stage "from".
 
-    Stages that only gave initial weights before are dropped: the run's weights take their place.
+    Stages that only gave initial weights before are dropped: the run's weights take their place. If the learner is of
+    the same kind and the whole policy is loaded, the critic, value and reward model of the run are trained on too.
 
     Args:
         run: A run's folder (its last checkpoint, or "RUN/best"), or a checkpoint's.
@@ -100,8 +102,17 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
     """
     used = {reference.stage for reference in find_references(method)}
     stages = tuple(s for s in method.stages if s.name in used)
-    return replace(method, stages=(*stages, Stage("from", Method.load(run, trust))),
-                   initialize_from=(InitializeFrom(FromStage("from"), tuple(load), tuple(train), tuple(frozen)),))
+    source = Method.load(run, trust)
+    parts = [InitializeFrom(FromStage("from"), tuple(load), tuple(train), tuple(frozen))]
+    if type(source.learner) is type(method.learner) and tuple(load) == InitializeFrom.load:
+        stored = module_names(find_checkpoint(run))
+        for name in (name for name in ("critic", "value", "reward") if name in stored):
+            if getattr(source.learner, name, None) == getattr(method.learner, name, None):
+                parts.append(InitializeFrom(FromStage("from", name), into=name))
+            else:
+                warnings.warn(f"the {name} of {run} is not taken over, since --learner.{name} is another here: it "
+                              "starts anew, and its first scores may spoil the policy", DataWarning, stacklevel=2)
+    return replace(method, stages=(*stages, Stage("from", source)), initialize_from=tuple(parts))
 
 
 def copy_run(source: Path | str, folder: Path) -> None:

@@ -213,13 +213,17 @@ def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -
 
 
 def warn_of_warmup(method: Method) -> None:
-    """Warns if training ends before the learning rate has reached its value."""
+    """Warns if training ends before the learning rate has reached its value, or goes on after it has fallen to 0."""
     optimizer, steps = getattr(method.learner, "optimizer", None), method.learner.steps
     if optimizer is not None and 0 < steps <= optimizer.warmup_steps and method.collection is None:
         reached = optimizer.lr_factor(steps - 1, steps)
         warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so "
                       f"that it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a "
                       "smaller --learner.optimizer.warmup-steps.", DataWarning, stacklevel=3)
+    elif optimizer is not None and optimizer.lr_schedule == "cosine" and method.collection is not None:
+        warnings.warn(f"The learning rate is 0 from update {steps:,} on (--learner.steps), however many updates the "
+                      "rounds have. Choose --learner.optimizer.lr-schedule constant, or the number of all updates as "
+                      "--learner.steps.", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

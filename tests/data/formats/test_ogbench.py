@@ -84,3 +84,12 @@ def test_terminals_alone_are_not_taken_for_ogbench(tmp_path):
         np.savez(tmp_path / "d.npz", observations=np.zeros((22, 3)), actions=np.zeros((22, 2)), terminals=np.zeros(22),
                  **more)
         refused(tmp_path / "d.npz", f"there is no array episode_ends{text}", "give" if more else "add timeouts")
+
+
+def test_masks_that_end_returns_inside_an_episode_are_told(tmp_path):
+    arrays = {"observations": np.zeros((8, 2), "f"), "actions": np.zeros((8, 1), "f"), "qpos": np.zeros((8, 1)),
+              "terminals": np.arange(8) % 4 == 3, "rewards": np.zeros(8, "f")}
+    for n_ends, masks in ((0, np.ones(8)), (2, 1.0 - (np.arange(8) % 4 == 1))):
+        np.savez(tmp_path / f"{n_ends}.npz", **arrays, masks=masks)
+        told = [text for text in open_dataset(tmp_path / f"{n_ends}.npz").metadata["warnings"] if "masks" in text]
+        assert len(told) == (n_ends > 0) and all("masks is 0 in 2 rows" in text for text in told)

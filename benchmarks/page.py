@@ -183,16 +183,16 @@ GAIL is compared until it has nine tenths of the mean return of its demonstratio
 half of imitation's CPU seconds to that level. That is not met: they are 5 here and 6 there.
 
 On Hopper SAC is trained until 20 episodes have a mean return of 2,300, and for 200,000 steps at most. All three seeds
-of ours reach it, and one of two of stable-baselines3 and of SBX.
+of ours reach it, one of two of stable-baselines3, and two of three of SBX.
 
 PPO has 500,000 steps at most. All five seeds of each library reach the level, after 249,000 steps here, 288,000 in
 stable-baselines3 and 216,000 in SBX. The intervals overlap, of steps and of CPU seconds.
 
-TD3 reaches it in one training of four: not in two of ours nor in SBX, and in stable-baselines3 after 165,000 steps.
-200,000 steps are too few to compare them. A step takes 10.7 ms of CPU time here, 8.5 ms in stable-baselines3 and 7.0 ms
-in SBX.
+TD3 reaches it in one of three seeds of ours, one of two of stable-baselines3, and none of three of SBX. 200,000 steps
+are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 8.5 ms in stable-baselines3 and 5.3
+to 10.8 ms in SBX, the more the more ran beside it.
 
-CPU seconds of SAC on Hopper leave out what ran on the slower machine: the second seeds of the peers, and the third of
+CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of the peers, and seed 1 of
 ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace that is about 1,500 CPU seconds,
 so that the row is too favorable."""),
     "family_cost": ("Cost of the claims", """

@@ -188,8 +188,8 @@ of ours reach it, one of two of stable-baselines3, and two of three of SBX.
 PPO has 500,000 steps at most. All five seeds of each library reach the level, after 249,000 steps here, 288,000 in
 stable-baselines3 and 216,000 in SBX. The intervals overlap, of steps and of CPU seconds.
 
-TD3 reaches it in one of three seeds of ours, one of two of stable-baselines3, and none of three of SBX. 200,000 steps
-are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 8.5 ms in stable-baselines3 and 5.3
+TD3 reaches it in one of three seeds of ours, one of three of stable-baselines3, and none of SBX. 200,000 steps
+are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 13.4 ms in stable-baselines3 and 5.3
 to 10.8 ms in SBX, the more the more ran beside it.
 
 CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of the peers, and seed 1 of

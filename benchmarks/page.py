@@ -188,13 +188,13 @@ of ours reach it, one of two of stable-baselines3, and two of three of SBX.
 PPO has 500,000 steps at most. All five seeds of each library reach the level, after 249,000 steps here, 288,000 in
 stable-baselines3 and 216,000 in SBX. The intervals overlap, of steps and of CPU seconds.
 
-TD3 reaches it in one of three seeds of ours, one of three of stable-baselines3, and none of SBX. 200,000 steps
-are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 13.4 ms in stable-baselines3 and 5.3
-to 10.8 ms in SBX, the more the more ran beside it.
+TD3 reaches it in one of three seeds of ours, one of three of stable-baselines3, and none of three of SBX. 200,000
+steps are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 13.4 ms in stable-baselines3
+and 5.3 to 10.8 ms in SBX, depending on what other programs ran at the time.
 
-CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of the peers, and seed 1 of
-ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace that is about 1,500 CPU seconds,
-so that the row is too favorable."""),
+CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of SBX, seed 2 of
+stable-baselines3, and seed 1 of ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace
+that is about 1,500 CPU seconds, so that the row is too favorable."""),
     "family_cost": ("Cost of the claims", """
 CPU minutes of each family of claims, as planned before any ran, and as their records say. A family was to take 60 at
 most. What several claims of a family share counts for each, so that the sums are upper bounds. Pilots and replaced runs

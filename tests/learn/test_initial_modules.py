@@ -16,6 +16,7 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
@@ -123,6 +124,18 @@ def test_a_critic_of_another_shape_starts_anew_and_that_is_told(tmp_path):
     run(tmp_path / "base", offline(3), rewarded())
     with pytest.warns(DataWarning, match="the critic of .*base is not taken over, since --learner.critic is another"):
         method = continue_from(offline(0, hidden=(9,)), tmp_path / "base")
+    run(tmp_path / "on", method, rewarded(), stages={"from": tmp_path / "base"})
+
+
+def test_a_value_is_not_taken_over_without_its_critic(tmp_path):
+    """The value of IQL has the networks of its critic, and says as little about a new one as the other way around."""
+    def iql(hidden):
+        return replace(offline(2), learner=IQL(2, 8, critic=CriticConfig(hidden)))
+    run(tmp_path / "base", iql((8,)), rewarded())
+    assert [part.into for part in continue_from(iql((8,)), tmp_path / "base").initialize_from] == [
+        "policy", "critic", "value"]
+    with pytest.warns(DataWarning, match="the critic of .*base is not taken over"):
+        method = continue_from(iql((9,)), tmp_path / "base")
     run(tmp_path / "on", method, rewarded(), stages={"from": tmp_path / "base"})
 
 

@@ -356,11 +356,11 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
         raise UserError("the run has no reward model", where=f"--reward {o.reward}",
                         hint="name a run that trains one, such as one of dac, gail or airl")
     stage = Stage("learned-reward", Method.load(o.reward, o.trust))
-    discount = getattr(getattr(stage.method.learner, "reward", None), "learner_discount", None)
-    if discount is not None and discount != getattr(method.learner, "discount", discount):
-        raise UserError(f"its rewards sum what follows an end with the discount {discount:g}, and {o.method} has "
-                        f"{method.learner.discount:g}", where=f"--reward {o.reward}",  # ty: ignore
-                        hint=f"set --learner.discount {discount:g}")
+    reward = getattr(stage.method.learner, "reward", None)
+    summed, own = getattr(reward, "learner_discount", None), getattr(method.learner, "discount", None)
+    if None not in (summed, own) and summed != own:
+        raise UserError(f"its rewards sum what follows an end with the discount {summed:g}, and {o.method} has {own:g}",
+                        where=f"--reward {o.reward}", hint=f"set --learner.discount {summed:g}")
     return replace(method, stages=(*method.stages, stage), transforms=(
         LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
 

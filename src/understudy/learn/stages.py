@@ -105,13 +105,14 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
     source = Method.load(run, trust)
     parts = [InitializeFrom(FromStage("from"), tuple(load), tuple(train), tuple(frozen))]
     if type(source.learner) is type(method.learner) and tuple(load) == InitializeFrom.load:
-        stored = module_names(find_checkpoint(run))
-        for name in (name for name in ("critic", "value", "reward") if name in stored):
-            if getattr(source.learner, name, None) == getattr(method.learner, name, None):
-                parts.append(InitializeFrom(FromStage("from", name), into=name))
-            else:
-                warnings.warn(f"the {name} of {run} is not taken over, since --learner.{name} is another here: it "
-                              "starts anew, and its first scores may spoil the policy", DataWarning, stacklevel=2)
+        names = [name for name in module_names(find_checkpoint(run)) if name in ("critic", "value", "reward")]
+        changed = [name for name in names if getattr(source.learner, name, None) != getattr(method.learner, name, None)]
+        if changed:
+            warnings.warn(f"the {changed[0]} of {run} is not taken over, since --learner.{changed[0]} is another here. "
+                          "All but the policy starts from scratch, and its first scores may spoil the policy",
+                          DataWarning, stacklevel=2)
+        else:
+            parts += [InitializeFrom(FromStage("from", name), into=name) for name in names]
     return replace(method, stages=(*stages, Stage("from", source)), initialize_from=tuple(parts))
 
 

@@ -98,7 +98,7 @@ from .stages import (
     stages_before,
 )
 from .targets import REWARD, TERMINATED, check_returns, check_rewards
-from .validation import Validation, check_training_data, target_scale, warn_of_padding, warn_of_warmup
+from .validation import Validation, check_training_data, target_scale, warn_of_learning_rate, warn_of_padding
 
 Score = Callable[[Actor], float | Mapping[str, Any]]  # higher is better; or metrics, of which "score" is that number
 CURVE_POINTS = 500  # of a training curve
@@ -314,7 +314,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, _training_data_quietly(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
-    if processes.first and (held_out or method.collection is None or method.learner.compares):
+    if processes.first and (held_out or method.collection is None or method.learner.compares):  # else often random
         _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
     if method.collection is not None:
         env = run_config.env
@@ -339,7 +339,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     check_method(method, data)
     if processes.first:
         warn_of_padding(method.policy.window, data)
-        warn_of_warmup(method)
+        warn_of_learning_rate(method)
     return _Preparation(run, run_config, device, processes, resolved, data, training, judged, test, recorded, excluded,
                         documents, modules, last)
 

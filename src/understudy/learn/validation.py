@@ -212,8 +212,8 @@ def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -
                       DataWarning, stacklevel=3)
 
 
-def warn_of_warmup(method: Method) -> None:
-    """Warns if training ends before the learning rate has reached its value, or goes on after it has fallen to 0."""
+def warn_of_learning_rate(method: Method) -> None:
+    """Warns if training ends before the learning rate has reached its value, or continues after it is 0."""
     optimizer, steps = getattr(method.learner, "optimizer", None), method.learner.steps
     if optimizer is not None and 0 < steps <= optimizer.warmup_steps and method.collection is None:
         reached = optimizer.lr_factor(steps - 1, steps)

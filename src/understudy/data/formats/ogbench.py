@@ -77,7 +77,7 @@ class OGBenchSource(NpzArchiveSource):
             features[key] = stored_feature("", shape[1:], dtype, has_text=True)
         if "masks" in features and (n_ends := int(np.sum(self._file.read_array("masks") == 0))):
             warnings.append(f"masks is 0 in {n_ends} rows: OGBench's agents count no reward after them, and the "
-                            "learners here do, since the episodes go on")
+                            "learners here do, since the episodes continue")
         self.schema, self.keys = KEYS.schema(features, self.path)
         self.schema |= {name: Feature("bool", ()) for name in END_COLUMNS}
         self.computed = end_flags(self.lengths, np.zeros(len(self.lengths), bool))

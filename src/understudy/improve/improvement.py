@@ -88,7 +88,11 @@ class Improvement:
                               hint="improve the run that it was made of" + (
                                   ", and practise again; or take over while it practises (--with residual --supervisor "
                                   "keyboard)" if about.is_supervised else ""))
-        method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
+        learner = base.learner
+        if not isinstance(learner, BehaviorCloning):
+            learner = BehaviorCloning(learner.steps, learner.batch_size)
+        learner = replace(learner, optimizer=replace(learner.optimizer, lr_schedule="constant"))
+        method, stages = continue_from(replace(base, learner=learner), self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)
             stages[stage] = stage_folder(folder.parents[1] if folder.parent.name == "checkpoints" else folder, stage)
@@ -98,11 +102,7 @@ class Improvement:
             if isinstance(run, Path):
                 stages[stage] = run
                 method = replace(method, stages=(*method.stages, Stage(stage, Method.load(run, self.trust))))
-        learner = base.learner
-        if not isinstance(learner, BehaviorCloning):
-            learner = BehaviorCloning(learner.steps, learner.batch_size)
-        learner = replace(learner, optimizer=replace(learner.optimizer, lr_schedule="constant"))
-        method = about.build(self, replace(method, learner=learner))
+        method = about.build(self, method)
         if self.supervisor == "person" and name in HELPED:
             method = _watched_practice(method)
         if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # of earlier rounds

@@ -132,6 +132,7 @@ def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
     ({"cameras": 2, "two_ways": None}, set(), {"knn"}, "knn", "it cannot read images"),
     ({"learners": {"iql": "Returns differ."}}, {"iql"}, set(), "iql", "returns differ between episodes"),
     ({"learners": {"iql": "Returns differ."}, "has_ends": False}, set(), set(), "bc", read_info("bc")[1].when),
+    ({"given_goal": True}, {"gcivl", "hiql"}, set(), "gcivl", "the environment gives a goal"),
     ({"learners": {"dac": "Experts."}}, set(), set(), "bc", read_info("bc")[1].when),
     ({"cameras": 1, "episodes": 12, "two_ways": None}, {"vinn-byol"}, {"knn"}, "vinn-byol", "12 episodes with images"),
 ])
@@ -188,6 +189,12 @@ def test_few_episodes_may_hide_two_ways(demonstrations):
     assert unseen.sentences()[1].endswith("20 episodes may be too few to see them.")
     assert replace(unseen, episodes=40).sentences()[1].endswith("ways.")
     assert data_properties(demonstrations.select(range(9))).two_ways is None  # chance would look like two ways
+
+
+def test_a_goal_that_only_the_environment_gives(demonstrations):
+    without, given = data_properties(demonstrations), data_properties(demonstrations, make("four_rooms", 2))
+    assert given.given_goal and not without.given_goal and "gcivl" not in without.learners
+    assert given.learners["gcivl"].startswith("observation.goal is shown by the environment, and not in the episodes.")
 
 
 def test_the_same_policy_with_a_longer_chunk_has_the_same_error(demonstrations, tmp_path):

@@ -40,7 +40,7 @@ from .learn.targets import REWARD
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method, read_info
-from .methods.needs import suggest_learners
+from .methods.needs import is_goal, suggest_learners
 from .policy import Policy
 
 MAX_ROUNDS = 5
@@ -74,6 +74,7 @@ class DataProperties:
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
         learners: What `suggest_learners` says of the data.
         has_ends: Whether they say where the environment ended an episode.
+        given_goal: Whether the environment in which the methods are judged gives a goal.
     """
 
     episodes: int
@@ -85,6 +86,7 @@ class DataProperties:
     returns: tuple[float, float] | None = None
     learners: Mapping[str, str] = field(default_factory=dict)
     has_ends: bool = True
+    given_goal: bool = False
 
     def sentences(self) -> list[str]:
         """The properties in words."""
@@ -140,6 +142,7 @@ CANDIDATE_RULES = (
     CandidateRule(_has_ways, ("bc-rnn-gmm",),
                   "two ways at {two_ways:.1%} of the steps, which earlier observations may tell apart"),
     CandidateRule(lambda p: "iql" in p.learners and p.has_ends, ("iql",), "returns differ between episodes"),
+    CandidateRule(lambda p: p.given_goal, ("gcivl", "hiql"), "the environment gives a goal"),
     CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
     CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
                   "at {fps:g} steps a second its ten observations tell little", adds=False),
@@ -326,7 +329,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         where=data.metadata.get("path", "data set"),
                         hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
     features = data.features()
-    properties = data_properties(data)
+    properties = data_properties(data, env)
     candidates, dropped = ({name: "" for name in methods}, {}) if methods else candidate_methods(properties)
     asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
              "methods": list(candidates), "episodes": episodes, "seed": seed}
@@ -403,8 +406,12 @@ def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[
     return chosen, dropped
 
 
-def data_properties(data: Dataset) -> DataProperties:
-    """Measures the properties of data that matter for the choice of a method."""
+def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
+    """Measures the properties of data that matter for the choice of a method.
+
+    Args:
+        env: The environment in which the methods are judged, if there is one.
+    """
     features = data.features()
     discrete = features["action"].kind == "discrete"
     two_ways = None
@@ -418,12 +425,14 @@ def data_properties(data: Dataset) -> DataProperties:
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
-                          middle_returns(data), learners_for(data), "next.terminated" in features)
+                          middle_returns(data), learners_for(data, env), "next.terminated" in features,
+                          env is not None and any(map(is_goal, env.features)))
 
 
-def learners_for(data: Dataset) -> dict[str, str]:
-    """What `suggest_learners` says of a data set."""
-    return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data))
+def learners_for(data: Dataset, env: Env | None = None) -> dict[str, str]:
+    """What `suggest_learners` says of a data set, for policies that act in an environment."""
+    return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data),
+                            None if env is None else env.features)
 
 
 def middle_returns(data: Dataset) -> tuple[float, float] | None:

@@ -63,6 +63,12 @@ def test_eval_says_this_checkpoint_and_keeps_a_record(call, place):
     assert lines[-1]["checkpoint"] == "000020" and len(lines[-1]["each"]["return"]) == 10
 
 
+def test_another_environment_with_the_same_columns_is_told(call, place):
+    _, _, progress = call("eval", place / "a", "four_rooms", "--episodes", 2)
+    assert "was trained on episodes of fork, and four_rooms is another environment" in progress
+    assert "another environment" not in call("eval", place / "a", "fork", "--episodes", 2)[2]
+
+
 def test_saved_rollouts_go_on_and_judge_alike(call, place, tmp_path):
     args = ["eval", place / "a", "fork", "--json", "--save", tmp_path / "rollouts"]
     document(call(*args, "--episodes", 6))

@@ -34,13 +34,14 @@ LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
 
 
 def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
-                     returns: tuple[float, float] | None = None) -> dict[str, str]:
+                     returns: tuple[float, float] | None = None, shown: Schema | None = None) -> dict[str, str]:
     """The learners for which data have more, or less, than observations and actions.
 
     Args:
         features: The columns of the data.
         metadata: The metadata of the episodes, of which "success" and "expert" count.
         returns: The 10th and the 90th percentile of the episodes' returns. None without rewards.
+        shown: The columns of the environment in which policies act, if it is known.
 
     Returns:
         A sentence by the name of each learner, in the order in which to try them. Empty if cloning is the plainest.
@@ -67,10 +68,16 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
         suggested["recoil"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. recoil learns from all "
                                f"without rewards{ends}. dac practices in an environment with a reward that tells them "
                                "apart.")
-    if goals := [name for name in features if name.startswith("observation.") and name.endswith("goal")]:
-        suggested["gcivl"] = (f"{goals[0]} looks like a goal. gcivl learns to reach whatever the episodes reach, from "
-                              "the poor ones too.")
+    if goals := [name for name in {**features, **(shown or {})} if is_goal(name)]:
+        what = "looks like a goal" if goals[0] in features else "is shown by the environment, and not in the episodes"
+        suggested["gcivl"] = (f"{goals[0]} {what}. gcivl learns to reach whatever the episodes reach, from the poor "
+                              "ones too.")
     return suggested
+
+
+def is_goal(name: str) -> bool:
+    """Whether a column looks like a goal."""
+    return name.startswith("observation.") and name.endswith("goal")
 
 
 def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:

@@ -207,6 +207,15 @@ def test_a_goal_is_judged_where_the_environment_shows_goals(name, options, follo
     assert main(["eval", "run", "four_rooms", "--episodes", "2", "--rows", "2"]) == 0
 
 
+def test_no_comparison_is_suggested_of_runs_of_different_environments(follow, capsys):
+    for env in ("fork", "particle"):
+        follow("record", env, "--out", f"of-{env}", "--episodes", "6", depth=0)
+        follow("train", "bc", f"of-{env}", "--out", f"run-{env}", *TINY, depth=0)
+    capsys.readouterr()
+    assert main(["plot", "run-fork", "run-particle"]) == 0
+    assert suggestions(capsys.readouterr().out) == []
+
+
 def test_no_evaluation_is_suggested_where_nothing_is_judged(follow, capsys):
     follow("record", "four_rooms:play", "--out", "play", "--episodes", "6", depth=0)
     data = open_dataset("play")
@@ -291,6 +300,11 @@ def test_training_on_nan_suggests_what_works(follow, tmp_path, capsys):
     broken(tmp_path / "all", *range(6))
     assert main(["train", "bc", "all", "--out", "run2", *TINY]) == 2
     assert "every episode has some" in capsys.readouterr().err
+    data = open_dataset(tmp_path / "all")
+    write_dataset(data.map(lambda e: e.replace({"action": np.full_like(e.steps["action"], np.nan)})), tmp_path / "no")
+    assert main(["train", "bc", "no", "--out", "run3", *TINY]) == 2
+    err = capsys.readouterr().err
+    assert "vpt" not in err and "view make no --out VIEW --drop action) and train bco" in err
 
 
 @pytest.mark.slow

@@ -75,6 +75,11 @@ def on_lists(what, data):
                 had, n = c["next.success"], len(c["next.success"])
                 c = {**c, "next.success": had if what.value and any(had) else [
                     bool(what.value) and t == n - 1 for t in range(n)]}
+            if what.field == "terminated":
+                n = steps_of(c)
+                had = c.get("next.terminated", [False] * n)
+                c = {**c, "next.terminated": had if what.value and any(had) else [
+                    bool(what.value) and t == n - 1 for t in range(n)]}
             return c, f
         return each(label)
     if isinstance(what, Resample):
@@ -111,7 +116,9 @@ def drawn(draw, kind, data, name):
             "crop": lambda: Crop(draw(st.integers(-3, 3)), draw(st.none() | st.integers(-3, 6)), named),
             "label": lambda: Label("operator", draw(st.sampled_from(["Emmy", "Ada"])), named),
             "task": lambda: Label("task", "fold ü", named),
-            "success": lambda: Label("success", draw(st.booleans()), named)}[kind]()
+            "success": lambda: Label("success", draw(st.booleans()), named),
+            "terminated": lambda: Label("terminated", draw(st.booleans()),
+                                        named if "next.terminated" in data[0][0] else None)}[kind]()
 
 
 @st.composite
@@ -119,7 +126,8 @@ def chains(draw):
     """Operations that fit one another, and how the first data set is: its numbers only."""
     data, what = plain(demonstrations()), []
     for kind in draw(st.lists(st.sampled_from(
-            ["pick", "delete", "filter", "length", "order", "rename", "drop", "crop", "label", "task", "success"]),
+            ["pick", "delete", "filter", "length", "order", "rename", "drop", "crop", "label", "task", "success",
+             "terminated"]),
             max_size=6)):
         one = drawn(draw, kind, data, f"new{len(what)}")
         if kind == "drop" and len(data[0][0]) == 1 or (kind == "task" and "task" not in data[0][0]):
@@ -279,10 +287,21 @@ def test_a_damaged_frame_matters_only_if_its_episode_is_shown(shared):
     (Rename(ACTION, STATE), "is taken"), (Drop(("nothing",)), "no column 'nothing'"),
     (Filter("operater"), "did you mean 'operator'"),
     (Filter("operator", at_least=3), "'Ada' is not a number"), (Label("success", 1), "true or false"),
+    (Label("terminated", "yes"), "terminated are true or false"),
+    (Label("next.reward", 1.0), "is the name of a column"),
     (Label("length", 1), "cannot be set"), (Resample(0.0), "above 0"), (Filter("next.reward"), "more than one value")])
 def test_an_operation_that_does_not_fit_says_so(operation, says):
     with pytest.raises(UserError, match=says):
         operation.apply(demonstrations())
+
+
+def test_whether_episodes_terminated_is_labeled_where_no_column_says_it():
+    data = Drop(("next.terminated",)).apply(demonstrations())
+    with pytest.raises(UserError, match=r"no column next.terminated that other.*\n.*label all episodes first"):
+        Label("terminated", True, (0,)).apply(data)
+    last = Label("terminated", True, (0,)).apply(Label("terminated", False).apply(data))
+    assert [bool(e.steps["next.terminated"].any()) for e in last] == [True, *[False] * (len(last) - 1)]
+    assert last[0].steps["next.terminated"].sum() == 1 and last[0].metadata["terminated"] is True
 
 
 @pytest.mark.parametrize("kind, given", [

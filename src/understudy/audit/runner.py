@@ -122,8 +122,7 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
     if training_data is not None and not_finite:
         lines = "\n".join(f"  {f.code}: {f.message}" for f in not_finite[:10])
         raise DataError(f"policies cannot be trained on values that are not finite:\n{lines}", where=where,
-                        hint=("if NaN stands for unknown actions, train vpt, which predicts them; otherwise " if any(
-                            role(f.where.feature or "") == "action" for f in not_finite) else "")
+                        hint=_unknown_actions_hint(training_data, not_finite, where)
                         + _deletion_hint(training_data, where))
     if errors:
         short_video = next((f for f in errors if f.code == "frames-missing"), None)
@@ -140,6 +139,18 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
             remedy = repair_hint(where)
         raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,
                         hint=f"{command_line('audit', where, *columns)} explains them; {remedy}")
+
+
+def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: Path | str) -> str:
+    """Which method learns from data where NaN stands for unknown actions. Empty if all actions are finite."""
+    name = next((f.where.feature for f in not_finite if role(f.where.feature or "") == "action"), None)
+    if name is None:
+        return ""
+    if any(np.isfinite(episode.steps[name]).any() for episode in data):
+        return "if NaN stands for unknown actions, train vpt, which predicts them; otherwise "
+    return ("no action is known. If none was recorded, drop the column ("
+            + command_line("view", "make", where, "--out", "VIEW", "--drop", name)
+            + ") and train bco, which practices in an environment; otherwise ")
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:

@@ -123,12 +123,18 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
         learns_rewards = "iql" in learners and _training_error(data, report.findings, "iql") is None
         runs = {method: "run", **({"iql": "run-iql"} if learns_rewards else {})}
         is_evaluated = env is not None and is_judged(data) and shows_observations(env, data.features())
-        out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
-                                   "--out", unused_path(run),
-                                   *(("--eval", env, "--save-freq", 500) if is_evaluated else ()),
-                                   *env_trust_options(env)) for name, run in runs.items()],
-                    *([command_line("replay", o.data, env, *env_trust_options(env))]
-                      if env and not o.columns else []))
+        reading = given_options(o, "map", "columns", "max_episode_steps")
+        cloned, commands = o.data, []
+        if "bc" in learners and not reading:  # some episodes did not succeed, and a view opens the data
+            cloned = Path(unused_path("successes.json"))
+            commands = [command_line("view", "make", o.data, "--filter", "success=true", "--out", cloned)]
+        for name, run in runs.items():
+            evaluation = ("--eval", env, "--save-freq", 500) if is_evaluated else ()
+            commands.append(command_line("train", name, cloned if name == method else o.data, *reading, "--out",
+                                         unused_path(run), *evaluation, *env_trust_options(env)))
+        if env and not o.columns:
+            commands.append(command_line("replay", o.data, env, *env_trust_options(env)))
+        out.suggest(*commands)
 
 
 def _reading(f: Feature) -> str:

@@ -72,6 +72,8 @@ def _next_commands(runs) -> list[tuple[str, str]]:
     if env is not None and base_name(env) in WITH_GOALS:  # nothing is a success there
         env = None
     trust = [*env_trust_options(env), *trust_options((), None, *(run.folder for run in runs))]
+    if len({recorded_env_of(run.folder) for run in runs} - {None}) > 1:
+        return []
     if len(runs) > 1:
         return [(command_line("compare", *(run.folder for run in runs), "--env", env or "ENV", *trust),
                  "Which of them is better, on the same starts:")]

@@ -94,8 +94,9 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: StepCount = None
-    """number of updates, instead of the method's; those of its stages and of its data collection change by the same
-    factor, so that its rounds stay as many (--stages.0.method.learner.steps N sets that of the first stage)"""
+    """number of updates, instead of the method's; those of its stages change by the same factor
+    (--stages.0.method.learner.steps N sets that of the first stage). Of a method that collects episodes, the updates of
+    each round change by this factor: it collects as many, and its updates in all depend on their length"""
     seed: Seed = 0
     """seed of the weights, the order of the data, and noise"""
     executor: SchemeName = None

@@ -22,6 +22,7 @@ from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
+_FLAGS = {"success": _SUCCESS, "terminated": "next.terminated"}  # the columns that labels change
 _DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
                "timestamp --out VIEW")
 LONG_STEP = 10  # between steps: times that are farther apart are hardly seconds
@@ -404,11 +405,12 @@ class Resample(Operation):
 class Label(Operation):
     """Set a metadata field of episodes.
 
-    "task" also sets the column `task` at every step. "success" also changes the column `next.success`, if there is one:
-    for False, it is False at every step; for True, the last step becomes True unless another step already is.
+    "task" also sets the column `task` at every step. "terminated" also sets the column `next.terminated`, and "success"
+    the column `next.success` if there is one: for False, it is False at every step; for True, the last step becomes
+    True unless another step already is.
 
     Args:
-        value: Its value: text for "task", True or False for "success".
+        value: Its value: text for "task", True or False for "success" and "terminated".
         episodes: Numbers of the episodes to label. By default all.
     """
 
@@ -417,11 +419,17 @@ class Label(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        kind = {"success": bool, "task": str}.get(self.field, object)
+        kind = {**dict.fromkeys(_FLAGS, bool), "task": str}.get(self.field, object)
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
-            raise UserError(f"{self.field!r} = {self.value!r} cannot be set: success is true or false, task is "
-                            "text, and length and episode are fixed", where="label",
+            raise UserError(f"{self.field!r} = {self.value!r} cannot be set: success and terminated are true or false, "
+                            "task is text, and length and episode are fixed", where="label",
                             hint="any other name is free: operator, scene, ...")
+        if role(self.field) != "other" and self.field != "task":
+            raise UserError(f"{self.field!r} is the name of a column, and a label is a value of a whole episode",
+                            where="label", hint="terminated and success also set next.terminated and next.success")
+        if self.field == "terminated" and self.episodes is not None and _FLAGS["terminated"] not in data.source.schema:
+            raise UserError("there is no column next.terminated that other episodes have", where="label",
+                            hint="label all episodes first, and then these")
         _check_indices(self.episodes or (), data, self)
         narrowed = _narrow(data, self.episodes is not None)
         numbers = range(len(narrowed.source)) if self.episodes is None else self.episodes
@@ -747,6 +755,8 @@ class LabeledSource(WrapperSource):
         self._labels, self._fields = labels, set().union(*labels.values())
         if "task" in self._fields:
             self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
+        if "terminated" in self._fields:
+            self.schema.setdefault(_FLAGS["terminated"], Feature("bool", ()))
 
     def episode_metadata(self, episode):
         label = self._labels.get(episode, {})
@@ -762,17 +772,18 @@ class LabeledSource(WrapperSource):
         if name == "task" and (column is None or "task" in label):
             text = str(self.episode_metadata(episode).get("task") or "")
             return np.broadcast_to(np.array([text], np.str_), (n if column is None else len(column),))
-        if name != _SUCCESS or "success" not in label:
+        field = next((field for field in label if _FLAGS.get(field) == name), None)
+        if field is None:
             return column
-        column = np.array(column)
-        if not label["success"]:
+        column = np.zeros(n, bool) if column is None else np.array(column)
+        if not label[field]:
             column[:] = 0
         elif not column.any():
             column[n - 1] = 1
         return column
 
     def packed_column(self, name):
-        is_changed = name == "task" or name == _SUCCESS and "success" in self._fields
+        is_changed = name == "task" or any(_FLAGS.get(field) == name for field in self._fields)
         return self.gather_rows(name) if is_changed else self.inner.packed_column(name)
 
 

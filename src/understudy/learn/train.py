@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
-import shlex
 import signal
 import threading
 import time
@@ -31,7 +30,6 @@ from ..core import (
     part,
     role,
     short_name,
-    suggested_names,
     unknown_name,
 )
 from ..data.batch_sampler import BatchSampler
@@ -41,7 +39,7 @@ from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.missing_actions import NoActions
-from ..data.opening.column_selection import column_options
+from ..data.opening.column_selection import missing_column_hint
 from ..data.opening.stream import ShardStream
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
@@ -679,29 +677,6 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
                  "or choose a method without words, such as gcbc")
 
 
-def _missing_column_hint(missing: str, data: Dataset) -> str:
-    """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
-    features, selected = data.features(), column_options(data)
-
-    def renaming(name: str) -> str:
-        if selected:  # a view cannot open the data
-            return f"name it: {shlex.join([*selected, f'{short_name(missing)}={name}'])}"
-        return "a view renames it: " + command_line("view", "make", data.metadata.get("path", "DATA"), "--out", "VIEW",
-                                                    "--rename", f"{name}={missing}")
-
-    for name, new in suggested_names(features).items():
-        if new == missing:
-            return f"if {name!r} is that column, {renaming(name)}"
-    ends = "It is True where the environment ended the episode, and False at a time limit. " \
-        if missing == "next.terminated" else ""
-    numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1
-               and not name.startswith("simulator.")]
-    if numbers:
-        ends += f"If a column has it under another name ({', '.join(numbers[:5])}), {renaming(numbers[0])}. "
-    return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
-            "understudy record writes next.reward and next.terminated; in an .npz they are rewards and terminals")
-
-
 def check_method(method: Method, data: Dataset) -> None:
     """Checks that a method can be trained on episodes.
 
@@ -720,7 +695,7 @@ def check_method(method: Method, data: Dataset) -> None:
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
             f"{missing[0]}; the columns are {', '.join(features)}",
             where=path or "data set",
-            hint=_missing_column_hint(missing[0], data))
+            hint=missing_column_hint(missing[0], data))
     if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
         method.learner.reward.check(inputs, features)
     drawn = {g.into: g.column for g in policy_config.window.goals}

@@ -62,8 +62,7 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
                             f"A learner of values, such as iql, tells the better steps from the others{ends}.")
     if 0 < sum(success) < len(success):
         suggested["bc"] = (f"{len(success) - sum(success)} of {len(success)} episodes did not succeed. bc imitates "
-                           "them too, unless it is given those that did: understudy view make DATA --filter "
-                           "success=true --out VIEW")
+                           "them too, unless it is given those that did (understudy view make --filter success=true)")
     if 0 < sum(expert) < len(expert):
         suggested["recoil"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. recoil learns from all "
                                f"without rewards{ends}. dac practices in an environment with a reward that tells them "

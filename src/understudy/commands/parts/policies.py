@@ -234,7 +234,8 @@ def _tell_other_env(run: Path, env: Env) -> None:
     from ...envs.registry import base_name
 
     recorded, name = recorded_data_of(run).get("simulators"), env.metadata["env"]
-    if recorded and base_name(name) not in map(base_name, recorded):
+    kinds = [base_name(n).partition(":")[0] for n in recorded or ()]  # "four_rooms" of "four_rooms:play"
+    if kinds and base_name(name).partition(":")[0] not in kinds:
         print(f"warning: {path_text(run)} was trained on episodes of {', '.join(recorded)}, and {name} is another "
               "environment", file=sys.stderr)
 

@@ -6,6 +6,7 @@ their columns are.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core import ConfigError, DataError, Feature, UserError, role, short_name
-from ...hints import did_you_mean, nearest_names
+from ...core import ConfigError, DataError, Feature, UserError, role, short_name, suggested_names
+from ...hints import command_line, did_you_mean, nearest_names
 from ..episode import ColumnSource, Dataset, EpisodeList
 from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
@@ -150,6 +151,33 @@ def column_options(data: Dataset) -> list[str]:
     """Returns the option --columns with which a data set was opened. Empty if it was opened without."""
     columns = data.metadata.get("reading", {}).get("columns", {})
     return ["--columns", *_column_texts(columns)] if columns else []
+
+
+def missing_column_hint(missing: str, data: Dataset) -> str:
+    """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
+    features, selected, path = data.features(), column_options(data), data.metadata.get("path", "DATA")
+    of_ends = missing == "next.terminated"
+
+    def renaming(name: str) -> str:
+        if selected:  # a view cannot open the data
+            return f"name it: {shlex.join([*selected, f'{short_name(missing)}={name}'])}"
+        return "a view renames it: " + command_line("view", "make", path, "--out", "VIEW", "--rename",
+                                                    f"{name}={missing}")
+
+    for name, new in suggested_names(features).items():
+        if new == missing:
+            return f"if {name!r} is that column, {renaming(name)}"
+    ends = "It is True where the environment ended the episode, and False at a time limit. " if of_ends else ""
+    if of_ends and not selected:
+        ends += ("Where it ended all episodes (or none), a view says so: "
+                 + command_line("view", "make", path, "--out", "VIEW", "--label", "terminated=true") + " (or false). ")
+    numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1
+               and not name.startswith("simulator.") and not (of_ends and f.dtype.startswith("float"))]
+    if numbers:
+        ends += f"If a column has it under another name ({', '.join(numbers[:5])}), {renaming(numbers[0])}. "
+    return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
+            "understudy record writes next.reward and next.terminated"
+            + ("; in an .npz they are rewards and terminals" if str(path).endswith(".npz") else ""))
 
 
 def _column_texts(columns: Selection) -> list[str]:

@@ -756,7 +756,8 @@ class LabeledSource(WrapperSource):
         if "task" in self._fields:
             self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
         if "terminated" in self._fields:
-            self.schema.setdefault(_FLAGS["terminated"], Feature("bool", ()))
+            name = _FLAGS["terminated"]
+            self.schema = {**self.schema, name: self.schema.get(name, Feature("bool", ()))}
 
     def episode_metadata(self, episode):
         label = self._labels.get(episode, {})

@@ -233,8 +233,8 @@ def _tell_other_env(run: Path, env: Env) -> None:
     """Warns if the training data were recorded in other environments, which may have equal columns."""
     from ...envs.registry import base_name
 
-    recorded, name = recorded_data_of(run).get("simulators"), env.metadata["env"]
-    kinds = [base_name(n).partition(":")[0] for n in recorded or ()]  # "four_rooms" of "four_rooms:play"
+    recorded, name = list(recorded_data_of(run).get("simulators") or ()), env.metadata["env"]
+    kinds = [base_name(n).partition(":")[0] for n in recorded]  # "four_rooms" of "four_rooms:play"
     if kinds and base_name(name).partition(":")[0] not in kinds:
         print(f"warning: {path_text(run)} was trained on episodes of {', '.join(recorded)}, and {name} is another "
               "environment", file=sys.stderr)

@@ -36,11 +36,10 @@ from .files import file_name, read_json, replace_nonfinite, write_json
 from .hints import format_duration, join_and, pluralize
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data, without_made_episodes
-from .learn.targets import REWARD
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method, read_info
-from .methods.needs import is_goal, suggest_learners
+from .methods.needs import is_goal, learners_for, middle_returns
 from .policy import Policy
 
 MAX_ROUNDS = 5
@@ -72,7 +71,7 @@ class DataProperties:
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
-        learners: What `suggest_learners` says of the data.
+        learners: What `learners_for` says of the data.
         has_ends: Whether they say where the environment ended an episode.
         given_goal: Whether the environment in which the methods are judged gives a goal.
     """
@@ -407,11 +406,7 @@ def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[
 
 
 def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
-    """Measures the properties of data that matter for the choice of a method.
-
-    Args:
-        env: The environment in which the methods are judged, if there is one.
-    """
+    """Measures the properties of data that matter for the choice of a method for `env`."""
     features = data.features()
     discrete = features["action"].kind == "discrete"
     two_ways = None
@@ -424,23 +419,10 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
         scores = scores[np.isfinite(scores)]
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
+    env_features = {} if env is None else env.features
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
-                          middle_returns(data), learners_for(data, env), "next.terminated" in features,
-                          env is not None and any(map(is_goal, env.features)))
-
-
-def learners_for(data: Dataset, env: Env | None = None) -> dict[str, str]:
-    """What `suggest_learners` says of a data set, for policies that act in an environment."""
-    return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data),
-                            None if env is None else env.features)
-
-
-def middle_returns(data: Dataset) -> tuple[float, float] | None:
-    """The 10th and the 90th percentile of the episodes' returns. None without rewards."""
-    if REWARD not in data.features() or not len(data):
-        return None
-    low, high = np.quantile([float(np.sum(e.steps[REWARD])) for e in data.iterate_once()], [0.1, 0.9])
-    return float(low), float(high)
+                          middle_returns(data), learners_for(data, env_features), "next.terminated" in features,
+                          any(map(is_goal, env_features)))
 
 
 @dataclass(frozen=True)

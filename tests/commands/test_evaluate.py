@@ -65,7 +65,7 @@ def test_eval_says_this_checkpoint_and_keeps_a_record(call, place):
 
 def test_another_environment_with_the_same_columns_is_told(call, place):
     _, _, progress = call("eval", place / "a", "four_rooms", "--episodes", 2)
-    assert "was trained on episodes of fork, and four_rooms is another environment" in progress
+    assert "was trained on data of fork, and four_rooms is another environment" in progress
     assert "another environment" not in call("eval", place / "a", "fork", "--episodes", 2)[2]
 
 

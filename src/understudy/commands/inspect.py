@@ -98,7 +98,7 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
 def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
                   ) -> None:
     """Prints how to train on the data, or what stands against it."""
-    from ..choose import learners_for
+    from ..methods.needs import learners_for
 
     learners = learners_for(data) if len(data) else {}
     if not len(data) or "action" not in data.features():

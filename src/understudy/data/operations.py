@@ -17,12 +17,11 @@ from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, un
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .packed_columns import cast_exactly, common_dtype, may_change
-from .sources import WrapperSource
+from .sources import FLAGS, LabeledSource, WrapperSource
 from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
-_FLAGS = {"success": _SUCCESS, "terminated": "next.terminated"}  # the columns that labels change
 _DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
                "timestamp --out VIEW")
 LONG_STEP = 10  # between steps: times that are farther apart are hardly seconds
@@ -419,7 +418,7 @@ class Label(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        kind = {**dict.fromkeys(_FLAGS, bool), "task": str}.get(self.field, object)
+        kind = {**dict.fromkeys(FLAGS, bool), "task": str}.get(self.field, object)
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
             raise UserError(f"{self.field!r} = {self.value!r} cannot be set: success and terminated are true or false, "
                             "task is text, and length and episode are fixed", where="label",
@@ -427,7 +426,7 @@ class Label(Operation):
         if role(self.field) != "other" and self.field != "task":
             raise UserError(f"{self.field!r} is the name of a column, and a label is a value of a whole episode",
                             where="label", hint="terminated and success also set next.terminated and next.success")
-        if self.field == "terminated" and self.episodes is not None and _FLAGS["terminated"] not in data.source.schema:
+        if self.field == "terminated" and self.episodes is not None and FLAGS["terminated"] not in data.source.schema:
             raise UserError("there is no column next.terminated that other episodes have", where="label",
                             hint="label all episodes first, and then these")
         _check_indices(self.episodes or (), data, self)
@@ -741,51 +740,6 @@ def _interpolate(column, last, at, times):
     share = share.reshape(-1, *(1,) * (column.ndim - 1))
     mixed = (column[last] * (1 - share) + column[after] * share).astype(column.dtype)
     return np.where(share == 0, column[last], mixed)  # a NaN in the next row has no effect
-
-
-class LabeledSource(WrapperSource):
-    """Another source with metadata fields of some episodes set: see `Label`.
-
-    Args:
-        labels: The fields and their values, by the number of the episode. None removes a field.
-    """
-
-    def __init__(self, inner: ColumnSource, labels: Mapping[int, Mapping[str, Any]]):
-        super().__init__(inner, labels)
-        self._labels, self._fields = labels, set().union(*labels.values())
-        if "task" in self._fields:
-            self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
-        if "terminated" in self._fields:
-            name = _FLAGS["terminated"]
-            self.schema = {**self.schema, name: self.schema.get(name, Feature("bool", ()))}
-
-    def episode_metadata(self, episode):
-        label = self._labels.get(episode, {})
-        metadata = {**self.inner.episode_metadata(episode), **label}
-        return {k: v for k, v in metadata.items() if k not in label or v is not None}
-
-    def rows(self, name):
-        return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths
-
-    def column(self, name, episode):
-        n, label = int(self.lengths[episode]), self._labels.get(episode, {})
-        column = self.inner.column(name, episode) if name in self.inner.schema else None
-        if name == "task" and (column is None or "task" in label):
-            text = str(self.episode_metadata(episode).get("task") or "")
-            return np.broadcast_to(np.array([text], np.str_), (n if column is None else len(column),))
-        field = next((field for field in label if _FLAGS.get(field) == name), None)
-        if field is None:
-            return column
-        column = np.zeros(n, bool) if column is None else np.array(column)
-        if not label[field]:
-            column[:] = 0
-        elif not column.any():
-            column[n - 1] = 1
-        return column
-
-    def packed_column(self, name):
-        is_changed = name == "task" or any(_FLAGS.get(field) == name for field in self._fields)
-        return self.gather_rows(name) if is_changed else self.inner.packed_column(name)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

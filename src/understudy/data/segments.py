@@ -14,7 +14,8 @@ import numpy as np
 
 from ..core import DataError
 from .episode import Dataset, Episode
-from .operations import ConcatSource, LabeledSource, Operation, SlicedSource
+from .operations import ConcatSource, Operation, SlicedSource
+from .sources import LabeledSource
 
 SEGMENTS = "segments"  # metadata of an episode: its segments, a list of [start, stop, task]
 _FIELD = f"metadata {SEGMENTS!r}"

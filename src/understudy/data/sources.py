@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]  # (number of decoded frames, number of al
 _PIECE = 1 << 26  # bytes of frames that are read at a time
 _AT_ONCE = 1 << 22  # bytes of numbers that are read at a time
 _DAMAGED = "the file is damaged: take it from a copy"
+FLAGS = {"success": "next.success", "terminated": "next.terminated"}  # the columns of fields of metadata
 
 
 def camera_names(schema: Mapping[str, Feature]) -> list[str]:
@@ -278,6 +279,51 @@ class WrapperSource(ColumnSource):
                 out[name][first: first + n] = self.column(name, e)
         key = cache.json_digest(self.key, name)
         return cache.columns(key, {name: (shape, f.dtype)}, fill, f"view, {name}")[name]
+
+
+class LabeledSource(WrapperSource):
+    """Another source with metadata fields of some episodes set: see `operations.Label`.
+
+    Args:
+        labels: The fields and their values, by the number of the episode. None removes a field.
+    """
+
+    def __init__(self, inner: ColumnSource, labels: Mapping[int, Mapping[str, Any]]):
+        super().__init__(inner, labels)
+        self._labels, self._fields = labels, set().union(*labels.values())
+        if "task" in self._fields:
+            self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
+        if "terminated" in self._fields:
+            name = FLAGS["terminated"]
+            self.schema = {**self.schema, name: self.schema.get(name, Feature("bool", ()))}
+
+    def episode_metadata(self, episode):
+        label = self._labels.get(episode, {})
+        metadata = {**self.inner.episode_metadata(episode), **label}
+        return {k: v for k, v in metadata.items() if k not in label or v is not None}
+
+    def rows(self, name):
+        return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths
+
+    def column(self, name, episode):
+        n, label = int(self.lengths[episode]), self._labels.get(episode, {})
+        column = self.inner.column(name, episode) if name in self.inner.schema else None
+        if name == "task" and (column is None or "task" in label):
+            text = str(self.episode_metadata(episode).get("task") or "")
+            return np.broadcast_to(np.array([text], np.str_), (n if column is None else len(column),))
+        field = next((field for field in label if FLAGS.get(field) == name), None)
+        if field is None:
+            return column
+        column = np.zeros(n, bool) if column is None else np.array(column)
+        if not label[field]:
+            column[:] = 0
+        elif not column.any():
+            column[n - 1] = 1
+        return column
+
+    def packed_column(self, name):
+        is_changed = name == "task" or any(FLAGS.get(field) == name for field in self._fields)
+        return self.gather_rows(name) if is_changed else self.inner.packed_column(name)
 
 
 class DecodedFramesSource(WrapperSource):

@@ -23,6 +23,14 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
     return f"{what} {' and '.join(then)}, and {name} is {now} here: the same actions may do something else"
 
 
+def environment_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) -> str | None:
+    """A warning if nothing was recorded in this environment, or else that of `version_warning`."""
+    name = str(env.metadata["env"])
+    if recorded and _base_name(name) not in map(_base_name, recorded):
+        return f"{what} {', '.join(recorded)}, and {name} is another environment"
+    return version_warning(recorded, env, what)
+
+
 def _base_name(name: str) -> str:
     """The name of a built-in environment without its dimension or task, and without images."""
     name = base_name(name)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..core import DataError, Schema, Unsupported, check_observed, role
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
 
 Others = Callable[[], list[str]]  # names of the bundled methods that do not have the need
 Example = Mapping[str, Mapping[str, Any]]  # columns, as the JSON of a `Feature` each
@@ -34,14 +39,14 @@ LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
 
 
 def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
-                     returns: tuple[float, float] | None = None, shown: Schema | None = None) -> dict[str, str]:
+                     returns: tuple[float, float] | None = None, env_features: Schema | None = None) -> dict[str, str]:
     """The learners for which data have more, or less, than observations and actions.
 
     Args:
         features: The columns of the data.
         metadata: The metadata of the episodes, of which "success" and "expert" count.
         returns: The 10th and the 90th percentile of the episodes' returns. None without rewards.
-        shown: The columns of the environment in which policies act, if it is known.
+        env_features: The columns of the environment in which policies act, if it is known.
 
     Returns:
         A sentence by the name of each learner, in the order in which to try them. Empty if cloning is the plainest.
@@ -67,11 +72,24 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
         suggested["recoil"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. recoil learns from all "
                                f"without rewards{ends}. dac practices in an environment with a reward that tells them "
                                "apart.")
-    if goals := [name for name in {**features, **(shown or {})} if is_goal(name)]:
+    if goals := [name for name in {**features, **(env_features or {})} if is_goal(name)]:
         what = "looks like a goal" if goals[0] in features else "is shown by the environment, and not in the episodes"
         suggested["gcivl"] = (f"{goals[0]} {what}. gcivl learns to reach whatever the episodes reach, from the poor "
                               "ones too.")
     return suggested
+
+
+def learners_for(data: Dataset, env_features: Schema | None = None) -> dict[str, str]:
+    """What `suggest_learners` says of a data set."""
+    return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data), env_features)
+
+
+def middle_returns(data: Dataset) -> tuple[float, float] | None:
+    """The 10th and the 90th percentile of the episodes' returns. None without rewards."""
+    if "next.reward" not in data.features() or not len(data):
+        return None
+    low, high = np.quantile([float(np.sum(e.steps["next.reward"])) for e in data.iterate_once()], [0.1, 0.9])
+    return float(low), float(high)
 
 
 def is_goal(name: str) -> bool:

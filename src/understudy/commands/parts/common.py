@@ -423,11 +423,11 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
-    """Warns if an environment has another version or other physics than the one in which a run's data were recorded."""
-    from ...evaluate.simulator_versions import version_warning
+    """Warns if an environment is not the one in which a run's data were recorded, or of another version."""
+    from ...evaluate.simulator_versions import environment_warning
 
     simulators = recorded_data_of(run).get("simulators") or {}
-    if warning := version_warning(simulators, env, f"{run} was trained on data of"):
+    if warning := environment_warning(simulators, env, f"{run} was trained on data of"):
         print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -177,7 +177,6 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
-        _tell_other_env(run, env)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
     open_names = []
@@ -227,17 +226,6 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
             shown_height, shown_width = env_sizes[name]
             print(f"warning: {env.metadata['env']} shows {name} with {shown_height} x {shown_width} pixels, which "
                   f"are scaled to the {height} x {width} that {reader} was trained with", file=sys.stderr)
-
-
-def _tell_other_env(run: Path, env: Env) -> None:
-    """Warns if the training data were recorded in other environments, which may have equal columns."""
-    from ...envs.registry import base_name
-
-    recorded, name = list(recorded_data_of(run).get("simulators") or ()), env.metadata["env"]
-    kinds = [base_name(n).partition(":")[0] for n in recorded]  # "four_rooms" of "four_rooms:play"
-    if kinds and base_name(name).partition(":")[0] not in kinds:
-        print(f"warning: {path_text(run)} was trained on episodes of {', '.join(recorded)}, and {name} is another "
-              "environment", file=sys.stderr)
 
 
 def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None:

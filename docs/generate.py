@@ -38,8 +38,8 @@ CHOICES = (
      "[Instructions in words](language.md) explains the columns."),
     ("lead to many goals, and a goal is given while acting", ("gcbc", "gcivl", "hiql"),
      "`gcbc` is the simplest; the others also join pieces of episodes."),
-    ("are of mixed quality and have rewards", ("iql", "udrl", "td3-bc"),
-     "The last one also needs an environment. See [Which learner](learners.md)."),
+    ("are of mixed quality and have rewards", ("iql", "fql", "udrl"),
+     "The last one is told a return while acting. See [Which learner](learners.md)."),
     ("have actions at few steps", ("vpt", "ss-orl"), "See [Which learner](learners.md#missing-actions)."),
     ("can be extended: an expert or a person says what to do", ("dagger",), "See [Improving](improving.md)."),
 )

@@ -94,9 +94,8 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: StepCount = None
-    """number of updates, instead of the method's; those of its stages change by the same factor
-    (--stages.0.method.learner.steps N sets that of the first stage). Of a method that collects episodes, the updates of
-    each round change by this factor: it collects as many, and its updates in all depend on their length"""
+    """number of updates, instead of the method's; those of its stages and of each round of collection change by the
+    same factor. Rounds stay as many and as long (--stages.0.method.learner.steps N sets that of the first stage)"""
     seed: Seed = 0
     """seed of the weights, the order of the data, and noise"""
     executor: SchemeName = None
@@ -473,7 +472,8 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     robot = [] if o.eval or o.env or recorded_env(data) else robot_arguments(data.metadata, data.features())
     judged, conditions = example_evaluation(data, training.method, o.eval or o.env, env) or (None, [])
-    runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
+    has_other_best = o.eval and places.get("best", places["last"]) != places["last"]
+    runs = [o.out, *([o.out / "best"] if has_other_best else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
         *([command_line("train", "sac", "--env", judged or "ENV", "--reward", o.out, "--out", unused_path("practiced"))]

@@ -472,8 +472,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     robot = [] if o.eval or o.env or recorded_env(data) else robot_arguments(data.metadata, data.features())
     judged, conditions = example_evaluation(data, training.method, o.eval or o.env, env) or (None, [])
-    has_other_best = o.eval and places.get("best", places["last"]) != places["last"]
-    runs = [o.out, *([o.out / "best"] if has_other_best else [])] if judged is not None else []
+    runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
         *([command_line("train", "sac", "--env", judged or "ENV", "--reward", o.out, "--out", unused_path("practiced"))]

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..core import DataError, Schema, Unsupported, check_observed, role
 
 if TYPE_CHECKING:
@@ -86,6 +84,8 @@ def learners_for(data: Dataset, env_features: Schema | None = None) -> dict[str,
 
 def middle_returns(data: Dataset) -> tuple[float, float] | None:
     """The 10th and the 90th percentile of the episodes' returns. None without rewards."""
+    import numpy as np
+
     if "next.reward" not in data.features() or not len(data):
         return None
     low, high = np.quantile([float(np.sum(e.steps["next.reward"])) for e in data.iterate_once()], [0.1, 0.9])

@@ -435,5 +435,7 @@ def test_killed_at_any_time_it_is_the_same_run(seed, name, folder, tmp_path, mon
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0
     (tmp_path / "killed").mkdir()
-    assert killed_command(args, tmp_path / "killed", 4, seed), "it was never killed"
-    assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
+    assert (places := killed_command(args, tmp_path / "killed", 4, seed)), "it was never killed"
+    actual, expected = contents(tmp_path / "killed" / "run"), contents(tmp_path / "whole" / "run")
+    assert actual.keys() == expected.keys(), places
+    assert not (different := [file for file in expected if actual[file] != expected[file]]), (places, different)

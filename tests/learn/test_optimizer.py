@@ -146,6 +146,30 @@ def test_bf16_is_fast_where_the_processor_says_so(monkeypatch):
     assert not optimizer.has_fast_bf16(torch.device("mps"))
 
 
+def test_steps_are_those_of_adamw():
+    """Bit for bit, also if a weight has its first gradient later, and after the state was restored."""
+    torch.manual_seed(0)
+    own, other = (nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)) for _ in range(2))
+    other.load_state_dict(own.state_dict())
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, grad_clip_norm=None, lr_schedule="constant")
+    state = config.build([own], 10, CPU)
+    groups = [[p for p in other.parameters() if (p.ndim >= 2) == is_matrix] for is_matrix in (True, False)]
+    adamw = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.5}, {"params": groups[1], "weight_decay": 0.0}],
+                              0.1, fused=True)
+    for update in range(8):
+        x = torch.randn(5, 4)
+        for network in (own, other):
+            (network[0](x) if update % 3 == 0 else network(x)).square().mean().backward()
+        state.step(update)
+        adamw.step()
+        adamw.zero_grad()
+        assert all(map(torch.equal, own.parameters(), other.parameters()))
+        if update == 4:
+            restored = config.build([own], 10, CPU)
+            restored.restore(*state.state())
+            state = restored
+
+
 def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
     """The fused step goes through memory in order: gradient and moments must lie as the weight does, restored ones
     as well."""

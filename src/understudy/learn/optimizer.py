@@ -145,8 +145,9 @@ class OptimizerState:
             assert self.adamw is not None
             for group in self.adamw.param_groups:
                 group["lr"] = rate
-            self.scaler.step(self.adamw)
-            self.scaler.update()
+            if self.device.type != "cpu" or not _step_on_cpu(self.adamw):
+                self.scaler.step(self.adamw)
+                self.scaler.update()
         self.zero_grad()
         return rate
 
@@ -171,6 +172,29 @@ class OptimizerState:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
         if metadata:
             self.scaler.load_state_dict(metadata)
+
+
+@torch.no_grad()
+def _step_on_cpu(adamw: torch.optim.AdamW) -> bool:
+    """Makes a step by the kernel that `adamw.step` calls. Returns False in the first step, which makes the state.
+
+    The Python of `adamw.step` takes 0.1 ms, 5 to 12 % of an update of a small network.
+    """
+    moved = [[p for p in group["params"] if p.grad is not None] for group in adamw.param_groups]
+    if any(p not in adamw.state for parameters in moved for p in parameters):
+        return False
+    for group, parameters in zip(adamw.param_groups, moved, strict=True):
+        if not parameters:
+            continue
+        states = [adamw.state[p] for p in parameters]
+        counts = [state["step"] for state in states]
+        torch._foreach_add_(counts, 1)
+        torch._fused_adamw_(
+            parameters, [p.grad for p in parameters], [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states], [], counts, amsgrad=False, lr=group["lr"],
+            beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
+            maximize=False)
+    return True
 
 
 def _inverse(axes: list[int]) -> list[int]:

@@ -195,6 +195,9 @@ def test_a_goal_that_only_the_environment_gives(demonstrations):
     without, given = data_properties(demonstrations), data_properties(demonstrations, make("four_rooms", 2))
     assert given.given_goal and not without.given_goal and "gcivl" not in without.learners
     assert given.learners["gcivl"].startswith("observation.goal is shown by the environment, and not in the episodes.")
+    pictured = demonstrations.map(lambda e: e.replace({"observation.other": e.steps["observation.state"],
+                                                       "observation.state": None}))
+    assert not data_properties(pictured, make("four_rooms", 2)).given_goal  # no later state can be a goal
 
 
 def test_the_same_policy_with_a_longer_chunk_has_the_same_error(demonstrations, tmp_path):

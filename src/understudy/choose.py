@@ -73,7 +73,7 @@ class DataProperties:
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
         learners: What `learners_for` says of the data.
         has_ends: Whether they say where the environment ended an episode.
-        given_goal: Whether the environment in which the methods are judged gives a goal.
+        given_goal: Whether the environment in which the methods are judged gives a goal that a state can be.
     """
 
     episodes: int
@@ -419,10 +419,12 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
         scores = scores[np.isfinite(scores)]
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
-    env_features = {} if env is None else env.features
+    state = features.get("observation.state")  # whose later values gcivl and hiql take as goals
+    goals = {} if env is None or state is None else {
+        name: f for name, f in env.features.items() if is_goal(name) and f.shape == state.shape}
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
-                          middle_returns(data), learners_for(data, env_features), "next.terminated" in features,
-                          any(map(is_goal, env_features)))
+                          middle_returns(data), learners_for(data, goals), "next.terminated" in features,
+                          bool(goals))
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def test_help_of_a_recipe_lists_what_can_be_set(call):
 def test_the_options_of_a_method_are_explained_by_its_docstring(capsys):
     assert main(["methods", "hbc"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "--method.subgoal-steps 10 Number of steps to a subgoal" in said
+    assert "--method.subgoal_steps 10 Number of steps to a subgoal" in said
 
 
 def test_several_values_may_be_given_one_by_one():

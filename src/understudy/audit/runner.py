@@ -148,9 +148,11 @@ def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: P
         return ""
     if any(np.isfinite(episode.steps[name]).any() for episode in data):
         return "if NaN stands for unknown actions, train vpt, which predicts them; otherwise "
-    return ("no action is known. If none was recorded, drop the column ("
-            + command_line("view", "make", where, "--out", "VIEW", "--drop", name)
-            + ") and train bco, which practices in an environment; otherwise ")
+    drop = f"drop the column ({command_line('view', 'make', where, '--out', 'VIEW', '--drop', name)})"
+    if column_options(data):  # views are of data that open without them
+        drop = f"leave {name} out of --columns"
+    return (f"no action is known. If none was recorded, {drop} and train bco, which practices in an environment; "
+            "otherwise ")
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:

@@ -104,9 +104,8 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Gr
     from .parts.method import method_option_texts, method_options
 
     texts = method_option_texts(name, trust)
-    options = [(f"--method.{key}".replace("_", "-"), value, texts.get(key, ""))
-               for key, value in method_options(name, trust).items()]
-    fields = [(f"--{key}".replace("_", "-"), " ".join(map(str, value)) if isinstance(value, tuple) else value)
+    options = [(f"--method.{key}", value, texts.get(key, "")) for key, value in method_options(name, trust).items()]
+    fields = [(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else value)
               for key, _, value in settable_fields(method)]
     tables = [plain_table(("to set", "default", "meaning"), options), ""] if options else []
     return Group(*tables, plain_table(("to set", "default"), fields))

@@ -447,7 +447,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     method, data = training.method, training.data
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     is_validated = bool(n_episodes and validation_episodes(n_episodes, training.val_fraction))
-    if n_episodes and not is_validated and o.data is not None:
+    if n_episodes and not is_validated:
         is_asked = training.val_fraction != 0 and o.val_fraction != 0
         print(f"no episode is held out{': that takes 5 or more' if is_asked else ''}"
               ", so the error on other episodes is not measured", file=sys.stderr)

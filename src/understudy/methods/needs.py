@@ -44,7 +44,7 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
         features: The columns of the data.
         metadata: The metadata of the episodes, of which "success" and "expert" count.
         returns: The 10th and the 90th percentile of the episodes' returns. None without rewards.
-        env_features: The columns of the environment in which policies act, if it is known.
+        env_features: Columns that the environment in which policies act also has.
 
     Returns:
         A sentence by the name of each learner, in the order in which to try them. Empty if cloning is the plainest.

@@ -76,8 +76,8 @@ TASKS = {
     "ppo-hopper": Task("Hopper-v4", 500_000, 20_000, 20, 2300.0, stops=True),
 }
 ACTOR_CRITICS = ("stable-baselines3", "sbx", "cleanrl")
-PEERS = {"sac": ACTOR_CRITICS, "td3": ACTOR_CRITICS, "gail": ("imitation",),
-         **dict.fromkeys(("sac-hopper", "td3-hopper", "ppo-hopper"), ("stable-baselines3", "sbx"))}
+PEERS = {**dict.fromkeys(("sac", "td3", "sac-hopper", "td3-hopper"), ACTOR_CRITICS), "gail": ("imitation",),
+         "ppo-hopper": ("stable-baselines3", "sbx")}
 ENVIRONMENTS = {"stable-baselines3": "sb3"}  # of libraries whose environment has another name
 DEMONSTRATIONS = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data")) / "imitation" / "cartpole_expert.npz"
 FOLDER = measure.RESULTS / "return-curves"
@@ -150,9 +150,10 @@ def run(task: str, library: str, seed: int) -> None:
         return
     name, n_steps, every, n_episodes, level, stops = TASKS[task]
     method = method_name(task)
+    end = str(level if stops else math.inf)
     scripts = {"imitation": ["imitation_return_curve.py", DEMONSTRATIONS],
-               "cleanrl": ["cleanrl_return_curves.py", os.environ.get("CLEANRL", ""), method]}
-    script, *first = scripts.get(library, ["sb3_return_curves.py", library, method, str(level if stops else math.inf)])
+               "cleanrl": ["cleanrl_return_curves.py", os.environ.get("CLEANRL", ""), method, end]}
+    script, *first = scripts.get(library, ["sb3_return_curves.py", library, method, end])
     starts = [int(key) % 2**31 for key in keys(0, range(n_episodes))]  # as the adapter of Gymnasium makes them
     python = measure.installed(ENVIRONMENTS.get(library, library))
     subprocess.run([python, Path(__file__).parent / "peers" / script, *first, name, str(n_steps), str(every),

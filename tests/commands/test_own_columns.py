@@ -53,6 +53,17 @@ def test_training_says_nothing_of_plain_data_and_warns_of_one_episode(tmp_path, 
     assert "the table is read as one episode, but run has 20 values" in capsys.readouterr().err
 
 
+def test_ends_inside_one_episode_that_may_be_several(tmp_path, monkeypatch, capsys):
+    """To ignore them would join the episodes."""
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", done=np.arange(200) % 10 == 9)
+    columns = ("--columns", "state=q1,q2", "action=u", "terminated=done")
+    assert main(["train", "bc", "own.csv", *columns, "--out", "run", *TRAIN]) == 2
+    error = capsys.readouterr().err
+    assert "end-inside: episode 0, step 9, " in error
+    assert "reader: the table is read as one episode, but run has 20 values, one after the other. " in error
+
+
 def test_classes_and_quantities_name_each_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own_table(tmp_path / "own.csv", u=np.arange(200) % 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     place = Path(path or data.metadata.get("path", "."))
     findings = [
         *(check_files(place, checksums=False) if path is not None else ()),
-        *_run_checks(data, checks.INTEGRITY_CHECKS, place),
+        *_run_checks(data, (checks.reader_warnings, *checks.INTEGRITY_CHECKS), place),
     ]
     raise_on_errors(findings, place, ignore, training_data=data if training else None, columns=column_options(data))
     return [code for code in ignore if code not in {f.code for f in findings}]
@@ -108,7 +108,7 @@ def training_warnings(data: Dataset, needs_actions: bool = True) -> list[str]:
     return [*texts, *([reading] if (reading := checks.action_reading(data)) else [])]
 
 
-def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
+def raise_on_errors(findings: Sequence[Finding], where: Path | str, ignore: Collection[str] = (), *,
                     training_data: Dataset | None = None, columns: Collection[str] = ()) -> None:
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
@@ -130,6 +130,8 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
                  for f in _sort_findings(errors)[:10]]
         lines += ["  ..."] if len(errors) > 10 else []
+        misread = [f for f in findings if f.code == "reader" and f.severity == "warning"]  # may have caused them
+        lines += [f"  {f.code}: {f.message}" for f in misread]
         unread = sorted({f.where.feature for f in errors if f.code == "not-finite" and f.where.feature})
         only_with = f", with a method that does not read {' and '.join(unread)}" if unread and training_data else ""
         remedy = f"to accept them{only_with}: " + " ".join(f"--ignore {code}" for code in codes)

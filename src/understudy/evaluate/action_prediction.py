@@ -257,8 +257,9 @@ class ActionPrediction:
         """The energy score, and where the policy is wrong and uncertain."""
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
+        compared = "all" if self.windows == self.steps else f"{self.windows} evenly spread ones"
         text = (
-            f"{self.steps:,} steps, {self.windows} of them compared, {self.samples} sample{'s' * (self.samples != 1)} "
+            f"{self.steps:,} steps, {compared} compared, {self.samples} sample{'s' * (self.samples != 1)} "
             f"each. The energy score is {e.estimate:.3g}{sure}, in units of each component's spread in the data. "
             f"Always the average would get {self.baseline_error:.3g}. Less is better, and a policy that predicts "
             "several ways is not punished for the ways that were not recorded. "

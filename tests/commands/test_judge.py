@@ -26,12 +26,15 @@ from understudy.improve.preferences import (
     PreferenceScreen,
     Segment,
     comparison,
+    count_agreements,
     draw_pair,
+    predicted_difference,
     prefer_by_reward,
     segment_frames,
 )
-from understudy.learn.method import Method
+from understudy.learn.method import Method, load_modules
 from understudy.learn.rewards.learned_reward import LearnedReward
+from understudy.learn.train import validation_episodes
 
 STATE = "observation.state"
 SHORT = ["--steps", "10", "--device", "cpu"]
@@ -150,6 +153,55 @@ def test_other_options_and_other_folders_are_refused(judge, data, tmp_path):
     refused(judge(out="other"), "the folder has no comparisons")
     refused(judge(out="other/file"), "the file has no comparisons")
     assert len(open_dataset(tmp_path / "answers")) == 2
+
+
+def test_other_episodes_and_comparisons_of_comparisons_are_refused(judge, data, tmp_path, capsys):
+    assert judge("--pairs", 2)[0] == 0
+    other = walks().map(lambda e: e.replace({"action": e.steps["action"] + 1}))
+    data.unlink()
+    write_dataset(other, data, "npz")  # as many episodes and steps
+    refused(judge("--pairs", 3), "has the data 4 episodes, 117 steps, digest ", "and this call 4 episodes, 117 steps")
+    refused((main(["judge", str(tmp_path / "answers"), "--out", str(tmp_path / "new"), "--judge", "reward"]),
+             *capsys.readouterr()), "are comparisons themselves")
+    write_dataset(walks(), tmp_path / "walks", "lerobot")
+    refused(judge(out="walks"), "the episode is no comparison")
+    assert main(["judge", str(data), "--out", str(tmp_path / "once"), "--judge", "reward", "--length", "10", "--pairs",
+                 "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["agreed"] is None  # nothing was asked
+
+
+def test_comparisons_keep_names_and_environment_and_a_reward_of_another_one_is_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("particle", "push"):  # both have 8 observations and 2 actions
+        env = make(name, 2)
+        write_dataset(rollout(env.expert(), env, 5, recording_seed(0)).map(lambda e: e.replace(
+            {"next.reward": e.steps["action"][:, 0]})), tmp_path / f"{name}.npz", "npz")
+    judge = ["--judge", "reward", "--length", "5", "--pairs", "10"]
+    assert main(["judge", "particle.npz", "--out", "answers", *judge]) == 0
+    answers = open_dataset(tmp_path / "answers")
+    assert answers.features()[STATE].names == open_dataset(tmp_path / "particle.npz").features()[STATE].names != ()
+    assert answers[0].metadata["env"] == "particle"
+    assert main(["train", "preference-reward", "answers", "--out", "reward", *SHORT]) == 0
+    capsys.readouterr()
+    for words in (["judge", "push.npz", "--out", "new", *judge], ["train", "iql", "push.npz", "--out", "iql", *SHORT]):
+        assert main([*words, "--reward", "reward"]) == 0
+        assert "reward, was trained on data of particle, and these are of push" in capsys.readouterr().err
+    assert main(["train", "iql", "particle.npz", "--out", "own", "--reward", "reward", *SHORT]) == 0
+    message = capsys.readouterr().err
+    assert "was trained on data of" not in message and "a constant, which counts where episodes end" in message
+
+
+def test_the_agreement_with_held_out_comparisons(judge, tmp_path, capsys):
+    assert judge("--pairs", 40)[0] == 0
+    assert main(["train", "preference-reward", str(tmp_path / "answers"), "--out", str(tmp_path / "run"), "--device",
+                 "cpu", "--val-fraction", "0.5", "--steps", "1"]) == 0
+    said = capsys.readouterr().out
+    model, answers = load_modules(tmp_path / "run")["reward"], open_dataset(tmp_path / "answers")
+    held_out = answers.select(validation_episodes(40, 0.5))
+    counted = sum((predicted_difference(model, e) > 0) == (e.steps["preference"][0, 0] == 2) for e in held_out)
+    assert f"The reward agrees with {counted} of 20 held-out comparisons" in said
+    turned = held_out.map(lambda e: e.replace({n: c[::-1] for n, c in e.steps.items()}))  # the second segment first
+    assert count_agreements(model, turned) == count_agreements(model, held_out) == (counted, 20)
 
 
 def test_segments_are_shown_as_the_environment_renders_their_states():

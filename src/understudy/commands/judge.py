@@ -15,6 +15,7 @@ from ..core import UserError
 from .improve import trained_on
 from .parts.common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
 from .parts.groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
+from .parts.learned_rewards import warn_of_other_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +57,15 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out, ExitStack() as resources:
         data = open_data(o.data, ignore=(), decode=False)
         reward = None if o.reward is None else _load_reward(o.reward, o.trust)
+        if o.reward is not None:
+            warn_of_other_data(data, o.reward, "the run of the reward")
         ask = _judge(o, data, resources)
         counts = _ask_all(o, data, ask, reward, resources)
         out.print(f"{counts['comparisons']} comparisons are in {o.out}, {counts['new']} of them new.")
         if counts["new"] and not counts["clear"]:
-            out.print("None of the new ones prefers a segment. A reward is learned only from those that do: compare "
-                      "other episodes, or longer segments (--length).")
+            equal = ": the sums of next.reward are equal in each pair" if o.judge == "reward" else ""
+            out.print(f"None of the new ones prefers a segment{equal}. A reward is learned only from those that do: "
+                      "compare other episodes, or longer segments (--length).")
         elif reward is not None and counts["new"]:
             out.print(f"{o.reward} agreed with {counts['agreed']} of the {counts['clear']} new answers that preferred "
                       "a segment.")
@@ -72,7 +76,7 @@ def main(args: list[str]) -> None:
                 compared = unused_path("comparisons.json")
                 out.suggest(command_line("merge", earlier, o.out, "--out", compared))
             out.suggest(command_line("train", "preference-reward", compared, "--out", unused_path("runs/reward")))
-        out.print_json({"comparisons": str(o.out), **counts})
+        out.print_json({**counts, "agreed": counts["agreed"] if reward is not None else None})
 
 
 def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
@@ -113,12 +117,11 @@ def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tu
 def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segment], int], str],
              reward: PreferenceModel | None, resources: ExitStack) -> dict[str, int]:
     """Asks until there are enough comparisons, or until the person quits."""
-
+    from ..data.episode import Dataset
     from ..data.recording.recorder import Recorder
-    from ..improve.preferences import answered_pairs, comparison, draw_pair, predicted_difference
+    from ..improve.preferences import answered_pairs, comparison, count_agreements, draw_pair, judged_data
 
-    metadata = {"judged": f"{len(data)} episodes, {sum(data.lengths)} steps", "by": o.judge, "seed": o.seed,
-             "length": o.length}
+    metadata = {"judged": judged_data(data), "by": o.judge, "seed": o.seed, "length": o.length}
     count, number = answered_pairs(o.out, metadata)
     counts = {"comparisons": count, "new": 0, "clear": 0, "agreed": 0}
     recorder: Recorder | None = None
@@ -132,8 +135,8 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
             continue
         episode = comparison(data, pair, o.length, answer)
         counts["clear"] += answer != "equal"
-        if reward is not None and answer != "equal":
-            counts["agreed"] += (predicted_difference(reward, episode) > 0) == (answer == "first")
+        if reward is not None:
+            counts["agreed"] += count_agreements(reward, Dataset([episode]))[0]
         if recorder is None:
             recorder = resources.enter_context(Recorder(episode.features(), o.out, fps=data.metadata.get("fps"),
                                                         clock=None, images="png", require_observation=False))

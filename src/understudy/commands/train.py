@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Container, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -125,8 +125,8 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
     (behavior-retrieval, retrieve-align-replay)"""
     reward: Annotated[Path | None, arg(metavar="RUN")] = None
-    """learn from the rewards of this run's reward model (that of dac, gail or airl), in place of those of DATA and of
-    the environment"""
+    """learn from the rewards of this run's reward model (of dac or preference-reward, for example), in place of those
+    of DATA and of the environment"""
     reward_scale: Annotated[float, arg(metavar="FACTOR")] = 1.0
     """multiply the rewards, also those of collected episodes; policies are judged by the rewards as they are"""
     reward_shift: Annotated[float, arg(metavar="NUMBER")] = 0.0
@@ -306,6 +306,7 @@ def _record_random(o: TrainOptions) -> None:
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
     from ..learn.train import validation_episodes
+    from .parts.learned_rewards import warn_of_other_data, with_changed_rewards, with_progress
     from .parts.method import build_method
 
     stream = None if o.buffer_size is None else _open_stream(o)
@@ -325,70 +326,12 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if o.data is None and method.learner.compares:
         raise UserError(f"{o.method} learns from demonstrations, and there are none", where="DATA",
                         hint=f"name them: {command_line('train', o.method, 'DATA', '--env', o.env, '--out', o.out)}")
-    method, stages = _with_runs(_with_progress(_with_changed_rewards(method, o), o), o)
+    method = with_progress(with_changed_rewards(method, data, o), _data_path(o), o)
+    method, stages = _with_runs(method, o)
     stages |= {name: run for name, run in (("learned-reward", o.reward), ("learned-progress", o.progress)) if run}
+    for name, run in stages.items():
+        warn_of_other_data(data, run, f"the run of stage {name}")
     return _Training(method, data, stream, weights, val_fraction, words, stages)
-
-
-def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
-    """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last."""
-    from ..checkpoint import FromStage
-    from ..data.relabel import ScaledReward
-    from ..learn.method import Method, Stage
-    from ..learn.rewards.learned_reward import LearnedReward
-    from ..learn.targets import REWARD
-    from ..policy import find_checkpoint
-
-    low, high = o.reward_clip or (None, None)
-    change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
-    if change == ScaledReward() and o.reward is None:
-        return method
-    if REWARD not in method.learner.extra:
-        raise UserError(f"{o.method} does not learn from single rewards",
-                        where="--reward, --reward-scale, --reward-shift or --reward-clip",
-                        hint="leave them out, or take a method that does, such as iql")
-    if change != ScaledReward():
-        method = replace(method, transforms=(*method.transforms, change))
-    if o.reward is None:
-        return method
-    tell_checkpoint(o.reward)
-    if not (find_checkpoint(o.reward) / "modules" / "reward").is_dir():
-        raise UserError("the run has no reward model", where=f"--reward {o.reward}",
-                        hint="name a run that trains one, such as one of dac, gail or airl")
-    stage = Stage("learned-reward", Method.load(o.reward, o.trust))
-    reward = getattr(stage.method.learner, "reward", None)
-    summed, own = getattr(reward, "learner_discount", None), getattr(method.learner, "discount", None)
-    if None not in (summed, own) and summed != own:
-        raise UserError(f"its rewards sum what follows an end with the discount {summed:g}, and {o.method} has {own:g}",
-                        where=f"--reward {o.reward}", hint=f"set --learner.discount {summed:g}")
-    return replace(method, stages=(*method.stages, stage), transforms=(
-        LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
-
-
-def _with_progress(method: Method, o: TrainOptions) -> Method:
-    from ..checkpoint import FromStage
-    from ..learn.behavior_cloning import BehaviorCloning
-    from ..learn.method import Method, Stage
-    from ..learn.rewards.progress_weights import PROGRESS_WEIGHT, ProgressWeights
-    from ..learn.sample_weights import StoredWeights, UniformWeights
-    from ..policy import find_checkpoint
-
-    if o.progress is None:
-        refuse_given(o, ("progress_steps", "progress_kappa"), "needs --progress RUN", "name a run of sarm")
-        return method
-    learner, window = method.learner, method.policy.window
-    if not isinstance(learner, BehaviorCloning) or learner.sample_weights != UniformWeights():
-        raise UserError(f"{o.method} does not clone all steps alike", where="--progress",
-                        hint="leave it out, or take a method that does, such as act, diffusion-policy or bc")
-    tell_checkpoint(o.progress)
-    if not (find_checkpoint(o.progress) / "modules" / "reward").is_dir():
-        raise UserError("the run has no model of progress", where=f"--progress {o.progress}",
-                        hint="train one: " + command_line("train", "sarm", _data_path(o), "--out", "RUN"))
-    stage = Stage("learned-progress", Method.load(o.progress, o.trust))
-    n_steps = o.progress_steps or max(window.horizon + window.action_offset, 1)
-    weights = ProgressWeights(FromStage(stage.name, "reward"), n_steps, o.progress_kappa)
-    return replace(method, stages=(*method.stages, stage), transforms=(weights, *method.transforms),
-                   learner=replace(learner, sample_weights=StoredWeights(PROGRESS_WEIGHT)))
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:
@@ -465,6 +408,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     from ..learn.rewards.preference_reward import PreferenceLearning
     from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
+    from .parts.learned_rewards import held_out_agreement
 
     data = training.data
     places = Run(o.out).named_checkpoints()
@@ -472,11 +416,15 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     robot = [] if o.eval or o.env or recorded_env(data) else robot_arguments(data.metadata, data.features())
     judged, conditions = example_evaluation(data, training.method, o.eval or o.env, env) or (None, [])
+    learns_reward = isinstance(training.method.learner, PreferenceLearning)
+    if learns_reward:
+        out.print(held_out_agreement(o.out, data, o.trust))
     runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
-        *([command_line("train", "sac", "--env", judged or "ENV", "--reward", o.out, "--out", unused_path("practiced"))]
-          if isinstance(training.method.learner, PreferenceLearning) else ()),
+        *([command_line("judge", "EPISODES", "--out", unused_path("new-answers"), "--seed", 1, "--reward", o.out),
+           command_line("train", "sac", "--env", judged or "ENV", "--reward", o.out, "--out", unused_path("practiced"))]
+          if learns_reward else ()),
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]
@@ -534,12 +482,17 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
     """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
     from ..data.mixture import mix
+    from ..evaluate.simulator_versions import other_environments
+    from ..learn.train import recorded_simulators
 
     if o.prior is None:
         return data, None
     refuse_given(o, ("buffer_size",), "a stream cannot be mixed with the episodes of --prior")
     prior = _open(o.prior, o)
-    warn_of_other_units(data, str(_data_path(o)), prior, f"--prior {o.prior}")
+    if problem := other_environments(recorded_simulators(prior), recorded_simulators(data)):
+        print(f"warning: --prior {o.prior} has data of {problem}", file=sys.stderr)
+    else:
+        warn_of_other_units(data, str(_data_path(o)), prior, f"--prior {o.prior}")
     return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 

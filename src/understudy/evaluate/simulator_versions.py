@@ -31,6 +31,18 @@ def environment_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: s
     return version_warning(recorded, env, what)
 
 
+def other_environments(recorded: Mapping[str, Sequence[str]], here: Mapping[str, Sequence[str]]) -> str | None:
+    """The end of a warning if two data sets have no environment in common, such as "particle, and these are of push".
+
+    Args:
+        recorded: Simulators by environment, as in the metadata of data. Empty if unknown.
+        here: Those of the other data.
+    """
+    if not recorded or not here or set(map(_base_name, recorded)) & set(map(_base_name, here)):
+        return None
+    return f"{', '.join(recorded)}, and these are of {', '.join(here)}"
+
+
 def _base_name(name: str) -> str:
     """The name of a built-in environment without its dimension or task, and without images."""
     name = base_name(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core import UserError
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset, Episode, episode_fingerprints
 from ..data.formats import open_dataset
 from ..data.recording.recorder import repair, warn_of_losses
 from ..envs.base import Env, Renderable, Restorable
@@ -56,14 +57,30 @@ def comparison(data: Dataset, pair: tuple[Segment, Segment], length: int, answer
     Args:
         answer: "first", "second" or "equal".
     """
-    names = [name for name in data[0].steps if name.startswith("observation.") or name in ("action", REWARD)]
+    schema = {name: feature for name, feature in data.features().items()
+              if name.startswith("observation.") or name in ("action", REWARD)}
     steps = {name: np.concatenate([np.asarray(data[s.episode].steps[name][s.start:s.start + length]) for s in pair])
-             for name in names}
+             for name in schema}
     preference = PREFERENCES[answer]
     steps[PREFERENCE] = np.repeat(np.array([preference, BETTER - preference]), length)[:, None]
     steps[SEGMENT] = np.repeat(np.arange(2), length)[:, None]
-    return Episode(steps, {name: [segment.episode, segment.start]
-                           for name, segment in zip(("first", "second"), pair, strict=True)})
+    recorded = data[pair[0].episode].metadata
+    return Episode(steps, {**{name: recorded[name] for name in ("env", "simulator") if name in recorded},
+                           **{name: [segment.episode, segment.start]
+                              for name, segment in zip(("first", "second"), pair, strict=True)}}, schema=schema)
+
+
+def judged_data(data: Dataset) -> str:
+    """Returns what the metadata of comparisons say of the episodes that they compare.
+
+    Raises:
+        UserError: The episodes are comparisons themselves.
+    """
+    if {SEGMENT, PREFERENCE} <= data.features().keys():
+        raise UserError("these episodes are comparisons themselves",
+                        where=str(data.metadata.get("path", "data set")), hint="name the episodes that they compare")
+    digest = hashlib.sha256("".join(episode_fingerprints(data)["digests"]).encode()).hexdigest()[:16]
+    return f"{len(data)} episodes, {sum(data.lengths)} steps, digest {digest}"
 
 
 def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
@@ -80,9 +97,13 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
     warn_of_losses(out, repair(out))
     data = open_dataset(out)
     for number, episode in enumerate(data):
-        if other := [name for name in metadata if episode.metadata.get(name) != metadata[name]]:
-            raise UserError(f"the comparison has {other[0]} {episode.metadata.get(other[0])!r}, and this call "
-                            f"{metadata[other[0]]!r}", where=f"{out}, episode {number}",
+        place = f"{out}, episode {number}"
+        if not metadata.keys() <= episode.metadata.keys():
+            raise UserError("the episode is no comparison", where=place, hint="choose another folder")
+        if other := [name for name in metadata if episode.metadata[name] != metadata[name]]:
+            label = {"judged": "the data", "by": "--judge"}.get(other[0], other[0])
+            raise UserError(f"the comparison has {label} {episode.metadata[other[0]]}, and this call "
+                            f"{metadata[other[0]]}", where=place,
                             hint="choose another folder, or use the options of the first call")
     return len(data), int(data[-1].metadata["pair"]) + 1 if len(data) else 0
 
@@ -90,8 +111,23 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
 def predicted_difference(reward: RewardModel, episode: Episode) -> float:
     """The sum of rewards of the first segment of a comparison minus that of the second."""
     [rewarded] = LearnedReward(reward).apply(Dataset([episode]))
-    first, second = np.reshape(rewarded.steps[REWARD], (2, -1)).sum(1)
-    return float(first - second)
+    is_second = np.reshape(episode.steps[SEGMENT], -1)[:len(episode)] > 0
+    return float(np.where(is_second, -1, 1) @ rewarded.steps[REWARD])
+
+
+def count_agreements(reward: RewardModel, comparisons: Dataset) -> tuple[int, int]:
+    """Counts the comparisons in which the segment with the larger sum of rewards is the preferred one.
+
+    Returns:
+        Their number, and that of all comparisons that prefer a segment.
+    """
+    agreed = clear = 0
+    for episode in comparisons:
+        segment, preference = (np.reshape(episode.steps[name], -1) for name in (SEGMENT, PREFERENCE))
+        if (first := preference[segment == 0][0]) != BETTER // 2:
+            clear += 1
+            agreed += (predicted_difference(reward, episode) > 0) == (first == BETTER)
+    return agreed, clear
 
 
 def prefer_by_reward(data: Dataset, pair: tuple[Segment, Segment], length: int) -> str:

@@ -200,6 +200,14 @@ def test_a_goal_that_only_the_environment_gives(demonstrations):
     assert not data_properties(pictured, make("four_rooms", 2)).given_goal  # no later state can be a goal
 
 
+def test_of_comparisons_no_policy_is_chosen(demonstrations, tmp_path):
+    answers = demonstrations.map(lambda e: e.replace({name: np.zeros(len(e), np.int64) for name in (
+        "segment", "preference")}))
+    with pytest.raises(UserError, match="(?s)are comparisons.*understudy train preference-reward"):
+        choose_method(answers, tmp_path / "trials")
+    assert not (tmp_path / "trials").exists()
+
+
 def test_the_same_policy_with_a_longer_chunk_has_the_same_error(demonstrations, tmp_path):
     """Actions far ahead are hard to predict. They do not count against a candidate that predicts them."""
     method, paths = find_method("knn"), []

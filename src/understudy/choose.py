@@ -329,6 +329,10 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
     features = data.features()
     properties = data_properties(data, env)
+    if "preference-reward" in properties.learners and not methods:
+        raise UserError("the episodes are comparisons of two segments, from which no policy is chosen",
+                        where=data.metadata.get("path", "data set"), hint="understudy train preference-reward DATA "
+                        "--out RUN learns a reward from them")
     candidates, dropped = ({name: "" for name in methods}, {}) if methods else candidate_methods(properties)
     asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
              "methods": list(candidates), "episodes": episodes, "seed": seed}

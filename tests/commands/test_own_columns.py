@@ -299,6 +299,25 @@ def test_hints_about_values_that_are_not_finite_can_be_followed(tmp_path, monkey
     assert main(["train", "bc", "finite.json", "--out", "run", *TRAIN]) == 0
 
 
+def test_a_clock_is_not_the_first_guess_of_a_reward(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", time=np.tile(np.arange(10) / 10, 20), score=np.arange(200) / 7)
+    assert main(["train", "iql", "own.csv", *OWN, "--out", "run", *TRAIN]) == 2
+    message = capsys.readouterr().err
+    assert "under another name (score, time)" in message and "episode=run reward=score. " in message
+
+
+def test_arrays_of_own_names_lead_to_the_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("walk.npz", state=np.random.default_rng(0).normal(size=(40, 2)), action=np.zeros((40, 2)),
+             goal=np.ones((40, 2)), episode_ends=[20, 40])
+    assert main(["inspect", "walk.npz"]) == 2
+    assert "or say which is which: --columns state=NAME action=NAME" in capsys.readouterr().err
+    assert main(["inspect", "walk.npz", "--columns", "state=state", "action=action", "observation.goal=goal"]) == 0
+    said = capsys.readouterr().out
+    assert "observation.goal looks like a goal" in said and "understudy train gcivl walk.npz --columns" in said
+
+
 def test_a_missing_reward_is_named_beside_the_columns_that_are_given(tmp_path, monkeypatch, capsys):
     """A view could not open such data."""
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from fixtures.staged import call, contents, method, parameters, run, tuned
 
 from understudy.checkpoint import FromStage
+from understudy.cli import main
 from understudy.core import keys
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
@@ -83,6 +84,22 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
                           (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)
         assert status == 2 and says in text
+
+
+def test_a_stage_and_prior_episodes_of_another_environment_are_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("push", "particle"):  # both have eight numbers of state and two of action
+        assert main(["record", name, "--episodes", "5", "--out", name]) == 0
+    train = ["train", "bc-inverse-dynamics", "--device", "cpu", "--steps", "2"]
+    assert main([*train, "particle", "--out", "encoder"]) == 0
+    capsys.readouterr()
+    assert main([*train, "push", "--stage", "encoder=encoder", "--out", "other"]) == 0
+    assert "the run of stage encoder, encoder, was trained on data of particle, and these are of push" in \
+        capsys.readouterr().err
+    assert main([*train, "particle", "--stage", "encoder=encoder", "--out", "same"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*train, "push", "--prior", "particle", "--out", "prior"]) == 0
+    assert "warning: --prior particle has data of particle, and these are of push" in capsys.readouterr().err
 
 
 def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():

@@ -10,7 +10,7 @@ from fixtures.cli import refused
 
 from understudy.checkpoint import FromStage
 from understudy.cli import main
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.mixture import ROUND
@@ -63,6 +63,14 @@ def test_a_rater_learns_from_the_last_observation_alone():
     assert labeled.steps["score"].tolist() == [[4], [4]] and labeled.steps["is_rated"].tolist() == [0, 1]
     with pytest.raises(UserError, match="no 'stars'"):
         EpisodeRating("stars")(episode([0, 0]))
+
+
+def test_ratings_that_are_missing_or_all_the_same_are_said():
+    rated = [episode([0, 0, 0], stars=4), episode([0, 0], stars=4)]
+    with pytest.warns(DataWarning, match="all 2 episodes have the same 'stars', 4"):
+        assert EpisodeRating("stars").apply(Dataset(rated))[1].steps["score"].tolist() == [[4]]
+    with pytest.raises(UserError, match=r"(?s)episode 2: the episode has no 'stars'.*--label stars=VALUE"):
+        EpisodeRating("stars").apply(Dataset([*rated, episode([0, 0])]))
 
 
 @pytest.mark.slow

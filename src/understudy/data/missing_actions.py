@@ -86,16 +86,15 @@ class LabeledSteps(Operation):
                             "action does", where=data.metadata.get("path", "data set"), hint=NEXT_OBSERVATION_HINT)
         if not runs:
             raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
-                            hint="add a few episodes with actions (understudy record), hold fewer episodes out "
+                            hint="add a few episodes with actions (--prior DATA), hold fewer episodes out "
                                  "(--val-fraction 0), or name the column that has them (--columns action=NAME)")
         if [stop - start for _, start, stop in runs] == data.lengths.tolist():
             return data
         numbers, start, stop = map(list, zip(*runs, strict=True))
         if (n_labeled := sum(stop) - sum(start)) < FEW_LABELS and n_labeled + left_out < data.steps:
             warnings.warn(f"{data.metadata.get('path', 'data set')}: only {n_labeled} of {data.steps} steps have an "
-                          "action, from which the actions of all others are told. Record more episodes with actions "
-                          "(understudy record), or hold fewer episodes out (--val-fraction 0).", DataWarning,
-                          stacklevel=2)
+                          "action to learn from. Record more episodes with actions (understudy record), or hold fewer "
+                          "episodes out (--val-fraction 0).", DataWarning, stacklevel=2)
         labeled = data.select(numbers)
         source = _Runs(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
         return Dataset(source, data.metadata)

@@ -67,9 +67,8 @@ class PolicyValue:
         if self.discount == 1:
             return (f"{text} With a discount of 1 no number of updates surely settles the estimate: choose a lower "
                     "--discount, such as 0.99.")
-        return text + (
-            f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates, "
-            f"and {self.remaining:.3g} may be still to come. Make more: --updates.")
+        return (f"The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates, "
+                f"and {self.remaining:.3g} may be still to come. Make more: --updates. {text}")
 
     def to_json(self) -> dict[str, Any]:
         """Everything, and what it does not say."""

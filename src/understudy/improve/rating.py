@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from typing import Annotated
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 
 from ..checkpoint import FromStage
-from ..core import AtLeast, UserError, part
+from ..core import AtLeast, DataWarning, UserError, part
 from ..data.episode import Dataset, Episode
 from ..data.mixture import ROUND
+from ..data.operations import Operation
 from ..data.shown_demonstration import task_of
 from ..data.window import Window
 from ..heads.likelihood.regression import Regression
+from ..hints import command_line
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..policy import Policy, PolicyConfig
@@ -24,7 +27,7 @@ SCORE, IS_RATED = "score", "is_rated"  # columns: the rating of the episode at e
 
 
 @part
-class EpisodeRating:
+class EpisodeRating(Operation):
     """Adds the rating of the whole episode to each step, in the column `score` (T, 1), and marks the last step.
 
     Args:
@@ -35,11 +38,27 @@ class EpisodeRating:
 
     def __call__(self, episode: Episode) -> Episode:
         if self.rating not in episode.metadata:
-            raise UserError(f"the episode has no {self.rating!r} in its metadata", where="EpisodeRating",
-                            hint="rate every episode, for example with y and n while it is recorded")
+            raise self._unrated("")
         n = len(episode)
         score = np.full((n, 1), episode.metadata[self.rating], np.float32)
         return episode.replace({SCORE: score, IS_RATED: (np.arange(n) == n - 1).astype(np.float32)})
+
+    def apply(self, data):
+        ratings = [episode.metadata.get(self.rating) for episode in data]
+        if None in ratings:
+            raise self._unrated(f", episode {list(data.indices)[ratings.index(None)]}")
+        if len(ratings) > 1 and len(set(map(float, ratings))) == 1:
+            warnings.warn(f"all {len(ratings)} episodes have the same {self.rating!r}, {ratings[0]}: a rater learns "
+                          "nothing from them but that number", DataWarning, stacklevel=2)
+        return data.map(self)
+
+    def _unrated(self, place: str) -> UserError:
+        keys = "with y and n while it is recorded, or " if self.rating == "success" else ""
+        return UserError(f"the episode has no {self.rating!r} in its metadata", where=f"EpisodeRating{place}",
+                         hint=f"rate every episode, {keys}by views: "
+                              + command_line("view", "make", "DATA", "--select", 0, 1, "--label",
+                                             f"{self.rating}=VALUE", "--out", "VIEW")
+                              + " for each value, and understudy merge for all of them")
 
 
 def episode_rater(rating: str = "success", n_obs_steps: Annotated[int, AtLeast(1)] = 1) -> Method:

@@ -206,10 +206,12 @@ def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointMo
             if reference in referenced and trained.shape != present.shape:
                 problem = f"the shape {trained.shape}, and {name} has the shape {present.shape} in these data"
             if problem is not None:
+                option = {"from": "--from", "learned-reward": "--reward", "learned-progress": "--progress"}.get(
+                    reference.stage, "--stage")
+                anew = f", or leave {option} out to train it anew" if option in ("--from", "--stage") else ""
                 raise DataError(f"{reference.module!r} was trained with {problem}",
                                 where=f"stage {reference.stage!r}, column {name!r}",
-                                hint="take a run that was trained on data with the same columns, or leave "
-                                     f"{'--from' if reference.stage == 'from' else '--stage'} out to train it anew")
+                                hint=f"take a run ({option}) that was trained on data with the same columns{anew}")
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core import UserError
 from .common import command_line, read_provenance, recorded_data_of
@@ -15,7 +15,6 @@ from .policies import tell_checkpoint
 if TYPE_CHECKING:
     from ...data.episode import Dataset
     from ...learn.method import Method
-    from ..train import TrainOptions
 
 
 def warn_of_other_data(data: Dataset, run: Path, what: str) -> None:
@@ -31,8 +30,12 @@ def warn_of_other_data(data: Dataset, run: Path, what: str) -> None:
         print(f"warning: {what}, {run}, was trained on data of {problem}", file=sys.stderr)
 
 
-def with_changed_rewards(method: Method, data: Dataset, o: TrainOptions) -> Method:
-    """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last."""
+def with_changed_rewards(method: Method, data: Dataset, o: Any) -> Method:
+    """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last.
+
+    Args:
+        o: The options of `understudy train`.
+    """
     from ...checkpoint import FromStage
     from ...data.relabel import ScaledReward
     from ...learn.method import Method, Stage
@@ -72,11 +75,12 @@ def with_changed_rewards(method: Method, data: Dataset, o: TrainOptions) -> Meth
         LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
 
 
-def with_progress(method: Method, path: Path, o: TrainOptions) -> Method:
+def with_progress(method: Method, path: Path, o: Any) -> Method:
     """The method with the weights of --progress.
 
     Args:
         path: The episodes, as errors name them.
+        o: The options of `understudy train`.
     """
     from ...checkpoint import FromStage
     from ...learn.behavior_cloning import BehaviorCloning
@@ -111,8 +115,11 @@ def held_out_agreement(run: Path, data: Dataset, trust: tuple[str, ...]) -> str:
     """
     from ...improve.preferences import count_agreements
     from ...learn.method import load_modules
+    from ...learn.rewards.reward_models import RewardModel
 
-    agreed, clear = count_agreements(load_modules(run, trust)["reward"], data.select(read_provenance(run)["held_out"]))
+    reward = load_modules(run, trust)["reward"]
+    assert isinstance(reward, RewardModel)
+    agreed, clear = count_agreements(reward, data.select(read_provenance(run)["held_out"]))
     tested = (f"agrees with {agreed} of {clear} held-out comparisons that prefer a segment" if clear else
               "was not tested, since no comparison that prefers a segment was held out")
     return (f"The reward {tested}. The error on held-out episodes is that of the policy, which clones the better "

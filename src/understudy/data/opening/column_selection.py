@@ -33,6 +33,7 @@ _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
 _EPISODE_FIELDS = {"task": "task", "next.success": "success"}  # columns that metadata may stand for
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
+_CLOCKS = ("t", "time", "times", "timestamp", "step", "index", "frame")  # names that other columns come before
 _ROUND = "give the column another name, or add :quantities, which rounds it"
 Selection = Mapping[str, Sequence[str]]
 
@@ -174,6 +175,7 @@ def missing_column_hint(missing: str, data: Dataset) -> str:
     numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1
                and not name.startswith("simulator.") and not (of_ends and f.dtype.startswith("float"))]
     if numbers:
+        numbers.sort(key=lambda name: name.lower() in _CLOCKS)
         ends += f"If a column has it under another name ({', '.join(numbers[:5])}), {renaming(numbers[0])}. "
     return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
             "understudy record writes next.reward and next.terminated"

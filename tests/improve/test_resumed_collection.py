@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.collections import (
     Comparing,
     ComparingLearner,
@@ -26,6 +27,7 @@ from understudy.checkpoint import FromStage
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
+from understudy.envs.base import EnvWrapper
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.improve.collection import (
@@ -63,6 +65,24 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_p
         shutil.copytree(stopped, out := tmp_path / str(at))
         run(out, stored_method, demos)
         assert contents(out) == expected, at
+
+
+class Unrewarded(EnvWrapper):
+    def step(self, action):
+        out = self.env.step(action)
+        return replace(out, reward=torch.full_like(out.reward, torch.nan))
+
+
+def test_a_round_whose_return_is_no_number_is_logged_once(demos, tmp_path):
+    def stop(step, learner, metrics):
+        if metrics.get("round") == 1:
+            raise KeyboardInterrupt
+    made = method(rounds(2, collector=RolloutCollector(2), relabel=()))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, made, demos, Unrewarded(fork()), callbacks=[stop])
+    run(tmp_path, made, demos, Unrewarded(fork()))
+    lines = [line for line in Run(tmp_path).read_metrics() if "round" in line]
+    assert [(line["round"], line["round/return"]) for line in lines] == [(0, None), (1, None)]
 
 
 def test_demonstrations_beside_the_batches_are_those_of_a_run_that_nothing_stopped(demos, tmp_path):

@@ -86,8 +86,9 @@ class LabeledSteps(Operation):
                             "action does", where=data.metadata.get("path", "data set"), hint=NEXT_OBSERVATION_HINT)
         if not runs:
             raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
-                            hint="add a few episodes with actions (--prior DATA), hold fewer episodes out "
-                                 "(--val-fraction 0), or name the column that has them (--columns action=NAME)")
+                            hint="add a few episodes with actions (understudy record; --prior DATA), hold fewer "
+                                 "episodes out (--val-fraction 0), or name the column that has them (--columns "
+                                 "action=NAME)")
         if [stop - start for _, start, stop in runs] == data.lengths.tolist():
             return data
         numbers, start, stop = map(list, zip(*runs, strict=True))

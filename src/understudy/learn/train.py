@@ -47,7 +47,7 @@ from ..data.tasks import SHOWN_TASK, task_texts
 from ..data.text_columns import TaskText
 from ..data.window import SamplingWeights, Window, Windows
 from ..execute.actor import LAST_REWARD, Actor
-from ..files import whole_folder
+from ..files import replace_nonfinite, whole_folder
 from ..heads.base import MemoryHead
 from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
@@ -474,7 +474,7 @@ class _RunTraining(MethodTraining):
             return
         if self.judge.score is not None:  # it judges every checkpoint on the same starts
             metrics = {name: value for name, value in metrics.items() if name not in ("score", IS_SUCCESS)}
-        if not any(all(line.get(k) == v for k, v in metrics.items()) for line in self.run.read_metrics()):
+        if not any(replace_nonfinite(metrics).items() <= line.items() for line in self.run.read_metrics()):
             self._log(step=self.n_updates, **metrics)
         if "score" in metrics:
             self.judge.choose(self.n_updates)

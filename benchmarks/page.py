@@ -188,9 +188,10 @@ of ours reach it, one of two of stable-baselines3, and two of three of SBX.
 PPO has 500,000 steps at most. All five seeds of each library reach the level, after 249,000 steps here, 288,000 in
 stable-baselines3 and 216,000 in SBX. The intervals overlap, of steps and of CPU seconds.
 
-TD3 reaches it in one of three seeds of ours, one of three of stable-baselines3, and none of three of SBX. 200,000
-steps are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here, 6.4 to 13.4 ms in stable-baselines3
-and 5.3 to 10.8 ms in SBX, depending on what other programs ran at the time.
+TD3 reaches it in one of three seeds of ours, one of three of stable-baselines3, none of three of SBX, and not in the
+one of CleanRL that was run. 200,000 steps are too few to compare them. A step takes 10.5 to 11.2 ms of CPU time here,
+6.4 to 13.4 ms in stable-baselines3, 5.3 to 10.8 ms in SBX and 13.9 ms in CleanRL, depending on what other programs ran
+at the time.
 
 CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of SBX, seed 2 of
 stable-baselines3, and seed 1 of ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace

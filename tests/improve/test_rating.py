@@ -71,6 +71,8 @@ def test_ratings_that_are_missing_or_all_the_same_are_said():
         assert EpisodeRating("stars").apply(Dataset(rated))[1].steps["score"].tolist() == [[4]]
     with pytest.raises(UserError, match=r"(?s)episode 2: the episode has no 'stars'.*--label stars=VALUE"):
         EpisodeRating("stars").apply(Dataset([*rated, episode([0, 0])]))
+    with pytest.raises(UserError, match="'stars' is the text 'good', and not a number"):
+        EpisodeRating("stars")(episode([0, 0], stars="good"))
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def comparison(data: Dataset, pair: tuple[Segment, Segment], length: int, answer
     Args:
         answer: "first", "second" or "equal".
     """
-    schema = {name: feature for name, feature in data.features().items()
+    schema = {name: feature for name, feature in data[pair[0].episode].features().items()
               if name.startswith("observation.") or name in ("action", REWARD)}
     steps = {name: np.concatenate([np.asarray(data[s.episode].steps[name][s.start:s.start + length]) for s in pair])
              for name in schema}
@@ -126,7 +126,7 @@ def count_agreements(reward: RewardModel, comparisons: Dataset) -> tuple[int, in
         segment, preference = (np.reshape(episode.steps[name], -1) for name in (SEGMENT, PREFERENCE))
         if (first := preference[segment == 0][0]) != BETTER // 2:
             clear += 1
-            agreed += (predicted_difference(reward, episode) > 0) == (first == BETTER)
+            agreed += int((predicted_difference(reward, episode) > 0) == (first == BETTER))
     return agreed, clear
 
 

@@ -39,15 +39,18 @@ class EpisodeRating(Operation):
     def __call__(self, episode: Episode) -> Episode:
         if self.rating not in episode.metadata:
             raise self._unrated("")
+        if isinstance(rating := episode.metadata[self.rating], str):
+            raise UserError(f"the rating {self.rating!r} is the text {rating!r}, and not a number",
+                            where="EpisodeRating", hint="give numbers, or true and false")
         n = len(episode)
-        score = np.full((n, 1), episode.metadata[self.rating], np.float32)
+        score = np.full((n, 1), rating, np.float32)
         return episode.replace({SCORE: score, IS_RATED: (np.arange(n) == n - 1).astype(np.float32)})
 
     def apply(self, data):
         ratings = [episode.metadata.get(self.rating) for episode in data]
         if None in ratings:
             raise self._unrated(f", episode {list(data.indices)[ratings.index(None)]}")
-        if len(ratings) > 1 and len(set(map(float, ratings))) == 1:
+        if len(ratings) > 1 and len(set(ratings)) == 1:
             warnings.warn(f"all {len(ratings)} episodes have the same {self.rating!r}, {ratings[0]}: a rater learns "
                           "nothing from them but that number", DataWarning, stacklevel=2)
         return data.map(self)

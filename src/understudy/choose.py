@@ -33,7 +33,7 @@ from .evaluate import stats
 from .evaluate.evaluation import evaluate, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
-from .hints import format_duration, join_and, pluralize
+from .hints import command_line, format_duration, join_and, pluralize
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data, without_made_episodes
 from .learn.train import train, validation_episodes
@@ -331,8 +331,9 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     properties = data_properties(data, env)
     if "preference-reward" in properties.learners and not methods:
         raise UserError("the episodes are comparisons of two segments, from which no policy is chosen",
-                        where=data.metadata.get("path", "data set"), hint="understudy train preference-reward DATA "
-                        "--out RUN learns a reward from them")
+                        where=data.metadata.get("path", "data set"), hint=command_line(
+                            "train", "preference-reward", data.metadata.get("path", "DATA"), "--out", "RUN")
+                        + " learns a reward from them")
     candidates, dropped = ({name: "" for name in methods}, {}) if methods else candidate_methods(properties)
     asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
              "methods": list(candidates), "episodes": episodes, "seed": seed}

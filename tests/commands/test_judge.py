@@ -181,6 +181,10 @@ def test_comparisons_keep_names_and_environment_and_a_reward_of_another_one_is_w
     answers = open_dataset(tmp_path / "answers")
     assert answers.features()[STATE].names == open_dataset(tmp_path / "particle.npz").features()[STATE].names != ()
     assert answers[0].metadata["env"] == "particle"
+    capsys.readouterr()
+    assert main(["inspect", "answers"]) == 0
+    said = capsys.readouterr().out
+    assert "understudy train preference-reward answers --out run\n" in said and "understudy replay" not in said
     assert main(["train", "preference-reward", "answers", "--out", "reward", *SHORT]) == 0
     capsys.readouterr()
     for words in (["judge", "push.npz", "--out", "new", *judge], ["train", "iql", "push.npz", "--out", "iql", *SHORT]):

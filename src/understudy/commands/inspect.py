@@ -119,10 +119,10 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
     else:
         if learners:
             out.print("", *learners.values())
-        method = "preference-reward" if "preference-reward" in learners else method
-        learns_rewards = "iql" in learners and _training_error(data, report.findings, "iql") is None
-        runs = {method: "run", **({"iql": "run-iql"} if learns_rewards else {}),
-                **({"gcivl": "run-gcivl"} if "gcivl" in learners else {})}
+        if "preference-reward" in learners:
+            method, env = "preference-reward", None  # an episode is two segments, which no environment repeats
+        runs = {method: "run", **{name: f"run-{name}" for name in ("iql", "gcivl") if name in learners
+                                  and _training_error(data, report.findings, name) is None}}
         is_evaluated = env is not None and is_judged(data) and shows_observations(env, data.features())
         reading = given_options(o, "map", "columns", "max_episode_steps")
         cloned, commands = o.data, []

@@ -419,7 +419,8 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     learns_reward = isinstance(training.method.learner, PreferenceLearning)
     if learns_reward:
         out.print(held_out_agreement(o.out, data, o.trust))
-    runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
+    runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if (
+        judged is not None and (o.eval or not learns_reward)) else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
         *([command_line("judge", "EPISODES", "--out", unused_path("new-answers"), "--seed", 1, "--reward", o.out),

@@ -250,8 +250,8 @@ class RolloutCollector(EpisodeCollector):
         if env is None:
             raise UserError("the method collects episodes, and there is no environment to collect them in",
                             where="Method.collection", hint="name it: --env ENV (env=make(ENV, rows=16) in Python); "
-                                                            "td3-bc and dqn can learn from DATA alone: "
-                                                            "--method.n-rounds 0")
+                                                            "understudy methods METHOD says whether it also learns "
+                                                            "from stored episodes alone")
         if not isinstance(env, Env):
             raise UserError(f"the environment is of the type {type(env).__name__}, but must be an Env", where="env",
                             hint="make(ID, rows=8) makes one of an environment of Gymnasium, and "

@@ -208,10 +208,10 @@ def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointMo
             if problem is not None:
                 option = {"from": "--from", "learned-reward": "--reward", "learned-progress": "--progress"}.get(
                     reference.stage, "--stage")
-                anew = f", or leave {option} out to train it anew" if option in ("--from", "--stage") else ""
+                another = f", or leave {option} out to train another" if option in ("--from", "--stage") else ""
                 raise DataError(f"{reference.module!r} was trained with {problem}",
                                 where=f"stage {reference.stage!r}, column {name!r}",
-                                hint=f"take a run ({option}) that was trained on data with the same columns{anew}")
+                                hint=f"take a run ({option}) that was trained on data with the same columns{another}")
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------

@@ -1,32 +1,24 @@
-"""Does `understudy diagnose` name an injected fault first, and does it leave healthy runs alone? python
-benchmarks/diagnose.py [--develop] [NAME ...]
+"""Does `understudy diagnose` name an injected fault first, and does it leave sound runs alone?
 
-Each of 20 faults is a small change of the demonstrations, the training, the environment or the deployed policy of a
-short run on a toy. It counts as found if the first finding has the code that `faults` names, and is a fault. 20 healthy
-runs of several toys, methods and seeds must have no finding above a note. A run is healthy if its policy succeeds in at
-least half of its 20 trials. The aim, set before any judged run: 18 of 20, and none.
+    python benchmarks/diagnose.py open                  runs one half of the cases with the code of PYTHONPATH
+    python benchmarks/diagnose.py sealed --as after     the other half, which nothing was tuned on
+    python benchmarks/diagnose.py pilot [NAME ...]      success of the runs with other seeds
+    python benchmarks/diagnose.py commands [NAME ...]   the command of each case
+    python benchmarks/diagnose.py table                 prints the results as Markdown
 
-The thresholds of `understudy.diagnose` were chosen with --develop: other toys (`DEVELOPED_ON`) and seeds from 100 on.
-Judged runs use the toys of `JUDGED_ON`, seeds below 100, and, in the end, seeds from 200 on.
+There are 90 cases: 30 faults in each of the two worlds of diagnose_worlds.py, of which one has cameras, and 30 sound
+runs of other methods and worlds. `SEED` draws half of each kind, which is sealed: it is run once, when the checks are
+done. The aim, for the sealed half: the right fault first in 28 of 30, the right size where one is named, and no fault
+in 14 of 15 sound runs.
 
-A first judgment, with another arm and seeds from 10 on, named 17 of 20 faults first (results/diagnose-first.json).
-Swapped cameras with similar views, red and blue exchanged in dark images, and starts that are also narrower were
-missed. The checks of cameras and starts were changed. The second, with other seeds, named all faults first. One of
-the four healthy runs that were run had a fault, `overfit` (results/diagnose-second.json). Two more judgments of
-healthy runs found faults in a toy whose demonstrator exceeds the limits.
+A fault counts as found if the first finding is a fault or a warning and has one of the codes of the case. Its size
+counts if the value of the finding is right: steps exactly, factors within a quarter. A sound run is quiet if no finding
+is a fault. The codes, sizes and worlds were decided before anything was run, also those of checks that did not exist
+then (`NEW`). Steps of training come from the pilot.
 
-The checks of overfitting and limits were changed each time. Of 10 further healthy runs three had a fault
-(results/diagnose-third.json): drift where contacts push, and a large error where demonstrations go two ways. A fifth
-judgment stopped after two faults in 13 (results/diagnose-fourth.json). Since then an offset is what many steps have in
-common, and faults of the fit are notes where the policy succeeds.
-
-Five faults whose check changed were run again as they were. A sixth judgment had 18 of 20 quiet runs, of which most
-succeeded in less than half of the trials (results/diagnose-fifth.json). Then it was said what healthy means, faults of
-the fit became notes from half of the trials on, and `underfit` was judged again, with healthy runs of 200
-demonstrations, 3,000 updates and seeds from 200 on: one after the other until 20 were healthy.
-
-The results are kept in results/diagnose.json, so that a run that was stopped continues. Those of --develop are kept
-nowhere. All judged runs take about half an hour of a core.
+Each case runs `understudy diagnose` with what a user has: the data and the environment, or the data alone. Cases that
+differ only where the policy acts share data and run, which stay in --folder. A result is stored as soon as it is there
+(results/diagnose.json), so that a run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -35,414 +27,400 @@ import measure
 
 measure.one_thread()
 
-import functools  # noqa: E402
+import argparse  # noqa: E402
+import contextlib  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
+import shlex  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections import deque  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
-from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
-from understudy.data.codec import Normalizer  # noqa: E402
+from understudy.commands.diagnose import main as diagnose  # noqa: E402
+from understudy.core import UserError  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
-from understudy.data.video import resize  # noqa: E402
-from understudy.diagnose.base import RunDiagnosis  # noqa: E402
-from understudy.diagnose.runner import Recorded, diagnose, observe_environment  # noqa: E402
+from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
-from understudy.envs.base import Env, EnvWrapper  # noqa: E402
-from understudy.evaluate.action_prediction import episodes_to_evaluate  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
-from understudy.learn.method import Method, TrainedRun  # noqa: E402
+from understudy.learn.method import load_actor  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
-from understudy.learn.training_curves import TrainingCurves  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
-from understudy.policy import find_checkpoint  # noqa: E402
+from understudy.nets.vision import SmallConv  # noqa: E402
 
-STATE, ACTION, TOP, SIDE = "observation.state", "action", "observation.images.top", "observation.images.side"
+SEED = 55  # draws the sealed half
+JUDGED, PILOT = 11, 1011  # seeds of demonstrations and training
+FILE = measure.RESULTS / "diagnose.json"
+TRUST = "diagnose_worlds"
+ACTION = "action"
 
-
-@dataclass(frozen=True)
-class Toy:
-    """A toy of the faults.
-
-    Args:
-        name: Its name, with options for `make`.
-        joint: The component of observation.state and of action that faults change.
-        moved: The entry of the toy's state that a shift of the starts changes.
-    """
-
-    name: str
-    joint: int
-    moved: str
-    options: dict = field(default_factory=dict)
-    steps: int = 800
-
-
-JUDGED_ON = Toy("planar_arms", 1, "joints", {"arm": "human"})
-JUDGED_CAMERAS = Toy("planar_arms", 1, "joints", {"arm": "human", "camera_size": 24}, 300)
-JUDGED_POSITIONS = Toy("particle", 1, "at")
-DEVELOPED_ON = Toy("push", 1, "disc")
-DEVELOPED_CAMERAS = Toy("tabletop", 1, "hand", {"camera_size": 24, "instruction": "click", "blocks": 2}, 300)
-DEVELOPED_POSITIONS = Toy("particle:4", 1, "at")
+# Codes of checks that did not exist when the list was made. A check with the same meaning may get another code.
+NEW = {"averaged ways": "averaged-ways", "image never changes": "image-never-changes",
+       "component treated as constant": "treated-as-constant", "chunk too long": "chunk-too-long",
+       "decided at the start": "decided-at-the-start"}
+AVERAGED, FROZEN, CONSTANT, LONG, DECIDED = NEW.values()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run and where it acts.
+    """A run, where it acts, and what should be said of it.
 
     Args:
-        data: Changes the demonstrations, for the training and the diagnosis.
-        method: Changes the method.
-        run: Changes the trained run.
-        env: Changes the environment.
-        checkpoint: Updates of the checkpoint that is diagnosed. None for the last.
+        world: Where the demonstrations were recorded.
+        codes: The accepted codes of the first finding. None for a sound run.
+        act: Where the policy acts; `world` if it is empty. None: the command gets the data alone.
+        size: Steps or factor that the finding should name.
+        data: Changes the demonstrations, see `CHANGES`.
+        run: Changes the trained run, see `RUNS`.
+        options: Of the method.
+        fields: Fields of the method's codec and executor to change.
     """
 
-    toy: Toy
-    seed: int
-    name: str = "bc"
+    name: str
+    world: str
+    codes: tuple[str, ...] = ()
+    act: str | None = ""
+    size: float | None = None
+    method: str = "bc"
+    options: dict = field(default_factory=dict)
+    fields: dict = field(default_factory=dict)
+    steps: int = 1500
     episodes: int = 80
-    data: Callable[[Dataset], Dataset] = lambda data: data
-    method: Callable[[Method], Method] = lambda method: method
-    run: Callable[[TrainedRun], TrainedRun] = lambda run: run
-    env: Callable[[Env], Env] = lambda env: env
-    steps: int | None = None
-    checkpoint: int | None = None
+    data: str = ""
+    run: str = ""
+
+    @property
+    def cameras(self) -> bool:
+        return self.world.startswith("reach")
+
+
+def in_carry(name: str, fault: str, *codes: str, **options) -> Case:
+    return Case(f"carry: {name}", "carry", codes, f"carry__{fault}", **options)
+
+
+def in_reach(name: str, fault: str, *codes: str, **options) -> Case:
+    return Case(f"reach: {name}", "reach", codes, f"reach__{fault}", **options)
+
+
+CARRY = (
+    Case("carry: actions stored 1 step late", "carry", ("action-shift",), size=1, data="late 1"),
+    Case("carry: actions stored 4 steps late", "carry", ("action-shift",), None, 4, data="late 4"),
+    Case("carry: actions stored 18 steps late", "carry", ("action-shift",), size=18, data="late 18"),
+    Case("carry: actions stored 2 steps early", "carry", ("action-shift",), None, 2, data="early 2"),
+    in_carry("actions executed 3 steps late", "late_3", "latency", size=3),
+    in_carry("actions executed 14 steps late", "late_14", "latency", size=14),
+    in_carry("sensors 2 steps late", "late_sensors_2", "latency", size=2),
+    in_carry("sign of an action", "sign_y", "sign-flip"),
+    in_carry("sign of a sensor", "sensor_sign_y", "sign-flip"),
+    in_carry("an action has 0.4 of its effect", "scale_x", "action-scale", size=0.4),
+    in_carry("actions exchanged", "swapped_actions", "component-order"),
+    in_carry("sensors exchanged", "swapped_states", "component-order"),
+    in_carry("object and goal exchanged", "exchanged_places", "component-order"),
+    in_carry("state in millimeters", "millimeters", "observation-units", size=1000),
+    in_carry("offset of an action", "offset_x", "calibration-drift"),
+    in_carry("half of the rate, told", "rate_told", "rate-differs", size=0.5),
+    in_carry("half of the rate, not told", "rate_untold", "action-scale", "rate-differs"),
+    in_carry("stuck sensor", "stuck_y", "constant-sensor"),
+    in_carry("motor without power", "dead_x", "action-scale", "constant-sensor"),
+    in_carry("tight limits", "limited", "limits-bind"),
+    in_carry("starts in a corner", "elsewhere", "start-states"),
+    Case("carry: goals only from a part", "carry__half", ("start-states", DECIDED), "carry"),
+    in_carry("noisy sensors", "noisy", "novel-states", "observation-noise"),
+    in_carry("velocities added to positions", "added", "action-convention"),
+    Case("carry: 30 updates", "carry", ("underfit",), None, steps=30),
+    Case("carry: two ways averaged", "carry__way", (AVERAGED,), options={"horizon": 8}),
+    Case("carry: chunks of 30 in gusts", "carry__gust", (LONG,), options={"horizon": 30}),
+    Case("carry: gripper in a small unit", "carry__small", (CONSTANT,), fields={"min_scale": 0.05}),
+    Case("carry: gripper stored as 0 and 1", "carry", ("action-scale", "action-units", "calibration-drift",
+                                                       "action-convention"), data="binary gripper"),
+    Case("carry: actions stored in percent", "carry", ("action-units",), size=100, data="percent"))
+
+REACH = (
+    Case("reach: actions stored 3 steps late", "reach", ("action-shift",), None, 3, data="late 3"),
+    Case("reach: actions stored 9 steps late", "reach", ("action-shift",), size=9, data="late 9"),
+    Case("reach: actions stored 5 steps early", "reach", ("action-shift",), None, 5, data="early 5"),
+    in_reach("actions executed 5 steps late", "late_5", "latency", size=5),
+    in_reach("sensors and cameras 8 steps late", "late_sensors_8", "latency", size=8),
+    in_reach("cameras 6 steps late", "late_cameras_6", "latency", "camera-latency"),
+    in_reach("cameras exchanged", "swapped_cameras", "cameras-swapped"),
+    in_reach("red and blue exchanged", "bgr", "color-order"),
+    in_reach("red and blue of one camera exchanged", "bgr_side", "color-order"),
+    in_reach("frozen camera", "frozen_top", FROZEN),
+    in_reach("black camera", "black_top", FROZEN, "camera-differs"),
+    Case("reach: camera frozen in the recording", "reach__frozen_top", (FROZEN,), "reach"),
+    in_reach("larger images", "larger", "camera-size"),
+    in_reach("zoomed cameras", "zoomed", "camera-differs"),
+    in_reach("cameras upside down", "flipped", "camera-differs"),
+    in_reach("dark images", "dark", "camera-differs"),
+    in_reach("camera with another name", "renamed_camera", "missing-column"),
+    in_reach("mirrored action", "mirror_x", "sign-flip"),
+    in_reach("offset of an action", "offset_y", "calibration-drift"),
+    in_reach("actions in another order", "rolled_actions", "component-order"),
+    in_reach("positions executed as relative", "added", "action-convention"),
+    in_reach("offset of a sensor", "height", "start-states", "calibration-drift"),
+    Case("reach: two ways averaged", "reach__way", (AVERAGED,), options={"horizon": 8}),
+    Case("reach: chunks of 30 in gusts", "reach__gust", (LONG,), options={"horizon": 30}),
+    Case("reach: targets only from a part", "reach__half", ("start-states", DECIDED), "reach"),
+    Case("reach: 30 updates", "reach", ("underfit",), steps=30),
+    Case("reach: 4 demonstrations", "reach", ("overfit",), episodes=5),
+    Case("reach: early checkpoint", "reach", ("wrong-checkpoint",), run="early"),
+    Case("reach: statistics of other data", "reach", ("wrong-statistics",), run="statistics"),
+    Case("reach: actions stored in percent", "reach", ("action-units",), size=100, data="percent"))
+
+
+def sound(world: str, method: str, steps: int = 1500, episodes: int = 80, **options) -> Case:
+    name = " ".join([f"sound: {world} {method}", *(f"{k}={v}" for k, v in options.items())])
+    return Case(name, world, method=method, steps=steps, episodes=episodes, options=options)
+
+
+SOUND = (
+    sound("carry", "bc", 3000), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
+    sound("carry", "bet"), sound("carry", "bc-rnn-gmm", 800), sound("carry", "act", 800), sound("carry", "knn"),
+    sound("carry", "flow-policy"), sound("carry", "diffusion-bc"), sound("carry", "adaflow"), sound("carry", "mip"),
+    sound("carry", "iql"), sound("carry", "keyframe-bc"), sound("carry", "robust-bc"), sound("carry", "hbc"),
+    sound("carry__gust", "bc"), sound("carry__way", "flow-policy"), sound("carry__small", "bc"),
+    sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"), sound("reach", "flow-policy"),
+    sound("reach", "act", 800), sound("reach", "mip"), sound("reach__gust", "bc"),
+    sound("peg_insertion", "bc-gmm", 2000), sound("planar_arms", "flow-policy", 2000), sound("lane_driving", "bc"),
+    sound("fork", "bet"))
+KINDS = {"carry": CARRY, "reach": REACH, "sound": SOUND}
+
+
+def half(kind: str, which: str) -> list[Case]:
+    """The open or the sealed half of the cases of a kind."""
+    cases = KINDS[kind]
+    order = np.random.default_rng([SEED, list(KINDS).index(kind)]).permutation(len(cases))
+    chosen = order[:len(cases) // 2] if which == "sealed" else order[len(cases) // 2:]
+    return [cases[i] for i in sorted(chosen)]
 
 
-# -- faults ---------------------------------------------------------------------------------------------------------
+# -- demonstrations and runs ------------------------------------------------------------------------------------------
 
 
-class ChangedObs(EnvWrapper):
-    """An environment whose observations are changed."""
+def _shift(data: Dataset, steps: int) -> Dataset:
+    """Actions in the row `steps` later than their own."""
+    def moved(e):
+        rows = np.clip(np.arange(len(e)) - steps, 0, len(e) - 1)
+        return e.replace({ACTION: e.steps[ACTION][rows]})
+    return data.map(moved)
 
-    def __init__(self, env: Env, change: Callable[[dict], dict], features=None):
-        super().__init__(env)
-        self.change, self.features = change, features or env.features
 
-    def reset(self, which, key):
-        return self.change(dict(super().reset(which, key)))
+def _binary(data: Dataset) -> Dataset:
+    def stored(e):
+        action = np.array(e.steps[ACTION])
+        action[:, 2] = action[:, 2] > 0
+        return e.replace({ACTION: action})
+    return data.map(stored)
 
-    def step(self, action):
-        result = super().step(action)
-        return replace(result, obs=self.change(dict(result.obs)))
 
+def _percent(data: Dataset) -> Dataset:
+    return data.map(lambda e: e.replace({ACTION: (100 * np.asarray(e.steps[ACTION])).astype(np.float32)}))
 
-class ChangedAction(EnvWrapper):
-    """An environment that executes changed actions. The change sees the observation before them, too."""
 
-    def __init__(self, env: Env, change: Callable[[torch.Tensor, dict], torch.Tensor]):
-        super().__init__(env)
-        self.change, self.obs = change, {}
+CHANGES: dict[str, Callable[[Dataset], Dataset]] = {
+    **{f"late {k}": (lambda data, k=k: _shift(data, k)) for k in (1, 3, 4, 9, 18)},
+    **{f"early {k}": (lambda data, k=k: _shift(data, -k)) for k in (2, 5)},
+    "binary gripper": _binary, "percent": _percent}
 
-    def reset(self, which, key):
-        self.obs = dict(super().reset(which, key))
-        return self.obs
 
-    def step(self, action):
-        result = super().step(self.change(action.clone(), self.obs))
-        self.obs = dict(result.obs)
-        return result
+def env_name(world: str) -> str:
+    return f"{TRUST}:{world}" if world.startswith(("carry", "reach")) else world
 
 
-class DelayedObs(EnvWrapper):
-    """An environment whose observations arrive some steps late."""
+def make_env(world: str):
+    return make(env_name(world), 20, (TRUST,))
 
-    def __init__(self, env: Env, delay: int = 2):
-        super().__init__(env)
-        self.past = deque(maxlen=delay + 1)
 
-    def reset(self, which, key):
-        now = dict(super().reset(which, key))
-        if not self.past:
-            self.past.extend([now] * self.past.maxlen)
-        for past in list(self.past):
-            for name in now:
-                past[name] = past[name].clone()
-                past[name][which] = now[name][which]
-        return self.past[0]
+def demonstrations(case: Case, folder: Path, seed: int) -> Path:
+    """The file of the demonstrations of a case."""
+    words = [case.world, case.episodes, case.data, seed]
+    path = folder / "data" / ("-".join(str(w).replace(" ", "_").replace(":", "_") for w in words if w) + ".hdf5")
+    if not path.exists():
+        env = make_env(case.world)
+        expert = make_env(case.world.split("__frozen")[0]).expert()
+        data = rollout(expert, env, case.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_dataset(CHANGES[case.data](data) if case.data else data, path)
+    return path
 
-    def step(self, action):
-        result = super().step(action)
-        self.past.append(dict(result.obs))
-        return replace(result, obs=self.past[0])
 
+def _method(case: Case, features):
+    """The method, with a small encoder of images."""
+    method = find_method(case.method, features, **case.options)
+    inputs = tuple(n for n, f in features.items() if n.startswith("observation.") and f.kind != "string")
+    policy = replace(method.policy, inputs=inputs)
+    if case.fields:
+        policy = replace(policy, codec=replace(policy.codec, **case.fields))
+    learner = method.learner
+    if case.cameras:
+        policy = replace(policy, encoder=replace(policy.encoder, vision=SmallConv((16, 16, 16), 16)))
+        learner = replace(learner, batch_size=32)
+    elif hasattr(learner, "batch_size"):
+        learner = replace(learner, batch_size=64)
+    return replace(method, policy=policy, learner=learner)
 
-class Repeated(EnvWrapper):
-    """An environment that is acted in at half of its rate."""
 
-    def __init__(self, env: Env):
-        super().__init__(env)
-        self.metadata = {**env.metadata, "fps": env.metadata["fps"] / 2}
-
-    def step(self, action):
-        first, second = super().step(action), super().step(action)
-        return replace(second, terminated=first.terminated | second.terminated)
-
-
-def component(column: torch.Tensor, i: int, change: Callable) -> torch.Tensor:
-    """The column with a changed component."""
-    column = column.clone()
-    column[..., i] = change(column[..., i])
-    return column
-
-
-def on_state(change: Callable, toy: Toy) -> Callable[[Env], Env]:
-    """Changes a component of observation.state."""
-    return lambda env: ChangedObs(env, lambda obs: {**obs, STATE: component(obs[STATE], toy.joint, change)})
-
-
-def on_action(change: Callable, toy: Toy) -> Callable[[Env], Env]:
-    """Changes a component of the action."""
-    return lambda env: ChangedAction(env, lambda action, obs: component(action, toy.joint, change))
-
-
-def on_images(change: Callable[[dict], dict]) -> Callable[[Env], Env]:
-    """Changes images."""
-    return lambda env: ChangedObs(env, lambda obs: {**obs, **change(obs)})
-
-
-def smaller_camera(env: Env) -> Env:
-    """The environment whose camera has half the pixels a side."""
-    feature = env.features[TOP]
-    size = (feature.shape[0] // 2, feature.shape[1] // 2)
-    features = {**env.features, TOP: replace(feature, shape=(*size, 3))}
-    return ChangedObs(env, lambda obs: {**obs, TOP: torch.from_numpy(resize(obs[TOP].numpy(), size))}, features)
-
-
-def renamed(env: Env) -> Env:
-    """The environment that shows the state under another name."""
-    features = {("observation.joints" if n == STATE else n): f for n, f in env.features.items()}
-    return ChangedObs(env, lambda obs: {("observation.joints" if n == STATE else n): v for n, v in obs.items()},
-                      features)
-
-
-def shifted_starts(toy: Toy) -> Callable[[Env], Env]:
-    """Episodes start elsewhere: one component is moved to one side of its usual range."""
-    def change(env):
-        initial_state = env.initial_state
-
-        def moved(key):
-            state = dict(initial_state(key))
-            values = np.array(state[toy.moved])
-            values[:, toy.joint] = 0.15 * values[:, toy.joint] + 2.2 * np.abs(values[:, toy.joint]).max()
-            return {**state, toy.moved: values}
-        env.initial_state = moved
-        return env
-    return change
-
-
-def tighter(env: Env) -> Env:
-    """The environment that limits actions to a third of the range in the data."""
-    low, high = env.metadata["low"], env.metadata["high"]
-    middle, half = (low + high) / 2, (high - low) / 6
-    limited = ChangedAction(env, lambda action, obs: action.clamp(middle - half, middle + half))
-    limited.metadata = {**limited.metadata, "low": middle - half, "high": middle + half}
-    return limited
-
-
-def shifted_actions(data: Dataset) -> Dataset:
-    """Actions that are stored one step late."""
-    return data.map(lambda e: e.replace({ACTION: np.concatenate([e.steps[ACTION][:1], e.steps[ACTION][:len(e) - 1]])}))
-
-
-def in_degrees(data: Dataset) -> Dataset:
-    """Actions in degrees instead of radians."""
-    return data.map(lambda e: e.replace({ACTION: (57.29578 * e.steps[ACTION]).astype(np.float32)}))
-
-
-def noisy(data: Dataset) -> Dataset:
-    """Actions that are unsteady, within the usual range."""
-    rng = np.random.default_rng(0)
-    everything = np.concatenate([e.steps[ACTION] for e in data])
-    (low, high), spread = np.quantile(everything, (0.05, 0.95), axis=0), everything.std(0)
-    return Dataset([e.replace({ACTION: np.clip(e.steps[ACTION] + spread * rng.normal(size=e.steps[ACTION].shape), low,
-                                               high).astype(np.float32)}) for e in data], data.metadata)
-
-
-def other_statistics(run: TrainedRun) -> TrainedRun:
-    """The statistics of a robot whose state is in degrees."""
-    transform = run.policy.codec.obs_transforms[list(run.policy.codec.names).index(STATE)]
-    transform.set_statistics(57.29578 * transform.offset, 57.29578 * transform.scale)
-    return run
-
-
-def relative_to_state(method: Method) -> Method:
-    """Actions relative to the position."""
-    codec = Normalizer(relative=STATE, components=((0, 0), (1, 1)))
-    return replace(method, policy=replace(method.policy, codec=codec))
-
-
-def absolute_statistics(data: Dataset) -> Callable[[TrainedRun], TrainedRun]:
-    """Relative actions with the statistics of absolute ones."""
-    def change(run):
-        actions = torch.from_numpy(np.concatenate([e.steps[ACTION] for e in data]))
-        low, high = actions.amin(0), actions.amax(0)
-        run.policy.codec.action_transform.set_statistics((low + high) / 2, (high - low) / 2)
-        return run
-    return change
-
-
-def faults(toy: Toy, cameras: Toy, positions: Toy, seed: int) -> dict[str, tuple[Case, str]]:
-    """Each fault: the run, and the code of the finding that names it."""
-    case, seen_by, placed = Case(toy, seed), Case(cameras, seed + 1), Case(positions, seed + 2)
-    degrees = 57.29578
-    offset = float(np.concatenate([e.steps[ACTION][:, toy.joint] for e in demonstrations(toy, 80, seed)]).std())
-    return {
-        "state in degrees": (replace(case, env=on_state(lambda x: degrees * x, toy)), "observation-units"),
-        "swapped cameras": (replace(seen_by, env=on_images(lambda o: {TOP: o[SIDE], SIDE: o[TOP]})), "cameras-swapped"),
-        "blue and red exchanged": (replace(seen_by, env=on_images(lambda o: {
-            n: o[n].flip(-1) for n in (TOP, SIDE)})), "color-order"),
-        "wrong camera size": (replace(seen_by, env=smaller_camera), "camera-size"),
-        "renamed column": (replace(case, env=renamed), "missing-column"),
-        "constant sensor": (replace(case, env=on_state(lambda x: torch.full_like(x, 0.3), toy)), "constant-sensor"),
-        "delayed observations": (replace(case, env=DelayedObs), "latency"),
-        "actions stored a step late": (replace(case, data=shifted_actions), "action-shift"),
-        "action offset": (replace(case, env=on_action(lambda a: a + offset, toy)), "calibration-drift"),
-        "clipped actions": (replace(case, env=tighter), "limits-bind"),
-        "statistics of other units": (replace(case, run=other_statistics), "wrong-statistics"),
-        "relative actions, absolute statistics": (replace(
-            placed, method=relative_to_state, run=absolute_statistics(demonstrations(positions, 80, seed + 2))),
-            "relative-statistics"),
-        "actions of another unit": (replace(case, data=in_degrees), "action-units"),
-        "another control rate": (replace(case, env=Repeated), "rate-differs"),
-        "sign of a joint": (replace(case, env=on_action(lambda a: -a, toy)), "sign-flip"),
-        "scale of a component": (replace(case, env=on_action(lambda a: 0.3 * a, toy)), "action-scale"),
-        "other starts": (replace(case, env=shifted_starts(toy)), "start-states"),
-        "underfitted": (replace(case, steps=10), "underfit"),
-        "overfitted": (replace(case, data=noisy, episodes=6, steps=1500), "overfit"),
-        "wrong checkpoint": (replace(case, checkpoint=20), "wrong-checkpoint")}
-
-
-FAULTS = {False: (JUDGED_ON, JUDGED_CAMERAS, JUDGED_POSITIONS, 60),
-          True: (DEVELOPED_ON, DEVELOPED_CAMERAS, DEVELOPED_POSITIONS, 100)}
-N_HEALTHY = 20
-HEALTHY = {
-    False: [Case(Toy(toy, 0, "", {}, 3000), 200 + 20 * k + 5 * j + i, "bet" if (name, toy) == ("bc", "fork") else name,
-                 episodes=200)
-            for k in range(3)
-            for j, name in enumerate(("bc", "bc-gmm", "mip", "flow-policy"))
-            for i, toy in enumerate(("planar_arms", "peg_insertion", "arms", "particle", "fork"))],
-    True: [Case(Toy(toy, 0, "", options, 800), 170 + 5 * i + j, name)
-           for i, (toy, options) in enumerate({"push": {}, "blocks": {}, "particle:4": {}, "tabletop": {
-               "instruction": "click", "blocks": 2}}.items())
-           for j, name in enumerate(("flow-policy", "bc-gmm", "mip", "bc"))]}
-
-
-# -- running ----------------------------------------------------------------------------------------------------------
-
-
-def make_env(toy: Toy, rows: int = 20) -> Env:
-    return make(toy.name, rows, **toy.options)
-
-
-@functools.cache
-def _demonstrations(name: str, options: tuple, episodes: int, seed: int) -> Dataset:
-    env = make(name, 20, **dict(options))
-    return rollout(env.expert(), env, episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-
-
-def demonstrations(toy: Toy, episodes: int, seed: int) -> Dataset:
-    """Successful episodes of the expert."""
-    return _demonstrations(toy.name, tuple(toy.options.items()), episodes, seed)
-
-
-def trained_run(case: Case, folder: Path) -> Path:
+def trained_run(case: Case, folder: Path, seed: int) -> Path:
     """The folder of the run of a case. Cases with the same training share it."""
-    key = (case.toy.name, case.seed, case.name, case.episodes, case.data.__name__, case.method.__name__, case.steps)
-    out = folder / "-".join(str(part).replace("/", "_").strip("<>") for part in key)
-    if not out.exists():
-        data = case.data(demonstrations(case.toy, case.episodes, case.seed))
-        inputs = tuple(n for n, f in data.features().items() if n.startswith("observation.") and f.kind != "string")
-        method = case.method(find_method(case.name, data.features()))
-        method = replace(method, policy=replace(method.policy, inputs=inputs))
-        steps = case.steps or case.toy.steps
-        train(method, data, out, seed=case.seed, steps=steps, save_freq=max(steps // 4, 1), val_fraction=0.2,
-              device="cpu", progress=False)
-    return out
+    path = demonstrations(case, folder, seed)
+    words = [path.stem, case.method, *case.options.values(), *case.fields.values(), case.steps]
+    out = folder / "runs" / "-".join(map(str, words))
+    data = open_dataset(path)
+    train(_method(case, data.features()), data, out, seed=seed, steps=case.steps, save_freq=max(case.steps // 5, 1),
+          val_fraction=0.2, device="cpu", progress=False)
+    if not case.run:
+        return out
+    changed = out.with_name(f"{out.name}-{case.run}")
+    if not changed.exists():
+        shutil.copytree(out, changed)
+        RUNS[case.run](changed)
+    return changed
 
 
-def diagnose_case(case: Case, folder: Path) -> tuple[RunDiagnosis, int]:
-    """What the command does, with a changed run or environment. Also how many of the 20 trials succeed."""
-    out = trained_run(case, folder)
-    place = out if case.checkpoint is None else out / "checkpoints" / f"{case.checkpoint:06d}"
-    if not place.exists():  # one from early in the training, which somebody kept
-        early = trained_run(replace(case, steps=case.checkpoint, checkpoint=None), folder)
-        shutil.copytree(find_checkpoint(early), place)
-    checkpoint = find_checkpoint(place)
-    run = case.run(TrainedRun.load(place, transforms=True))
-    data = case.data(demonstrations(case.toy, case.episodes, case.seed))
-    numbers, origin = episodes_to_evaluate(read_json(checkpoint / "provenance.json"), data)
-    assert origin == "held out", origin
-    recorded = Recorded(data, numbers, [i for i in range(len(data)) if i not in numbers])
-    env = case.env(make_env(case.toy))
-    missing = [n for n in run.policy.inputs if n not in env.features]
-    actor = None if missing else run.actor(rows=16, features=env.features)
-    observed = observe_environment(env, actor, data, 20, case.seed)
-    diagnosis = diagnose(run, TrainingCurves.load(out), int(checkpoint.name), recorded, observed)
-    return diagnosis, sum(bool(e.metadata.get("success")) for e in observed.episodes)
+def _early(run: Path) -> None:
+    """Only the first checkpoint is kept."""
+    for checkpoint in sorted((run / "checkpoints").glob("0*"))[1:]:
+        shutil.rmtree(checkpoint)
 
 
-def listed(diagnosis: RunDiagnosis) -> list[dict]:
-    """The findings as they are stored."""
-    return [{k: f[k] for k in ("code", "level", "value", "message")} for f in diagnosis.to_json()["findings"]]
+def _statistics(run: Path) -> None:
+    """Statistics of the state in another unit."""
+    for file in run.glob("checkpoints/*/weights.safetensors"):
+        weights = load_file(file)
+        for key in weights:
+            if key.startswith("codec.obs_transforms.") and weights[key].shape == (3,):
+                weights[key] = 57.29578 * weights[key]
+        save_file(weights, file)
+        (file.parent / "checksums.json").unlink(missing_ok=True)
 
 
-def run_fault(name: str, case: Case, code: str, folder: Path) -> dict:
-    """Whether the fault is named first."""
-    findings = listed(diagnose_case(case, folder)[0])
-    first = findings[0] if findings else {"code": None, "level": None}
-    is_first = (first["code"], first["level"]) == (code, "fault")
-    print("first" if is_first else "MISSED", name, "|", code, "|", summary(findings), file=sys.stderr, flush=True)
-    return {"expected": code, "named_first": is_first, "findings": findings}
+RUNS = {"early": _early, "statistics": _statistics}
 
 
-def run_healthy(name: str, case: Case, folder: Path) -> dict:
-    """How many findings are above a note, and how many trials succeed."""
-    diagnosis, successes = diagnose_case(case, folder)
-    findings = listed(diagnosis)
-    alarms = sum(f["level"] != "note" for f in findings)
-    print("ALARM" if alarms else "quiet", name, f"{successes}/20 |", summary(findings), file=sys.stderr, flush=True)
-    return {"alarms": alarms, "successes": successes, "findings": findings}
+# -- judging ----------------------------------------------------------------------------------------------------------
 
 
-def healthy(results: dict) -> list[dict]:
-    """The judged runs whose policy succeeds in at least half of the trials."""
-    return [r for r in results["healthy"].values() if r["successes"] >= 10]
+def arguments(case: Case, folder: Path) -> list[str]:
+    """The arguments of `understudy diagnose`. Trains the run."""
+    run, data = trained_run(case, folder, JUDGED), demonstrations(case, folder, JUDGED)
+    acting = [] if case.act is None else ["--env", env_name(case.act or case.world), "--trust", TRUST]
+    return [str(run), "--data", str(data), *acting, "--device", "cpu"]
 
 
-def summary(findings: list[dict]) -> str:
-    return ", ".join(f"{f['level']} {f['code']} ({f['value']:.3g})" for f in findings)
+def judge(case: Case, folder: Path) -> dict:
+    """What `understudy diagnose` says, and whether it is right."""
+    args, began, printed, told = arguments(case, folder), time.process_time(), io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+            diagnose([*args, "--json"])
+        findings = json.loads(printed.getvalue())["findings"]
+    except (UserError, SystemExit) as error:
+        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error} {told.getvalue()[-300:]}"}]
+    findings = [{k: f[k] for k in ("code", "level", "value", "message")} for f in findings]
+    first = findings[0] if findings else {"code": None, "level": "note", "value": None}
+    result = {"expected": list(case.codes), "first": first["code"], "level": first["level"], "findings": findings,
+              "seconds": round(time.process_time() - began, 1)}
+    if not case.codes:
+        return result | {"right": all(f["level"] != "fault" for f in findings)}
+    right = first["code"] in case.codes and first["level"] != "note"
+    if case.size is not None and right:
+        value = abs(first["value"])
+        exact = first["code"] in ("action-shift", "latency")
+        result["size_right"] = value == case.size if exact else abs(np.log(value / case.size)) < np.log(1.25)
+        result |= {"size": case.size, "named_size": first["value"], "size_right": bool(result["size_right"])}
+    return result | {"right": right}
 
 
-def main(args: list[str]) -> None:
-    develop, file = "--develop" in args, measure.RESULTS / "diagnose.json"
-    names = [a for a in args if not a.startswith("--")]
-    results = read_json(file) if file.exists() and not develop else {"faults": {}, "healthy": {}}
-    cases = {("faults", name): partial(run_fault, name, *each) for name, each in faults(*FAULTS[develop]).items()}
-    for case in HEALTHY[develop]:
-        name = f"{case.toy.name} {case.name} {case.seed}"
-        cases["healthy", name] = partial(run_healthy, name, case)
-    with tempfile.TemporaryDirectory() as folder:
-        for (kind, name), work in cases.items():
-            if kind == "healthy" and len(healthy(results)) >= N_HEALTHY:
-                break
-            if name not in results[kind] and (not names or name in names):
-                results[kind][name] = work(Path(folder))
-                if not develop:
-                    write_json(file, results)
-    first = sum(r["named_first"] for r in results["faults"].values())
-    judged = healthy(results)
-    print(f"{first} of {len(results['faults'])} faults are named first; {sum(not r['alarms'] for r in judged)} of "
-          f"{len(judged)} healthy runs have no finding above a note. {len(results['healthy'])} runs were trained")
+def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
+    results = read_json(FILE) if FILE.exists() else {}
+    mine = results.setdefault(label, {}).setdefault(which, {})
+    for case in [case for kind in KINDS for case in half(kind, which)]:
+        if case.name in mine or names and not any(n in case.name for n in names):
+            continue
+        mine[case.name] = result = judge(case, folder)
+        write_json(FILE, results)
+        size = {None: "", True: " size right", False: " size WRONG"}[result.get("size_right")]
+        print(("right" if result["right"] else "WRONG") + size, f"{result['seconds']:.0f} s", case.name, "|", ", ".join(
+            f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"]), flush=True)
+
+
+def pilot(names: list[str], folder: Path) -> None:
+    """Success of the run of each sound case, and of the healthy runs behind the faults, with other seeds."""
+    cases = {}
+    for case in [*SOUND, *CARRY, *REACH]:
+        if not names or any(n in case.name for n in names):
+            cases.setdefault((case.world, case.method, str(case.options), case.steps, case.data), case)
+    for case in cases.values():
+        began = time.process_time()
+        run = trained_run(replace(case, run=""), folder / "pilot", PILOT)
+        spent, env = time.process_time() - began, make_env(case.world)
+        episodes = rollout(load_actor(run, device="cpu", rows=16), env, 30, recording_seed(PILOT + 1))
+        print(f"{np.mean([e.metadata['success'] for e in episodes]):.0%} {spent:.0f} s", case.name, flush=True)
+
+
+def table() -> None:
+    """Prints each kind and half, before and after, then each case."""
+    results = read_json(FILE)
+    print("| | " + " | ".join(f"{which}, {label}" for which in ("open", "sealed") for label in results) + " |")
+    print("|---|" + "---|" * 2 * len(results))
+    for title, kinds, key in (("right fault first", ("carry", "reach"), "right"),
+                              ("right size, where one is named", ("carry", "reach"), "size_right"),
+                              ("no fault in a sound run", ("sound",), "right")):
+        cells = []
+        for which in ("open", "sealed"):
+            names = {case.name for kind in kinds for case in half(kind, which)}
+            for label in results:
+                judged = [r[key] for n, r in results[label].get(which, {}).items() if n in names and key in r]
+                cells.append(f"{sum(judged)} of {len(judged)}")
+        print(f"| {title} | " + " | ".join(cells) + " |")
+    print("\n| case | half | " + " | ".join(results) + " |\n|---|---|" + "---|" * len(results))
+    for kind in KINDS:
+        for which in ("open", "sealed"):
+            for case in half(kind, which):
+                said = [results[label].get(which, {}).get(case.name) for label in results]
+                print(f"| {case.name} | {which} | " + " | ".join(map(_said, said)) + " |")
+
+
+def _said(result: dict | None) -> str:
+    if result is None:
+        return ""
+    if not result["expected"]:
+        faults = [f["code"] for f in result["findings"] if f["level"] == "fault"]
+        return "**" + ", ".join(faults) + "**" if faults else "no fault"
+    name = f"{result['first']}" if result["level"] != "note" else "no fault"
+    if result.get("size_right") is False:
+        name += f" ({abs(result['named_size']):.3g} instead of {result['size']:g})"
+    return name if result["right"] else f"**{name}**"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("open", "sealed", "pilot", "commands", "table"))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--as", dest="label", default="after", help="the column of the results")
+    parser.add_argument("--folder", type=Path, default=Path("diagnose-runs"))
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    if o.what == "pilot":
+        pilot(o.names, o.folder)
+    elif o.what == "table":
+        table()
+    elif o.what == "commands":
+        for case in [c for kind in KINDS for c in half(kind, "open") if not o.names or c.name in o.names]:
+            print(case.name)
+            print(f"  PYTHONPATH=src:benchmarks understudy diagnose {shlex.join(arguments(case, o.folder))}")
+    else:
+        run_half(o.what, o.label, o.names, o.folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.path.insert(0, str(measure.HERE))
+    main()

@@ -1,0 +1,356 @@
+"""The two worlds of benchmarks/diagnose.py, and what goes wrong in them while a policy acts.
+
+`understudy diagnose RUN --env diagnose_worlds:carry__sign_y --trust diagnose_worlds` acts in the world `carry` with the
+fault `sign_y` of `FAULTS`. Names behind "carry" or "reach" that are joined by "__" are applied from left to right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from understudy.core import Feature, normal, uniform
+from understudy.data.video import resize
+from understudy.envs.base import Env, EnvWrapper
+from understudy.envs.raster import Canvas
+from understudy.envs.toy import Toy, distance, named_vector
+from understudy.execute.actor import CountingActor
+
+STATE, PLACES, ACTION = "observation.state", "observation.environment_state", "action"
+TOP, SIDE = "observation.images.top", "observation.images.side"
+CLOSED, PILLAR = 0.3, 0.13
+
+
+class Bench(Toy):
+    """A hand with a gripper in the plane. carry: it takes an object to a goal, and the actions are velocities. reach:
+    it closes at a target that only two cameras show, and the actions are positions to go to.
+
+    Args:
+        way: Whether a pillar stands between start and target, which the expert passes on either side.
+        gust: Standard deviation of the pushes, as a fraction of the largest step.
+        part: Fraction of the width in which targets lie.
+        gripper: The largest action of the gripper.
+    """
+
+    state_columns = (STATE, "simulator.state")
+
+    def __init__(self, rows=1, limit=120, cameras=0, way=False, gust=0.0, part=1.0, gripper=1.0):
+        self.cameras, self.way, self.gust, self.part, self.gripper = cameras, way, gust, part, gripper
+        self.speed, self.closing = (0.015, 0.12) if cameras else (0.02, 0.25)
+        places = named_vector("object.x", "object.y", "goal.x", "goal.y")
+        self.features = {STATE: named_vector("x", "y", "gripper"), ACTION: named_vector("x", "y", "gripper"),
+                         "simulator.state": places}
+        self.features |= ({name: Feature("uint8", (cameras, cameras, 3), "image") for name in (TOP, SIDE)}
+                          if cameras else {PLACES: places})
+        success = "the gripper closes at the target" if cameras else "the object lies at the goal"
+        self.metadata = {"env": "reach" if cameras else "carry", "version": 1, "fps": 20, "limit": limit,
+                         "optimum": 1.0, "success": success}
+        super().__init__(rows, limit)
+        self.low = np.array([0, 0, 0] if cameras else [-1, -1, -gripper], np.float32)
+        self.high = np.array([1, 1, gripper], np.float32)
+        self.metadata |= {"low": self.low, "high": self.high}
+
+    def initial_state(self, key):
+        u = uniform(key, torch.zeros_like(key), (6,)).numpy().astype(np.float32)
+        hand = np.stack([0.3 + 0.4 * u[:, 0], 0.1 + 0.8 * u[:, 1]], 1)
+        place = np.stack([0.1 + 0.35 * u[:, 2], 0.1 + 0.8 * u[:, 3]], 1)
+        goal = np.stack([0.55 + 0.35 * self.part * u[:, 4], 0.1 + 0.8 * u[:, 5]], 1)
+        if self.cameras:
+            place[:, 0] = 0.1 + 0.8 * self.part * u[:, 2]
+        if self.way:
+            hand = np.stack([0.05 + 0.05 * u[:, 0], 0.45 + 0.1 * u[:, 1]], 1)
+            place = goal = np.stack([0.9 + 0.05 * u[:, 2], 0.45 + 0.1 * u[:, 3]], 1)
+        return {"hand": hand.astype(np.float32), "opening": np.ones((len(key), 1), np.float32),
+                "object": place.astype(np.float32), "goal": goal.astype(np.float32)}
+
+    def observe(self):
+        s = self.state
+        places = np.concatenate([s["object"], s["goal"]], 1)
+        columns = {STATE: np.concatenate([s["hand"], s["opening"]], 1), "simulator.state": places}
+        if not self.cameras:
+            return columns | {PLACES: places}
+        return columns | {TOP: self._picture(True, self.cameras), SIDE: self._picture(False, self.cameras)}
+
+    def state_from_columns(self, steps):
+        hand, places = steps[STATE], steps["simulator.state"]
+        return {"hand": hand[:, :2], "opening": hand[:, 2:], "object": places[:, :2], "goal": places[:, 2:]}
+
+    def advance(self, action):
+        s, one = self.state, np.float32(1)
+        action = action / np.array([1, 1, self.gripper], np.float32)
+        move, grip = self.speed * action[:, :2], self.closing * action[:, 2:]
+        if self.cameras:
+            move = np.clip(0.5 * (action[:, :2] - s["hand"]), -self.speed, self.speed)
+            grip = np.clip(0.5 * (action[:, 2:] - s["opening"]), -self.closing, self.closing)
+        move = move + np.float32(self.gust * self.speed) * normal(self.key, self.clock, (2,), stream=3).numpy()
+        near, was_closed = distance(s["hand"], s["object"]) < 0.06, s["opening"][:, 0] < CLOSED
+        s["opening"] = np.clip(s["opening"] + grip, 0, one).astype(np.float32)
+        s["hand"] = np.clip(s["hand"] + move, 0, one).astype(np.float32)
+        closed = s["opening"][:, 0] < CLOSED
+        failure = (distance(s["hand"], (0.5, 0.5)) < PILLAR) & self.way
+        if self.cameras or self.way:
+            success = closed & (distance(s["hand"], s["object"]) < 0.1) & ~failure
+        else:
+            s["object"] = np.where((near & closed)[:, None], s["hand"], s["object"])
+            success = was_closed & ~closed & near & (distance(s["object"], s["goal"]) < 0.08)
+        return success, success, failure
+
+    def expert(self):
+        return BenchExpert(bool(self.cameras), self.way, self.speed, self.gripper)
+
+    def map(self):
+        return {"x": (0.0, 1.0), "y": (0.0, 1.0), "path": (STATE, 0, 1), "shapes": []}
+
+    def frame(self, row):
+        return self._picture(True, 256)[row]
+
+    def _picture(self, top, size):
+        """(rows, size, size, 3) uint8. The side view is turned by a right angle, from farther away."""
+        s = self.state
+
+        def seen(at):
+            return at if top else 0.5 + 0.8 * (at[:, ::-1] - 0.5) * np.array([1, -1], np.float32)
+        canvas, zoom = Canvas(self.rows, size, (0.0, 0.0), 1.0), 1.0 if top else 0.8
+        flat = np.tile(np.array([1, 0], np.float32), (self.rows, 1))
+        canvas.box(np.full((self.rows, 2), 0.5, np.float32), flat, (0.6 * zoom, 0.55 * zoom),
+                   (214, 222, 206) if top else (196, 190, 182))
+        if self.way:
+            canvas.circle(seen(np.full((self.rows, 2), 0.5, np.float32)), PILLAR * zoom, (92, 96, 112))
+        canvas.circle(seen(s["object"]), 0.07 * zoom, (226, 110, 40))
+        for sign in (-1, 1):
+            finger = seen(s["hand"]) + sign * (0.02 + 0.05 * s["opening"]) * np.array([1, 0], np.float32)
+            canvas.box(finger.astype(np.float32), flat, (0.02, 0.05), (40, 60, 170))
+        return canvas.image
+
+
+@dataclass(frozen=True)
+class BenchExpert(CountingActor):
+    """Goes to the object and closes; then, to carry, to the goal and opens."""
+
+    absolute: bool
+    way: bool
+    speed: float
+    gripper: float
+    noise: float = 0.15
+
+    def act(self, obs, state):
+        hand, opening = obs[STATE].split((2, 1), 1)
+        thing, goal = obs["simulator.state"].split(2, 1)
+        held = (opening < CLOSED) & ((hand - thing).norm(dim=1, keepdim=True) < 0.02)
+        to = torch.where(held, goal, thing)
+        if self.way:
+            side = (state["key"].remainder(2) * 2 - 1).float()[:, None]
+            over = torch.cat([torch.full_like(side, 0.5), 0.5 + 0.27 * side], 1)
+            to = torch.where(hand[:, :1] < 0.47, over, thing)
+        there = ((hand - to).norm(dim=1, keepdim=True) < 0.03) & ~(self.way & (hand[:, :1] < 0.47))
+        closes = there != held  # at the object, or on the way with it
+        step = (to - hand) / self.speed
+        step = step / step.norm(dim=1, keepdim=True).clamp(min=1)
+        step = step + self.noise * normal(state["key"], state["count"], (2,), stream=2) * ~there
+        move = hand + 2 * self.speed * step if self.absolute else step
+        grip = 1.0 - 2.0 * closes if not self.absolute else 1.0 - closes.float()
+        return torch.cat([move, self.gripper * grip], 1).float(), {**state, "count": state["count"] + 1}
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+class Seen(EnvWrapper):
+    """Observations are changed."""
+
+    def __init__(self, env: Env, change: Callable[[dict], dict], features=None):
+        super().__init__(env)
+        self.change, self.features = change, features or env.features
+
+    def reset(self, which, key):
+        return self.change(dict(super().reset(which, key)))
+
+    def step(self, action):
+        result = super().step(action)
+        return replace(result, obs=self.change(dict(result.obs)))
+
+
+class Done(EnvWrapper):
+    """Changed actions are executed. The change sees the observation before them, too."""
+
+    def __init__(self, env: Env, change: Callable[[torch.Tensor, dict], torch.Tensor], **metadata):
+        super().__init__(env)
+        self.change, self.obs, self.metadata = change, {}, {**self.metadata, **metadata}
+
+    def reset(self, which, key):
+        self.obs = dict(super().reset(which, key))
+        return self.obs
+
+    def step(self, action):
+        result = super().step(self.change(action.clone(), self.obs))
+        self.obs = dict(result.obs)
+        return result
+
+
+class Late(EnvWrapper):
+    """Some columns arrive late, or never change after the first observation of an episode."""
+
+    def __init__(self, env: Env, steps: int, columns=None, frozen=False):
+        super().__init__(env)
+        self.columns, self.past, self.frozen = columns, deque(maxlen=steps + 1), frozen
+
+    def _late(self, now):
+        return {n: v if self.columns and n not in self.columns else self.past[0][n] for n, v in now.items()}
+
+    def reset(self, which, key):
+        now = dict(super().reset(which, key))
+        if not self.past:
+            self.past.extend([now] * self.past.maxlen)
+        for i, past in enumerate(self.past):
+            self.past[i] = {n: v.clone() for n, v in past.items()}
+            for n in now:
+                self.past[i][n][which] = now[n][which]
+        return self._late(now)
+
+    def step(self, action):
+        result = super().step(action)
+        if not self.frozen:
+            self.past.append(dict(result.obs))
+        return replace(result, obs=self._late(dict(result.obs)))
+
+
+class LateActions(EnvWrapper):
+    """Actions are executed late. Until the first one the hand rests."""
+
+    def __init__(self, env: Env, steps: int):
+        super().__init__(env)
+        self.queue = torch.zeros(steps, env.rows, 3)
+
+    def reset(self, which, key):
+        obs = super().reset(which, key)
+        self.queue[:, which] = obs[STATE][which] if TOP in obs else 0.0
+        return obs
+
+    def step(self, action):
+        self.queue = torch.cat([self.queue, action[None].float()])
+        due, self.queue = self.queue[0], self.queue[1:]
+        return super().step(due)
+
+
+class Twice(EnvWrapper):
+    """Each action is executed for two steps."""
+
+    def __init__(self, env: Env, tells: bool):
+        super().__init__(env)
+        self.metadata = {**self.metadata, "fps": env.metadata["fps"] / (2 if tells else 1)}
+
+    def step(self, action):
+        first, second = super().step(action), super().step(action)
+        over = first.terminated
+        info = {k: torch.where(over, first.info[k], v) for k, v in second.info.items()}
+        return replace(second, terminated=over | second.terminated, info=info)
+
+
+def _part(column: str, i: int, change: Callable) -> Callable[[Env], Env]:
+    """A component of what is observed, or done, is changed."""
+    def changed(x):
+        x = x.clone()
+        x[:, i] = change(x[:, i])
+        return x
+    if column == ACTION:
+        return lambda env: Done(env, lambda action, obs: changed(action))
+    return lambda env: Seen(env, lambda obs: {**obs, column: changed(obs[column])})
+
+
+def _order(column: str, order: list[int]) -> Callable[[Env], Env]:
+    if column == ACTION:
+        return lambda env: Done(env, lambda action, obs: action[:, order])
+    return lambda env: Seen(env, lambda obs: {**obs, column: obs[column][:, order]})
+
+
+def _images(change: Callable, *names: str) -> Callable[[Env], Env]:
+    """Images, (B, H, W, 3) float from 0 to 255, are changed."""
+    def changed(x):
+        return change(x.float()).clamp(0, 255).round().to(torch.uint8)
+    return lambda env: Seen(env, lambda obs: {**obs, **{n: changed(obs[n]) for n in names or (TOP, SIDE)}})
+
+
+def _renamed(old: str, new: str) -> Callable[[Env], Env]:
+    def names(columns):
+        return {new if n == old else n: v for n, v in columns.items()}
+    return lambda env: Seen(env, names, names(env.features))
+
+
+def _larger(env: Env) -> Env:
+    size = 2 * env.features[TOP].shape[0]
+    features = {**env.features, **{n: replace(env.features[n], shape=(size, size, 3)) for n in (TOP, SIDE)}}
+    return Seen(env, lambda obs: {**obs, **{
+        n: torch.from_numpy(resize(obs[n].numpy(), (size, size))) for n in (TOP, SIDE)}}, features)
+
+
+def _zoomed(x: torch.Tensor) -> torch.Tensor:
+    size, cut = x.shape[1], x.shape[1] // 5
+    inner = x[:, cut:-cut, cut:-cut].to(torch.uint8).contiguous().numpy()
+    return torch.from_numpy(resize(inner, (size, size))).float()
+
+
+def _noisy(env: Env) -> Env:
+    generator = torch.Generator().manual_seed(0)
+    return Seen(env, lambda obs: {**obs, STATE: obs[STATE] + 0.15 * torch.randn(obs[STATE].shape, generator=generator)})
+
+
+def _limited(env: Env) -> Env:
+    low, high = (np.asarray(env.metadata[k], np.float32) for k in ("low", "high"))
+    middle, half = (low + high) / 2, (high - low) / 6
+    bounds = torch.from_numpy(middle - half), torch.from_numpy(middle + half)
+    return Done(env, lambda action, obs: action.clamp(*bounds), low=middle - half, high=middle + half)
+
+
+def _elsewhere(env: Env) -> Env:
+    """The hand starts in a corner."""
+    initial_state = env.initial_state
+
+    def in_corner(key):
+        state = initial_state(key)
+        return {**state, "hand": (0.02 + 0.1 * state["hand"]).astype(np.float32)}
+    env.initial_state = in_corner
+    return env
+
+
+FAULTS: dict[str, Callable[[Env], Env]] = {
+    "sign_y": _part(ACTION, 1, lambda a: -a), "mirror_x": _part(ACTION, 0, lambda a: 1 - a),
+    "sensor_sign_y": _part(STATE, 1, lambda s: -s), "scale_x": _part(ACTION, 0, lambda a: 0.4 * a),
+    "scale_both": lambda env: Done(env, lambda action, obs: 2.5 * action * torch.tensor([1, 1, 0.4])),
+    "swapped_actions": _order(ACTION, [1, 0, 2]), "rolled_actions": _order(ACTION, [2, 0, 1]),
+    "swapped_states": _order(STATE, [1, 0, 2]), "exchanged_places": _order(PLACES, [2, 3, 0, 1]),
+    "millimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([1000.0, 1000, 1])}),
+    "offset_x": _part(ACTION, 0, lambda a: a + 0.5), "offset_y": _part(ACTION, 1, lambda a: a + 0.12),
+    "rate_told": lambda env: Twice(env, True), "rate_untold": lambda env: Twice(env, False),
+    "stuck_y": _part(STATE, 1, lambda s: torch.full_like(s, 0.4)),
+    "dead_x": _part(ACTION, 0, lambda a: torch.zeros_like(a)), "limited": _limited, "elsewhere": _elsewhere,
+    "noisy": _noisy, "renamed_state": _renamed(STATE, "observation.proprio"),
+    "renamed_camera": _renamed(SIDE, "observation.images.wrist"),
+    "added": lambda env: Done(env, lambda action, obs: action + obs[STATE]),
+    "height": _part(STATE, 2, lambda s: s + 0.5),
+    "swapped_cameras": lambda env: Seen(env, lambda obs: {**obs, TOP: obs[SIDE], SIDE: obs[TOP]}),
+    "bgr": _images(lambda x: x.flip(-1)), "bgr_side": _images(lambda x: x.flip(-1), SIDE),
+    "dark": _images(lambda x: 0.3 * x), "flipped": _images(lambda x: x.flip(1)), "zoomed": _images(_zoomed),
+    "black_top": _images(torch.zeros_like, TOP), "larger": _larger,
+    "frozen_top": lambda env: Late(env, 0, (TOP,), frozen=True),
+    "late_cameras_6": lambda env: Late(env, 6, (TOP, SIDE)),
+    **{f"late_{k}": (lambda env, k=k: LateActions(env, k)) for k in (3, 5, 14)},
+    **{f"late_sensors_{k}": (lambda env, k=k: Late(env, k)) for k in (2, 8)}}
+OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "half": {"part": 0.4}, "small": {"gripper": 0.004}}
+
+
+def __getattr__(name: str):
+    world, *parts = name.split("__")
+    if world not in ("carry", "reach") or not {*parts} <= {*FAULTS, *OPTIONS}:
+        raise AttributeError(name)
+
+    def factory(rows: int = 1) -> Env:
+        options = {k: v for part in parts for k, v in OPTIONS.get(part, {}).items()}
+        env = Bench(rows, cameras=24 if world == "reach" else 0, **options)
+        for part in parts:
+            env = FAULTS[part](env) if part in FAULTS else env
+        return env
+    return factory

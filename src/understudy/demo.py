@@ -15,9 +15,16 @@ import torch
 from .data.episode import Dataset
 from .data.window import Window
 from .envs import make
-from .evaluate.evaluation import Evaluation, evaluate, recording_seed, verdict
+from .evaluate.evaluation import Evaluation, evaluate, recording_seed, verdict, verdict_parts
 from .evaluate.recording import expert_actor, record_episodes
-from .evaluate.report import write_report
+from .evaluate.report import (
+    closed_loop_section,
+    demonstrations_section,
+    method_notes,
+    next_step_section,
+    training_section,
+    write_page,
+)
 from .execute.chunking import RecedingHorizon
 from .files import write_json
 from .heads.base import Head
@@ -28,22 +35,30 @@ from .learn.behavior_cloning import BehaviorCloning
 from .learn.method import Method, load_actor
 from .learn.train import train
 from .learn.training_curves import TrainingCurves
+from .methods.registry import find_method
 from .policy import PolicyConfig
 
 TASK = "fork"  # around a pillar, left or right: both are equally good, and their mean hits the pillar
 # So many that from any start about as many go left as right: a mean of few leans to one side, and gets by.
 DEMONSTRATIONS, STEPS, EPISODES, SEED = 200, 2000, 200, 0
-NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the name of the run
-PURPOSES = {"flow": "all the ways that were shown", "regression": "their average"}
+N_ACTION_STEPS = 4  # of every chunk that flow matching and mean regression plan
+NAMES = {"flow": "flow matching", "regression": "mean regression", "bc": "bc"}  # by the name of the run
+PURPOSES = {"flow": "learns all the ways that were shown, in chunks of actions",
+            "regression": "has the same network and chunks, and learns the average of the ways",
+            "bc": "is the plainest baseline, as `understudy train bc` makes it: the average, one action at a time"}
+WHY = ("Mean regression fails because it averages the two ways and commits to the average for {steps} steps. bc "
+       "averages them too, but plans again after every step: once it has left the middle, the demonstrations near it "
+       "agree.")
 ROWS = 16  # rows of every batch that a network gets in the evaluation
 
 
 def method(head: Head) -> Method:
-    """The method with this head. The two methods of the demo differ only in their heads."""
-    return Method(PolicyConfig(head, window=Window(2, 8)), RecedingHorizon(4), BehaviorCloning(steps=STEPS))
+    """The method with this head. The first two methods of the demo differ only in their heads."""
+    return Method(PolicyConfig(head, window=Window(2, 8)), RecedingHorizon(N_ACTION_STEPS),
+                  BehaviorCloning(steps=STEPS))
 
 
-METHODS = {"flow": method(Flow()), "regression": method(Regression())}
+METHODS = {"flow": method(Flow()), "regression": method(Regression()), "bc": find_method("bc")}
 Report = Callable[[str], None]
 
 
@@ -54,7 +69,7 @@ def demo(out: Path, *, device: str = "cpu", say: Report, bar) -> dict[str, Evalu
         bar: Called with (title, total). Returns a context manager that gives a function to call after each item.
 
     Returns:
-        The evaluations by name of the run: "flow" and "regression".
+        The evaluations by name of the run: "flow", "regression" and "bc".
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks as small as these gain nothing from more, and lose much on a busy machine
@@ -66,7 +81,7 @@ def demo(out: Path, *, device: str = "cpu", say: Report, bar) -> dict[str, Evalu
 
 def _run_demo(out, device, say, bar):
     began, env = time.perf_counter(), make(TASK, 50)
-    say(f"1/5  {DEMONSTRATIONS} demonstrations by the scripted expert of {TASK!r}: a point that must go round a "
+    say(f"1/6  {DEMONSTRATIONS} demonstrations by the scripted expert of {TASK!r}: a point that must go round a "
         "pillar, on either side")
     with bar("recording", DEMONSTRATIONS) as progress:
         data = record_episodes(
@@ -78,23 +93,31 @@ def _run_demo(out, device, say, bar):
             actor_name="scripted",
             watch=lambda number, episode: progress(),
         )
-    say(f"2/5  What is in them: {summary(data)}")
+    say(f"2/6  What is in them: {summary(data)}")
     for number, (run, chosen) in enumerate(METHODS.items(), 3):
-        say(f"{number}/5  Training: {NAMES[run]}, which learns {PURPOSES[run]}; {STEPS} updates of the same network")
-        train(chosen, data, out / run, seed=SEED, device=device, save_freq=STEPS // 4,
+        updates = chosen.learner.steps
+        say(f"{number}/6  Training: {NAMES[run]}, which {PURPOSES[run]}; {updates} updates")
+        train(chosen, data, out / run, seed=SEED, device=device, save_freq=updates // 4,
               command=command_line("demo", "--out", out.name))
-    say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
+    say(f"6/6  All three in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
     evaluations = {}
     for run, name in NAMES.items():
         with bar(name, EPISODES) as progress:
             evaluations[run] = evaluate(load_actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
                                         watch=lambda number, episode, progress=progress: progress())
     write_json(out / "results.json", results(data, evaluations, env.metadata["optimum"]))
-    write_report(out / "report.html", runs={NAMES[run]: e for run, e in evaluations.items()}, env=env, data=data,
-                 training={NAMES[run]: TrainingCurves.load(out / run) for run in evaluations}, commands=commands(out),
-                 title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
-    say("")
-    say(verdict(evaluations["flow"], evaluations["regression"], names=(NAMES["flow"], NAMES["regression"])))
+    head, certainty, scope = verdict_parts(evaluations["flow"], evaluations["regression"],
+                                           (NAMES["flow"], NAMES["regression"]))
+    rival = " ".join(verdict_parts(evaluations["flow"], evaluations["bc"], (NAMES["flow"], NAMES["bc"]))[:2])
+    why = WHY.format(steps=N_ACTION_STEPS)
+    named = {NAMES[run]: e for run, e in evaluations.items()}
+    curves = {NAMES[run]: TrainingCurves.load(out / run) for run in evaluations}
+    write_page(out / "report.html", f"Three policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}",
+               [closed_loop_section(named, env), training_section(curves), demonstrations_section(data, env),
+                *next_step_section({}, commands(out))],
+               verdict=(head, f"{why} {rival}", f"{certainty} {scope}"), footer=method_notes(list(named.values())))
+    for paragraph in (f"{head} {certainty}", why, rival, scope):
+        say(f"\n{paragraph}")
     say(f"The best possible success in {TASK!r} is {env.metadata['optimum']:.1f}: {env.metadata['success']}.")
     say(f"That took {time.perf_counter() - began:.0f} s. Everything is in {out}")
     return evaluations
@@ -105,9 +128,9 @@ def commands(out: Path) -> list[tuple[str, str]]:
     data = out / "demonstrations"
     return [(command_line("inspect", data), "What is in the demonstrations"),
             (command_line("eval", out / "flow", TASK, "--episodes", 100, "--against", out / "regression", "--seed", 1),
-             "Both again, from other starts"),
+             "Two of them again, from other starts"),
             (command_line("train", "diffusion-policy", data, "--out", out / "mine", "--eval", TASK, "--save-freq", 400),
-             "A third method on the same demonstrations, looked at while it trains")]
+             "Another method on the same demonstrations, looked at while it trains")]
 
 
 def summary(data: Dataset) -> str:
@@ -120,14 +143,15 @@ def summary(data: Dataset) -> str:
 
 def results(data: Dataset, evaluations: dict[str, Evaluation], optimum: float) -> dict:
     """The results as JSON data, without numbers that differ between runs of the demo, such as times."""
-    policies = {}
+    policies: dict[str, dict] = {}
     for run, e in evaluations.items():
         other = next(k for k in evaluations if k != run)
         measures = e.to_json(evaluations[other], other)
         assert e.successes is not None  # the toy tells of success
         policies[run] = {k: v for k, v in measures.items() if k != "seconds"} | {
+            "updates": METHODS[run].learner.steps,
             "each": {"success": e.successes.tolist(), "return": e.episode_returns.tolist()}}
-    return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
+    return {"task": TASK, "optimum": optimum, "seed": SEED,
             "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},
             "policies": policies,
             "verdict": verdict(*(evaluations[name] for name in ("flow", "regression")),

@@ -50,7 +50,7 @@ p{margin:0 0 10px;max-width:74ch} .soft{color:var(--soft)}
 section{margin:46px 0 0} section>p{color:var(--soft);margin-bottom:18px}
 .row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:34px 44px;margin:0 0 30px}
 figure{margin:0;min-width:0;max-width:560px} figcaption{color:var(--soft);font-size:14px;margin-top:8px}
-.single{max-width:480px}
+.single{max-width:480px} .row.three{grid-template-columns:repeat(auto-fit,minmax(min(100%,280px),1fr));gap:34px 28px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:12px;margin:0 0 30px;padding:0}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 16px;margin:0}
 .tile dt{font-size:13px;color:var(--soft)} .tile dd{margin:0;font-size:21px;font-weight:620;letter-spacing:-.01em;
@@ -126,7 +126,8 @@ class Figures(Content):
             "<figure>" + (f"<h3>{escape(title)}</h3>" if title else "") + figure.svg
             + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
             for title, figure, caption in self.items)
-        return f'<div class="row{" single" if len(self.items) == 1 else ""}">{each}</div>'
+        kind = {1: " single", 3: " three"}.get(len(self.items), "")
+        return f'<div class="row{kind}">{each}</div>'
 
 
 @dataclass(frozen=True)
@@ -287,11 +288,11 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
-    return write_page(path, title, sections, verdict=verdict, footer=_method_notes(judged))
+    return write_page(path, title, sections, verdict=verdict, footer=method_notes(judged))
 
 
-def _method_notes(judged: Sequence[Evaluation]) -> str:
-    """Of the intervals and tests on the page, and no others."""
+def method_notes(judged: Sequence[Evaluation]) -> str:
+    """The names of the intervals and tests on the page, for its footer."""
     success = all(e.success is not None for e in judged)
     used = ["Success: Clopper–Pearson intervals."] if judged[0].success is not None else ["Returns: bootstrap."]
     if len(judged) > 1:
@@ -328,8 +329,8 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
             (capitalize_name(name), e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
         figures += [(f"{capitalize_name(name)}: return", plots.histogram(e.episode_returns, "return of an episode"), "")
                     for name, e in runs.items()]
-    if len(runs) == 2:
-        (a, x), (b, y) = runs.items()
+    (a, x), *others = runs.items()
+    for b, y in others:
         p = compare(x, y)
         figures.append(
             (
@@ -348,7 +349,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
     lines = " A solid line succeeds; a dashed one that ends in a cross does not." if ways else ""
     return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
-                   f"{', the same for both' if len(runs) == 2 else ''}.{what}{lines}")
+                   f"{('', ', the same for both', ', the same for all')[min(len(runs), 3) - 1]}.{what}{lines}")
 
 
 def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:

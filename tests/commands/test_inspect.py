@@ -108,3 +108,17 @@ def test_inspect_names_the_learners_for_what_the_episodes_have(call, tmp_path):
     assert [p[1] for p in proposals if p[0] == "train"] == ["bc-gmm"]
     out = call("inspect", tmp_path / "watched")[1]
     assert "There are no actions. bco clones" in out and not [p for p in proposed(out) if p[0] == "train"]
+
+
+def test_inspect_and_train_name_components_that_are_not_learned(call, tmp_path):
+    wave = np.sin(np.arange(40))
+    last_bit = np.float32(1000) + np.spacing(np.float32(1000)) * (wave > 0)
+    observations = np.stack([wave, 3e-8 * wave, last_bit, 3e-6 * wave], 1)
+    data = save(tmp_path / "d.npz", observations=observations.astype(np.float32), steps=(20, 20),
+                actions=np.stack([1e-6 * wave, 2e-6 * wave], 1).astype(np.float32))
+    finding = ("warning: observation.state: policies treat 1 component of 4 as constant, and do not learn what changes "
+               "so little: 1 by 6e-08")
+    out = call("inspect", data)[1]
+    assert finding in out and out.count("as constant") == 1
+    err = call("train", "bc", data, "--out", tmp_path / "run", "--steps", 2)[2]
+    assert finding in err and err.count("as constant") == 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from understudy.core import Batch, Feature, Unsupported, UserError
-from understudy.data import codec
+from understudy.data import running_statistics
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
@@ -115,8 +115,8 @@ def test_one_pass():
 
 
 def test_many_rows_are_sampled_evenly(monkeypatch):
-    monkeypatch.setattr(codec._RunningStatistics, "max_samples", 4096)
-    statistics = codec._RunningStatistics()
+    monkeypatch.setattr(running_statistics.RunningStatistics, "max_samples", 4096)
+    statistics = running_statistics.RunningStatistics()
     for part in torch.arange(200_000.0).unsqueeze(1).split(5000):
         statistics.add(part)
     for q in (0.01, 0.5, 0.99):  # within five standard deviations of an even sample's percentile
@@ -266,3 +266,55 @@ def test_an_observation_of_one_number_a_step_has_statistics():
     coded = fitted.encode_obs({"observation.depth": torch.tensor(column[None, :2])})["observation.depth"]
     torch.testing.assert_close(coded, torch.tensor((column - column.mean()) / column.std())[None, :2], rtol=1e-4,
                                atol=1e-4)
+
+
+def is_learned(spec, action):
+    """For each component of actions (T, A): whether its coded values reach 0.5, and decode undoes them."""
+    codec, action, obs = coder(spec, np.asarray(action)[:, None], np.asarray(action)[:, None])
+    coded = codec.encode(action, obs)
+    change = (codec.decode(coded, obs) - action).abs().amax((0, 1)) <= 1e-5 * action.abs().amax((0, 1))
+    learned = (coded.abs().amax((0, 1)) > 0.5) & change
+    assert torch.equal(learned, codec.encode_obs(obs)[STATE].abs().amax((0, 1)) > 0.5)
+    return learned.tolist()
+
+
+WAVE = np.sin(np.linspace(0, 20, 200))
+
+
+@pytest.mark.parametrize("kind", ("zscore", "minmax", "quantile"))
+@pytest.mark.parametrize("size", (1e-3, 4e-5, 1e-6, 1e-9, 1e-11))
+def test_what_moves_is_learned_in_any_unit(kind, size):
+    assert is_learned(Normalizer(kind, kind), size * np.stack([WAVE, WAVE**2, 0 * WAVE + 1], 1)) == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ("zscore", "minmax", "quantile"))
+def test_units_may_be_mixed_in_a_column(kind):
+    """Encoder ticks beside amperes beside metres for each step."""
+    action = np.stack([2000 + 1000 * WAVE, 3e-4 * WAVE, 2e-6 * WAVE], 1)
+    assert is_learned(Normalizer(kind, kind), action) == [True, True, True]
+
+
+@pytest.mark.parametrize("kind", ("zscore", "minmax", "quantile"))
+@pytest.mark.parametrize("offset", (1.0, -1000.0, 3e6))
+def test_rounding_is_not_learned(kind, offset):
+    """The last bits of float32 around an offset, and what arithmetic with numbers near 1 leaves of a zero."""
+    rng = np.random.default_rng(0)
+    last_bits = np.float32(offset) + np.spacing(np.float32(offset)) * rng.integers(-1, 2, 200)
+    residue = 6e-8 * rng.uniform(-0.5, 0.5, 200)
+    assert is_learned(Normalizer(kind, kind), np.stack([WAVE, last_bits, residue], 1)) == [True, False, False]
+
+
+def test_displacements_are_as_exact_as_the_positions():
+    """The difference of two numbers near 1000 has the rounding of these, and one of numbers near 0 has none."""
+    rng = np.random.default_rng(0)
+    bit = np.spacing(np.float32(1000))
+    state = np.stack([1000 + bit * rng.integers(-1, 2, 200), 1000 + WAVE, 1e-5 * rng.normal(size=200)], 1)
+    action = state + np.stack([bit * rng.integers(-1, 2, 200), 0.01 * WAVE, 2e-6 * WAVE], 1)
+    codec, action, obs = coder(Normalizer(relative=STATE), action[:, None], state[:, None])
+    assert (codec.encode(action, obs).abs().amax((0, 1)) > 0.5).tolist() == [False, True, True]
+
+
+def test_a_floor_can_be_chosen():
+    action = np.stack([WAVE, 1e-3 * WAVE], 1)
+    assert is_learned(Normalizer(min_scale=1e-2), action) == [True, False]
+    assert is_learned(Normalizer(min_scale=0), np.stack([WAVE, 1e-15 * WAVE], 1)) == [True, True]

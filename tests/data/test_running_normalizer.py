@@ -91,3 +91,16 @@ def test_a_training_extends_them_after_each_round_but_the_last(tmp_path):
         seen = np.concatenate([e.steps[column][:len(e)] for data in (first, *rounds) for e in data])
         for own, expected in zip(policy.codec.obs_statistics(column), (seen.mean(0), seen.std(0)), strict=True):
             torch.testing.assert_close(own, torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_small_units_are_seen_and_rounding_is_not():
+    """Both in the first round and in the statistics of two rounds."""
+    rng = np.random.default_rng(0)
+    bit = np.spacing(np.float32(1000))
+    states = [np.stack([1e-6 * rng.normal(size=100), 1000 + bit * rng.integers(-1, 2, 100), rng.normal(size=100)], 1)
+              for _ in range(2)]
+    codec = fitted(RunningNormalizer(), states[0])
+    for _ in range(2):
+        coded = codes(codec, states[1])
+        assert (coded.abs().amax(0) > 1).tolist() == [True, False, True]
+        codec.extend_statistics(scan(states[1]))

@@ -396,3 +396,17 @@ def test_autoregressive_energies_learn_two_ways_in_many_dimensions():
     head = ibc(4, n_negatives=32, autoregressive=True).policy.head
     assert fraction_near(replace(head, width=32), 250, 1e-2) > 0.9
     assert fraction_near(EnergyModel(32, n_candidates=128), 400, 3e-3) < 0.5
+
+
+@pytest.mark.parametrize("size", (1e-6, 1.0))
+@pytest.mark.parametrize("edges", ("uniform", "quantile"))
+def test_bins_and_ranges_have_the_size_of_uncoded_actions(size, edges):
+    """Of a codec that does not scale actions, in any unit."""
+    action = size * torch.linspace(-1, 1, 101).reshape(-1, 1, 1)
+    net = Bins(4, edges).build(MLP(8, 1), 1, HeadSpec(1, 1, 1))
+    Bins(4, edges).fit(net, pairs(action))
+    torch.testing.assert_close(net.edges[0] / size, torch.linspace(-1, 1, 5))
+    head = EnergyModel(margin=0.1)
+    net = head.build(MLP(8, 1), 1, HeadSpec(1, 1, 1))
+    head.fit(net, pairs(action))
+    torch.testing.assert_close(torch.stack([net.low, net.high]).flatten() / size, torch.tensor([-1.2, 1.2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -186,3 +187,17 @@ def test_lerobot_loads_what_was_written(name, checkpoints, arrays, policies, sha
     assert process.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{process.stderr[-3000:]}"
     plan = policy.plan(windows(policy, inputs), noise_of(policy, inputs))
     close(torch.from_numpy(np.load(tmp_path / "chunk.npy")) / policy.action_scale, plan.detach() / policy.action_scale)
+
+
+@pytest.mark.parametrize("size", (1.0, 1e-6))
+def test_lerobot_scales_small_units_as_the_policy_does(policies, checkpoints, tmp_path, size):
+    """LeRobot adds 1e-8 to a standard deviation before it divides."""
+    policy = copy.deepcopy(policies("act_state"))
+    transform = policy.codec.obs_transforms[policy.inputs.index(STATE)]
+    transform.set_statistics(transform.offset, torch.full_like(transform.scale, size))
+    write_lerobot_policy(policy, Method.load(checkpoints["act_state"]).executor, tmp_path / "out")
+    statistics = load_file(tmp_path / "out" / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+    torch.testing.assert_close(statistics[f"{STATE}.std"] + 1e-8, transform.scale, rtol=1e-6, atol=0)
+    transform.set_statistics(transform.offset, torch.full_like(transform.scale, 1e-9))
+    with pytest.raises(Unsupported, match="smaller unit"):
+        write_lerobot_policy(policy, Method.load(checkpoints["act_state"]).executor, tmp_path / "other")

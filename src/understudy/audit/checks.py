@@ -19,11 +19,12 @@ import numpy as np
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
-from ..data.formats.describe import episode_tasks
+from ..data.formats.describe import component_ranges, episode_tasks
 from ..data.formats.parts.column_names import format_list
 from ..data.formats.parts.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
+from ..data.running_statistics import is_constant, unlearned_components
 from ..data.sources import camera_names
 from ..hints import pluralize
 from . import action_motion, label_checks, lerobot_checks
@@ -353,14 +354,20 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
     for name, f in data[0].features().items():
         if role(name) not in ("observation", "action") or f.kind not in ("vector", "discrete") or not f.size:
             continue
-        low, high = _value_range(data, name)
-        still = np.flatnonzero((low == high).reshape(-1))
+        low, high = component_ranges(data, name)
+        still = np.flatnonzero(low == high)
         if len(still):
             labels = [component_names(f)[i] for i in still]
             change = "component of {} never changes" if len(still) == 1 else "components of {} never change"
             yield Finding("constant", "warning" if len(still) == f.size else "note",
                           f"{name}: {len(still)} {change.format(f.size)}: {format_list(labels)}",
                           "leave them out, or find out why they never change", Location(feature=name))
+        if f.kind == "vector" and len(hidden := unlearned_components(low, high, is_constant(low, high))):
+            ranges = [f"{component_names(f)[i]} by {high[i] - low[i]:.3g}" for i in hidden]
+            yield Finding("constant", "warning", f"{name}: policies treat {pluralize(len(hidden), 'component')} of "
+                          f"{f.size} as constant, and do not learn what changes so little: {format_list(ranges)}",
+                          "unless this is noise, store it in a smaller unit, with values near 0",
+                          Location(feature=name))
 
 
 def check_duplicates(data: Dataset) -> Iterator[Finding]:
@@ -408,7 +415,7 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
             flat = np.asarray(episode.steps[name][:len(episode)], np.float64).reshape(len(episode), -1)
             for digest, values in zip(digests, np.ascontiguousarray(flat.T), strict=True):
                 digest.update(values.tobytes())
-        low, high = (x.reshape(-1) for x in _value_range(data, name))
+        low, high = component_ranges(data, name)
         for i, digest in enumerate(digests):
             if low[i] < high[i]:
                 component = f"{name}[{component_names(f)[i]}]" if f.shape else name
@@ -430,7 +437,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
     """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
-            low, high = _value_range(data, name)
+            low, high = component_ranges(data, name)
             remedy = f"if they are quantities: --columns {short_name(name)}={own_columns(data, name)}:quantities"
             if role(name) == "observation" and f.kind == "text":
                 if not _is_text(data, name):
@@ -445,7 +452,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                           "lay arrays of (episodes, steps, components) end to end: array.reshape(-1, components)",
                           Location(feature=name))
         if f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
-            low, high = _value_range(data, name)
+            low, high = component_ranges(data, name)
             has_values = np.isfinite(low)  # finite ones
             if (size := np.abs([low[has_values], high[has_values]]).max(initial=0)) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
@@ -522,7 +529,7 @@ def check_saturation(data: Dataset) -> Iterator[Finding]:
     for name, f in data[0].features().items():
         if role(name) != "action" or f.kind != "vector" or not f.size:
             continue
-        low, high = _value_range(data, name)
+        low, high = (x.reshape(f.shape) for x in component_ranges(data, name))
         at, steps, inside = np.zeros(f.shape), 0, np.zeros(f.shape)
         for episode in data:
             values = episode.steps[name][:len(episode)]
@@ -688,16 +695,3 @@ TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_c
 def _numeric_columns(data) -> list[str]:
     return [n for n, f in data[0].features().items() if f.kind in ("vector", "discrete") and role(n) != "index"
             or n == "timestamp"]
-
-
-def _value_range(data, name) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and largest finite value of each component."""
-    shape = data[0].features()[name].shape
-    low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
-    for episode in data:
-        values = episode.steps[name]
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            values = np.where(np.isfinite(values), values, np.nan)
-        if len(values):
-            low, high = np.fmin(low, np.fmin.reduce(values, 0)), np.fmax(high, np.fmax.reduce(values, 0))
-    return low, high

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Batch, Schema, Unsupported, UserError, part
 from .one_hot import decode_classes, encode_classes
+from .running_statistics import MIN_SCALE, RunningStatistics, Scale
 
 TARGET_TOLERANCE = 1e-3  # largest difference of two values of the same code, in units of the scale of the component
 
@@ -42,6 +43,13 @@ class CodecModule(nn.Module, ABC):
         Returns:
             Such as mean and standard deviation, (*feature) or, with statistics of groups, (G, *feature). The scale of a
             component that is constant in the data is 0, and the center is its value.
+        """
+        return None
+
+    def target_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Center and scale of each component of the target, as `obs_statistics` has those of an observation.
+
+        None if they are not those of the recorded values, such as those of displacements.
         """
         return None
 
@@ -128,9 +136,6 @@ class Codec(ABC):
         """Builds the module, without statistics. `target` is the column to predict."""
 
 
-Scale = Literal["zscore", "minmax", "quantile", "identity"]
-
-
 @part
 class Normalizer(Codec):
     """Shifts and scales each component by statistics of the data.
@@ -152,8 +157,8 @@ class Normalizer(Codec):
             positions become displacements. Executors still see absolute positions.
         components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
             Other components stay absolute. Empty: all components, in order.
-        min_scale: A component with a range of at most this (or of a millionth of its size) counts as constant. The
-            default is that of Diffusion Policy.
+        min_scale: A component counts as constant if its range is at most this fraction of the largest number in its
+            column (of 1 if that is larger), or a millionth of its own size: see `running_statistics.constant_floor`.
         group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
             its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
             so they are coded as 0.
@@ -167,7 +172,7 @@ class Normalizer(Codec):
     target: Scale = "minmax"
     relative: str | None = None
     components: tuple[tuple[int, int], ...] = ()
-    min_scale: float = 1e-4
+    min_scale: float = MIN_SCALE
     group_by: str | None = None
     unscaled: tuple[str, ...] = ()
 
@@ -230,20 +235,26 @@ class _NormalizerModule(CodecModule):
         transform = self.obs_transforms[self.names.index(name)]
         return transform.offset, transform.scale
 
+    def target_statistics(self):
+        if not self.fitted or not self.scales_target or self.config.relative is not None:
+            return None
+        return self.action_transform.offset, self.action_transform.scale
+
     def fit_statistics(self, scan):
-        groups: dict[tuple[int, ...], tuple[list[_RunningStatistics], _RunningStatistics]] = {}
+        groups: dict[tuple[int, ...], tuple[list[RunningStatistics], RunningStatistics]] = {}
         count = 0
         for batch in scan():
             count += len(batch)
-            target = self._add_relative(batch.action.float(), batch.obs, -1)
+            target, action = self._add_relative(batch.action.float(), batch.obs, -1), batch.action.float()
             for key, rows in self._rows_of_groups(batch.obs):
                 if key not in groups:
-                    groups[key] = [_RunningStatistics() for _ in self.names], _RunningStatistics()
+                    groups[key] = [RunningStatistics() for _ in self.names], RunningStatistics()
                 obs_statistics, target_statistics = groups[key]
                 for name, statistics in zip(self.names, obs_statistics, strict=True):
                     x = batch.obs[name][rows, -1]
                     statistics.add(x[batch.obs[name + "?"][rows, -1]] if name + "?" in batch.obs else x)
-                target_statistics.add(target[rows][batch.mask[rows]])
+                mask = batch.mask[rows]
+                target_statistics.add(target[rows][mask], action[rows][mask])  # a difference is as exact as these
         if not count:
             raise UserError("There are no windows to compute statistics from.", hint="Fit on data that have steps.")
         keys = sorted(groups)
@@ -259,7 +270,7 @@ class _NormalizerModule(CodecModule):
         self.count.fill_(count)
         self.fitted = True
 
-    def _set(self, transform: _Affine, statistics: list[_RunningStatistics], keys: list, scale: Scale, where: str):
+    def _set(self, transform: _Affine, statistics: list[RunningStatistics], keys: list, scale: Scale, where: str):
         """Sets a transform from the statistics of each group."""
         grouped = self.config.group_by is not None
         offsets_and_scales = []
@@ -444,71 +455,3 @@ class _Affine(nn.Module):
 
 def _short(numbers: Tensor) -> str:
     return f"({', '.join(f'{x:.4g}' for x in numbers.flatten().tolist())})"
-
-
-class _RunningStatistics:
-    """Merges statistics as Chan et al. (1979). Percentiles are of at most `max_samples` rows, drawn at random."""
-
-    max_samples = 2**18
-
-    def __init__(self):
-        self.count, self.rng = 0, torch.Generator().manual_seed(0)
-
-    def add(self, x: Tensor) -> None:
-        """Adds rows (n, ...)."""
-        if not (n := len(x)):
-            return
-        x = x.reshape(n, -1).cpu().double()
-        mean, squares = x.mean(0), (x - x.mean(0)).square().sum(0)
-        priorities = torch.rand(n, generator=self.rng)
-        if not self.count:
-            self.mean, self.squares, self.min, self.max = mean, squares, x.amin(0), x.amax(0)
-            self.sample, self.priorities = x.float(), priorities
-        else:
-            gap, fraction = mean - self.mean, n / (self.count + n)
-            self.squares = self.squares + squares + gap.square() * self.count * fraction
-            self.mean = self.mean + gap * fraction
-            self.min, self.max = torch.minimum(self.min, x.amin(0)), torch.maximum(self.max, x.amax(0))
-            self.sample = torch.cat([self.sample, x.float()])
-            self.priorities = torch.cat([self.priorities, priorities])
-        if self.priorities.shape[0] > self.max_samples:
-            kept = self.priorities.topk(self.max_samples).indices
-            self.sample, self.priorities = self.sample[kept], self.priorities[kept]
-        self.count += n
-
-    def check_classes(self, num_classes: tuple[int, ...]) -> None:
-        """Raises `UserError` if a row has a class that is not in 0 to num_classes - 1."""
-        if self.count and not ((self.min >= 0) & (self.max < torch.tensor(num_classes))).all():
-            raise UserError(f"The data have classes from {self.min.int().tolist()} to {self.max.int().tolist()}, and "
-                            f"the features say num_classes={num_classes}.", where="the target",
-                            hint="Set num_classes of the target's Feature to cover all classes of the data.")
-
-    def offset_and_scale(self, kind: Scale, min_scale: float, where: str) -> tuple[Tensor, Tensor]:
-        """Returns offset and scale of each component."""
-        if not self.count:
-            raise UserError("The column was observed at no step, so it has no statistics.", where=where,
-                            hint="Leave it out of inputs, or add episodes that have it.")
-        if not (self.min + self.max).isfinite().all():
-            bad = (~(self.min + self.max).isfinite()).nonzero().flatten().tolist()
-            raise UserError(f"There are values that are NaN or infinite in component {bad[0]}.", where=where,
-                            hint="Repair or drop those episodes (understudy inspect names them).")
-        low, high = self.min, self.max
-        constant = high - low <= torch.maximum(torch.full_like(low, min_scale),
-                                               1e-6 * torch.maximum(low.abs(), high.abs()))
-        if kind == "zscore":
-            offset, scale = self.mean.clamp(low, high), (self.squares / self.count).sqrt()
-        else:
-            if kind == "quantile":
-                low_quantile, high_quantile = (self._percentile(q) for q in (0.01, 0.99))
-                # Percentiles do not see a component that changes rarely, such as a gripper.
-                rare = high_quantile - low_quantile <= min_scale
-                low, high = torch.where(rare, low, low_quantile), torch.where(rare, high, high_quantile)
-            offset, scale = (low + high) / 2, (high - low) / 2
-        return offset, torch.where(constant, 0.0, scale)
-
-    def _percentile(self, q: float) -> Tensor:
-        """Interpolates linearly between the two nearest values, as NumPy does."""
-        ordered = self.sample.double().sort(0).values
-        position = q * (ordered.shape[0] - 1)
-        return torch.lerp(ordered[int(position)], ordered[min(int(position) + 1, ordered.shape[0] - 1)],
-                          position - int(position))

@@ -8,6 +8,7 @@ import torch
 
 from ..core import Unsupported, part
 from .codec import Normalizer, _NormalizerModule
+from .running_statistics import constant_floor
 
 LARGEST_CODE = 10.0  # of a component that hardly varied so far, as in VecNormalize of stable-baselines3
 
@@ -41,9 +42,10 @@ class _RunningNormalizerModule(_NormalizerModule):
         for own, other in zip(self.obs_transforms, new.obs_transforms, strict=True):
             gap = other.offset - own.offset
             variance = torch.lerp(own.scale.square(), other.scale.square(), weight) + weight * (1 - weight) * gap**2
-            # Components with a range of at most `min_scale` count as constant. They deviate by half of it at most.
-            scale = torch.where(variance.sqrt() > self.config.min_scale / 2, variance.sqrt(), 0.0)
-            own.set_statistics(own.offset + weight * gap, scale)
+            offset, scale = own.offset + weight * gap, variance.sqrt()
+            # Constant components deviate by half of their largest range at most.
+            floor = constant_floor(offset.abs() + scale, self.config.min_scale) / 2
+            own.set_statistics(offset, torch.where(scale > floor, scale, 0.0))
         self.count += new.count
 
     def encode_obs(self, obs):

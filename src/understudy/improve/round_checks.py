@@ -10,6 +10,7 @@ from ..core import DataWarning
 from ..data.codec import Normalizer
 from ..data.episode import Dataset
 from ..data.formats import check_finite
+from ..data.running_statistics import is_constant
 from ..learn.targets import REWARD
 from ..policy import Policy
 from .gates import INTERVENTION
@@ -38,7 +39,8 @@ def warn_of_hidden_components(policy: Policy, episodes: Dataset) -> None:
         for episode in episodes:
             rows = np.asarray(episode.steps[name])
             observed = rows[np.asarray(episode.steps[name + "?"])] if name + "?" in episode.steps else rows
-            varies |= ~np.isclose(observed, center, rtol=1e-5, atol=codec.min_scale).all(0)
+            low, high = (extreme(np.concatenate([observed, center[None]]), 0) for extreme in (np.min, np.max))
+            varies |= ~is_constant(low, high, codec.min_scale)
         if (hidden := np.argwhere(varies & (scale == 0))).size:
             component = ", ".join(map(str, hidden[0]))
             warnings.warn(f"{name} has components that were constant in the first episodes, such as [{component}], and "

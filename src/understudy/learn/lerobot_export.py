@@ -27,6 +27,7 @@ from ..policy import Policy
 from .lerobot_policies import (
     ACTION,
     ENVIRONMENT,
+    EPS,
     POSTERIOR_OUTPUT,
     STATE,
     TIME_WEIGHT,
@@ -76,7 +77,7 @@ def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str)
         {"registry_name": "to_batch_processor", "config": {}},
         {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
     ]
-    normalizer = {"eps": 1e-8, "features": features, "norm_map": modes}
+    normalizer = {"eps": EPS, "features": features, "norm_map": modes}
     file = "policy_{}_step_{}_{}_processor.safetensors".format
     with whole_folder(folder) as part:
         write_json(part / "config.json", config)
@@ -224,7 +225,9 @@ def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict
             mean = buffers.get(f"{place}.offset", torch.zeros(shape))
             std = buffers.get(f"{place}.scale", torch.ones(shape))
             if column != ACTION:
-                std = torch.where(std > 0, std, CONSTANT_SCALE)
+                _require(not ((std > 0) & (std <= 2 * EPS)).any(), f"the standard deviations of {column}, some of "
+                         f"which are at most {2 * EPS:g}", "store the column in a smaller unit")
+                std = torch.where(std > 0, std - EPS, CONSTANT_SCALE)  # LeRobot divides by the sum of std and EPS
         features[column] = {"type": kind, "shape": shape}
         statistics |= {f"{column}.mean": mean.detach().cpu().clone(), f"{column}.std": std.detach().cpu().clone()}
     return features, dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MEAN_STD"), statistics

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..checkpoint import load_tensors, read_tensors
 from ..core import Feature, Unsupported, UserError
-from ..data.codec import Normalizer, Scale
+from ..data.codec import Normalizer
+from ..data.running_statistics import Scale
 from ..data.window import Window
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
@@ -47,7 +48,7 @@ _DOWNLOAD = "copy or download the folder pretrained_model again"
 _MODES: dict[str, Scale] = {"IDENTITY": "identity", "MEAN_STD": "zscore", "MIN_MAX": "minmax",
                             "QUANTILES": "quantile", "QUANTILE10": "quantile"}
 _LIMITS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
-_EPS = 1e-8  # of LeRobot's normalization, where a file does not say it
+EPS = 1e-8  # of LeRobot's normalization, where a file does not say it
 
 
 def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
@@ -127,10 +128,10 @@ class _Checkpoint:
         """{LeRobot's column: the robot's}, mode by type of feature, statistics (None if among the weights), and eps."""
         modes, path = self.get("normalization_mapping", dict), self.folder / "policy_preprocessor.json"
         if not path.exists():
-            return {}, modes, None, _EPS
+            return {}, modes, None, EPS
         renamed: dict[str, str] = {}
         stored: dict[str, dict[str, Tensor]] = {}
-        eps = _EPS
+        eps = EPS
         for file, normalizer in ((path, "normalizer_processor"),
                                  (self.folder / "policy_postprocessor.json", "unnormalizer_processor")):
             for step in _read_object(file).get("steps", ()):

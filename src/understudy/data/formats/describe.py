@@ -63,6 +63,25 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
     return ranges
 
 
+def component_ranges(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the smallest and the largest finite value of each component of a column where it was observed, (size,).
+
+    They are infinite for a component without finite values.
+    """
+    size = data.features()[column].size
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    for episode in data:
+        values = np.asarray(episode.steps[column])
+        if column + "?" in episode.steps:
+            values = values[np.asarray(episode.steps[column + "?"])]
+        values = values.reshape(len(values), size)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            values = np.where(np.isfinite(values), values, np.nan)
+        if len(values):
+            low, high = np.fmin(low, np.fmin.reduce(values, 0)), np.fmax(high, np.fmax.reduce(values, 0))
+    return low, high
+
+
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
     """Checks that columns are finite.
 

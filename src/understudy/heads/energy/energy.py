@@ -245,7 +245,7 @@ def _fit_range(net, pairs, margin: float) -> None:
     actions = [action[mask] for _, action, mask in pairs()]
     low, high = (torch.stack([f(part, 0).values for part in actions]) for f in (torch.min, torch.max))
     low, high = low.amin(0), high.amax(0)
-    spare = margin * (high - low).clamp(min=1e-3)
+    spare = margin * torch.where(high > low, high - low, 1e-3)
     net.low.copy_(low - spare)
     net.high.copy_(high + spare)
 

@@ -50,8 +50,9 @@ class Bins(LikelihoodHead, TemperatureHead):
         share = np.linspace(0, 1, self.n_bins + 1)
         low, high = actions.min(0), actions.max(0)
         edges = low + share[:, None] * (high - low) if self.edges == "uniform" else np.quantile(actions, share, axis=0)
-        # A component that hardly varies keeps bins of positive width, in which its density is finite.
-        least = np.maximum(1e-3, 1e-6 * (high - low)) / self.n_bins
+        # A constant component, and repeated values, keep bins of positive width, in which their density is finite.
+        reach = high - low
+        least = np.where(reach > 0, np.maximum(1e-3 * np.minimum(reach, 1), 1e-6 * reach), 1e-3) / self.n_bins
         widths = np.maximum(np.diff(edges, axis=0), least)
         edges = edges[0] + np.concatenate([np.zeros_like(edges[:1]), widths.cumsum(0)])
         net.edges.copy_(torch.from_numpy(edges.T))

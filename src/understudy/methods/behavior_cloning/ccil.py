@@ -88,7 +88,8 @@ class CorrectiveLabels(Operation):
                             where=data.metadata.get("path", "data set"), hint="record longer episodes")
         before, after = (_stacked([e.steps[self.column][t + i] for e, t in rows]) for i in (0, 1))
         action = _stacked([e.steps["action"][t] for e, t in rows])
-        scale, change_scale = before.std(0) + 1e-6, (after - before).std(0) + 1e-6
+        # a constant component has an error of 0, in any unit
+        scale, change_scale = (x.std(0).clamp(min=torch.finfo(x.dtype).tiny) for x in (before, after - before))
         error = ((before + self.change(before, action, rows) - after) / change_scale).norm(dim=1)
         goal = after if self.noise else before
         rng = torch.Generator().manual_seed(0)

@@ -217,6 +217,10 @@ def test_what_has_no_meaning_is_refused():
         finally:
             forked.close()
 
+    for parts in (spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1)]), spaces.Dict({"a": spaces.Box(-1, 1)})):
+        with pytest.raises(UserError, match="many: actions of several parts are not supported"):
+            wrap_vector(vectorize(lambda parts=parts: Many(parts), 1), {"env": "many"})
+
     class Own(VectorEnv):
         metadata, num_envs = {"autoreset_mode": AutoresetMode.NEXT_STEP}, 1
     with pytest.raises(UserError, match="cannot be reset one by one"):
@@ -393,7 +397,7 @@ def test_a_degree_of_success_is_refused(theirs):
             return (*super().step(action)[:4], {"success": 0.3})
 
     env = wrap_vector(SyncVectorEnv([Part] * 2), {"env": "part"})
-    with pytest.raises(UserError, match="part: reports a success of 0.3"):
+    with pytest.raises(UserError, match="part: reports success as 0.3, which is not one True or False"):
         rollout(UniformRandomActor(env), env, 2)
 
 

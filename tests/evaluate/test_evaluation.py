@@ -276,7 +276,7 @@ def test_infos_neither_rename_an_episode_nor_tell_degrees_of_success():
     for episode, other in zip(rollout(Counting(), Tells(2, seed=7, number=8), 3, 1), range(3), strict=True):
         assert (episode.metadata["seed"], episode.metadata["number"]) == (1, other)
     assert len(rollout(Counting(), Tells(2, success=1.0), 2)) == 2
-    with pytest.raises(UserError, match="in step: reports a success of 0.5"):
+    with pytest.raises(UserError, match="in step: reports success as 0.5, which is not one True or False"):
         rollout(Counting(), Tells(2, success=0.5), 2)
 
 

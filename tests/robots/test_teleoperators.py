@@ -182,6 +182,10 @@ def test_options_are_those_of_lerobot(folder):
     for invalid_text in ("front", "{front: 1}", "{front: {a: }}", "{front: {a: 1}", "{} x"):
         with pytest.raises(ConfigError, match="does not describe cameras"):
             parse_cameras(invalid_text)
+    for twice in ("{front: {index_or_path: 0}, front: {index_or_path: 1}}",
+                  '{"front": {"index_or_path": 0}, front: {index_or_path: 1}}'):
+        with pytest.raises(ConfigError, match="--robot.cameras: 'front' is given twice"):
+            parse_cameras(twice)
     with pytest.raises(ConfigError, match="did you mean 'so101_follower'"):
         make_robot(RobotConfig("so101_folower"))
     with pytest.raises(UserError, match="there is no calibration.*\n.*robot calibrate --robot so101_follower"):

@@ -10,18 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core import Schema, UserCodeError, UserError
+from ..core import Schema, UserError
 from ..execute.actor import Actor
 
 Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
-
-
-def check_success(success: Tensor, where: str) -> None:
-    """Refuses degrees of success: each would count as a success."""
-    if (degrees := success[(success > 0) & (success < 1)]).numel():
-        raise UserCodeError(f"reports a success of {degrees[0].item():.3g}", where=where,
-                            hint="report True or False, such as whether it is above a bound, and the degree by "
-                                 "another name")
 
 
 @dataclass(frozen=True)

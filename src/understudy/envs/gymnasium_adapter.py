@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -18,13 +18,23 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from ..core import Feature, UserCodeError, UserError
+from ..core import DataWarning, UserCodeError, UserError
 from ..user_code import describe_place, locate_user_error
-from .base import Env, Renderable, StepResult, check_success
+from .base import Env, Renderable, StepResult
+from .flags import SUCCESS_KEYS, check_flags
+from .gymnasium_spaces import (
+    action_feature,
+    action_limits,
+    add_batch_axis,
+    find_misfit,
+    space_columns,
+    space_feature,
+    to_array,
+)
 from .physics import mujoco_model
 from .resting_rows import RestingRows
 
-FLAGS = ("success", "is_success")  # what infos call it
+ACTION_MASK = "action_mask"  # what infos and observations call it
 NEW_API_HINT = (
     "write it for Gymnasium 0.26 or later: reset(*, seed, options) -> (observation, info), and step(action) -> "
     "(observation, reward, terminated, truncated, info)"
@@ -51,29 +61,33 @@ class GymVector(Env):
     """
 
     def __init__(self, vec: VectorEnv, metadata: Mapping[str, Any], lift: tuple[str, ...] = ()):
-        self.vec, self.rows, self.info_flags = vec, vec.num_envs, lift
+        self.vec, self.rows, self.info_flags = vec, vec.num_envs, (*lift, *SUCCESS_KEYS)
+        if isinstance(vec, RestingRows):
+            vec.info_flags = self.info_flags
         self.mode = _autoreset_mode(vec)
         name = str(metadata["env"])
-        self.columns = {
-            _column_name(path, space): (path, space) for path, space in _flatten_space(vec.single_observation_space)
-        }
-        self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
-        self.features["action"] = _action_feature(vec.single_action_space, name)
+        self.columns = space_columns(vec.single_observation_space, name)
+        self.features = {k: space_feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
+        self.features["action"] = action_feature(vec.single_action_space, name)
         self.started, self.finished, self.n_steps = False, np.zeros(self.rows, bool), 0
-        self.metadata = {"success": None, **_action_limits(vec.single_action_space), **metadata}
+        self.metadata = {"success": None, **action_limits(vec.single_action_space), **metadata}
         self.reports_success = False
-        self._probe_success()
+        self._probe_info()
 
-    def _probe_success(self) -> None:
-        """Makes one step, because most environments report success at every step."""
+    def _probe_info(self) -> None:
+        """Makes one step, because most environments report success and action masks at every step."""
         self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
         still = torch.zeros(self.rows, *self.features["action"].shape)
-        self._detect_success_flag(self._step(still)[4])
+        info = self._step(still)[4]
+        self._detect_success_flag(info)
+        if ACTION_MASK in info or any(ACTION_MASK in path for path, _ in self.columns.values()):
+            warnings.warn(f"{self.metadata['env']} reports {ACTION_MASK!r}. Action masks are not supported: policies "
+                          "and random actions may choose actions that it forbids", DataWarning, stacklevel=2)
         self.started, self.n_steps = False, 0
 
     def _detect_success_flag(self, info) -> None:
         merged_info = {**info, **info.get("final_info", {})}
-        if not self.reports_success and (flag := next((f for f in FLAGS if f in merged_info), None)):
+        if not self.reports_success and (flag := next((f for f in SUCCESS_KEYS if f in merged_info), None)):
             self.reports_success = True
             self.metadata = {**self.metadata, "success": self.metadata["success"] or f"info[{flag!r}] at any step"}
 
@@ -99,33 +113,37 @@ class GymVector(Env):
 
     def step(self, action):
         self.check_actions(action)
-        over = torch.from_numpy(self.finished)
-        action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
+        live = ~self.finished
+        action = torch.where(torch.from_numpy(live).unsqueeze(1), action, torch.zeros_like(action))
         resting = np.zeros(self.rows, bool)
         if isinstance(self.vec, RestingRows):
             self.vec.resting = resting = self.finished
         elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # they have to be somewhere to be stepped
             self._restart(self.finished.copy(), [0] * self.rows)
         obs, reward, terminated, truncated, info = self._step(action)
-        self.seen, self.finished = self._to_columns(obs, self.rows), resting | np.asarray(terminated | truncated, bool)
+        terminated, truncated = (check_flags(flags, name, live, self.metadata["env"])
+                                 for name, flags in (("terminated", terminated), ("truncated", truncated)))
+        self.seen, self.finished = self._to_columns(obs, self.rows), resting | terminated | truncated
         self._detect_success_flag(info)
-        flags = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
             for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
                 self._check_last_observation(info["final_obs"][row], row)
-                for name, value in self._to_columns(_add_batch_axis(info["final_obs"][row]), 1).items():
+                for name, value in self._to_columns(add_batch_axis(info["final_obs"][row]), 1).items():
                     self.seen[name][row] = value[0]
-                for k in flags:
-                    flags[k][row] = _info_column(last, k, self.rows)[row]
-        for flag in FLAGS:
-            check_success(torch.from_numpy(flags[flag]), self.metadata["env"])
-        success = np.any([flags.pop(flag) > 0 for flag in FLAGS], axis=0)
-        flags = {k: torch.from_numpy(v > 0) for k, v in flags.items()}
-        if self.reports_success:
-            flags["success"] = torch.from_numpy(success)
+            running, ended = self._flags(info, live & ~self.finished), self._flags(last, live & self.finished)
+            flags = {k: running[k] | ended[k] for k in running}
+        else:
+            flags = self._flags(info, live)
+        success = torch.stack([flags.pop(k) for k in SUCCESS_KEYS]).any(0)
         return StepResult(self._observation(), torch.as_tensor(np.asarray(reward, np.float32)),
-                       torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), flags)
+                          torch.from_numpy(terminated), torch.from_numpy(truncated),
+                          {**flags, **({"success": success} if self.reports_success else {})})
+
+    def _flags(self, info: Mapping[str, Any], live: np.ndarray) -> dict[str, torch.Tensor]:
+        """The flags of an info, (rows,) bool each. They are False where a row is not live, or has none."""
+        return {k: torch.from_numpy(check_flags(info.get(k, [None] * self.rows), k, live, self.metadata["env"]) & live)
+                for k in self.info_flags}
 
     def _check_last_observation(self, last, row) -> None:
         """Raises UserCodeError if `reset` has overwritten the arrays of the last observation."""
@@ -175,7 +193,7 @@ class GymVector(Env):
             try:
                 for key in path:
                     value = value[key]
-                out[name] = _to_array(space, value, rows)
+                out[name] = to_array(space, value, rows)
             except (ValueError, TypeError, LookupError) as error:
                 raise UserCodeError(f"{name} does not fit its space {space}: {error}", where=self.metadata["env"],
                                     hint="correct the observation, or the space that the environment declares"
@@ -207,12 +225,12 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         obs, info = self.env.reset(seed=seed, options=options)
-        self._check("reset", _misfit(self.observation_space, obs, "the observation"))
+        self._check("reset", find_misfit(self.observation_space, obs, "the observation"))
         return obs, info
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._check("step", _misfit(self.observation_space, obs, "the observation"))
+        self._check("step", find_misfit(self.observation_space, obs, "the observation"))
         if np.ndim(reward) or np.asarray(reward).dtype.kind not in "biuf":
             self._check("step", f"the reward is {reward!r} and not a number")
         return obs, reward, terminated, truncated, info
@@ -221,37 +239,6 @@ class CheckedEnv(gymnasium.Wrapper):
         if problem:
             raise UserCodeError(problem, where=describe_place(getattr(self.env.unwrapped, method)),
                                 hint="correct what it returns, or the space that the environment declares")
-
-
-def _misfit(space: spaces.Space, value, name: str) -> str:
-    """How the structure of a value differs from a space, or "" if it does not."""
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
-        if not isinstance(value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)):
-            return f"{name} is a {type(value).__name__}, and its space is a {type(space).__name__}"
-        for key, inner in parts:
-            if key not in (value if isinstance(value, Mapping) else range(len(value))):
-                return f"{name} has no {key!r}, which its space has"
-            if problem := _misfit(inner, value[key], f"{name}[{key!r}]"):
-                return problem
-        return ""
-    if isinstance(space, spaces.Text):
-        return "" if isinstance(value, str) else f"{name} is {value!r}, and its space is text"
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        return f"{name} is no array"
-    if array.shape != (space.shape or ()):
-        return f"{name} has shape {array.shape}, and its space has {space.shape}"
-    numbers = "biuf" if isinstance(space, spaces.Box) and space.dtype.kind == "f" else "biu"
-    if array.dtype.kind not in numbers and not (isinstance(space, spaces.Box) and array.dtype.kind in "biuf"
-                                                and _image_shape(space) is None):
-        return f"{name} holds {array.dtype} and its space {space.dtype}"
-    counts = _num_classes(space)
-    first = np.asarray(getattr(space, "start", 0))
-    if counts is not None and not ((array >= first) & (array < first + np.reshape(counts, array.shape))).all():
-        return f"{name} is {value!r}, which is not in {space}"
-    return ""
 
 
 class RenderableGymVector(GymVector, Renderable):
@@ -388,109 +375,3 @@ def _autoreset_mode(vec):
         raise UserError("AsyncVectorEnv with AutoresetMode.NEXT_STEP needs shared memory, but has "
                         "shared_memory=False", where="gymnasium", hint="use AutoresetMode.DISABLED or SAME_STEP")
     return AutoresetMode(mode)
-
-
-def _flatten_space(space, path=()) -> Iterator[tuple[tuple, spaces.Space]]:
-    if isinstance(space, spaces.Dict):
-        for key, inner in space.items():
-            yield from _flatten_space(inner, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for i, inner in enumerate(space):
-            yield from _flatten_space(inner, (*path, i))
-    else:
-        yield path, space
-
-
-def _column_name(path, space):
-    image = _image_shape(space) is not None
-    name = ".".join(map(str, path)) or ("camera" if image else "state")
-    return name if name.startswith("observation.") else f"observation.images.{name}" if image else f"observation.{name}"
-
-
-def _image_shape(space) -> tuple[int, int, int] | None:
-    """(H, W, C), if it is an image."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return None
-    match space.shape:
-        case (h, w):
-            return h, w, 1
-        case (h, w, (1 | 3) as c) | ((1 | 3) as c, h, w):
-            return h, w, c
-    return None
-
-
-def _feature(space, where) -> Feature:
-    if (picture := _image_shape(space)) is not None:
-        return Feature("uint8", picture, "image")
-    match space:
-        case spaces.Box():
-            return Feature("float32", (math.prod(space.shape),))
-        case spaces.Text():
-            return Feature("uint8", (_text_bytes(space),), "text")
-        case _ if (counts := _num_classes(space)) is not None:
-            return Feature("int64", (len(counts),), "discrete", num_classes=counts)
-    raise UserError(f"{space} is not a space of numbers, images, choices or text", where=where,
-                    hint="wrap the environment (gymnasium.wrappers.FlattenObservation, FilterObservation)")
-
-
-def _action_feature(space, where) -> Feature:
-    feature = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else _feature(space, f"{where}, action")
-    if feature is None or feature.kind not in ("vector", "discrete"):
-        raise UserError(f"actions must be one Box, Discrete, MultiDiscrete or MultiBinary, not {space}",
-                        where=where, hint="wrap the environment so that its action is one of these")
-    return feature
-
-
-def _action_limits(space) -> dict[str, list[float]]:
-    if not isinstance(space, spaces.Box) or not space.is_bounded():
-        return {}
-    return {"low": space.low.reshape(-1).astype(float).tolist(), "high": space.high.reshape(-1).astype(float).tolist()}
-
-
-def _num_classes(space) -> tuple[int, ...] | None:
-    match space:
-        case spaces.Discrete():
-            return (int(space.n),)
-        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
-            return tuple(int(n) for n in space.nvec)
-        case spaces.MultiBinary() if len(space.shape) == 1:
-            return (2,) * space.shape[0]
-    return None
-
-
-def _text_bytes(space: spaces.Text) -> int:
-    """Length of its longest text in UTF-8."""
-    return space.max_length * max(len(c.encode()) for c in space.character_set)
-
-
-def _to_array(space, value, rows) -> np.ndarray:
-    """(rows, *feature) of a batch of one space's values."""
-    if (picture := _image_shape(space)) is not None:
-        value = np.array(value, np.uint8)
-        if space.shape[-1] not in (1, 3) and len(space.shape) == 3:
-            value = np.moveaxis(value, 1, -1)
-        return value.reshape(rows, *picture)
-    if isinstance(space, spaces.Box):
-        return np.array(value, np.float32).reshape(rows, -1)
-    if isinstance(space, spaces.Text):
-        out = np.zeros((rows, _text_bytes(space)), np.uint8)
-        for row, text in enumerate(value):
-            if len(encoded := text.encode()) > out.shape[1]:
-                raise ValueError(f"{text!r} has {len(encoded)} bytes, and its longest text {out.shape[1]}")
-            out[row, :len(encoded)] = np.frombuffer(encoded, np.uint8)
-        return out
-    return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)
-
-
-def _add_batch_axis(value):
-    """A single observation as a batch of one."""
-    if isinstance(value, Mapping):
-        return {k: _add_batch_axis(v) for k, v in value.items()}
-    return tuple(_add_batch_axis(v) for v in value) if isinstance(value, tuple) else [value]
-
-
-def _info_column(info, key, rows) -> np.ndarray:
-    """(rows,) float32 of an info; 0 where a row has none."""
-    if key not in info:
-        return np.zeros(rows, np.float32)
-    return np.array([0.0 if v is None else float(np.asarray(v).reshape(-1)[0]) for v in info[key]], np.float32)

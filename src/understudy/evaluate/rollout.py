@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..core import NonFiniteAction, UserCodeError, UserError, as_seed, keys, put, replaceable, take
 from ..data.episode import Dataset, Episode
-from ..envs.base import Env, check_success
+from ..envs.base import Env, StepResult
+from ..envs.flags import check_flags
 from ..execute.actor import LAST_REWARD, Actor, check_action
 from ..user_code import describe_place
 
@@ -129,11 +130,9 @@ class _RunningEpisodes:
             _check_action_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # actions of rows without an episode are not used
         self.state = dict(state)
-        result = env.step(action)
+        result = _check_flags(env.step(action), live, env)
         if self.clock == 0:
             _check_observation(result.obs, env, "step")
-        if "success" in result.info and result.info["success"].is_floating_point():
-            check_success(result.info["success"], describe_place(env.step))
         if env.features["action"].kind == "discrete":  # a policy plans classes as float32
             action = action.to(env.features["action"].torch_dtype)
         record = {"action": action, "next.reward": result.reward, "next.terminated": result.terminated,
@@ -213,6 +212,18 @@ def _check_observation(obs: Mapping[str, Tensor], env: Env, method: str) -> None
                 where=describe_place(getattr(env, method)),
                 hint=f"its features declare tensors of shape {declared[name]}, rows first" if name in declared
                 else f"its features declare {', '.join(declared)}")
+
+
+def _check_flags(result: StepResult, live: Tensor, env: Env) -> StepResult:
+    """The result with flags of bool. Raises UserCodeError if those of rows with an episode are anything else."""
+    flags = {"terminated": result.terminated, "truncated": result.truncated,
+             **({"success": result.info["success"]} if "success" in result.info else {})}
+    if all(isinstance(f, Tensor) and f.dtype == torch.bool and f.shape == live.shape for f in flags.values()):
+        return result
+    flags = {name: torch.from_numpy(check_flags(values, name, live.numpy(), describe_place(env.step)))
+             for name, values in flags.items()}
+    return replace(result, terminated=flags.pop("terminated"), truncated=flags.pop("truncated"),
+                   info={**result.info, **flags})
 
 
 def _check_action_shape(action: Tensor, env: Env) -> None:

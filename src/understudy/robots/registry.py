@@ -276,14 +276,24 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
     pairs = list(zip(tokens, [*tokens[1:], ""], strict=True))  # each with the one after it
     words = [_as_json(token, after == ":") for token, after in pairs if (token, after) != (",", "}")]
     try:
-        value = json.loads("".join(words))
+        value = json.loads("".join(words), object_pairs_hook=_unique_keys)
         if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
             raise ValueError
+    except ConfigError:  # also a ValueError
+        raise
     except ValueError:
         raise ConfigError(f"{text!r} does not describe cameras", where="--robot.cameras",
                           hint="such as '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'"
                           ) from None
     return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON with these keys. Raises ConfigError if one occurs twice, which json.loads would drop."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{twice!r} is given twice", where="--robot.cameras", hint="give each camera its own name")
+    return dict(pairs)
 
 
 def _as_json(word: str, is_key: bool) -> str:

@@ -184,3 +184,16 @@ def test_frames_of_8_and_of_16_bits_are_not_mixed(kinds, text, tmp_path):
     episode = open_dataset(folder)[0]
     with pytest.raises(UserError, match=text):
         episode.steps[next(name for name in episode.steps if "front" in name)]
+
+
+@pytest.mark.parametrize(("keys", "column"), [
+    (("state", "observation.state"), "observation.state"), (("obs", "state"), "observation.state"),
+    (("actions", "action"), "action"), (("rewards", "next.reward"), "next.reward")])
+def test_arrays_that_would_be_one_column_are_refused(keys, column, tmp_path):
+    arrays = {"observation.state": np.zeros((5, 2)), "action": np.zeros((5, 1)), **dict.fromkeys(keys, np.ones((5, 1)))}
+    if column in arrays and column not in keys:
+        del arrays[column]
+    np.savez(tmp_path / "episode_0.npz", **arrays)
+    with pytest.raises(UserError, match=rf"episode_0.npz, \w.*: .* and .* are both the column {column}") as caught:
+        open_dataset(tmp_path)
+    assert all(key in str(caught.value) for key in keys)

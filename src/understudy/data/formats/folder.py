@@ -30,7 +30,7 @@ from ..sources import MemmapSource
 from .parts import sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import MisreadingWarning, checked_rate, common_arrays, metadata
+from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -202,7 +202,7 @@ class NpzFolderSource(FolderSource):
 
     def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
         """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
-        values, columns, steps = {}, {}, self._steps(arrays)
+        values, columns, keys, steps = {}, {}, {}, self._steps(arrays)
         for key, (shape, dtype) in arrays.headers.items():
             if key == "fps" and shape in ((), (1,)):
                 self._rate(arrays)
@@ -214,6 +214,7 @@ class NpzFolderSource(FolderSource):
             if column or key in ("task", "language_instruction"):
                 f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
                 name, rows = standard_name(key, f.kind), int(shape[0]) if column else steps
+                add_column(keys, name, key, arrays.path)
                 shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
                 columns[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
             else:

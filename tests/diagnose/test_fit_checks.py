@@ -9,7 +9,6 @@ import torch
 from fixtures.runs import made_up, plain
 
 from understudy.data.codec import Normalizer
-from understudy.data.episode import Dataset
 from understudy.diagnose import fit_checks
 from understudy.diagnose.base import ORDER, RunFinding, sort_findings
 from understudy.diagnose.fit_checks import FitErrors
@@ -150,12 +149,6 @@ def test_faults_come_first_and_causes_before_consequences():
              finding("observation-units", "fault")]
     assert [f.code for f in sort_findings(mixed)] == ["observation-units", "underfit", "novel-states", "trials"]
     assert len(set(ORDER)) == len(ORDER)
-
-
-def test_a_data_set_without_numbers_has_no_model():
-    from understudy.diagnose.runner import _motion_model
-
-    assert _motion_model(Dataset([]), {}) is None
 
 
 def test_where_the_policy_succeeds_a_large_error_is_no_fault():

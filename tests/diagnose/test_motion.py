@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from understudy.audit.motion import fit_lags
 from understudy.diagnose.motion import (
     check_motion,
     check_recorded_lag,
-    fit_motion,
+    motion_model,
     trimmed_least_squares,
     unit_of_ratio,
 )
@@ -29,6 +30,10 @@ def episodes(effect=lambda a, s: a, n=12, length=40, delay=0, seed=0, absolute=F
     return out
 
 
+def fit_motion(pairs):
+    return motion_model(fit_lags(pairs))
+
+
 def findings(**change):
     absolute = change.get("absolute", False)
     model = fit_motion(episodes(absolute=absolute))
@@ -39,8 +44,8 @@ def findings(**change):
 def test_the_same_arm_has_no_finding(absolute):
     model = fit_motion(episodes(absolute=absolute))
     assert model.lag == 0 and model.driven == {0: 0, 1: 1}
-    np.testing.assert_allclose(np.diag(model.weights[3:]), 0.1 * np.diag(B), atol=1e-3)
-    assert not list(check_recorded_lag(model)) and not findings(absolute=absolute)
+    np.testing.assert_allclose(model.weights_of_actions, 0.1 * B.T, atol=1e-3)
+    assert not list(check_recorded_lag(fit_lags(episodes(absolute=absolute)), {})) and not findings(absolute=absolute)
 
 
 def only(change, code):
@@ -152,11 +157,37 @@ def test_the_order_of_targets_or_positions(seed):
     assert found == [("component-order", 4)]
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+def shifted(steps, **change):
+    """Episodes whose actions are stored `steps` later, or earlier if it is negative."""
+    return [(s, a[np.clip(np.arange(len(a)) - steps, 0, len(a) - 1)]) for s, a in episodes(n=20, **change)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 13, 20])
 def test_actions_that_are_stored_late(steps):
-    late = [(s, np.concatenate([a[:1].repeat(steps, 0), a[:-steps]])) for s, a in episodes()]
-    finding, = check_recorded_lag(fit_motion(late))
-    assert (finding.code, finding.value) == ("action-shift", -steps)
+    finding, = check_recorded_lag(fit_lags(shifted(steps)), {})
+    assert (finding.code, finding.level, finding.value) == ("action-shift", "fault", -steps)
+    assert f"{steps} step{'s' * (steps > 1)} later" in finding.message and "stored late" in finding.message
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_actions_that_are_stored_early_or_a_robot_that_reacts_late(steps):
+    """The same data. Where the policy acts, the same actions tell."""
+    early, at_once, late = (fit_lags(each) for each in (shifted(-steps), episodes(n=20, seed=1),
+                                                        episodes(n=20, seed=1, delay=steps)))
+    finding, = check_recorded_lag(early, at_once)
+    assert (finding.code, finding.level, finding.value) == ("action-shift", "fault", steps)
+    assert "here the motion follows after 0 steps" in finding.message
+    assert not list(check_recorded_lag(early, late))
+    finding, = check_recorded_lag(early, {})
+    assert finding.level == ("note" if steps < 3 else "warning") and "or the robot reacts late" in finding.message
+
+
+@pytest.mark.parametrize("later", [0, 2])
+def test_a_delay_beyond_that_of_the_data(later):
+    model = fit_motion(episodes(delay=2))
+    assert model.lag == 2
+    findings = check_motion(model, episodes(seed=1, delay=2 + later), NAMES, STATES)
+    assert [(f.code, f.value) for f in findings] == [("latency", later)] * bool(later)
 
 
 def test_too_few_steps_and_actions_without_effect_have_no_model():

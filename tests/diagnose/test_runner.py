@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from understudy.audit.base import component_names
+from understudy.audit.motion import fit_lags
 from understudy.core import role
 from understudy.diagnose import motion
-from understudy.diagnose.runner import PROBES, RecordedActions, _motion_model, _transitions, observe_environment
+from understudy.diagnose.runner import PROBES, RecordedActions, _transitions, observe_environment
 from understudy.envs import make
 from understudy.envs.toys.planar_arms import PlanarArms
 from understudy.evaluate.rollout import rollout
@@ -24,7 +25,7 @@ def test_exchanged_joints_are_no_other_scale(task, arm, found):
     data = rollout(PlanarArms(16, task=task, arm="two").expert(), PlanarArms(16, task=task, arm="two"), 40, seed=1)
     features = {n: f for n, f in data.features().items() if role(n) in ("observation", "action")}
     probes = rollout(RecordedActions.of(data), arm(16, task=task, arm="two"), PROBES, -3)
-    model = _motion_model(data, features)
+    model = motion.motion_model(fit_lags(_transitions(data, features)))
     states = [f"{n}[{part}]" for n, f in features.items() if n != "action" for part in component_names(f)]
     findings = list(motion.check_motion(model, _transitions(probes, features), component_names(features["action"]),
                                         states))

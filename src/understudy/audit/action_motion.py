@@ -1,14 +1,12 @@
 """Checks of how actions fit the motion, with linear one-step models of the data.
 
-The change of the state in a step, s' - s, is predicted from s and the action by least squares over all episodes, in one
-pass. Most robots are not linear, but the error of the model is similar everywhere in clean data. A step with a much
-larger error than all others, or an episode in which the actions do not help the prediction, deserves a look.
+A step with a much larger error than all others, or an episode in which the actions do not help the prediction, deserves
+a look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
@@ -19,8 +17,19 @@ from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 from .base import Finding, Location, component_names, finding_of_episodes, is_numeric
 from .compatibility import unit_of_ratio
+from .motion import (
+    LAGGED_STEPS,
+    STEPS,
+    WIDEST,
+    LeastSquares,
+    MotionFit,
+    best_lag,
+    columns_of_kind,
+    fit_lags,
+    state_change,
+    transitions,
+)
 
-LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its image
 _WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
 _SEEN = 0.7  # largest unexplained fraction of the image change at the best shift
@@ -28,9 +37,6 @@ _USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera n
 _SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
 _ALIKE = 20  # stretches with similar motion that are needed for a finding
 _CHANGES = 0.95  # fraction of them in which the image has to change
-_WIDEST = 160  # largest number of components of states and actions for which a model is fitted
-_STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episodes
-_TOGETHER = 100  # episodes whose squares are summed together
 _FEWEST = 10  # smallest number of steps per fitted parameter
 _JUMP = 12.0  # times the 99th percentile of the error
 _GAP = 2.5  # times the next smaller error
@@ -54,10 +60,10 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
     """Finds steps with a much larger prediction error than all others."""
-    model = _fit_models(data, (0,)).get(0)
+    model = _fit(data)
     if model is None:
         return
-    sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
+    sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, STEPS // 4)]
     scale = np.maximum(np.quantile(np.concatenate(sample), 0.99, axis=0), _FLOOR * model.change + 1e-9)
     large, steps = [], 0
     for e, _, missed in _residuals(data, model):
@@ -92,7 +98,7 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
     """
-    model = _fit_models(data, (0,)).get(0)
+    model = _fit(data)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
     scale = np.sqrt(model.state_only.residual_variance) + _FLOOR * model.change + 1e-9
@@ -120,7 +126,7 @@ def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[
 def _residuals(data, model, most=None):
     """(episode, errors of the model of states (n, D), errors of the model of states and actions (n, D))."""
     for e, s, a in _transitions(data, 1, most):
-        change = _state_change(s)
+        change = state_change(s)
         yield (
             e,
             model.state_only.residual(s[:-1], change),
@@ -130,28 +136,27 @@ def _residuals(data, model, most=None):
 
 def check_action_lag(data: Dataset) -> Iterator[Finding]:
     """Finds the delay of the actions: the number of steps at which they explain the motion best."""
-    models = _fit_models(data, LAGS)
-    if len(models) < len(LAGS):
+    fits = fit_lags((s, a) for _, s, a in _transitions(data, 1, LAGGED_STEPS))
+    if 0 not in fits:
         return
-    explained = {k: 1 - m.unexplained for k, m in models.items()}
-    best = max(explained, key=explained.__getitem__)
-    clear = 1 - explained[best] < 0.5 * (1 - explained[0])
-    if best > 0 and (clear or best > 1 and explained[best] > max(0.1, 1.15 * explained[0])):
+    best, clear = best_lag(fits)
+    explained = {lag: 1 - fit.unexplained for lag, fit in fits.items()}
+    if best < 0 and (clear or best < -1 and explained[best] > max(0.1, 1.15 * explained[0])):
         yield Finding(
             "action-lag",
             "warning",
             f"the motion of a step is explained best by the action "
-            f"{pluralize(best, 'step')} later ({explained[best]:.0%} of what the state leaves open, {explained[0]:.0%} "
-            "by its own action): the actions are stored late, or are what was reached",
+            f"{pluralize(-best, 'step')} later ({explained[best]:.0%} of what the state leaves open, "
+            f"{explained[0]:.0%} by its own action): the actions are stored late, or are what was reached",
             "shift the actions, so that each is in the row of the observation it was chosen from",
             Location(feature="action"),
         )
-    elif best < 0 and clear:
+    elif best > 0 and clear:
         yield Finding(
             "action-lag",
-            "warning" if best < -2 else "note",
+            "warning" if best > 2 else "note",
             f"the motion follows the action after "
-            f"{pluralize(-best, 'step')} ({explained[best]:.0%} of what the state leaves open, "
+            f"{pluralize(best, 'step')} ({explained[best]:.0%} of what the state leaves open, "
             f"{explained[0]:.0%} at once)",
             "a slow robot, or observations stored late",
             Location(feature="action"),
@@ -169,20 +174,20 @@ class CameraLag:
     def __init__(self, data: Dataset, name: str):
         features = data[0].features()
         self.data, self.name, self._brightness = data, name, []
-        self._states = _columns_of_kind(features, "observation")
+        self._states = columns_of_kind(features, "observation")
         self._width = sum(features[n].size for n in self._states)
         self._each = max(1, -(-int(data.lengths.sum()) // _WATCHED))
 
     def needs_episode(self, e: int) -> bool:
         """Whether episode `e` is in the sample that is tested."""
-        return 0 < self._width <= _WIDEST and e % self._each == 0
+        return 0 < self._width <= WIDEST and e % self._each == 0
 
     def add(self, e: int, brightness: list[np.ndarray]) -> None:
         """Adds an episode, with `grid_brightness` of each frame, in order."""
         s = concat_columns(self.data[e], self._states)
         n = min(len(s), len(brightness))
         if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
-            self._brightness.append((_state_change(s[:n]), np.diff(np.stack(brightness[:n]), axis=0)))
+            self._brightness.append((state_change(s[:n]), np.diff(np.stack(brightness[:n]), axis=0)))
 
     def findings(self) -> Iterator[Finding]:
         """Findings of all added episodes."""
@@ -214,7 +219,7 @@ class CameraLag:
             return np.array([np.square(brightness).sum() for _, brightness in pairs])
         unexplained = np.zeros(len(pairs))
         for half in (0, 1):
-            model = _LeastSquares()
+            model = LeastSquares()
             for pair in pairs[1 - half::2]:
                 model.add(*pair)
             model.solve()
@@ -232,7 +237,7 @@ class Stillness:
 
     def __init__(self, data: Dataset, name: str):
         self.data, self.name, self._equal = data, name, {}
-        self._states = _columns_of_kind(data[0].features(), "observation")
+        self._states = columns_of_kind(data[0].features(), "observation")
 
     def add(self, e: int, equal: list[bool]) -> None:
         """Adds an episode, with whether each frame equals the previous one, (T,)."""
@@ -366,7 +371,7 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
     """"positions" or "differences" of each episode, if either fits. `rates`, (D,), marks velocities in the state."""
     kinds: dict[int, str] = {}
     for e, s, a in _transitions(data, 8):
-        after, change = s[1:], _state_change(s)
+        after, change = s[1:], state_change(s)
         moving = (np.std(change, 0) > 1e-9 * (1 + np.abs(after).max(0)))
         places = moving if rates is None else moving & ~rates
         if not moving.any() or not (np.std(a, 0) > 0).any():
@@ -386,9 +391,9 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
 def _rates(data: Dataset) -> np.ndarray:
     """(D,) True for components of the state that are proportional to the change of another, without an offset."""
     sums = 0.0
-    for _, s, _ in _transitions(data, 8, _STEPS):
-        change = _state_change(s)
-        if change.shape[1] > _WIDEST:
+    for _, s, _ in _transitions(data, 8, STEPS):
+        change = state_change(s)
+        if change.shape[1] > WIDEST:
             return np.zeros(change.shape[1], bool)
         one = np.ones((len(change), 1))
         x = np.concatenate([s[1:], change, one], 1)
@@ -417,7 +422,7 @@ def check_component_pairs(data: Dataset) -> Iterator[Finding]:
     if (pairs := _pairs(data)) is None:
         return
     features = data[0].features()
-    names = [f"{column}[{part}]" for column in _columns_of_kind(features, "action")
+    names = [f"{column}[{part}]" for column in columns_of_kind(features, "action")
              for part in component_names(features[column])]
     episodes, (correlations, ratios) = np.array(list(pairs)), np.stack(list(pairs.values()), 1)  # (E,), (E, A, D) each
     tight = np.abs(correlations) > _TIGHT
@@ -489,9 +494,9 @@ def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
     """
     kinds: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = {}, {}
     for e, s, a in _transitions(data, 8):
-        if s.shape[1] + a.shape[1] > _WIDEST:
+        if s.shape[1] + a.shape[1] > WIDEST:
             return None
-        for pairs, motion in zip(kinds, (s[1:], _state_change(s)), strict=True):
+        for pairs, motion in zip(kinds, (s[1:], state_change(s)), strict=True):
             pairs[e] = np.stack([_correlation(a, motion), (a.std(0)[:, None] + 1e-12) / (motion.std(0) + 1e-12)])
     if len(kinds[0]) < 5:
         return None
@@ -510,12 +515,12 @@ def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: i
     """
     if not len(few) or len(many) < 3:
         return False
-    model = _fit_models(data.select(many.tolist()), (0,)).get(0)
+    model = _fit(data.select(many.tolist()))
     if model is None:
         return False
     missed = []
-    for _, s, a in _transitions(data.select(few.tolist()), 8, _STEPS):
-        motion = _state_change(s)
+    for _, s, a in _transitions(data.select(few.tolist()), 8, STEPS):
+        motion = state_change(s)
         missed.append([model.state_only.residual(s[:-1], motion)[:, component], *(
             model.state_action.residual(_state_action(s[:-1], actions), motion)[:, component]
             for actions in (a, change(a)))])
@@ -528,13 +533,13 @@ def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: i
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
     """Fractions of the motion that a linear model of `many` explains in `many` and `few`. None without enough steps."""
-    pairs = list(_transitions(data.select(many), 8, _STEPS))
-    if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > _WIDEST:
+    pairs = list(_transitions(data.select(many), 8, STEPS))
+    if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > WIDEST:
         return None
-    plain, full = _LeastSquares(), _LeastSquares()
+    plain, full = LeastSquares(), LeastSquares()
     for _, s, a in pairs:
-        plain.add(s[:-1], _state_change(s))
-        full.add(_state_action(s[:-1], a), _state_change(s))
+        plain.add(s[:-1], state_change(s))
+        full.add(_state_action(s[:-1], a), state_change(s))
     if full.n < _FEWEST * width:
         return None
     plain.solve(), full.solve()
@@ -542,8 +547,8 @@ def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[fl
     if not moved.any():
         return None
     missed, open_, n = np.zeros(1), np.zeros(1), 0
-    for _, s, a in _transitions(data.select(few), 8, _STEPS):
-        change = _state_change(s)
+    for _, s, a in _transitions(data.select(few), 8, STEPS):
+        change = state_change(s)
         missed = missed + np.square(full.residual(_state_action(s[:-1], a), change)).sum(0)
         open_, n = open_ + np.square(plain.residual(s[:-1], change)).sum(0), n + len(change)
     # in slow motion, a small error must not count as a large one
@@ -605,118 +610,22 @@ def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
 
 
 def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(episode, states (n + 1, D), actions (n, A)) for the n steps with a known next state."""
+    """See `transitions`, of all numeric columns."""
     features = data[0].features()
-    states, actions = _columns_of_kind(features, "observation"), _columns_of_kind(features, "action")
-    if not states or not actions:
-        return
-    each = 1 if most is None else max(1, -(-int(data.lengths.sum()) // most))
-    for e in range(0, len(data), each):
-        episode = data[e]
-        s, a = concat_columns(episode, states), concat_columns(episode, actions)
-        n = min(len(s) - 1, len(a), len(episode))
-        if n >= fewest and np.isfinite(s[:n + 1]).all() and np.isfinite(a[:n]).all():
-            yield e, s[:n + 1], a[:n]
+    return transitions(data, columns_of_kind(features, "observation"), columns_of_kind(features, "action"), fewest,
+                       most)
 
 
-def _columns_of_kind(features, kind) -> list[str]:
-    return [n for n, f in features.items() if role(n) == kind and f.kind == "vector" and f.dtype != "bool" and f.size]
+def _fit(data: Dataset) -> MotionFit | None:
+    """The model of the motion. None without enough steps."""
+    return fit_lags(((s, a) for _, s, a in _transitions(data, 1, STEPS)), (0,)).get(0)
 
 
 def _state_action(s, a):
     return np.concatenate([s, a], 1)
 
 
-def _state_change(s: np.ndarray) -> np.ndarray:
-    """s' - s. An angle that wraps takes the short way around."""
-    change = np.diff(s, axis=0)
-    wraps = (np.abs(change) > np.pi) & (np.abs(change) <= 2 * np.pi + 1e-3) & (np.abs(s).max(0) <= 2 * np.pi + 1e-3)
-    return np.where(wraps, change - 2 * np.pi * np.sign(change), change)
-
-
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
     a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
     return a.T @ b / len(a)
-
-
-class _LeastSquares:
-    """Least squares of y on [1, x], accumulated piece by piece."""
-
-    def __init__(self):
-        self.xx = self.xy = self.yy = self.y = 0.0
-        self.n, self.shift = 0, None
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        if self.shift is None:  # close to the mean, so that squares keep their precision
-            self.shift = x.mean(0)
-        x = np.concatenate([np.ones((len(x), 1)), x - self.shift], 1)
-        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
-        self.yy, self.y, self.n = self.yy + np.square(y).sum(0), self.y + y.sum(0), self.n + len(x)
-
-    def solve(self) -> _LeastSquares:
-        scale = 1 / np.sqrt(np.maximum(np.diag(self.xx), 1e-12 * self.n))
-        small = self.xx * scale[:, None] * scale
-        small[np.diag_indices_from(small)] += 1e-9
-        self.weights = scale[:, None] * np.linalg.solve(small, scale[:, None] * self.xy)
-        self.variance = np.maximum(self.yy / self.n - np.square(self.y / self.n), 0)
-        return self
-
-    def residual(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return y - self.weights[0] - (x - self.shift) @ self.weights[1:]
-
-    @property
-    def residual_variance(self) -> np.ndarray:
-        """(D,) mean squared error on the data of the fit."""
-        return np.maximum(self.yy - 2 * (self.weights * self.xy).sum(0)
-                          + np.einsum("ij,ik,kj->j", self.weights, self.xx, self.weights), 0) / self.n
-
-
-@dataclass(frozen=True)
-class _MotionModel:
-    state_only: _LeastSquares  # on the state alone
-    state_action: _LeastSquares  # and the action
-
-    @property
-    def change(self) -> np.ndarray:
-        return np.sqrt(self.state_only.variance)
-
-    @property
-    def unexplained(self) -> float:
-        """Fraction of the error of the model of states that remains with the action, mean over components."""
-        live = self.state_only.residual_variance > 1e-6 * self.state_only.variance + 1e-18
-        if not live.any():
-            return 1.0
-        return float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
-
-
-def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
-    """Fits models in one pass, for all lags with enough steps."""
-    features = data[0].features()
-    n_states, n_actions = (sum(features[n].size for n in _columns_of_kind(features, kind))
-                           for kind in ("observation", "action"))
-    width = n_states + n_actions
-    if not n_states or not n_actions or width > _WIDEST:
-        return {}
-    sums, waiting = {lag: (_LeastSquares(), _LeastSquares()) for lag in lags}, {lag: [] for lag in lags}
-
-    def add(lag):
-        s, a, change = (np.concatenate(column) for column in zip(*waiting[lag], strict=True))
-        plain, full = sums[lag]
-        plain.add(s, change)
-        full.add(_state_action(s, a), change)
-        waiting[lag].clear()
-    for _, s, a in _transitions(data, 1, _STEPS):
-        motion = _state_change(s)
-        for lag in lags:
-            margin = 0 if lag == 0 else max(LAGS)
-            if len(a) > 2 * margin:
-                at = slice(margin, len(a) - margin)
-                waiting[lag].append((s[at], a[margin + lag:len(a) - margin + lag], motion[at]))
-                if len(waiting[lag]) == _TOGETHER:
-                    add(lag)
-    for lag in lags:
-        if waiting[lag]:
-            add(lag)
-    return {lag: _MotionModel(plain.solve(), full.solve()) for lag, (plain, full) in sums.items()
-            if full.n >= max(100, _FEWEST * width)}

@@ -7,7 +7,7 @@ action from that of the state, which episodes of the policy cannot: its actions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,23 +15,24 @@ import numpy as np
 
 from ..audit.base import Location
 from ..audit.compatibility import unit_of_ratio
+from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, state_change
 from ..data.formats.parts.column_names import format_list
+from ..hints import pluralize
 from .base import RunFinding
 
-Episodes = Sequence[tuple[np.ndarray, np.ndarray]]  # states (n + 1, D) and actions (n, A) of each
+Episodes = Sequence[Transitions]
 
-LAGS = range(-2, 5)  # steps from an action to the motion that it explains
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
-CLEAR = 0.5  # factor by which another lag or order has to reduce what is unexplained
 EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
 GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
 HARDLY = 0.05  # effect of an action of another joint, or of a motor that is off
 OFFSET = 0.25  # of the standard deviation of the action
-STRONG = 0.3  # effect of an action component on what it drives, see `_LagFit.strongest`
+STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
 BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
 NEAR, AGREE, RANGE = 0.1, 0.3, 0.5  # see _constant_difference
 CONVENTION = 0.5  # of the dependence on the position that another convention would bring
+SLOW = 2  # steps by which many robots react late
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,48 @@ class MotionModel:
 
     Attributes:
         lag: Steps from an action to the motion that it explains.
-        unexplained: For each lag, the unexplained fraction of the change of the driven components.
         driven: For each action component that drives one, the component of the state.
-        weights: Of 1, the state and the action, (1 + D + A, D).
     """
 
+    fit: MotionFit
     lag: int
-    unexplained: dict[int, float]
     driven: dict[int, int]
-    weights: np.ndarray
-    action_mean: np.ndarray
-    action_std: np.ndarray
-    state_mean: np.ndarray
-    change_std: np.ndarray
+
+    @property
+    def weights_of_states(self) -> np.ndarray:
+        """The change by the state, (D, D)."""
+        return self.fit.state_action.weights[1:-self.fit.n_actions]
+
+    @property
+    def weights_of_actions(self) -> np.ndarray:
+        """The change by the action, (A, D)."""
+        return self.fit.state_action.weights[-self.fit.n_actions:]
+
+    @property
+    def action_std(self) -> np.ndarray:
+        return self.fit.state_action.spread[-self.fit.n_actions:]
+
+    @property
+    def unexplained(self) -> float:
+        """Unexplained fraction of the change of the driven components."""
+        return float(self.fit.unexplained_parts[sorted(set(self.driven.values()))].mean())
+
+    def missed(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        """Errors of the predicted changes, (N, D)."""
+        return self.fit.state_action.residual(np.concatenate([states, actions], 1), changes)
 
     def error(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
         """Error of the predicted changes: usual changes, the mean of the driven components.
 
         It is the median of the steps in which a component moves, so that speed limits and contacts matter little.
         """
-        missed = np.abs(changes - self.weights[0] - np.concatenate([states, actions], 1) @ self.weights[1:])
-        return float(np.mean([_median_error(missed[:, d], self.is_free(changes, d)) / self.change_std[d]
+        missed = np.abs(self.missed(states, actions, changes))
+        return float(np.mean([_median_error(missed[:, d], self.is_free(changes, d)) / self.fit.change[d]
                               for d in sorted(set(self.driven.values()))]))
 
     def is_free(self, changes: np.ndarray, d: int) -> np.ndarray:
         """Steps in which a component of the state moves, (N,): it neither rests nor is at a wall."""
-        return np.abs(changes[:, d]) > BLOCKED * self.change_std[d]
+        return np.abs(changes[:, d]) > BLOCKED * self.fit.change[d]
 
 
 @dataclass(frozen=True)
@@ -84,35 +101,48 @@ class _Effect:
     moved_by: int
 
 
-def fit_motion(episodes: Episodes) -> MotionModel | None:
-    """Fits the model. None without enough steps, or if actions explain no motion."""
-    fits = {lag: _fit_lag(episodes, lag) for lag in LAGS}
-    best = {lag: fit for lag, fit in fits.items() if fit is not None}
-    if not best:
+def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
+    """The model with the clear lag. None without enough steps, or if actions explain no motion."""
+    if 0 not in fits:
         return None
-    lag = min(best, key=lambda k: np.sort(best[k].unexplained)[:best[k].n_actions].mean())
-    if lag != 0 and 0 in best and not _is_clear(best[lag].unexplained, best[0].unexplained, best[0].n_actions):
-        lag = 0
-    fit = best[lag]
-    driven = {i: d for i, (d, effect) in enumerate(fit.strongest()) if fit.unexplained[d] < DRIVEN and effect > STRONG}
-    if not driven:
-        return None
-    components = sorted(set(driven.values()))
-    unexplained = {k: float(f.unexplained[components].mean()) for k, f in best.items()}
-    return MotionModel(lag, unexplained, driven, fit.weights, fit.actions.mean(0), fit.actions.std(0),
-                       fit.states.mean(0), fit.change_std)
+    lag = clear_lag(fits)
+    fit = fits[lag]
+    driven = {i: d for i, (d, effect) in enumerate(fit.strongest())
+              if fit.unexplained_parts[d] < DRIVEN and effect > STRONG}
+    return MotionModel(fit, lag, driven) if driven else None
 
 
-def check_recorded_lag(model: MotionModel) -> Iterator[RunFinding]:
-    """Finds recorded actions that are stored some steps too late or too early."""
-    if model.lag == 0:
+def clear_lag(fits: Mapping[int, MotionFit]) -> int:
+    """The lag at which actions explain the motion clearly better than at once, or else 0."""
+    best, is_clear = best_lag(fits)
+    return best if is_clear else 0
+
+
+def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFit]) -> Iterator[RunFinding]:
+    """Finds recorded actions that are stored some steps too late or too early.
+
+    Where the robot reacts late, actions explain a later motion, although they are in the right rows. Where the policy
+    acts the same actions then explain a motion that is as late.
+
+    Args:
+        fits: Those of the data, by their lag.
+        new: Those of episodes that repeat the actions where the policy acts. Empty for none.
+    """
+    if 0 not in fits or (lag := clear_lag(fits)) == 0:
         return
-    late = "late" if model.lag < 0 else "early"
+    usual = clear_lag(new) if 0 in new else 0
+    steps = lag - max(usual, 0)
+    if lag > 0 and steps == 0:
+        return
+    is_certain = lag < 0 or 0 in new
+    explained = {k: f"{1 - fits[k].unexplained:.0%}" for k in (0, lag)}
     yield RunFinding(
-        "action-shift", "fault", f"in the data, the motion of a step is explained best by the action "
-        f"{abs(model.lag)} step{'s' * (abs(model.lag) > 1)} {'later' if model.lag < 0 else 'before'} "
-        f"({1 - model.unexplained[model.lag]:.0%} of what the state leaves open, {1 - model.unexplained[0]:.0%} by its "
-        f"own action): the actions are stored {late}, or the robot reacts late", model.lag, (0, 0),
+        "action-shift", "fault" if is_certain else "warning" if lag > SLOW else "note",
+        f"in the data, the motion of a step is explained best by the action {pluralize(abs(lag), 'step')} "
+        f"{'later' if lag < 0 else 'before'} ({explained[lag]} of what the state leaves open, {explained[0]} by its "
+        f"own action): the actions are stored {'late' if lag < 0 else 'early'}"
+        + ("" if lag < 0 else f", because here the motion follows after {pluralize(usual, 'step')}" if is_certain else
+           ", or the robot reacts late"), steps, (0, 0),
         "shift the actions so that each is in the row of the observation it was chosen from, and train again",
         ("audit", "DATA"), Location(feature="action"))
 
@@ -132,8 +162,7 @@ def check_motion(model: MotionModel, probes: Episodes, action_names: Sequence[st
         free = model.is_free(changes, d)
         if free.sum() < _least_rows(model):
             continue
-        open_change = changes[free, d] - model.weights[0, d] - states[free] @ model.weights[1:1 + states.shape[1], d]
-        effects[i] = _compare_effect(model, i, d, open_change, states[free], actions[free])
+        effects[i] = _compare_effect(model, i, d, states[free], actions[free], changes[free])
     fitted = float(np.mean([e.error for e in effects.values()])) if len(effects) == len(model.driven) else np.inf
     finding = (_check_rearranged(model, probes, fitted, action_names, state_names)
                or _check_refitted_lag(model, probes))
@@ -141,7 +170,7 @@ def check_motion(model: MotionModel, probes: Episodes, action_names: Sequence[st
 
 
 def _least_rows(model: MotionModel) -> int:
-    return 5 * (2 + len(model.action_std))
+    return 5 * (2 + model.fit.n_actions)
 
 
 def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, action_names: Sequence[str],
@@ -154,7 +183,7 @@ def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, actio
         fitted: Error with the best scale, offset and convention of each component. If it is much smaller, these explain
             the motion.
     """
-    own = _rows(probes, model.lag, range(model.lag, model.lag + 1))
+    own = _rows(probes, model.lag)
     if len(own[0]) < _least_rows(model):
         return None
     order, ordered = _best_order(model, *own)
@@ -221,10 +250,9 @@ def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, act
 def _check_refitted_lag(model: MotionModel, probes: Episodes) -> RunFinding | None:
     """Another delay, if a model that is fitted to the new motion explains much more with it."""
     components = sorted(set(model.driven.values()))
-    fits = {lag: fit for lag in LAGS if (fit := _fit_lag(probes, lag)) is not None}
-    if model.lag not in fits:
+    unexplained = {lag: float(fit.unexplained_parts[components].mean()) for lag, fit in fit_lags(probes).items()}
+    if model.lag not in unexplained:
         return None
-    unexplained = {lag: float(f.unexplained[components].mean()) for lag, f in fits.items()}
     lag = min(unexplained, key=unexplained.__getitem__)
     if lag == model.lag or unexplained[lag] >= min(CLEAR * unexplained[model.lag], DRIVEN):
         return None
@@ -242,31 +270,34 @@ def _latency(steps: int, evidence: str) -> RunFinding:
         ("replay", "DATA", "ENV"), Location(feature="action"))
 
 
-def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray, states: np.ndarray,
-                    actions: np.ndarray) -> _Effect:
+def _compare_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
+                    ) -> _Effect:
     """The gain of an action component, its offset in standard deviations, and how much more it depends on the state.
 
     1 more means that what acts adds the state to the action, -1 that it subtracts it. Only what many steps have in
     common is an offset: an average would also have the pushes of contacts.
     """
-    weights_of_actions = model.weights[1 + states.shape[1]:, d]
-    effect = weights_of_actions[i]
+    weights_of_actions = model.weights_of_actions[:, d]
+    effect, usual = weights_of_actions[i], model.fit.change[d]
     spread = max(model.action_std[i], 1e-9)
-    executed = (open_change - actions @ weights_of_actions) / effect + actions[:, i]
+    missed = model.missed(states, actions, changes)[:, d]
+    executed = missed / effect + actions[:, i]
     if (constant := _constant_difference(executed / spread, actions[:, i] / spread)) is not None:
         missed = np.abs(effect * (executed - actions[:, i] - spread * constant))
-        return _Effect(1.0, constant, 0.0, float(np.median(missed) / model.change_std[d]), i)
-    place = actions - model.action_mean
-    position = states[:, d] - model.state_mean[d]
-    columns = np.column_stack([np.ones(len(place)), place, position])
+        return _Effect(1.0, constant, 0.0, float(np.median(missed) / usual), i)
+    center = model.fit.state_action.shift
+    place = actions - center[-actions.shape[1]:]
+    moved = [d, *sorted({*model.driven.values()} - {d})]
+    columns = np.column_stack([np.ones(len(place)), states[:, moved] - center[moved], place])
+    open_change = missed + actions @ weights_of_actions
     weights, errors = trimmed_least_squares(columns, open_change)
-    gain, extra = weights[1 + i] / effect, weights[-1] / effect
-    convention = float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
+    gain, extra = weights[1 + len(moved) + i] / effect, weights[1] / effect
+    convention = float(extra) if abs(extra) > 4 * errors[1] / abs(effect) else 0.0
     missed = np.abs(open_change - columns @ weights)
-    more = np.abs(weights[1:-1] - weights_of_actions) / np.abs(effect)  # what each component does beyond the data
+    more = np.abs(weights[1 + len(moved):] - weights_of_actions) / np.abs(effect)  # beyond the data
     more[i] = abs(gain)
     other = int(np.argmax(more))
-    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / model.change_std[d]),
+    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / usual),
                    other if more[other] > GAINS[0] / 2 else i)
 
 
@@ -362,61 +393,14 @@ def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
     return weights, np.sqrt(np.maximum(np.diag(inverse), 0) * variance)
 
 
-@dataclass(frozen=True)
-class _LagFit:
-    """A linear model of the motion for one lag. Unexplained: fraction of the error without the action, (D,)."""
-
-    weights: np.ndarray
-    unexplained: np.ndarray
-    states: np.ndarray
-    actions: np.ndarray
-    open_std: np.ndarray
-    change_std: np.ndarray
-
-    @property
-    def n_actions(self) -> int:
-        return self.actions.shape[1]
-
-    def strongest(self) -> list[tuple[int, float]]:
-        """For each action component, the component of the state on which it has the largest effect, and that effect.
-
-        Effects are standard deviations, as fractions of what the state leaves open.
-        """
-        effect = np.abs(self.weights[1 + self.states.shape[1]:]) * self.actions.std(0)[:, None]
-        return [(int(np.argmax(row)), float(row.max())) for row in effect / self.open_std]
-
-
 def _median_error(missed: np.ndarray, free: np.ndarray) -> float:
     return float(np.median(missed[free])) if free.any() else 0.0
 
 
-def _is_clear(candidate: np.ndarray, usual: np.ndarray, count: int) -> bool:
-    return np.sort(candidate)[:count].mean() < CLEAR * np.sort(usual)[:count].mean()
-
-
-def _fit_lag(episodes: Episodes, lag: int) -> _LagFit | None:
-    if not episodes:
-        return None
-    states, actions, changes = _rows(episodes, lag)
-    if len(states) < max(50, 5 * (1 + states.shape[1] + actions.shape[1])):
-        return None
-    one = np.ones((len(states), 1))
-    without = np.concatenate([one, states], 1)
-    plain = changes - without @ np.linalg.lstsq(without, changes, rcond=1e-9)[0]
-    both = np.concatenate([without, actions], 1)
-    weights = np.linalg.lstsq(both, changes, rcond=1e-9)[0]
-    missed = changes - both @ weights
-    open_std = plain.std(0)
-    # otherwise the state alone predicts the motion, or nothing moves, or it is a flag
-    live = (open_std > 1e-6 + 1e-3 * changes.std(0)) & [len(np.unique(column[:1000])) > 3 for column in states.T]
-    unexplained = np.where(live, np.square(missed).mean(0) / np.maximum(np.square(plain).mean(0), 1e-18), 1.0)
-    return _LagFit(weights, unexplained, states, actions, np.where(live, open_std, np.inf), changes.std(0))
-
-
-def _rows(episodes: Episodes, lag: int, lags: range = LAGS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """States, actions `lag` steps before, and changes of the states, at the same steps for each lag of `lags`."""
-    first, last = max(0, *lags), max(0, *(-each for each in lags))
-    parts = [(s[first:len(a) - last], a[first - lag:len(a) - last - lag], np.diff(s, axis=0)[first:len(a) - last])
+    first, last = max(0, lag, *lags), max(0, -lag, *(-each for each in lags))
+    parts = [(s[first:len(a) - last], a[first - lag:len(a) - last - lag], state_change(s)[first:len(a) - last])
              for s, a in episodes if len(a) > first + last]
     if not parts:
         (s, a), *_ = episodes

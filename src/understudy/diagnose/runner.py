@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..audit.base import component_names
+from ..audit.motion import LAGGED_STEPS, Transitions, fit_lags, transitions
 from ..core import Feature, Schema, Unsupported, role
 from ..data.episode import Dataset, concat_columns
 from ..data.formats.parts.column_names import format_list
@@ -142,10 +143,12 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
             checked += ["fit", "statistics", "recorded actions", "deployed actor"]
         except (Unsupported, NoActions) as error:  # no recorded action is one of this policy
             unchecked.append(f"fit, statistics and actions: {error.problem}")
+        findings += _lag_findings(recorded, observed)
     if observed is None:
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
     else:
-        findings += _observed_findings(trained, recorded, observed)
+        is_shifted = any(f.code == "action-shift" for f in findings)
+        findings += _observed_findings(trained, recorded, observed, is_shifted)
         successes = _successes(observed)
         findings = fit_checks.without_failures(findings, successes)
         if successes and not any(f.level == "fault" for f in findings):
@@ -176,8 +179,6 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     if not (has_latent_actions(method) or method.wrapper or method.transforms or policy.config.window.goals):
         actor = trained.actor(features=data.features())
         yield from fit_checks.check_serving(policy, actor, data.select(sampled))
-    if (model := _motion_model(data, data.features())) is not None:
-        yield from motion.check_recorded_lag(model)
 
 
 def _prediction(trained: TrainedRun, data: Dataset) -> ActionPrediction:
@@ -201,7 +202,8 @@ def _successes(observed: Observed) -> list[bool]:
     return [bool(e.metadata["success"]) for e in observed.episodes if "success" in e.metadata]
 
 
-def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed) -> Iterator[RunFinding]:
+def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed, is_shifted: bool
+                       ) -> Iterator[RunFinding]:
     policy = trained.policy
     read = {n: f for n, f in policy.features.items() if n in policy.inputs and not n.endswith("?")}
     if recorded is not None:  # what transforms compute is not shown
@@ -220,10 +222,11 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
             ("view", "make", "DATA", "--fps", f"{observed.metadata['fps']:g}", "--out", "VIEW"))
     episodes = [*observed.episodes, *(observed.probes or ())]
     if episodes:
-        yield from _compare(trained, recorded, observed, episodes)
+        yield from _compare(trained, recorded, observed, episodes, is_shifted)
 
 
-def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence) -> Iterator[RunFinding]:
+def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence, is_shifted: bool
+             ) -> Iterator[RunFinding]:
     """Compares the observations and the motion with those of the data."""
     data, features = recorded.data, observed.features
     sample = data.select(np.linspace(0, len(data) - 1, min(len(data), STARTS)).astype(int).tolist())
@@ -236,15 +239,18 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
     findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
                                            _images(episodes, data.features(), (0,)))
     read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
-    clipping = _clipping_model(data, observed, read)
+    model, bounds = _motion_model(data, observed, read)
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
-        findings += _motion_findings(data, observed, read, clipping)
+        if not is_shifted and model is not None and observed.probes is not None:
+            parts = [f"{n.removeprefix('observation.')}[{part}]" for n in names for part in component_names(read[n])]
+            findings += motion.check_motion(model, _transitions(observed.probes, read, bounds),
+                                            component_names(read["action"]), parts)
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
     for f in _limits(recorded, observed):
-        alike = clipping is not None and (f.code, f.level) == ("limits-bind", "fault")  # as in the data
+        alike = bounds is not None and (f.code, f.level) == ("limits-bind", "fault")  # as in the data
         findings.append(replace(f, level="note") if alike else f)
     yield from _merged(findings)
 
@@ -262,30 +268,32 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
     return merged
 
 
-def _motion_findings(data: Dataset, observed: Observed, features: Schema,
-                     clipping: motion.MotionModel | None) -> Iterator[RunFinding]:
-    model = _motion_model(data, features) if clipping is None else clipping
-    if observed.probes is None or model is None or model.lag:
-        return  # shifted actions have a finding of their own
-    bounds = None if clipping is None else _bounds(observed, features["action"])
-    parts = [f"{n.removeprefix('observation.')}[{part}]" for n in _numeric(features)
-             for part in component_names(features[n])]
-    actions = component_names(features["action"])
-    yield from motion.check_motion(model, _transitions(observed.probes, features, bounds), actions, parts)
+def _motion_model(data: Dataset, observed: Observed, features: Schema
+                  ) -> tuple[motion.MotionModel | None, tuple[np.ndarray, np.ndarray] | None]:
+    """The model of the motion in the data, and the limits that it clips actions to.
 
-
-def _clipping_model(data: Dataset, observed: Observed, features: Schema) -> motion.MotionModel | None:
-    """The model of the motion with actions that the limits of what acts clip. None if it explains the data no better.
-
-    If it does, the recorded actions were clipped by the same limits.
+    Where limits explain the data better, the recorded actions were clipped by those of what acts.
     """
-    bounds = _bounds(observed, features["action"])
-    plain = _motion_model(data, features)
-    model = None if bounds is None else _motion_model(data, features, bounds)
-    if model is None or plain is not None and (
-            model.unexplained[model.lag] > CLIPPED * plain.unexplained[plain.lag]):
-        return None
-    return model
+    if "action" not in features:
+        return None, None
+    plain = motion.motion_model(fit_lags(_transitions(data, features)))
+    if (bounds := _bounds(observed, features["action"])) is None:
+        return plain, None
+    model = motion.motion_model(fit_lags(_transitions(data, features, bounds)))
+    if model is None or plain is not None and model.unexplained > CLIPPED * plain.unexplained:
+        return plain, None
+    return model, bounds
+
+
+def _lag_findings(recorded: Recorded, observed: Observed | None) -> Iterator[RunFinding]:
+    features = recorded.data.features()
+    if observed is not None:
+        features = {n: f for n, f in features.items() if n in observed.features}
+    if "action" not in features:
+        return
+    probes = None if observed is None else observed.probes
+    yield from motion.check_recorded_lag(fit_lags(_transitions(recorded.data, features)),
+                                         {} if probes is None else fit_lags(_transitions(probes, features)))
 
 
 def _bounds(observed: Observed, feature: Feature) -> tuple[np.ndarray, np.ndarray] | None:
@@ -318,25 +326,12 @@ def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Ite
                                           points(observed.episodes))
 
 
-def _motion_model(data: Dataset, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
-                  ) -> motion.MotionModel | None:
-    if "action" not in features or features["action"].kind != "vector" or not _numeric(features):
-        return None
-    episodes = _transitions(data, features, bounds)
-    return motion.fit_motion(episodes) if episodes else None
-
-
-def _transitions(data: Iterable, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
-                 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """States (n + 1, D) and actions (n, A) of each episode, clipped to `bounds`."""
-    names, pairs = _numeric(features), []
-    for e in data:
-        states = concat_columns(e, names)
-        actions = np.asarray(e.steps["action"], np.float64).reshape(len(e.steps["action"]), -1)
-        n = min(len(states) - 1, len(actions))
-        if n > 0 and np.isfinite(states).all() and np.isfinite(actions[:n]).all():
-            pairs.append((states[:n + 1], actions[:n] if bounds is None else np.clip(actions[:n], *bounds)))
-    return pairs
+def _transitions(data: Dataset, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
+                 ) -> list[Transitions]:
+    """States and actions of each episode, the actions clipped to `bounds`."""
+    actions = ["action"] if features["action"].kind == "vector" else []
+    pairs = transitions(data, _numeric(features), actions, most=LAGGED_STEPS)
+    return [(s, a if bounds is None else np.clip(a, *bounds)) for _, s, a in pairs]
 
 
 def _numeric(features: Schema) -> list[str]:

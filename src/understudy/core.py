@@ -404,6 +404,7 @@ class Feature:
         dtype, shape = column.dtype, tuple(column.shape[1:])
         if dtype.kind in "UO":
             return Feature("string", shape, "string")
+        dtype = np.dtype(tensor_dtype(dtype))
         kind = "vector"
         if dtype == np.uint8:
             kind = "image" if len(shape) == 3 else "text"
@@ -413,6 +414,11 @@ class Feature:
 
 
 Schema = Mapping[str, Feature]  # by column name
+
+
+def tensor_dtype(dtype: np.dtype) -> str:
+    """Returns the dtype as which numbers of a file are read: float64 for long doubles, which tensors do not have."""
+    return "float64" if dtype.kind == "f" and dtype.itemsize > 8 else dtype.str
 
 
 def role(name: str) -> Literal["observation", "action", "outcome", "task", "index", "other"]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import DataError, Feature, role
+from ..core import DataError, Feature, role, tensor_dtype
 from ..hints import pluralize
 
 Indices = Sequence[int] | np.ndarray  # numbers of episodes
@@ -44,7 +44,8 @@ class Episode:
         if type(self.steps) is not dict or not self.steps:
             return
         for name, column in self.steps.items():
-            if not isinstance(column, np.ndarray) or not column.ndim or column.dtype.kind not in "biufUOS":
+            if not isinstance(column, np.ndarray) or not column.ndim or column.dtype.kind not in "biufUOS" or \
+                    column.dtype.str != tensor_dtype(column.dtype):
                 raise DataError(f"the column {name!r} is {_describe_column(column)}, but must be an array of numbers, "
                                 "flags or text with one row per step", where="Episode", hint=_array_hint(column))
             if isinstance(column, np.ma.MaskedArray):  # what is masked would be read as numbers

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ....core import DataError, Feature, UserError, role
+from ....core import DataError, Feature, UserError, role, tensor_dtype
 from ...episode import Dataset, Episode
 from . import read_errors, sidecar
 from .key_map import KeyMap, stored_feature
@@ -295,7 +295,7 @@ def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
         raise UserError(f"the shape {array.shape} has no components", where=where, hint="remove the array")
     if is_text(array):
         return Feature("string", tuple(array.shape[1:]), "string")
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if array.dtype.kind not in "biuf":
         raise UserError(f"the array contains {_unsupported_reason(array)}", where=where,
                         hint="save the array again with numbers or text only")
     return stored_feature(name, array.shape[1:], array.dtype, flag)
@@ -347,7 +347,7 @@ def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, 
 def to_json_value(value, where: str):
     """Converts the value of an attribute, numbers or text, alone or in arrays, to plain JSON values."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
-        value = value.tolist()
+        value = value.astype(tensor_dtype(value.dtype)).tolist()
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, (list, tuple)):
@@ -475,7 +475,7 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
     if not is_storable_name(name):
         return False
     if f.kind != "string":
-        return f.dtype not in ("float128", "longdouble") and np.dtype(f.dtype).kind in "biuf"
+        return np.dtype(f.dtype).kind in "biuf"
     return all(_text(str(v)) for e in data for v in set(np.ravel(e.steps[name]).tolist()))
 
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from ....core import Feature, UserError
+from ....core import Feature, UserError, tensor_dtype
 from ... import cache
 from ...episode import Dataset
 from ...sources import MemmapSource
@@ -31,7 +31,7 @@ def is_storable_key(name: str) -> bool:
 
 
 class NpzArrays:
-    """The arrays of an .npz file.
+    """The arrays of an .npz file. Long doubles, which tensors do not have, are read as float64.
 
     Args:
         without: Names of arrays that are ignored.
@@ -50,7 +50,7 @@ class NpzArrays:
             if key not in self.without:
                 with _member(path, key) as handle:
                     shape, _, dtype = read_header(handle, f"{path}, {key}")
-                self.headers[key] = shape, dtype.str
+                self.headers[key] = shape, tensor_dtype(dtype)
 
     @cached_property
     def key(self) -> str:
@@ -79,13 +79,15 @@ class NpzArrays:
             shape, fortran, dtype = read_header(handle, location)
             if not shape or fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
                 data = _read_exactly(handle, int(np.prod(shape)) * dtype.itemsize, location)
-                yield 0, np.frombuffer(data, dtype).reshape(shape or (1,), order="F")
+                values = np.frombuffer(data, dtype).reshape(shape or (1,), order="F")
+                yield 0, values.astype(tensor_dtype(dtype), copy=False)
                 return
             width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
             step = max(1, min(_CHUNK, max_bytes // max(width, 1)))
             for row in range(0, shape[0], step):
                 n = min(step, shape[0] - row)
-                yield row, np.frombuffer(_read_exactly(handle, n * width, location), dtype).reshape(n, *shape[1:])
+                rows = np.frombuffer(_read_exactly(handle, n * width, location), dtype).reshape(n, *shape[1:])
+                yield row, rows.astype(tensor_dtype(dtype), copy=False)
 
 
 class NpzArchiveSource(MemmapSource):

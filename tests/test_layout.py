@@ -43,7 +43,7 @@ LONG_FILES = {
     "src/understudy/data/formats/logs/topic_mapping.py": 530,
     "src/understudy/data/formats/parts/hdf5.py": 520,
     "src/understudy/data/formats/rlds.py": 780,
-    "src/understudy/data/operations.py": 800,
+    "src/understudy/data/operations.py": 660,
     "src/understudy/data/recording/recorder.py": 640,
     "src/understudy/data/recording/recovery.py": 710,
     "src/understudy/evaluate/action_prediction.py": 550,

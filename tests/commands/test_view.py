@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fixtures.cli import refused
 
-from understudy.data.episode import Dataset
+from understudy.core import Feature
+from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
 
@@ -87,3 +88,61 @@ def test_times_that_contradict_the_rate_are_warned_of(call, mixed, tmp_path):
     write_dataset(Dataset(list(map(timed, open_dataset(mixed))), {"fps": 10.0}), tmp_path / "minutes.npz")
     code, out, err = call("view", "make", tmp_path / "minutes.npz", "--out", tmp_path / "v.json", "--fps", 5)
     assert code == 0 and "warning: timestamps are 0.001667 s apart (600 a second), fps says 10 (" in err
+
+
+@pytest.fixture
+def arm(tmp_path):
+    """Three episodes of 6, 7 and 8 steps of an arm with named joints, whose values say joint and step."""
+    f = Feature("float64", (3,), names=("pan", "lift", "grip"))
+    episodes = []
+    for n in (6, 7, 8):
+        values = np.arange(n)[:, None] + np.array([100.0, 200, 300])
+        episodes.append(Episode({"observation.state": values, "action": values}, {}, n,
+                                {"observation.state": f, "action": f}))
+    write_dataset(Dataset(episodes, {"fps": 10.0}), tmp_path / "arm")
+    return tmp_path / "arm"
+
+
+T = np.arange(6.0)
+
+
+@pytest.mark.parametrize("words, rows", [
+    (["--shift", "action=-2"], T[2:, None] + [100, 200, 300]), (["--shift", "action=2"], T[:4, None] + [100, 200, 300]),
+    (["--scale", "action=deg2rad"], np.deg2rad(T[:, None] + [100, 200, 300])),
+    (["--scale", "action[grip,0]=0.5"], (T[:, None] + [100, 200, 300]) * [0.5, 1, 0.5]),
+    (["--sign", "action[1]"], (T[:, None] + [100, 200, 300]) * [1, -1, 1]),
+    (["--sign", "action"], -(T[:, None] + [100, 200, 300])),
+    (["--swap", "action[pan, grip]"], T[:, None] + [300, 200, 100]),
+    (["--reorder", "action=grip,0,lift"], T[:, None] + [300, 100, 200]),
+    (["--cut", "every=4"], T[:4, None] + [100, 200, 300]),
+    (["--cut", "0=2", "--cut", "2=1,3"], T[:2, None] + [100, 200, 300]),
+    # in this order, whatever the order of the options
+    (["--reorder", "action=2,1,0", "--scale", "action[grip]=2", "--cut", "at=3", "--shift", "action=-1"],
+     T[1:3, None] * [2, 1, 1] + [600, 200, 100])])
+def test_each_correction_has_an_option(words, rows, call, arm, tmp_path):
+    assert call("view", "make", arm, "--out", tmp_path / "v.json", *words)[0] == 0
+    data = open_dataset(tmp_path / "v.json")
+    assert np.allclose(data[0].steps["action"], rows)
+    names = {"action=grip,0,lift": ("grip", "pan", "lift"), "action=2,1,0": ("grip", "lift", "pan")}
+    assert data.features()["action"].names == names.get(words[1], ("pan", "lift", "grip"))
+    first = 2 if words[1] == "action=2" else 0
+    assert np.allclose(data[0].steps["observation.state"][0], np.array([100, 200, 300]) + first)
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--shift", "action=late"], "--shift: 'late' is not a whole number of steps\n  -> such as action=-3"),
+    (["--shift", "action"], "--shift: 'action' is not two names with = between them"),
+    (["--shift", "action=-6"], "{arm}: shift, action, episode 0: leaves nothing of its 6 steps"),
+    (["--scale", "action=often"], "{arm}: scale, action: there is no conversion 'often'"),
+    (["--scale", "action[wrist]=2"], "{arm}: scale, action: there is no component 'wrist'; there are pan, lift, grip"),
+    (["--sign", "act"], "{arm}: scale: there is no column 'act'"),
+    (["--swap", "action[pan]"], "--swap: 'action[pan]' does not name two components"),
+    (["--reorder", "action=pan,lift"], "{arm}: reorder, action: 2 components are named, and the column has 3"),
+    (["--cut", "every=two"], "--cut: 'every=two' does not say where to cut"),
+    (["--cut", "every=2,3"], "does not say where to cut"),
+    (["--cut", "every=2", "--cut", "at=3"], "every= is given with other"),
+    (["--cut", "1=7"], "{arm}: cut, episode 1: there is no row 7 to cut at; the episode has 7 steps"),
+    (["--cut", "at=8"], "{arm}: cut: no episode is cut: they have at most 8 steps")])
+def test_corrections_that_do_not_fit_name_file_column_and_place(words, says, call, arm, tmp_path):
+    refused(call("view", "make", arm, "--out", tmp_path / "v.json", *words), says.format(arm=arm))
+    assert not (tmp_path / "v.json").exists()

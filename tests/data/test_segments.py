@@ -15,7 +15,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
 from understudy.data.opening.views import write_view
 from understudy.data.packed_columns import PackedColumns
-from understudy.data.segments import ColumnSegments, CutSegments, LabeledSegment, SegmentDetector, cut_segments
+from understudy.data.segments import ColumnSegments, Cut, CutSegments, LabeledSegment, SegmentDetector, cut_segments
 from understudy.data.text_columns import TaskText
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
@@ -36,6 +36,39 @@ def play(lengths=(10, 6), **metadata) -> Dataset:
                         "action": first + np.arange(n, dtype=np.float32)[:, None],
                         "timestamp": 0.1 * np.arange(n)}, {**metadata, "number": 7})
     return Dataset([episode(n, 100 * i) for i, n in enumerate(lengths)], {"fps": 10, "path": "play"})
+
+
+@pytest.mark.parametrize("operation, pieces", [
+    (Cut(every=4), [(0, 0, 4), (0, 4, 8), (0, 8, 10), (1, 0, 4), (1, 4, 6)]),
+    (Cut(every=5), [(0, 0, 5), (0, 5, 10), (1, 0, 5), (1, 5, 6)]),
+    (Cut((7, 2)), [(0, 0, 2), (0, 2, 7), (0, 7, 10), (1, 0, 2), (1, 2, 6)]),
+    (Cut((8,)), [(0, 0, 8), (0, 8, 10), (1, 0, 6)]),
+    (Cut((3, 1, 2), (1, 0, 1)), [(0, 0, 1), (0, 1, 10), (1, 0, 2), (1, 2, 3), (1, 3, 6)])])
+def test_pieces_between_cuts_keep_all_steps_and_no_row_of_the_next_piece(operation, pieces, tmp_path):
+    write_dataset(play(success=True), tmp_path / "play")
+    write_view(tmp_path / "cut.json", tmp_path / "play", operation)
+    for data in (operation.apply(play()), open_dataset(tmp_path / "cut.json")):
+        assert [len(e) for e in data] == [stop - start for _, start, stop in pieces]
+        for e, (episode, start, stop) in zip(data, pieces, strict=True):
+            assert e.steps[STATE][:, 0].tolist() == [100 * episode + t for t in range(start, stop)]
+            assert e.steps["action"][:, 0].tolist() == [100 * episode + t for t in range(start, stop)]
+            assert e.steps["timestamp"].tolist() == pytest.approx(0.1 * np.arange(stop - start))
+            whole = (start, stop) == (0, play()[episode].rows or len(play()[episode]))
+            assert e.metadata.get("segment") == (None if whole else {"episode": episode, "start": start, "stop": stop})
+    write_dataset(data, tmp_path / "copy.npz")
+    assert [len(e) for e in open_dataset(tmp_path / "copy.npz")] == [stop - start for _, start, stop in pieces]
+
+
+@pytest.mark.parametrize("operation, says", [
+    (Cut((10,)), "no episode is cut: they have at most 10 steps"), (Cut(every=12), "no episode is cut"),
+    (Cut(), "no episode is cut"),
+    (Cut((0,)), "the first row at which an episode can be cut is 1"), (Cut(every=0), "is 1"),
+    (Cut((6,), (1,)), "cut, episode 1: there is no row 6 to cut at; the episode has 6 steps"),
+    (Cut((2,), (2,)), "cut, episodes: there is no episode 2; there are 0 to 1"),
+    (Cut((2, 3), (1,)), "1 episodes for 2 rows")])
+def test_cuts_that_do_not_fit_are_refused(operation, says):
+    with pytest.raises(UserError, match=says):
+        operation.apply(play())
 
 
 FOUND = [[LabeledSegment(0, 4, "push"), LabeledSegment(2, 10, "lift it")], [LabeledSegment(3, 5, "push")]]

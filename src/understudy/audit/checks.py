@@ -23,7 +23,7 @@ from ..data.formats.describe import component_ranges, episode_tasks
 from ..data.formats.parts.column_names import format_list
 from ..data.formats.parts.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
-from ..data.operations import LONG_STEP
+from ..data.resampling import LONG_STEP
 from ..data.running_statistics import is_constant, unlearned_components
 from ..data.sources import camera_names
 from ..hints import pluralize

@@ -61,8 +61,24 @@ class ViewOptions(JsonOption):
     segments: Annotated[str | None, arg(metavar="FIELD")] = None
     """make an episode of each labeled segment: of the metadata field "segments", or of a column of text, such as
     "subtask", where a segment is as long as the text stays the same"""
+    cut: Annotated[TextOptions, arg(metavar="ROWS")] = ()
+    """cut episodes into pieces: every=57, at each 57th row; at=57,114, at these rows; 3=57,114, episode 3 alone at
+    these rows. Each row is the first of a new piece"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
     """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
+    shift: Annotated[TextOptions, arg(metavar="COLUMN=STEPS")] = ()
+    """move a column in time: action=-3 moves actions to earlier steps, which corrects actions that are stored 3 steps
+    late; action=3 moves them to later steps. Steps without a value are left out"""
+    scale: Annotated[TextOptions, arg(metavar="COLUMN=FACTOR")] = ()
+    """multiply a column by a number or convert it: action=0.5, action=deg2rad (also rad2deg, mm2m, m2mm); in quotes,
+    some components by name or number: 'action[gripper,2]=0.01'"""
+    sign: Annotated[TextOptions, arg(metavar="COLUMN")] = ()
+    """change the sign of a column, or, in quotes, of some components: 'action[wrist]'"""
+    swap: Annotated[TextOptions, arg(metavar="COLUMN[A,B]")] = ()
+    """exchange the values of two components, in quotes: 'action[x,y]'. Their names stay where they are"""
+    reorder: Annotated[TextOptions, arg(metavar="COLUMN=A,B,...")] = ()
+    """bring the components of a column into this order, all by name or number: action=2,0,1. Names move with the
+    values"""
     fps: StepRate = None
     """resample to this number of steps per second"""
     rule: Literal["last", "nearest", "linear"] = "last"
@@ -120,7 +136,10 @@ def _make_view(o: ViewOptions, out: Output) -> None:
         # Parse the value with the type of the field.
         operation = parsed_operation if isinstance(parsed_operation, Operation) else parsed_operation(data)
         operations.append(operation)
-        before, data = data, operation.apply(data)
+        try:
+            before, data = data, operation.apply(data)
+        except UserError as error:
+            raise UserError(error.problem, where=f"{o.path}: {error.where}", hint=error.hint) from None
         for doubt in _doubts(operation, before, data):
             print(f"warning: {doubt}", file=sys.stderr)
     if o.fps is not None and action_convention(data) == "delta":
@@ -155,8 +174,10 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
     operations += [op.Select(o.select)] if o.select else []
     operations += [op.Sample(o.sample, o.seed)] if o.sample is not None else []
     operations += [op.Sort(o.sort, o.descending)] if o.sort else []
-    operations += [_cut(o.segments)] if o.segments else []
+    operations += [_cut_segments(o.segments)] if o.segments else []
+    operations += [_parse_cuts(o.cut)] if o.cut else []
     operations += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
+    operations += _parse_corrections(o)
     operations += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
     operations += [op.Rename(*split_pair("--rename", text, "OLD=NEW")) for text in o.rename]
     operations += [op.Drop(o.drop)] if o.drop else []
@@ -164,10 +185,57 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
                          for name, text in (split_pair("--label", text, "'task=put it there'") for text in o.label)]
 
 
-def _cut(field: str) -> Operation:
+def _cut_segments(field: str) -> Operation:
     from ..data.segments import SEGMENTS, ColumnSegments, CutSegments
 
     return CutSegments() if field == SEGMENTS else CutSegments(ColumnSegments(field))
+
+
+def _parse_cuts(texts: tuple[str, ...]) -> Operation:
+    from ..data.segments import Cut
+
+    pairs: list[tuple[str, tuple[int, ...]]] = []
+    for text in texts:
+        key, rows = split_pair("--cut", text, "every=57")
+        if not re.fullmatch(r"every=\d+|(at|\d+)=\d+(,\d+)*", text):
+            raise UserError(f"{text!r} does not say where to cut", where="--cut",
+                            hint="such as --cut every=57, --cut at=57,114 or, of episode 3 alone, --cut 3=57,114")
+        pairs.append((key, tuple(map(int, rows.split(",")))))
+    if len(pairs) == 1 and not pairs[0][0].isdecimal():
+        key, numbers = pairs[0]
+        return Cut(every=numbers[0]) if key == "every" else Cut(numbers)
+    if repeated := [key for key, _ in pairs if not key.isdecimal()]:
+        raise UserError(f"{repeated[0]}= is given with other cuts", where="--cut", hint="give it alone")
+    return Cut(tuple(row for _, rows in pairs for row in rows), tuple(int(key) for key, rows in pairs for _ in rows))
+
+
+def _parse_corrections(o: ViewOptions) -> list[Operation]:
+    from ..data.corrections import Reorder, Scale, Shift, Swap
+
+    operations: list[Operation] = []
+    for text in o.shift:
+        column, steps = split_pair("--shift", text, "action=-3")
+        if not re.fullmatch(r"[+-]?\d+", steps):
+            raise UserError(f"{steps!r} is not a whole number of steps", where="--shift", hint="such as action=-3")
+        operations.append(Shift(column, int(steps)))
+    for text in o.scale:
+        name, factor = split_pair("--scale", text, "action=0.5")
+        column, components = _split_components(name)
+        operations.append(Scale(column, _parse_scalar(factor), components))
+    operations += [Scale(column, -1.0, components) for column, components in map(_split_components, o.sign)]
+    for text in o.swap:
+        column, components = _split_components(text)
+        if components is None or len(components) != 2:
+            raise UserError(f"{text!r} does not name two components", where="--swap", hint="such as 'action[x,y]'")
+        operations.append(Swap(column, (components[0], components[1])))
+    return operations + [Reorder(column, tuple(parts.split(","))) for column, parts in (
+        split_pair("--reorder", text, "action=2,0,1") for text in o.reorder)]
+
+
+def _split_components(text: str) -> tuple[str, tuple[str, ...] | None]:
+    """Splits "action[x,y]" into the column and the names or numbers of components, of which "action" has none."""
+    column, bracket, parts = text.removesuffix("]").partition("[")
+    return (column, tuple(part.strip() for part in parts.split(","))) if bracket else (text, None)
 
 
 def _parse_condition(text: str, data) -> Operation:

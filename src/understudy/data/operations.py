@@ -17,15 +17,12 @@ from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, un
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .packed_columns import cast_exactly, common_dtype, may_change
+from .resampling import ResampledSource
 from .sources import FLAGS, LabeledSource, WrapperSource
 from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
-_DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
-               "timestamp --out VIEW")
-LONG_STEP = 10  # between steps: times that are farther apart are hardly seconds
-_MAX_STEPS_OF_STEP, _MAX_STEPS_OF_GAP = 10, 10_000  # new steps of a usual long step, and of the longest
 
 
 class Operation(ABC):
@@ -62,7 +59,7 @@ class Select(Operation):
     episodes: tuple[int, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        _check_indices(self.episodes, data, self)
+        check_indices(self.episodes, len(data), self)
         return data.select(self.episodes)
 
 
@@ -73,7 +70,7 @@ class Delete(Operation):
     episodes: tuple[int, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        _check_indices(self.episodes, data, self)
+        check_indices(self.episodes, len(data), self)
         deleted = set(self.episodes)
         return data.select(i for i in range(len(data)) if i not in deleted)
 
@@ -280,7 +277,7 @@ class Rename(Operation):
     into: str
 
     def apply(self, data: Dataset) -> Dataset:
-        _check_column(self.column, data.source, "rename")
+        check_column(self.column, data.source, "rename")
         if self.into in data.source.schema or not self.into or "/" in self.into:
             raise UserError(f"the new name {self.into!r} is taken, empty, or has a slash",
                             where=f"rename, {self.column}", hint="choose another, or drop the column that has it first")
@@ -296,7 +293,7 @@ class Drop(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         for name in self.columns:
-            _check_column(name, data.source, "drop")
+            check_column(name, data.source, "drop")
         kept = [n for n in data.source.schema if n not in self.columns]
         if not kept:
             raise UserError("no column would be left", where="drop, columns", hint="drop fewer")
@@ -325,7 +322,7 @@ class Crop(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         narrowed = _narrow(data, self.episodes is not None)
-        _check_indices(self.episodes or (), data, self)
+        check_indices(self.episodes or (), len(data), self)
         if (narrowed.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
             narrowed = _narrow(data)  # an episode that is not selected may be too short
         lengths = narrowed.source.lengths
@@ -429,7 +426,7 @@ class Label(Operation):
         if self.field == "terminated" and self.episodes is not None and FLAGS["terminated"] not in data.source.schema:
             raise UserError("there is no column next.terminated that other episodes have", where="label",
                             hint="label all episodes first, and then these")
-        _check_indices(self.episodes or (), data, self)
+        check_indices(self.episodes or (), len(data), self)
         narrowed = _narrow(data, self.episodes is not None)
         numbers = range(len(narrowed.source)) if self.episodes is None else self.episodes
         labels = dict.fromkeys(numbers, {self.field: self.value})
@@ -570,25 +567,32 @@ class SlicedSource(WrapperSource):
         start: First step of each episode, (E,).
         stop: Step after the last of each episode, (E,).
         from_zero: Whether timestamps also count from the first step of an episode that keeps its start.
+        last_row: Whether a column with a row after the last action keeps one.
     """
 
-    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray, from_zero: bool = False):
-        super().__init__(inner, start.tolist(), stop.tolist(), *([from_zero] if from_zero else []))
+    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray, from_zero: bool = False,
+                 last_row: bool = True):
+        super().__init__(inner, start.tolist(), stop.tolist(), *([from_zero] if from_zero or not last_row else []),
+                         *([] if last_row else [last_row]))
         self._start, self.lengths, self._from_zero = start, stop - start, from_zero
-        self._has_last_row = inner.lengths
+        self._has_last_row = inner.lengths if last_row else np.full_like(inner.lengths, np.iinfo(np.int64).max)
+
+    def first_row(self, name: str, episode: int) -> int:
+        """Returns the row of the other source that becomes the first row of an episode."""
+        return int(self._start[episode])
 
     def rows(self, name):
         return self.lengths + (self.inner.rows(name) > self._has_last_row)
 
     def column(self, name, episode):
-        column, start = self.inner.column(name, episode), self._start[episode]
+        column, start = self.inner.column(name, episode), self.first_row(name, episode)
         column = column[start: start + self.lengths[episode] + (len(column) > self._has_last_row[episode])]
         if name != _TIMESTAMP or not (start or self._from_zero) or not len(column):
             return column
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 
     def frames(self, name, episode):
-        start, rows = self._start[episode], self.rows(name)[episode]
+        start, rows = self.first_row(name, episode), self.rows(name)[episode]
         for row, image in self.inner.frames(name, episode):
             here = np.atleast_1d(row) - start
             here = here[(here >= 0) & (here < rows)]
@@ -598,148 +602,6 @@ class SlicedSource(WrapperSource):
     def packed_column(self, name):
         """None if the rows are in one array: they are gathered from it without a copy."""
         return self.gather_rows(name) if name == _TIMESTAMP or self.inner.packed_column(name) is None else None
-
-
-class ResampledSource(WrapperSource):
-    """Another source at another number of steps per second: see `Resample`.
-
-    Args:
-        old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
-        path: Where the data are, for error messages.
-    """
-
-    def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str, path: str):
-        dtypes = {n: dtype for n, f in inner.schema.items() if (dtype := _resampled_dtype(n, f)) != f.dtype}
-        super().__init__(inner, old, fps, rule, *([dtypes] if dtypes else []))
-        self.schema = {n: replace(f, dtype=dtypes[n], kind="vector", num_classes=None) if n in dtypes else f
-                       for n, f in inner.schema.items()}
-        self._old, self._fps, self._rule, self._path = old, fps, rule, path
-        self._plans: dict[int, tuple] = {}
-        if _TIMESTAMP in inner.schema:
-            self.lengths = np.array([len(self._resample_plan(e)[0]) for e in range(len(inner.lengths))], np.int64)
-        else:
-            self.lengths = np.array([self._steps(n / old) for n in inner.lengths], np.int64)
-
-    def _steps(self, seconds: float) -> int:
-        return max(1, int(np.ceil(seconds * self._fps - 0.01)))  # float32 times of long episodes are 0.01 steps off
-
-    def _step_times(self, episode) -> np.ndarray:
-        """Time of each step and of the end of the last step, (T + 1,), in s from the first step."""
-        n = int(self.inner.lengths[episode])
-        if _TIMESTAMP not in self.inner.schema:
-            assert self._old is not None  # `Resample.apply` refuses data with neither
-            return np.arange(n + 1) / self._old
-        column, place = np.asarray(self.inner.column(_TIMESTAMP, episode)), f"{self._path}, episode {episode}"
-        try:
-            times = column.astype(np.float64).reshape(len(column))[:n]
-        except ValueError:
-            raise UserError(f"a timestamp must be one number of seconds, not {column[0].tolist()!r}",
-                            where=f"{place}, step 0, timestamp", hint=_DROP_TIMES) from None
-        gaps = np.diff(times)
-        if not np.isfinite(times).all() or (gaps < 0).any():
-            at = int(np.argmax(~(gaps >= 0))) + 1 if n > 1 else 0
-            raise UserError(
-                f"timestamps must be finite and not decrease, but {times[at]} comes after {times[max(at - 1, 0)]}",
-                where=f"{place}, step {at}, timestamp",
-                hint="understudy audit says what is wrong",
-            )
-        if n > 1:
-            _check_gaps(times, gaps, column.dtype, self._fps, place)
-        last = 1 / self._old if self._old else float(np.median(gaps)) if n > 1 else 0.0
-        return np.append(times, times[-1] + last) - times[0]
-
-    def _resample_plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each new step, the last row before it and its time (s); and the times of the old rows, (T + 1,)."""
-        if episode not in self._plans:
-            times = self._step_times(episode)
-            at = np.arange(self._steps(times[-1])) / self._fps
-            last = np.searchsorted(times[:-1], at + 0.01 / self._fps, "right") - 1
-            self._plans = {episode: (last, at, times)}  # columns of one episode are read together
-        return self._plans[episode]
-
-    def rows(self, name):
-        return self.lengths + (self.inner.rows(name) > self.inner.lengths)
-
-    def _source_rows(self, episode) -> np.ndarray:
-        """For each new step, the row whose values it has."""
-        last, at, times = self._resample_plan(episode)
-        if self._rule != "nearest":
-            return last
-        after = np.minimum(last + 1, len(times) - 2)
-        return np.where(times[after] - at < at - times[last] - 1e-9, after, last)
-
-    def column(self, name, episode):
-        column = np.asarray(self.inner.column(name, episode))
-        if self.schema[name] != self.inner.schema[name]:
-            column = column.astype(self.schema[name].dtype)
-        (last, at, times), n = self._resample_plan(episode), int(self.inner.lengths[episode])
-        if name == _TIMESTAMP:
-            resampled = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
-        elif name == "next.reward" or (role(name) == "outcome" and column.dtype == bool):
-            resampled = self._aggregate_rows(column[:n], last)
-            if name == _SUCCESS:
-                resampled |= column[last]
-        elif self._rule == "linear" and role(name) in ("observation", "action") and column.dtype.kind == "f":
-            resampled = _interpolate(column, last, at, times)
-        else:
-            resampled = column[self._source_rows(episode)]
-        ends = column[n:n + 1] if name != _TIMESTAMP else np.full_like(column[n:n + 1], len(at) / self._fps)
-        return np.concatenate([resampled, ends]) if len(column) > n else resampled
-
-    def _aggregate_rows(self, column, last):
-        """For each new step, the sum (or any) over the rows from its own to that before the next step."""
-        into = np.searchsorted(last, np.arange(len(column)), "right") - 1
-        out = np.zeros((len(last), *column.shape[1:]), np.float64 if column.dtype.kind == "f" else np.int64)
-        np.add.at(out, into[into >= 0], column[into >= 0])
-        return out > 0 if column.dtype == bool else out.astype(column.dtype)
-
-    def frames(self, name, episode):
-        n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
-        source_rows = self._source_rows(episode)
-        for row, image in self.inner.frames(name, episode):
-            rows = np.atleast_1d(row)
-            here = np.flatnonzero(np.isin(source_rows, rows))
-            here = np.append(here, total) if (rows == n).any() else here
-            if len(here):
-                yield here, image
-
-
-def _resampled_dtype(name: str, feature: Feature) -> str:
-    """The dtype of a column at another rate: new times are no whole numbers, and sums need more bits."""
-    if name == _TIMESTAMP and (feature.kind == "string" or np.dtype(feature.dtype).kind != "f"):
-        return "float64"
-    is_integer = feature.kind != "string" and np.dtype(feature.dtype).kind in "iu"
-    return "int64" if name == "next.reward" and is_integer else feature.dtype
-
-
-def _check_gaps(times: np.ndarray, gaps: np.ndarray, dtype: np.dtype, fps: float, where: str) -> None:
-    """Refuses times (s) of one episode with which its steps would be lost, or would become many steps each."""
-    usual_gap, step = float(np.median(gaps)), int(np.argmax(gaps)) + 1
-    if usual_gap == 0:
-        spacing = float(np.spacing(np.array(times[-1], dtype))) if dtype.kind == "f" else 0.0
-        rounding = f": near {times[-1]:.4g}, {dtype} has multiples of {spacing:.4g} only" if spacing > 1e-3 else ""
-        raise UserError(f"most timestamps are equal{rounding}", where=f"{where}, timestamp",
-                        hint=f"store seconds from the start of the episode, or as float64. {_DROP_TIMES}")
-    if usual_gap >= LONG_STEP and usual_gap * fps >= _MAX_STEPS_OF_STEP:
-        slow_rate = 0.9 * _MAX_STEPS_OF_STEP / usual_gap
-        detour = f"If they are seconds, make a view with --fps {slow_rate:.2g} first, and resample that. "
-        raise UserError(f"timestamps are read as seconds, and are {usual_gap:.4g} apart: each step would become "
-                        f"{usual_gap * fps:,.0f} steps", where=f"{where}, timestamp",
-                        hint="divide milliseconds by 1000 and nanoseconds by 1e9. "
-                        f"{detour if slow_rate > 1e-3 else ''}{_DROP_TIMES}")
-    if gaps[step - 1] * fps > _MAX_STEPS_OF_GAP:
-        raise UserError(f"the step comes {gaps[step - 1]:.4g} s after the one before it, which would become "
-                        f"{gaps[step - 1] * fps:,.0f} steps", where=f"{where}, step {step}, timestamp",
-                        hint=f"correct the time, or leave the episode out. {_DROP_TIMES}")
-
-
-def _interpolate(column, last, at, times):
-    after = np.minimum(last + 1, len(column) - 1)
-    gap = times[after] - times[last]
-    share = np.clip(np.divide(at - times[last], gap, out=np.zeros_like(at), where=gap > 0), 0, 1)
-    share = share.reshape(-1, *(1,) * (column.ndim - 1))
-    mixed = (column[last] * (1 - share) + column[after] * share).astype(column.dtype)
-    return np.where(share == 0, column[last], mixed)  # a NaN in the next row has no effect
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
@@ -752,14 +614,16 @@ def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
     return Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
 
 
-def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
+def check_indices(numbers: Sequence[int], episodes: int, operation: Operation) -> None:
+    """Raises UserError for the first number of an episode that does not exist."""
     for i in numbers:
-        if not 0 <= i < len(data):
-            raise UserError(f"there is no episode {i}; there are 0 to {len(data) - 1}",
+        if not 0 <= i < episodes:
+            raise UserError(f"there is no episode {i}; there are 0 to {episodes - 1}",
                             where=f"{type(operation).__name__.lower()}, episodes", hint="they are counted from 0")
 
 
-def _check_column(name: str, source: ColumnSource, where: str) -> None:
+def check_column(name: str, source: ColumnSource, where: str) -> None:
+    """Raises UserError if there is no such column."""
     if name not in source.schema:
         raise unknown_name("column", name, source.schema, where)
 

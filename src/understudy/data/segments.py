@@ -1,4 +1,4 @@
-"""Labeled segments: parts of long episodes, which may overlap, with what was done in each of them in words.
+"""Parts of long episodes: pieces between cuts, and labeled segments, which may overlap and say what was done.
 
 Long recordings without tasks and resets become episodes of single tasks, after they were made (hindsight labels).
 """
@@ -6,15 +6,16 @@ Long recordings without tasks and resets become episodes of single tasks, after 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
+from typing import Any
 
 import numpy as np
 
 from ..core import DataError
 from .episode import Dataset, Episode
-from .operations import ConcatSource, Operation, SlicedSource
+from .operations import ConcatSource, Operation, SlicedSource, check_indices
 from .sources import LabeledSource
 
 SEGMENTS = "segments"  # metadata of an episode: its segments, a list of [start, stop, task]
@@ -63,13 +64,75 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
     if not numbered_segments:
         raise DataError("no episode has a segment", where=data.metadata.get("path", "data set"),
                         hint="label some, or use a detector that finds what was done in these data")
-    inner = ConcatSource([(data.source, [data.indices[episode] for episode, _ in numbered_segments])])
-    start = np.array([one.start for _, one in numbered_segments], np.int64)
-    stop = np.array([min(one.stop + extra_steps, lengths[episode]) for episode, one in numbered_segments], np.int64)
-    labels = {i: {SEGMENTS: None, "task": one.task,
-                  "segment": {"episode": episode, "start": int(one.start), "stop": int(one.stop)}}
-              for i, (episode, one) in enumerate(numbered_segments)}
-    return Dataset(LabeledSource(SlicedSource(inner, start, stop), labels), data.metadata)
+    parts = [(episode, int(one.start), min(int(one.stop) + extra_steps, lengths[episode]))
+             for episode, one in numbered_segments]
+    labels = [{"task": one.task, "segment": {"episode": episode, "start": int(one.start), "stop": int(one.stop)}}
+              for episode, one in numbered_segments]
+    return _slice_episodes(data, parts, labels)
+
+
+def _slice_episodes(data: Dataset, parts: Sequence[tuple[int, int, int]], labels: Sequence[Mapping[str, Any]],
+                    last_row: bool = True) -> Dataset:
+    """A dataset of parts (episode, start, stop) of episodes, with their metadata. The segments in it would be wrong."""
+    inner = ConcatSource([(data.source, [data.indices[episode] for episode, _, _ in parts])])
+    start, stop = (np.array([part[i] for part in parts], np.int64) for i in (1, 2))
+    sliced = SlicedSource(inner, start, stop, last_row=last_row)
+    return Dataset(LabeledSource(sliced, {i: {SEGMENTS: None, **label} for i, label in enumerate(labels) if label}),
+                   data.metadata)
+
+
+@dataclass(frozen=True)
+class Cut(Operation):
+    """Cut episodes into pieces, such as rollouts that were written as one episode.
+
+    Each row is the first of a new piece. All steps are kept. A piece has the metadata of its episode, and `segment`
+    tells the number of that episode and the start and stop of the piece.
+
+    The observation after the last action of a piece is not kept, because the row after a cut may belong to another
+    rollout. If any column has a row after the last action, the last pieces lose it, too, so that all pieces are alike.
+
+    Args:
+        rows: The rows at which to cut. Without `episodes`, each episode that is long enough is cut at all of them.
+        episodes: For each of `rows`, the number of the episode that is cut there.
+        every: Cut each episode every so many rows.
+    """
+
+    rows: tuple[int, ...] = ()
+    episodes: tuple[int, ...] | None = None
+    every: int | None = None
+
+    def apply(self, data: Dataset) -> Dataset:
+        lengths = data.lengths.tolist()
+        cuts = [{0, length, *inside} for length, inside in zip(lengths, self._cuts(lengths), strict=True)]
+        if all(len(rows) <= 2 for rows in cuts):
+            raise DataError("no episode is cut: they have at most "
+                            f"{max(lengths, default=0)} steps", where="cut", hint="cut at earlier rows")
+        parts, labels = [], []
+        for episode, rows in enumerate(map(sorted, cuts)):
+            for start, stop in zip(rows, rows[1:], strict=False):
+                parts.append((episode, start, stop))
+                labels.append({"segment": {"episode": episode, "start": start, "stop": stop}} if len(rows) > 2 else {})
+        return _slice_episodes(data, parts, labels, last_row=False)
+
+    def _cuts(self, lengths: list[int]) -> list[list[int]]:
+        """The rows at which each episode is cut."""
+        if self.every is not None and self.every < 1 or min(self.rows, default=1) < 1:
+            raise DataError("the first row at which an episode can be cut is 1", where="cut",
+                            hint="rows are counted from 0, and each is the first of a new piece")
+        if self.episodes is None:
+            regular = [range(self.every, n, self.every) if self.every else () for n in lengths]
+            return [[*(r for r in self.rows if r < n), *every] for n, every in zip(lengths, regular, strict=True)]
+        if self.every is not None or len(self.episodes) != len(self.rows):
+            raise DataError(f"there are {len(self.episodes)} episodes for {len(self.rows)} rows", where="cut, episodes",
+                            hint="give one for each row, and no every")
+        cuts: list[list[int]] = [[] for _ in lengths]
+        check_indices(self.episodes, len(lengths), self)
+        for episode, row in zip(self.episodes, self.rows, strict=True):
+            if row >= lengths[episode]:
+                raise DataError(f"there is no row {row} to cut at; the episode has {lengths[episode]} steps",
+                                where=f"cut, episode {episode}", hint="rows are counted from 0")
+            cuts[episode].append(row)
+        return cuts
 
 
 class SegmentDetector(ABC):

@@ -26,19 +26,20 @@ import numpy as np
 from ...core import UserError
 from ...files import read_json, replace_nonfinite
 from .. import cache, operations
+from ..corrections import Reorder, Scale, Shift, Swap
 from ..episode import Dataset
 from ..formats import remote
 from ..formats.detection import VIEW_PATTERN
 from ..formats.parts import sidecar
 from ..operations import ConcatSource, Merge, Operation
-from ..segments import ColumnSegments, CutSegments, StoredSegments
+from ..segments import ColumnSegments, Cut, CutSegments, StoredSegments
 from ..sources import camera_names
 
 Open = Callable[[str | Path], Dataset]  # opens a parent, whatever format it is in
 _KINDS: Mapping[str, Any] = {
     **{name.lower(): kind for name, kind in vars(operations).items()
        if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation},
-    "cutsegments": CutSegments}
+    **{kind.__name__.lower(): kind for kind in (Cut, CutSegments, Shift, Scale, Swap, Reorder)}}
 _PARTS: Mapping[str, Any] = {kind.__name__.lower(): kind for kind in (StoredSegments, ColumnSegments)}  # detectors
 _IGNORED_FILES = {".DS_Store", "Thumbs.db", ".cache", ".git"}  # left in folders by systems and tools
 _REMAKE_HINT = "make the view again from the data as they are now. What it was made from is not changed by that"

@@ -1,0 +1,159 @@
+"""Another number of steps per second: which rows and times the new steps have, and their values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..core import Feature, UserError, role
+from .episode import ColumnSource
+from .sources import WrapperSource
+
+_TIMESTAMP, _SUCCESS = "timestamp", "next.success"
+_DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
+               "timestamp --out VIEW")
+LONG_STEP = 10  # between steps: times that are farther apart are hardly seconds
+_MAX_STEPS_OF_STEP, _MAX_STEPS_OF_GAP = 10, 10_000  # new steps of a usual long step, and of the longest
+
+
+class ResampledSource(WrapperSource):
+    """Another source at another number of steps per second: see `Resample`.
+
+    Args:
+        old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
+        path: Where the data are, for error messages.
+    """
+
+    def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str, path: str):
+        dtypes = {n: dtype for n, f in inner.schema.items() if (dtype := _resampled_dtype(n, f)) != f.dtype}
+        super().__init__(inner, old, fps, rule, *([dtypes] if dtypes else []))
+        self.schema = {n: replace(f, dtype=dtypes[n], kind="vector", num_classes=None) if n in dtypes else f
+                       for n, f in inner.schema.items()}
+        self._old, self._fps, self._rule, self._path = old, fps, rule, path
+        self._plans: dict[int, tuple] = {}
+        if _TIMESTAMP in inner.schema:
+            self.lengths = np.array([len(self._resample_plan(e)[0]) for e in range(len(inner.lengths))], np.int64)
+        else:
+            self.lengths = np.array([self._steps(n / old) for n in inner.lengths], np.int64)
+
+    def _steps(self, seconds: float) -> int:
+        return max(1, int(np.ceil(seconds * self._fps - 0.01)))  # float32 times of long episodes are 0.01 steps off
+
+    def _step_times(self, episode) -> np.ndarray:
+        """Time of each step and of the end of the last step, (T + 1,), in s from the first step."""
+        n = int(self.inner.lengths[episode])
+        if _TIMESTAMP not in self.inner.schema:
+            assert self._old is not None  # `Resample.apply` refuses data with neither
+            return np.arange(n + 1) / self._old
+        column, place = np.asarray(self.inner.column(_TIMESTAMP, episode)), f"{self._path}, episode {episode}"
+        try:
+            times = column.astype(np.float64).reshape(len(column))[:n]
+        except ValueError:
+            raise UserError(f"a timestamp must be one number of seconds, not {column[0].tolist()!r}",
+                            where=f"{place}, step 0, timestamp", hint=_DROP_TIMES) from None
+        gaps = np.diff(times)
+        if not np.isfinite(times).all() or (gaps < 0).any():
+            at = int(np.argmax(~(gaps >= 0))) + 1 if n > 1 else 0
+            raise UserError(
+                f"timestamps must be finite and not decrease, but {times[at]} comes after {times[max(at - 1, 0)]}",
+                where=f"{place}, step {at}, timestamp",
+                hint="understudy audit says what is wrong",
+            )
+        if n > 1:
+            _check_gaps(times, gaps, column.dtype, self._fps, place)
+        last = 1 / self._old if self._old else float(np.median(gaps)) if n > 1 else 0.0
+        return np.append(times, times[-1] + last) - times[0]
+
+    def _resample_plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each new step, the last row before it and its time (s); and the times of the old rows, (T + 1,)."""
+        if episode not in self._plans:
+            times = self._step_times(episode)
+            at = np.arange(self._steps(times[-1])) / self._fps
+            last = np.searchsorted(times[:-1], at + 0.01 / self._fps, "right") - 1
+            self._plans = {episode: (last, at, times)}  # columns of one episode are read together
+        return self._plans[episode]
+
+    def rows(self, name):
+        return self.lengths + (self.inner.rows(name) > self.inner.lengths)
+
+    def _source_rows(self, episode) -> np.ndarray:
+        """For each new step, the row whose values it has."""
+        last, at, times = self._resample_plan(episode)
+        if self._rule != "nearest":
+            return last
+        after = np.minimum(last + 1, len(times) - 2)
+        return np.where(times[after] - at < at - times[last] - 1e-9, after, last)
+
+    def column(self, name, episode):
+        column = np.asarray(self.inner.column(name, episode))
+        if self.schema[name] != self.inner.schema[name]:
+            column = column.astype(self.schema[name].dtype)
+        (last, at, times), n = self._resample_plan(episode), int(self.inner.lengths[episode])
+        if name == _TIMESTAMP:
+            resampled = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
+        elif name == "next.reward" or (role(name) == "outcome" and column.dtype == bool):
+            resampled = self._aggregate_rows(column[:n], last)
+            if name == _SUCCESS:
+                resampled |= column[last]
+        elif self._rule == "linear" and role(name) in ("observation", "action") and column.dtype.kind == "f":
+            resampled = _interpolate(column, last, at, times)
+        else:
+            resampled = column[self._source_rows(episode)]
+        ends = column[n:n + 1] if name != _TIMESTAMP else np.full_like(column[n:n + 1], len(at) / self._fps)
+        return np.concatenate([resampled, ends]) if len(column) > n else resampled
+
+    def _aggregate_rows(self, column, last):
+        """For each new step, the sum (or any) over the rows from its own to that before the next step."""
+        into = np.searchsorted(last, np.arange(len(column)), "right") - 1
+        out = np.zeros((len(last), *column.shape[1:]), np.float64 if column.dtype.kind == "f" else np.int64)
+        np.add.at(out, into[into >= 0], column[into >= 0])
+        return out > 0 if column.dtype == bool else out.astype(column.dtype)
+
+    def frames(self, name, episode):
+        n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
+        source_rows = self._source_rows(episode)
+        for row, image in self.inner.frames(name, episode):
+            rows = np.atleast_1d(row)
+            here = np.flatnonzero(np.isin(source_rows, rows))
+            here = np.append(here, total) if (rows == n).any() else here
+            if len(here):
+                yield here, image
+
+
+def _resampled_dtype(name: str, feature: Feature) -> str:
+    """The dtype of a column at another rate: new times are no whole numbers, and sums need more bits."""
+    if name == _TIMESTAMP and (feature.kind == "string" or np.dtype(feature.dtype).kind != "f"):
+        return "float64"
+    is_integer = feature.kind != "string" and np.dtype(feature.dtype).kind in "iu"
+    return "int64" if name == "next.reward" and is_integer else feature.dtype
+
+
+def _check_gaps(times: np.ndarray, gaps: np.ndarray, dtype: np.dtype, fps: float, where: str) -> None:
+    """Refuses times (s) of one episode with which its steps would be lost, or would become many steps each."""
+    usual_gap, step = float(np.median(gaps)), int(np.argmax(gaps)) + 1
+    if usual_gap == 0:
+        spacing = float(np.spacing(np.array(times[-1], dtype))) if dtype.kind == "f" else 0.0
+        rounding = f": near {times[-1]:.4g}, {dtype} has multiples of {spacing:.4g} only" if spacing > 1e-3 else ""
+        raise UserError(f"most timestamps are equal{rounding}", where=f"{where}, timestamp",
+                        hint=f"store seconds from the start of the episode, or as float64. {_DROP_TIMES}")
+    if usual_gap >= LONG_STEP and usual_gap * fps >= _MAX_STEPS_OF_STEP:
+        slow_rate = 0.9 * _MAX_STEPS_OF_STEP / usual_gap
+        detour = f"If they are seconds, make a view with --fps {slow_rate:.2g} first, and resample that. "
+        raise UserError(f"timestamps are read as seconds, and are {usual_gap:.4g} apart: each step would become "
+                        f"{usual_gap * fps:,.0f} steps", where=f"{where}, timestamp",
+                        hint="divide milliseconds by 1000 and nanoseconds by 1e9. "
+                        f"{detour if slow_rate > 1e-3 else ''}{_DROP_TIMES}")
+    if gaps[step - 1] * fps > _MAX_STEPS_OF_GAP:
+        raise UserError(f"the step comes {gaps[step - 1]:.4g} s after the one before it, which would become "
+                        f"{gaps[step - 1] * fps:,.0f} steps", where=f"{where}, step {step}, timestamp",
+                        hint=f"correct the time, or leave the episode out. {_DROP_TIMES}")
+
+
+def _interpolate(column, last, at, times):
+    after = np.minimum(last + 1, len(column) - 1)
+    gap = times[after] - times[last]
+    share = np.clip(np.divide(at - times[last], gap, out=np.zeros_like(at), where=gap > 0), 0, 1)
+    share = share.reshape(-1, *(1,) * (column.ndim - 1))
+    mixed = (column[last] * (1 - share) + column[after] * share).astype(column.dtype)
+    return np.where(share == 0, column[last], mixed)  # a NaN in the next row has no effect

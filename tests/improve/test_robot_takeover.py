@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from fixtures.takeovers import FPS, LIMITS, VELOCITY, Clock, Device, Hand, Keys,
 from understudy.core import NonFiniteAction, UserError
 from understudy.envs.devices import Gamepad
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
+from understudy.improve.unlearned_steps import count_learned
 from understudy.robots.base import ConnectionLost, DrivenTeleoperator
 from understudy.robots.emulator import DynamixelServo, EmulatedDynamixelBus
 from understudy.robots.handover import Handover
@@ -62,6 +64,51 @@ def test_a_person_takes_over_without_a_jump_and_gives_back(mover):
         assert not handover.any() and state[25:60] == pytest.approx([20] * 35, abs=1e-3)
     assert episode.steps["action"][acted & ~handover] == pytest.approx(
         episode.steps["supervisor_action"][acted & ~handover])
+
+
+@pytest.mark.parametrize("mover", ["leader", "robot"])
+def test_the_corrections_of_a_leader_beyond_the_range_of_the_robot_are_learned(mover):
+    """The robot goes to its limit of 90 degrees, and the handover is complete there, whoever moves."""
+    world = World(Hand, mover, _5=["takeover"], _95=["success"], limit=200)
+    world.teleop.place = np.array([110.0, 40.0])
+    episode = world.episode(Constant(80.0))
+    acted, handover = episode.steps["intervention"], episode.steps["handover"]
+    assert np.flatnonzero(acted).tolist() == list(range(5, 95)) and handover[5] and not handover[60:].any()
+    assert episode.steps["action"][60:95] == pytest.approx(np.tile([90.0, 40.0], (35, 1)))
+    assert count_learned([episode]) == (acted & ~handover).sum() >= 35 and not world.env.person.handover.problem
+
+
+def test_a_handover_that_something_blocks_stops_and_names_the_joints():
+    """The second joint is blocked at 20 degrees, and the leader is at 60. Then a hand moves it to 21."""
+    world = World(Hand, "robot", _5=["takeover"], limit=400)
+    limits = replace(LIMITS, max_relative_target=(5.0, 5.0))
+    world.robot.limits = world.env.person.handover.limits = limits
+    world.teleop.place = np.array([40.0, 60.0])
+    advance, commands, holds = world.arm.advance, world.keys.commands, []
+
+    def advance_but_for_the_elbow():
+        advance()
+        world.arm.joints[1] = min(world.arm.joints[1], 20.0)
+    world.arm.advance = advance_but_for_the_elbow
+
+    def move_the_leader_once_it_holds():
+        takeover = world.env.takeover
+        if takeover.is_person and takeover.is_held:
+            holds.append(takeover.n_steps)
+            if len(holds) == 20:
+                world.teleop.place = np.array([40.0, 21.0])
+                world.keys.press("hold")
+        elif holds and takeover.n_steps == holds[-1] + 60:
+            world.keys.press("success")
+        return commands()
+    world.keys.commands = move_the_leader_once_it_holds
+    episode = world.episode(Constant(0.0))
+    acted, handover = episode.steps["intervention"], episode.steps["handover"]
+    stopped = [line for line in world.lines if line.startswith("no handover")]
+    problem = "elbow.pos is at 25.0, your device at 60.0 | move it there, p"
+    assert stopped and all(problem in line and "shoulder" not in line for line in stopped)
+    assert len({*holds}) == 1 and 5 * FPS < holds[0] < 8 * FPS and handover[5:holds[0]].all()
+    assert acted[-1] and not handover[-10:].any() and world.arm.fastest() <= VELOCITY * 1.001
 
 
 def test_a_device_of_velocities_begins_at_the_present_pose():
@@ -267,7 +314,7 @@ def test_no_step_of_200_handovers_of_emulated_servos_is_above_the_velocity_limit
             return path[-1][1]  # a pose that is held is where the robot is
         robot.stop = stop_and_note
         robot.on_step = lambda obs, action, sent: path.append((clock(), np.array(sent)))
-        handover = Handover(leader, limits.max_velocity, clock=clock, sleep=clock.sleep)
+        handover = Handover(leader, limits, clock=clock, sleep=clock.sleep)
         env = RobotTakeoverEnv(robot, RobotPerson(handover, keys), FPS, 10**6, clock, clock.sleep)
         keys.env, keys.calls = env, -10**6
         keys.press("enter")

@@ -1,6 +1,7 @@
 """No sequence of actions, late replies or lost connections makes a robot exceed a limit."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,20 @@ def test_every_goal_keeps_every_limit_for_any_actions_and_measurements(steps, st
         ahead, was_ahead = np.abs(goal - position), np.abs(before.goal - position)
         pulled_in = np.clip(position, low, high) != position  # joint limits come before the lead
         assert ((ahead <= np.maximum(20.0, was_ahead) + 1e-9) | pulled_in).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(st.floats(-80, 80), st.floats(-50, 50)), st.booleans())
+def test_the_reachable_goal_is_where_the_same_command_leads(command, has_table):
+    """The table is 10 cm below the base, and the way to most commands ends at a joint limit or above it."""
+    limits = replace(LIMITS, workspace=BOX if has_table else None, low=(-30.0, -20.0), high=(20.0, 30.0))
+    state, now = limits.start(np.zeros(2), 0.0), 0.0
+    for _ in range(600):
+        now += 0.02
+        goal, state = limits.step(state, np.array(command), state.goal, now)
+    assert limits.reachable(goal, np.array(command)) == pytest.approx(goal, abs=1e-3)
+    if not has_table:
+        assert limits.reachable(np.zeros(2), np.array(command)) == pytest.approx(goal, abs=1e-6)
 
 
 def test_the_limits_do_not_stop_what_is_allowed():

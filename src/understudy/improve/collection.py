@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
 from .round_checks import check_rewards, warn_of_hidden_components
 from .supervisors import PolicySupervisor
-from .unlearned_steps import UnflaggedParts
+from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
 from .updates import PerNewStep, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
@@ -595,7 +595,8 @@ class CollectionRounds(DataCollection):
             if training.n_updates > end:
                 continue
             if training.n_updates == start:
-                training.log(**_summary(number, episodes), **self._policy_score(episodes))
+                kept = [e for e in data if e.metadata.get(ROUND) == number]
+                training.log(**_summary(number, episodes, kept), **self._policy_score(episodes))
             if self.reset_learner:
                 training.build_learner(data)
                 if training.n_updates > start:  # it resumes within this round
@@ -653,7 +654,7 @@ class CollectionRounds(DataCollection):
         if all("success" in e.metadata for e in episodes):
             alone = [bool(e.metadata["success"]) and not a for e, a in zip(episodes, aided, strict=True)]
             return {"score": float(np.mean(alone)), IS_SUCCESS: 1.0}
-        returns = _summary(0, episodes).get("round/return")
+        returns = _summary(0, episodes, episodes).get("round/return")
         return {} if returns is None or any(aided) else {"score": returns, IS_SUCCESS: 0.0}
 
 
@@ -688,8 +689,12 @@ def _forget_round(episode: Episode) -> Episode:
     return replace(episode, metadata={**metadata, EXPERT: False}) if ROUND in episode.metadata else episode
 
 
-def _summary(number: int, episodes: Dataset) -> dict[str, float]:
-    """The metrics of a round that are logged."""
+def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[str, float]:
+    """The metrics of a round that are logged.
+
+    Args:
+        kept: Those of the episodes that are learned.
+    """
     metrics = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):
         metrics["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
@@ -698,6 +703,8 @@ def _summary(number: int, episodes: Dataset) -> dict[str, float]:
     for name in COSTS:
         if all(name in e.metadata for e in episodes):
             metrics[f"round/{name}"] = sum(e.metadata[name] for e in episodes)
+    if all(HANDOVER in e.steps for e in episodes):
+        metrics["round/learned"] = count_learned(kept)
     return metrics
 
 

@@ -187,7 +187,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 if takeover.success is None and (takeover.is_held or is_over):
                     self._stop()
                     question = f"step {takeover.n_steps}: the time is over. y, n: was it a success? | x discard"
-                    self.person.show(question if is_over else f"{takeover.status()} | {STATUS_KEYS}")
+                    self.person.show(question if is_over else self._apart() or f"{takeover.status()} | {STATUS_KEYS}")
                     self.pace.wait()
                     continue
                 if takeover.success is None:
@@ -198,6 +198,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                     takeover.success = True
                 if takeover.success is None:
                     self._read_person()
+                    if takeover.is_held:
+                        continue
                 self.person.show(f"{takeover.status()} | {STATUS_KEYS}")
                 return self._obs
             except _DeviceLost as failure:
@@ -235,7 +237,14 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         if self.takeover.is_person:
             pose = self._ask(self.person.teleop, lambda: self.person.handover.read(self._goal))
             self._is_handover = not self.person.handover.is_complete
+            self.takeover.is_held = bool(self.person.handover.problem)
         self._command = np.asarray(pose, np.float64)
+
+    def _apart(self) -> str:
+        """What is shown while the robot holds because a handover does not come to its end. Empty if it does not."""
+        if not self.takeover.is_person or not (problem := self.person.handover.problem):
+            return ""
+        return f"no handover: {problem} | move it there, p tries again | t give back | y n end | x discard | q quit"
 
     def _stop(self) -> None:
         """Lets the robot hold, once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,10 +12,17 @@ from torch import nn
 from ..core import Unsupported, part
 from ..data.episode import Dataset, Episode, EpisodeList
 from ..learn.sample_weights import SampleWeights, UniformWeights, WeightFunction
+from .gates import INTERVENTION
 
 HANDOVER = "handover"  # column: True at steps to a common pose of robot and device, and where a robot asks for help
 UNDONE = "undone"  # column: True at the steps of a takeover that the person does not want to be learned
 UNLEARNED = (HANDOVER, UNDONE)
+
+
+def count_learned(episodes: Iterable[Episode]) -> int:
+    """Number of the steps at which the supervisor acted, without those that are never learned."""
+    return sum(int(np.asarray(episode.steps[INTERVENTION], bool)[first:stop].sum()) for episode in episodes
+               for first, stop in _unflagged_runs(episode, UNLEARNED))
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
 import numpy as np
 
 from .base import DrivenTeleoperator, Robot, RobotError, Teleoperator
+from .limits import SafetyLimits
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
 _FOLLOW_SECONDS = 10.0  # in which the device is driven, at most
 _NEAR = 2.0  # units of the action: as near, the robot goes to the device at once
+_STALLED_SECONDS = 5.0  # in which the robot comes no nearer to the device: something blocks it
 
 
 class Handover:
@@ -26,19 +28,23 @@ class Handover:
             if it has motors; what remains, the robot goes. "robot": the robot goes to the pose of the device.
             "nobody": the difference stays, as long as the person acts.
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
-        max_velocity: Largest velocity of each joint, in units of the action per second.
+        limits: Limits of the robot. A device may be beyond them: then the robot goes as far as they let it.
 
     Attributes:
-        is_complete: Whether the robot does what the device says.
+        is_complete: Whether the robot does what the device says, within its limits.
+        problem: The joints that do not come to the pose of the device, in words, once the robot has come no nearer for
+            5 s. Empty otherwise.
     """
 
-    def __init__(self, teleop: Teleoperator, max_velocity: Sequence[float], mover: Mover = "leader",
+    def __init__(self, teleop: Teleoperator, limits: SafetyLimits, mover: Mover = "leader",
                  seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter,
                  sleep: Callable[[float], None] = time.sleep):
-        self.teleop, self.mover, self.seconds = teleop, mover, seconds
-        self.max_velocity, self.clock, self.sleep = np.array(max_velocity, np.float64), clock, sleep
-        self.is_complete, self._offset = True, np.zeros(len(self.max_velocity))
+        self.teleop, self.limits, self.mover, self.seconds = teleop, limits, mover, seconds
+        self.max_velocity, self.clock, self.sleep = np.array(limits.max_velocity, np.float64), clock, sleep
+        self.is_complete, self.problem, self._offset = True, "", np.zeros(len(self.max_velocity))
         self._origin, self._began, self._last, self._ramp = self._offset, clock(), clock(), seconds
+        self._names: tuple[str, ...] = ()
+        self._least, self._nearer_at = np.inf, self._began  # smallest distance so far, and when it became smaller
 
     def begin(self, robot: Robot, period: float, show: Callable[[str], None] = lambda text: None) -> None:
         """The person takes over. While the device is driven, the robot holds its pose.
@@ -61,7 +67,8 @@ class Handover:
             self.teleop.release()
         self.teleop.start(pose)
         self._origin, self._began, self.is_complete = np.array(pose, np.float64), self.clock(), False
-        self._last = self._began
+        self._last, self._least, self._nearer_at, self.problem = self._began, np.inf, self._began, ""
+        self._names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(pose)))
         difference = self.teleop.read() - pose
         self._offset = difference if self.mover == "nobody" else np.zeros(len(pose))
         self._ramp = 0.0 if (np.abs(difference - self._offset) <= _NEAR).all() else self.seconds
@@ -78,6 +85,12 @@ class Handover:
             return action
         part = min((now - self._began) / self._ramp, 1.0) if self._ramp > 0 else 1.0
         command = self._origin + part * (action - self._origin)
-        reach = self.max_velocity * elapsed
-        self.is_complete = part >= 1 and bool((np.abs(action - goal) <= np.maximum(reach, _EQUAL)).all())
+        distance = np.abs(self.limits.reachable(goal, action) - goal)
+        is_apart = distance > np.maximum(self.max_velocity * elapsed, _EQUAL)
+        self.is_complete = part >= 1 and not is_apart.any()
+        if part < 1 or distance.sum() < self._least - _EQUAL:
+            self._least, self._nearer_at = distance.sum(), now
+        if not self.is_complete and now - self._nearer_at > _STALLED_SECONDS:
+            self.problem = ", ".join(f"{self._names[i]} is at {goal[i]:.1f}, your device at {action[i]:.1f}"
+                                     for i in np.flatnonzero(is_apart))
         return command

@@ -169,6 +169,18 @@ class SafetyLimits:
             goal = _inside(self.workspace, state.goal, goal)
         return goal, replace(state, goal=goal, sent=max(now, state.sent))
 
+    def reachable(self, goal: np.ndarray, command: np.ndarray) -> np.ndarray:
+        """The goal, (A,) float64, to which `step` leads if the same command is given again and again.
+
+        Velocity, lead and load are no part of it: they delay a robot that nothing blocks, and do not keep it away.
+
+        Args:
+            goal: The last goal that was sent, (A,).
+            command: The commanded goal, (A,).
+        """
+        target = np.clip(np.asarray(command, np.float64), self.low, self.high)
+        return target if self.workspace is None else _inside(self.workspace, np.asarray(goal, np.float64), target)
+
     def hold(self, state: SafetyState, pose: np.ndarray, now: float) -> SafetyState:
         """The state after a stop.
 

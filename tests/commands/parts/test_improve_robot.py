@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import sys
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.cli import TINY, refused
+from fixtures.servo_arms import NAMES
 from fixtures.takeovers import Clock, Hand, Keys
 from fixtures.terminals import Terminal
 
@@ -25,13 +27,17 @@ from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.failure_detection import FailureDetector, ObservationNovelty
+from understudy.files import write_json
 from understudy.heads.likelihood.regression import Regression
-from understudy.improve import robot_takeover
+from understudy.improve import robot_takeover, unlearned_steps
 from understudy.improve.blind_promotion import judged_checkpoints
 from understudy.improve.success import FrameRates
 from understudy.learn.method import Method, load_policy
 from understudy.learn.run import Run
 from understudy.policy import PolicyConfig
+from understudy.robots.calibration import MotorCalibration
+from understudy.robots.emulator import EmulatedFeetechBus, FeetechServo
+from understudy.robots.registry import RobotConfig, make_robot
 from understudy.testing.random_data import random_batch
 
 OPTIONS = ["--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--steps", "3", "--device",
@@ -60,12 +66,17 @@ class TypedLines(io.StringIO):
 class Session:
     """Calls of the command by a person who presses keys at steps."""
 
+    moves_in_simulated_time = False
+
     def __init__(self, run, monkeypatch, capsys):
         self.run, self.capsys, self.clock, self.envs, self.keys = run, capsys, Clock(), [], None
         self.patch, build = monkeypatch, robot_takeover.RobotTakeoverEnv
 
-        def build_env(*args, **options):
-            env = build(*args, self.clock, self.clock.sleep, **options)
+        def build_env(robot, person, *args, **options):
+            if self.moves_in_simulated_time:
+                robot.clock = robot.robot.clock = person.handover.clock = self.clock
+                robot.robot._now = self.clock()
+            env = build(robot, person, *args, self.clock, self.clock.sleep, **options)
             self.envs.append(env)
             self.keys.env = env
             return env
@@ -102,6 +113,30 @@ def test_a_person_takes_over_on_a_robot_and_without_blind_trials_nothing_is_prom
     assert np.abs(first.steps["action"]).max() <= 90
     before = len(session.envs)
     assert session(out)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1  # nothing is asked
+
+
+def test_what_is_learned_of_a_takeover_is_counted(session, tmp_path):
+    """The hand is 10 degrees beyond the limits of the robot. Its second takeover is taken back."""
+    session.patch.setattr(Hand, "read", lambda hand: np.array([100, 0], np.float32))
+    weigh, learned = unlearned_steps._LearnedSteps.__call__, []
+
+    def weigh_and_note(function, batch, policy):
+        weights = weigh(function, batch, policy)
+        learned.append(batch.action[(weights > 0) & batch.mask].numpy())
+        return weights
+    session.patch.setattr(unlearned_steps._LearnedSteps, "__call__", weigh_and_note)
+    session.moves_in_simulated_time, out = True, tmp_path / "run"
+    status, text, err = session(out, "--handover", "robot", "--handover-seconds", "0", "--episodes", "1", "--json",
+                                _4=["takeover"], _94=["takeover"], _100=["takeover"], _106=["undo"],
+                                _107=["success"])
+    assert status == 0, err
+    episode = open_dataset(out / "collection" / "000000" / "episodes.npz")[0]
+    acted, handover = episode.steps["intervention"], episode.steps["handover"]
+    n_learned = int((acted & ~handover & ~episode.steps["undone"]).sum())
+    assert acted.sum() == 97 and 20 < n_learned <= 90 - handover[4:94].sum() and not handover[80:94].any()
+    assert f"(you acted 97 and watched 10); {n_learned} of the 97 are learned, the others are of a handover" in err
+    assert json.loads(text)["rounds"][0]["round/learned"] == n_learned
+    assert any((actions[:, 0] == 90).any() for actions in learned)  # the limit: what the training was given
 
 
 def test_no_episode_is_asked_for_twice(session, tmp_path):
@@ -327,6 +362,48 @@ def test_a_robot_without_a_terminal_and_devices_without_a_robot(run, tmp_path, m
     for args, word in ((["--supervisor", "leader"], "a leader moves a robot"), (["--fps", "3"], "--fps: needs --robot"),
                        (["--supervisor", "keyboard", "--teleop", "gamepad"], "--teleop: needs --robot")):
         refused(call("--with", "hg-dagger", "--env", "fork", *args), word)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
+def test_the_corrections_of_an_emulated_leader_beyond_the_range_of_the_follower_are_learned(tmp_path, monkeypatch):
+    """The leader's elbow is held 8 degrees above the highest goal of the follower."""
+    pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+    monkeypatch.setenv("UNDERSTUDY_CALIBRATION", str(tmp_path / "calibration"))
+
+    def arm(kind, low, high, **position):
+        servos = [FeetechServo(i, position.get(name, 2000)) for i, name in enumerate(NAMES, 1)]
+        for servo in servos:
+            servo.set("Min_Position_Limit", low)
+            servo.set("Max_Position_Limit", high)
+        (tmp_path / "calibration" / kind).mkdir(parents=True)
+        write_json(tmp_path / "calibration" / kind / f"{kind}.json", {
+            name: asdict(MotorCalibration(i, 0, 0, low, high)) for i, name in enumerate(NAMES, 1)})
+        return EmulatedFeetechBus(*servos)
+    with (arm("so101_follower", 1000, 3000) as follower,
+          arm("so101_leader", 900, 3100, elbow_flex=3000 + 91) as leader):
+        robot = make_robot(RobotConfig("so101_follower", follower.port))
+        action = np.tile(np.array([0, 0, 0, 0, 0, 50], np.float32), (40, 1))
+        action[:, :3] = np.linspace(0, 10, 40)[:, None]
+        demos = [Episode({"observation.state": np.concatenate([action[:1], action]), "action": action}, {"number": i},
+                         schema=robot.schema) for i in range(4)]
+        write_dataset(Dataset(demos, {"fps": 20}), tmp_path / "demos.npz", "npz")
+        assert main(["train", "bc", str(tmp_path / "demos.npz"), "--out", str(tmp_path / "run"), *TINY]) == 0
+        person = Terminal("improve", "run", "--with", "hg-dagger", "--robot", "so101_follower", "--robot.port",
+                          follower.port, "--supervisor", "leader", "--teleop", "so101_leader", "--teleop.port",
+                          leader.port, "--handover", "robot", "--rounds", "1", "--episodes", "1", "--steps", "3",
+                          "--out", "better", "--yes", cwd=tmp_path)
+        for words, keys in (("press enter to connect", "\n"), ("enter: begin the episode", "\n"),
+                            ("step 5: the policy acts", "t"), ("step 120: you act", "y")):
+            person.until(words)
+            person.type(keys)
+        status, text = person.end()
+    assert status == 0, text
+    episode = open_dataset(tmp_path / "better" / "collection" / "000000" / "episodes.npz")[0]
+    acted, handover = episode.steps["intervention"], episode.steps["handover"]
+    assert not handover[-50:].any() and f"{(acted & ~handover).sum()} of the {acted.sum()} are learned" in text
+    assert episode.steps["action"][-1][2] == pytest.approx(robot.limits.high[2])
+    assert episode.steps["supervisor_action"][-1][2] == pytest.approx(robot.limits.high[2] + 8, abs=0.1)
 
 
 @pytest.mark.slow

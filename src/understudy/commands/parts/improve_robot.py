@@ -76,6 +76,15 @@ def promotion_text(line: dict[str, Any]) -> str:
     return "promoted" if line["promoted"] else "not promoted"
 
 
+def learned_text(row: dict[str, Any]) -> str:
+    """How many of the steps of a round at which a person acted are learned. Empty if there are none."""
+    acted, learned = row.get("round/acted"), row.get("round/learned")
+    if not acted or learned is None:
+        return ""
+    others = ", the others are of a handover, taken back, or of an episode that is left out"
+    return f"; {learned} of the {acted} are learned" + others * (learned < acted)
+
+
 def tell_unfinished_rounds(o: ImproveOptions) -> None:
     """Says which episodes of an interrupted round are stored."""
     from ...improve.collection import UNFINISHED, round_folders
@@ -161,7 +170,7 @@ class RobotImprovement:
         from ...robots.handover import Handover
 
         o = self.o
-        handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
+        handover = Handover(teleop, robot.limits, o.handover, o.handover_seconds)
         person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
         fps, recorded, source = acting_rate(o.fps, o.run), trained_rate(o.run), o.run
         if recorded is None and self.begun is not None:
@@ -235,13 +244,15 @@ class RobotImprovement:
         o, lines = self.o, judged_checkpoints(run)
         first = f"the policy of {o.run}" if IMPROVEMENTS[o.method].starts_as_run else f"untrained: keep {o.run}"
         rounds = [line for line in run.read_metrics() if "round" in line]
+        names_of_pairs = ("pairs", "gain", "95% interval") if o.compare else ()
         cells = ((f"round {row['round'] + 1}", row["round/episodes"],
-                  round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
-                  line.get("pairs", 0), *_difference(line), promotion_text(line))
+                  round(row["round/success"] * row["round/episodes"]), row["round/acted"],
+                  row.get("round/learned", ""), row["round/watched"],
+                  *((line.get("pairs", 0), *_difference(line)) if o.compare else ()), promotion_text(line))
                  for line, row in zip(lines[1:], rounds, strict=True))
         best = max(lines, key=lambda line: line["score"])
-        self.out.print("", plain_table(("", "episodes", "successes", "acted", "watched", "pairs", "gain",
-                                        "95% interval", ""), cells), "")
+        self.out.print("", plain_table(("", "episodes", "successes", "acted", "learned", "watched",
+                                        *names_of_pairs, ""), cells), "")
         if best["step"]:
             verdict = (f"{o.out / 'best'} is the policy of round {lines.index(best)}.",)
         elif not o.compare:
@@ -279,11 +290,12 @@ class RobotImprovement:
             figures.append(("Each round minus the best before it", plots.differences(gains),
                             "Blind trials, 95% intervals. A full dot: the interval lies above 0."))
         rows = tuple((f"round {row['round'] + 1}", row["round/episodes"],
-                      round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
-                      *minutes, line.get("pairs", 0), promotion_text(line))
+                      round(row["round/success"] * row["round/episodes"]), row["round/acted"],
+                      row.get("round/learned", ""), row["round/watched"], *minutes, line.get("pairs", 0),
+                      promotion_text(line))
                      for line, row, minutes in zip(lines[1:], rounds, minutes_of(o.out), strict=True))
-        header = ("", "episodes", "successes", "steps acted", "steps watched", "minutes acted", "minutes watched",
-                  "pairs of trials", "")
+        header = ("", "episodes", "successes", "steps acted", "of them learned", "steps watched", "minutes acted",
+                  "minutes watched", "pairs of trials", "")
         assert o.html is not None
         write_improvement_page(o.html, f"{o.run} improved with {o.method} on {o.robot}", o.out, rounds,
                                Table(header, rows), figures, verdict)
@@ -330,6 +342,6 @@ def _print_round(n_rounds: int, step, learner, metrics) -> None:
     if "round" in metrics:
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "
-              f"{metrics['round/watched']}); now it trains", file=sys.stderr)
+              f"{metrics['round/watched']}){learned_text(metrics)}; now it trains", file=sys.stderr)
     elif "promoted" in metrics and step:
         print(f"  {promotion_text(metrics)}", file=sys.stderr)

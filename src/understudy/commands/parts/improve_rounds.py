@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .common import plain_table
-from .improve_robot import promotion_text
+from .improve_robot import learned_text, promotion_text
 
 if TYPE_CHECKING:
     from ...evaluate.evaluation import Evaluation, PairedComparison
@@ -19,7 +19,8 @@ def print_round(n_rounds: int, step, learner, metrics) -> None:
     if "round" in metrics:
         costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
-              f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
+              f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else "")
+              + learned_text(metrics), file=sys.stderr)
     elif "gain" in metrics:
         unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
         print(f"  {unit} {rate_text(metrics, unit)}, minus the best so far {gain_text(metrics, unit)}: "
@@ -58,7 +59,8 @@ def rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> li
     return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
              "gain": interval(line, "gain") if "gain" in line else None,
              "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
-             **{name: row and row.get(f"round/{name}", 0) for name in COSTS}}
+             **{name: row and row.get(f"round/{name}", 0) for name in COSTS},
+             "learned": row and row.get("round/learned")}
             for line, row in zip(lines, [None, *rounds], strict=False)]
 
 

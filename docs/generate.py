@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import os
+import inspect
 import re
-import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -116,6 +113,12 @@ Every command ends with one of these exit statuses:
 | 130 | interrupted; the same command continues |
 
 With `--json`, a command prints one JSON document on standard output and nothing else there.
+
+| command | what it does |
+|---|---|
+{overview}
+
+`understudy completion bash`, `zsh` or `fish` prints a script with which your shell completes commands and options.
 
 {commands}
 """
@@ -230,22 +233,58 @@ def _brief(part) -> str:
 
 
 def command_line() -> str:
-    from understudy.cli import COMMANDS
+    """A section for each command, with a table of its arguments and options."""
+    from understudy.commands.parts.command_list import COMMANDS
 
-    sections = [("understudy", ["--help"]), *((c, [c, "--help"]) for c in COMMANDS)]
-    return COMMAND_LINE.format(made=MADE, commands="\n\n".join(
-        f"## {name}\n\n```text\n{help_of(words)}```" for name, words in sections))
+    groups: dict[str, list[str]] = {}
+    for name, command in COMMANDS.items():
+        groups.setdefault(command.group, []).append(f"| [`{name}`](#{name}) | {command.summary} |")
+    overview = "\n".join(row for group, rows in groups.items() for row in (f"| **{group}** | |", *rows))
+    return COMMAND_LINE.format(made=MADE, overview=overview, commands="\n\n".join(map(_command_section, COMMANDS)))
 
 
-def help_of(words: list[str]) -> str:
-    from understudy.cli import main
+def _command_section(name: str) -> str:
+    from understudy.commands.parts.command_list import options_class
+    from understudy.commands.parts.help_page import option_texts
+    from understudy.commands.parts.options import options_of
 
-    out = io.StringIO()
-    os.environ["COLUMNS"] = "100"
-    with contextlib.redirect_stdout(out):
-        assert main(words) == 0, words
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip().splitlines()
-    return "\n".join("\n".join(textwrap.wrap(line, 100)) if len(line) > 100 else line.rstrip() for line in lines) + "\n"
+    cls = options_class(name)
+    options, texts = sorted(options_of(cls), key=lambda o: not o.is_positional), option_texts(cls)
+    words = [o.flag if o.is_required else f"[{o.flag.strip('[]')}]" for o in options if o.is_positional]
+    words += [f"{o.flag} {_value_name(o)}" for o in options if o.is_required and not o.is_positional]
+    rows = [f"| {_code(o.flag if o.is_positional else f'{o.flag} {_value_name(o)}'.strip())} "
+            f"| {_cell(texts[o.name])} | {_default(cls, o, texts[o.name])} |" for o in options]
+    usage = f"```text\nunderstudy {' '.join([name, *words])}\n```"
+    return "\n".join([f"## {name}", "", usage, "", inspect.getdoc(cls), "",
+                      "| argument or option | meaning | default |", "|---|---|---|", *rows])
+
+
+def _value_name(option) -> str:
+    """What stands for the value of an option: its metavar, or its choices."""
+    from typing import Literal, get_args, get_origin
+
+    literals = [str(choice) for kind in (option.kind, *get_args(option.kind)) if get_origin(kind) is Literal
+                for choice in get_args(kind)]
+    return option.metavar or "|".join(literals) or ("" if option.kind is bool else option.name.upper())
+
+
+def _default(cls, option, text: str) -> str:
+    """The default of an option as a cell, empty if its text names it or there is none."""
+    default = cls.__dataclass_fields__[option.name].default
+    if option.is_required:
+        return "required"
+    if "by default" in text or default is None or default is False or not isinstance(default, (int, float, str, Path)):
+        return ""
+    return _code(str(default))
+
+
+def _code(text: str) -> str:
+    return f"<code>{_cell(text.replace('<', '&lt;'))}</code>"
+
+
+def _cell(text: str) -> str:
+    """A text as it may stand in a cell of a table."""
+    return text.replace("|", "&#124;")
 
 
 def picture(name: str, episode: int = 1) -> bytes:

@@ -1,4 +1,4 @@
-"""The command line: the list of commands, and how errors are reported. Each command is a file in commands/.
+"""The command line: how a command is called, and how errors are reported. Each command is a file in commands/.
 
 Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
 robot check found a difference, more steps of act than allowed were clipped, stale or late, or a claim that was due did
@@ -13,97 +13,19 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from . import __version__
+from .commands.parts.command_list import COMMANDS, command_module, help_text
 from .hints import nearest_names
 from .interrupts import INTERRUPTS, is_of_closed_terminal, leave_closed_terminal
-
-
-@dataclass(frozen=True)
-class Command:
-    """An entry of the list of commands.
-
-    Args:
-        usage: Arguments and options, for the help.
-        is_resumable: Whether the same command continues after an interrupt.
-        resume_options: Options without which it does not continue.
-        module: Name of its file in commands/, if it is not the name of the command.
-        interrupted: What is said after an interrupt if the same command does not continue.
-    """
-
-    usage: str
-    summary: str
-    is_resumable: bool = False
-    resume_options: tuple[str, ...] = ()
-    module: str = ""
-    interrupted: str = "stopped; nothing was changed, and the same command starts again"
-
-
-COMMANDS = {
-    "demo": Command("[--out DIR]", "start here: record, train and evaluate on a toy task", True),
-    "record": Command("ENV|--robot TYPE --out DATA --episodes N",
-                      "record demonstrations in an environment or on a robot", True),
-    "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]",
-                       "show what a data set contains, and what is wrong"),
-    "audit": Command("DATA [--json] [--html FILE]", "check a data set and score its episodes"),
-    "repair": Command("PATH [--out DST] [--map FILE]", "finish a recording, or save what can be read"),
-    "convert": Command("SRC DST [--to FORMAT] [--strict]", "write demonstrations in another format"),
-    "split": Command("DATA --by FIELD --out DIR [--fractions F F]", "split data into views that share no episode"),
-    "merge": Command("A B ... --out VIEW [--ignore CODE]", "merge data sets that agree into one view"),
-    "curate": Command("DATA --score SCORE --keep FRACTION --out VIEW", "keep the best episodes, as a view"),
-    "view": Command("make|list|show|materialize", "make and show views: operations that copy no data"),
-    "replay": Command("DATA ENV|--robot TYPE [--episode I]", "repeat recorded actions: do they still succeed?"),
-    "choose": Command("DATA [--env ENV] [--budget 30m]", "find the method that suits the data, by short trials", True),
-    "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "train a policy on demonstrations", True),
-    "improve": Command("RUN --with METHOD --supervisor WHO --out RUN2",
-                       "improve a trained policy by corrections, in rounds", True),
-    "judge": Command("DATA --out COMPARISONS [--pairs N]",
-                     "say which of two motions is better, to learn a reward", True),
-    "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "plot the curves of trainings, as a page"),
-    "eval": Command("RUN ENV|DATA [--episodes N] [--against RUN2]",
-                    "evaluate a policy, with the interval of its success",
-                    resume_options=("--save", "--interactive"), module="evaluate"),
-    "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "compare policies: which differences are significant",
-                       resume_options=("--save",)),
-    "plan": Command("RATE RATE [--power P] [--episodes N]", "calculate how many rollouts a comparison needs"),
-    "robustness": Command("RUN ENV [--shifts ...] [--html FILE]",
-                          "measure success as the environment changes", True),
-    "calibrate": Command("RUN ENV|DATA [--score SCORE] [--rate RATE]",
-                         "calibrate a failure detector at a stated rate of errors"),
-    "diagnose": Command("RUN [--data DATA] [--env ENV|--robot TYPE]",
-                        "say why a policy fails although its loss fell"),
-    "export": Command("RUN --out FILE|FOLDER", "write a trained policy as one file, or for LeRobot"),
-    "robot": Command("find-port|setup|calibrate|teleoperate|...",
-                     "set up, calibrate and check a robot, or emulate one"),
-    "serve": Command("RUN [--port N] [--token-file FILE]", "serve a trained policy to clients in the network"),
-    "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "run a trained policy on a robot, within limits",
-                   interrupted="stopped, and so is the robot. Finished episodes of --out are kept. To start again"),
-    "methods": Command("[NAME] [--json]", "list the methods, or show the parts of one"),
-    "claims": Command("list | run NAME | run --all | table", "test published statements by experiments", True),
-}
-
-HELP = f"""understudy {__version__}: imitation learning from demonstrations, with honest evaluation.
-
-usage: understudy COMMAND ... [--debug]
-
-""" + "\n".join(f"  {name:<10} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
-
-ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
-DATA    a file or folder of demonstrations; RUN a trained run, or one of LeRobot (ACT, Diffusion Policy)
-METHOD  a method's name, module:function, or a method.json
-Code that is not understudy's is loaded only with --trust PACKAGE.
-
-understudy COMMAND --help says more; --version prints the version; --debug shows where an error came from.
-"""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -113,9 +35,9 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(help_text(__version__, shutil.get_terminal_size().columns), end="")
         return 0
-    if args[0] in ("-v", "--version"):
+    if args[0] in ("-V", "-v", "--version"):
         print(__version__)
         return 0
     name = args[0]
@@ -128,7 +50,7 @@ def main(args: list[str] | None = None) -> int:
         show: Any = partial(_show_warning, warnings.showwarning)
         warnings.showwarning = show
         try:
-            import_module(f".commands.{COMMANDS[name].module or name}", __package__).main(args[1:])
+            command_module(name).main(args[1:])
             sys.stdout.flush()
             return 0
         except SystemExit as error:  # of tyro: 0 after --help, 2 after a usage error that it has explained

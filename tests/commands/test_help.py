@@ -20,15 +20,47 @@ from understudy.core import ConfigError
 from understudy.methods import find_method
 
 
-def test_help_names_every_command(call):
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_help_lists_every_command_once_in_groups_and_fits_the_terminal(call, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     status, out, _ = call("--help")
-    assert status == 0 and all(f"  {name} " in out for name in COMMANDS)
-    assert max(map(len, out.splitlines())) <= 120 and len(out.splitlines()) <= len(COMMANDS) + 11
+    assert status == 0 and max(map(len, out.splitlines())) <= columns
+    assert [out.count(f"\n  {name} ") for name in COMMANDS] == [1] * len(COMMANDS)
+    headings = [line for line in out.splitlines()[3:] if re.fullmatch(r"[A-Z]\w+", line)]
+    assert headings == ["Start", "Data", "Train", "Judge", "Improve", "Deploy", "Robot", "Words"]
     assert call()[:2] == (0, out)
 
 
 def test_version(call):
-    assert call("--version")[:2] == call("-v")[:2] == (0, __version__ + "\n")
+    assert call("--version")[:2] == call("-v")[:2] == call("-V")[:2] == (0, __version__ + "\n")
+
+
+def completions(script, *words):
+    """What bash proposes for the last of these words."""
+    code = (f'source {script}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${{#COMP_LINE}}; '
+            '_tyro_understudy; printf "%s\\n" "${COMPREPLY[@]}"')
+    process = subprocess.run(["bash", "-c", code, "bash", "understudy", *words], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.split())
+
+
+def test_bash_completes_commands_options_and_choices(call, tmp_path):
+    status, script, _ = call("completion", "bash")
+    (tmp_path / "understudy").write_text(script)
+    assert status == 0 and completions(tmp_path / "understudy", "rob") == {"robot", "robustness"}
+    assert completions(tmp_path / "understudy", "train", "--val") == {"--val-fraction"}
+    assert completions(tmp_path / "understudy", "eval", "--device", "") == {"auto", "cpu", "cuda", "mps"}
+    assert "complete -o bashdefault -o default -F _tyro_understudy understudy" in script  # files, too
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_completed_too(call, shell):
+    status, script, _ = call("completion", shell)
+    assert status == 0 and all(name in script for name in COMMANDS) and "val-fraction" in script
+
+
+def test_completion_of_an_unknown_shell(call):
+    refused(call("completion", "tcsh"), "'tcsh' is not bash, zsh or fish")
 
 
 def test_help_needs_no_pytorch():

@@ -27,7 +27,6 @@ from .parts.common import (
     env_trust_options,
     open_data,
     parse,
-    print_help,
     read_options,
     read_provenance,
     recorded_env,
@@ -51,6 +50,7 @@ from .parts.groups import (
     TrustOption,
     command_options,
 )
+from .parts.help_page import print_help
 from .parts.options import find_field, options_of, refuse_given, settable_fields, split_pair
 from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
 

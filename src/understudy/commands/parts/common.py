@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import os
 import re
@@ -13,19 +11,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, make_dataclass
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
-    NoReturn,
     TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
 )
 
 from rich.console import Console
@@ -39,6 +32,7 @@ from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
+from .help_page import print_help
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
@@ -133,35 +127,6 @@ def _check_files(options: Any) -> None:
         raise UserError("is a folder, not a file" if mapped.is_dir() else "there is no such file",
                         where=f"--map {mapped}", hint="understudy inspect BAG --json proposes a map: correct it, and "
                         "name its file")
-
-
-def print_help(options: type, prog: str) -> NoReturn:
-    """Prints the help page of a command and ends the process with status 0.
-
-    Args:
-        prog: The command as the user writes it, such as "understudy train".
-    """
-    import tyro
-
-    tyro.cli(_for_help(options), prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
-    raise SystemExit(0)
-
-
-def _for_help(options: Any) -> type:
-    """These options with the text of each in one line, and without None as a choice, or beside "by default"."""
-    texts: dict[str, str] = {}
-    for cls in reversed(options.__mro__[:-1]):
-        texts |= {ast.unparse(option.target): " ".join(ast.literal_eval(text.value).split())
-                  for definition in ast.parse(inspect.getsource(cls)).body if isinstance(definition, ast.ClassDef)
-                  for option, text in pairwise(definition.body)
-                  if isinstance(option, ast.AnnAssign) and isinstance(text, ast.Expr)}
-    annotated, hints, parts = get_type_hints(options, include_extras=True), get_type_hints(options), []
-    for f in fields(options):
-        literals = [get_args(kind) for kind in get_args(hints[f.name]) if get_origin(kind) is Literal]
-        changes = arg(help=texts[f.name], help_behavior_hint="" if "by default" in texts[f.name] else None,
-                      metavar=f"{{{','.join(literals[0])}}}" if literals and f.default is None else None)
-        parts.append((f.name, Annotated[annotated[f.name], changes], f))  # ty: ignore[invalid-type-form]  # computed
-    return make_dataclass(options.__name__, parts, namespace={"__doc__": options.__doc__}, kw_only=True)
 
 
 def parse_duration(text: str) -> float:

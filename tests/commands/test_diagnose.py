@@ -53,7 +53,7 @@ def hopeless(rows):
 
 def findings(out):
     document = json.loads(out)
-    assert set(document) == {"ok", "findings", "checked", "unchecked"}
+    assert set(document) == {"ok", "headline", "outcome", "findings", "checked", "unchecked", "next"}
     levels = [LEVELS.index(f["level"]) for f in document["findings"]]
     assert levels == sorted(levels) and {f["code"] for f in document["findings"]} <= set(ORDER)
     for finding in document["findings"]:
@@ -81,7 +81,7 @@ def test_a_hardly_trained_run_is_named_in_text_and_json(place, call, tmp_path, m
 def test_another_checkpoint_is_one_of_the_same_run(place, named):
     """RUN/best/checkpoints/... is nowhere."""
     finding = RunFinding("wrong-checkpoint", "note", "", 1.1, (1, 1.5), "", ("eval", "RUN/checkpoints/000060", "ENV"))
-    command = _command(DiagnoseOptions(run=place / "a" / named), finding)
+    command = _command(DiagnoseOptions(run=place / "a" / named), finding.command)
     assert command == command_line("eval", place / "a" / "checkpoints" / "000060", "fork")
 
 
@@ -118,7 +118,9 @@ def test_success_that_is_gone_without_a_fault_is_a_warning(place, call, tmp_path
     _, out, _ = call("diagnose", tmp_path / "run", *options)
     document = findings(out)
     first = document["findings"][0]
-    assert document["ok"] and (first["code"], first["level"], first["value"]) == ("success-drop", "warning", 0)
+    assert (first["code"], first["level"], first["value"]) == ("success-drop", "warning", 0)
+    assert not document["ok"] and (document["outcome"]["successes"], document["outcome"]["episodes"]) == (0, 20)
+    assert document["headline"].startswith("The policy succeeds in 0 of 20 episodes") and document["next"]
     assert "0 of 20 episodes succeeded" in first["message"] and "in an evaluation in fork" in first["message"]
 
 

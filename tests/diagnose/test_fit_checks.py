@@ -10,7 +10,7 @@ from fixtures.runs import made_up, plain
 
 from understudy.data.codec import Normalizer
 from understudy.diagnose import fit_checks
-from understudy.diagnose.base import ORDER, RunFinding, sort_findings
+from understudy.diagnose.base import ORDER, Outcome, RunDiagnosis, RunFinding, sort_findings
 from understudy.diagnose.fit_checks import FitErrors
 from understudy.evaluate.stats import clopper_pearson
 from understudy.execute.actor import PolicyActor
@@ -151,12 +151,29 @@ def test_faults_come_first_and_causes_before_consequences():
     assert len(set(ORDER)) == len(ORDER)
 
 
-def test_where_the_policy_succeeds_a_large_error_is_no_fault():
-    """From half of the trials on."""
-    findings = [*fit_checks.check_fit(FitErrors(0.9, 0.95), True), *fit_checks.check_fit(FitErrors(0.05, 1.1), True)]
-    for n_successes, level in ((9, "fault"), (10, "note"), (20, "note")):
-        judged = fit_checks.without_failures(findings, [i < n_successes for i in range(20)])
-        assert [f.level for f in judged] == [level, level] and [f.code for f in judged] == ["underfit", "overfit"]
-    assert fit_checks.without_failures(findings, []) == findings
-    other = replace(findings[0], code="sign-flip")
-    assert fit_checks.without_failures([other], [True] * 20) == [other]
+def test_faults_explain_failures():
+    """A large error is no fault from half of the trials on, and nothing is where the policy does what was shown."""
+    fit = [*fit_checks.check_fit(FitErrors(0.9, 0.95), True), *fit_checks.check_fit(FitErrors(0.05, 1.1), True)]
+    findings = [*fit, replace(fit[0], code="sign-flip"), replace(fit[0], code="trials", level="note")]
+    for n_successes, levels in ((9, ["fault", "fault", "fault", "note"]), (10, ["note", "note", "fault", "note"]),
+                                (16, ["note", "note", "fault", "note"]), (17, ["note", "note", "warning", "note"]),
+                                (20, ["note", "note", "warning", "note"])):
+        judged = fit_checks.judge_by_outcome(findings, Outcome(n_successes, 20, None, (80, 80)))
+        assert [f.level for f in judged] == levels  # 16 of 20 is at most 94 %, and 80 of 80 at least 95 %
+        assert [f.code for f in judged] == ["underfit", "overfit", "sign-flip", "trials"]
+
+
+@pytest.mark.parametrize(("outcome", "ok"), [
+    (Outcome(1, 20), False), (Outcome(9, 20), False), (Outcome(10, 20), True), (Outcome(16, 20, None, (80, 80)), False),
+    (Outcome(17, 20, None, (80, 80)), True), (Outcome(100, 200, "fork", (150, 200)), False), (None, True)])
+@pytest.mark.parametrize("warns", [False, True])
+def test_the_headline_follows_success(outcome, ok, warns):
+    """Of a policy with 2 % success it was said that no fault was found."""
+    warnings = (RunFinding("novel-states", "warning", "", 0, (0, 1), ""),) * warns
+    result = RunDiagnosis(warnings, ("motion", "starts"), (), outcome)
+    assert result.ok == ok and bool(result.next_steps) != ok and result.to_json()["headline"] == result.headline
+    assert ("No fault" in result.headline) == ok and ("novel-states" in result.headline) == warns
+    if not ok:
+        assert f"succeeds in {outcome.successes} of {outcome.episodes} episodes" in result.headline
+        assert "Nothing unusual was found in: motion, starts." in result.headline
+    assert ("is not known" in result.headline) == (outcome is None)

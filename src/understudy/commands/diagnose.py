@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from .parts.policies import ROWS, load_actor, run_folder, tell_checkpoint
 from .parts.robot_options import RobotOptions
 
 if TYPE_CHECKING:
-    from ..diagnose.base import RunDiagnosis, RunFinding
+    from ..diagnose.base import RunDiagnosis
     from ..diagnose.runner import Observed, Recorded
     from ..learn.method import TrainedRun
 
@@ -90,23 +91,28 @@ def main(args: list[str]) -> None:
                           observed)
         if reason is not None:
             result = replace(result, unchecked=(reason, *result.unchecked))
-        commands = [_command(o, finding) for finding in result.findings]
+        commands = [_command(o, finding.command) for finding in result.findings]
+        following = [(step.text, _command(o, step.command)) for step in result.next_steps]
         for finding, command in zip(result.findings, commands, strict=True):
             out.print(f"{finding.level}  {finding.code}  ({finding.describe_range()})", f"  {finding.message}",
                       f"  -> {finding.remedy}" + (f": {command}" if command else ""))
         if result.findings:
             out.print()
-        out.print(_headline(result.findings), *(f"not checked: {text}" for text in result.unchecked))
+        out.print(result.headline, *(f"not checked: {text}" for text in result.unchecked))
+        if following:
+            out.print("Try next:", *(f"  {text}: {command}" for text, command in following))
         if o.html is not None:
-            _write_page(o.html, o, result, commands)
+            _write_page(o.html, o, result, commands, following)
             out.print(f"Report written to {o.html}")
         document = result.to_json()
         document["findings"] = [{**finding, "command": command}
                                 for finding, command in zip(document["findings"], commands, strict=True)]
+        document["next"] = [{"text": text, "command": command} for text, command in following]
         out.print_json(document)
 
 
-def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: list[str | None]) -> None:
+def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: list[str | None],
+                following: list[tuple[str, str | None]]) -> None:
     """Writes the page of --html: the findings of each level, with their commands, and what was checked."""
     from ..evaluate.report import Commands, Content, Paragraph, Remedies, Section, capitalize_first, write_page
 
@@ -123,19 +129,12 @@ def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: 
             sections.append(Section(f"{level.capitalize()}s", tuple(contents), lead))
     unchecked = [Paragraph(f"Not checked: {text}.") for text in result.unchecked]
     sections.append(Section("What was checked", (Paragraph(", ".join(result.checked) + "."), *unchecked)))
+    if following:
+        to_try = tuple((command, f"{text[0].upper()}{text[1:]}:") for text, command in following if command)
+        sections.append(Section("What to try next", (Commands(to_try),)))
     acting_in = o.env or o.robot
     write_page(path, f"Diagnosis of {o.run.name}" + (f" in {acting_in}" if acting_in else ""), sections,
-               verdict=(_headline(result.findings),))
-
-
-def _headline(findings) -> str:
-    faults = [f for f in findings if f.level == "fault"]
-    if faults:
-        others = f", and {len(faults) - 1} more that may follow from it" if len(faults) > 1 else ""
-        return f"Most important: {faults[0].code}{others}. Fix it first, and diagnose again."
-    if findings and findings[0].level == "warning":
-        return "No fault was found. Read the warnings."
-    return "No fault was found by these checks."
+               verdict=(result.headline,))
 
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
@@ -203,16 +202,16 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
     return Observed(robot.schema, {"fps": trained_rate(o.run), **limits}, Dataset([Episode(columns)]), moves=False)
 
 
-def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
+def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
     """The command of a finding, for this run, data and environment."""
-    if not finding.command:
+    if not words:
         return None
-    if "METHOD" in finding.command and (again := reseeded_command(o.run)) is not None:
-        return " ".join([again[0], *finding.command[finding.command.index("RUN-2") + 1:]])
+    if "METHOD" in words and (again := reseeded_command(o.run)) is not None:
+        return " ".join([again[0], *words[words.index("RUN-2") + 1:]])
     env = o.env or recorded_env_of(o.run)
     names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN-2": f"{o.run}-2",
              "RUN-dagger": f"{o.run}-dagger", "RUN": str(o.run)}
-    words = list(finding.command)
+    words = list(words)
     if o.robot is not None and "ENV" in words:
         at = words.index("ENV")
         words[at:at + 1] = [*o.robot_arguments(), *(["--teleop", "TYPE"] if words[0] == "record" else [])]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..audit.base import Location
+from ..evaluate.stats import clopper_pearson
 from ..files import replace_nonfinite
 
 Level = Literal["fault", "warning", "note"]
@@ -53,26 +54,100 @@ class RunFinding:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How often a policy succeeds.
+
+    Attributes:
+        place: The environment of the evaluation that says so. None for the rollouts of the diagnosis.
+        recorded: Successes and number of the recorded episodes that say whether they succeeded. None for none.
+    """
+
+    successes: int
+    episodes: int
+    place: str | None = None
+    recorded: tuple[int, int] | None = None
+
+    @property
+    def is_below_data(self) -> bool:
+        """Whether the policy surely succeeds less often than the demonstrations."""
+        return self.recorded is not None and (
+            clopper_pearson(self.successes, self.episodes).high < clopper_pearson(*self.recorded).low)
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the policy succeeds in less than half of the episodes, or surely less often than the demonstrations.
+        """
+        return 2 * self.successes < self.episodes or self.is_below_data
+
+    def __str__(self) -> str:
+        place = "" if self.place is None else f" of an evaluation in {self.place}"
+        text = f"the policy succeeds in {self.successes} of {self.episodes} episodes{place}"
+        return text + (", and {} of {} demonstrations succeeded".format(*self.recorded) if self.recorded else "")
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to try where no fault explains the failures. For the command see `RunFinding`."""
+
+    text: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunDiagnosis:
     """The result of a diagnosis.
 
     Attributes:
         findings: The most important first.
         unchecked: What could not, each with the reason.
+        outcome: How often the policy succeeds. None if nothing says so.
     """
 
     findings: tuple[RunFinding, ...]
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
+    outcome: Outcome | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether there is no fault."""
-        return all(f.level != "fault" for f in self.findings)
+        """Whether there is no fault, and the policy does not fail."""
+        return all(f.level != "fault" for f in self.findings) and not (self.outcome and self.outcome.is_low)
+
+    @property
+    def headline(self) -> str:
+        """The result in a few sentences."""
+        faults = [f for f in self.findings if f.level == "fault"]
+        if faults:
+            others = f", and {len(faults) - 1} more that may follow from it" if len(faults) > 1 else ""
+            return f"Most important: {faults[0].code}{others}. Fix it first, and diagnose again."
+        warnings = [f.code for f in self.findings if f.level == "warning"]
+        read = f" Read the warning{'s' * (len(warnings) > 1)}: {', '.join(warnings)}." if warnings else ""
+        if self.outcome is not None and self.outcome.is_low:
+            text = str(self.outcome)
+            return (f"{text[0].upper()}{text[1:]}, and no check explains it.{read} Nothing unusual was found in: "
+                    f"{', '.join(self.checked)}.")
+        if self.outcome is None:
+            return f"No fault was found by these checks.{read} Whether the policy succeeds is not known."
+        return f"No fault was found, and {self.outcome}.{read}"
+
+    @property
+    def next_steps(self) -> tuple[NextStep, ...]:
+        """What to try where the policy fails and no fault explains it, the cheapest first."""
+        if self.outcome is None or not self.outcome.is_low or any(f.level == "fault" for f in self.findings):
+            return ()
+        look = ("diagnose", "RUN", "--env", "ENV") if self.outcome.place is not None else (
+            "eval", "RUN", "ENV", "--html", "report.html")
+        return (NextStep("let the policy act, and compare what it observes and does with the data"
+                         if self.outcome.place is not None else "look at its failures, and where they begin", look),
+                NextStep("try other methods on the same data", ("choose", "DATA", "--env", "ENV", "--out", "trials")),
+                NextStep("record more demonstrations, and train on all",
+                         ("record", "ENV", "--out", "more", "--episodes", "50")))
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy diagnose --json`."""
-        return {"ok": self.ok, "findings": [f.to_json() for f in self.findings], "checked": list(self.checked),
+        outcome = None if self.outcome is None else asdict(self.outcome)
+        return {"ok": self.ok, "headline": self.headline, "outcome": outcome,
+                "findings": [f.to_json() for f in self.findings], "checked": list(self.checked),
                 "unchecked": list(self.unchecked)}
 
 

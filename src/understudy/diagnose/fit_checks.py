@@ -19,7 +19,7 @@ from ..execute.actor import LAST_REWARD, Actor
 from ..execute.wrappers import act_along
 from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
-from .base import RunFinding
+from .base import Outcome, RunFinding
 
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
 SLIGHTLY_WORSE = 1.05  # the same, where a note begins
@@ -235,14 +235,16 @@ def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
     return np.stack([action.double().numpy() for action in act_along(actor, columns, steps, keys(0, [0]))])
 
 
-def without_failures(findings: Sequence[RunFinding], successes: Sequence[bool]) -> list[RunFinding]:
-    """Faults of the fit as notes, where the policy succeeds in at least half of the trials.
+def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[RunFinding]:
+    """Faults explain failures: where the policy succeeds as often as the demonstrations, they are warnings.
 
-    Where demonstrations do the same in several ways, the error is large although the policy does one of them.
+    Faults of the fit are notes from half of the episodes on. Where demonstrations do the same in several ways, the
+    error is large although the policy does one of them.
     """
-    if not successes or 2 * sum(successes) < len(successes):
+    if 2 * outcome.successes < outcome.episodes:
         return list(findings)
-    return [replace(f, level="note") if f.code in ("underfit", "overfit") else f for f in findings]
+    return [replace(f, level="note") if f.code in ("underfit", "overfit")
+            else replace(f, level="warning") if f.level == "fault" and not outcome.is_low else f for f in findings]
 
 
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
@@ -257,6 +259,14 @@ def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
             ("eval", "RUN", "ENV", "--episodes", "100"))
 
 
+def best_evaluation(evaluations: Iterable[Mapping[str, Any]], step: int | None) -> Mapping[str, Any] | None:
+    """Of the latest evaluations of a checkpoint in each environment, the one with the highest success. None for none.
+    """
+    latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e
+              and str(e.get("checkpoint")).isdigit() and int(e["checkpoint"]) == step}
+    return max(latest.values(), key=lambda e: e["success"]["low"], default=None)
+
+
 def check_success(successes: Sequence[bool], evaluations: Iterable[Mapping[str, Any]], step: int | None
                   ) -> Iterator[RunFinding]:
     """Finds that the policy surely succeeds less often than in an evaluation that the run keeps.
@@ -264,9 +274,7 @@ def check_success(successes: Sequence[bool], evaluations: Iterable[Mapping[str, 
     Args:
         step: Updates of the checkpoint that is diagnosed.
     """
-    latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e
-              and str(e.get("checkpoint")).isdigit() and int(e["checkpoint"]) == step}
-    best = max(latest.values(), key=lambda e: e["success"]["low"], default=None)
+    best = best_evaluation(evaluations, step)
     own = clopper_pearson(sum(successes), len(successes))
     if best is not None and own.high < best["success"]["low"]:
         place = best.get("env", best["where"])

@@ -29,7 +29,7 @@ from ..learn.training_curves import TrainingCurves
 from ..learn.validation import Validation
 from ..policy import camera_sizes
 from . import fit_checks, motion, observations
-from .base import RunDiagnosis, RunFinding, sort_findings
+from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
 EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
@@ -149,12 +149,29 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
     else:
         is_shifted = any(f.code == "action-shift" for f in findings)
         findings += _observed_findings(trained, recorded, observed, is_shifted)
-        successes = _successes(observed)
-        findings = fit_checks.without_failures(findings, successes)
-        if successes and not any(f.level == "fault" for f in findings):
-            findings += fit_checks.check_success(successes, curves.evaluations, step)
         checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
-    return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked))
+    outcome = _outcome(curves, step, recorded, observed)
+    if outcome is not None:
+        findings = fit_checks.judge_by_outcome(findings, outcome)
+        if outcome.place is None and not any(f.level == "fault" for f in findings):
+            assert observed is not None
+            findings += fit_checks.check_success(_successes(observed.episodes), curves.evaluations, step)
+    return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked), outcome)
+
+
+def _outcome(curves: TrainingCurves, step: int | None, recorded: Recorded | None, observed: Observed | None
+             ) -> Outcome | None:
+    """How often the policy succeeds: in its rollouts, or in an evaluation of its checkpoint."""
+    own = [] if observed is None else _successes(observed.episodes)
+    evaluation = fit_checks.best_evaluation(curves.evaluations, step)
+    of_data = [] if recorded is None else _successes(recorded.data)
+    demonstrated = (sum(of_data), len(of_data)) if of_data else None
+    if own:
+        return Outcome(sum(own), len(own), None, demonstrated)
+    if evaluation is None or observed is not None:
+        return None
+    return Outcome(evaluation["successes"], evaluation["episodes"], evaluation.get("env", evaluation["where"]),
+                   demonstrated)
 
 
 # -- the run and its data ---------------------------------------------------------------------------------------------
@@ -198,8 +215,10 @@ def _fit_errors(errors: Sequence[ActionPrediction]) -> fit_checks.FitErrors:
 # -- where it acts ----------------------------------------------------------------------------------------------------
 
 
-def _successes(observed: Observed) -> list[bool]:
-    return [bool(e.metadata["success"]) for e in observed.episodes if "success" in e.metadata]
+def _successes(episodes: Dataset) -> list[bool]:
+    """Whether each episode succeeded, of those that say so."""
+    return [bool(np.any(e.steps["next.success"])) if "next.success" in e.steps else bool(e.metadata["success"])
+            for e in episodes if "next.success" in e.steps or "success" in e.metadata]
 
 
 def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed, is_shifted: bool
@@ -209,7 +228,7 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
     if recorded is not None:  # what transforms compute is not shown
         read = {n: f for n, f in read.items() if n in recorded.data.features()}
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
-    if successes := _successes(observed):
+    if successes := _successes(observed.episodes):
         yield from fit_checks.check_trials(successes)
     if recorded is None:
         return

@@ -662,6 +662,7 @@ INTEGRITY_CHECKS: tuple[Check, ...] = (
     label_checks.check_labels,
     label_checks.check_success,
     lerobot_checks.check_stats,
+    lerobot_checks.check_frame_times,
 )
 QUALITY_CHECKS: tuple[Check, ...] = (
     reader_warnings,
@@ -689,7 +690,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
 TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
-                                     check_unread_images, check_calibrations)
+                                     check_unread_images, check_calibrations, lerobot_checks.check_frame_times)
 
 
 def _numeric_columns(data) -> list[str]:

@@ -219,13 +219,39 @@ def _check_videos(path, info, episodes):
                               f"({format_list(m['episode_index'] for m in members)}) is missing",
                               repair_hint(path), Location(name, first, None, camera))
             # else not fetched yet
-            elif (path / name).is_file() and (n_frames := video.count_frames(path / name)) != n_expected:
+            elif (path / name).is_file() and (n_frames := len(video.frame_times(path / name))) != n_expected:
                 short = n_frames < n_expected
                 yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
                               f"{name}: the video has {n_frames} frames instead of {n_expected}"
                               + (": it is damaged, and cannot be trained on" if short else ""),
                               repair_hint(path) if short else "look whether frames and rows still go together",
                               Location(name, None if short else first, None, camera))
+
+
+def check_frame_times(data: Dataset) -> Iterator[Finding]:
+    """Finds videos whose frames have other times than the metadata say. Files that are not fetched are not checked."""
+    source = lerobot_source(data)
+    for camera, (files, _) in source.index.videos.items() if source is not None else ():
+        latest, shifted, contradicted = 0.0, [], {}
+        for e, file in enumerate(files):
+            if not (source.path / file).is_file():
+                continue
+            matched = source.videos.match(camera, e)
+            late = (matched.times - matched.expected)[matched.has_frame] * source.info["fps"]
+            if matched.problem:
+                contradicted.setdefault(file, matched.problem)
+            elif len(late) and np.abs(late).max() > 1 / 3:
+                shifted.append(e)
+                latest = max(latest, late.min(), late.max(), key=abs)
+        for file, problem in contradicted.items():
+            yield Finding("frame-times", "error", problem, "take the file from a copy, or write the video again",
+                          Location(file, None, None, camera))
+        if shifted:
+            yield Finding("frame-times", "warning", f"{camera}: frames are up to {abs(latest):.2g} frames "
+                          f"{'later' if latest > 0 else 'earlier'} than the metadata say, in "
+                          f"{pluralize(len(shifted), 'episode')}; understudy reads them in order", "lerobot refuses "
+                          "them, or reads frames of other rows: understudy convert writes the data set again",
+                          Location(files[shifted[0]], feature=camera))
 
 
 # -- statistics -----------------------------------------------------------------------------------------------------

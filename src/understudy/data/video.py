@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import sys
 from bisect import bisect_left, bisect_right
@@ -160,13 +159,20 @@ def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 # -- video files ----------------------------------------------------------------------------------------------------
 
 
-def count_frames(path: Path) -> int:
-    """Counts the frames of a file without decoding them. 0 if the file cannot be read."""
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
-    except (av.FFmpegError, OSError, IndexError):
-        return 0
+def frame_times(path: Path) -> np.ndarray:
+    """Returns the time of each frame of a file in s, (F,), in order, without decoding them.
+
+    In a damaged file they end where it is damaged. There are none if the file cannot be read.
+    """
+    times = []
+    with contextlib.suppress(av.FFmpegError, OSError, IndexError), \
+            av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            # A file that was cut has frames before its first one, which are only decoded.
+            if packet.size and packet.pts is not None and not (packet.is_corrupt or packet.is_discard):
+                times.append(packet.pts * float(cast(Fraction, stream.time_base)))
+    return np.sort(np.array(times, np.float64))
 
 
 class VideoReader:
@@ -228,7 +234,7 @@ class VideoReader:
             return
         order = sorted(range(len(requested_times)), key=requested_times.__getitem__)
         sorted_times = [requested_times[row] for row in order]
-        tolerance = TIMESTAMP_TOLERANCE + _float32_spacing(max(-sorted_times[0], sorted_times[-1]))
+        tolerance = TIMESTAMP_TOLERANCE
         missing = set(order)
         with self._decode_errors(location):
             for frame in self._decode_from(sorted_times[0] + tolerance):
@@ -288,11 +294,6 @@ class VideoReader:
         except (av.FFmpegError, IndexError) as error:
             raise UserError(f"the video file is damaged and cannot be decoded ({error})", where=where,
                             hint="take it from a copy, or leave out the episodes in it") from None
-
-
-def _float32_spacing(time: float) -> float:
-    """Twice the distance (s) of neighboring float32 numbers near this time, because timestamps are float32."""
-    return 2 * math.ulp(time) * 2**29
 
 
 @functools.cache

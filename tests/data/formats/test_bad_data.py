@@ -324,13 +324,6 @@ def test_a_video_that_ends_early(copy):
     refused(path, "chunk-001/file-001.mp4, episode 3, frame 5", "there is no frame at 0.5000 s")
 
 
-def test_a_video_whose_frames_lie_between_the_times(copy):
-    path = copy("v3.0/video_av1")
-    column = "videos/observation.images.top/from_timestamp"
-    edit_parquet(_episodes(path), lambda c: c[column].__setitem__(3, c[column][3] + 0.03))
-    refused(path, "file-000.mp4, episode 3, frame 0", "there is no frame", "within 0.0001 s")
-
-
 def test_no_episodes(copy, tmp_path):
     path = copy("v2.1/images")
     (path / "meta/episodes.jsonl").write_text("")

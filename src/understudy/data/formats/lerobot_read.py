@@ -20,6 +20,7 @@ from .. import cache, video
 from ..episode import episode_starts
 from ..sources import MemmapSource, batch_ranges, first_misfit
 from . import remote
+from .lerobot_videos import VideoColumns
 from .parts import arrow
 from .parts.column_names import format_list
 from .parts.key_map import metadata
@@ -66,7 +67,6 @@ class LeRobotSource(MemmapSource):
         self._warnings: list[str] = []
         self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
         self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
-        self._video_files: dict[str, video.VideoReader] = {}  # by camera, likewise
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
@@ -75,6 +75,7 @@ class LeRobotSource(MemmapSource):
         version = info["codebase_version"]
         self.index = read_index_v3(path, info) if version == "v3.0" else read_index_v2(path, info)
         self.lengths = self.index.lengths
+        self.videos = VideoColumns(path, self.index.videos, info["fps"], self._times)
         if not len(self.lengths) and not (path / UNDERSTUDY_FOLDER).is_dir():  # a recording of ours may have none yet
             raise UserError("the data set has no episodes", where=path,
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
@@ -282,13 +283,7 @@ class LeRobotSource(MemmapSource):
         shape, dtype = self.schema[name].shape, self.schema[name].dtype
         length = int(self.lengths[episode])
         if self._stored[name] == "video":
-            files, begin = self.index.videos[name]
-            file, location = self.path / files[episode], f"episode {episode}"
-            reader = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
-            if reader is None or reader.path != file:
-                reader = video.VideoReader(remote.fetch_file(file), location)
-            yield from reader.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), location)
-            self._video_files[name] = reader
+            yield from self.videos.frames(name, episode, cast(tuple[int, int, int], shape))
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
@@ -299,14 +294,11 @@ class LeRobotSource(MemmapSource):
             yield length, video.decode_frame(image["bytes"], shape, location, dtype)
 
     def _times(self, episode) -> np.ndarray:
-        """Time of each frame in s since the episode began, (T,). Regular times are exact instead of float32."""
+        """Time of each row in s since the episode began, (T,)."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
-        regular = np.arange(length) / self.info["fps"]
         if "timestamp" not in self._maps:
-            return regular
-        stored = self._maps["timestamp"][first: first + length].astype(np.float64)
-        # A frame lies at one of the two times: the other may be away by less than a reader tolerates, ticks included.
-        return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE / 2, regular, stored)
+            return np.arange(length) / self.info["fps"]
+        return self._maps["timestamp"][first: first + length].astype(np.float64)
 
     def _stored_rows(self, name, episode) -> pa.ChunkedArray:
         """The values of one episode, read from its file."""

@@ -113,7 +113,7 @@ def check_readable(data: Dataset) -> None:
         for files, _ in source.index.videos.values():
             for file in dict.fromkeys(files):
                 n_steps = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
-                if (source.path / file).exists() and (n_frames := video.count_frames(source.path / file)) < n_steps:
+                if (source.path / file).exists() and (n_frames := len(video.frame_times(source.path / file))) < n_steps:
                     raise UserError(f"it is damaged: {n_frames} of {n_steps} frames. It cannot be trained on",
                                     where=file, hint="take it from a copy, or leave out the episodes in it")
 

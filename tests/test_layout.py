@@ -35,7 +35,7 @@ LONG_FILES = {
     "src/understudy/commands/parts/policies.py": 520,
     "src/understudy/commands/train.py": 830,
     "src/understudy/core.py": 780,
-    "src/understudy/data/formats/folder.py": 610,
+    "src/understudy/data/formats/folder.py": 560,
     "src/understudy/data/formats/lerobot_read.py": 580,
     "src/understudy/data/formats/lerobot_write.py": 910,
     "src/understudy/data/formats/logs/bags.py": 540,

@@ -65,7 +65,7 @@ GOOD = "state_0,state_1,action,note\n1,2,0.5,a\n3,4,1,b\n"
     ("state,action,terminated\n1,2,0\n1,2,3\n", ["next.terminated", "a flag must be 0 or 1, not 3"]),
     ("state,action\n1,\x002\n", ["control characters"]),
     ("state,action\n", ["there is no line of values"]),
-    ("state,action\n\"1,2\n", ["this is not comma-separated text"])])
+    ("state,action\n\"1,2\n", ["this is not a table of text"])])
 def test_tables_that_make_no_sense(text, parts, tmp_path):
     refused(_csv(tmp_path / "d", text), "episode_0.csv" if "3\n1,2,3" in text or "terminated" not in text else "d",
             *parts)

@@ -131,14 +131,6 @@ def test_a_table_that_looks_like_several_episodes_is_told_so(tmp_path):
     assert not warnings(open_columns(single, parse_columns(COLUMNS)))
 
 
-def test_a_table_with_semicolons_is_told_so(tmp_path):
-    path = write_csv(tmp_path / "runs.csv", table())
-    path.write_text(path.read_text().replace(",", ";"))
-    for columns in ((), (*COLUMNS, "episode=run")):
-        with pytest.raises(UserError, match=r"runs.csv.*separated by ';' instead of commas\n.*pandas.read_csv"):
-            open_columns(path, parse_columns(columns))
-
-
 def test_the_rate_is_that_of_the_selected_time(tmp_path):
     path = write_csv(tmp_path / "runs.csv", table(), "run,seconds,q1,q2,u1,u2,reward")
     assert open_columns(path, parse_columns([*COLUMNS, "episode=run"])).fps is None

@@ -13,7 +13,7 @@ from . import folder, overcooked
 from .logs import message_logs
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint, says_ends
 from .ogbench import is_ogbench
-from .parts import read_errors, sidecar
+from .parts import read_errors, sidecar, text_table
 from .parts.column_names import format_list, number_sort_key, standard_name
 from .parts.npz_arrays import NpzArrays, zip_errors
 
@@ -28,7 +28,6 @@ _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may be next to the files of episodes
 _TABLE, _ARRAYS = "a table without a column action", "an .npz without episode_ends"
 _UNKNOWN_HDF5 = "an HDF5 file of an unknown kind"
-_OTHER_SEPARATOR = "a table whose columns are separated by"
 _BELOW, _MOST = 3, 2000  # levels that are searched, and largest number of files and folders in them
 VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
 _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
@@ -74,8 +73,6 @@ def _how_to_read(path: Path, kind: str) -> str:
     """The hint for a path in no known format."""
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
-    if kind.startswith(_OTHER_SEPARATOR):
-        return folder.COMMAS_HINT
     if kind.startswith(_TABLE) or _UNKNOWN_HDF5 in kind:
         return (f"say what its columns are: {command_line('convert', path, 'DATA', '--columns')} state=A,B "
                 "action=C,D, and also episode=E if a column E numbers the episodes")
@@ -153,7 +150,7 @@ def _episodes(path: Path) -> str:
     """The format of a folder with one file per episode and little else; else ""."""
     endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
     if tables := folder.episode_files(path, ".csv"):
-        plain = endings <= {".csv", *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
+        plain = endings <= {*text_table.TABLE_ENDINGS, *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
         return "csv" if plain or (path / folder.DATASET_JSON).exists() else ""
     if arrays := folder.episode_files(path, ".npz"):
         keys = _keys(arrays[0])
@@ -174,7 +171,7 @@ def _file_format(path: Path) -> str:
         return "a pickle, which could run any code and is never loaded"
     if VIEW_PATTERN.match(first):
         return "view"
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in text_table.TABLE_ENDINGS:
         return _table_format(path)
     try:
         first.decode("utf-8")
@@ -186,17 +183,11 @@ def _file_format(path: Path) -> str:
 
 def _table_format(path: Path) -> str:
     """The format of a CSV file, from the names of its columns."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            names = [name.strip() for name in handle.readline(1 << 16).split(",")]
-    except UnicodeDecodeError:
-        raise folder.not_utf8(path) from None
+    names = text_table.read_names(path)
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
     if any(_is_action(re.sub(r"_\d+$", "", name)) for name in folder.underscored(names)):
         return "csv"
-    if separator := folder.other_separator(names):
-        return f"{_OTHER_SEPARATOR} {separator!r} instead of commas"
     return f"{_TABLE}; it holds {format_list(names, 8)}"
 
 

@@ -1,7 +1,8 @@
 """Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
-NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds.
+NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds. `parts.text_table`
+has what separates the columns, and what they are called without a line of names.
 
 Cells of the last row may be empty: columns that have a value there have a row after the last action. Camera frames are
 in <stem>/<camera>/*.png or .jpg. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features":
@@ -12,9 +13,8 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,26 +34,27 @@ from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_a
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import ColumnEncoding, FormatCapability
+from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TABLE_ENDINGS, TextTable, read_table
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
-COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
-               "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
 _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
-_CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """Returns the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
-    ours = sidecar.SIDECAR_NAME
-    files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
+    """Returns the files of the episodes with an ending, ".npz" or ".csv", ordered by the last number in their names.
+
+    Tables whose columns are separated by tabs may also end in .tsv.
+    """
+    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
+    files = (p for p in path.iterdir() if p.suffix in endings and not p.name.startswith(".")
+             and not p.name.endswith(sidecar.SIDECAR_NAME))
     return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
@@ -64,35 +65,11 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 
 
-def not_utf8(file: Path) -> DataError:
-    """Returns the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
-    text = file.read_bytes()
-    try:
-        text.decode("utf-8")
-        at = 0
-    except UnicodeDecodeError as error:
-        at = error.start
-    names = text.split(b"\n", 1)[0].decode("latin-1").strip().split(",")
-    line, column = text.count(b"\n", 0, at) + 1, text[text.rfind(b"\n", 0, at) + 1: at].count(b",")
-    problem = f"byte 0x{text[at]:02x}, which is {text[at:at + 1].decode('latin-1')!r} in Latin-1"
-    location, encoding = f"line {line}, column {names[min(column, len(names) - 1)]}", "LATIN1"
-    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        problem, location, encoding = "it is UTF-16", "line 1", "UTF-16"
-    command = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(file)])
-    return DataError(f"the text is not UTF-8: {problem}", where=f"{file}, {location}",
-                     hint=f"save the table as UTF-8 (in a spreadsheet: CSV UTF-8), or convert it: {command} > NEW.csv")
-
-
 def not_seconds(text: str, where: str) -> DataError:
     """Returns the error for a column of times that are text."""
     return DataError(f"the times are text, such as {str(text)!r}, and not numbers of seconds", where=where,
                      hint="write seconds, such as with pandas: t = pd.to_datetime(table[NAME]); table[NAME] = "
                           "(t - t[0]).dt.total_seconds(); or give the column a name other than timestamp")
-
-
-def other_separator(names: Sequence[str]) -> str | None:
-    """Returns the separator of a table that is not separated by commas: its header is then a single name."""
-    return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
 class FolderSource(MemmapSource):
@@ -262,7 +239,8 @@ class CsvFolderSource(FolderSource):
         """Reads every file once: whether a column is whole numbers is known only at its end."""
         kinds, times, cut, rows = [], [], [], []
         for file in self.files:
-            table = _Table(file, *self._cells(file))
+            text = read_table(file)
+            table = _Table(file, text)
             kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
             rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
@@ -271,6 +249,8 @@ class CsvFolderSource(FolderSource):
                 cut.append(file.name)
             self._episode_metadata.append({})
         self._vectors = table.vectors
+        if text.note:
+            self.metadata["warnings"].append(text.note)
         self._alike(kinds, lambda kind: f"{kind[1]} components")
         self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = [*_NUMBERS, "text"]
@@ -328,41 +308,10 @@ class CsvFolderSource(FolderSource):
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
-    def _cells(self, file: Path) -> tuple[list[str], list[list[str]], list[int]]:
-        """The names, the cells of each row, and the line on which each row ends."""
-        csv.field_size_limit(_CELL)
-        try:
-            with open(file, encoding="utf-8-sig", newline="") as handle:
-                reader = csv.reader(handle, strict=True)
-                header = [name.strip() for name in next(reader, [])]
-                cells = [(reader.line_num, row) for row in reader if row]
-        except UnicodeDecodeError:
-            raise not_utf8(file) from None
-        except csv.Error as error:
-            raise damaged(f"this is not comma-separated text ({error})", file) from None
-        if separator := other_separator(header):
-            raise UserError(f"the columns are separated by {separator!r} instead of commas", where=f"{file}, line 1",
-                            hint=COMMAS_HINT)
-        if any(_CONTROL.search(text) for _, row in ((1, header), *cells) for text in row):
-            raise damaged("the text contains control characters", file)
-        if not header or not cells:
-            raise damaged(f"there is no line of {'values' if header else 'names'}", file)
-        if len(set(header)) < len(header) or "" in header:
-            invalid_name = next(n for n in header if header.count(n) > 1 or not n)
-            raise UserError(f"a column has no name, or that of another column: {invalid_name!r}",
-                            where=f"{file}, line 1", hint="give each column its own name. The first column that pandas "
-                                                          "writes has none: table.to_csv(FILE, index=False)")
-        for line, row in cells:
-            if len(row) != len(header):
-                raise DataError(f"there are {len(row)} values for {len(header)} names", where=f"{file}, line {line}",
-                                hint="line 1 must have the name of each column, and each row a value for each; a value "
-                                     "with a comma needs quotes")
-        return header, [row for _, row in cells], [line for line, _ in cells]
-
     def _values(self, e) -> dict[str, np.ndarray]:
         """The numbers and the text of a file, by column."""
         if self._last_values[0] != e:
-            table = _Table(self.files[e], *self._cells(self.files[e]))
+            table = _Table(self.files[e], read_table(self.files[e]))
             self._last_values = e, {name: table.values(name, f.dtype).reshape(-1, *f.shape)
                                     for name, f in self.schema.items() if name not in self._frames}
         return self._last_values[1]
@@ -402,10 +351,10 @@ class _Table:
         vectors: Columns with components, and their names in the file if these are not NAME_0, NAME_1, ...
     """
 
-    def __init__(self, file: Path, header: list[str], cells: list[list[str]], lines: list[int]):
-        self.file, self.header, self.cells, self._lines = file, header, cells, lines
+    def __init__(self, file: Path, text: TextTable):
+        self.file, self.header, self.cells, self._lines = file, text.names, text.cells, text.lines
         self.columns, self.vectors = self._gather()
-        last_two = zip(*cells[-2:], strict=True) if len(cells) > 1 else ()
+        last_two = zip(*self.cells[-2:], strict=True) if len(self.cells) > 1 else ()
         self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
 
     def _gather(self) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...] | None]]:
@@ -552,8 +501,8 @@ def capability(data: Dataset) -> FormatCapability:
 
 def _plain_text(column) -> bool:
     """Whether CSV stores the text, as text: without carriage returns, not empty, and not like a number."""
-    return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not _CONTROL.search(t)
-               and len(t) < _CELL // 4 for t in map(str, np.ravel(column)))
+    return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not CONTROL_CHARACTERS.search(t)
+               and len(t) < MAX_CELL_BYTES // 4 for t in map(str, np.ravel(column)))
 
 
 def write(data: Dataset, path: str | Path) -> None:

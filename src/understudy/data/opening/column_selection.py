@@ -26,6 +26,7 @@ from ..formats.parts import hdf5
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
 from ..formats.parts.npz_arrays import NpzArrays
+from ..formats.parts.text_table import TABLE_ENDINGS
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
 
@@ -367,6 +368,7 @@ class _PlainNpzSource(NpzSource):
 
 def _unknown_names(path: Path) -> str | None:
     """The columns of a file in no known format, for the user to name. None if they have the names of policies."""
+    notes: list[str] = []
     try:
         if hdf5_files(path):
             names = array_names(path)
@@ -375,11 +377,11 @@ def _unknown_names(path: Path) -> str | None:
         elif (data := _open_plain(path, {}, [])) is None:
             return None
         else:
-            names = list(data.features())
+            names, notes = list(data.features()), [w for w in data.metadata["warnings"] if w.startswith("line 1 ")]
     except UserError:
         return None
     roles = {role(standard_name(name)) for name in names}
-    return None if {"observation", "action"} <= roles else format_list(names, 20)
+    return None if {"observation", "action"} <= roles else ": ".join([format_list(names, 20), *notes])
 
 
 def _episodes_hint(path: Path) -> str:
@@ -417,7 +419,8 @@ def _has_actions(path: Path) -> bool:
 
 def _files(path: Path, ending: str) -> list[Path]:
     """The files of a folder with this ending, or the file itself if it has it."""
-    return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() == ending else []
+    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
+    return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() in endings else []
 
 
 def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:

@@ -24,7 +24,7 @@ from ..formats.logs import message_logs
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import sort_numbered
 
-_FILES = (".hdf5", ".h5", ".npz", ".csv")
+_FILES = (".hdf5", ".h5", ".npz", ".csv", ".tsv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
 
 

@@ -37,6 +37,15 @@ def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Te
     return (rewards * discount**steps).sum(1), bootstrap
 
 
+def mean_over_steps(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean of values, (B, H) or (B, H, A), over the steps of each window that are not padding, (B,).
+
+    A window at the end of an episode then counts as much as any other. A window without steps has the mean 0.
+    """
+    values = values if values.ndim == 2 else values.mean(2)
+    return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+
 def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, last: Tensor, discount: float,
         decay: float) -> Tensor:
     """Returns generalized advantage estimates of consecutive steps, (T, ...).

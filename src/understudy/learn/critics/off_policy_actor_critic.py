@@ -20,7 +20,7 @@ from ..critic import Critic, mix_networks
 from ..optimizer import OptimizerConfig
 from ..rewards.reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from ..rewards.transport_reward import EpisodeRewardConfig
-from ..targets import td_loss, td_terms
+from ..targets import mean_over_steps, td_loss, td_terms
 from .advantage_weighted_actor_critic import draw_plans
 from .critic_learning import CriticLearningConfig
 
@@ -335,13 +335,14 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
 
     def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
-        return ((coded - self.policy.encode_batch(batch)) * batch.mask.unsqueeze(-1)).square().mean((1, 2))
+        return mean_over_steps((coded - self.policy.encode_batch(batch)).square(), batch.mask)
 
     def _following_distance(self, coded: Tensor, batch: Batch) -> Tensor:
         """Mean squared distance of coded plans to the stored actions that follow a window, (B,). 0 without any."""
         assert batch.next is not None
         stored, exists = batch.extra[NEXT_ACTION][:, :coded.shape[1]].tensor_split((-1,), -1)
-        return ((coded - self.policy.codec.encode(stored, batch.next)) * exists).square().mean((1, 2))
+        difference = coded - self.policy.codec.encode(stored, batch.next)
+        return mean_over_steps(difference.square(), exists.squeeze(-1) > 0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ...heads.likelihood.regression import Regression
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
+from ...learn.targets import mean_over_steps
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -53,12 +54,15 @@ class NearestActionsLearner(OffPolicyActorCriticLearner):
         self.data = data
 
     @cached_property
-    def stored(self) -> tuple[cKDTree, Tensor]:
-        """What is searched, and the coded plans, (N, H, A). The codec has its statistics only once training begins."""
+    def stored(self) -> tuple[cKDTree, Tensor, Tensor]:
+        """What is searched, the coded plans, (N, H, A), and which of their steps are not padding, (N, H).
+
+        The codec has its statistics only once training begins.
+        """
         windows = self.policy.windows(self.data)
         batch = windows.gather(np.arange(len(windows))).to(self.device)
         plans = self.policy.encode_batch(batch)
-        return cKDTree(self.search_key(batch, plans)), plans
+        return cKDTree(self.search_key(batch, plans)), plans, batch.mask
 
     def search_key(self, batch: Batch, coded: Tensor) -> np.ndarray:
         """Returns what is searched for observations and coded plans, (B, D)."""
@@ -67,10 +71,9 @@ class NearestActionsLearner(OffPolicyActorCriticLearner):
         return torch.cat([*numbers, coded.flatten(1)], 1).detach().cpu().numpy()
 
     def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        tree, plans = self.stored
-        _, nearest = tree.query(self.search_key(batch, coded))
-        difference = coded - plans[torch.as_tensor(nearest, device=coded.device)]
-        return (difference * batch.mask.unsqueeze(-1)).square().mean((1, 2))
+        tree, plans, mask = self.stored
+        nearest = torch.as_tensor(tree.query(self.search_key(batch, coded))[1], device=coded.device)
+        return mean_over_steps((coded - plans[nearest]).square(), mask[nearest])
 
 
 @method("Ran et al. 2023 (PRDC), arXiv 2306.06569", needs=(NUMBERS, STEP_REWARDS),

@@ -12,6 +12,7 @@ from ...heads.likelihood.regression import Regression
 from ...learn.critics.critic_learning import critic_method
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import Method
+from ...learn.targets import mean_over_steps
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -68,7 +69,7 @@ class SupportedActorCriticLearner(OffPolicyActorCriticLearner):
         """Returns the negative evidence lower bound of coded plans, (B, H, A), in the autoencoder, (B,)."""
         context = self.behavior.context(batch.obs)
         loss = squared_error_loss(self.behavior.net, context, coded, batch.mask, rng, self.config.beta)
-        return (loss * batch.mask).mean(1)
+        return mean_over_steps(loss, batch.mask)
 
 
 @method("Wu et al. 2022 (SPOT), arXiv 2202.06239, without dropout in the policy", needs=(NUMBERS, STEP_REWARDS),

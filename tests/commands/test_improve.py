@@ -74,7 +74,7 @@ def test_it_says_what_it_will_do_compares_each_round_and_leaves_the_run_alone(fo
     base = evaluate(load_actor(folder / "a", rows=16), env, 6, validation_seed(0))
     plan = progress.splitlines()
     assert plan[0].startswith(f"base: {folder / 'a'}, success {base.success.estimate:.1%} [")
-    assert "2 rounds with 3 updates each; 2 episodes in each, beside the 6 of RUN" in plan[2]
+    assert "2 rounds with 3 updates each, 6 in all; 2 episodes in each, beside the 6 of RUN" in plan[2]
     assert "on the 6 starts of the base" in plan[3] and str(out / "collection") in plan[4]
     lines = [line for line in Run(out).read_metrics() if "outcomes" in line]
     assert [line["step"] for line in lines] == [0, 3, 6] and lines[0]["outcomes"] == base.successes.tolist()

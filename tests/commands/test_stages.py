@@ -17,6 +17,7 @@ from understudy.data.window import Window
 from understudy.execute.planners import Guided
 from understudy.heads.denoising.diffusion import Diffusion
 from understudy.heads.likelihood.regression import Regression
+from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import (
     InitializeFrom,
@@ -117,7 +118,10 @@ def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
     tried = with_steps(offline, 10)
     factor = 10 / offline.learner.steps
     assert tried.collection.initial_updates == max(round(offline.collection.initial_updates * factor), 1)
-    assert tried.collection.updates.count == offline.collection.updates.count * factor
+    assert tried.collection.updates == PerRound(1)  # a round has one update at least
+    longer = with_steps(offline, 4000).collection
+    total = longer.initial_updates + longer.n_rounds * longer.updates.count
+    assert total == pytest.approx(4000, abs=longer.n_rounds / 2)
     assert with_steps(method(0), 5).learner.steps == 5
 
 
@@ -189,3 +193,21 @@ def test_the_stage_that_gives_actions_their_meaning_comes_with_the_weights(demos
                    Policy.load(skills).parameters()))
     status, text = call("train", "play-lmp", demos, "--out", tmp_path / "c", "--from", tmp_path / "a")
     assert status == 2 and f"--stage plans={tmp_path / 'a/stages/plans'}" in text and "'plans', which starts" in text
+
+
+@pytest.mark.parametrize(("name", "options", "steps"), [
+    ("td3", {"n_rounds": 2}, 1000), ("td3", {"n_rounds": 3, "n_steps": 7}, 10), ("sac", {}, 5000),
+    ("ppo", {"n_rounds": 4}, 1000), ("dagger", {"n_rounds": 1}, 600), ("td3-bc", {"n_rounds": 5}, 1000)])
+def test_a_collection_makes_as_many_updates_as_asked_in_any_number_of_rounds(name, options, steps):
+    collection = with_steps(find_method(name, **options), steps).collection
+    total = collection.initial_updates + collection.n_rounds * collection.updates.number(20, 3000, 64)
+    assert total == pytest.approx(steps, abs=collection.n_rounds / 2)
+    assert collection.n_rounds == options.get("n_rounds", collection.n_rounds)
+    assert collection.n_rounds == 1 and not collection.initial_updates or f"{total:,} in all" in collection.describe()
+
+
+def test_steps_and_updates_of_each_step_contradict_each_other(tmp_path, capsys):
+    train = ["train", "td3", "--env", "particle", "--out", str(tmp_path / "run"), "--random-steps", "20"]
+    assert main([*train, "--method.updates-per-step", "2", "--steps", "10"]) == 2
+    assert ("--steps: is the number of all updates, and --method.updates-per-step sets that of each round to 2 updates "
+            "per collected step") in " ".join(capsys.readouterr().err.split())

@@ -43,8 +43,8 @@ def test_the_loss_of_a_window_does_not_change_when_steps_are_padded(name):
 
     def clear():
         with torch.no_grad():
-            for module in (*(n.module for n in learner._networks.values()), *(t.module for t in learner.targets.values())):
-                for parameter in module.parameters():
+            for network in (*learner._networks.values(), *learner.targets.values()):
+                for parameter in network.module.parameters():
                     parameter.zero_()
 
     def per_window(loss, batch):

@@ -94,8 +94,9 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: StepCount = None
-    """number of updates, instead of the method's; those of its stages and of each round of collection change by the
-    same factor. Rounds stay as many and as long (--stages.0.method.learner.steps N sets that of the first stage)"""
+    """number of all updates, instead of the method's; those of its stages change by the same factor
+    (--stages.0.method.learner.steps N sets that of the first stage). A method that collects episodes divides them
+    equally among its rounds, which stay as many and as long"""
     seed: Seed = 0
     """seed of the weights, the order of the data, and noise"""
     executor: SchemeName = None

@@ -52,7 +52,7 @@ from .retention import AllEpisodes, LastRounds, RetentionRule
 from .round_checks import check_rewards, warn_of_hidden_components
 from .supervisors import PolicySupervisor
 from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
-from .updates import PerNewStep, UpdateRule
+from .updates import PerNewStep, PerRound, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
 COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
@@ -553,12 +553,14 @@ class CollectionRounds(DataCollection):
         first = f"{self.initial_updates:,} updates, then " if self.initial_updates else ""
         best = ", by the best policy so far" if self.collect_with == "best" else ""
         meanwhile = ", in another process during the next round" if self.updates_meanwhile else ""
-        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}{meanwhile}{best}"
+        is_fixed = isinstance(self.updates, PerRound) and (self.n_rounds > 1 or self.initial_updates)
+        total = f", {self.initial_updates + self.n_rounds * self.updates.count:,} in all" if is_fixed else ""
+        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}{total}{meanwhile}{best}"
 
-    def scaled(self, factor):
+    def scaled(self, factor, updates):
         initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
-        return replace(self, initial_updates=initial, updates=self.updates.scaled(factor),
-                       collector=self.collector.scaled(factor))
+        each = PerRound(max(round((updates - initial) / self.n_rounds), 1))
+        return replace(self, initial_updates=initial, updates=each, collector=self.collector.scaled(factor))
 
     def initial_data(self, data):
         return self.collector.initial_data(data, self.n_rounds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Annotated
 
 from ..core import Above, AtLeast, part
@@ -22,10 +21,6 @@ class UpdateRule(ABC):
         """
 
     @abstractmethod
-    def scaled(self, factor: float) -> UpdateRule:
-        """Returns the rule with the number of updates multiplied by a factor."""
-
-    @abstractmethod
     def describe(self) -> str:
         """Returns the rule in words."""
 
@@ -35,9 +30,6 @@ class _Proportional(UpdateRule):
     """The number of updates is proportional to `count`."""
 
     count: Annotated[float, Above(0)] = 1.0
-
-    def scaled(self, factor):
-        return replace(self, count=self.count * factor)
 
 
 @part
@@ -70,9 +62,6 @@ class PerRound(UpdateRule):
 
     def number(self, collected, stored, batch_size):
         return self.count
-
-    def scaled(self, factor):
-        return replace(self, count=max(round(self.count * factor), 1))
 
     def describe(self):
         return f"{self.count:,} updates each"

@@ -108,8 +108,12 @@ class DataCollection(ABC):
     def check(self, env: Any, person: Actor | None) -> None:
         """Raises UserError if something that collecting needs is missing: see `Training.env` and `Training.person`."""
 
-    def scaled(self, factor: float) -> DataCollection:
-        """Returns the collection with the numbers of updates multiplied by a factor. By default it has none."""
+    def scaled(self, factor: float, updates: int) -> DataCollection:
+        """Returns the collection of a training with a multiple of the updates. By default it is the same.
+
+        Args:
+            updates: Number of all updates, with those before the first round.
+        """
         return self
 
     def describe(self) -> str:

@@ -102,11 +102,11 @@ class Method:
 def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> Method:
     """Returns a method that makes another number of updates.
 
-    The updates of its stages, and those of its data collection, change by the same factor, but to no fewer than 1.
+    The updates of its stages change by the same factor, but to no fewer than 1. So do those before the first round of a
+    collection; the others are divided equally among its rounds.
 
     Args:
-        steps: Number of updates of the method itself, or of its last stage if that trains it and the method makes only
-            one (`play-lmp`). If it collects episodes, it is compared with `learner.steps`.
+        steps: Number of updates of the method itself, or of its last stage if that trains it (`play-lmp`).
         unchanged: Names of the stages that keep their numbers, because they are not trained.
     """
     own, in_stage = method.learner.steps, is_trained_in_stage(method)
@@ -126,8 +126,8 @@ def _scale_steps(method: Method, factor: float, unchanged: Collection[str]) -> M
     steps = method.learner.steps
     stages = tuple(stage if stage.name in unchanged else replace(stage, method=_scale_steps(stage.method, factor, ()))
                    for stage in method.stages)
-    collection = None if method.collection is None else method.collection.scaled(factor)
     learner = replace(method.learner, steps=max(round(steps * factor), min(steps, 1)))
+    collection = None if method.collection is None else method.collection.scaled(factor, learner.steps)
     return replace(method, learner=learner, stages=stages, collection=collection)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,8 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     if executor is not None:
         method = with_executor(method, executor, trust)
     if steps is not None:
+        if function_options:
+            _check_update_options(method, function_options, find_method(name, features, trust))
         method = with_steps(method, steps)
     if not changes:
         return method
@@ -53,6 +55,15 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
             raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
                               where=f"--{path.replace('_', '-')}", hint="leave one of the two out")
     return changed
+
+
+def _check_update_options(method: Method, function_options: Collection[str], usual: Method) -> None:
+    """Refuses options of a method's function that say how many updates a round has, together with --steps."""
+    updates, usual_updates = (getattr(m.collection, "updates", None) for m in (method, usual))
+    if updates != usual_updates:
+        options = " ".join(f"--method.{name.replace('_', '-')}" for name in function_options)
+        raise ConfigError(f"is the number of all updates, and {options} sets that of each round to "
+                          f"{updates.describe()}", where="--steps", hint="leave one of the two out")
 
 
 def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:

@@ -12,7 +12,6 @@ from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.rewards.transport_reward import OptimalTransportReward
-from ...learn.targets import mean_over_steps
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
@@ -80,8 +79,8 @@ class ROTLearner(OffPolicyActorCriticLearner):
         score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
         expert = batch.others["expert"]
         cloned = self.policy.sample(self.policy.context(expert.obs), rng)
-        error = cloned - self.policy.encode_batch(expert)
-        distance = mean_over_steps(error.square().sum(-1), expert.mask)
+        error = (cloned - self.policy.encode_batch(expert)) * expert.mask.unsqueeze(-1)
+        distance = error.square().sum((1, 2))
         beyond = (coded - inside).square().mean((1, 2))
         return self.config.bc_weight * self.weight * distance - (1 - self.weight) * score + beyond
 

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core import Feature, UserError
+from ..data.corrections import Component, Reorder, Scale, Shift, Swap
 from ..data.episode import Dataset
 from ..data.formats.parts.column_names import format_list
+from ..data.operations import Operation
 from ..hints import pluralize
 
 
@@ -47,6 +49,7 @@ class Finding:
             "warning" and "note": judgments of quality.
         where: Where it was found; the first place if there are several.
         episodes: All episodes with this problem, if there are several.
+        correction: Options of `understudy view make` that correct it, such as ("--shift", "action=-3").
     """
 
     code: str
@@ -55,6 +58,7 @@ class Finding:
     remedy: str
     where: Location = field(default_factory=Location)
     episodes: tuple[int, ...] = ()
+    correction: tuple[str, ...] = ()
 
 
 def finding_of_episodes(code: str, severity: Literal["error", "warning", "note"], episodes: Iterable[int], text: str,
@@ -93,6 +97,27 @@ def is_numeric(feature: Feature) -> bool:
     Many cells of a map never change, many are equal, and they have no unit.
     """
     return feature.kind == "vector" and len(feature.shape) < 3
+
+
+def view_options(operations: Iterable[Operation]) -> tuple[str, ...]:
+    """The options of `understudy view make` that do what these operations do: shifts, scales, swaps and orders."""
+    options: list[str] = []
+    for one in operations:
+        if isinstance(one, Shift):
+            options += ["--shift", f"{one.column}={one.steps}"]
+        elif isinstance(one, Reorder):
+            options += ["--reorder", f"{one.column}={','.join(map(str, one.components))}"]
+        elif isinstance(one, (Scale, Swap)):
+            part = one.column + (f"[{','.join(map(str, one.components))}]" if one.components else "")
+            by = "" if isinstance(one, Swap) else one.by if isinstance(one.by, str) else f"{one.by:.17g}"
+            options += ["--swap", part] if not by else ["--sign", part] if by == "-1" else ["--scale", f"{part}={by}"]
+    return tuple(options)
+
+
+def component_labels(feature: Feature, numbers: Iterable[int]) -> tuple[Component, ...]:
+    """How operations name components: by their names, or by their numbers if names are missing or repeat."""
+    is_named = len(set(feature.names or ())) == feature.size
+    return tuple(component_names(feature)[i] if is_named else int(i) for i in numbers)
 
 
 def component_names(feature: Feature) -> list[str]:

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..core import Feature, role
+from ..data.corrections import CONVERSIONS, Reorder, Scale, Swap, conversion_between
 from ..data.episode import Dataset
+from ..data.operations import Operation
 from ..data.packed_columns import cast_exactly, common_dtype, may_change
-from .base import Finding, Location
+from ..hints import command_line
+from .base import Finding, Location, component_labels, view_options
 
 _STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # for statistics: rows, evenly spaced episodes, components
 _APART = 10.0  # ratio of standard deviations that needs another unit as explanation: degrees, millimeters, bytes
 _UNITS = {"degrees and radians": 57.3, "millimeters and meters": 1000.0, "bytes and fractions": 255.0}
+_CONVERSIONS = {180 / np.pi: ("deg2rad", "rad2deg"), 1000.0: ("mm2m", "m2mm"), 255.0: ("", "")}  # by the ratio
 _FITS, _FAILS = 0.5, 0.3  # fractions of variance
+_REVERSED = -1.0  # of the variance: a model with the other sign explains about -3 times as much
+_EXACT = 0.2  # largest deviation of what an action does from one component with another sign or gain
 _DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
                     r"yaw|theta|q\d*)$", re.IGNORECASE)
 _FRAMES = {"world": "world", "base": "base", "eef": "end effector", "ee": "end effector", "tcp": "end effector",
@@ -70,6 +77,7 @@ class _DatasetSample:
 
     def __init__(self, data: Dataset):
         self.data, self.features, self._rows = data, data.features(), {}
+        self.corrections: list[Operation] = []
 
     def rows(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(N, D) float64 values of a column at some steps, and at the next steps."""
@@ -86,16 +94,45 @@ class _DatasetSample:
             self._rows[name] = np.concatenate(now), np.concatenate(then)
         return self._rows[name]
 
+    def correct(self) -> None:
+        """Applies the corrections that were found, so that the same fault is not found twice."""
+        for operation in self.corrections:
+            self.data = operation.apply(self.data)
+        if self.corrections:
+            self.features, self._rows, self.corrections = self.data.features(), {}, []
+
+
+def _scale_correction(name: str, feature: Feature, moving: np.ndarray, ratio: np.ndarray) -> list[Operation]:
+    """Converts the components whose spread is larger by the ratio of two units, if all others are alike."""
+    for size, (larger, smaller) in _CONVERSIONS.items():
+        for conversion, expected in ((larger, size), (smaller, 1 / size)):
+            is_scaled = (ratio > expected / 2) & (ratio < expected * 2)
+            alike = (ratio > 1 / _APART) & (ratio < _APART)
+            if not is_scaled.any() or not (is_scaled | alike).all():
+                continue
+            before = CONVERSIONS[conversion][0] if conversion else None
+            is_factor = before is None or feature.unit and not feature.unit.startswith(before)
+            by = 1 / expected if is_factor else conversion
+            return [Scale(name, by, component_labels(feature, moving[is_scaled]) if alike.any() else None)]
+    return []
+
 
 def _compare_datasets(a: str, one: _DatasetSample, b: str, other: _DatasetSample) -> Iterator[Finding]:
-    def finding(code, severity, what, do, feature=None):
-        return Finding(code, severity, f"{what[0]} in {a}, {what[1]} in {b}", do, Location(b, feature=feature))
+    def finding(code, severity, what, do, feature=None, *corrections: Operation):
+        options = view_options(corrections)
+        if options:  # what is compared next is compared after the correction
+            do = f"{command_line('view', 'make', b, *options, '--out')} VIEW"
+            other.corrections += corrections
+        return Finding(code, severity, f"{what[0]} in {a}, {what[1]} in {b}", do, Location(b, feature=feature),
+                       correction=options)
     yield from _compare_schemas(one.features, other.features, finding)
     yield from _compare_metadata(one.data, other.data, finding)
     alike = [n for n, f in one.features.items() if f.kind == "vector" and role(n) in ("observation", "action")
              and n in other.features and (other.features[n].kind, other.features[n].shape) == ("vector", f.shape)]
+    other.correct()
     for name in alike:
-        yield from _compare_values(name, one.rows(name)[0], other.rows(name)[0], finding)
+        yield from _compare_values(name, one.rows(name)[0], other.rows(name)[0], other.features[name], finding)
+    other.correct()
     if "action" in alike:
         yield from _compare_actions(one, other, [n for n in alike if role(n) == "observation"], finding)
 
@@ -128,12 +165,15 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
         if f.names and g.names and f.names != g.names:
             order = " (the same in another order)" if sorted(f.names) == sorted(g.names) else ""
             yield finding("names-differ", "error", (f"{name} holds {', '.join(f.names)}", ", ".join(g.names) + order),
-                          "bring the components into one order", name)
+                          "give the same components in one order", name,
+                          *([Reorder(name, f.names)] if order and len(set(f.names)) == len(f.names) else []))
         elif bool(f.names) != bool(g.names):
             yield finding("names-unknown", "note", tuple(f"components of {name} {'named' if x.names else 'not named'}"
                                                          for x in (f, g)), "make sure that they are the same", name)
         if f.has_other_unit(g):
-            yield finding("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name)
+            conversion = conversion_between(g.unit, f.unit)
+            yield finding("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name,
+                          *([Scale(name, conversion)] if conversion else []))
         elif bool(f.unit) != bool(g.unit):
             yield finding("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),
                           "make sure that it is the same", name)
@@ -156,7 +196,7 @@ def _compare_metadata(one: Dataset, other: Dataset, finding) -> Iterator[Finding
         yield finding("robot-differs", "warning", tuple(f"robot {r}" for r in robots), "make sure that they act alike")
 
 
-def _compare_values(name, x, y, finding) -> Iterator[Finding]:
+def _compare_values(name, x, y, feature: Feature, finding) -> Iterator[Finding]:
     x, y = (v[np.isfinite(v).all(1)] for v in (x, y))
     if min(len(x), len(y)) < 10:
         return
@@ -178,7 +218,7 @@ def _compare_values(name, x, y, finding) -> Iterator[Finding]:
         like = f", as {unit}" if (unit := unit_of_ratio(middle, 2)) else ""
         spreads = [f"{np.median(values.std(0)[moving]):.3g}" for values in (x, y)]
         yield finding("scale-differs", "error", (f"{name} has a spread of {spreads[0]}", f"{spreads[1]}{like}"),
-                      "convert one of them", name)
+                      "convert one of them", name, *_scale_correction(name, feature, np.flatnonzero(moving), ratio))
         return
     apart = np.flatnonzero((x.min(0) > y.max(0)) | (y.min(0) > x.max(0)))
     if len(apart):
@@ -211,11 +251,13 @@ def _compare_actions(one: _DatasetSample, other: _DatasetSample, observations: l
                       "make both absolute or both differences", "action")
         return
     name = "observation.state" if "observation.state" in observations else observations[0] if observations else None
-    if name and (shares := _explained_change(one, other, name)) is not None:
+    if name and (effects := _ActionEffects.compare(one, other, name, conventions[0] == "absolute")) is not None:
+        own, cross = effects.shares
         yield finding("action-effect-differs", "error",
-                      (f"one linear model of what actions do to {name} explains {shares[0]:.0%} of its changes",
-                       f"{shares[1]:.0%}"),
-                      "look for another frame, sign, order or gain of the actions", "action")
+                      (f"one linear model of what actions do to {name} explains {own:.0%} of its changes",
+                       f"{cross:.0%}"),
+                      "look for another frame, sign, order or gain of the actions", "action",
+                      *effects.corrections(other.features["action"]))
 
 
 def action_convention(data: Dataset, sample: _DatasetSample | None = None) -> str:
@@ -260,29 +302,87 @@ def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(x.T @ y / len(x)).max(1)
 
 
-def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> tuple[float, float] | None:
-    """Fractions of changes that a model of one data set explains in both. None unless that is little in the other."""
-    pairs = []
-    for k in (one, other):
-        (action, _), (now, then) = k.rows("action"), k.rows(name)
-        is_finite = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
-        if is_finite.sum() < max(50, 5 * action.shape[1]):
-            return None
-        pairs.append([v - v.mean(0) for v in (action[is_finite], (then - now)[is_finite])])
-    models = [np.linalg.lstsq(a, d, rcond=1e-6)[0] for a, d in pairs]
+@dataclass(frozen=True)
+class _ActionEffects:
+    """Linear models of what the actions of two data sets do, one of which fails in the other data set.
 
-    def explained(model, action, change):
-        total = np.square(change).sum(0)
-        return 1 - np.square(change - action @ model).sum(0) / np.where(total > 1e-12, total, np.inf)
-    own = [explained(m, *p) for m, p in zip(models, pairs, strict=True)]
-    moved = np.flatnonzero(np.all([(o > _FITS) & (o < 1.0 + 1e-9) & (np.square(p[1]).sum(0) > 1e-12)
-                                   for o, p in zip(own, pairs, strict=True)], axis=0))
-    if not len(moved):
-        return None
-    cross = [float(explained(m, *p)[moved].mean()) for m, p in zip(models, pairs[::-1], strict=True)]
-    worst = int(np.argmin(cross))
-    shares = float(own[worst][moved].mean()), max(cross[worst], 0.0)
-    return (shares if worst == 0 else shares[::-1]) if cross[worst] < _FAILS else None
+    Attributes:
+        models: For each data set, what a component of the action does to one of the state, (A, D).
+        shares: Fractions of the changes that a model explains in its own data set and in the other one.
+        moved: Components of the state that actions move.
+    """
+
+    models: tuple[np.ndarray, np.ndarray]
+    second: tuple[np.ndarray, np.ndarray]  # actions and changes of the second data set
+    shares: tuple[float, float]
+    moved: np.ndarray
+
+    @staticmethod
+    def compare(one: _DatasetSample, other: _DatasetSample, name: str, is_absolute: bool) -> _ActionEffects | None:
+        """None unless a model of one data set explains little in the other, or the opposite of a component."""
+        pairs = []
+        for k in (one, other):
+            (action, _), (now, then) = k.rows("action"), k.rows(name)
+            is_finite = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
+            if is_finite.sum() < max(50, 5 * action.shape[1]):
+                return None
+            effect = then if is_absolute else then - now
+            pairs.append([v - v.mean(0) for v in (action[is_finite], effect[is_finite])])
+        models = [np.linalg.lstsq(a, d, rcond=1e-6)[0] for a, d in pairs]
+        own = [_explained_shares(m, *p) for m, p in zip(models, pairs, strict=True)]
+        moved = np.flatnonzero(np.all([(o > _FITS) & (o < 1.0 + 1e-9) & (np.square(p[1]).sum(0) > 1e-12)
+                                       for o, p in zip(own, pairs, strict=True)], axis=0))
+        if not len(moved):
+            return None
+        each = [_explained_shares(m, *p)[moved] for m, p in zip(models, pairs[::-1], strict=True)]
+        cross = [float(e.mean()) for e in each]
+        worst = int(np.argmin(cross))
+        if cross[worst] >= _FAILS and min(e.min() for e in each) > _REVERSED:
+            return None
+        shares = float(own[worst][moved].mean()), max(cross[worst], 0.0)
+        return _ActionEffects((models[0], models[1]), (pairs[1][0], pairs[1][1]),
+                              shares if worst == 0 else shares[::-1], moved)
+
+    def corrections(self, feature: Feature) -> list[Operation]:
+        """Signs, gains and exchanges after which the model of the first data set fits the second, if there are any.
+
+        The first model `a` and the second model `b` satisfy ``b = p @ a`` with a matrix p (A, A), which says what each
+        component of the second does in terms of the first: a sign, a gain or another component.
+        """
+        a, b = (model[:, self.moved] for model in self.models)
+        if np.linalg.matrix_rank(a, 1e-3 * np.abs(a).max()) < len(a):
+            return []
+        p = b @ np.linalg.pinv(a)
+        target = np.abs(p).argmax(1)  # the component of the first that each of the second is
+        gain = p[np.arange(len(p)), target]
+        if sorted(target) != list(range(len(p))):
+            return []
+        exact = np.zeros_like(p)
+        exact[np.arange(len(p)), target] = gain = np.where(np.abs(np.abs(gain) - 1) < _EXACT, np.sign(gain), gain)
+        action, effect = self.second
+        if (np.abs(p - exact).max(1) > _EXACT * np.abs(gain)).any() or (
+                _explained_shares(self.models[0], action @ exact, effect)[self.moved] < _FITS).any():
+            return []
+        flipped = np.flatnonzero(gain == -1)
+        labels = component_labels(feature, range(len(p)))
+        operations: list[Operation] = []
+        if len(flipped):
+            components = None if len(flipped) == len(p) else component_labels(feature, flipped)
+            operations.append(Scale("action", -1.0, components))
+        operations += [Scale("action", float(f"{gain[i]:.3g}"), (labels[i],))
+                       for i in np.flatnonzero(np.abs(gain) != 1)]
+        order = target.argsort()  # which component of the second becomes each of the first
+        for i in range(len(order)):
+            if order[i] != i:
+                operations.append(Swap("action", (labels[i], labels[order[i]])))
+                order[order == i] = order[i]
+        return operations
+
+
+def _explained_shares(model: np.ndarray, action: np.ndarray, effect: np.ndarray) -> np.ndarray:
+    """(D,) fraction of the variance of each component of an effect that a model of actions explains."""
+    total = np.square(effect).sum(0)
+    return 1 - np.square(effect - action @ model).sum(0) / np.where(total > 1e-12, total, np.inf)
 
 
 def _reference_frame(sample: _DatasetSample) -> str:

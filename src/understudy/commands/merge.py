@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -11,6 +12,9 @@ from ..core import UserError
 from ..files import check_absent
 from .parts.common import Output, command_line, demonstrations_path, parse
 from .parts.groups import IgnoredCodes, JsonOption, command_options
+
+if TYPE_CHECKING:
+    from ..audit.base import Finding
 
 
 @command_options
@@ -56,8 +60,8 @@ def main(args: list[str]) -> None:
         errors = list(dict.fromkeys(f.code for f in findings if f.severity == "error" and f.code not in o.ignore))
         if errors:
             raise UserError(f"they cannot become one as they are: {', '.join(errors)}", where="understudy merge",
-                            hint="fix it in a view of each (understudy view make), or accept it: "
-                            + " ".join(f"--ignore {c}" for c in errors))
+                            hint=_correction_hint(o, findings) + "fix it in a view of each (understudy view make), or "
+                            "accept it: " + " ".join(f"--ignore {c}" for c in errors))
         dropped_columns = unmergeable_columns(sets)
         if "action" in dropped_columns:
             raise UserError("the actions differ too much to be merged",
@@ -71,6 +75,20 @@ def main(args: list[str]) -> None:
         out.print_json({"view": str(o.out), "episodes": view.episodes, "steps": view.steps,
                         "left_out": list(dropped_columns),
                         "findings": AuditReport(tuple(findings)).to_json()["findings"]})
+
+
+def _correction_hint(o: MergeOptions, findings: Sequence[Finding]) -> str:
+    """The commands that correct what can be corrected, and that merge the corrected data. Empty if there is nothing."""
+    options: dict[str, list[str]] = {}
+    for f in findings:
+        if f.correction and f.where.file in map(str, o.data):
+            options.setdefault(str(f.where.file), []).extend(f.correction)
+    if not options:
+        return ""
+    views = {path: o.out.with_name(f"{Path(path).stem}_corrected.json") for path in options}
+    commands = [command_line("view", "make", path, *words, "--out", views[path]) for path, words in options.items()]
+    merge = command_line("merge", *(views.get(str(path), path) for path in o.data), "--out", o.out)
+    return f"correct it: {' && '.join([*commands, merge])}; otherwise "
 
 
 def print_findings(out: Output, findings) -> None:

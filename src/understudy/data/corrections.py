@@ -171,6 +171,13 @@ def _with_order(data: Dataset, operation: Swap | Reorder, feature: Feature, orde
     return _with_changed_column(data, operation.column, feature, operation, lambda values: values[:, order])
 
 
+def conversion_between(before: str | None, after: str | None) -> str | None:
+    """Returns the conversion of `Scale` from a unit of a column to another, if there is one."""
+    (unit, _, exceptions), (new_unit, _, new_exceptions) = ((u or "").partition(" (") for u in (before, after))
+    return next((name for name, (a, b, _) in CONVERSIONS.items() if exceptions == new_exceptions
+                 and (_UNIT_NAMES.get(unit, unit), new_unit) == (a, b)), None)
+
+
 def component_numbers(feature: Feature, components: Sequence[Component], where: str) -> list[int]:
     """Returns the numbers of components that are given by their names or numbers.
 

@@ -35,7 +35,7 @@ def pluralize(n: int, what: str) -> str:
 
 
 def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Finds the known names that are nearest to a name, in upper or lower case.
+    """Finds the known names that are nearest to a name, in upper or lower case: those that it begins come first.
 
     Args:
         most: Largest number of names.
@@ -43,8 +43,10 @@ def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cu
     """
     import difflib  # late: only errors need it
 
-    names = {str(k).lower(): str(k) for k in valid_names}
-    return [names[n] for n in difflib.get_close_matches(str(name).lower(), names, most, cutoff)]
+    names, asked = {str(k).lower(): str(k) for k in valid_names}, str(name).lower()
+    begun = [n for n in names if n.startswith((f"{asked}-", f"{asked}_"))]  # so100 of so100_follower
+    near = difflib.get_close_matches(asked, names, most, cutoff)
+    return [names[n] for n in dict.fromkeys([*begun, *near])][:most]
 
 
 def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:

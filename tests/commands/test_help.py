@@ -14,6 +14,7 @@ from fixtures.cli import refused
 
 from understudy import __version__
 from understudy.cli import COMMANDS, main
+from understudy.commands.parts.method import build_method
 from understudy.commands.parts.options import change_fields, parse_options, settable_fields
 from understudy.commands.train import TrainOptions
 from understudy.core import ConfigError
@@ -256,3 +257,38 @@ def test_several_values_may_be_given_one_by_one():
     options = parse_options(TrainOptions, args, "train")
     assert options.freeze == ("net", "encoder", "codec") and options.load == ("codec", "encoder", "net")
     assert parse_options(TrainOptions, [*args, "--load", "net"], "train").load == ("net",)
+
+
+@pytest.mark.parametrize(("args", "question"), [
+    ("train bc d --out r --device gpu", "did you mean 'cuda'?"),
+    ("act --robot so100 r", "did you mean 'so100_follower'?"),
+    ("record --robot so101 --teleop keyboard --out d --episodes 3", "did you mean 'so101_follower'?"),
+])
+def test_what_is_nearest_to_an_unknown_value_is_proposed(call, tmp_path, monkeypatch, args, question):
+    monkeypatch.chdir(tmp_path)
+    refused(call(*args.split()), question)
+
+
+@pytest.mark.parametrize(("change", "nearest"), [
+    ("--learner.lr", "--learner.optimizer.lr"), ("--optimizer.lr", "--learner.optimizer.lr"),
+    ("--policy.n-obs-steps", "--policy.window.n-obs-steps"), ("--methd.horizon", "--method.horizon"),
+    ("--learner.optimizer.weight-decy", "--learner.optimizer.weight-decay"),
+])
+def test_the_nearest_field_of_a_method_is_proposed_wherever_it_is(change, nearest):
+    with pytest.raises(ConfigError, match=f"did you mean '{nearest}'"):
+        build_method("bc", [], [change, "3"], None, ())
+
+
+@pytest.mark.parametrize("command", ["eval", "robustness", "calibrate"])
+def test_a_run_and_an_environment_that_are_exchanged_are_put_in_order(call, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    refused(call(command, "fork", "mine", "--episodes", 3), "fork and mine are exchanged\n"
+                                                            f"  -> understudy {command} mine fork --episodes 3")
+
+
+def test_a_method_and_data_that_are_exchanged_are_put_in_order(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demos.npz").write_bytes(b"")
+    refused(call("train", "demos.npz", "bc", "--out", "r"), "understudy train bc demos.npz --out r")

@@ -59,8 +59,24 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
         print_help(options, f"understudy {command}")
     parsed = read_options(options, command, args)
     search_current_folder(getattr(parsed, "trust", ()))
+    _refuse_exchanged(options, parsed, command, args)
     _check_files(parsed)
     return parsed
+
+
+def _refuse_exchanged(options: type, parsed: Any, command: str, args: Sequence[str]) -> None:
+    """Refuses a run in second place where it belongs in the first, and data before the method that learns from them."""
+    names = [option.name for option in options_of(options) if option.is_positional][:2]
+    if len(names) < 2 or not isinstance(second := getattr(parsed, names[1]), (str, Path)):
+        return
+    first = str(getattr(parsed, names[0]))
+    is_run = [(Path(word) / "run.json").is_file() for word in (first, second)]
+    if (names[0] == "run" and is_run == [False, True]) or (
+            names[0] == "method" and first not in method_names() and Path(first).exists() and not is_run[0]
+            and str(second) in method_names()):
+        exchanged = {first: str(second), str(second): first}
+        raise ConfigError(f"{first} and {second} are exchanged", where=f"understudy {command}",
+                          hint=command_line(command, *(exchanged.get(word, word) for word in args)))
 
 
 def read_options(options: type[T], command: str, args: Sequence[str]) -> T:

@@ -45,7 +45,8 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         method = with_steps(method, steps)
     if not changes:
         return method
-    changed = change_fields(method, changes, command_line("train", name))
+    changed = change_fields(method, changes, command_line("train", name),
+                            [f"--method.{option.replace('_', '-')}" for option in method_options(name, trust)])
     if steps is not None and changed.learner.steps != method.learner.steps:
         raise ConfigError("says otherwise than --steps", where="--learner.steps", hint="leave one of the two out")
     if function_options:

@@ -26,6 +26,7 @@ T = TypeVar("T")
 _NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf)")  # a value, not an option
 _TYPE_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
                Path: ("a path", "paths")}
+_SYNONYMS = {"gpu": "cuda"}  # of values that people write and that are spelled otherwise here
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -92,6 +93,17 @@ def find_field(flag: str, names: Sequence[str]) -> str | None:
     return min(matches, key=lambda name: name.count("."), default=None)
 
 
+def _suggest_option(flag: str, flags: Iterable[str]) -> str:
+    """The question "did you mean '--learner.optimizer.lr'?" for --learner.lr, or "" if no option is near.
+
+    Options with the same last part come first, and among them those that begin with the same part.
+    """
+    first, _, last = flag.removeprefix("--").rpartition(".")
+    same = sorted((f for f in flags if f.rpartition(".")[2].removeprefix("--") == last),
+                  key=lambda f: (not f.startswith(f"--{first.partition('.')[0]}."), f.count(".")))
+    return did_you_mean(same[0], same) if first and same else did_you_mean(flag, flags)
+
+
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
@@ -144,12 +156,13 @@ def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave 
             raise ConfigError(problem, where=option.flag, hint=hint)
 
 
-def change_fields(value: T, args: Sequence[str], prog: str) -> T:
+def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable[str] = ()) -> T:
     """A copy of a nested frozen dataclass in which some fields have other values.
 
     Args:
         value: The dataclass, such as a method.
         args: Pairs of an option and its values, such as ["--policy.head.n_steps", "5"].
+        more_flags: Further options of the command, which an error may suggest in place of an unknown one.
     """
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
     for flag in (word.partition("=")[0].replace("_", "-") for word in args if is_option(word)):
@@ -159,7 +172,7 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
                 f"such as {inside[0]}", where=prog,
                 hint="to exchange the part, write a function that returns the method, and train module:function")
     arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
-    loose, named = _split(args, arities, prog)
+    loose, named = _split(args, arities, prog, more_flags)
     if loose:
         raise ConfigError(f"unexpected argument {loose[0]!r}", where=prog, hint=_help_hint(prog))
     changes: dict[str, Any] = {}
@@ -253,8 +266,9 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     except (ValueError, KeyError):
         choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
         choices += kind.names if isinstance(kind, PartChoice) else ()
-        raise ConfigError(f"{' '.join(words)!r} is not {_describe(kind)}", where=where,
-                          hint=_help_hint(prog, did_you_mean(" ".join(words), choices))) from None
+        value = " ".join(words)
+        raise ConfigError(f"{value!r} is not {_describe(kind)}", where=where,
+                          hint=_help_hint(prog, did_you_mean(_SYNONYMS.get(value.lower(), value), choices))) from None
 
 
 def _help_hint(prog: str, suggestion: str = "") -> str:
@@ -341,9 +355,13 @@ def _describe(kind: Any) -> str:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
-           prog: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The words that belong to no option, and (flag, its words) of each option."""
+def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]], prog: str,
+           more_flags: Iterable[str] = ()) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The words that belong to no option, and (flag, its words) of each option.
+
+    Args:
+        more_flags: Further options, which an error may suggest.
+    """
     loose: list[str] = []
     named: list[tuple[str, list[str]]] = []
     pending = list(args)
@@ -356,7 +374,7 @@ def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
         flag = name.replace("_", "-")
         if flag not in arities:
             raise ConfigError(f"there is no option {name}", where=prog,
-                              hint=_help_hint(prog, did_you_mean(flag, arities)))
+                              hint=_help_hint(prog, _suggest_option(flag, [*arities, *more_flags])))
         words, most = [value] if equals else [], arities[flag][1]
         while pending and not equals and (most is None or len(words) < most) and not is_option(pending[0]):
             words.append(pending.pop(0))

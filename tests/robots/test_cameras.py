@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from fixtures.collections import Constant
 
 from understudy.commands.parts.robot_options import LiveViewOptions, live_view
-from understudy.core import Feature, UserError
-from understudy.robots.base import ConnectionLost
+from understudy.core import Feature, UserError, keys
+from understudy.data.formats import open_dataset
+from understudy.robots.acting import act_on_robot
+from understudy.robots.base import ConnectionLost, RobotError, Teleoperator
 from understudy.robots.cameras import (
     CameraStatus,
     EmulatedCamera,
@@ -22,6 +25,7 @@ from understudy.robots.cameras import (
 )
 from understudy.robots.lerobot import LeRobotRobot
 from understudy.robots.limits import SafetyLimits
+from understudy.robots.recording import NoKeys, RecordingTimes, RobotSession
 from understudy.robots.registry import RobotConfig, make_robot, parse_cameras
 from understudy.robots.safety import SafeRobot
 from understudy.robots.simulated import SimulatedArm
@@ -174,9 +178,54 @@ def test_frames_that_do_not_come_are_counted(times, dropped, rate):
     status = camera.status()
     assert status.frames == len(times) and status.dropped == pytest.approx(dropped, abs=1)
     assert status.rate == pytest.approx(rate, rel=0.03)
+    assert status.mean_rate == pytest.approx((len(times) - 1) / (times[-1] - times[0]))
 
 
-@pytest.mark.parametrize(("times", "said"), [(np.arange(60) / 30, ""), (np.arange(30) / 15, "of the camera top")])
+class _Resized(ThreadedCamera):
+    """Its frames are half as large once `is_small`."""
+
+    is_small = False
+
+    def __init__(self):
+        super().__init__("camera", 64, 48, 200, 0, 60, time.monotonic)
+
+    def _open(self):
+        return self._film()
+
+    def _film(self):
+        while not self._ended.wait(0.005):
+            yield np.zeros((24, 32, 3) if self.is_small else (48, 64, 3), np.uint8), None
+
+
+@pytest.mark.parametrize("does", ["act", "teleoperate", "record"])
+def test_a_camera_that_changes_its_size_stops_the_robot(does, tmp_path):
+    camera = _Resized()
+    arm = SimulatedArm(cameras={"front": camera}, clock=time.monotonic)
+    robot = SafeRobot(arm, SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2))
+    steps = []
+
+    def count_steps(text):
+        steps.append(text)
+        camera.is_small = len(steps) > 5
+
+    class Still(Teleoperator):
+        def read(self):
+            return np.zeros(2, np.float32)
+    names = r"observation.images.front now have 32 x 24 pixels, and before 64 x 48, so the robot stopped"
+    with robot, pytest.raises(RobotError, match=names):
+        session = RobotSession(robot, Still(), NoKeys(), 50, count_steps)
+        if does == "act":
+            act_on_robot(robot, Constant(0.0), keys(0, [0]), fps=50, seconds=60, show=count_steps)
+        elif does == "teleoperate":
+            session.teleoperate(60)
+        else:
+            session.record(1, tmp_path / "d", times=RecordingTimes(0, 60, 0), images="png")
+    assert robot._is_holding and len(steps) > 5
+    if does == "record":
+        assert len(open_dataset(tmp_path / "d")[0]) > 3  # what was recorded before
+
+
+@pytest.mark.parametrize(("times", "said"), [(np.arange(60) / 30, ""), (np.arange(30) / 15, "camera top sent 15.0 ")])
 def test_a_camera_that_was_slower_than_its_rate_is_told_at_the_end(times, said, capsys):
     camera = _Scripted(times, 30)
     camera.connect()

@@ -22,6 +22,7 @@ from .parts.conditions import demonstration_source, parse_conditions, shown_demo
 from .parts.groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
 from .parts.options import Advice, refuse_given, split_pair
 from .parts.policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
+from .parts.unblocked_output import unblocked_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +126,7 @@ def main(args: list[str]) -> None:
         log("warning", message="tokens are sent without TLS, so others in the network can read them: give "
             "--tls-cert and --tls-key")
     reduce_pauses()
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), unblocked_output():
         asyncio.run(_serve(o, service, PolicyServer(service, options, log)))
 
 

@@ -29,6 +29,7 @@ class CameraStatus:
 
     Args:
         rate: Frames per second, over the last second.
+        mean_rate: Frames per second, over all frames.
         dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of
             those that came.
     """
@@ -36,6 +37,7 @@ class CameraStatus:
     frames: int
     rate: float
     dropped: int
+    mean_rate: float = 0.0
 
 
 class Camera(ABC):
@@ -129,6 +131,7 @@ class ThreadedCamera(Camera):
         self._ended, self._first = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._n_frames, self._n_dropped, self._due = 0, 0, 0.0
+        self._first_at = self._latest_at = 0.0  # times of the first and the latest frame
         self._times: deque[float] = deque(maxlen=256)
 
     @abstractmethod
@@ -168,7 +171,9 @@ class ThreadedCamera(Camera):
     def status(self):
         recent = [t for t in self._times.copy() if t > self.clock() - 1]
         gaps = [b - a for a, b in pairwise(recent)]
-        return CameraStatus(self._n_frames, 1 / np.mean(gaps).item() if gaps else 0.0, self._n_dropped)
+        elapsed = self._latest_at - self._first_at
+        return CameraStatus(self._n_frames, 1 / np.mean(gaps).item() if gaps else 0.0, self._n_dropped,
+                            (self._n_frames - 1) / elapsed if elapsed else 0.0)
 
     def disconnect(self):
         self._ended.set()
@@ -201,6 +206,7 @@ class ThreadedCamera(Camera):
             self._n_dropped += n
             lateness -= n * period
         self._due = now + period - 0.9 * lateness  # follows a camera whose rate is slightly different
+        self._first_at, self._latest_at = self._first_at if self._n_frames else now, now
         self._n_frames += 1
         self._times.append(now)
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..core import DataWarning, Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.recording.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
+from ..data.recording.recorder import MIN_FREE_DISK, Recorder, free_disk_text, repair, warn_of_losses
 from ..hints import unit_hint
 from .base import Robot, RobotError, Teleoperator
 from .pace import Pace
@@ -156,12 +156,19 @@ class RobotSession:
     def _catch_up(self, r: Recorder, seconds: float) -> str | None:
         """Waits while the encoder is so far behind that an episode could exceed the limit or fill the disk."""
         step = sum(f.size * np.dtype(f.dtype).itemsize for f in r.schema.values() if f.kind != "string")
-        episode = step * seconds / self.pace.period
+        episode, is_told = step * seconds / self.pace.period, False
         while (backlog := r.backlog()).bytes and (
-                backlog.bytes + r.open_bytes + episode > r.max_backlog_bytes
-                or shutil.disk_usage(r.path).free < episode + MIN_FREE_DISK):
+                (is_full := shutil.disk_usage(r.path).free < episode + MIN_FREE_DISK)
+                or backlog.bytes + r.open_bytes + episode > r.max_backlog_bytes):
             r.check_encoder()
-            if self.teleoperate(1.0, f"waiting for the encoder: {backlog}", "q: quit", ("quit",)) == "quit":
+            disk = f"{free_disk_text(r.path)} | " * is_full
+            if is_full and not is_told:
+                is_told = True
+                warnings.warn(f"{r.path}: {free_disk_text(r.path)}, and an episode may need {episode / 2**20:,.0f} MB "
+                              f"beside the {MIN_FREE_DISK / 2**20:.0f} MB that stay free. The recording goes on once "
+                              "the encoder has made room. What is recorded is kept; to go on sooner, make room",
+                              DataWarning, stacklevel=2)
+            if self.teleoperate(1.0, f"{disk}waiting for the encoder: {backlog}", "q: quit", ("quit",)) == "quit":
                 return "quit"
         return None
 

@@ -85,6 +85,7 @@ class SafeRobot(Robot):
             self._check()
             try:
                 obs = self.robot.observe()
+                self._check_frames(obs)
             except RobotError as error:
                 self._fail(error)
                 raise
@@ -166,6 +167,16 @@ class SafeRobot(Robot):
             raise self._error
         if self.state is None:
             raise ConnectionLost("the robot is not connected", where=self.name, hint="call connect() first")
+
+    def _check_frames(self, obs: Mapping[str, np.ndarray]) -> None:
+        """Refuses frames of another size than the schema has: a camera may change it while it runs."""
+        for name, feature in self.schema.items():
+            if feature.kind in ("image", "depth") and name in obs and np.shape(obs[name]) != feature.shape:
+                (height, width, *_), size = feature.shape, np.shape(obs[name])
+                now = f"{size[1]} x {size[0]} pixels" if len(size) == 3 else f"the shape {size}"
+                raise RobotError(f"the frames of {name} now have {now}, and before {width} x {height}, so the robot "
+                                 "stopped", where=self.name,
+                                 hint="check whether another program changed the camera, and connect again")
 
     def _fail(self, error: RobotError) -> None:
         """Stops the robot for good, as far as it can be reached."""

@@ -195,7 +195,7 @@ def test_a_disk_that_is_nearly_full_ends_the_episode_at_its_last_step(tmp_path, 
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, images="png")
     record_episode(r, 0)
     monkeypatch.setattr(recording, "MIN_FREE_DISK", 2**60)
-    with pytest.raises(UserError, match="MB of the disk are free; every episode that was saved is kept, and the runn"):
+    with pytest.raises(UserError, match="MB of the disk at /.* are free, and .* MB must stay free; every episode"):
         for _ in range(1000):
             r.step({FRONT: np.full((32, 32, 3), 10, np.uint8)}, np.float32([1]))
             time.sleep(0.01)
@@ -206,11 +206,15 @@ def test_a_disk_that_is_nearly_full_ends_the_episode_at_its_last_step(tmp_path, 
     assert len(data[0]) == 4 and data[1].metadata["interrupted"] and 0 < len(data[1]) < 1000
 
 
-def test_a_session_goes_on_with_the_reset_until_the_encoder_has_caught_up(tmp_path, small_segments, full_speed,
-                                                                          monkeypatch):
-    """The encoder is stopped when it starts, and goes on when the session says that it waits."""
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_session_goes_on_with_the_reset_until_the_encoder_has_caught_up(is_full, tmp_path, small_segments, full_speed,
+                                                                          monkeypatch, recwarn):
+    """The encoder is stopped when it starts, and goes on when the session says that it waits, or that the disk is full.
+    """
     monkeypatch.setattr(sessions, "Recorder", lambda *a, **k: recorders.append(
-        Recorder(*a, **k, max_backlog_bytes=2000)) or recorders[0])
+        Recorder(*a, **k, **({} if is_full else {"max_backlog_bytes": 2000}))) or recorders[0])
+    if is_full:
+        monkeypatch.setattr(sessions, "MIN_FREE_DISK", 2**60)
     recorders, messages, events = [], [], []
 
     def show(text):
@@ -219,7 +223,8 @@ def test_a_session_goes_on_with_the_reset_until_the_encoder_has_caught_up(tmp_pa
         if process is not None and "stopped" not in events:
             events.append("stopped")
             os.kill(process.pid, signal.SIGSTOP)
-        if text.startswith("waiting for the encoder: encoding: ") and "goes on" not in events:
+        if "waiting for the encoder: encoding: " in text and "goes on" not in events:
+            assert is_full == ("MB of the disk at /" in text)
             events.append("goes on")
             os.kill(process.pid, signal.SIGCONT)
     robot = make_robot(RobotConfig("simulated_arm"))
@@ -228,6 +233,8 @@ def test_a_session_goes_on_with_the_reset_until_the_encoder_has_caught_up(tmp_pa
         data = RobotSession(robot, teleop, NoKeys(), 50, show).record(
             3, tmp_path / "d", times=RecordingTimes(0, 0.2, 0.1), release=lambda: events.append("released"))
     assert events == ["stopped", "goes on", "released"] and len(data) == 3
+    warned = [str(w.message) for w in recwarn if "MB of the disk at /" in str(w.message)]
+    assert bool(warned) == is_full and all("an episode may need" in text for text in warned)
     assert [e.metadata["dropped"] for e in data] == [0, 0, 0]
 
 

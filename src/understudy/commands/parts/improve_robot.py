@@ -18,8 +18,9 @@ from .improve_success import check_reads
 from .interactive import judge_pairs
 from .options import refuse_given
 from .policies import ROWS, load_actor
-from .robot_options import command_keys, flush_input, show_session
+from .robot_options import command_keys, flush_input, show_session, tell_slow_cameras
 from .sequential import fewest_rollouts
+from .unblocked_output import unblocked_output
 
 if TYPE_CHECKING:
     from ...data.episode import Dataset
@@ -137,6 +138,8 @@ class RobotImprovement:
         self._print_plan(method, data)
         self._ask_once()
         self.resources.callback(env.close)
+        self.resources.enter_context(unblocked_output())
+        self.resources.callback(tell_slow_cameras, robot)
         self.resources.enter_context(env.person.teleop)
         self.resources.enter_context(robot)
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)

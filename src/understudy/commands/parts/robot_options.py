@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -16,6 +16,7 @@ from tyro.conf import UseAppendAction, arg
 from ...core import AtLeast, ConfigError, UserError
 from ...serve.address import is_this_machine
 from .options import Advice, is_option
+from .unblocked_output import unblocked_output, wait_for_output
 
 LEROBOT = "lerobot/"  # before the type of a device of LeRobot
 _NO_RETRIES = Advice("0 never repeats a request")
@@ -192,13 +193,14 @@ class LiveViewOptions:
 @contextmanager
 def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
               ) -> Iterator[Callable[[str], None]]:
-    """Context in which a robot is shown as the options say. At its end it tells which cameras were too slow."""
+    """Context in which a robot is shown as the options say, and in which nothing that is printed makes the robot wait.
+    At its end it tells which cameras were too slow. Enter it before the robot."""
     host, colon, port = o.view_address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ConfigError(f"{o.view_address!r} is not a host and a port", where="--view-address",
                           hint="such as --view-address 127.0.0.1:8080")
     views: list[LiveView | RerunView] = []
-    with ExitStack() as stack:
+    with unblocked_output(), ExitStack() as stack:
         if o.view:
             try:
                 from ...serve.live_view import LiveView
@@ -228,19 +230,19 @@ def live_view(o: LiveViewOptions, robot: SafeRobot, fps: float, show: Callable[[
             yield show_everywhere
         finally:
             robot.on_step = None
-            _tell_slow_cameras(getattr(robot.robot, "cameras", {}))
+            tell_slow_cameras(robot)
 
 
-def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
+def tell_slow_cameras(robot: SafeRobot) -> None:
     """Warns of cameras that sent less than 90% of the frames of their rate."""
     from ...robots.cameras import Camera
 
-    for name, camera in cameras.items():
+    for name, camera in getattr(robot.robot, "cameras", {}).items():
         status = camera.status() if isinstance(camera, Camera) else None
         if status is not None and 9 * status.dropped > status.frames:
-            print(f"warning: {status.dropped} of {status.frames + status.dropped} frames of the camera {name} did not "
-                  "come. In the dark, or with another camera at its USB controller, a camera is slower than its fps",
-                  file=sys.stderr)
+            print(f"warning: the camera {name} sent {status.mean_rate:.1f} frames per second: {status.dropped} of "
+                  f"{status.frames + status.dropped} frames did not come. In the dark, or with another camera at its "
+                  "USB controller, a camera is slower than its fps", file=sys.stderr)
 
 
 @contextmanager
@@ -292,7 +294,8 @@ def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str]
 
 
 def flush_input() -> None:
-    """Discards what was typed while the robot moved, so that it cannot start the robot again."""
+    """Discards what was typed while the robot moved, so that it cannot start the robot again. Before a question."""
+    wait_for_output()
     with suppress(ImportError, OSError, ValueError):
         import termios
 

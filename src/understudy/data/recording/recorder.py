@@ -50,6 +50,12 @@ _LATE_FACTOR = 1.5  # a step is late after this many periods
 Values = Mapping[str, Any]
 
 
+def free_disk_text(path: Path) -> str:
+    """How much of a disk is free, in words. The disk is named by the folder at which it is mounted."""
+    mount = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.is_mount())
+    return f"{shutil.disk_usage(path).free / 2**20:,.0f} MB of the disk at {mount} are free"
+
+
 class Recorder:
     """Records episodes step by step into a LeRobot data set, which is created or extended.
 
@@ -428,8 +434,9 @@ class Recorder:
     def _sync_journal(self, unsynced: list[int]) -> None:
         self._journal.sync()
         if self._error is None and shutil.disk_usage(self.path).free < MIN_FREE_DISK:
-            self._error = UserError(f"less than {MIN_FREE_DISK / 2**20:.0f} MB of the disk are free; every episode "
-                                    "that was saved is kept, and the running one up to its last step", where=self.path,
+            self._error = UserError(f"{free_disk_text(self.path)}, and {MIN_FREE_DISK / 2**20:.0f} MB must stay free; "
+                                    "every episode that was saved is kept, and the running one up to its last step",
+                                    where=self.path,
                                     hint=f"make room, then {command_line('repair', self.path)}")
         saved_episodes = [number for number in unsynced if number >= 0]
         unsynced.clear()

@@ -209,6 +209,15 @@ class LeRobotSource(MemmapSource):
     def cast_to_schema(self, values, name, rows, at):
         return values  # `to_numpy` has checked them
 
+    def rows_by_file(self) -> list[tuple[Path, np.ndarray]]:
+        """Returns the data files, and the rows of each that belong to episodes, (n,)."""
+        out = []
+        for number, name in enumerate(self.index.files):
+            episodes = np.flatnonzero(self.index.file == number)
+            begin, length = self.index.start[episodes], self.lengths[episodes]
+            out.append((self.path / name, np.repeat(begin - episode_starts(length), length) + np.arange(length.sum())))
+        return out
+
     def _rows_of_file(self, number, file, task_numbers):
         names = self.numeric_columns
         episodes = np.flatnonzero(self.index.file == number)

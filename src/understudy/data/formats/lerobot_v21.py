@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 from ...files import write_text
 from .. import video
 from ..episode import Dataset
+from .lerobot_stats import plain_lists, pool_statistics
 from .lerobot_write import (
     _LeRobotWriter,
-    _plain,
     _plan,
-    _pool_statistics,
     capability,
     check_images,
     split_for_lerobot,
@@ -89,10 +88,10 @@ class _LeRobotV21Writer(_LeRobotWriter):
 
     def _commit(self):
         meta, total = self.root / "meta", len(self._rows)
-        statistics = _pool_statistics(self._stats)
-        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in statistics.items()})}
-                 for e in range(total)]
-        tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
+        statistics = pool_statistics(self._stats)
+        by_episode = [{n: {k: s[k][e] for k in _STATS} for n, s in statistics.items()} for e in range(total)]
+        stats = [{"episode_index": e, "stats": plain_lists(each)} for e, each in enumerate(by_episode)]
+        tasks = [{"task_index": i, "task": t} for i, t in self._task_rows]
         for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         self._write_understudy_folder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +28,16 @@ from .lerobot_read import (
     open_parquet,
     read_info,
     read_json_lines,
-    read_tasks_v3,
+)
+from .lerobot_stats import (
+    aggregate_statistics,
+    episode_statistics,
+    image_statistics,
+    image_statistics_so_far,
+    number_statistics,
+    plain_lists,
+    pool_statistics,
+    stack_statistics,
 )
 from .parts import sidecar
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -36,9 +46,6 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
-QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-_SAMPLED = 100  # frames per episode that the statistics of images are computed from
-_ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _FRAMES_TOGETHER = 1 << 25  # bytes of frames that are in memory at once
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -282,10 +289,13 @@ class _LeRobotWriter:
     """Writes episodes into a data set. Its files have the suffix .part until all are complete, and info.json is
     written last."""
 
-    def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
-                 next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
-        self.root, self.plan, self.tasks, self._fps_known = root, plan, dict(tasks or {}), fps_known
-        self._table_columns = table_columns
+    def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, source: LeRobotSource | None = None,
+                 next_file: Mapping[str, tuple[int, int]] | None = None, table_schema: pa.Schema | None = None):
+        self.root, self.plan, self._fps_known = root, plan, fps_known
+        self._source, self._table_schema = source, table_schema  # of the episodes that there are
+        stored_tasks = source.index.tasks if source is not None else {}
+        self.tasks = {text: number for number, text in stored_tasks.items()}
+        self._next_task, self._task_rows = max(stored_tasks, default=-1) + 1, list(stored_tasks.items())
         # by "data", "episodes" or camera: (chunk, file)
         self._at = dict(next_file or dict.fromkeys(("data", "episodes", *plan.cameras), (0, 0)))
         self._journal = {"episodes": plan.info["total_episodes"], "next": dict(self._at)}
@@ -323,14 +333,17 @@ class _LeRobotWriter:
         plan = _StoragePlan(source.schema, info, _video_codec(info["features"], "libsvtav1"))
         after = {}
         for name in ("data", "episodes", *plan.cameras):
-            prefix = {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")
-            read = open_parquet(tables[-1]).read(columns=[f"{prefix}chunk_index", f"{prefix}file_index"])
-            after[name] = _following(max(zip(*read.to_pydict().values(), strict=True)), info)
+            if name == "episodes":  # its place in its own table is not everywhere
+                places = [(_last_number(t.parent.name), _last_number(t.stem)) for t in tables]
+            else:
+                prefix = "data" if name == "data" else f"videos/{name}"
+                read = open_parquet(tables[-1]).read(columns=[f"{prefix}/chunk_index", f"{prefix}/file_index"])
+                places = list(zip(*read.to_pydict().values(), strict=True))
+            after[name] = _following(max(places), info)
             while (root / _name(plan, name, after[name])).exists():
                 after[name] = _following(after[name], info)
-        tasks = {t: i for i, t in read_tasks_v3(root).items()}
-        written = open_parquet(tables[-1]).schema_arrow.names
-        return _LeRobotWriter(root, plan, source.metadata["fps"] is not None, tasks, after, written)
+        return _LeRobotWriter(root, plan, source.metadata["fps"] is not None, source, after,
+                              open_parquet(tables[-1]).schema_arrow)
 
     def add(self, dataset: Dataset) -> None:
         if self._grows:
@@ -400,10 +413,11 @@ class _LeRobotWriter:
         return times
 
     def _append_statistics(self, columns: dict[str, np.ndarray], frames: dict[str, list], lengths: np.ndarray) -> None:
-        statistics = _stats_of({n: columns[n] for n, f in self.plan.info["features"].items() if n in columns
+        statistics = episode_statistics({n: columns[n] for n, f in self.plan.info["features"].items() if n in columns
                                 and f["dtype"] != "string"}, lengths)
         for name, each in frames.items():
-            statistics[name] = _stacked([_image_statistics(c, int(n)) for c, n in zip(each, lengths, strict=True)])
+            of_episodes = [image_statistics(c, int(n)) for c, n in zip(each, lengths, strict=True)]
+            statistics[name] = stack_statistics(of_episodes)
         self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
 
     def _append_metadata(self, episodes: list[_LoadedEpisode], number: int) -> None:
@@ -427,7 +441,10 @@ class _LeRobotWriter:
             texts = [str(task) for task in texts[:episode.length]]
             distinct = list(dict.fromkeys(texts))
         for task in distinct:
-            self.tasks.setdefault(task, len(self.tasks))
+            if task not in self.tasks:
+                self.tasks[task] = self._next_task
+                self._task_rows.append((self._next_task, task))
+                self._next_task += 1
         if len(distinct) == 1:
             return distinct, np.full(episode.length, self.tasks[distinct[0]], np.int64)
         return distinct, np.array([self.tasks[task] for task in texts], np.int64)
@@ -560,32 +577,45 @@ class _LeRobotWriter:
         for row in self._rows:
             row.update({"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file})
         table = _episodes_table(self._rows, self._stats)
-        if self._table_columns is not None:
-            if missing := [n for n in self._table_columns if n not in table.column_names]:
-                raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
-                                where=self.root / "meta/episodes", hint="write the data set again, then append")
-            table = table.select(self._table_columns)
+        if self._table_schema is not None:  # lerobot reads all tables as one: they have the same columns
+            for f in self._table_schema:
+                if f.name not in table.column_names:  # of other software
+                    table = table.append_column(f, pa.nulls(len(table), f.type))
+            table = table.select(self._table_schema.names)
         pq.write_table(table, self._part("episodes").absolute(), use_dictionary=["tasks"])
 
     def _commit(self) -> None:
         info, root = dict(self.plan.info), self.root
         total = info["total_episodes"] + len(self._rows)
-        # Read before any file is renamed: the statistics without this append.
-        stats = aggregate_statistics([*_stats_so_far(root, self.plan), *self._stats])
+        stats = self._statistics()
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             sync_file(root / f"{name}.part")
-        _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
+        _write_tasks(root / "meta" / "tasks.parquet", self._task_rows)
         self._write_understudy_folder()
-        write_json(root / "meta" / "stats.json", _plain(stats))
+        write_json(root / "meta" / "stats.json", plain_lists(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
         for name in self._parts if self._grows else ():  # its folders may be new as well
             for folder in (root / name).relative_to(root).parents:
                 sync_folder(root / folder)
         info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
-                    total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
+                    total_tasks=len(self._task_rows), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
+
+    def _statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Statistics of all episodes: exact ones of numbers, and those of cameras from some frames of each episode."""
+        files: list[tuple[Path, np.ndarray | None]] = []
+        if self._source is not None:
+            files += self._source.rows_by_file()
+        files += [(self.root / f"{name}.part", None) for name in self._parts if name.endswith(".parquet")
+                  and not name.startswith("meta/")]
+        cameras = [n for n, f in self.plan.info["features"].items() if f["dtype"] in ("image", "video")
+                   and n in self.plan.columns]
+        so_far = [] if self._source is None else image_statistics_so_far(self._source, cameras)
+        new = [{n: s for n, s in part.items() if n in cameras} for part in self._stats]
+        stats = {**number_statistics(files, self.plan.info["features"]), **aggregate_statistics([*so_far, *new])}
+        return {n: stats[n] for n in self.plan.info["features"] if n in stats}
 
     def _write_understudy_folder(self) -> None:
         folder, before = self.root / UNDERSTUDY_FOLDER, self.plan.info["total_episodes"]
@@ -612,6 +642,10 @@ def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
     patterns = {"data": plan.info["data_path"], "episodes": EPISODES_PATH}
     return patterns.get(what, plan.info.get("video_path") or VIDEO_PATH).format(
         video_key=what, chunk_index=place[0], file_index=place[1])
+
+
+def _last_number(name: str) -> int:
+    return int(re.findall(r"\d+", name)[-1])
 
 
 def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
@@ -654,14 +688,15 @@ def _replacing(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
+def _write_tasks(path: Path, tasks: list[tuple[int, str]]) -> None:
     described = [{"name": n, "field_name": n, "pandas_type": kind, "numpy_type": kind if kind == "int64" else "object",
                   "metadata": None} for n, kind in (("task_index", "int64"), ("task", "unicode"))]
     pandas = {"index_columns": ["task"], "columns": described, "column_indexes": [
         {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object",
          "metadata": {"encoding": "UTF-8"}}], "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0"}
-    table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "task": pa.array(list(tasks))})
+    numbers, texts = zip(*tasks, strict=True)
+    table = pa.table({"task_index": pa.array(numbers, pa.int64()), "task": pa.array(texts)})
     with _replacing(path) as part:
         pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), part.absolute())
 
@@ -755,153 +790,9 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
             continue
         kind = {"tasks": pa.list_(pa.string())}.get(name, pa.float64() if name.endswith("_timestamp") else pa.int64())
         columns[name] = pa.array([r[name] for r in rows], kind)
-    for name, statistics in _pool_statistics(stats).items():
+    for name, statistics in pool_statistics(stats).items():
         for statistic, values in statistics.items():
             columns[f"stats/{name}/{statistic}"] = _lists(values)
     for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
         columns[name] = pa.array([r[name] for r in rows], pa.int64())
     return pa.table(columns)
-
-
-# -- statistics -----------------------------------------------------------------------------------------------------
-
-
-def _stats_of(columns: Mapping[str, np.ndarray], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of every episode by column of numbers, (E, ...) each, as compute_stats of lerobot gives them.
-
-    They are computed over all axes but the last of a feature. Quantiles are exact. Values that are not finite are left
-    out of all statistics but count.
-    """
-    out = {}
-    for name, column in columns.items():
-        values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
-        out[name] = {**_episode_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
-    return out
-
-
-def _stacked(statistics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([each[name] for each in statistics]) for name in statistics[0]}
-
-
-def _image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[str, np.ndarray]:
-    """Statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
-    rows = np.unique(np.linspace(0, length - 1, min(length, _SAMPLED)).astype(int)).tolist()
-    stride = max(1, max(column.shape[1:3]) // _ACROSS)
-    sample = np.stack([column[row: row + 1][0, ::stride, ::stride] for row in rows])
-    statistics = _finite_statistics(sample.reshape(-1, 1)) if sample.dtype != np.uint8 else _pixel_statistics(sample)
-    return {**{k: v[:, None, None] for k, v in statistics.items()}, "count": np.array([len(rows)])}
-
-
-def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of frames (n, h, w, C) by channel, in [0, 1], from the counts of the 256 values."""
-    counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
-    values, n = np.arange(256) / 255, counts[0].sum()
-    mean = counts @ values / n
-    place = np.array(list(QUANTILES.values())) * (n - 1)
-    below, above = (np.stack([np.searchsorted(c, k, side="right") for c in counts.cumsum(1)], 1) / 255
-                    for k in (np.floor(place), np.ceil(place)))
-    quantiles = below + (above - below) * (place % 1)[:, None]
-    return {"min": (counts > 0).argmax(1) / 255, "max": (255 - (counts[:, ::-1] > 0).argmax(1)) / 255, "mean": mean,
-            "std": np.sqrt((counts * np.square(values - mean[:, None])).sum(1) / n),
-            **dict(zip(QUANTILES, quantiles, strict=True))}
-
-
-def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return _stacked([_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])])
-    # A copy with the values of a component adjacent in memory, which is sorted below. Differences of float16 overflow.
-    columns = np.array(values.T, np.float32 if values.dtype == np.float16 else None, order="C")
-    first = np.cumsum(rows) - rows
-    mean = np.add.reduceat(columns, first, 1, np.float64) / rows
-    deviations = columns - np.repeat(mean, rows, 1)  # float64
-    std = np.sqrt(np.add.reduceat(np.square(deviations, out=deviations), first, 1) / rows)
-    for episode in np.split(columns, first[1:], 1):
-        episode.sort(1)
-    out = {"min": _stored_extreme(columns[:, first]), "max": _stored_extreme(columns[:, first + rows - 1]),
-           "mean": mean, "std": std}
-    for name, q in QUANTILES.items():
-        place = q * (rows - 1)
-        below = np.floor(place).astype(np.int64)
-        a, b = (columns[:, first + np.minimum(k, rows - 1)].astype(np.float64) for k in (below, below + 1))
-        t = place - below
-        out[name] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
-    return {name: statistic.T for name, statistic in out.items()}
-
-
-def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
-    finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-    finite[:, np.isnan(finite).all(0)] = 0.0
-    quantiles = np.nanquantile(finite, list(QUANTILES.values()), axis=0)
-    return {"min": np.nanmin(finite, 0), "max": np.nanmax(finite, 0), "mean": np.nanmean(finite, 0),
-            "std": np.nanstd(finite, 0), **dict(zip(QUANTILES, quantiles, strict=True))}
-
-
-def _stored_extreme(values: np.ndarray) -> np.ndarray:
-    """Minimum or maximum as it is stored. float64 may not represent integers exactly."""
-    if values.dtype.kind in "iu":
-        most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # the tables of lerobot store int64
-        return np.minimum(values, most).astype(np.int64)
-    return values if values.dtype.kind == "b" else values.astype(np.float64)
-
-
-def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combines the statistics of several parts of a data set to those of all episodes, by column.
-
-    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
-    count, as in lerobot.
-
-    Args:
-        parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
-    """
-    out = {}
-    for name, statistics in _pool_statistics(parts).items():
-        count = statistics["count"].astype(np.float64)[:, 0]
-        weights = count / count.sum()
-        centre = np.tensordot(weights, statistics["mean"], 1)
-        spread = np.tensordot(weights, np.square(statistics["std"]) + np.square(statistics["mean"] - centre), 1)
-        out[name] = {"min": statistics["min"].min(0), "max": statistics["max"].max(0), "mean": centre,
-                     "std": np.sqrt(spread), "count": np.array([int(count.sum())]),
-                     **{q: np.tensordot(weights, statistics[q], 1) for q in QUANTILES if q in statistics}}
-    return out
-
-
-def _pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """For each column, the statistics that all parts with the column have, with their episodes end to end."""
-    out = {}
-    for name in dict.fromkeys(n for part in parts for n in part):
-        have = [part[name] for part in parts if name in part]
-        out[name] = {statistic: np.concatenate([h[statistic] for h in have]) for statistic in have[0]
-                     if all(statistic in h for h in have)}
-    return out
-
-
-def _stats_so_far(root: Path, plan: _StoragePlan) -> list[dict]:
-    """Statistics of the existing episodes, as `aggregate_statistics` takes them.
-
-    They are read from stats.json if it counts as many frames as info.json, and otherwise from the episode tables.
-    """
-    if not plan.info["total_episodes"]:
-        return []
-    file = root / "meta" / "stats.json"
-    if file.exists():
-        stats = {n: {k: np.asarray(v)[None] for k, v in s.items()} for n, s in read_json(file).items()}
-        if int(stats.get("index", {}).get("count", [[0]])[0][0]) == plan.info["total_frames"]:
-            return [stats]
-    out = []
-    for table in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        source = open_parquet(table)
-        names = [n for n in source.schema_arrow.names if n.startswith("stats/")]
-        for row in source.read(columns=["episode_index", *names]).to_pylist():
-            episode_stats: dict = {}
-            for name in names:
-                feature, statistic = name.removeprefix("stats/").rsplit("/", 1)
-                episode_stats.setdefault(feature, {})[statistic] = np.asarray(row[name])[None]
-            if row["episode_index"] < plan.info["total_episodes"]:
-                out.append(episode_stats)
-    return out
-
-
-def _plain(stats: Mapping) -> dict:
-    return {n: {k: np.asarray(v).tolist() for k, v in s.items()} for n, s in stats.items()}

@@ -1,0 +1,229 @@
+"""Statistics of LeRobot data sets: those of each episode, as lerobot computes them, and exact ones of all rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ...core import Feature, UserError
+from ...files import read_json
+from ..journal import JournalFrames
+from .lerobot_read import LeRobotSource, open_parquet, to_numpy
+from .parts import arrow
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_SAMPLED = 100  # frames per episode that the statistics of images are computed from
+_ACROSS = 150  # pixels along the longer side of such a frame
+_IMAGE_STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
+_PLACES = 1024  # values at which pooled distributions are evaluated
+
+
+def episode_statistics(columns: Mapping[str, np.ndarray], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of every episode by column of numbers, (E, ...) each, as compute_stats of lerobot gives them.
+
+    They are computed over all axes but the last of a feature. Quantiles are exact. Values that are not finite are left
+    out of all statistics but count.
+    """
+    out = {}
+    for name, column in columns.items():
+        values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
+        out[name] = {**_grouped_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
+    return out
+
+
+def stack_statistics(statistics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([each[name] for each in statistics]) for name in statistics[0]}
+
+
+def image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[str, np.ndarray]:
+    """Statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
+    rows = np.unique(np.linspace(0, length - 1, min(length, _SAMPLED)).astype(int)).tolist()
+    stride = max(1, max(column.shape[1:3]) // _ACROSS)
+    sample = np.stack([column[row: row + 1][0, ::stride, ::stride] for row in rows])
+    statistics = _finite_statistics(sample.reshape(-1, 1)) if sample.dtype != np.uint8 else _pixel_statistics(sample)
+    return {**{k: v[:, None, None] for k, v in statistics.items()}, "count": np.array([len(rows)])}
+
+
+def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of frames (n, h, w, C) by channel, in [0, 1], from the counts of the 256 values."""
+    counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
+    values, n = np.arange(256) / 255, counts[0].sum()
+    mean = counts @ values / n
+    place = np.array(list(QUANTILES.values())) * (n - 1)
+    below, above = (np.stack([np.searchsorted(c, k, side="right") for c in counts.cumsum(1)], 1) / 255
+                    for k in (np.floor(place), np.ceil(place)))
+    quantiles = below + (above - below) * (place % 1)[:, None]
+    return {"min": (counts > 0).argmax(1) / 255, "max": (255 - (counts[:, ::-1] > 0).argmax(1)) / 255, "mean": mean,
+            "std": np.sqrt((counts * np.square(values - mean[:, None])).sum(1) / n),
+            **dict(zip(QUANTILES, quantiles, strict=True))}
+
+
+def _grouped_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return stack_statistics([_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])])
+    # A copy with the values of a component adjacent in memory, which is sorted below. Differences of float16 overflow.
+    columns = np.array(values.T, np.float32 if values.dtype == np.float16 else None, order="C")
+    first = np.cumsum(rows) - rows
+    mean = np.add.reduceat(columns, first, 1, np.float64) / rows
+    deviations = columns - np.repeat(mean, rows, 1)  # float64
+    std = np.sqrt(np.add.reduceat(np.square(deviations, out=deviations), first, 1) / rows)
+    for episode in np.split(columns, first[1:], 1):
+        episode.sort(1)
+    out = {"min": _stored_extreme(columns[:, first]), "max": _stored_extreme(columns[:, first + rows - 1]),
+           "mean": mean, "std": std}
+    for name, q in QUANTILES.items():
+        place = q * (rows - 1)
+        below = np.floor(place).astype(np.int64)
+        a, b = (columns[:, first + np.minimum(k, rows - 1)].astype(np.float64) for k in (below, below + 1))
+        t = place - below
+        out[name] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
+    return {name: statistic.T for name, statistic in out.items()}
+
+
+def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
+    finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    finite[:, np.isnan(finite).all(0)] = 0.0
+    quantiles = np.nanquantile(finite, list(QUANTILES.values()), axis=0)
+    return {"min": np.nanmin(finite, 0), "max": np.nanmax(finite, 0), "mean": np.nanmean(finite, 0),
+            "std": np.nanstd(finite, 0), **dict(zip(QUANTILES, quantiles, strict=True))}
+
+
+def _stored_extreme(values: np.ndarray) -> np.ndarray:
+    """Minimum or maximum as it is stored. float64 may not represent integers exactly."""
+    if values.dtype.kind in "iu":
+        most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # the tables of lerobot store int64
+        return np.minimum(values, most).astype(np.int64)
+    return values if values.dtype.kind == "b" else values.astype(np.float64)
+
+
+def number_statistics(files: Iterable[tuple[Path, np.ndarray | None]], features: Mapping[str, Mapping]) \
+        -> dict[str, dict[str, np.ndarray]]:
+    """Computes the exact statistics of all rows of all columns of numbers, from the data files.
+
+    Args:
+        files: Data files and the rows to read of each, (n,). None stands for all rows.
+        features: The columns as info.json describes them.
+    """
+    opened, out = [(open_parquet(file), rows, file) for file, rows in files], {}
+    for name, f in features.items():
+        if f["dtype"] in ("image", "video", "string", "language") or any(
+                name not in source.schema_arrow.names for source, _, _ in opened):
+            continue
+        feature, parts = Feature.from_array(np.empty((0, *f["shape"]), f["dtype"])), []
+        for source, rows, file in opened:
+            with arrow.arrow_errors(file, name):
+                column = source.read(columns=[name])[name]
+            column = column.combine_chunks() if rows is None else column.take(pa.array(rows)).combine_chunks()
+            parts.append(to_numpy(column, feature, f"{file}, {name}").reshape(-1, feature.shape[-1]))
+        values = np.concatenate(parts)
+        # One component at a time, because sorting needs several copies.
+        components = [_grouped_statistics(values[:, i:i + 1], np.array([len(values)])) for i in range(values.shape[1])]
+        count = len(values) // max(feature.size // feature.shape[-1], 1)
+        out[name] = {**{key: np.concatenate([c[key][0] for c in components]) for key in components[0]},
+                     "count": np.array([count])}
+    return out
+
+
+def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> list[dict]:
+    """Returns the statistics of the cameras in the existing episodes, as `aggregate_statistics` takes them.
+
+    They are those of the episode tables or, without any there, those in stats.json if it counts all rows. Frames are
+    decoded if there are none in either place.
+    """
+    total, out = source.info["total_frames"], []
+    stored: dict[str, dict] = {}
+    with contextlib.suppress(UserError):  # absent, or damaged by others
+        content = read_json(source.path / "meta" / "stats.json")
+        stored = {n: s for n, s in content.items() if isinstance(s, dict)} if isinstance(content, dict) else {}
+    is_complete = any(np.size(s.get("count")) == 1 and np.ravel(s["count"])[0] == total for s in stored.values())
+    tables = [open_parquet(t) for t in sorted((source.path / "meta" / "episodes").glob("*/*.parquet"))]
+    for camera in cameras:
+        channels = source.schema[camera].shape[2]
+        names = [f"stats/{camera}/{key}" for key in _IMAGE_STATISTICS]
+        names = [n for n in names if all(n in t.schema_arrow.names for t in tables)]
+        rows = [row for t in tables for row in t.read(columns=["episode_index", *names]).to_pylist()
+                if row["episode_index"] < len(source.lengths)]
+        each = [_as_image_statistics({n.rsplit("/", 1)[1]: row[n] for n in names}, channels) for row in rows]
+        if not all(each) and is_complete:
+            each = [_as_image_statistics(stored.get(camera) or {}, channels)]
+        if not all(each):
+            each = [image_statistics(source.column(camera, e), int(n)) for e, n in enumerate(source.lengths)]
+        out += [{camera: {key: value[None] for key, value in one.items()}} for one in each]
+    return out
+
+
+def _as_image_statistics(stored: Mapping, channels: int) -> dict[str, np.ndarray]:
+    """Stored statistics of a camera with the shapes of `image_statistics`. Empty if some of them are absent."""
+    values = {key: np.asarray(value, np.float64).reshape(-1) for key, value in stored.items()
+              if key in _IMAGE_STATISTICS and value is not None}
+    if not {"min", "max", "mean", "std", "count"} <= values.keys() or values["count"].size != 1 or any(
+            v.size != channels for key, v in values.items() if key != "count"):
+        return {}
+    return {key: v.astype(np.int64) if key == "count" else v[:, None, None] for key, v in values.items()}
+
+
+def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """Combines the statistics of several parts of a data set to those of all episodes, by column.
+
+    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are those of a distribution
+    that is linear between the quantiles of each episode.
+
+    Args:
+        parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
+    """
+    out = {}
+    for name, statistics in pool_statistics(parts).items():
+        count = statistics["count"].astype(np.float64)[:, 0]
+        weights = count / count.sum()
+        centre = np.tensordot(weights, statistics["mean"], 1)
+        spread = np.tensordot(weights, np.square(statistics["std"]) + np.square(statistics["mean"] - centre), 1)
+        out[name] = {"min": statistics["min"].min(0), "max": statistics["max"].max(0), "mean": centre,
+                     "std": np.sqrt(spread), "count": np.array([int(count.sum())]),
+                     **(_pooled_quantiles(statistics, weights) if QUANTILES.keys() <= statistics.keys() else {})}
+    return out
+
+
+def _pooled_quantiles(statistics: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantiles of all episodes from minimum, maximum and quantiles of each, (E, ...), with weights (E,)."""
+    knots = np.stack([statistics[key] for key in ("min", *QUANTILES, "max")], 1)
+    flat = knots.reshape(*knots.shape[:2], -1).astype(np.float64)  # (E, 7, components)
+    out = np.empty((len(QUANTILES), flat.shape[2]))
+    for i in range(flat.shape[2]):
+        values = np.unique(flat[:, :, i])
+        values = values[np.unique(np.linspace(0, len(values) - 1, _PLACES).astype(int))]
+        # The share below and that up to a value differ where an episode has many equal values.
+        shares = np.stack([sum(w * _share(values, k, side) for w, k in zip(weights, flat[:, :, i], strict=True))
+                           for side in ("left", "right")], 1)
+        out[:, i] = np.interp(list(QUANTILES.values()), shares.reshape(-1), np.repeat(values, 2))
+    return dict(zip(QUANTILES, out.reshape(len(QUANTILES), *knots.shape[2:]), strict=True))
+
+
+def _share(values: np.ndarray, knots: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+    """The share of an episode that is below ("left") or up to ("right") each value, from its quantiles (7,)."""
+    levels = np.array([0, *QUANTILES.values(), 1])
+    after = np.clip(at := np.searchsorted(knots, values, side), 1, len(knots) - 1)
+    width = knots[after] - knots[after - 1]
+    part = np.divide(values - knots[after - 1], width, out=np.zeros_like(values), where=width > 0)
+    inside = levels[after - 1] + (levels[after] - levels[after - 1]) * part
+    return np.where(at == 0, 0.0, np.where(at == len(knots), 1.0, inside))
+
+
+def pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """For each column, the statistics that all parts with the column have, with their episodes end to end."""
+    out = {}
+    for name in dict.fromkeys(n for part in parts for n in part):
+        have = [part[name] for part in parts if name in part]
+        out[name] = {statistic: np.concatenate([h[statistic] for h in have]) for statistic in have[0]
+                     if all(statistic in h for h in have)}
+    return out
+
+
+def plain_lists(stats: Mapping) -> dict:
+    return {n: {k: np.asarray(v).tolist() for k, v in s.items()} for n, s in stats.items()}

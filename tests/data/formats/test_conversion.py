@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from understudy.core import UserError
 from understudy.data import cache
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot, lerobot_write, open_dataset, write_dataset
+from understudy.data.formats import lerobot, lerobot_stats, open_dataset, write_dataset
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
@@ -24,7 +24,7 @@ def test_statistics_of_episodes_of_any_lengths_are_numpys(lengths, width, seed, 
     if not finite and values.dtype.kind == "f":
         values[rng.random(values.shape) < 0.2] = np.nan
     was = values.copy()
-    statistics = lerobot_write._episode_statistics(values, np.array(lengths))
+    statistics = lerobot_stats.grouped_statistics(values, np.array(lengths))
     assert values.tobytes() == was.tobytes()
     for e, part in enumerate(np.split(values, np.cumsum(lengths)[:-1])):
         for w in range(width):

@@ -32,7 +32,7 @@ def episode_statistics(columns: Mapping[str, np.ndarray], lengths: np.ndarray) -
     out = {}
     for name, column in columns.items():
         values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
-        out[name] = {**_grouped_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
+        out[name] = {**grouped_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
     return out
 
 
@@ -63,8 +63,16 @@ def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
             **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
-def _grouped_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic."""
+def grouped_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes the statistics of each of E episodes.
+
+    Args:
+        values: The episodes end to end, (R, W).
+        rows: Number of rows of each episode, (E,).
+
+    Returns:
+        (E, W) by statistic.
+    """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return stack_statistics([_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])])
     # A copy with the values of a component adjacent in memory, which is sorted below. Differences of float16 overflow.
@@ -124,7 +132,7 @@ def number_statistics(files: Iterable[tuple[Path, np.ndarray | None]], features:
             parts.append(to_numpy(column, feature, f"{file}, {name}").reshape(-1, feature.shape[-1]))
         values = np.concatenate(parts)
         # One component at a time, because sorting needs several copies.
-        components = [_grouped_statistics(values[:, i:i + 1], np.array([len(values)])) for i in range(values.shape[1])]
+        components = [grouped_statistics(values[:, i:i + 1], np.array([len(values)])) for i in range(values.shape[1])]
         count = len(values) // max(feature.size // feature.shape[-1], 1)
         out[name] = {**{key: np.concatenate([c[key][0] for c in components]) for key in components[0]},
                      "count": np.array([count])}

@@ -32,7 +32,6 @@ LONG_FILES = {
     "src/understudy/claims/ledger.py": 640,
     "src/understudy/claims/probe.py": 530,
     "src/understudy/commands/parts/common.py": 580,
-    "src/understudy/commands/parts/policies.py": 520,
     "src/understudy/commands/train.py": 830,
     "src/understudy/core.py": 780,
     "src/understudy/data/formats/folder.py": 560,

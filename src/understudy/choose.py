@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from .audit.scores.neighbors import LocalUnimodality
-from .core import UserError, keys, role
+from .core import UserError, role
 from .data.episode import Dataset
 from .envs.base import Env
+from .envs.recorded_columns import check_recorded_columns
 from .evaluate import stats
+from .evaluate.env_checks import warn_unless_repeatable
 from .evaluate.evaluation import evaluate, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
@@ -328,6 +329,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         where=data.metadata.get("path", "data set"),
                         hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
     features = data.features()
+    if env is not None:
+        check_recorded_columns(features, env)
     properties = data_properties(data, env)
     if "preference-reward" in properties.learners and not methods:
         raise UserError("the episodes are comparisons of two segments, from which no policy is chosen",
@@ -596,10 +599,8 @@ def _try_out(method: Method, data: Dataset, env: Env | None, device: str) -> flo
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
     result = fit_method(short, data, 0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
     if env is not None:
-        key = keys(0, range(env.rows))
-        obs = env.reset(torch.arange(env.rows), key)
         actor = build_actor(result.method, result.modules, ROWS, features=env.features)
-        actor.act(obs, actor.start(obs, key))
+        warn_unless_repeatable(actor, env, 0)
     return max(float(np.median(np.diff(times))), 1e-6) if method.learner.steps > TIMED_UPDATES else 0.0
 
 

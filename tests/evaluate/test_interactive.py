@@ -327,6 +327,20 @@ def test_a_person_answers_spoils_corrects_and_ends(call, tmp_path):
     assert "In so many trials a rate of 32% or less or of 68% or more shows four times in five" in out
 
 
+@pytest.mark.parametrize(("labels", "answers", "given"), [
+    ((), ("y", "n", "yes", "no", "Y", "N really"), ("success", "failure") * 3),
+    (("--labels", "nothing", "near", "done"), ("y", "no", "nothing", "nea", "1"),
+     ("done", "nothing", "nothing", "near", "nothing")),  # "n" is the beginning of two of them
+    (("--labels", "no", "yes"), ("y", "n", "yes"), ("yes", "no", "yes"))])
+def test_yes_and_no_are_answers(call, tmp_path, labels, answers, given):
+    args = ["good", "robot_of_a_test:silent", "--trust", "robot_of_a_test", "--interactive", "--threshold", "0.5",
+            *labels, "--save", tmp_path / "t.jsonl"]
+    status, out, err = call([word for answer in answers for word in ("", answer)], *args)
+    assert status == 130 and "is none of these" not in out, (out, err)
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert tuple(e["label"] for e in lines if e["event"] == "label") == given
+
+
 def test_without_a_loop_a_name_that_gives_nothing_away_is_run(call, place, tmp_path):
     journal = tmp_path / "t.jsonl"
     args = ["good", "--interactive", "--against", "bad", "--save", journal]

@@ -26,7 +26,8 @@ from .parts.common import (
 )
 from .parts.groups import RolloutOptions, StepCount, command_options
 from .parts.options import refuse_given
-from .parts.policies import evaluate_run, refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
+from .parts.policies import refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
+from .parts.rollouts import evaluate_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

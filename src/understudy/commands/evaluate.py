@@ -40,7 +40,6 @@ from .parts.interactive import run_interactive
 from .parts.options import refuse_given
 from .parts.policies import (
     append_result,
-    evaluate_run,
     load_actor,
     refuse_unused_conditions,
     run_names,
@@ -48,6 +47,7 @@ from .parts.policies import (
     tell_untrained_episodes,
     weights_path,
 )
+from .parts.rollouts import evaluate_run
 from .parts.sequential import run_sequential
 from .parts.served import changed_checkpoint
 

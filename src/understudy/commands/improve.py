@@ -79,6 +79,8 @@ class _Command:
     resources: ExitStack
 
     def run(self) -> None:
+        from ..evaluate.env_checks import warn_unless_repeatable
+        from ..evaluate.evaluation import validation_seed
         from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
         from ..learn.run import Run
@@ -94,6 +96,7 @@ class _Command:
             return
         env = self._make(env_name, COMPARISON_ROWS)
         base = load_untold_actor(o.run, env, o)
+        warn_unless_repeatable(base, env, validation_seed(o.seed))
         collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
@@ -268,6 +271,7 @@ class _Command:
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """The comparison of rounds, with the evaluation of the base if the run is new."""
+        from ..evaluate.env_checks import warn_of_early_ends
         from ..improve.promotion import Promotion, compared_checkpoints
 
         o = self.o
@@ -275,6 +279,7 @@ class _Command:
         if compared_checkpoints(run) and self._kind.starts_as_run:
             return promotion
         evaluation = promotion.evaluate(base)
+        warn_of_early_ends(evaluation.episodes, env)
         if o.supervisor is o.rater is None and evaluation.success is not None and not evaluation.success.estimate:
             raise UserError(f"{o.run} succeeded in none of {o.compare} episodes, and {o.method} learns from successes",
                             where="--with", hint="practice needs a first success: record more demonstrations, make the "

@@ -137,11 +137,13 @@ def _record_environment(o: RecordOptions, name: str) -> None:
 def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     """Records episodes of the environment's expert, or of random actions."""
     from ..data.formats import open_dataset
+    from ..evaluate.env_checks import warn_unless_repeatable
     from ..evaluate.evaluation import recording_seed
     from ..evaluate.recording import record_episodes
     from ..evaluate.workers import WorkerPool
 
     actor = _make_actor(o, env)
+    warn_unless_repeatable(actor, env, recording_seed(o.seed))
     n_before = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
     with (progress_bar("recording", o.episodes, n_before) as progress,
           WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core import Schema, UserError
 from ..execute.actor import Actor
 
+ROUNDED = "rounded"  # metadata of an environment: columns whose changes float32 does not show, each with why
 Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
 
 

@@ -20,9 +20,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from ..core import DataWarning, UserCodeError, UserError
 from ..user_code import describe_place, locate_user_error
-from .base import Env, Renderable, StepResult
+from .base import ROUNDED, Env, Renderable, StepResult
 from .flags import SUCCESS_KEYS, check_flags
 from .gymnasium_spaces import (
+    RoundingCheck,
     action_feature,
     action_limits,
     add_batch_axis,
@@ -72,6 +73,7 @@ class GymVector(Env):
         self.started, self.finished, self.n_steps = False, np.zeros(self.rows, bool), 0
         self.metadata = {"success": None, **action_limits(vec.single_action_space), **metadata}
         self.reports_success = False
+        self._rounding = RoundingCheck()
         self._probe_info()
 
     def _probe_info(self) -> None:
@@ -135,6 +137,10 @@ class GymVector(Env):
             flags = {k: running[k] | ended[k] for k in running}
         else:
             flags = self._flags(info, live)
+        if live.any():
+            self._rounding.update("next.reward", np.asarray(reward, np.float64)[live, None])
+        if self.finished[live].any() and (rounded := self._rounding.problems()) != self.metadata.get(ROUNDED, {}):
+            self.metadata = {**self.metadata, ROUNDED: rounded}
         success = torch.stack([flags.pop(k) for k in SUCCESS_KEYS]).any(0)
         return StepResult(self._observation(), torch.as_tensor(np.asarray(reward, np.float32)),
                           torch.from_numpy(terminated), torch.from_numpy(truncated),
@@ -194,6 +200,8 @@ class GymVector(Env):
                 for key in path:
                     value = value[key]
                 out[name] = to_array(space, value, rows)
+                if self.features[name].dtype == "float32" and not np.can_cast(space.dtype, np.float32):
+                    self._rounding.update(name, np.asarray(value).reshape(rows, -1))
             except (ValueError, TypeError, LookupError) as error:
                 raise UserCodeError(f"{name} does not fit its space {space}: {error}", where=self.metadata["env"],
                                     hint="correct the observation, or the space that the environment declares"

@@ -10,6 +10,8 @@ from gymnasium import spaces
 
 from ..core import Feature, UserError
 
+_LARGE, _FEWEST_VALUES = 100, 256  # offset below which rounding is harmless; as many values as a byte has
+
 
 def _flatten_space(space, path=()) -> Iterator[tuple[tuple, spaces.Space]]:
     if isinstance(space, spaces.Dict):
@@ -120,6 +122,39 @@ def to_array(space, value, rows) -> np.ndarray:
             out[row, :len(encoded)] = np.frombuffer(encoded, np.uint8)
         return out
     return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)
+
+
+class RoundingCheck:
+    """Finds numbers whose changes float32 does not show, because they have a large offset: times, ticks, positions.
+
+    Example:
+        >>> check = RoundingCheck()
+        >>> check.update("observation.state", np.array([[1e9], [1e9 + 5.0]]))
+        >>> check.problems()
+        {'observation.state': 'component 0 goes from 1000000000 to 1000000005, in steps of 64'}
+    """
+
+    def __init__(self):
+        self._ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def update(self, name: str, values: np.ndarray) -> None:
+        """Adds values of a column as the environment gave them, (rows, components)."""
+        values = np.where(np.isfinite(values), values, np.nan)
+        low, high = self._ranges.get(name, (values[0], values[0]))
+        self._ranges[name] = np.fmin(low, np.fmin.reduce(values)), np.fmax(high, np.fmax.reduce(values))
+
+    def problems(self) -> dict[str, str]:
+        """A component of each column that has fewer than `_FEWEST_VALUES` float32 numbers in its range, in words."""
+        out = {}
+        for name, (low, high) in self._ranges.items():
+            size = np.fmax(np.abs(low), np.abs(high))
+            with np.errstate(invalid="ignore", over="ignore"):
+                step = np.spacing(size.astype(np.float32)).astype(np.float64)
+                is_lost = (size >= _LARGE) & (high > low) & (high - low < _FEWEST_VALUES * step)
+            if is_lost.any():
+                i = int(is_lost.argmax())
+                out[name] = f"component {i} goes from {low[i]:.12g} to {high[i]:.12g}, in steps of {step[i]:.2g}"
+        return out
 
 
 def add_batch_axis(value):

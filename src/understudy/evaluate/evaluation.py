@@ -18,6 +18,7 @@ from ..envs.episode_wrappers import trial_success_key
 from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from . import stats
+from .env_checks import different_column
 from .rollout import rollout
 from .sequential import SequentialDifferenceTest, SequentialRateTest, TestState
 from .stats import LEVEL, Interval, are_too_few
@@ -435,10 +436,8 @@ def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
                             f"{second_start[0]}, episode {second_start[1]}", where="compare",
                             hint="evaluate both with the same seed and number of episodes")
         columns = {k for k, f in x.features().items() if k.startswith("observation.") and f.kind != "image"}
-        for k in columns & set(y.steps):  # frames may come from a video, which loses something
-            if not np.array_equal(x.steps[k][0], y.steps[k][0]):
-                raise UserError(f"the starts differ: {k} of episode {first_start[1]} is not the same",
-                                where=f"compare, {a.env}, seed {first_start[0]}",
-                                hint="the environment does not repeat: it is not decided by its key alone")
-
-
+        first, second = ({k: e.steps[k][0] for k in columns & set(e.steps)} for e in (x, y))
+        if (k := different_column(first, second, columns)) is not None:  # frames may come from a video, which is lossy
+            raise UserError(f"the starts differ: {k} of episode {first_start[1]} is not the same",
+                            where=f"compare, {a.env}, seed {first_start[0]}",
+                            hint="the environment does not repeat: it is not decided by its key alone")

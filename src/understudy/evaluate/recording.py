@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Literal
 
 import torch
 
-from ..core import UserError, uniform
+from ..core import DataWarning, UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.formats.lerobot_read import UNDERSTUDY_FOLDER, read_json_lines
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.tasks import shown_texts
-from ..envs.base import Env, HasExpert
+from ..envs.base import ROUNDED, Env, HasExpert
 from ..execute.actor import Actor, CountingActor
 from ..files import write_text
 from .evaluation import seed_of_recording
@@ -87,7 +88,16 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
             if recorder is not None:
                 recorder.close()
                 _mark_failures(out)
+                _warn_of_rounding(out, env if workers is None else workers)
     return open_dataset(out)
+
+
+def _warn_of_rounding(out: Path, env: Env | WorkerPool) -> None:
+    """Warns of columns that were recorded as float32 although it does not show how their numbers change."""
+    for name, problem in env.metadata.get(ROUNDED, {}).items():
+        warnings.warn(f"{out}: {name} loses precision, because it is recorded as float32: {problem}. Let the "
+                      "environment subtract the offset, such as the first value of the episode", DataWarning,
+                      stacklevel=3)
 
 
 def _mark_failures(out: Path) -> None:

@@ -81,6 +81,19 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
     return as_dataset([finished[first + i] for i in range(n_kept)], env.metadata)
 
 
+def first_steps(actor: Actor, env: Env, n_steps: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Runs the first steps of episode 0 of a seed.
+
+    Returns:
+        The columns of each step, and the observation after the last one. Fewer than `n_steps` if the episode ends.
+    """
+    running = _RunningEpisodes(actor, env, range(1), as_seed(seed))
+    while running.clock < n_steps and not running.ended:
+        running.step()
+    last = {name: value.numpy() for name, value in running.obs.items()}
+    return [{name: values[0].copy() for name, values in step.items()} for step in (*running.history, last)]
+
+
 def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
     """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far."""
     is_reported = any("next.success" in e.steps for e in episodes)
@@ -133,6 +146,11 @@ class _RunningEpisodes:
         result = _check_flags(env.step(action), live, env)
         if self.clock == 0:
             _check_observation(result.obs, env, "step")
+        if not (finite := result.reward.isfinite() | ~live).all():
+            row = int((~finite).int().argmax())
+            raise UserCodeError(f"the reward is {result.reward[row].item()}", hint="correct the environment: no return "
+                                "can be computed", where=f"{env.metadata['env']}, episode {self.number[row]}, step "
+                                                         f"{self.clock - self.began[row]}")
         if env.features["action"].kind == "discrete":  # a policy plans classes as float32
             action = action.to(env.features["action"].torch_dtype)
         record = {"action": action, "next.reward": result.reward, "next.terminated": result.terminated,

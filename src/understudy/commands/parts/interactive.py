@@ -273,10 +273,15 @@ class _TrialConsole:
         return self._record_event(session, {"event": "correct", "label": answer})
 
     def _label_choices(self) -> tuple[str, dict[str, str]]:
-        """The labels with their numbers, and the label of each answer: a number or the label itself."""
-        numbered = {str(i): label for i, label in enumerate(self.design.labels, 1)}
-        return ("   ".join(f"{i} {label}" for i, label in numbered.items()),
-                numbered | {label: label for label in self.design.labels})
+        """The labels with their numbers, and the label of each answer: a number, the label itself, or y or n."""
+        names = self.design.labels
+        answers = {str(i): label for i, label in enumerate(names, 1)}
+        # "y" and "n" stay the short forms of labels that begin so
+        answers |= {word: label for word, label in (("y", names[-1]), ("n", names[0]))
+                  if not any(name.lower().startswith(word) for name in names)}
+        words = {word: answers[word[0]] for word in ("yes", "no") if word[0] in answers}
+        return ("   ".join(f"{word} {label}" for word, label in answers.items()),
+                answers | {label: label for label in names} | words)
 
     def _end(self, session: TrialSession) -> TrialSession:
         futile = self.design.verdict(session) == "futile"

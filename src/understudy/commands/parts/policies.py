@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +17,11 @@ from ...files import file_name, replace_nonfinite
 from ...hints import path_text
 from ...serve.address import served_address
 from .common import (
-    batch_rows,
     command_line,
     has_no_run,
     open_data,
-    progress_bar,
     recorded_data_of,
     recorded_env_of,
-    trained_rate,
-    warn_simulator_mismatch,
 )
 from .conditions import (
     demonstration_part,
@@ -43,12 +37,11 @@ if TYPE_CHECKING:
     from ...data.episode import Dataset
     from ...data.text_columns import TaskText
     from ...envs.base import Env
-    from ...evaluate.evaluation import Evaluation
     from ...evaluate.failure_detection import DoubtScore
     from ...execute.actor import Actor
     from ...policy import Planner
     from .eval_options import EvalOptions
-    from .groups import ActingOptions, RolloutOptions
+    from .groups import ActingOptions
 
 OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
                  "changed: train on data with the columns that it shows")
@@ -66,48 +59,6 @@ class DoubtSource:
     score: DoubtScore
     data: Path
     fingerprint: str = ""
-
-
-def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, name: str, doubt: DoubtSource | None = None
-) -> Evaluation:
-    """Evaluates a run in an environment on numbered starts.
-
-    Args:
-        save_path: Where to record the episodes, or None.
-        name: Name of the environment. Workers make their own copies of it.
-        doubt: What the policy also records as its doubt at each step, or None.
-    """
-    from ...evaluate.evaluation import evaluation_of
-    from ...evaluate.recording import record_episodes
-    from ...evaluate.workers import WorkerPool
-
-    assert o.episodes is not None  # the command has filled it in
-    plays, by = load_actor(run, env, o, tell=True)
-    plays = plays if doubt is None else record_doubt(plays, run, o, doubt)
-    warn_simulator_mismatch(env, run)
-    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, o.workers), doubt)
-    began = time.perf_counter()
-    with (progress_bar(f"{run.name} in {env.metadata['env']}", o.episodes) as progress,
-          WorkerPool(seat, o.workers, local=(plays, env)) as crew):
-        def watch(number, episode):
-            progress()
-        if save_path is None:
-            data = crew.rollout(o.episodes, o.seed, watch=watch)
-        else:
-            data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
-                                   fps=trained_rate(run))[:o.episodes]
-        if o.task is None:
-            tell_untrained_episodes(run, data, o.trust)
-        return evaluation_of(data, time.perf_counter() - began)
-
-
-def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
-    from ...envs import make
-
-    env = make(name, rows, o.trust)
-    actor = load_actor(run, env, o)[0]
-    return actor if doubt is None else record_doubt(actor, run, o, doubt), env
 
 
 def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:

@@ -118,8 +118,11 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     Returns:
         For each episode up to the one that decides, whether each of the policies succeeded.
     """
+    from ...evaluate.env_checks import warn_unless_repeatable
+
     assert o.episodes is not None
     actors = [load_actor(run, env, o, tell=True) for run in runs]
+    warn_unless_repeatable(actors[0][0], env, o.seed)
     state, won, reports_success = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]
     with progress_bar(

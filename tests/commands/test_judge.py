@@ -186,13 +186,18 @@ def test_comparisons_keep_names_and_environment_and_a_reward_of_another_one_is_w
     said = capsys.readouterr().out
     assert "understudy train preference-reward answers --out run\n" in said and "understudy replay" not in said
     assert main(["train", "preference-reward", "answers", "--out", "reward", *SHORT]) == 0
-    capsys.readouterr()
+    assert "understudy eval" not in capsys.readouterr().out
     for words in (["judge", "push.npz", "--out", "new", *judge], ["train", "iql", "push.npz", "--out", "iql", *SHORT]):
         assert main([*words, "--reward", "reward"]) == 0
         assert "reward, was trained on data of particle, and these are of push" in capsys.readouterr().err
     assert main(["train", "iql", "particle.npz", "--out", "own", "--reward", "reward", *SHORT]) == 0
     message = capsys.readouterr().err
     assert "was trained on data of" not in message and "a constant, which counts where episodes end" in message
+    for words in (["compare", "reward", "own", "--env", "particle", "--episodes", "2"],
+                  ["eval", "reward", "particle", "--episodes", "2"], ["eval", "reward", "particle.npz"]):
+        status, said = main(words), capsys.readouterr()
+        assert status == 0, said.err
+        assert said.err.count("note: reward learns a reward. What acts is its policy, which clones the better seg") == 1
 
 
 def test_the_agreement_with_held_out_comparisons(judge, tmp_path, capsys):

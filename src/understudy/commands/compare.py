@@ -25,6 +25,7 @@ from .parts.common import (
     unused_path,
 )
 from .parts.groups import RolloutOptions, StepCount, command_options
+from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
 from .parts.rollouts import evaluate_run
@@ -65,6 +66,8 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         groups = _named_runs(o)
         runs = [run for group in groups.values() for run in group]
+        for run in runs:
+            tell_learned_reward(run)
         evaluations = _evaluate_runs(o, runs)
         judged = {name: [evaluations[r] for r in group] if o.group else evaluations[group[0]]
                   for name, group in groups.items()}

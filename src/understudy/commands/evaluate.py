@@ -37,6 +37,7 @@ from .parts.common import (
 from .parts.conditions import example_evaluation, is_judge, return_discount
 from .parts.eval_options import EvalOptions
 from .parts.interactive import run_interactive
+from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import (
     append_result,
@@ -71,6 +72,8 @@ def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
     with Output(o.json) as out:
         o = _checked_options(o, args)
+        for run in filter(None, (o.run, o.against)):
+            tell_learned_reward(run)
         recorded = is_recorded(o.target)
         on_robot = command_line("eval", o.run, "--interactive", "--threshold", 0.7, "--robot", o.robot or "TYPE")
         o.refuse_without_robot(on_robot)

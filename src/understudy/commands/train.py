@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Container, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,14 +19,16 @@ from .. import __version__
 from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
 from ..files import read_json, whole_folder, write_json
+from ..hints import format_duration
 from ..user_code import search_current_folder, trusted_packages
 from .parts.common import (
     RANDOM_FILE,
     Output,
+    check_and_decode,
     command_line,
     command_words,
     env_trust_options,
-    open_data,
+    open_trained,
     parse,
     read_options,
     read_provenance,
@@ -56,6 +59,7 @@ from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_sca
 
 if TYPE_CHECKING:
 
+    from ..core import Schema
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
     from ..data.opening.stream import ShardStream
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
 
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
+TOLD_SECONDS = 10  # less time is not worth a word
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
 
 
@@ -166,6 +171,9 @@ def main(args: list[str]) -> None:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
     _refuse_fields_without_part(own, options)
     o = parse(TrainOptions, "train", own)
+    # before PyTorch is imported and the data are opened, which take seconds and more
+    print(f"training {o.method} " + (f"in {o.env}" if o.data is None else f"on {o.data}") + f"; the run is {o.out}",
+          file=sys.stderr, flush=True)
     with Output(o.json) as out:
         _train(o, options, changes, command, out)
 
@@ -193,7 +201,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.devices import choose_device
     from ..learn.train import train
     from ..policy import find_checkpoint
+    from .parts.method import build_method
 
+    build_method(o.method, options, [], None, o.trust)  # a misspelled option is refused before anything is read
     if o.image_size is not None:
         parse_image_size(o.image_size)
     if o.eval is None:
@@ -310,8 +320,11 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     from .parts.learned_rewards import warn_of_other_data, with_changed_rewards, with_progress
     from .parts.method import build_method
 
+    def check_options(features: Schema) -> None:
+        build_method(o.method, options, changes, features, o.trust, None, o.executor, o.steps)
+
     stream = None if o.buffer_size is None else _open_stream(o)
-    data = _open(_data_path(o), o) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
+    data = _open(_data_path(o), o, check_options) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
     n_episodes = len(data)
@@ -335,9 +348,19 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     return _Training(method, data, stream, weights, val_fraction, words, stages)
 
 
-def _open(path: Path, o: TrainOptions) -> Dataset:
-    return open_data(path, o.image_size, ignore=o.ignore, method=o.method, columns=o.columns,
-                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps)
+def _open(path: Path, o: TrainOptions, check: Callable[[Schema], None] | None = None) -> Dataset:
+    """Opens episodes to learn from.
+
+    Args:
+        check: Called with the columns before the data are audited and camera frames are decoded.
+    """
+    from ..data.opening.column_selection import parse_columns
+
+    data = open_trained(path, o.from_run or o.out, columns=parse_columns(o.columns), mapping=o.map,
+                        max_episode_steps=o.max_episode_steps)
+    if check is not None and "action" in data.features():  # otherwise the prior episodes may have it
+        check(data.features())
+    return check_and_decode(data, path, o.image_size, ignore=o.ignore, method=o.method)
 
 
 def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> None:
@@ -430,7 +453,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]
-          if o.data is not None and training.stream is None and any(
+          if o.data is not None and training.stream is None and not learns_reward and any(
               not episode.metadata.get(DATASET_INDEX) and has_action(episode).all() for episode in data) else ()),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
@@ -669,10 +692,12 @@ class ProgressPrinter:
         self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
         self.stage = stage
+        self.began: tuple[int, float] | None = None  # the first update of this process, and when it was done
 
     def __call__(self, step, learner, metrics) -> None:
         from ..learn.callbacks import is_update
 
+        self.began = self.began or (step, time.monotonic())
         if "round" in metrics:
             self._print_round(step, metrics)
             return
@@ -687,6 +712,8 @@ class ProgressPrinter:
         losses = self.losses or self._logged_losses(step)
         if losses:
             measurements.append(f"loss {sum(losses) / len(losses):.4g}")
+        if measurements and (seconds := self._remaining_seconds(step)) >= TOLD_SECONDS:
+            measurements.append(f"about {format_duration(seconds)} left")
         if measurements and self.stage is None:
             print(f"update {step}: {', '.join(measurements)}", file=sys.stderr)
         elif measurements:
@@ -702,6 +729,13 @@ class ProgressPrinter:
         print(f"{prefix}update {step}: round {metrics['round']} has {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps" + "".join(f", {part}" for part in measurements), file=sys.stderr)
         self.losses.clear()
+
+    def _remaining_seconds(self, step: int) -> float:
+        """How long the other updates take, if they are as fast as those of this process so far. 0 if unknown."""
+        first, began = self.began or (step, 0.0)
+        if self.steps is None or step <= first:
+            return 0.0
+        return (time.monotonic() - began) / (step - first) * (self.steps - step)
 
     def _logged_losses(self, step: int) -> list[float]:
         """The logged losses since the last line, for a run interrupted between an update and its checkpoint."""

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
+from ..core import DataWarning
 from ..data.episode import Dataset
 from ..data.formats.describe import component_ranges
 from ..data.running_statistics import unlearned_components
 from ..policy import Policy
+
+
+def warn_of_few_steps(data: Dataset) -> None:
+    """Warns if there is one episode to learn from, or if no episode has a second step."""
+    if len(data) == 1:
+        warnings.warn("There is one episode to learn from: a policy sees one start, and no error on other episodes can "
+                      "be measured. Record more episodes, or check how the data are divided into episodes.",
+                      DataWarning, stacklevel=3)
+    elif len(data) and max(data.lengths) == 1:
+        warnings.warn("No episode has more than one step, so that nothing is learned of what follows an action. Check "
+                      "how the data are divided into episodes.", DataWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)

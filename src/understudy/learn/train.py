@@ -82,6 +82,7 @@ from .method import (
 )
 from .model_card import evaluations, write_model_card
 from .objectives.representation import RepresentationLearning
+from .preflight import warn_of_few_steps
 from .rewards.reward_models import RewardedConfig, RewardModelConfig
 from .run import IS_SUCCESS, Run, comparable_scores
 from .stages import (
@@ -336,6 +337,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     data = _training_data_quietly(data, resolved)
     check_method(method, data)
     if processes.first:
+        if run_config.stream is None:
+            warn_of_few_steps(learned)
         warn_of_padding(method.policy.window, data)
         warn_of_learning_rate(method)
     return _Preparation(run, run_config, device, processes, resolved, data, training, judged, test, recorded, excluded,

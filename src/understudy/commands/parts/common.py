@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 EnvName = Annotated[str, Positional, arg(metavar="ENV")]
 RANDOM_FILE = "random.json"  # next to random episodes of `train`: the options that they were recorded with
-_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
+_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -146,14 +146,17 @@ def _check_files(options: Any) -> None:
 
 
 def parse_duration(text: str) -> float:
-    """Parses the value of --budget, such as "90s", "30m" or "1h30m". A number without a unit is in seconds.
+    """Parses the value of --budget, such as "90s", "30m" or "1h30m". Every number has a unit: s, m or min, h or d.
 
     Returns:
         Seconds.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        raise UserError(f"{text} has no unit", where="--budget", hint=f"write {text}s for seconds, {text}m for "
+                        f"minutes, {text}h for hours or {text}d for days")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", text)
     seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
-    if not seconds or "".join(a + b for a, b in parts) != text or any(not unit for _, unit in parts[:-1]):
+    if not seconds or "".join(a + b for a, b in parts) != text:
         raise UserError(f"{text!r} is not a time such as 90s, 30m or 2h", where="--budget",
                         hint="such as --budget 2h")
     return seconds
@@ -513,11 +516,18 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
         run: A run. What is not given here is read as its data were.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
-    from ...audit import check_usable, training_warnings
-    from ...audit.checks import reader_warnings
     from ...data.opening.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
+    return check_and_decode(data, path, image_size, ignore=ignore, decode=decode, method=method)
+
+
+def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int] | None = None, *,
+                     ignore: Sequence[str] | None = None, decode: bool = True, method: str | None = None) -> Dataset:
+    """Audits open data and decodes their camera frames, as `open_data` does."""
+    from ...audit import check_usable, training_warnings
+    from ...audit.checks import reader_warnings
+
     description = None if method is None else describe_method(method)
     needs_actions = description is None or {SOME_ACTIONS, SOME_NUMBERS.text}.isdisjoint(description["needs"])
     if needs_actions and "action" not in data.features():

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import UserError
-from .common import command_line, read_provenance, recorded_data_of
+from ...files import read_json
+from .common import command_line, has_no_run, read_provenance, recorded_data_of, unused_path
 from .options import refuse_given
 from .policies import tell_checkpoint
 
@@ -105,6 +106,23 @@ def with_progress(method: Method, path: Path, o: Any) -> Method:
     weights = ProgressWeights(FromStage(stage.name, "reward"), n_steps, o.progress_kappa)
     return replace(method, stages=(*method.stages, stage), transforms=(weights, *method.transforms),
                    learner=replace(learner, sample_weights=StoredWeights(PROGRESS_WEIGHT)))
+
+
+def tell_learned_reward(run: Path) -> None:
+    """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
+    from ...policy import find_checkpoint
+
+    if has_no_run(run):
+        return
+    try:
+        method = find_checkpoint(run) / "method.json"
+    except UserError:  # saved rollouts; other faults are said when the policy is loaded
+        return
+    if method.is_file() and str(read_json(method)["learner"]["$"]).endswith(":PreferenceLearning"):
+        practice = command_line("train", "sac", "--env", "ENV", "--reward", run, "--out", unused_path("practiced"))
+        print(f"note: {run} learns a reward. What acts is its policy, which clones the better segments of the "
+              f"comparisons, and what it reaches says nothing about the reward. A policy that follows the reward: "
+              f"{practice}", file=sys.stderr)
 
 
 def held_out_agreement(run: Path, data: Dataset, trust: tuple[str, ...]) -> str:

@@ -61,7 +61,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
 def _check_update_options(method: Method, function_options: Collection[str], usual: Method) -> None:
     """Refuses options of a method's function that say how many updates a round has, together with --steps."""
     updates, usual_updates = (getattr(m.collection, "updates", None) for m in (method, usual))
-    if updates != usual_updates:
+    if updates is not None and updates != usual_updates:
         options = " ".join(f"--method.{name.replace('_', '-')}" for name in function_options)
         raise ConfigError(f"is the number of all updates, and {options} sets that of each round to "
                           f"{updates.describe()}", where="--steps", hint="leave one of the two out")

@@ -34,7 +34,7 @@ LONG_FILES = {
     "src/understudy/commands/parts/common.py": 580,
     "src/understudy/commands/train.py": 830,
     "src/understudy/core.py": 780,
-    "src/understudy/data/formats/folder.py": 560,
+    "src/understudy/data/formats/folder.py": 580,
     "src/understudy/data/formats/lerobot_read.py": 580,
     "src/understudy/data/formats/lerobot_write.py": 910,
     "src/understudy/data/formats/logs/bags.py": 540,

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from ..core import UserError
-from ..data.formats import rlds
+from ..data.formats import act, d4rl, rlds, robomimic
 from ..data.formats.detection import VIEW_PATTERN
 from ..data.formats.parts import hdf5, read_errors
-from ..data.formats.parts.column_names import format_list, sort_numbered
+from ..data.formats.parts.column_names import format_list, sort_numbered, standard_name
+from ..data.formats.parts.key_map import is_metadata
 from ..data.formats.parts.npz_arrays import npy_header
 from ..data.opening import views
 from ..hints import pluralize
@@ -110,14 +111,13 @@ def _hdf5(path, name):
             if data is not None and "env_args" in data.attrs:
                 yield from _robomimic(file, name, h5py)
             elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
-                yield from _check_equal_lengths(_arrays(file, h5py), name, "action")
+                yield from _check_equal_lengths(_arrays(file, h5py), name, "action", keys=act.KEYS)
             elif any(k.startswith("episode_") for k in file):
                 for key in sorted((k for k in file if k.startswith("episode_")), key=_last_number):
                     yield from _episode(file[key], name, key, h5py)
             elif {"observations", "actions"} <= set(file):
-                arrays = {k: v for k, v in _arrays(file, h5py).items() if v.ndim and not k.startswith("metadata")
-                          and not k.startswith("virtual")}
-                yield from _check_equal_lengths(arrays, name, "actions")
+                arrays = {k: v for k, v in _arrays(file, h5py).items() if not k.startswith(("metadata", "virtual"))}
+                yield from _check_equal_lengths(arrays, name, "actions", keys=d4rl.KEYS)
     except Exception as error:  # of h5py, which raises what it likes at damaged bytes
         yield _damaged("the HDF5 file is cut short or damaged", error, Location(name))
 
@@ -136,11 +136,12 @@ def _check_opaque(file, name, h5py):
                          Location(name, feature=key), "store numbers or text only")
 
 
-def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
-    """Finds arrays whose number of rows is not that of array `of`, plus one of the numbers in `more`."""
+def _check_equal_lengths(arrays, name, of, episode=None, more=(0,), keys=None):
+    """Finds arrays, other than metadata, whose number of rows is not that of array `of` plus one of those in `more`."""
     n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
-        if array.ndim and array.shape[0] - n_rows not in more and "compress_len" not in key:
+        is_other = "compress_len" in key or keys and is_metadata(keys.column(key), array.shape, (n_rows,))
+        if array.ndim and array.shape[0] - n_rows not in more and not is_other:
             yield _error("lengths-disagree", f"{key} has {array.shape[0]} rows, but {of} has {n_rows}",
                          Location(name, episode, None, key), "correct it, or leave the episode out")
 
@@ -160,9 +161,8 @@ def _robomimic(file, name, h5py):
             yield _error("counts-disagree",
                          f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
                          Location(name, e, None, key), "correct the attribute")
-        arrays = _arrays(demo, h5py)
-        by_step = {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}
-        yield from _check_equal_lengths(by_step, name, "actions", e)
+        arrays = {k: v for k, v in _arrays(demo, h5py).items() if robomimic.is_step_array(k)}
+        yield from _check_equal_lengths(arrays, name, "actions", e)
         for k in arrays:
             if k.startswith("next_obs/") and (obs_name := k.removeprefix("next_")) in arrays and rows > 1 \
                     and arrays[k].ndim < 3 and arrays[k].shape == arrays[obs_name].shape:
@@ -309,7 +309,7 @@ def _zarr(stored):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield _damaged("the file does not describe an array", error, Location(file))
             continue
-        rows[node] = array.shape[0] if array.shape else None
+        rows[node] = array.shape
         yield from _check_chunks(array, stored)
         if node.endswith("meta/episode_ends"):
             ends = node
@@ -340,7 +340,8 @@ def _check_ends(stored, ends: str, rows):
         values = _ends(stored, ends)
     except (UserError, ImportError, ValueError, OSError, RuntimeError, KeyError):
         return  # its reader says so
-    steps = {n: r for n, r in rows.items() if f"/{n}".rsplit("/", 2)[-2] == "data" and r is not None}
+    steps = {n: shape[0] for n, shape in rows.items() if f"/{n}".rsplit("/", 2)[-2] == "data" and shape
+             and not is_metadata(standard_name(n.rpartition("/")[2]), shape, ())}
     last = int(values[-1]) if len(values) else 0
     if (np.diff(values, prepend=0) < 1).any():
         e = int(np.argmax(np.diff(values, prepend=0) < 1))

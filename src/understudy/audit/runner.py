@@ -23,6 +23,8 @@ _ORDER = ("error", "warning", "note")
 _ERROR_CODES = {"rows-disagree", "shape-disagrees", "names-disagree", "cannot-be-read"}  # columns that cannot be read
 # with more steps, scores are left to `understudy curate`, because they need all steps in memory
 _MAX_SCORED_STEPS = 1_000_000
+# of the layout of a format, which does not matter where the user names the arrays to read
+_LAYOUT_CODES = {"lengths-disagree", "counts-disagree", "names-disagree", "next-disagrees", "mask-unknown"}
 _UNREADABLE_CODES = ("cannot-be-read", "frame-damaged")
 
 
@@ -52,12 +54,18 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
                 raise error from None
         return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
-    findings = list(check_files(path))
+    findings = _check_files(data, path)
     findings += find_problems(data, frames=frames, progress=progress)
     if {f.code for f in findings} & _ERROR_CODES:
         return AuditReport(_sort_findings(findings))
     values, lowest = _scores(data) if scores and 0 < data.steps <= _MAX_SCORED_STEPS else ({}, {})
     return AuditReport(_sort_findings(findings), values, lowest, len(data))
+
+
+def _check_files(data: Dataset, path: Path, checksums: bool = True) -> list[Finding]:
+    """Findings of the files of a data set, without those of a layout that was not read."""
+    own_layout = data.metadata.get("format") == "hdf5"
+    return [f for f in check_files(path, checksums) if not (own_layout and f.code in _LAYOUT_CODES)]
 
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False,
@@ -69,7 +77,7 @@ def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool
         frames: Also decode and check every camera frame.
     """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
-    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None else ()),
+    return _sort_findings([*(_check_files(data, Path(path), checksums=False) if path is not None else ()),
                            *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
 
 
@@ -88,7 +96,7 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     """
     place = Path(path or data.metadata.get("path", "."))
     findings = [
-        *(check_files(place, checksums=False) if path is not None else ()),
+        *(_check_files(data, place, checksums=False) if path is not None else ()),
         *_run_checks(data, (checks.reader_warnings, *checks.INTEGRITY_CHECKS), place),
     ]
     raise_on_errors(findings, place, ignore, training_data=data if training else None, columns=column_options(data))

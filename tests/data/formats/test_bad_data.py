@@ -415,7 +415,7 @@ _NEXT = np.concatenate([flat_arrays()["state"][1:], flat_arrays()["state"][:1]])
 @pytest.mark.parametrize("changes, parts", [
     ({"rewards": np.zeros(21)}, ["rewards", "it has 21 rows instead of 22 rows (steps), 26", "or 4 (episodes)"]),
     ({"observation.none": np.zeros((22, 0))}, ["observation.none", "has no components"]),
-    ({"rate": np.array(3)}, ["rate", "it is a single value"]),
+    ({"rewards": np.array(3)}, ["rewards", "it is a single value"]),
     ({"fps": np.array(0)}, ["d.npz, fps", "the steps per second must be a number above 0, not 0"]),
     ({"fps": np.array("ten")}, ["d.npz, fps", "the steps per second must be a number above 0, not ten"]),
     ({"notes": np.array([{}, 1, 2, 3], object)}, ["notes", "Python objects (a pickle), which are never loaded"]),

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import Feature, UserError
+from ...core import DataError, Feature, UserError
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from .parts import hdf5, sidecar
 from .parts.column_names import number_sort_key
-from .parts.key_map import KeyMap, common_arrays, decoded_images, metadata
+from .parts.episode_table import boundary_hint
+from .parts.key_map import KeyMap, common_arrays, decoded_images, is_metadata, metadata
 from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
@@ -52,26 +53,34 @@ class ActSource(ChunkedSource):
     def _episode(self, file, path, warnings) -> tuple[int, dict[str, Feature], dict]:
         """Steps, the feature of each array, metadata."""
         arrays = hdf5.arrays(file, str(path))
-        steps, features = hdf5.count_steps(arrays, "action", str(path)), {}
+        steps, features, small = hdf5.count_steps(arrays, "action", str(path)), {}, {}
         for key, array in arrays.items():
             if key == "compress_len" or array.filled_marker == "all":
                 continue
+            if is_metadata(column := KEYS.column(key), array.shape, (steps,)):
+                values = array[()]
+                lists = {key: values} if len(array.shape) == 1 and array.dtype.kind in "iuf" else {}
+                if hint := boundary_hint(lists, steps):
+                    raise DataError(f"it has {len(values)} rows instead of {steps}, as action has",
+                                    where=f"{path}, {key}", hint=hint)
+                small[column] = hdf5.to_json_value(values, f"{path}, {key}")
+                continue
             encoded = key.startswith("observations/images/") and (
                 hdf5.is_variable_bytes(array) or len(array.shape) == 2 and array.dtype == np.uint8)
-            features[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
+            features[key] = _ENCODED if encoded else hdf5.array_feature(column, array, f"{path}, {key}")
             hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
         hdf5.warn_of_holes(arrays, path.name, warnings)
         attributes = hdf5.read_attributes(file, str(path), ("compress",))
         for key in str(attributes.pop(f"{hdf5.FILLED_ATTRIBUTE}_facts", "")).split():
             attributes.pop(key, None)
-        return steps, features, attributes
+        return steps, features, {**small, **attributes}
 
     def _build_schema(self, arrays, files, warnings):
         features = common_arrays(
             arrays, lambda f: (f.dtype, f.shape), lambda e, key: f"{self.files[e]}, {key}",
             lambda key: not key.startswith("observations/"),
             lambda key, e: warnings.append(f"{key}: {self.files[e].name} does not have it: left out"))
-        self.schema, self._keys = KEYS.schema(features, self.path)
+        self.schema, self.keys = KEYS.schema(features, self.path)
         self.row_counts = dict.fromkeys(self.schema, self.lengths)
         self._encoded = {name for name, f in self.schema.items() if f == _ENCODED}
         for name in self._encoded:
@@ -80,11 +89,11 @@ class ActSource(ChunkedSource):
     open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
-        return f"{self.files[episode]}, {self._keys[name]}"
+        return f"{self.files[episode]}, {self.keys[name]}"
 
     def read_rows(self, files, name, episode, first, stop):
         location = self.location(name, episode)
-        values = files.read_rows(self.files[episode], self._keys[name], first, stop, location)
+        values = files.read_rows(self.files[episode], self.keys[name], first, stop, location)
         return decoded_images(values, 3, first, location) if name in self._encoded else values
 
     def episode_metadata(self, episode):

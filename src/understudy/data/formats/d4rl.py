@@ -19,7 +19,7 @@ from .. import cache
 from ..episode import Dataset, episode_starts
 from ..sources import ChunkedSource
 from .parts import hdf5, sidecar
-from .parts.key_map import END_COLUMNS, KeyMap, metadata
+from .parts.key_map import END_COLUMNS, MAX_METADATA_VALUES, KeyMap, is_metadata, metadata
 from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next.terminated",
@@ -29,7 +29,6 @@ KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next
 _FLAGS = ("terminals", "timeouts")
 _N_COMPARED_ROWS = 4096  # rows in which next_observations is compared with observations
 _TEXT_ROWS = 8192  # rows of text that are read at a time
-_MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
 
 class D4rlSource(ChunkedSource):
@@ -50,7 +49,7 @@ class D4rlSource(ChunkedSource):
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
                       if a.filled_marker != "all" or k in _FLAGS}
             self._episode_metadata = hdf5.read_attributes(file, str(path))
-            file_metadata = self._metadata(arrays, warnings)
+            self._file_metadata = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
@@ -59,14 +58,14 @@ class D4rlSource(ChunkedSource):
         self._texts: dict[str, tuple[int, int, np.ndarray]] = {}  # column: its first row, the next row, rows
         self.metadata = metadata("d4rl", path, warnings, fps=self._episode_metadata.pop("fps", None),
                                  robot_type=self._episode_metadata.pop("robot_type", None))
-        self._episode_metadata |= {"metadata": file_metadata} if file_metadata else {}
+        self._episode_metadata |= {"metadata": self._file_metadata} if self._file_metadata else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
         """Short arrays and single values of metadata/, which describe the data. Weights of policies are left out."""
         file_metadata = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
-            if key.startswith("metadata/") and array.size <= _MAX_METADATA_VALUES and (
+            if key.startswith("metadata/") and array.size <= MAX_METADATA_VALUES and (
                     hdf5.is_text(array) or array.dtype.kind in "biuf"):
                 file_metadata[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
             else:
@@ -81,14 +80,17 @@ class D4rlSource(ChunkedSource):
                             "own, say where episodes end: --columns episode_lengths=ARRAY or episode=ARRAY")
         steps, features = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
-            location = f"{self.path}, {key}"
-            f = hdf5.array_feature(KEYS.column(key), array, location, key in _FLAGS)
+            location, column = f"{self.path}, {key}", KEYS.column(key)
+            if is_metadata(column, array.shape, (steps,)) and key not in _FLAGS and key != "next_observations":
+                self._file_metadata[column] = hdf5.to_json_value(array[()], location)
+                continue
+            f = hdf5.array_feature(column, array, location, key in _FLAGS)
             hdf5.check_rows(array, steps, "as actions has", location)
             if array.has_unwritten_chunks:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
             if key != "next_observations" and array.filled_marker != "all":
                 features[key] = f
-        self.schema, self._keys = KEYS.schema(features, self.path)
+        self.schema, self.keys = KEYS.schema(features, self.path)
         return steps
 
     def _bound(self, arrays, steps, limit, warnings):
@@ -119,7 +121,7 @@ class D4rlSource(ChunkedSource):
             lengths = np.array([min(limit, n - at) for n in lengths for at in range(0, int(n), limit)], np.int64)
         self.lengths = lengths.astype(np.int64)
         self._begin = episode_starts(self.lengths)
-        self._last = next((n for n, k in self._keys.items() if k == "observations"
+        self._last = next((n for n, k in self.keys.items() if k == "observations"
                            and "next_observations" in arrays), None)
         self.row_counts = {n: self.lengths + (n == self._last) for n in self.schema}
 
@@ -145,14 +147,14 @@ class D4rlSource(ChunkedSource):
     open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
-        return f"{self.path}, {self._keys[name]}, episode {episode} (from row {self._begin[episode]})"
+        return f"{self.path}, {self.keys[name]}, episode {episode} (from row {self._begin[episode]})"
 
     def read_rows(self, files, name, episode, first, stop):
         begin, steps, location = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
         if self.schema[name].kind == "string":
             values = self._read_text(files, name, begin + first, begin + min(stop, steps), location)
         else:
-            values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), location)
+            values = files.read_rows(self.path, self.keys[name], begin + first, begin + min(stop, steps), location)
         if stop <= steps:
             return values
         last = files.read_rows(self.path, "next_observations", begin + steps - 1, begin + steps, location)
@@ -163,7 +165,7 @@ class D4rlSource(ChunkedSource):
 
         HDF5 stores texts in heaps of some 64 KB. To read one text, a whole heap is read and checked.
         """
-        key, total = self._keys[name], int(self.lengths.sum())
+        key, total = self.keys[name], int(self.lengths.sum())
         begin, following, texts = self._texts.get(name, (0, 0, np.empty(0, object)))
         if not begin <= first <= stop <= begin + len(texts):
             ahead = max(stop, min(total, first + _TEXT_ROWS)) if first == following else stop
@@ -179,7 +181,7 @@ class D4rlSource(ChunkedSource):
         # The file has all episodes in one array, so they are read at once.
         lengths = self.lengths[first:stop]
         begin, steps, location = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
-        values = files.read_rows(self.path, self._keys[name], begin, begin + steps, location)
+        values = files.read_rows(self.path, self.keys[name], begin, begin + steps, location)
         if name == self._last:
             ends = np.cumsum(lengths)
             after = files.read_rows(self.path, "next_observations", begin, begin + steps, location)

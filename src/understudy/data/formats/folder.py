@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..sources import MemmapSource
 from .parts import sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, metadata
+from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, is_metadata, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -165,9 +165,18 @@ class FolderSource(MemmapSource):
 
 class NpzFolderSource(FolderSource):
     """Files of arrays with T rows, or one more. A single text is the task of the episode. Other single values are
-    metadata."""
+    metadata, and so are small arrays of other lengths where the steps are known.
+
+    Args:
+        named: Arrays that have a row for each step, whatever they are called. By default the actions are known to.
+    """
 
     ending = ".npz"
+
+    def __init__(self, path: Path, named: Sequence[str] = ()):
+        self._named = named
+        super().__init__(path)
+        self.key = cache.json_digest(self.key, list(named)) if named else self.key
 
     def _scan_files(self):
         self._arrays = [NpzArrays(file) for file in self.files]
@@ -185,7 +194,9 @@ class NpzFolderSource(FolderSource):
                 self._rate(arrays)
                 continue
             column = bool(shape) and shape[0] in (steps, steps + 1) and 0 not in shape[1:]
-            if not column and shape and shape != (1,):
+            is_other = shape in ((), (1,)) or key not in self._named and self._rows_of_steps(arrays) and is_metadata(
+                standard_name(key), shape, (steps, steps + 1))
+            if not column and not is_other:
                 raise UserError(f"the shape {shape} has neither {steps} rows (steps), or one more, nor a single value",
                                 where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
             if column or key in ("task", "language_instruction"):
@@ -195,14 +206,20 @@ class NpzFolderSource(FolderSource):
                 shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
                 columns[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
             else:
-                values[key] = arrays.read_array(key).reshape(-1)[0].item()
+                own = arrays.read_array(key)
+                values[key] = own.reshape(-1)[0].item() if shape in ((), (1,)) else own.tolist()
         self._episode_metadata.append(values)
         return columns
 
+    def _rows_of_steps(self, arrays) -> list[int]:
+        """The rows of the arrays that are known to have one for each step."""
+        return [s[0] for k, (s, _) in arrays.headers.items()
+                if s and (k in self._named if self._named else standard_name(k) == "action")]
+
     def _steps(self, arrays) -> int:
-        rows = {standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
-            standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s}
-        steps = rows.get("action") or min(rows.values(), default=0)
+        rows = [s[0] for s, _ in arrays.headers.values() if s and s != (1,)] or [
+            s[0] for s, _ in arrays.headers.values() if s]
+        steps = min(self._rows_of_steps(arrays) or rows, default=0)
         if not steps:
             raise damaged("there are no arrays with rows", arrays.path)
         return int(steps)

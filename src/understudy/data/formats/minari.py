@@ -27,7 +27,7 @@ from ..episode import Dataset
 from ..sources import ChunkedSource
 from .parts import arrow, hdf5, sidecar
 from .parts.column_names import sort_numbered
-from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, is_metadata, metadata, stored_feature
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import FormatCapability
 
@@ -209,6 +209,9 @@ class Hdf5Source(_MinariSource):
                   if array.filled_marker != "all" and (array.shape or not key.startswith("infos/"))}
         for key, array in arrays.items():
             column = KEYS.column(key)
+            if is_metadata(column, array.shape, (steps, steps + 1)):
+                own.setdefault(column, hdf5.to_json_value(array[()], f"{location}, {key}"))
+                continue
             f = self._size_of(array, key, location) if self.encoded(key, array) else \
                 self.image_feature(key, hdf5.array_feature(column, array, f"{location}, {key}", column in END_COLUMNS))
             if key.startswith("observations"):

@@ -5,7 +5,8 @@ and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals
 one number. Any array may have one row more per episode: for observations, the one after the last action. Actions may be
 left out, and those that are unknown are NaN.
 
-Arrays with one row per episode are metadata of the episodes. Other arrays of N rows are columns. Arrays are streamed
+Arrays with one row per episode are metadata of the episodes, and so are small arrays of other lengths, such as a camera
+matrix. Other arrays of N rows are columns. Arrays are streamed
 from the file into the cache, so a file may be larger than memory. Pickled objects are refused.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +33,15 @@ from .parts.episode_table import (
     numbering_notes,
     unknown_boundary,
 )
-from .parts.key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
+from .parts.key_map import (
+    KeyMap,
+    MisreadingWarning,
+    checked_rate,
+    is_metadata,
+    lengths_from_ends,
+    metadata,
+    stored_feature,
+)
 from .parts.npz_arrays import (
     NpzArchiveSource,
     NpzArrays,
@@ -155,6 +165,9 @@ class NpzSource(NpzArchiveSource):
             if f.kind == "discrete" and role(name) in ("action", "observation"):
                 yield (f"{self.keys[name]}: {f.dtype} is read as classes, numbered from 0; if it holds quantities: "
                        f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
+        for key in self._of_file:
+            yield MisreadingWarning(f"{key}: {self._file.headers[key][0]}, not a row for each step or episode: kept as "
+                                    "metadata")
         for key in (*self.keys.values(), *self._per_episode):
             if _OTHERS.get(key) in (*KEYS.columns, "next_observations") and _OTHERS[key] not in self._file.headers:
                 yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is" + (
@@ -165,6 +178,7 @@ class NpzSource(NpzArchiveSource):
         steps, episodes = int(self.lengths.sum()), len(self.lengths)
         features: dict[str, Feature] = {}
         self._per_episode: list[str] = []
+        self._of_file: list[str] = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in self._not_columns:
                 continue
@@ -187,6 +201,8 @@ class NpzSource(NpzArchiveSource):
                 features[key] = stored_feature(name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
             elif rows == episodes:
                 self._per_episode.append(key)
+            elif is_metadata(name, shape, (steps, steps + episodes, episodes)):
+                self._of_file.append(key)
             else:
                 size_text = "is a single value" if rows is None else f"has {rows} rows"
                 raise UserError(f"it {size_text} instead of {steps} rows (steps), {steps + episodes} (steps and a last "
@@ -222,7 +238,12 @@ class NpzSource(NpzArchiveSource):
         return {key: values.tolist() for key, values in arrays.items()}
 
     def episode_metadata(self, episode):
-        return {key: values[episode] for key, values in self._episode_metadata.items()}
+        return {**{key: values[episode] for key, values in self._episode_metadata.items()}, **self._file_metadata}
+
+    @cached_property
+    def _file_metadata(self) -> dict[str, Any]:
+        arrays = {key: self._file.read_array(key).tolist() for key in self._of_file}
+        return {key: values if self._file.headers[key][0] else values[0] for key, values in arrays.items()}
 
     def place_rows(self, name, row, values):
         return self._moved(np.arange(row, row + len(values))) if name == self._spread else row, values

@@ -22,14 +22,13 @@ from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
 from .parts import hdf5, sidecar
 from .parts.column_names import sort_numbered
-from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, metadata
+from .parts.key_map import END_COLUMNS, MAX_METADATA_VALUES, KeyMap, common_arrays, metadata
 from .parts.read_errors import damaged
 from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
 _RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
-_MAX_METADATA_VALUES = 1000  # largest number of values of an array without a row per step that is kept as metadata
 _METADATA_BATCH = 64  # number of demos whose metadata are read at once
 _N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
@@ -85,9 +84,8 @@ class RobomimicSource(ChunkedSource):
             if "num_samples" in group.attrs else None, hint if "actions" in arrays or has_actions(group.parent) else
             "no demo has it. Name the arrays that hold the actions and what is observed: --columns action=A state=B,C")
         for key, array in arrays.items():
-            own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
-            if not own and (not array.shape or array.shape[0] != steps):
-                if array.size > _MAX_METADATA_VALUES:
+            if not is_step_array(key) and (not array.shape or array.shape[0] != steps):
+                if array.size > MAX_METADATA_VALUES:
                     warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
                 else:
                     small.append(key)
@@ -143,12 +141,12 @@ class RobomimicSource(ChunkedSource):
                 if (after.dtype, after.shape) != (f.dtype, f.shape):
                     raise UserError(f"it is {after.dtype} {after.shape}, but {key} is {f.dtype} {f.shape}",
                                     where=f"{self._group(e)}/next_{key}", hint="remove the demo, or the array from all")
-        self.schema, self._keys = KEYS.schema(features, self.path)
+        self.schema, self.keys = KEYS.schema(features, self.path)
         self.row_counts = {}
-        for name, key in self._keys.items():
+        for name, key in self.keys.items():
             self.row_counts[name] = self.lengths + [key.startswith("obs/") and f"next_{key}" in a for a in stored]
         if "task" not in self.schema and None not in self._tasks:
-            self.schema["task"], self._keys["task"] = Feature("string", (), "string"), "ep_meta"
+            self.schema["task"], self.keys["task"] = Feature("string", (), "string"), "ep_meta"
             self.row_counts["task"] = self.lengths
         if unpaired_keys := sorted({k for a in stored for k in a if k.startswith("next_obs/") and k[5:] not in a}):
             warnings.append(f"{', '.join(unpaired_keys)}: not in obs, left out")
@@ -161,16 +159,16 @@ class RobomimicSource(ChunkedSource):
         return hdf5.OpenFiles(self._layouts)
 
     def location(self, name, episode):
-        return f"{self._group(episode)}/{self._keys[name]}"
+        return f"{self._group(episode)}/{self.keys[name]}"
 
     def _group(self, episode) -> str:
         return f"{self.path}, data/{self.demos[episode]}"
 
     def read_rows(self, files, name, episode, first, stop):
         steps, location = int(self.lengths[episode]), self.location(name, episode)
-        if self._keys[name] == "ep_meta":
+        if self.keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
-        key, at, parts = self._keys[name], f"data/{self.demos[episode]}", []
+        key, at, parts = self.keys[name], f"data/{self.demos[episode]}", []
         if first < min(stop, steps):
             parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location))
         if stop > steps:
@@ -204,7 +202,7 @@ class RobomimicSource(ChunkedSource):
                     own["ep_meta"].pop("lang")  # the column task
                     own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
             for key in self._small[episode]:
-                if key not in self._keys.values():
+                if key not in self.keys.values():
                     with hdf5.hdf5_errors(f"{location}/{key}"):
                         own[key.replace("/", ".")] = hdf5.to_json_value(group[key][()], f"{location}/{key}")
         return {**shared, **own}
@@ -216,6 +214,11 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
     robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
     robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
     return metadata(kind, path, warnings, str(_inside(env, "env_version") or ""), rate, robot)
+
+
+def is_step_array(key: str) -> bool:
+    """Whether an array of a demo must have a row for each step. Others that have not are metadata of the episode."""
+    return key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
 
 
 def has_actions(demos) -> bool:

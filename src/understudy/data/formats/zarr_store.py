@@ -24,7 +24,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from .parts import read_errors, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
-from .parts.key_map import add_column, lengths_from_ends, metadata
+from .parts.key_map import add_column, is_metadata, lengths_from_ends, metadata
 from .parts.npz_arrays import column_pieces, split_rows, stored_dtype
 from .parts.read_errors import damaged
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -46,7 +46,7 @@ class ZarrSource(MemmapSource):
         self._files = _files(path)
         self.key = cache.json_digest("zarr", str(path.resolve()), sorted(self._files.items()))
         warnings: list[str] = []
-        self._arrays = {}
+        self._arrays, self._small = {}, {}
         self._codecs: dict[str, list[str]] = {}
         for key in self._keys():
             document = self._json(f"data/{key}")
@@ -123,9 +123,11 @@ class ZarrSource(MemmapSource):
             ends = np.asarray(array[:])
         hint = "correct episode_ends, the exclusive ends of the episodes, or take the store from a copy"
         lengths = lengths_from_ends(ends, location, hint)
-        for key, data in self._arrays.items():
+        for key, data in list(self._arrays.items()):
             rows = data.shape[0] if data.ndim else 0
-            if rows != int(ends[-1]):
+            if is_metadata(standard_name(key), data.shape, (int(ends[-1]),)):
+                self._small[key] = self._arrays.pop(key)
+            elif rows != int(ends[-1]):
                 raise UserError(f"it has {rows} rows, but meta/episode_ends ends with {ends[-1]}",
                                 where=f"{self.path}, data/{key}", hint=hint)
         return lengths
@@ -210,6 +212,18 @@ class ZarrSource(MemmapSource):
                 first = re.split(r"[./]", chunk_path[0].removeprefix("c/"))[0]
                 out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
         return out
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """Small arrays that have no row for each step."""
+        values = {}
+        for key, array in self._small.items():
+            with zarr_errors(f"{self.path}, data/{key}"):
+                values[key] = np.asarray(array[...]).tolist()
+        return values
+
+    def episode_metadata(self, episode):
+        return self._metadata
 
     def location(self, name, episode):
         return f"{self.path}, data/{self._from[name]}, episode {episode}"

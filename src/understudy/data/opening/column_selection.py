@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from ..formats.detection import UnknownFormat, detect_format
 from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
 from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
 from ..formats.npz import NpzSource, episodes_hint, says_ends
-from ..formats.parts import hdf5
+from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
+from ..formats.parts.key_map import MisreadingWarning
 from ..formats.parts.npz_arrays import NpzArrays
 from ..formats.parts.text_table import TABLE_ENDINGS
 from ..packed_columns import cast_exactly, common_dtype
@@ -101,6 +103,13 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
             hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
         raise DataError(f"no column has a name that policies read; there are {names}", where=path,
                         hint=hint) from error
+    except UserError as error:  # in the layout of its format, which does not matter where the user names the arrays
+        with suppress(UserError):
+            data = _open_plain(local, named, needed, override=True) if any(needed) else None
+        if data is None:
+            raise
+        doubt = MisreadingWarning(f"read by the named arrays alone, because of an error in its format: {error.problem}")
+        data = Dataset(data.source, {**data.metadata, "warnings": [*data.metadata["warnings"], doubt]})
     reading: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (int, str))}
     if columns:
         reading["columns"] = {name: list(parts) for name, parts in columns.items()}
@@ -226,7 +235,7 @@ class SelectedColumns(WrapperSource):
 
     def keys_with_reading(self) -> list[str]:
         """The arrays of the file that the user called classes or quantities."""
-        keys = getattr(self.inner, "keys", {})
+        keys = _array_keys(self.inner)
         return [keys.get(column, column) for name, parts in self._parts.items() if self._reading[name]
                 for column, _ in parts]
 
@@ -345,12 +354,19 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
     for name, f in vectors.items():
         names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
     prefixes = ("observation.", "observation.images.")
+    keys = {key: (name, None) for name, key in _array_keys(source).items() if name in source.schema}
+    names = {**keys, **names}
     for text in (part, part.replace("/", "."), standard_name(part), *(prefix + part for prefix in prefixes)):
         if text in names:  # the column may have its name in the file
             return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
                     hint=(did_you_mean(part.partition(":")[0], names) or "name one of these after --columns NAME=")
                     + (" :classes and :quantities may follow the last column" if ":" in part else ""))
+
+
+def _array_keys(source: ColumnSource) -> Mapping[str, str]:
+    """The name in the file of each column, if its format tells them."""
+    return getattr(source.inner if isinstance(source, sidecar.SidecarSource) else source, "keys", {})
 
 
 # -- tables of plain names ---------------------------------------------------------------------------------------------
@@ -388,17 +404,23 @@ def _episodes_hint(path: Path) -> str:
     return episodes_hint(path) if path.is_file() and path.suffix.lower() == ".npz" else ""
 
 
-def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]]) -> Dataset | None:
-    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats."""
+def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]],
+                override: bool = False) -> Dataset | None:
+    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats.
+
+    Args:
+        override: Whether files of these kinds are also opened if they are in a known format.
+    """
     try:
         path, kind = detect_format(path)
     except UserError:  # with other names it may still be read
         kind = ""
-    if kind in ("act", "d4rl") and boundary or kind == "robomimic" and not _has_actions(path):
+    if override or boundary or kind == "robomimic" and not _has_actions(path):
         kind = ""
     if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
     tables, arrays = _files(path, ".csv"), _files(path, ".npz")
+    named = [name for parts in selected for name in parts]
     if boundary and path.is_dir() and (tables or arrays):
         raise ConfigError(f"each of the {len(tables or arrays)} files is an episode",
                           where=f"--columns {next(iter(boundary))}=", hint="leave it out, or name a single file")
@@ -408,8 +430,8 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
     if tables:
         return open_csv(path, **boundary)
     if arrays:
-        return Dataset(NpzFolderSource(path)) if path.is_dir() else _open_npz(path, boundary)
-    return open_arrays(path, [n for parts in selected for n in parts], **boundary) if hdf5_files(path) else None
+        return Dataset(NpzFolderSource(path, named)) if path.is_dir() else _open_npz(path, boundary, named)
+    return open_arrays(path, named, **boundary) if hdf5_files(path) else None
 
 
 def _has_actions(path: Path) -> bool:
@@ -423,7 +445,7 @@ def _files(path: Path, ending: str) -> list[Path]:
     return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() in endings else []
 
 
-def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:
+def _open_npz(path: Path, boundary: Mapping[str, str], named: Sequence[str]) -> Dataset:
     headers = NpzArrays(path).headers
     if not boundary and not says_ends(headers):
         numbers = next((name for name in EPISODE_COLUMNS if name in headers), None)
@@ -431,7 +453,7 @@ def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:
     if boundary or says_ends(headers):
         return Dataset(_PlainNpzSource(path, **boundary))
     try:
-        return cut_table(NpzFolderSource(path), path)
+        return cut_table(NpzFolderSource(path, named), path)
     except DataError:
         raise
     except UserError:  # an array has a row for each episode, perhaps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ....core import Feature, UserError
+from ....core import Feature, UserError, role
 from ... import video
 from .read_errors import damaged, first_true
 
 Found = TypeVar("Found")
 END_COLUMNS = ("next.terminated", "next.truncated")
+MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,18 @@ def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Foun
 def describe_kind(alike: Any) -> str:
     """Returns a dtype and shape as text, for an error message."""
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
+
+
+def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> bool:
+    """Whether an array describes an episode, such as a camera matrix, an initial state or the marks of subtasks.
+
+    It has few values and not a row for each step. Its name is that of no observation, action or outcome.
+
+    Args:
+        column: The column that the array would be.
+        rows: The numbers of rows that a column may have.
+    """
+    return role(column) == "other" and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
 
 
 class MisreadingWarning(str):

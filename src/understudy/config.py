@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from . import moved
 from .core import ConfigError, UserError, unknown_name
+from .hints import trust_hint
 from .user_code import import_module
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _find(name: str, trust: tuple[str, ...], where: str):
     package = path.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
-                            where=where or None, hint=f"add --trust {package} if you trust that code to run")
+                            where=where or None, hint=trust_hint(package))
     try:
         definition = getattr(import_module(path, where or path), attribute, None)
     except UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 
 LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
@@ -17,6 +18,19 @@ def command_line(*parts: object) -> str:
 def path_text(path: object) -> str:
     """A path as it was typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two."""
     return re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
+
+
+def is_standard_library(name: str) -> bool:
+    """Whether a name of code, such as "package.module:function", is in Python's standard library."""
+    return name.partition(":")[0].partition(".")[0] in sys.stdlib_module_names
+
+
+def trust_hint(package: str) -> str:
+    """What to do if the code of a package is not trusted. Nothing of understudy is in the standard library."""
+    if is_standard_library(package):
+        return (f"{package} is a module of Python's standard library, which has nothing for understudy: do not use "
+                "what names it, or rename a module of yours with this name")
+    return f"add --trust {package} if you trust that code to run"
 
 
 def repair_hint(path: object) -> str:

@@ -34,6 +34,15 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    (("--steer", "fork", "--host", "0.0.0.0"), "give --open if that is meant"),
+    (("--steer", "fork", "--host", "0.0.0.0", "--token-file", "tokens"), "--token-file: has no effect with --steer"),
+    (("--host", "0.0.0.0"), "give --token-file FILE, or --open")])
+def test_what_a_server_for_all_is_proposed_is_accepted(options, words, run, capsys):
+    assert main(["serve", str(run), *options]) == 2
+    assert words in (error := capsys.readouterr().err) and ("--token-file FILE" in error) == ("--steer" not in options)
+
+
 class Served:
     """understudy serve in a process."""
 

@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from understudy.commands.parts import common
+from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset, write_dataset
 
 OUTSIDE = '''
 from dataclasses import dataclass
@@ -101,6 +104,27 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
             options = common.trust_options(packages, env, run)
             assert options[::2] == ["--trust"] * (len(options) // 2)
             assert sorted(options[1::2]) == sorted({*its, *more}), (env, run)
+
+
+def test_nobody_is_asked_to_trust_the_standard_library(call, place, tmp_path, monkeypatch):
+    """A file of a stranger names os.system: as an environment, as a part of a policy, and as a method."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "a", tmp_path / "a")
+    for file in (tmp_path / "a" / "checkpoints").glob("*/method.json"):
+        method = json.loads(file.read_text())
+        method["policy"]["head"]["$"] = "os:system"
+        file.write_text(json.dumps(method))
+    data = Dataset([replace(e, metadata={**e.metadata, "env": "os:system"}) for e in open_dataset(place / "demos")])
+    write_dataset(data, tmp_path / "demos.npz", "npz")
+    for command in (("eval", tmp_path / "a", "fork"), ("eval", place / "a", "os:system"),
+                    ("inspect", tmp_path / "demos.npz"),
+                    ("train", "os:system", place / "demos", "--out", tmp_path / "run"), ("plot", tmp_path / "a"),
+                    ("act", place / "a", "--robot", "os.path:join"), ("curate", place / "demos", "--score", "os:stat",
+                                                                   "--keep", 0.5, "--out", tmp_path / "kept")):
+        status, out, err = call(*command)
+        assert "trust os" not in out + err and "os:system --" not in out, (command, out, err)
+        assert status == 0 or "module of Python's standard library" in err, (command, err)
+    assert common.trust_options(("os",), "os:system", tmp_path / "a") == []
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ def test_too_few_rollouts_are_refused_with_the_number_that_is_needed():
     few = Dataset([episode([1.0], False)] * 8 + [episode([1.0], True)] * 92)
     with pytest.raises(UserError, match="needs at least 9 failures, and 8 of 100 rollouts failed") as error:
         ConformalThreshold(SampleSpread(), 0.1).fit(few)
-    assert "--episodes 226" in str(error.value.hint)  # twice 9 / 0.08
+    assert error.value.hint == "such as --episodes 226, or a larger --rate"  # twice 9 / 0.08
+    with pytest.raises(UserError, match="8 of 100 rollouts failed") as error:
+        ConformalThreshold(SampleSpread(), 0.1).fit(few, is_recorded=True)
+    assert str(error.value.hint).startswith("record more, such as 226 in all (understudy act RUN --robot TYPE --out")
     ConformalThreshold(SampleSpread(), 0.1, "false-alarms").fit(few)
     with pytest.raises(UserError, match="0 of 3 rollouts succeeded"):
         ConformalThreshold(SampleSpread(), 0.1, "false-alarms").fit(few.select(range(3)))

@@ -93,8 +93,8 @@ def main(args: list[str]) -> None:
                 episodes = rollout(record_doubt(actor, o.run, o, source), env, n, tuning_seed(o.seed),
                                    watch=lambda number, e: progress())
         read = numbers_fingerprint(doubt_data(o.run, o, source.data)) if o.score == "novelty" else ""
-        detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o),
-                           demonstrations=read)
+        detector = replace(method.fit(episodes, weights_digest(weights_path(o.run)), recorded),
+                           options=_acting_options(o), demonstrations=read)
         file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
         kind, plural = ("failure", "s") if o.error == "missed-failures" else ("success", "es")
         out.print(f"An alarm is raised where the {o.score} reaches {detector.threshold:.4g}: at most {o.rate:.1%} "

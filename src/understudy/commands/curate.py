@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from ..config import UntrustedCode, dump
 from ..core import Above, AtMost, UserError
 from ..files import check_absent
-from ..hints import did_you_mean
+from ..hints import did_you_mean, trust_hint
 from ..user_code import import_module
 from .parts.common import Output, command_line, demonstrations_path, parse
 from .parts.groups import JsonOption, TrustOption, command_options
@@ -148,7 +148,7 @@ def _load_score(name: str, trust: tuple[str, ...]):
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",
-                            hint=f"add --trust {package} if you trust that code to run")
+                            hint=trust_hint(package))
     scorer = getattr(import_module(module, f"--score {name}"), function, None)
     if not callable(scorer):
         raise UserError(f"{module} has no function {function!r}", where=f"--score {name}",

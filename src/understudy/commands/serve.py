@@ -110,10 +110,13 @@ def main(args: list[str]) -> None:
                           hint="give the run on the machine that serves it")
     if o.steer is None:
         refuse_given(o, ("steer_scale",), "has no effect without --steer ENV", "leave it out, or add --steer")
+    else:
+        refuse_given(o, vars(o).keys() - STEERING_OPTIONS, "has no effect with --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
     if not (tokens or o.open or is_this_machine(o.host)):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
-                          hint="give --token-file FILE, or --open if that is meant")
+                          hint="give --open if that is meant" if o.steer is not None else
+                               "give --token-file FILE, or --open if that is meant")
     if o.steer is not None:
         return _serve_steering(o)
     options = ServerOptions(o.host, o.port, tokens, tls_context(o.tls_cert, o.tls_key), o.origin,
@@ -139,7 +142,6 @@ def _serve_steering(o: ServeOptions) -> None:
     from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage
 
-    refuse_given(o, vars(o).keys() - STEERING_OPTIONS, "has no effect with --steer")
     assert o.steer is not None
     env = make(o.steer, 1, o.trust)
     actor, _ = load_actor(o.run, env, o, rows=None, tell=True)

@@ -12,6 +12,7 @@ from types import ModuleType
 from ..config import UntrustedCode
 from ..core import UserError, unknown_name
 from ..headless import prefer_offscreen
+from ..hints import is_standard_library, trust_hint
 from ..plugins import find_plugins, load_plugin
 from ..user_code import import_module
 from .base import Env
@@ -259,7 +260,8 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     package = module.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
-                        hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
+                        hint=trust_hint(package) + ("" if is_standard_library(package) else
+                                                       f" (in Python: trust=({package!r},))"))
     code = import_module(module, name)
     build = getattr(code, factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id

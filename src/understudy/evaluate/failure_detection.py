@@ -240,12 +240,13 @@ class ConformalThreshold:
     rate: Annotated[float, Above(0), Below(1)] = 0.1
     error: Literal["missed-failures", "false-alarms"] = "missed-failures"
 
-    def fit(self, episodes: Dataset, checkpoint: str = "") -> FailureDetector:
+    def fit(self, episodes: Dataset, checkpoint: str = "", is_recorded: bool = False) -> FailureDetector:
         """Returns the detector with the threshold of calibration rollouts.
 
         Args:
             episodes: Rollouts with the column `doubt`, of which "success" is known.
             checkpoint: Digest of the checkpoint that acted.
+            is_recorded: Whether the rollouts were recorded before, as on a robot, so that more must be recorded.
         """
         largest, failed = largest_doubts(episodes), failures(episodes)
         misses = self.error == "missed-failures"
@@ -254,15 +255,18 @@ class ConformalThreshold:
             kind, what = ("failures", "failed") if misses else ("successes", "succeeded")
             raise UserError(f"a rate of {self.rate:g} of {self.error.replace('-', ' ')} needs at least "
                             f"{needed_scores(self.rate)} {kind}, and {len(chosen)} of {len(failed)} rollouts {what}",
-                            where="calibration", hint=self._more_episodes(len(chosen), len(failed)))
+                            where="calibration", hint=self._more_episodes(len(chosen), len(failed), is_recorded))
         threshold = (-conformal_quantile(-chosen, self.rate) if misses
                      else float(np.nextafter(conformal_quantile(chosen, self.rate), np.inf)))
         return FailureDetector(self, threshold, len(chosen), str(episodes[0].metadata["env"]), checkpoint)
 
-    def _more_episodes(self, n_chosen: int, n_episodes: int) -> str:
+    def _more_episodes(self, n_chosen: int, n_episodes: int, is_recorded: bool) -> str:
         if not n_chosen:
             return "calibrate where both happen, or choose the other --error"
         enough = 2 * math.ceil(needed_scores(self.rate) * n_episodes / n_chosen)
+        if is_recorded:
+            record = command_line("act", "RUN", "--robot", "TYPE", "--out", "DATA", "--episodes", enough)
+            return f"record more, such as {enough} in all ({record}), or choose a larger --rate"
         return f"such as --episodes {enough}, or a larger --rate"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import UntrustedCode
 from ..core import ConfigError, Schema, missing_action, unknown_name
-from ..hints import command_line
+from ..hints import command_line, trust_hint
 from ..moved import current_name
 from ..plugins import find_plugins, load_plugin, package_of
 from ..user_code import import_module
@@ -269,7 +269,7 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
     package = name.partition(":")[0].split(".")[0]
     if package not in ("understudy", *trust):
         raise UntrustedCode(f"{name} is outside the trusted packages ({', '.join(('understudy', *trust))})",
-                            hint=f"add --trust {package} if you trust that code to run")
+                            hint=trust_hint(package))
     return _import_function(current_name(name), name)
 
 

@@ -16,7 +16,7 @@ from ..config import UntrustedCode, load
 from ..core import ConfigError, UserError, unknown_name
 from ..envs.devices import Gamepad, JointKeyboard
 from ..files import read_json
-from ..hints import command_line
+from ..hints import command_line, trust_hint
 from ..user_code import import_module
 from .base import Robot, Teleoperator
 from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
@@ -334,7 +334,7 @@ def _from_factory(name: str, valid_names: Sequence[str], where: str, trust: Sequ
     package = module.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
-                            hint=f"add --trust {package} if you trust that code to run")
+                            hint=trust_hint(package))
     factory: Callable | None = getattr(import_module(module, name), function, None)
     if factory is None or not callable(factory):
         raise ConfigError(f"there is no function {function!r} in {module}", where=name,

@@ -27,7 +27,7 @@ from tyro.conf import Positional, arg
 from ...config import packages_in
 from ...core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ...files import read_json, replace_nonfinite
-from ...hints import LONG_SECONDS, command_line, format_duration
+from ...hints import LONG_SECONDS, command_line, format_duration, is_standard_library
 from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
@@ -202,13 +202,14 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted
     loads = [package for run in runs for package in (trusted if has_no_run(run) else required_packages(run))]
     return [part for package in dict.fromkeys((*(p for p in makes if p in trusted), *loads))
-            for part in ("--trust", package)]
+            if not is_standard_library(package) for part in ("--trust", package)]
 
 
 def recorded_env(data: Dataset) -> str | None:
     """The name of the environment that the data were recorded in, if the data have it and `make` can make it."""
     name = data[0].metadata.get("env") if len(data) else None
-    return name if isinstance(name, str) and name and "+" not in name else None
+    return name if isinstance(name, str) and name and "+" not in name and not (
+        ":" in name and is_standard_library(name)) else None
 
 
 def env_trust_options(env: str | None) -> list[str]:
@@ -241,7 +242,8 @@ def earlier_provenances(run: Path) -> list[dict[str, Any]]:
 def recorded_env_of(run: Path) -> str | None:
     """The name of the environment that the data of a run were recorded in, if there is exactly one."""
     simulators = recorded_data_of(run).get("simulators")
-    return next(iter(simulators)) if simulators and len(simulators) == 1 else None
+    name = next(iter(simulators)) if simulators and len(simulators) == 1 else None
+    return None if ":" in (name or "") and is_standard_library(str(name)) else name
 
 
 def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:

@@ -36,11 +36,12 @@ def test_options_are_refused_before_random_episodes_are_recorded(call, tmp_path)
     assert status == 2 and "n_roundz" in err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_the_first_line_does_not_wait_for_the_data(tmp_path):
-    """A fifo has no data as long as nobody writes them, and the line is there nevertheless."""
+def test_the_first_line_waits_neither_for_pytorch_nor_for_the_data(tmp_path):
+    """There is no PyTorch, and a fifo has no data as long as nobody writes them."""
     os.mkfifo(tmp_path / "d.npz")
-    command = [sys.executable, "-m", "understudy", "train", "bc", str(tmp_path / "d.npz"), "--out", str(tmp_path / "r")]
+    without_pytorch = "import sys; sys.modules['torch'] = None; from understudy.cli import main; main(sys.argv[1:])"
+    words = ["train", "bc", str(tmp_path / "d.npz"), "--out", str(tmp_path / "r"), "--learner.steps", "3"]
+    command = [sys.executable, "-c", without_pytorch, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline() == f"training bc on {tmp_path / 'd.npz'}; the run is {tmp_path / 'r'}\n"
         process.kill()
@@ -56,6 +57,18 @@ def test_the_remaining_time_is_that_of_the_other_updates(tmp_path, capsys, monke
         now += 2
     lines = [line.partition("loss 1, about ")[2] for line in capsys.readouterr().err.splitlines()]
     assert lines == [f"{n} minutes left" for n in ("8.3", "6.7", "5", "3.3", "1.7")] + [""]
+
+
+def test_the_remaining_time_is_that_of_the_other_rounds(tmp_path, capsys, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    printer = ProgressPrinter(Run(tmp_path), None, None, has_validation=False, rounds=10)
+    for number in range(4, 10):
+        printer(number, None, {"round": number, "round/episodes": 1, "round/steps": 5})
+        now += 60
+    lines = [line.partition("5 steps")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["", ", about 4 minutes left", ", about 3 minutes left", ", about 2 minutes left",
+                     ", about 60 seconds left", ""]
 
 
 @pytest.mark.parametrize(("lengths", "text"), [((5,), "There is one episode"), ((1, 1, 1), "more than one step")])

@@ -422,7 +422,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
         print(f"plan: {plan}", file=sys.stderr)
     return ProgressPrinter(Run(o.out), method.learner.steps if method.collection is None else None, o.save_freq,
                            is_validated and method.learner.validates or has_score,
-                           of_latents=has_latent_actions(method))
+                           of_latents=has_latent_actions(method), rounds=getattr(method.collection, "n_rounds", 0))
 
 
 def _print_result(o: TrainOptions, training: _Training, env: Env | None, device: str, out: Output) -> None:
@@ -486,13 +486,13 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
 
 def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
     """Refuses an option that is a field of the method without its part, such as --batch-size, and names the field."""
-    from .parts.method import build_method, method_options
-
     flags = {option.flag for option in options_of(TrainOptions)}
     unknown = [name for word in own if word.startswith("--") and (name := word.partition("=")[0]).replace("_", "-")
                not in flags]
     if not unknown or not own or own[0].startswith("-"):
         return
+    from .parts.method import build_method, method_options  # imports PyTorch, which takes seconds
+
     trust = _trusted(own)
     method = build_method(own[0], options, [], None, trust)
     fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
@@ -680,24 +680,27 @@ class ProgressPrinter:
         stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
             a part that is not trained alone.
         of_latents: Whether the held-out error is that of latents, and not of actions.
+        rounds: Number of rounds in which episodes are collected.
     """
 
     def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool, stage: str | None = None,
-                 of_latents: bool = False):
+                 of_latents: bool = False, rounds: int = 0):
         from ..learn.train import default_save_freq
         from ..learn.training_curves import held_out_name
 
         self.names = {"score": "score in rollouts", "validation/energy": held_out_name(of_latents)}
-        self.run, self.steps, self.has_validation = run, steps, has_validation
+        self.run, self.steps, self.has_validation, self.rounds = run, steps, has_validation, rounds
         self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
         self.stage = stage
-        self.began: tuple[int, float] | None = None  # the first update of this process, and when it was done
+        # The first update and the first round of this process, and when they were done.
+        self.first_update: tuple[int, float] | None = None
+        self.first_round: tuple[int, float] | None = None
 
     def __call__(self, step, learner, metrics) -> None:
         from ..learn.callbacks import is_update
 
-        self.began = self.began or (step, time.monotonic())
+        self.first_update = self.first_update or (step, time.monotonic())
         if "round" in metrics:
             self._print_round(step, metrics)
             return
@@ -712,8 +715,8 @@ class ProgressPrinter:
         losses = self.losses or self._logged_losses(step)
         if losses:
             measurements.append(f"loss {sum(losses) / len(losses):.4g}")
-        if measurements and (seconds := self._remaining_seconds(step)) >= TOLD_SECONDS:
-            measurements.append(f"about {format_duration(seconds)} left")
+        if measurements and self.steps is not None:
+            measurements += _time_left(self.first_update, step, self.steps)
         if measurements and self.stage is None:
             print(f"update {step}: {', '.join(measurements)}", file=sys.stderr)
         elif measurements:
@@ -725,17 +728,12 @@ class ProgressPrinter:
         measurements = [f"{name} {metrics[key]:.4g}" for key, name in names.items() if key in metrics]
         if self.losses:
             measurements.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        self.first_round = self.first_round or (metrics["round"], time.monotonic())
+        measurements += _time_left(self.first_round, metrics["round"], self.rounds - 1)
         prefix = "" if self.stage is None else f"stage {self.stage}: "
         print(f"{prefix}update {step}: round {metrics['round']} has {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps" + "".join(f", {part}" for part in measurements), file=sys.stderr)
         self.losses.clear()
-
-    def _remaining_seconds(self, step: int) -> float:
-        """How long the other updates take, if they are as fast as those of this process so far. 0 if unknown."""
-        first, began = self.began or (step, 0.0)
-        if self.steps is None or step <= first:
-            return 0.0
-        return (time.monotonic() - began) / (step - first) * (self.steps - step)
 
     def _logged_losses(self, step: int) -> list[float]:
         """The logged losses since the last line, for a run interrupted between an update and its checkpoint."""
@@ -743,6 +741,16 @@ class ProgressPrinter:
             return []
         return [line["loss"] for line in self.run.read_metrics()
                 if (step - 1) // self.every * self.every < line["step"] <= step and line.get("loss") is not None]
+
+
+def _time_left(first: tuple[int, float], done: int, last: int) -> list[str]:
+    """How long the updates or rounds after number `done` take, if they are as fast as those since the first one.
+
+    A list of one text, or of none if it is unknown or short.
+    """
+    number, began = first
+    seconds = (time.monotonic() - began) / (done - number) * (last - done) if done > number else 0.0
+    return [f"about {format_duration(seconds)} left"] if seconds >= TOLD_SECONDS else []
 
 
 def _stage_printer(stage: Stage, run: Run) -> ProgressPrinter:

@@ -18,7 +18,7 @@ from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .packed_columns import cast_exactly, common_dtype, may_change
 from .resampling import ResampledSource
-from .sources import FLAGS, LabeledSource, WrapperSource
+from .sources import FLAGS, LabeledSource, WrapperSource, collect_frames
 from .tasks import task_texts
 
 Scalar = str | bool | int | float
@@ -585,6 +585,8 @@ class SlicedSource(WrapperSource):
         return self.lengths + (self.inner.rows(name) > self._has_last_row)
 
     def column(self, name, episode):
+        if self.reads_frames(name):
+            return collect_frames(self, name, episode)
         column, start = self.inner.column(name, episode), self.first_row(name, episode)
         column = column[start: start + self.lengths[episode] + (len(column) > self._has_last_row[episode])]
         if name != _TIMESTAMP or not (start or self._from_zero) or not len(column):
@@ -592,12 +594,14 @@ class SlicedSource(WrapperSource):
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 
     def frames(self, name, episode):
-        start, rows = self.first_row(name, episode), self.rows(name)[episode]
+        start, rows, n_read = self.first_row(name, episode), self.rows(name)[episode], 0
         for row, image in self.inner.frames(name, episode):
             here = np.atleast_1d(row) - start
             here = here[(here >= 0) & (here < rows)]
             if len(here):
                 yield here, image
+            if (n_read := n_read + len(here)) == rows:  # what is cut off may be missing
+                return
 
     def packed_column(self, name):
         """None if the rows are in one array: they are gathered from it without a copy."""

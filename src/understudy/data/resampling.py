@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import Feature, UserError, role
 from .episode import ColumnSource
-from .sources import WrapperSource
+from .sources import WrapperSource, collect_frames
 
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
 _DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
@@ -86,6 +86,8 @@ class ResampledSource(WrapperSource):
         return np.where(times[after] - at < at - times[last] - 1e-9, after, last)
 
     def column(self, name, episode):
+        if self.reads_frames(name):
+            return collect_frames(self, name, episode)
         column = np.asarray(self.inner.column(name, episode))
         if self.schema[name] != self.inner.schema[name]:
             column = column.astype(self.schema[name].dtype)
@@ -112,13 +114,15 @@ class ResampledSource(WrapperSource):
 
     def frames(self, name, episode):
         n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
-        source_rows = self._source_rows(episode)
+        source_rows, n_read = self._source_rows(episode), 0
         for row, image in self.inner.frames(name, episode):
             rows = np.atleast_1d(row)
             here = np.flatnonzero(np.isin(source_rows, rows))
             here = np.append(here, total) if (rows == n).any() else here
             if len(here):
                 yield here, image
+            if (n_read := n_read + len(here)) == self.rows(name)[episode]:  # others may be missing
+                return
 
 
 def _resampled_dtype(name: str, feature: Feature) -> str:

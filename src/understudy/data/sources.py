@@ -57,6 +57,15 @@ def first_misfit(values: np.ndarray, cast: np.ndarray) -> tuple[int, ...] | None
     return tuple(np.argwhere(differs)[0].tolist()) if differs.any() else None
 
 
+def collect_frames(source: ColumnSource, name: str, episode: int) -> np.ndarray:
+    """Returns the images of a camera in one episode from `ColumnSource.frames`, uint8 (rows, H, W, C)."""
+    f = source.schema[name]
+    out = np.empty((int(source.rows(name)[episode]), *f.shape), f.dtype)
+    for row, image in source.frames(name, episode):
+        out[row] = image
+    return out
+
+
 class MemmapSource(ColumnSource):
     """A source whose numeric columns are copied into memory maps when the first of them is asked for.
 
@@ -165,10 +174,7 @@ class MemmapSource(ColumnSource):
         f = self.schema[name]
         if f.kind == "string":
             return self.read_text(name, episode)
-        out = np.empty((int(rows), *f.shape), f.dtype)
-        for row, image in self.frames(name, episode):
-            out[row] = image
-        return out
+        return collect_frames(self, name, episode)
 
 
 class ChunkedSource(MemmapSource):
@@ -266,6 +272,10 @@ class WrapperSource(ColumnSource):
 
     def packed_column(self, name):
         return self.gather_rows(name)
+
+    def reads_frames(self, name: str) -> bool:
+        """Whether a column consists of images in files, of which only those that are needed should be read."""
+        return self.schema[name].kind == "image" and bool(self.key) and self.inner.packed_column(name) is None
 
     def gather_rows(self, name: str) -> np.ndarray | None:
         """Returns a column as one array of the cache. None for images, depth, text, empty columns, data in memory."""

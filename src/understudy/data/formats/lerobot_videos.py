@@ -50,9 +50,11 @@ class VideoColumns:
         if reader is None or reader.path != remote.fetch_file(file):
             reader = video.VideoReader(remote.fetch_file(file), location)
         rows = np.flatnonzero(matched.has_frame)
-        for which, image in reader.frames(matched.times[rows], shape, location):
-            yield rows[which], image
-        self._readers[camera] = reader
+        try:
+            for which, image in reader.frames(matched.times[rows], shape, location):
+                yield rows[which], image
+        finally:  # also if the caller needs no more of them
+            self._readers[camera] = reader
         if len(rows) < len(matched.times):
             row = int(np.argmin(matched.has_frame))
             raise UserError(f"there is no frame at {matched.expected[row]:.4f} s: "

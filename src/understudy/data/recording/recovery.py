@@ -8,7 +8,6 @@ missing part is reported as a loss and never becomes zeros.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import struct
@@ -21,21 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...core import UserError
 from ...files import read_json, write_json
-from .. import cache, journal, video
+from .. import cache, video
 from ..episode import Dataset
-from ..formats import interrupted_recording, preview_dataset, rlds, zarr_store
+from ..formats import preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
-from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..formats.logs import message_logs
 from ..formats.parts import hdf5, npz_arrays, read_errors, sidecar
 from ..opening.source_parts import find_parts, recover_parts
+from .lerobot_recovery import LeRobotRepair
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 def _repair_function(path: Path) -> RepairFunction | None:
     if path.is_dir():
         if (path / "meta" / "info.json").exists():
-            return lambda *arguments: _LeRobotRepair(*arguments).run()
+            return lambda *arguments: LeRobotRepair(*arguments).run()
         if (path / "features.json").exists() and (path / "dataset_info.json").exists():
             return _repair_rlds
         if (path / ".zgroup").exists() or (path / "zarr.json").exists():
@@ -298,188 +294,6 @@ class _AllRows(zarr_store.ZarrSource):
                 self._rows(key, begin, min(begin + edges[0], array.shape[0]))
             except UserError as error:
                 yield begin, begin + edges[0], error.problem
-
-
-# -- LeRobot --------------------------------------------------------------------------------------------------------
-
-
-def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
-    """The rows of an episode with another number, and another index of their first row."""
-    columns = {"episode_index": np.full(len(rows), episode), "index": first + np.arange(len(rows))}
-    for name, values in columns.items():
-        field = rows.schema.field(name)
-        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
-    return rows
-
-
-class _LeRobotRepair:
-    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
-
-    def __init__(self, path: Path, folder: Path, report_loss):
-        self.path, self.out, self.report_loss, self.info = path, folder / "data", report_loss, read_info(path)
-        self.is_v3 = self.info["codebase_version"] == "v3.0"
-        self.cameras = [c for c, f in self.info["features"].items() if f["dtype"] == "video"]
-        self.chunks = max(1, int(self.info.get("chunks_size", 1000)))
-        self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
-        self.numbers: list[int] = []  # which episodes they were
-        self.frames = 0  # of the kept episodes
-
-    def run(self) -> Path:
-        (self.out / "meta").mkdir(parents=True)
-        if self.is_v3:
-            rows = _read_episode_tables(self.path, self.info, self.report_loss)
-        else:
-            rows = {r["episode_index"]: r for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
-        files: dict[str, dict[int, dict]] = {}
-        for number, row in rows.items():
-            files.setdefault(self._stored_path("data_path", number, row), {})[number] = row
-        for file, inside in files.items():
-            self._copy_numbers(file, inside)
-        for number, row in zip(self.numbers, self.kept, strict=True):
-            self._copy_videos(number, row)
-        _write_metadata(self.path, self.out, self.info, self.kept, self.numbers, self.is_v3)
-        return self.out
-
-    def _stored_path(self, key: str, number: int, row, **more) -> str:
-        """The file of an episode: by its number in v2, and by its row of the tables in v3.0."""
-        if not self.is_v3:
-            return self.info[key].format(episode_chunk=number // self.chunks, episode_index=number, **more)
-        at = f"videos/{more['video_key']}" if more else "data"
-        return self.info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
-
-    def _copy_numbers(self, file: str, rows: dict[int, dict]) -> None:
-        """Writes the intact episodes of one file."""
-        table = _readable_row_groups(self.path / file, self.report_loss)
-        parts: dict[str, list[pa.Table]] = {}  # by file
-        for number, row in rows.items():
-            if (part := self._intact_part(table, file, number, row)) is None:
-                continue
-            episode, length = len(self.kept), len(part)
-            target = self._stored_path("data_path", episode, row)
-            parts.setdefault(target, []).append(_renumber(part, episode, self.frames))
-            self.kept.append({**row, "episode_index": episode, "length": length, "dataset_from_index": self.frames,
-                              "dataset_to_index": self.frames + length})
-            self.numbers.append(number)
-            self.frames += length
-        for target, tables in parts.items():
-            (self.out / target).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables(tables), self.out / target)
-
-    def _intact_part(self, table: pa.Table | None, file: str, number: int, row: dict) -> pa.Table | None:
-        """The rows of an episode. None if some are missing, or a video, which is reported."""
-        part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
-        steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
-        length = int(row.get("length") or len(steps))
-        videos = [self._stored_path("video_path", number, row, video_key=c) for c in self.cameras]
-        missing = [video for video in videos if not (self.path / video).is_file()]
-        if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
-            self.report_loss(f"{self.path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
-            return None
-        if missing:
-            self.report_loss(f"{self.path / missing[0]}, episode {number}: the file is missing")
-            return None
-        return part
-
-    def _copy_videos(self, number: int, row: dict) -> None:
-        for camera in self.cameras:
-            source, copy = (self._stored_path("video_path", n, row, video_key=camera)
-                            for n in (number, row["episode_index"]))
-            target = self.out / copy
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _repair_video(self.path / source, target, self.report_loss)
-
-
-def _repair_video(path: Path, to: Path, report_loss) -> None:
-    """A link to the video or, if it is cut off, a copy of the frames before the cut (if its index is at the front)."""
-    good = broken = 0
-    try:
-        with av.open(str(path), metadata_errors="replace") as source:
-            for packet in source.demux(source.streams.video[0]):
-                good, broken = good + (packet.size > 0 and not packet.is_corrupt), broken + packet.is_corrupt
-    except (av.FFmpegError, OSError, IndexError):
-        broken += 1
-    if not good or not broken:  # complete, or nothing readable: reading reports it
-        to.symlink_to(path.resolve())
-        return
-    report_loss(f"{path}: what follows after {good} frames")
-    with av.open(str(path), metadata_errors="replace") as source, av.open(str(to), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        try:
-            for packet in source.demux(source.streams.video[0]):
-                if packet.size and not packet.is_corrupt:
-                    packet.stream = stream
-                    target.mux(packet)
-        except (av.FFmpegError, OSError):
-            pass
-
-
-def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers: list[int], v3: bool) -> None:
-    write_json(out / "meta/info.json", {**info, "total_episodes": len(kept),
-                                        "total_frames": sum(r["length"] for r in kept)})
-    for name in ("tasks.parquet", "tasks.jsonl"):
-        if (path / "meta" / name).exists():
-            shutil.copy(path / "meta" / name, out / "meta" / name)
-    if not v3:
-        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    elif kept:
-        names = [n for n in kept[0] if not n.startswith("stats/") and all(n in r for r in kept)]
-        (out / "meta/episodes/chunk-000").mkdir(parents=True)
-        pq.write_table(pa.table({n: [r[n] for r in kept] for n in names}),
-                       out / "meta/episodes/chunk-000/file-000.parquet")
-    if not (path / UNDERSTUDY_FOLDER).is_dir():
-        return
-    (out / UNDERSTUDY_FOLDER).mkdir()
-    if (path / UNDERSTUDY_FOLDER / "schema.json").exists():
-        shutil.copy(path / UNDERSTUDY_FOLDER / "schema.json", out / UNDERSTUDY_FOLDER)
-    new = {old: i for i, old in enumerate(numbers)}
-    if (path / UNDERSTUDY_FOLDER / "episodes.jsonl").exists():
-        rows = [r for r in read_json_lines(path / UNDERSTUDY_FOLDER / "episodes.jsonl") if r["episode_index"] in new]
-        (out / UNDERSTUDY_FOLDER / "episodes.jsonl").write_text("".join(
-            json.dumps({**r, "episode_index": new[r["episode_index"]]}) + "\n" for r in rows))
-    if (path / UNDERSTUDY_FOLDER / "last.parquet").exists():
-        table = open_parquet(path / UNDERSTUDY_FOLDER / "last.parquet").read()
-        episode_numbers = table["episode_index"].to_pylist()
-        table = table.filter(pa.array([e in new for e in episode_numbers]))
-        at = pa.array([new[e] for e in episode_numbers if e in new], pa.int64())
-        pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", at),
-                       out / UNDERSTUDY_FOLDER / "last.parquet")
-    segments = [journal.read_segment(f) for f in journal.segment_files(path / journal.JOURNAL_FOLDER)]
-    for segment in interrupted_recording.unpublished_segments(segments, path, info["total_episodes"]):
-        (out / journal.JOURNAL_FOLDER).mkdir(exist_ok=True)
-        (out / journal.JOURNAL_FOLDER / segment.path.name).symlink_to(segment.path.resolve())
-
-
-def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:
-    """The readable rows of the episode tables, by number. Missing ones are computed from the data, without cameras."""
-    rows: dict[int, dict] = {}
-    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
-        table = _readable_row_groups(file, report_loss)
-        if table is not None:
-            rows |= {r["episode_index"]: r for r in table.to_pylist() if r["episode_index"] < info["total_episodes"]}
-    if len(rows) < info["total_episodes"] and not any(f["dtype"] == "video" for f in info["features"].values()):
-        for file in sorted((path / "data").glob("chunk-*/file-*.parquet")):
-            table = _readable_row_groups(file, lambda loss: None)
-            chunk, number = (int(p.rsplit("-", 1)[1]) for p in (file.parent.name, file.stem))
-            for e in [] if table is None else np.unique(table["episode_index"].to_numpy()).tolist():
-                rows.setdefault(e, {"episode_index": e, "data/chunk_index": chunk, "data/file_index": number})
-    return dict(sorted(rows.items()))
-
-
-def _readable_row_groups(file: Path, report_loss) -> pa.Table | None:
-    """The readable row groups."""
-    try:
-        source = open_parquet(file)
-    except UserError as error:
-        report_loss(str(error).splitlines()[0])
-        return None
-    parts = []
-    for group in range(source.metadata.num_row_groups):
-        try:
-            parts.append(source.read_row_group(group))
-        except (pa.ArrowException, OSError) as error:
-            report_loss(f"{file}, row group {group}: {str(error).splitlines()[0][:160]}")
-    return pa.concat_tables(parts) if parts else None
 
 
 # -- npz ------------------------------------------------------------------------------------------------------------

@@ -307,7 +307,7 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
 def check_quantiles(data: Dataset) -> Iterator[Finding]:
     """Finds quantiles in meta/stats.json that are not those of the data.
 
-    Some writers take the means of the quantiles of episodes instead. These do not have the width of the data.
+    lerobot stores the means of the quantiles of episodes, which do not have the width of the data. This is a note.
     """
     source = lerobot_source(data)
     if source is None:
@@ -319,22 +319,40 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         if not quantiles or not f.size:
             continue
         blocks = list(_blocks(data.select(range(0, len(data), 1 + data.steps // 1_000_000)), name))
+        n = np.concatenate([lengths for _, _, lengths in blocks])
         pooled = np.concatenate([values.reshape(len(values), -1) for _, values, _ in blocks])
         if not np.isfinite(pooled).all():
             continue
         # Quantiles may come from histograms, and of large data sets only some episodes are read here.
         relative = 0.01 if data.steps <= 1_000_000 else 0.05
         tolerance = relative * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
-        order = np.all(np.diff(np.stack([quantiles[q] for q in QUANTILES if q in quantiles]), axis=0) >= -tolerance)
+        is_ordered = (np.diff([quantiles[q] for q in QUANTILES if q in quantiles], axis=0) >= -tolerance).all()
         for q, of in quantiles.items():
-            share = QUANTILES[q]
-            ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
-            if not order or (of < np.min(ways, 0) - tolerance).any() or (of > np.max(ways, 0) + tolerance).any():
-                yield Finding("quantiles-disagree", "warning",
-                              f"{name}: {q} of meta/stats.json is not that of the data",
-                              "policies may normalize with it: understudy convert writes exact ones",
-                              Location("meta/stats.json", None, None, name))
-                break
+            exact = [np.quantile(pooled, QUANTILES[q], axis=0, method=m) for m in ("lower", "higher")]
+            if is_ordered and _is_between(of, exact, tolerance):
+                continue
+            averaged = is_ordered and _is_between(of, [*exact, *_episode_quantiles(pooled, n, QUANTILES[q])],
+                                                  5 * tolerance)
+            place = Location("meta/stats.json", None, None, name)
+            yield Finding("quantiles-averaged", "note", f"{name}: {q} of meta/stats.json is the mean of the quantiles "
+                          "of the episodes, and not the quantile of the data", "policies that normalize with it see "
+                          "too narrow a range: understudy convert writes exact quantiles", place) if averaged else (
+                  Finding("quantiles-disagree", "warning", f"{name}: {q} of meta/stats.json disagrees with the data",
+                          "compute it again: understudy convert writes exact quantiles", place))
+            break
+
+
+def _is_between(values: np.ndarray, bounds: list[np.ndarray], tolerance: np.ndarray) -> bool:
+    return bool((values >= np.min(bounds, 0) - tolerance).all() and (values <= np.max(bounds, 0) + tolerance).all())
+
+
+def _episode_quantiles(values: np.ndarray, lengths: np.ndarray, share: float) -> list[np.ndarray]:
+    """Means over the episodes of their quantiles, rounded down and up to a row, and of their means."""
+    episode, first = np.repeat(np.arange(len(lengths)), lengths), episode_starts(lengths)
+    ordered = np.stack([c[np.lexsort((c, episode))] for c in values.T], 1)  # within each episode
+    weights = (lengths / lengths.sum())[:, None]
+    return [*((ordered[first + to(share * (lengths - 1)).astype(int)] * weights).sum(0) for to in (np.floor, np.ceil)),
+            values.mean(0)]  # of episodes of one frame
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

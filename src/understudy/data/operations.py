@@ -18,7 +18,7 @@ from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .packed_columns import cast_exactly, common_dtype, may_change
 from .resampling import ResampledSource
-from .sources import FLAGS, LabeledSource, WrapperSource, collect_frames
+from .sources import FLAGS, LabeledSource, WrapperSource, collect_frames, select_frames
 from .tasks import task_texts
 
 Scalar = str | bool | int | float
@@ -594,14 +594,9 @@ class SlicedSource(WrapperSource):
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 
     def frames(self, name, episode):
-        start, rows, n_read = self.first_row(name, episode), self.rows(name)[episode], 0
-        for row, image in self.inner.frames(name, episode):
-            here = np.atleast_1d(row) - start
-            here = here[(here >= 0) & (here < rows)]
-            if len(here):
-                yield here, image
-            if (n_read := n_read + len(here)) == rows:  # what is cut off may be missing
-                return
+        start, n = self.first_row(name, episode), self.rows(name)[episode]
+        yield from select_frames(self.inner.frames(name, episode),
+                                 lambda rows: rows[(rows >= start) & (rows < start + n)] - start, n)
 
     def packed_column(self, name):
         """None if the rows are in one array: they are gathered from it without a copy."""

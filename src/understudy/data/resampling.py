@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import Feature, UserError, role
 from .episode import ColumnSource
-from .sources import WrapperSource, collect_frames
+from .sources import WrapperSource, collect_frames, select_frames
 
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
 _DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
@@ -114,15 +114,12 @@ class ResampledSource(WrapperSource):
 
     def frames(self, name, episode):
         n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
-        source_rows, n_read = self._source_rows(episode), 0
-        for row, image in self.inner.frames(name, episode):
-            rows = np.atleast_1d(row)
+        source_rows = self._source_rows(episode)
+
+        def new_rows(rows):
             here = np.flatnonzero(np.isin(source_rows, rows))
-            here = np.append(here, total) if (rows == n).any() else here
-            if len(here):
-                yield here, image
-            if (n_read := n_read + len(here)) == self.rows(name)[episode]:  # others may be missing
-                return
+            return np.append(here, total) if (rows == n).any() else here
+        yield from select_frames(self.inner.frames(name, episode), new_rows, self.rows(name)[episode])
 
 
 def _resampled_dtype(name: str, feature: Feature) -> str:

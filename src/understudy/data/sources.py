@@ -66,6 +66,23 @@ def collect_frames(source: ColumnSource, name: str, episode: int) -> np.ndarray:
     return out
 
 
+def select_frames(frames: Iterator[tuple[Any, np.ndarray]], new_rows: Callable[[np.ndarray], np.ndarray],
+                  n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Selects the frames of some rows. It stops after `n_rows` rows, because what follows may be missing.
+
+    Args:
+        frames: Rows and images as `ColumnSource.frames` yields them.
+        new_rows: Returns the new numbers, (m,), of rows, (n,).
+    """
+    for row, image in frames:
+        rows = new_rows(np.atleast_1d(row))
+        if len(rows):
+            yield rows, image
+        n_rows -= len(rows)
+        if n_rows <= 0:
+            return
+
+
 class MemmapSource(ColumnSource):
     """A source whose numeric columns are copied into memory maps when the first of them is asked for.
 

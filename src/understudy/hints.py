@@ -33,6 +33,11 @@ def trust_hint(package: str) -> str:
     return f"add --trust {package} if you trust that code to run"
 
 
+def columns_option(*columns: str) -> str:
+    """The option that names columns, such as "state=q1,q2", on the command line and in Python."""
+    return f"--columns {' '.join(columns)} (in Python: columns={list(columns)})"
+
+
 def repair_hint(path: object) -> str:
     """What to do about damaged data: the command saves those episodes that can be read."""
     return f"take the data from a copy; {command_line('repair', path, '--out', 'DST')} saves what can be read"

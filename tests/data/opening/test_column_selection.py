@@ -10,6 +10,7 @@ import pytest
 from fixtures import own_columns
 from fixtures.own_columns import LENGTHS, arrays, check, own_table, table, write_arrays, write_csv
 
+import understudy
 from understudy.audit import audit
 from understudy.cli import main
 from understudy.core import ConfigError, DataError, UserError
@@ -121,12 +122,12 @@ def test_a_table_that_looks_like_several_episodes_is_told_so(tmp_path):
         return [w for w in data.metadata["warnings"] if "one episode" in w]
     assert warnings(open_columns(path, parse_columns(COLUMNS))) == [
         "the table is read as one episode, but run has 3 values, one after the other. If it numbers the episodes, say "
-        "so: --columns episode=run"]
+        "so: --columns episode=run (in Python: columns=['episode=run'])"]
     assert not warnings(open_columns(path, parse_columns([*COLUMNS, "episode=run"])))
     unnumbered = write_csv(tmp_path / "time.csv", np.column_stack([np.zeros(len(rows)), rows[:, 1:]]))
     assert warnings(open_columns(unnumbered, parse_columns(COLUMNS))) == [
         "the table is read as one episode, but timestamp starts again in row 9. If it has several episodes, name the "
-        "column that numbers them: --columns episode=COLUMN"]
+        "column that numbers them: --columns episode=COLUMN (in Python: columns=['episode=COLUMN'])"]
     single = write_csv(tmp_path / "single.csv", rows[:8])
     assert not warnings(open_columns(single, parse_columns(COLUMNS)))
 
@@ -214,7 +215,8 @@ def test_lengths_that_do_not_add_up_are_refused(tmp_path):
 def test_episodes_without_ends_are_told_which_array_has_them(tmp_path):
     stored = arrays()
     both = {"observations": stored["q"], "actions": stored["u"]}
-    for name, hint in (("ep_len", "--columns episode_lengths=ep_len, or save episode_ends=np.cumsum(ep_len)"),
+    for name, hint in (("ep_len", "--columns episode_lengths=ep_len (in Python: columns=['episode_lengths=ep_len']), "
+                                  "or save episode_ends=np.cumsum(ep_len)"),
                        ("ep", "--columns episode=ep")):
         path = tmp_path / f"{name}.npz"
         np.savez(path, **both, **{name: stored[name]})
@@ -417,3 +419,33 @@ def test_episodes_that_are_numbered_otherwise_are_told(tmp_path, kind, monkeypat
     for numbers, notes in (([0, 1, 2], []), ([0, 1, 3], [note.format(2, 3)])):
         monkeypatch.setattr(own_columns, "arrays", lambda n=numbers: {**stored, "ep": np.repeat(n, LENGTHS)})
         assert open_columns(write_arrays(tmp_path, kind, ["ep_len"]), columns).metadata["warnings"] == notes
+
+
+@pytest.mark.parametrize("columns", [
+    {"state": ["q1", "q2"], "action": "u1,u2", "episode": "run"}, ["state=q1,q2", "action=u1,u2", "episode=run"],
+    {"observation.state": ("q1", "q2"), "action": ["u1", "u2"], "episode": ["run"]}])
+def test_python_names_columns_as_the_command_line_does(tmp_path, columns):
+    rows = table()
+    data = understudy.open_dataset(write_csv(tmp_path / "runs.csv", rows), columns=columns)
+    check(data, rows)
+    assert data.metadata["reading"]["columns"] == {STATE: ["q1", "q2"], ACTION: ["u1", "u2"], "episode": ["run"]}
+
+
+def test_errors_name_the_option_and_the_argument(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", table())
+    told = r"--columns state=A,B action=C,D \(in Python: columns=\['state=A,B', 'action=C,D'\]\)"
+    with pytest.raises(UserError, match=told):
+        understudy.open_dataset(path)
+    for columns in ({"state": []}, {"state": ""}, ["state"], "state=q1"):
+        with pytest.raises(ConfigError, match=r"--columns \(in Python: columns=\): .* does not say which columns"):
+            understudy.open_dataset(path, columns=columns)
+    with pytest.raises(UserError, match=r"did you mean 'q1'"):
+        understudy.open_dataset(path, columns={"state": "q11", "action": "u1"})
+
+
+def test_images_of_named_columns_are_resized_in_python(tmp_path):
+    frames = np.full((6, 16, 16, 3), 7, np.uint8)
+    np.savez(tmp_path / "a.npz", q=np.zeros((6, 2)), u=np.ones((6, 1)), cam=frames, n=[2, 4])
+    columns = {"state": "q", "action": "u", "images.front": "cam", "episode_lengths": "n"}
+    data = understudy.open_dataset(tmp_path / "a.npz", columns=columns, image_size=8)
+    assert [e.steps["observation.images.front"].shape for e in data] == [(2, 8, 8, 3), (4, 8, 8, 3)]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...core import UserError
+from ...hints import columns_option
 from .. import cache
 from ..episode import Dataset, episode_starts
 from ..sources import ChunkedSource
@@ -77,7 +78,7 @@ class D4rlSource(ChunkedSource):
         if "terminals" not in arrays:
             raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
                             where=self.path, hint="add the array, or take the file from a copy. If the layout is your "
-                            "own, say where episodes end: --columns episode_lengths=ARRAY or episode=ARRAY")
+                            f"own, say where episodes end: {columns_option('episode_lengths=ARRAY')} or episode=ARRAY")
         steps, features = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             location, column = f"{self.path}, {key}", KEYS.column(key)

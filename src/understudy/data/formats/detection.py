@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...core import UserError, role
-from ...hints import command_line
+from ...hints import columns_option, command_line
 from . import folder, overcooked
 from .logs import message_logs
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint, says_ends
@@ -74,8 +74,8 @@ def _how_to_read(path: Path, kind: str) -> str:
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_TABLE) or _UNKNOWN_HDF5 in kind:
-        return (f"say what its columns are: {command_line('convert', path, 'DATA', '--columns')} state=A,B "
-                "action=C,D, and also episode=E if a column E numbers the episodes")
+        return (f"say what its columns are: {command_line('convert', path, 'DATA')} "
+                f"{columns_option('state=A,B', 'action=C,D')}, and also episode=E if a column E numbers the episodes")
     if kind.startswith(_ARRAYS):
         return episodes_hint(path) or (
             "save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "

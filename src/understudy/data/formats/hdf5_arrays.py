@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...core import DataError, Feature, UserError, role, unknown_name
+from ...hints import columns_option
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
@@ -126,8 +127,8 @@ class Hdf5ArraysSource(ChunkedSource):
         if missing is not None:
             groups = levels[level if matches[level] else 0]
             valid_keys = dict.fromkeys(key for arrays in groups.values() for key in arrays)
-            raise unknown_name("array", missing, valid_keys, path, hint="name one of these after --columns NAME=",
-                               error=DataError)
+            raise unknown_name("array", missing, valid_keys, path, error=DataError,
+                               hint=f"name one of these: {columns_option('NAME=ARRAY')}")
         groups = {p: arrays for p, arrays in levels[level].items() if any(array_key(n, arrays) for n in names)}
         return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
 

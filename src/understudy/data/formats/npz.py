@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError, role, short_name
-from ...hints import nearest_names
+from ...hints import columns_option, nearest_names
 from .. import cache
 from ..episode import Dataset, episode_starts
 from .parts import sidecar
@@ -131,8 +131,8 @@ class NpzSource(NpzArchiveSource):
             if not may_be_absent and not any(KEYS.column(k).split(".")[0] == name for k in self._file.headers):
                 hint = "add the array, or name one like the column it is (observation.force, action)"
                 raise UserError(f"there is no array {key}; there are {', '.join(self._file.headers)}",
-                                where=self.path, hint=f"{renames or hint}; or say which is which: --columns state=NAME "
-                                                      "action=NAME")
+                                where=self.path, hint=f"{renames or hint}; or say which is which: "
+                                                      + columns_option("state=NAME", "action=NAME"))
 
     def _check_last(self, end: int):
         """If no observations or actions fit the ends, the ends are wrong."""

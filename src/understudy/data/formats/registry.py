@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -88,12 +88,18 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
     return None
 
 
-def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
-                 progress: Progress | None = None, **options) -> Dataset:
+def open_dataset(path: str | Path, *, columns: Mapping[str, str | Sequence[str]] | Sequence[str] = (),
+                 image_size: int | tuple[int, int] | None = None, progress: Progress | None = None,
+                 **options) -> Dataset:
     """Opens a data set in any format. Columns are read when they are asked for.
 
     Args:
         path: The data set, a folder with one data set in it, or a URL (see `remote`).
+        columns: For data with other names, what each column is made of: ``{"state": ["q1", "q2"], "action": "u"}``, or
+            the texts of the option ``--columns``, ``["state=q1,q2", "action=u"]``. "state" stands for
+            `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. "episode" names
+            the column that tells episodes apart, and "episode_lengths" the array of their lengths. CSV, npz and HDF5
+            files are then opened whatever their columns are called. Other columns stay as they are.
         image_size: Side, or (height, width), in pixels. Every camera frame is decoded once, now, into a memory map of
             that size (`frame_cost` estimates the cost). By default frames are decoded when they are asked for, in their
             own size.
@@ -104,7 +110,12 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
 
     Example:
         >>> data = open_dataset("demos.hdf5", image_size=96)
+        >>> data = open_dataset("runs.csv", columns={"state": ["q1", "q2"], "action": ["u1", "u2"], "episode": "run"})
     """
+    if columns:
+        opening = import_module("..opening.column_selection", __package__)
+        data = opening.open_columns(path, opening.parse_columns(columns), **options)
+        return data if image_size is None else decode_frames(data, image_size, progress)
     if registered := _find_registered(path):
         return registered.open(Path(path))
     url = remote.url_of(path)

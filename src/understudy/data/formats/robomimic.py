@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...hints import repair_hint
+from ...hints import columns_option, repair_hint
 from .. import cache
 from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
@@ -82,7 +82,8 @@ class RobomimicSource(ChunkedSource):
         steps = hdf5.count_steps(
             arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
             if "num_samples" in group.attrs else None, hint if "actions" in arrays or has_actions(group.parent) else
-            "no demo has it. Name the arrays that hold the actions and what is observed: --columns action=A state=B,C")
+            "no demo has it. Name the arrays that hold the actions and what is observed: "
+            + columns_option("action=A", "state=B,C"))
         for key, array in arrays.items():
             if not is_step_array(key) and (not array.shape or array.shape[0] != steps):
                 if array.size > MAX_METADATA_VALUES:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core import ConfigError, DataError, Feature, UserError, role, short_name, suggested_names
-from ...hints import command_line, did_you_mean, nearest_names
+from ...hints import columns_option, command_line, did_you_mean, nearest_names
 from ..episode import ColumnSource, Dataset, EpisodeList
 from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
@@ -25,13 +25,14 @@ from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
 from ..formats.npz import NpzSource, episodes_hint, says_ends
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
-from ..formats.parts.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
+from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
 from ..formats.parts.key_map import MisreadingWarning
 from ..formats.parts.npz_arrays import NpzArrays
 from ..formats.parts.text_table import TABLE_ENDINGS
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
 
+_OPTION = "--columns (in Python: columns=)"
 _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
 _EPISODE_FIELDS = {"task": "task", "next.success": "success"}  # columns that metadata may stand for
@@ -41,28 +42,33 @@ _ROUND = "give the column another name, or add :quantities, which rounds it"
 Selection = Mapping[str, Sequence[str]]
 
 
-def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Parses the arguments of ``--columns``, such as "state=q1,q2": the parts of each new column by its name.
 
     Args:
-        texts: One text for each new column: its name, "=", and the columns that it is made of. "state" stands for
+        columns: One text for each new column: its name, "=", and the columns that it is made of; or a mapping from its
+            name to these columns. "state" stands for
             `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
             that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
             the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps.
     """
     selection: dict[str, tuple[str, ...]] = {}
+    texts = columns
+    if isinstance(columns, Mapping):
+        texts = [f"{name}={parts if isinstance(parts, str) else ','.join(parts)}" for name, parts in columns.items()]
     for text in texts:
-        name, equals, columns = text.partition("=")
-        name, parts = name.strip(), tuple(part.strip() for part in columns.split(","))
+        name, equals, parts_text = text.partition("=")
+        name, parts = name.strip(), tuple(part.strip() for part in parts_text.split(","))
         if not (name and equals and all(parts)):
-            raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
-                              hint="such as --columns state=q1,q2 action=u1,u2")
+            raise ConfigError(f"{text!r} does not say which columns to read", where=_OPTION,
+                              hint=f"such as {columns_option('state=q1,q2', 'action=u1,u2')}")
         if name not in _BOUNDARIES and (suggestions := nearest_names(name, _BOUNDARIES, cutoff=0.85)):
-            raise ConfigError(f"{text!r} would make the observation {name!r}", where="--columns",
-                              hint=f"did you mean {suggestions[0]}=? For the observation: observation.{name}={columns}")
+            raise ConfigError(f"{text!r} would make the observation {name!r}", where=_OPTION,
+                              hint=f"did you mean {suggestions[0]}=? For the observation: observation.{name}="
+                                   + parts_text)
         name = name if name in _BOUNDARIES else standard_name(name, others="observation.")
         if name in selection:
-            raise ConfigError(f"{name} is given twice", where="--columns", hint="name all of its columns once")
+            raise ConfigError(f"{name} is given twice", where=_OPTION, hint="name all of its columns once")
         selection[name] = parts
     return selection
 
@@ -82,7 +88,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     selection = dict(columns or {})
     boundary = {name: parts for name in _BOUNDARIES if (parts := selection.pop(name, None)) is not None}
     if sum(map(len, boundary.values())) > 1:
-        raise ConfigError("one column tells episodes apart, not several", where="--columns",
+        raise ConfigError("one column tells episodes apart, not several", where=_OPTION,
                           hint="name one, with episode= or episode_lengths=")
     named = {name: parts[0] for name, parts in boundary.items()}
     local = Path(remote.local_path(path))
@@ -90,14 +96,14 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     data = _open_plain(local, named, needed) if columns else None
     if data is None and named:
         raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
-                          where=f"--columns {next(iter(named))}=", hint="leave it out")
+                          where=f"{_OPTION}, {next(iter(named))}=", hint="leave it out")
     try:
         data = open(path, **options) if data is None else data
     except UnknownFormat as error:
         if (names := _unknown_names(local)) is None:
             raise
-        hint = ("say what they are: --columns state=A,B action=C,D with these names, and where episodes end: "
-                "episode=E, a column that numbers them, or episode_lengths=L, an array"
+        hint = (f"say what they are: {columns_option('state=A,B', 'action=C,D')} with these names, and where episodes "
+                "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
                 + (f". {episodes}" if (episodes := _episodes_hint(local)) else ""))
         if "actions_0" in names and hdf5_files(local):
             hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
@@ -118,7 +124,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     if not selection:
         return data
     if isinstance(data.source, EpisodeList):
-        raise DataError("columns of this format cannot be selected", where=path, hint="leave out --columns")
+        raise DataError("columns of this format cannot be selected", where=path, hint="leave out columns")
     source = SelectedColumns(data.source, selection, str(path))
     answered = ("no column is called action", *(f"{key}: " for key in source.keys_with_reading()))
     warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith(answered)]
@@ -360,7 +366,8 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
         if text in names:  # the column may have its name in the file
             return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
-                    hint=(did_you_mean(part.partition(":")[0], names) or "name one of these after --columns NAME=")
+                    hint=(did_you_mean(part.partition(":")[0], names)
+                          or f"name one of these: {columns_option('NAME=COLUMN')}")
                     + (" :classes and :quantities may follow the last column" if ":" in part else ""))
 
 
@@ -423,10 +430,10 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
     named = [name for parts in selected for name in parts]
     if boundary and path.is_dir() and (tables or arrays):
         raise ConfigError(f"each of the {len(tables or arrays)} files is an episode",
-                          where=f"--columns {next(iter(boundary))}=", hint="leave it out, or name a single file")
+                          where=f"{_OPTION}, {next(iter(boundary))}=", hint="leave it out, or name a single file")
     if tables and "episode_lengths" in boundary:
-        raise ConfigError("a table has no array of lengths", where="--columns episode_lengths=",
-                          hint="name the column that numbers the episodes: --columns episode=COLUMN")
+        raise ConfigError("a table has no array of lengths", where=f"{_OPTION}, episode_lengths=",
+                          hint=f"name the column that numbers the episodes: {columns_option('episode=COLUMN')}")
     if tables:
         return open_csv(path, **boundary)
     if arrays:
@@ -453,7 +460,13 @@ def _open_npz(path: Path, boundary: Mapping[str, str], named: Sequence[str]) -> 
     if boundary or says_ends(headers):
         return Dataset(_PlainNpzSource(path, **boundary))
     try:
-        return cut_table(NpzFolderSource(path, named), path)
+        source = NpzFolderSource(path, named)
+        lists = {name: np.asarray(values) for name, values in source.episode_metadata(0).items()
+                 if isinstance(values, list)}
+        lists = {name: values for name, values in lists.items() if values.ndim == 1 and values.dtype.kind in "iuf"}
+        if hint := boundary_hint(lists, int(source.lengths[0]), "episode_ends"):
+            raise DataError("nothing says where its episodes end", where=path, hint=hint)
+        return cut_table(source, path)
     except DataError:
         raise
     except UserError:  # an array has a row for each episode, perhaps

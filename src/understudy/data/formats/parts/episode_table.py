@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ....core import DataError, UserError, role, unknown_name
+from ....hints import columns_option
 from ...episode import ColumnSource, Dataset, episode_starts
 from .key_map import MisreadingWarning
 
@@ -55,7 +56,8 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
     """Returns the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
-                        where=where, hint="name the column that numbers the episodes: --columns episode=COLUMN")
+                        where=where,
+                        hint=f"name the column that numbers the episodes: {columns_option('episode=COLUMN')}")
     values = values.reshape(-1)
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
     if len(np.unique(values[starts])) < len(starts):
@@ -81,7 +83,7 @@ def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
     if not whole or lengths.min() < 1:
         raise DataError(f"lengths of episodes must be whole numbers from 1, (episodes,), but this is {lengths.dtype} "
                         f"{lengths.shape}", where=where,
-                        hint="name the array of lengths: --columns episode_lengths=ARRAY")
+                        hint=f"name the array of lengths: {columns_option('episode_lengths=ARRAY')}")
     if (total := int(lengths.sum())) != steps:
         raise DataError(f"the lengths add up to {total:,} steps, but there are {steps:,}", where=where,
                         hint="correct the lengths, or name another array")
@@ -100,12 +102,13 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
     for name, values in arrays.items():
         if values.dtype.kind != "U" and len(values) < steps and values.min() > 0 and int(values.sum()) == steps:
             return (f"{name} adds up to the {steps:,} steps, as lengths of episodes do. If it is that, read it with "
-                    f"--columns episode_lengths={name}" + (f", or save {ends}=np.cumsum({name})" if ends else ""))
+                    + columns_option(f"episode_lengths={name}")
+                    + (f", or save {ends}=np.cumsum({name})" if ends else ""))
     for name, values in arrays.items():
         starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
         if len(values) == steps and 1 < len(starts) <= steps // 2 and len(np.unique(values[starts])) == len(starts):
             return (f"{name} has {len(starts)} values, one after the other. If it numbers the episodes, read it with "
-                    f"--columns episode={name}")
+                    + columns_option(f"episode={name}"))
     return ""
 
 
@@ -113,7 +116,7 @@ def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
     """Returns the error for a column or array that the user named, as "episode" or "episode_lengths", and that does not
     exist."""
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
-    return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")
+    return unknown_name("column", name, names, f"--columns (in Python: columns=), {option}=", hint=f"name the {kind}")
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:
@@ -137,15 +140,16 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
     if numbers:
         name, count = max(numbers, key=lambda number: number[1])
         yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers "
-               f"the episodes, say so: --columns episode={name}")
+               f"the episodes, say so: {columns_option(f'episode={name}')}")
     elif flags:
         name, count = flags[0]
         yield (f"the table is read as one episode, but {name} is 1 in {count} rows, of which one is the last. If it "
-               "marks the ends of episodes, add a column that numbers them, and name it: --columns episode=COLUMN")
+               "marks the ends of episodes, add a column that numbers them, and name it: "
+               + columns_option("episode=COLUMN"))
     elif restarts:
         name, row = restarts[0]
         yield (f"the table is read as one episode, but {name} starts again in row {row}. If it has several episodes, "
-               "name the column that numbers them: --columns episode=COLUMN")
+               f"name the column that numbers them: {columns_option('episode=COLUMN')}")
 
 
 def frame_rate(times: list[np.ndarray]) -> float | None:

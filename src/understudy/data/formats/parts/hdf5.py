@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ....core import DataError, Feature, UserError, role, tensor_dtype
+from ....hints import columns_option
 from ...episode import Dataset, Episode
 from . import read_errors, sidecar
 from .key_map import KeyMap, stored_feature
@@ -266,8 +267,8 @@ def check_rows(array: ArrayInfo, rows: int, what: str, where: str, hint: str = "
     """
     if array.shape[0] != rows:
         raise DataError(f"it has {array.shape[0]} rows instead of {rows}, {what}", where=where,
-                        hint=hint or f"{DAMAGED_HINT}. If the layout is your own, say where episodes end: --columns "
-                             "episode_lengths=ARRAY or episode=ARRAY")
+                        hint=hint or f"{DAMAGED_HINT}. If the layout is your own, say where episodes end: "
+                             f"{columns_option('episode_lengths=ARRAY')} or episode=ARRAY")
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:

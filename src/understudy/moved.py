@@ -165,11 +165,18 @@ def _without_noise_and_density(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: field for name, field in fields.items() if name not in unread}
 
 
+def _without_old_floor(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest range was 1e-4 in any unit by default. Statistics of before are in the checkpoints."""
+    return {name: field for name, field in fields.items() if (name, field) != ("min_scale", 1e-4)}
+
+
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
     "understudy.improve.collection:CollectionRounds": _collection_rounds,
+    "understudy.data.codec:Normalizer": _without_old_floor,
+    "understudy.data.running_normalizer:RunningNormalizer": _without_old_floor,
     "understudy.data.relabel:ConcatColumns": _joined_columns,
     "understudy.methods.offline_rl.bcq:BCQ": _without_noise_and_density,
     "understudy.improve.retention:BalancedSuccess": lambda fields: {"keep_initial": True},  # abco's learner balances

@@ -7,7 +7,6 @@ import pytest
 
 from understudy.core import Feature
 from understudy.diagnose.observations import (
-    check_cameras,
     check_columns,
     check_limits,
     check_novelty,
@@ -76,31 +75,6 @@ def test_a_constant_sensor():
 def test_a_component_that_often_rests_is_no_broken_sensor():
     resting = [np.column_stack([e[:, 0], np.full(len(e), float(i % 2))]) for i, e in enumerate(walks())]
     assert not list(check_starts("observation.state", PARTS, resting, resting[:30]))
-
-
-def images(seed, noise, n=20):
-    """The scene number `seed`, n times, with noise."""
-    scene = np.random.default_rng(seed).random((8, 8, 3))
-    return scene + noise * np.random.default_rng([seed, int(1000 * noise)]).normal(size=(n, 8, 8, 3))
-
-
-def cameras(**observed):
-    return list(check_cameras({"top": images(0, 0.02), "side": images(1, 0.02)}, observed))
-
-
-def test_cameras():
-    top, side = images(0, 0.01), images(1, 0.01)
-    assert not cameras(top=top, side=side)
-    assert cameras(top=side, side=top)[0].code == "cameras-swapped"
-    assert cameras(top=top[..., ::-1], side=side[..., ::-1])[0].code == "color-order"
-    assert [(f.code, f.level) for f in cameras(top=images(2, 0.01), side=images(3, 0.01))] == [
-        ("camera-differs", "warning")]
-
-
-def test_cameras_that_see_nearly_the_same():
-    """Where the views cannot be told apart, nothing is said."""
-    same = images(0, 0.02)
-    assert not list(check_cameras({"top": same, "side": same}, {"top": images(0, 0.01), "side": images(0, 0.03)}))
 
 
 VECTOR, CAMERA = Feature("float32", (2,)), Feature("uint8", (48, 64, 3), "image")

@@ -15,10 +15,11 @@ LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 
 # What explains the others comes first: a policy that reads a wrong unit also leaves its data.
 ORDER = (
-    "no-held-out", "missing-column", "camera-size", "cameras-swapped", "color-order", "camera-differs",
-    "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread", "action-shift",
-    "rate-differs", "action-units", "limits-bind", "sign-flip", "action-convention", "latency", "component-order",
-    "action-scale", "calibration-drift", "wrong-checkpoint", "serving-skew", "underfit", "overfit", "start-states",
+    "no-held-out", "missing-column", "camera-size", "image-never-changes", "cameras-swapped", "color-order",
+    "camera-differs", "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread",
+    "treated-as-constant", "action-shift", "rate-differs", "action-units", "limits-bind", "sign-flip",
+    "action-convention", "latency", "component-order", "action-scale", "calibration-drift", "wrong-checkpoint",
+    "serving-skew", "chunk-too-long", "averaged-ways", "underfit", "overfit", "start-states", "decided-at-the-start",
     "novel-states", "success-drop", "last-action", "trials")
 
 

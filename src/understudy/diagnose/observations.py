@@ -1,14 +1,12 @@
-"""What a policy observes where it acts, against what was recorded: columns, cameras, units, sensors, starts."""
+"""What a policy observes where it acts, against what was recorded: columns, units, sensors, starts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
 
 import numpy as np
 import scipy
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
 from ..audit.base import Location
 from ..audit.compatibility import unit_of_ratio
@@ -24,12 +22,9 @@ VARIES = 0.05  # of the spread over all steps: components with a smaller spread 
 RESTING = 10.0  # size of a single observation, as a multiple of those in the data
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
-NEARER, SURE = 0.9, 5.0  # distance to the recorded images, as a fraction of that as they are, and standard errors
-APART = 0.15  # of the brightness, to the nearest recorded image
 NOVEL = 0.8  # fraction of the steps
 CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
 MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
-MOST_CAMERAS = 4  # whose orders are tried
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 
 
@@ -67,52 +62,6 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
                 "observation-units", "fault", f"{name} was recorded with {problem}", 0, (1, 1),
                 unit_hint(feature.unit, observed[name].unit, "bring the components into one order and unit"),
                 ("inspect", "DATA"), location)
-
-
-def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:
-    """Finds swapped cameras and swapped color channels, by the nearest recorded image of each observed one.
-
-    Args:
-        recorded: Images of each camera, (N, h, w, 3), from 0 to 1, at one size.
-        observed: The same where the policy acts, (M, h, w, 3). Row i of all cameras is of one time.
-    """
-    names = [n for n in recorded if n in observed][:MOST_CAMERAS]
-
-    def nearest(order, channels=slice(None)):
-        """Distance of each observed time to the recorded images, (M,), if camera order[i] is really names[i]."""
-        return np.mean([_nearest_image(recorded[a], observed[b][..., channels])
-                        for a, b in zip(names, order, strict=True)], axis=0)
-    if not names:
-        return
-    plain, location = nearest(names), Location(feature=names[0])
-    orders = {order: nearest(order) for order in permutations(names) if order != tuple(names)}
-    best = min(orders, key=lambda order: orders[order].mean(), default=None)
-    exchanged = nearest(names, slice(None, None, -1))
-    if best is not None and orders[best].mean() < exchanged.mean() and _is_nearer(orders[best], plain):
-        pairs = [f"{b} shows what {a} showed" for a, b in zip(names, best, strict=True) if a != b]
-        yield RunFinding("cameras-swapped", "fault", "; ".join(pairs), float(plain.mean() / orders[best].mean()),
-                         (0, 1 / NEARER), "swap the cameras, or their indices", ("robot", "find-cameras"), location)
-    elif _is_nearer(exchanged, plain):
-        yield RunFinding("color-order", "fault", f"{format_list(names)}: the images are nearer to the recorded ones "
-                         "with red and blue exchanged (BGR)", float(plain.mean() / exchanged.mean()), (0, 1 / NEARER),
-                         "give the channels in the order red, green, blue", ("inspect", "DATA", "--html", "data.html"),
-                         location)
-    elif plain.mean() > APART:
-        yield RunFinding("camera-differs", "warning", f"the nearest recorded images differ by {plain.mean():.0%} of "
-                         "the brightness: another light, exposure, place or scene", float(plain.mean()), (0, APART),
-                         "compare the images", ("inspect", "DATA", "--html", "data.html"), location)
-
-
-def _nearest_image(recorded: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Mean difference of brightness to the nearest recorded image, (M,)."""
-    flat = [images.reshape(len(images), -1) for images in (observed, recorded)]
-    return cdist(*flat, "cityblock").min(1) / flat[0].shape[1]
-
-
-def _is_nearer(changed: np.ndarray, plain: np.ndarray) -> bool:
-    """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
-    gain = plain - changed
-    return bool(changed.mean() < NEARER * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
 
 
 def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]

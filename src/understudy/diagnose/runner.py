@@ -28,7 +28,7 @@ from ..learn.method import TrainedRun, has_latent_actions, training_data, withou
 from ..learn.training_curves import TrainingCurves
 from ..learn.validation import Validation
 from ..policy import camera_sizes
-from . import fit_checks, motion, observations
+from . import cameras, fit_checks, motion, observations
 from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
 EPISODES = 60  # trained episodes whose actions are predicted
@@ -36,6 +36,7 @@ STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
 REPEATED = 100  # episodes whose actions these may repeat
 CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
+WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
 
 
@@ -193,6 +194,8 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
         is_cloning = isinstance(method.learner, BehaviorCloning)
         yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own)
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
+    read = {n: f for n, f in data.features().items() if n in policy.inputs}
+    yield from cameras.check_still(_changes(data.select(sampled), read), {})
     if not (has_latent_actions(method) or method.wrapper or method.transforms or policy.config.window.goals):
         actor = trained.actor(features=data.features())
         yield from fit_checks.check_serving(policy, actor, data.select(sampled))
@@ -255,8 +258,11 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
     for name in names:
         parts = component_names(data.features()[name])
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
-    findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
-                                           _images(episodes, data.features(), (0,)))
+    still = list(cameras.check_still(_changes(sample, data.features()), _changes(episodes, data.features())
+                                     if observed.moves else {}))
+    judged = {n: f for n, f in data.features().items() if n not in {s.where.feature for s in still}}
+    findings += [*(s for s in still if s.level == "fault"),
+                 *cameras.check_cameras(_images(sample, judged, (0, 0.5, 1)), _images(episodes, judged, (0,)))]
     read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
     model, bounds = _motion_model(data, observed, read)
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
@@ -362,10 +368,20 @@ def _columns(episodes: Iterable, name: str) -> list[np.ndarray]:
     return [np.asarray(e.steps[name], np.float64).reshape(len(e.steps[name]), -1) for e in episodes]
 
 
+def _cameras(features: Schema) -> list[str]:
+    return [n for n, f in features.items() if f.kind == "image" and f.shape[-1] == 3]
+
+
+def _changes(episodes: Iterable, features: Schema) -> dict[str, list[bool]]:
+    """By camera, whether one of a few images differs from the first one, in each episode of several steps."""
+    several = [e for e in episodes if len(e) > len(WATCHED)]
+    return {n: [any(not np.array_equal(e.steps[n][round(part * (len(e) - 1))], e.steps[n][0]) for part in WATCHED)
+                for e in several if n in e.steps] for n in _cameras(features)}
+
+
 def _images(episodes: Iterable, features: Schema, at: Sequence[float]) -> dict[str, np.ndarray]:
     """Small images of each camera, from 0 to 1, at these fractions of each episode."""
-    cameras = [n for n, f in features.items() if f.kind == "image" and f.shape[-1] == 3]
     frames = {n: [np.asarray(e.steps[n][round(part * (len(e.steps[n]) - 1))]) for e in episodes if n in e.steps
-                  for part in at] for n in cameras}
+                  for part in at] for n in _cameras(features)}
     return {n: np.stack([resize(f[None], (THUMBNAIL, THUMBNAIL))[0] / 255 for f in images])
             for n, images in frames.items() if images}

@@ -3,15 +3,18 @@
 import json
 import shutil
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fixtures.cli import refused
+from fixtures.runs import plain
 
 from understudy.commands.diagnose import DiagnoseOptions, _command
 from understudy.commands.parts.common import command_line
 from understudy.data.formats import open_dataset
 from understudy.diagnose.base import LEVELS, ORDER, RunFinding
+from understudy.learn.train import train
 
 FAULTY = '''
 from dataclasses import replace
@@ -133,14 +136,32 @@ def test_data_that_are_gone(place, call, tmp_path):
     run = tmp_path / "moved"
     shutil.copytree(place / "a", run)
     for file in run.glob("checkpoints/*/provenance.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "command": "understudy train bc gone.npz --out r"}))
+        provenance = json.loads(file.read_text())
+        provenance["data"].pop("path")  # as in runs of earlier versions
+        file.write_text(json.dumps({**provenance, "command": "understudy train bc gone.npz --out r"}))
     status, out, _ = call("diagnose", run, "--json")
     document = findings(out)
-    assert status == 0 and document["unchecked"][0] == "the data of the run are gone: gone.npz (name them: --data DATA)"
+    gone = f"the data that it was trained on are gone: gone.npz ({Path.cwd() / 'gone.npz'}) (name them: --data DATA)"
+    assert status == 0 and document["unchecked"][0] == gone
     status, _, err = call("diagnose", run, "--data", tmp_path / "missing.npz")
     assert status == 2 and "missing.npz" in err
     status, out, _ = call("diagnose", run, "--data", place / "demos", "--json")
     assert status == 0 and "fit" in findings(out)["checked"]
+
+
+def test_a_run_that_was_trained_in_python_knows_its_data(place, call, tmp_path, monkeypatch):
+    """Also after both were moved together, and when it is named from another folder."""
+    shutil.copytree(place / "demos", tmp_path / "a" / "demos")
+    train(plain(steps=2), open_dataset(tmp_path / "a" / "demos"), tmp_path / "a" / "runs" / "one", progress=False)
+    (tmp_path / "a").rename(tmp_path / "b")
+    for folder, run in ((tmp_path, "b/runs/one"), (tmp_path / "b" / "runs", "one/last")):
+        monkeypatch.chdir(folder)
+        _, out, _ = call("diagnose", run, "--json")
+        assert "fit" in findings(out)["checked"] and not any("train" in text for text in findings(out)["unchecked"])
+    (tmp_path / "b" / "demos").rename(tmp_path / "b" / "others")
+    _, out, _ = call("diagnose", "one", "--json")
+    looked_for = f"gone: ../demos ({tmp_path / 'b' / 'runs' / '..' / 'demos'})"
+    assert looked_for in findings(out)["unchecked"][0]
 
 
 def test_other_data_are_told_apart(place, call, tmp_path):

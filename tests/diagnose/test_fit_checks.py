@@ -9,6 +9,7 @@ import torch
 from fixtures.runs import made_up, plain
 
 from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
 from understudy.diagnose import fit_checks
 from understudy.diagnose.base import ORDER, Outcome, RunDiagnosis, RunFinding, sort_findings
 from understudy.diagnose.fit_checks import FitErrors
@@ -118,6 +119,41 @@ def test_an_actor_that_reads_something_else():
             return super().next_windows({k: -v for k, v in obs.items()}, history)
     finding, = fit_checks.check_serving(exact, Scaled(exact, RecedingHorizon(1)), data)
     assert (finding.code, finding.level) == ("serving-skew", "fault") and finding.value > 2
+
+
+def test_components_that_are_treated_as_constant():
+    data = made_up()
+    trained = policy(data)
+    assert not list(fit_checks.check_constants(trained, data))
+    transform = trained.codec.action_transform
+    transform.set_statistics(transform.offset, transform.scale * torch.tensor([1.0, 0.0]))
+    finding, = fit_checks.check_constants(trained, data)
+    assert (finding.code, finding.level) == ("treated-as-constant", "fault")
+    assert finding.where.feature.startswith("action[") and "never predicts another value" in finding.message
+
+
+def ending(first, n=20, length=5):
+    """Episodes, of which a fraction succeeds in the first step."""
+    return Dataset([Episode({"action": np.zeros((length, 1)), "next.success": np.arange(length) >= (
+        0 if i < first * n else length - 1)}) for i in range(n)])
+
+
+def test_episodes_that_are_decided_at_the_start():
+    finding, = fit_checks.check_starts_decide(ending(0), ending(0.5), ending(0.4))
+    assert (finding.code, finding.level, finding.value) == ("decided-at-the-start", "warning", 0.5)
+    assert "with other actions 40% do" in finding.message
+    for recorded, own, others in ((0, 0.2, 0.5), (0.4, 0.5, 0.5), (0, 0.5, 0.1)):  # the policy alone decides
+        assert not list(fit_checks.check_starts_decide(ending(recorded), ending(own), ending(others)))
+    assert list(fit_checks.check_starts_decide(ending(0), ending(0.5), None))
+
+
+@pytest.mark.parametrize(("successes", "replanned", "is_long"), [(2, 12, True), (2, 9, False), (2, 2, False),
+                                                                 (12, 2, False), (0, 8, True)])
+def test_plans_of_which_fewer_steps_are_executed(successes, replanned, is_long):
+    """By the sign test: 8 of 8 pairs have p = 0.004, 7 of 7 have 0.008."""
+    first, second = ([i < n for i in range(20)] for n in (successes, replanned))
+    findings = list(fit_checks.check_chunks(first, second, 8))
+    assert [(f.code, f.level, f.value) for f in findings] == [("chunk-too-long", "fault", 8)] * is_long
 
 
 def test_trials():

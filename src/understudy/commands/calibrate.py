@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, Below, Unsupported, UserError
-from .improve import trained_on
+from .improve import missing_data, trained_on
 from .parts.common import (
     Output,
     command_line,
@@ -140,8 +140,7 @@ def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSo
                         hint="name the run itself")
     path = trained_on(run)
     if path is None or not path.exists():
-        raise UserError("the data that it was trained on are " + ("not named" if path is None else f"gone: {path}"),
-                        where=run, hint="put them back, or train the run again")
+        raise UserError(missing_data(path), where=run, hint="put them back, or train the run again")
     return DoubtSource(score, path, fingerprint)
 
 

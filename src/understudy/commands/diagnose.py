@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from ..core import MissingAction, UserError
 from ..serve.address import served_address
-from .improve import trained_on
+from .improve import missing_data, trained_on
 from .parts.arms import prepare_robot
 from .parts.common import (
     Output,
@@ -149,8 +149,7 @@ def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None,
 
     path = _data_path(o)
     if path is None or o.data is None and not path.exists():
-        problem = "the run does not say where its data are" if path is None else f"the data of the run are gone: {path}"
-        return None, f"{problem} (name them: --data DATA)"
+        return None, f"{missing_data(path)} (name them: --data DATA)"
     policy = trained.policy
     try:
         data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import UserError
+from ..data.formats.remote import url_of
 from ..files import whole_folder
 from .parts.common import (
     Output,
@@ -194,8 +196,7 @@ class _Command:
             improved = self._trained_episodes(command.run, None)[0]
         path = replacement or trained_on(run)
         if path is None or not path.exists():
-            raise UserError(("the data that it was trained on are not named" if path is None else
-                             f"the data that it was trained on are gone: {path}"), where=run,
+            raise UserError(missing_data(path), where=run,
                             hint="name them, or other demonstrations of the task: --data DATA")
 
         def opened(place: Path) -> Dataset:
@@ -448,14 +449,29 @@ def learns_interrupted(run: Path) -> bool:
 
 
 def trained_on(run: Path) -> Path | None:
-    """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
+    """The data that a run was trained on: those that its command names, or else those whose path it stores.
+
+    Of a run that was improved, those of the first.
+    """
     improve = improve_options_of(run)
     if improve is not None:
         return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
+    stored = read_provenance(run).get("data", {}).get("path")
+    if stored is not None and url_of(stored) is None:
+        stored = os.path.relpath(run_folder(run).resolve() / stored)
     o = train_options_of(run)
     if o is None:
-        return None
-    return _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
+        return None if stored is None else Path(stored)
+    path = _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
+    return path if path.exists() or stored is None or not Path(stored).exists() else Path(stored)
+
+
+def missing_data(path: Path | None) -> str:
+    """Says that the data of a run, of `trained_on`, are not there, and where they were looked for."""
+    if path is None:
+        return "the data that it was trained on are not named: its data had no path"
+    place = "" if path.is_absolute() else f" ({path.absolute()})"
+    return f"the data that it was trained on are gone: {path}{place}"
 
 
 def _seen_from_here(run: Path, out: Path, path: Path) -> Path:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 
 from ..audit.base import Location
 from ..core import keys, role
 from ..data.codec import CodecModule, Normalizer
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from ..evaluate.stats import clopper_pearson
 from ..execute.actor import LAST_REWARD, Actor
 from ..execute.wrappers import act_along
+from ..learn.preflight import constant_components
 from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
 from .base import Outcome, RunFinding
@@ -31,6 +33,8 @@ OFFSET = 1.0  # in scales of the data
 SKEW = 2.0  # error of the deployed actor, as a multiple of that of the plans
 TINY = 1e-3  # scale of a component, as a fraction of the others of its column
 LARGE, HUGE = 10.0, 100.0  # coded observations: worth a note, and beyond what networks bear
+DECIDED = 0.25  # fraction of the episodes beyond that of the data
+CHANCE = 0.005  # p-value of the sign test of plans of which fewer steps are executed
 WIDE = 0.3  # width of an interval of the success rate that still says something
 
 
@@ -143,6 +147,22 @@ def check_statistics(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
             ("train", "METHOD", "DATA", "--out", "RUN-2"), Location(feature=name))
 
 
+def check_constants(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
+    """Finds components that change in the data, and that the policy treats as constant.
+
+    Args:
+        training: The data that it was trained on, after the transforms of the method.
+    """
+    for part in constant_components(policy, training):
+        place = f"{part.column}[{part.name}]"
+        yield RunFinding(
+            "treated-as-constant", "fault", f"{place} is between {part.low:.3g} and {part.high:.3g} in the data, and "
+            "the policy treats it as constant, because this range is so small: "
+            + ("it never predicts another value" if role(part.column) == "action" else "it cannot see it"),
+            part.high - part.low, (0, 0), "train again, with this component in a smaller unit",
+            ("view", "make", "DATA", "--scale", f"{place}=1000", "--out", "VIEW"), Location(feature=place))
+
+
 def _is_near(scale: np.ndarray, offset: np.ndarray) -> bool:
     """Whether two statistics are those of the same numbers, up to the episodes that were left out."""
     return bool((np.abs(np.log(np.maximum(scale, 1e-9))) < 0.1).all() and (np.abs(offset) < 0.1).all())
@@ -243,8 +263,50 @@ def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[R
     """
     if 2 * outcome.successes < outcome.episodes:
         return list(findings)
-    return [replace(f, level="note") if f.code in ("underfit", "overfit")
+    return [replace(f, level="note") if f.code in ("underfit", "overfit", "averaged-ways")
             else replace(f, level="warning") if f.level == "fault" and not outcome.is_low else f for f in findings]
+
+
+def check_starts_decide(recorded: Dataset, observed: Dataset, probes: Dataset | None) -> Iterator[RunFinding]:
+    """Finds that many episodes are decided in their first step, whatever is done, and not in the data.
+
+    Args:
+        probes: Episodes with recorded actions. None for none.
+    """
+    of_data, own, others = (_decided(part) for part in (recorded, observed, probes or ()))
+    if own > DECIDED + of_data and (probes is None or others > DECIDED + of_data):
+        yield RunFinding(
+            "decided-at-the-start", "warning", f"{own:.0%} of the episodes end or succeed in the first step, and "
+            f"{of_data:.0%} of the recorded ones" + ("" if probes is None else f"; with other actions {others:.0%} do")
+            + ": what the policy does hardly matters there", own, (0, DECIDED),
+            "look at where episodes start, and at what counts as success and as the end", ("replay", "DATA", "ENV"))
+
+
+def _decided(episodes: Iterable[Episode]) -> float:
+    """Fraction of the episodes that end or succeed in the first step."""
+    decided = [len(e) == 1 or "next.success" in e.steps and bool(np.asarray(e.steps["next.success"])[0])
+               for e in episodes]
+    return float(np.mean(decided)) if decided else 0.0
+
+
+def check_chunks(successes: Sequence[bool], shorter: Sequence[bool], steps: int) -> Iterator[RunFinding]:
+    """Finds that success rises if the policy plans again after every step.
+
+    Args:
+        successes: Whether the policy succeeds, by start.
+        shorter: The same with plans of which one step is executed, from the same starts.
+        steps: Steps of a plan that it executes.
+    """
+    won, lost = (sum(a > b for a, b in zip(*pair, strict=True))
+                 for pair in ((shorter, successes), (successes, shorter)))
+    chance = scipy.stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
+    if chance < CHANCE:
+        yield RunFinding(
+            "chunk-too-long", "fault", f"the policy executes {steps} steps of each plan, and {sum(successes)} of "
+            f"{len(successes)} episodes succeed. If it plans again after every step, {sum(shorter)} of the same do",
+            steps, (1, 1), "execute fewer steps of each plan",
+            ("eval", "RUN", "ENV", "--executor", "receding-horizon", "--executor.n-action-steps", "1"),
+            Location(feature="action"))
 
 
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:

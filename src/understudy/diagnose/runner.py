@@ -21,20 +21,22 @@ from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.rollout import rollout
-from ..execute.actor import Actor
+from ..execute.actor import Actor, PolicyActor
+from ..execute.chunking import RecedingHorizon
 from ..execute.wrappers import ResidualWrapper
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import TrainedRun, has_latent_actions, training_data, without_made_episodes
 from ..learn.training_curves import TrainingCurves
 from ..learn.validation import Validation
 from ..policy import camera_sizes
-from . import cameras, fit_checks, motion, observations
+from . import cameras, fit_checks, motion, observations, ways
 from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
 EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
 REPEATED = 100  # episodes whose actions these may repeat
+SUCCEEDS = 0.8  # success rate from which plans are not tried that are made again after every step
 CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
@@ -72,6 +74,8 @@ class Observed:
         episodes: Episodes of the policy, or single observations of a robot that does not move.
         probes: Episodes with recorded actions. None for none.
         moves: Whether anything moves. A robot that is only read rests anywhere.
+        replanned: Episodes from the same starts, in which one step of each plan was executed. None for none.
+        n_action_steps: Steps of a plan that the policy executes.
     """
 
     features: Schema
@@ -79,6 +83,8 @@ class Observed:
     episodes: Dataset
     probes: Dataset | None = None
     moves: bool = True
+    replanned: Dataset | None = None
+    n_action_steps: int = 1
 
 
 def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, episodes: int, seed: int = 0) -> Observed:
@@ -94,7 +100,13 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
     if data is not None and data.features()["action"].shape == feature.shape and feature.kind == "vector" and (
             whole := list(islice((i for i, e in enumerate(data) if has_action(e).all()), REPEATED))):
         probes = rollout(RecordedActions.of(data.select(whole)), env, PROBES, tuning_seed(seed), first=episodes)
-    return Observed(env.features, env.metadata, policy_episodes, probes)
+    replanned, n_action_steps = None, 1
+    if isinstance(actor, PolicyActor) and isinstance(actor.executor, RecedingHorizon):
+        n_action_steps = actor.executor.n_action_steps
+        if n_action_steps > 1 and sum(successes := _successes(policy_episodes)) < SUCCEEDS * len(successes):
+            every_step = replace(actor, executor=replace(actor.executor, n_action_steps=1))
+            replanned = rollout(every_step, env, episodes, tuning_seed(seed))
+    return Observed(env.features, env.metadata, policy_episodes, probes, True, replanned, n_action_steps)
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,11 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)
         yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own)
-    yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
+    training = training_data(data.select(recorded.trained), method)
+    yield from fit_checks.check_statistics(policy, training)
+    yield from fit_checks.check_constants(policy, training)
+    if isinstance(method.learner, BehaviorCloning) and not method.wrapper and len(learned):
+        yield from ways.check_averaged_ways(policy, learned)
     read = {n: f for n, f in data.features().items() if n in policy.inputs}
     yield from cameras.check_still(_changes(data.select(sampled), read), {})
     if not (has_latent_actions(method) or method.wrapper or method.transforms or policy.config.window.goals):
@@ -233,6 +249,8 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
     if successes := _successes(observed.episodes):
         yield from fit_checks.check_trials(successes)
+        if observed.replanned is not None:
+            yield from fit_checks.check_chunks(successes, _successes(observed.replanned), observed.n_action_steps)
     if recorded is None:
         return
     if recorded.data.fps and observed.metadata.get("fps") and abs(
@@ -242,6 +260,7 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
             f"recorded with {recorded.data.fps:g} steps a second", ratio + 1, (0.9, 1.1),
             "act at the rate of the data, or train on a view of the data at the other rate",
             ("view", "make", "DATA", "--fps", f"{observed.metadata['fps']:g}", "--out", "VIEW"))
+    yield from fit_checks.check_starts_decide(recorded.data, observed.episodes, observed.probes)
     episodes = [*observed.episodes, *(observed.probes or ())]
     if episodes:
         yield from _compare(trained, recorded, observed, episodes, is_shifted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import re
 import signal
@@ -38,6 +39,7 @@ from ..data.column_changes import ReturnToGo
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
+from ..data.formats.remote import url_of
 from ..data.missing_actions import NoActions
 from ..data.opening.column_selection import missing_column_hint
 from ..data.opening.stream import ShardStream
@@ -313,6 +315,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, _training_data_quietly(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
+    provenance["data"]["path"] = _path_from(run.folder, data.metadata.get("path"))
     if processes.first and (held_out or method.collection is None or method.learner.compares):  # else often random
         _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
     if method.collection is not None:
@@ -793,6 +796,8 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
 def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
                     device: torch.device, processes: Processes) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
+
+    The path of the data is added by the training, relative to the folder of the run.
     """
     source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
@@ -813,6 +818,15 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
         "device": {"type": device.type, "name": kind, "threads": torch.get_num_threads(),
                    "processes": processes.count},
     }
+
+
+def _path_from(folder: Path, path: str | None) -> str | None:
+    """A path of data, relative to the folder of a run, which may be moved together with them. A URL as it is."""
+    if path is None or url_of(path) is not None:
+        return path
+    with contextlib.suppress(ValueError):  # on another drive
+        return Path(os.path.relpath(path, folder)).as_posix()
+    return str(Path(path).absolute())
 
 
 def recorded_simulators(data: Dataset) -> dict[str, list[str]]:

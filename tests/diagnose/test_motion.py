@@ -167,6 +167,7 @@ def test_actions_that_are_stored_late(steps):
     finding, = check_recorded_lag(fit_lags(shifted(steps)), {})
     assert (finding.code, finding.level, finding.value) == ("action-shift", "fault", -steps)
     assert f"{steps} step{'s' * (steps > 1)} later" in finding.message and "stored late" in finding.message
+    assert finding.command[3:5] == ("--shift", f"action={-steps}")  # to earlier rows
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, Below, Unsupported, UserError
-from .improve import missing_data, trained_on
+from .improve import trained_on
 from .parts.common import (
     Output,
     command_line,
     given_options,
     has_no_run,
     is_recorded,
+    missing_data,
     open_data,
     parse,
     progress_bar,

@@ -13,13 +13,14 @@ from tyro.conf import Positional, arg
 
 from ..core import MissingAction, UserError
 from ..serve.address import served_address
-from .improve import missing_data, trained_on
+from .improve import trained_on
 from .parts.arms import prepare_robot
 from .parts.common import (
     Output,
     command_line,
     earlier_provenances,
     has_no_run,
+    missing_data,
     open_data,
     parse,
     read_provenance,
@@ -208,9 +209,8 @@ def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
     if "METHOD" in words and (again := reseeded_command(o.run)) is not None:
         return " ".join([again[0], *words[words.index("RUN-2") + 1:]])
     env = o.env or recorded_env_of(o.run)
-    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN-2": f"{o.run}-2",
-             "RUN-dagger": f"{o.run}-dagger", "RUN": str(o.run)}
-    words = list(words)
+    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN": str(o.run), "VIEW": "view.json"}
+    words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN-") else word for word in words]
     if o.robot is not None and "ENV" in words:
         at = words.index("ENV")
         words[at:at + 1] = [*o.robot_arguments(), *(["--teleop", "TYPE"] if words[0] == "record" else [])]

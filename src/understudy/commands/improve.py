@@ -22,6 +22,7 @@ from .parts.common import (
     command_words,
     draw_screen,
     given_options,
+    missing_data,
     open_data,
     parse,
     read_options,
@@ -464,14 +465,6 @@ def trained_on(run: Path) -> Path | None:
         return None if stored is None else Path(stored)
     path = _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
     return path if path.exists() or stored is None or not Path(stored).exists() else Path(stored)
-
-
-def missing_data(path: Path | None) -> str:
-    """Says that the data of a run, of `trained_on`, are not there, and where they were looked for."""
-    if path is None:
-        return "the data that it was trained on are not named: its data had no path"
-    place = "" if path.is_absolute() else f" ({path.absolute()})"
-    return f"the data that it was trained on are gone: {path}{place}"
 
 
 def _seen_from_here(run: Path, out: Path, path: Path) -> Path:

@@ -16,11 +16,11 @@ LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 # What explains the others comes first: a policy that reads a wrong unit also leaves its data.
 ORDER = (
     "no-held-out", "missing-column", "camera-size", "image-never-changes", "cameras-swapped", "color-order",
-    "camera-differs", "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread",
-    "treated-as-constant", "action-shift", "rate-differs", "action-units", "limits-bind", "sign-flip",
-    "action-convention", "latency", "component-order", "action-scale", "calibration-drift", "wrong-checkpoint",
-    "serving-skew", "chunk-too-long", "averaged-ways", "underfit", "overfit", "start-states", "decided-at-the-start",
-    "novel-states", "success-drop", "last-action", "trials")
+    "camera-differs", "observation-units", "action-units", "constant-sensor", "wrong-statistics",
+    "relative-statistics", "tiny-spread", "treated-as-constant", "action-shift", "rate-differs", "limits-bind",
+    "sign-flip", "action-convention", "latency", "component-order", "action-scale", "calibration-drift",
+    "wrong-checkpoint", "serving-skew", "averaged-ways", "chunk-too-long", "underfit", "overfit", "start-states",
+    "decided-at-the-start", "novel-states", "success-drop", "last-action", "trials")
 
 
 @dataclass(frozen=True)

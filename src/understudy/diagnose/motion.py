@@ -144,7 +144,7 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
         + ("" if lag < 0 else f", because here the motion follows after {pluralize(usual, 'step')}" if is_certain else
            ", or the robot reacts late"), steps, (0, 0),
         "shift the actions so that each is in the row of the observation it was chosen from, and train again",
-        ("audit", "DATA"), Location(feature="action"))
+        ("view", "make", "DATA", "--shift", f"action={steps}", "--out", "VIEW"), Location(feature="action"))
 
 
 def check_motion(model: MotionModel, probes: Episodes, action_names: Sequence[str], state_names: Sequence[str]

@@ -131,11 +131,11 @@ def _chance_of_spread(own: np.ndarray, n_own: int, usual: np.ndarray, n_usual: i
 
 
 def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> np.ndarray:
-    """(D,): components that move soon in the recorded episodes, and in none of the observed ones."""
+    """(D,): components that move soon in the recorded episodes, and never in any of the observed ones."""
     def moves(episodes):
-        return np.mean([np.ptp(e[:SOON], axis=0) > 1e-6 * (1 + np.abs(e[:SOON]).max(0)) for e in episodes], axis=0)
+        return np.mean([np.ptp(e, axis=0) > 1e-6 * (1 + np.abs(e).max(0)) for e in episodes], axis=0)
     judged = [e for e in observed if len(e) >= SOON]
-    return (moves(recorded) >= MOVES) & (moves(judged) == 0) if judged else np.zeros(recorded[0].shape[1], bool)
+    return (moves([e[:SOON] for e in recorded]) >= MOVES) & (moves(judged) == 0) if judged else np.zeros(recorded[0].shape[1], bool)
 
 
 def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray], observed: Sequence[np.ndarray]

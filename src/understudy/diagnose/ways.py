@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def _is_between(plan: np.ndarray, actions: np.ndarray) -> bool:
     return bool(inside and gap > APART * np.sqrt((low.var() * n + high.var() * len(high)) / len(places)))
 
 
-def _observation_rows(policy: Policy, obs: dict[str, torch.Tensor]) -> np.ndarray:
+def _observation_rows(policy: Policy, obs: Mapping[str, torch.Tensor]) -> np.ndarray:
     """What the policy reads at the last step, (B, D), each column in the unit of its spread."""
     rows = []
     for name, values in obs.items():

@@ -17,7 +17,6 @@ from .parts.common import (
     given_options,
     has_no_run,
     is_recorded,
-    missing_data,
     open_data,
     parse,
     progress_bar,
@@ -37,6 +36,7 @@ from .parts.policies import (
     weights_digest,
     weights_path,
 )
+from .parts.run_data import missing_data
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset

@@ -20,7 +20,6 @@ from .parts.common import (
     command_line,
     earlier_provenances,
     has_no_run,
-    missing_data,
     open_data,
     parse,
     read_provenance,
@@ -35,6 +34,7 @@ from .parts.groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, 
 from .parts.options import refuse_given
 from .parts.policies import ROWS, load_actor, run_folder, tell_checkpoint
 from .parts.robot_options import RobotOptions
+from .parts.run_data import missing_data
 
 if TYPE_CHECKING:
     from ..diagnose.base import RunDiagnosis

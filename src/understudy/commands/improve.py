@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import UserError
-from ..data.formats.remote import url_of
 from ..files import whole_folder
 from .parts.common import (
     Output,
@@ -22,7 +20,6 @@ from .parts.common import (
     command_words,
     draw_screen,
     given_options,
-    missing_data,
     open_data,
     parse,
     read_options,
@@ -47,6 +44,7 @@ from .parts.improve_robot import (
 from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
 from .parts.policies import run_folder
+from .parts.run_data import missing_data, stored_path
 from .train import TrainOptions, train_options_of
 
 if TYPE_CHECKING:
@@ -457,14 +455,11 @@ def trained_on(run: Path) -> Path | None:
     improve = improve_options_of(run)
     if improve is not None:
         return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
-    stored = read_provenance(run).get("data", {}).get("path")
-    if stored is not None and url_of(stored) is None:
-        stored = os.path.relpath(run_folder(run).resolve() / stored)
-    o = train_options_of(run)
+    stored, o = stored_path(run), train_options_of(run)
     if o is None:
-        return None if stored is None else Path(stored)
+        return stored
     path = _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
-    return path if path.exists() or stored is None or not Path(stored).exists() else Path(stored)
+    return path if path.exists() or stored is None or not stored.exists() else stored
 
 
 def _seen_from_here(run: Path, out: Path, path: Path) -> Path:

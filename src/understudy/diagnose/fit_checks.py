@@ -297,9 +297,9 @@ def check_chunks(successes: Sequence[bool], shorter: Sequence[bool], steps: int)
         shorter: The same with plans of which one step is executed, from the same starts.
         steps: Steps of a plan that it executes.
     """
-    won, lost = (sum(a > b for a, b in zip(*pair, strict=True))
+    gains, losses = (sum(a > b for a, b in zip(*pair, strict=True))
                  for pair in ((shorter, successes), (successes, shorter)))
-    chance = scipy.stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
+    chance = scipy.stats.binomtest(gains, gains + losses, alternative="greater").pvalue if gains + losses else 1.0
     if chance < CHANCE:
         yield RunFinding(
             "chunk-too-long", "fault", f"the policy executes {steps} steps of each plan, and {sum(successes)} of "

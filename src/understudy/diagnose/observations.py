@@ -135,7 +135,9 @@ def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) ->
     def moves(episodes):
         return np.mean([np.ptp(e, axis=0) > 1e-6 * (1 + np.abs(e).max(0)) for e in episodes], axis=0)
     judged = [e for e in observed if len(e) >= SOON]
-    return (moves([e[:SOON] for e in recorded]) >= MOVES) & (moves(judged) == 0) if judged else np.zeros(recorded[0].shape[1], bool)
+    if not judged:
+        return np.zeros(recorded[0].shape[1], bool)
+    return (moves([e[:SOON] for e in recorded]) >= MOVES) & (moves(judged) == 0)
 
 
 def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray], observed: Sequence[np.ndarray]

@@ -49,9 +49,9 @@ def check_averaged_ways(policy: Policy, data: Dataset) -> Iterator[RunFinding]:
     plans = policy.plan(obs, noise).flatten(1).double().cpu().numpy() / scale
     distances, neighbors = cKDTree(points).query(points[asked], NEIGHBORS)
     random = float(np.median(np.linalg.norm(points[asked] - points[np.roll(asked, len(asked) // 2)], axis=1)))
-    near = distances[:, -1] < NEAR * random
+    is_near = distances[:, -1] < NEAR * random
     is_between = np.array([_is_between(plan, chunks[row] / scale) for plan, row in zip(plans, neighbors, strict=True)])
-    share = float(np.mean(near & is_between))
+    share = float(np.mean(is_near & is_between))
     if share > AVERAGED:
         yield RunFinding(
             "averaged-ways", "fault", f"for {share:.0%} of the recorded observations, the demonstrations act in "

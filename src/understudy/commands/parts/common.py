@@ -285,14 +285,6 @@ def recorded_data_of(run: Path) -> dict[str, Any]:
     return {**metadata, "robot_type": metadata.get("robot")}
 
 
-def missing_data(path: Path | None) -> str:
-    """Says that the data of a run, of `trained_on`, are not there, and where they were looked for."""
-    if path is None:
-        return "the data that it was trained on are not named: its data had no path"
-    place = "" if path.is_absolute() else f" ({path.absolute()})"
-    return f"the data that it was trained on are gone: {path}{place}"
-
-
 def draw_screen(text: str) -> None:
     """Draws a text in place of all that a terminal shows, on standard error, without flicker."""
     print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n\x1b[J", flush=True, file=sys.stderr)

@@ -6,12 +6,14 @@ Errors inside such code are told with the user's file and line, so that they are
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -104,6 +106,19 @@ def refuse_python_file(name: str, command: str) -> None:
     names = f"; it has {', '.join(functions)}" if len(functions) > 1 else ""
     raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=name,
                     hint=f"{command} {module}:{function} --trust {module.partition('.')[0]}{elsewhere}")
+
+
+def user_code_digest() -> str:
+    """SHA-256 of the files of the user's code that have been imported, in hexadecimal digits.
+
+    It tells whether a result may differ because the user has changed an environment or a part of a method.
+    """
+    modules = [getattr(module, "__file__", None) for module in [*sys.modules.values()]]
+    digest = hashlib.sha256()
+    for file in sorted({file for file in modules if file and _is_user_file(file)}):
+        with suppress(OSError):  # a module in an archive
+            digest.update(f"{file}\n".encode() + Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def describe_place(function: Callable) -> str:

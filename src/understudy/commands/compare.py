@@ -25,6 +25,7 @@ from .parts.common import (
     unused_path,
 )
 from .parts.groups import RolloutOptions, StepCount, command_options
+from .parts.kept_episodes import KeptEpisodes
 from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
@@ -171,10 +172,10 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     if acting:
         assert o.env is not None
         refuse_unused_conditions(acting, asked)
-        with closing(make(o.env, min(o.rows, episodes), o.trust)) as env:
+        with closing(make(o.env, min(o.rows, episodes), o.trust)) as env, KeptEpisodes() as kept:
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
-                evaluations[run] = evaluate_run(run, env, asked, save, o.env)
+                evaluations[run] = evaluate_run(run, env, asked, save, o.env, kept)
     named = {run: evaluations[run] for run in runs}  # in the order of the user
     return {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes]) for run, e in named.items()}
 

@@ -37,6 +37,7 @@ from .parts.common import (
 from .parts.conditions import example_evaluation, is_judge, return_discount
 from .parts.eval_options import EvalOptions
 from .parts.interactive import run_interactive
+from .parts.kept_episodes import KeptEpisodes
 from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import (
@@ -199,11 +200,11 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
     from ..evaluate.evaluation import with_common_success
 
     assert o.target is not None and o.episodes is not None
-    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
-        evaluation = evaluate_run(o.run, env, o, o.save, o.target,
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env, KeptEpisodes() as kept:
+        evaluation = evaluate_run(o.run, env, o, o.save, o.target, kept,
                                   None if detector is None else doubt_source(
                                       o.run, detector.method.score, detector.demonstrations))
-        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
+        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target, kept)
         if other is not None:
             (evaluation,), (other,) = with_common_success([[evaluation], [other]])
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import batch_rows, progress_bar, trained_rate, warn_simulator_mismatch
+from .kept_episodes import KeptEpisodes
 from .policies import DoubtSource, load_actor, record_doubt, tell_untrained_episodes
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, name: str, doubt: DoubtSource | None = None
+    run: Path, env, o: RolloutOptions, save_path: Path | None, name: str, kept: KeptEpisodes,
+    doubt: DoubtSource | None = None
 ) -> Evaluation:
     """Evaluates a run in an environment on numbered starts.
 
     Args:
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
+        kept: Keeps finished episodes that are not recorded, in case of an interruption.
         doubt: What the policy also records as its doubt at each step, or None.
     """
     from ...evaluate.env_checks import warn_of_early_ends, warn_unless_repeatable
@@ -44,7 +47,8 @@ def evaluate_run(
         def watch(number, episode):
             progress()
         if save_path is None:
-            data = crew.rollout(o.episodes, o.seed, watch=watch)
+            policy = {"by": by, "device": o.device, "doubt": None if doubt is None else repr(doubt)}
+            data = kept.rollout(crew, env, o.episodes, o.seed, policy, watch)
         else:
             data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
                                    fps=trained_rate(run))[:o.episodes]

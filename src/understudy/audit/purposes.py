@@ -15,8 +15,9 @@ from .base import AuditReport
 OUTLIER = 3.5  # robust deviations from the median, as Iglewicz and Hoaglin (1993) recommend
 MAX_FRACTION = 0.2  # of the episodes; more of them are not unlike the others
 MIN_EPISODES = 8  # with fewer, none is unlike the others
-_LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "success-disagrees", "success-reward", "task-missing",
-                "task-unknown")
+# Codes of findings that are corrected without leaving an episode out.
+_LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "resets", "sign-flips", "success-disagrees",
+                "success-reward", "task-missing", "task-unknown")
 
 
 @dataclass(frozen=True)

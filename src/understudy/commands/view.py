@@ -63,7 +63,7 @@ class ViewOptions(JsonOption):
     "subtask", where a segment is as long as the text stays the same"""
     cut: Annotated[TextOptions, arg(metavar="ROWS")] = ()
     """cut episodes into pieces: every=57, at each 57th row; at=57,114, at these rows; 3=57,114, episode 3 alone at
-    these rows. Each row is the first of a new piece"""
+    these rows; resets, where the audit finds that another rollout begins. Each row is the first of a new piece"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
     """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
     shift: Annotated[TextOptions, arg(metavar="COLUMN=STEPS")] = ()
@@ -161,7 +161,23 @@ def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
     if not isinstance(operation, Resample) or not len(before):
         return []
     return [f"{f.message} ({f.remedy})" for f in check_timestamps(before)
-            if f.code in ("fps-disagrees", "timestamps-unit")]
+            if f.code in ("fps-disagrees", "timestamps-unit")] + (
+        _unnamed_angles(before) if operation.rule == "linear" else [])
+
+
+def _unnamed_angles(data: Dataset) -> list[str]:
+    """Warnings about components that are interpolated as numbers although they jump like angles."""
+    from ..core import role
+    from ..data.resampling import unnamed_turns
+
+    doubts = {}
+    for name in (n for n, f in data.features().items() if role(n) in ("observation", "action") and f.kind == "vector"):
+        for e, episode in enumerate(data):
+            for i in unnamed_turns(name, episode.features()[name], episode.steps[name]):
+                doubts.setdefault((name, i), f"component {i} of {name} jumps by almost a full turn in episode {e}, and "
+                                  "is interpolated as a number (if it is an angle, give it a name such as yaw or the "
+                                  "unit rad or deg where it is recorded, or use --rule nearest)")
+    return list(doubts.values())
 
 
 def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Operation]]:
@@ -191,9 +207,23 @@ def _cut_segments(field: str) -> Operation:
     return CutSegments() if field == SEGMENTS else CutSegments(ColumnSegments(field))
 
 
-def _parse_cuts(texts: tuple[str, ...]) -> Operation:
+def _cut_at_resets(data: Dataset) -> Operation:
+    from ..audit.continuity import find_resets
     from ..data.segments import Cut
 
+    resets = find_resets(data)
+    if not resets:
+        raise UserError("the audit finds no row at which another rollout begins", where="--cut resets",
+                        hint="name the rows: --cut every=57, or --cut at=57,114")
+    return Cut(tuple(row for rows in resets.values() for row in rows),
+               tuple(e for e, rows in resets.items() for _ in rows))
+
+
+def _parse_cuts(texts: tuple[str, ...]) -> Operation | Callable[[Dataset], Operation]:
+    from ..data.segments import Cut
+
+    if texts == ("resets",):
+        return _cut_at_resets
     pairs: list[tuple[str, tuple[int, ...]]] = []
     for text in texts:
         key, rows = split_pair("--cut", text, "every=57")

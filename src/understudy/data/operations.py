@@ -374,7 +374,8 @@ class Resample(Operation):
     Args:
         rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
             row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
-            that are floating-point numbers, and ``"last"`` for all other columns. It is wrong for rotations.
+            that are floating-point numbers, and ``"last"`` for all other columns. Quaternions and angles that are known
+            as such take the shortest way: see `resampling.find_rotations`.
     """
 
     fps: float

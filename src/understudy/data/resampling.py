@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,7 +29,8 @@ class ResampledSource(WrapperSource):
 
     def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str, path: str):
         dtypes = {n: dtype for n, f in inner.schema.items() if (dtype := _resampled_dtype(n, f)) != f.dtype}
-        super().__init__(inner, old, fps, rule, *([dtypes] if dtypes else []))
+        super().__init__(inner, old, fps, rule, *([dtypes] if dtypes else []),
+                         *(["rotations"] if rule == "linear" else []))  # older versions mixed their numbers
         self.schema = {n: replace(f, dtype=dtypes[n], kind="vector", num_classes=None) if n in dtypes else f
                        for n, f in inner.schema.items()}
         self._old, self._fps, self._rule, self._path = old, fps, rule, path
@@ -99,7 +102,7 @@ class ResampledSource(WrapperSource):
             if name == _SUCCESS:
                 resampled |= column[last]
         elif self._rule == "linear" and role(name) in ("observation", "action") and column.dtype.kind == "f":
-            resampled = _interpolate(column, last, at, times)
+            resampled = _interpolate(column, last, at, times, find_rotations(name, self.schema[name], column))
         else:
             resampled = column[self._source_rows(episode)]
         ends = column[n:n + 1] if name != _TIMESTAMP else np.full_like(column[n:n + 1], len(at) / self._fps)
@@ -151,10 +154,135 @@ def _check_gaps(times: np.ndarray, gaps: np.ndarray, dtype: np.dtype, fps: float
                         hint=f"correct the time, or leave the episode out. {_DROP_TIMES}")
 
 
-def _interpolate(column, last, at, times):
+def _interpolate(column, last, at, times, rotations: Rotations):
     after = np.minimum(last + 1, len(column) - 1)
     gap = times[after] - times[last]
     share = np.clip(np.divide(at - times[last], gap, out=np.zeros_like(at), where=gap > 0), 0, 1)
+    mixed = interpolate_rows(column[last], column[after], share, rotations)
     share = share.reshape(-1, *(1,) * (column.ndim - 1))
-    mixed = (column[last] * (1 - share) + column[after] * share).astype(column.dtype)
     return np.where(share == 0, column[last], mixed)  # a NaN in the next row has no effect
+
+
+# -- rotations ---------------------------------------------------------------------------------------------------------
+
+_QUATERNION = re.compile(r"(.*?(?:^|[^a-z]))(q|quat|quaternion|orientation|rotation|rot|orn|ori)[^a-z0-9]*([wxyz])")
+_NUMBERED_QUATERNION = re.compile(r"(.*)(quat|quaternion)[^a-z0-9]*([0-3])")
+_ANGLES = {"yaw", "pitch", "roll", "heading", "theta", "phi", "psi", "azimuth", "bearing", "angle", "euler", "rpy",
+           "rx", "ry", "rz"}
+_NO_ANGLES = {"vel", "velocity", "velocities", "rate", "speed", "dot", "delta", "d", "sin", "cos", "acc", "omega",
+              "torque", "effort"}
+_TOLERANCE = 1e-3  # of the norm of a quaternion
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Which components of a column are rotations.
+
+    Attributes:
+        quaternions: Components of each quaternion, which may lack axes about which nothing turns.
+        angles: The full turn of each angle (2 pi, or 360), by its component.
+        lowest: The smallest angle: 0, or half a turn below it.
+    """
+
+    quaternions: tuple[tuple[int, ...], ...] = ()
+    angles: Mapping[int, float] = field(default_factory=dict)
+    lowest: Mapping[int, float] = field(default_factory=dict)
+
+
+def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations:
+    """Finds quaternions and angles by their names, units and norms.
+
+    Names such as "qx" or "orientation.w" belong to a quaternion, and so do any four neighbors whose norm is 1 at every
+    row. Names such as "yaw", and the units deg and rad, belong to angles.
+
+    Args:
+        name: Name of the column.
+        values: Rows of the column, (rows, *shape).
+    """
+    if len(feature.shape) > 1 or not len(values) or values.dtype.kind not in "fiu":
+        return Rotations()
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    names = [n.lower() for n in feature.names or ()] or [""] * flat.shape[1]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, text in enumerate(names):
+        if match := _QUATERNION.fullmatch(text) or _NUMBERED_QUATERNION.fullmatch(text):
+            groups.setdefault(match.groups()[:2], []).append(i)
+    quaternions = [tuple(g) for g in groups.values() if 1 < len(g) <= 4 and any(names[i][-1] in "w3" for i in g)]
+    taken = {i for g in quaternions for i in g}
+    unit_norm = np.abs(np.sqrt(np.square(sliding_windows(flat)).sum(2)) - 1) < _TOLERANCE
+    for i in np.flatnonzero(unit_norm.all(0)).tolist():
+        some = flat[:, i:i + 4]
+        if not taken & set(range(i, i + 4)) and not np.isin(some, (-1, 0, 1)).all():  # a class is no rotation
+            quaternions.append(tuple(range(i, i + 4)))
+            taken |= set(range(i, i + 4))
+    angles = {i: turn for i in range(flat.shape[1]) if i not in taken
+              and (turn := _full_turn(f"{name} {names[i]}", names[i], feature.unit, flat[:, i])) is not None}
+    return Rotations(tuple(quaternions), angles,
+                     {i: -turn / 2 if (flat[:, i] < 0).any() else 0.0 for i, turn in angles.items()})
+
+
+def sliding_windows(flat: np.ndarray) -> np.ndarray:
+    """(T, D) -> (T, D - 3, 4): four neighbors each."""
+    if flat.shape[1] < 4:
+        return np.zeros((len(flat), 0, 4))
+    return np.lib.stride_tricks.sliding_window_view(flat, 4, axis=1)
+
+
+def _full_turn(label: str, component: str, unit: str | None, values: np.ndarray) -> float | None:
+    """The full turn of an angle, in its unit. None if nothing says that it is an angle."""
+    tokens = set(re.split(r"[^a-z]+", label.lower()))
+    unit = (unit or "").lower()
+    has_unit = unit.startswith(("deg", "rad")) and not (
+        component and component.split(".")[0] in unit.partition(" (")[2])
+    if tokens & _NO_ANGLES or not (has_unit or tokens & _ANGLES):
+        return None
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+    turn = 360.0 if unit.startswith("deg") or largest > 2 * np.pi + 0.01 else 2 * np.pi
+    return turn if largest <= turn * 1.001 else None  # a larger angle counts its turns
+
+
+def interpolate_rows(low: np.ndarray, high: np.ndarray, share: np.ndarray, rotations: Rotations) -> np.ndarray:
+    """Interpolates between rows: rotations on the shortest way, and all other components linearly.
+
+    Args:
+        low: Rows before, (T, *shape).
+        high: Rows after, (T, *shape).
+        share: From 0, the row before, to 1, the row after, (T,).
+    """
+    a, b = (np.asarray(rows, np.float64).reshape(len(rows), -1) for rows in (low, high))
+    share = share[:, None]
+    mixed = a * (1 - share) + b * share
+    for components in rotations.quaternions:
+        mixed[:, components] = _slerp(a[:, components], b[:, components], share)
+    for i, turn in rotations.angles.items():
+        gap = b[:, i] - a[:, i]
+        wraps = np.abs(gap) > turn / 2
+        angle = a[:, i] + share[:, 0] * (gap - turn * np.sign(gap))
+        mixed[wraps, i] = (angle[wraps] - rotations.lowest[i]) % turn + rotations.lowest[i]
+    return mixed.reshape(low.shape).astype(low.dtype)
+
+
+def _slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Interpolates between quaternions, (T, n), on the shortest way: q and -q are the same rotation."""
+    b = np.where((a * b).sum(1, keepdims=True) < 0, -b, b)
+    sizes = [np.linalg.norm(q, axis=1, keepdims=True) for q in (a, b)]
+    has_size = np.minimum(*sizes) > 0
+    unit_a, unit_b = (q / np.where(has_size, size, 1) for q, size in zip((a, b), sizes, strict=True))
+    angle = np.arccos(np.clip((unit_a * unit_b).sum(1, keepdims=True), -1, 1))
+    is_wide = angle > 1e-6
+    sine = np.where(is_wide, np.sin(angle), 1)
+    weights = [np.where(is_wide, np.sin(s * angle) / sine, s) for s in (1 - share, share)]
+    direction = weights[0] * unit_a + weights[1] * unit_b
+    return np.where(has_size, direction * ((1 - share) * sizes[0] + share * sizes[1]), a * (1 - share) + b * share)
+
+
+def unnamed_turns(name: str, feature: Feature, values: np.ndarray) -> list[int]:
+    """Components that jump by almost a full turn like angles, although nothing says that they are angles."""
+    if len(feature.shape) != 1 or len(values) < 2:
+        return []
+    rotations, flat = find_rotations(name, feature, values), np.asarray(values, np.float64)
+    jump, size = np.abs(np.diff(flat, axis=0)).max(0), np.abs(flat).max(0)
+    is_turn = [(size <= largest * 1.001) & (jump > 0.8 * turn) & (jump <= turn * 1.001)
+               for turn in (2 * np.pi, 360.0) for largest in (turn / 2, turn)]
+    others = {i for g in rotations.quaternions for i in g} | set(rotations.angles)
+    return [i for i in np.flatnonzero(np.any(is_turn, 0)).tolist() if i not in others]

@@ -18,6 +18,7 @@ from ....core import Feature, UserError, role
 from ....hints import command_line
 from ... import cache
 from ...episode import ColumnSource, Dataset
+from ...resampling import find_rotations, interpolate_rows
 from ..parts.key_map import MisreadingWarning, metadata
 from . import message_logs as streams
 from . import topic_mapping as maps
@@ -494,8 +495,9 @@ class BagSource(ColumnSource):
             return low
         stamps = np.asarray(joined.scan.stamps[c.topic])
         span = (stamps[above] - stamps[below]).clip(1)
-        fraction = ((joined.ticks[rows] - stamps[below]) / span).reshape(-1, *[1] * len(feature.shape))
-        return (low + fraction * (values[above].astype(np.float64) - low)).astype(feature.dtype)
+        rotations = find_rotations(name, feature, values)
+        return interpolate_rows(low, values[above], (joined.ticks[rows] - stamps[below]) / span, rotations).astype(
+            feature.dtype)
 
     def frames(self, name, episode):
         """Yields the images of a camera in the order of their messages.

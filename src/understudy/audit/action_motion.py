@@ -15,7 +15,7 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
-from .base import Finding, Location, component_names, finding_of_episodes, is_numeric
+from .base import Finding, Location, component_names, correction_command, finding_of_episodes, is_numeric
 from .compatibility import unit_of_ratio
 from .motion import (
     LAGGED_STEPS,
@@ -141,6 +141,7 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
         return
     best, clear = best_lag(fits)
     explained = {lag: 1 - fit.unexplained for lag, fit in fits.items()}
+    correction = ("--shift", f"action={best}")
     if best < 0 and (clear or best < -1 and explained[best] > max(0.1, 1.15 * explained[0])):
         yield Finding(
             "action-lag",
@@ -148,8 +149,10 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
             f"the motion of a step is explained best by the action "
             f"{pluralize(-best, 'step')} later ({explained[best]:.0%} of what the state leaves open, "
             f"{explained[0]:.0%} by its own action): the actions are stored late, or are what was reached",
-            "shift the actions, so that each is in the row of the observation it was chosen from",
+            "shift the actions, so that each is in the row of the observation it was chosen from: "
+            + correction_command(data, correction),
             Location(feature="action"),
+            correction=correction,
         )
     elif best > 0 and clear:
         yield Finding(
@@ -201,13 +204,15 @@ class CameraLag:
         best = min(missed, key=missed.__getitem__)
         plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
         if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(unexplained[best] < unexplained[0]) > 0.8:
+            correction = ("--shift", f"{self.name}={-best}")
             then, stored = ("before", "late") if best > 0 else ("after", "early")
             yield Finding("camera-lag", "note" if best == 2 else "warning",  # many cameras have a delay of two frames
                           f"{self.name}: the image changes as the state does {abs(best)} steps {then} (which "
                           f"explains {1 - missed[best]:.0%} of its change, the state of the same row "
                           f"{1 - missed[0]:.0%}): the images are stored {stored}",
-                          "shift them, so that images and states of the same time are in the same row",
-                          Location(feature=self.name))
+                          "shift them, so that images and states of the same time are in the same row: "
+                          + correction_command(self.data, correction),
+                          Location(feature=self.name), correction=correction)
 
     def _unexplained(self, k: int | None) -> np.ndarray:
         """(E,) squares of image changes that the state changes k steps earlier do not explain. None: of all changes."""

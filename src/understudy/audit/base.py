@@ -16,7 +16,7 @@ from ..data.corrections import Component, Reorder, Scale, Shift, Swap
 from ..data.episode import Dataset
 from ..data.formats.parts.column_names import format_list
 from ..data.operations import Operation
-from ..hints import pluralize
+from ..hints import command_line, pluralize
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def view_options(operations: Iterable[Operation]) -> tuple[str, ...]:
             by = "" if isinstance(one, Swap) else one.by if isinstance(one.by, str) else f"{one.by:.17g}"
             options += ["--swap", part] if not by else ["--sign", part] if by == "-1" else ["--scale", f"{part}={by}"]
     return tuple(options)
+
+
+def correction_command(data: Dataset, correction: Sequence[str]) -> str:
+    """The command that makes a view of the data with these options."""
+    return f"{command_line('view', 'make', data.metadata.get('path', 'DATA'), *correction, '--out')} VIEW"
 
 
 def component_labels(feature: Feature, numbers: Iterable[int]) -> tuple[Component, ...]:

@@ -26,9 +26,17 @@ from ..data.image_layout import image_layout_problem
 from ..data.resampling import LONG_STEP
 from ..data.running_statistics import is_constant, unlearned_components
 from ..data.sources import camera_names
-from ..hints import command_line, pluralize
+from ..hints import pluralize
 from . import action_motion, continuity, label_checks, lerobot_checks
-from .base import Finding, Location, component_names, finding_from_error, finding_of_episodes, is_numeric
+from .base import (
+    Finding,
+    Location,
+    component_names,
+    correction_command,
+    finding_from_error,
+    finding_of_episodes,
+    is_numeric,
+)
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
@@ -142,7 +150,7 @@ def _unended_episodes(data, flags) -> list[int] | None:
 def check_episode_ends(data: Dataset) -> Iterator[Finding]:
     """Finds episodes that do not end exactly once, at their last step."""
     flags = [n for n in ("next.terminated", "next.truncated") if n in data[0].steps]
-    cut = command_line("view", "make", data.metadata.get("path", "DATA"), "--cut", "resets", "--out")
+    cut = correction_command(data, ("--cut", "resets"))
     unended = _unended_episodes(data, flags)
     missing = unended or []
     for e, episode in enumerate(data) if unended is None else ():
@@ -152,7 +160,7 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
             if values[:-1].any():
                 step = int(np.argmax(values))
                 yield Finding("end-inside", "error", f"{name} is True at step {step}, but the last step is "
-                              f"{len(values) - 1}", f"split the episode there ({cut} VIEW), or correct the flag",
+                              f"{len(values) - 1}", f"split the episode there ({cut}), or correct the flag",
                               Location(None, e, step, name))
                 return
             last |= bool(values[-1:].any())

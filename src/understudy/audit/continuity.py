@@ -10,8 +10,8 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from ..data.formats.parts.column_names import format_list
 from ..data.resampling import find_rotations
-from ..hints import command_line, pluralize
-from .base import Finding, Location, component_names
+from ..hints import pluralize
+from .base import Finding, Location, component_names, correction_command
 
 _WIDEST, _FIT_STEPS = 160, 50_000  # components of states and actions, and steps, from which a model is fitted
 _USUAL = 0.8  # quantile of the errors: more than this fraction of the steps continue the same rollout
@@ -44,10 +44,9 @@ def check_resets(data: Dataset) -> Iterator[Finding]:
         resets.setdefault(e, []).append(t)
     first, rows = next(iter(resets.items()))
     correction = ("--cut", *_cuts(resets, data))
-    command = command_line("view", "make", data.metadata.get("path", "DATA"), *correction, "--out")
     yield Finding("resets", "warning", f"the state jumps at {pluralize(len(jumps), 'row')} of "
                   f"{pluralize(len(resets), 'episode')}, as if another rollout began there: in episode {first}, at "
-                  f"{format_list(rows)}", f"cut the episodes there: {command} VIEW",
+                  f"{format_list(rows)}", f"cut the episodes there: {correction_command(data, correction)}",
                   Location(episode=first, step=rows[0]), tuple(resets), correction)
 
 
@@ -105,13 +104,14 @@ def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[in
         weights = np.linalg.lstsq(x[chosen], d[chosen], rcond=1e-9)[0]
         error = np.abs(d - x @ weights)
         scale = np.quantile(error, _USUAL, axis=0) + floor
-        size = _typical(error / scale)
+        size = np.square(error / scale).mean(1)
         chosen = size <= np.quantile(size, _USUAL)
     sizes: list[tuple[float, int, int]] = []
     for e, episode in enumerate(data):
         x, d = _changes(episode, states, actions, with_last_change)
-        size = _typical(np.abs(d[:, moving] - x @ weights) / scale)
-        sizes += [(float(size[t]), e, int(t) + 1) for t in np.flatnonzero(size > _JUMP / _GAP)]
+        size = _joint_size(np.abs(d[:, moving] - x @ weights) / scale)
+        first = len(episode) - len(size)  # row that the first change leads to
+        sizes += [(float(size[t]), e, int(t) + first) for t in np.flatnonzero(size > _JUMP / _GAP)]
     sizes.sort(reverse=True)
     values = np.array([size for size, _, _ in sizes] + [_JUMP / _GAP])
     apart = np.flatnonzero((values[:-1] >= _JUMP) & (values[:-1] > _GAP * values[1:]))
@@ -119,9 +119,10 @@ def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[in
     return sorted((e, t) for _, e, t in sizes[:n]) if n <= (1 - _USUAL) * data.lengths.sum() else []
 
 
-def _typical(size: np.ndarray) -> np.ndarray:
-    """(T, D) -> (T,): at least half of the components are as large."""
-    return np.sort(size, 1)[:, size.shape[1] // 2 if size.shape[1] % 2 else size.shape[1] // 2 - 1]
+def _joint_size(size: np.ndarray) -> np.ndarray:
+    """(T, D) -> (T,): root mean square of the errors. 0 where not more than half of the components are unusual."""
+    typical = np.sort(size, 1)[:, (size.shape[1] - 1) // 2]
+    return np.where(typical > _GAP, np.sqrt(np.square(size).mean(1)), 0)
 
 
 def _changes(episode: Episode, states: list[str], actions: list[str],
@@ -131,8 +132,8 @@ def _changes(episode: Episode, states: list[str], actions: list[str],
     d = np.diff(s, axis=0)
     wraps = (np.abs(d) > np.pi) & (np.abs(s).max(0, initial=0) <= 2 * np.pi + 1e-3)
     d = np.where(wraps, d - 2 * np.pi * np.sign(d), d)
-    last = np.concatenate([d[:1], d[:-1]]) if with_last_change else np.zeros((len(d), 0))
-    return np.concatenate([np.ones((len(d), 1)), s[:-1], a[:len(d)], last], 1), d
+    last, first = (d[:-1], 1) if with_last_change else (np.zeros((len(d), 0)), 0)
+    return np.concatenate([np.ones((len(d) - first, 1)), s[first:-1], a[first:len(d)], last], 1), d[first:]
 
 
 def check_rotations(data: Dataset) -> Iterator[Finding]:

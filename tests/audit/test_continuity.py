@@ -26,7 +26,7 @@ def rollout(start, n):
 
 def joined(lengths, actions="changes", seed=0, noise=0.0) -> Episode:
     """An episode of rollouts of sines, each with another phase."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     states = [rollout(1.7 * k + seed, n) + noise * rng.normal(size=(n, 3)).astype(np.float32)
               for k, n in enumerate(lengths)]
     targets = [np.concatenate([s[1:], s[-1:]]) for s in states]
@@ -58,6 +58,15 @@ def test_no_reset_is_found_in_single_rollouts():
     flags = (np.arange(100) // 25 % 2).astype(np.float32)  # a gripper that opens and closes is no reset
     walks = [Episode({STATE: np.concatenate([np.cumsum(m, 0), flags[:, None]], 1), ACTION: m}, {}, 100) for m in moves]
     assert not find_resets(Dataset(walks))
+
+
+def test_an_event_of_the_task_is_no_reset():
+    """All components jump once in each episode, far from where episodes start."""
+    def episode(k):
+        e = joined([60], seed=0.01 * k)
+        return e.replace({STATE: e.steps[STATE] + 5 * (np.arange(60) >= 20 + k)[:, None]})
+    assert not find_resets(Dataset([episode(k) for k in range(8)]))
+    assert len(find_resets(Dataset([joined([20 + k, 60], seed=k) for k in range(8)]))) == 8
 
 
 def test_ends_inside_an_episode_are_resets():

@@ -77,10 +77,28 @@ def _jumps(data: Dataset) -> list[tuple[int, int]]:
     the row after a jump, which therefore counts with the jump.
     """
     jumps = _unexplained_changes(data, with_last_change=False)
-    if len(jumps) > 1:
-        return jumps
-    jumps = _unexplained_changes(data, with_last_change=True)
-    return [(e, t) for e, t in jumps if (e, t - 1) not in jumps]
+    if len(jumps) < 2:
+        jumps = _unexplained_changes(data, with_last_change=True)
+        jumps = [(e, t) for e, t in jumps if (e, t - 1) not in jumps]
+    return jumps if _are_starts(data, jumps) else []
+
+
+def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:
+    """Whether the states after the jumps are like those at the starts of episodes, and not an event of the task.
+
+    With fewer than five episodes, too few starts are known, and several jumps in an episode are enough.
+    """
+    if len(data) < 5:
+        return len(jumps) > len({e for e, _ in jumps})
+    columns = [n for n, f in data[0].features().items() if role(n) == "observation" and f.kind == "vector" and f.size]
+    starts = np.stack([concat_columns(episode, columns)[0] for episode in data])
+    after = np.array([concat_columns(data[e], columns)[t] for e, t in jumps]).reshape(-1, starts.shape[1])
+    some = [concat_columns(data[e], columns) for e in range(0, len(data), 1 + len(data) // 50)]
+    spread = np.std(np.concatenate(some), 0)
+    starts, after = (rows / np.where(spread > 0, spread, np.inf) for rows in (starts, after))
+    between = np.linalg.norm(starts[:, None] - starts, axis=2) + np.diag(np.full(len(starts), np.inf))
+    distance = np.linalg.norm(after[:, None] - starts, axis=2).min(1)
+    return bool(np.median(distance) <= 3 * np.median(between.min(1)) + 0.1)
 
 
 def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[int, int]]:

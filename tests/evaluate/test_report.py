@@ -121,6 +121,12 @@ def test_no_number_is_a_negative_zero(tmp_path):
     assert "−0" not in page.text.replace("−1e−09", "")
 
 
+def test_a_column_without_any_text_is_left_out():
+    table = Table(("", "kept", "dropped after"), (("a", 1.0, ""), ("b", "", "")))
+    assert "dropped after" not in table.html() and "kept" in table.html() and table.html().count("<td") == 4
+    assert "dropped after" in Table(table.header, ()).html()
+
+
 def test_a_report_is_written_whole_or_not_at_all(runs, tmp_path):
     write_report(tmp_path / "r.html", runs=runs)
     before = (tmp_path / "r.html").read_text()

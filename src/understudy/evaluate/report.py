@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
@@ -79,16 +81,22 @@ details[open]>summary{margin-bottom:18px} details .row{gap:18px 44px;margin:0}
  details h3{font-size:14px;font-weight:560}
 code,pre{font-family:ui-monospace,"SF Mono",SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:14px}
 .commands{list-style:none;margin:0;padding:0}
-.commands li{margin:0 0 12px} .commands pre{margin:0;background:var(--panel);border:1px solid var(--line);
+.commands li{margin:0 0 12px;display:grid;grid-template-columns:minmax(0,1fr) auto;gap:4px 8px;align-items:start}
+.commands span{grid-column:1/-1;color:var(--soft);font-size:14px} .commands button{font:inherit;font-size:13px;
+ padding:12px;min-width:72px;border-radius:9px;color:var(--soft);background:var(--paper);border:1px solid var(--line)}
+.commands button:hover,.commands button:focus-visible{color:var(--ink);border-color:var(--edge)}
+.commands pre{margin:0;background:var(--panel);border:1px solid var(--line);
  border-radius:9px;padding:11px 15px;white-space:pre-wrap;overflow-wrap:anywhere}
-.commands span{display:block;color:var(--soft);font-size:14px;margin:0 0 4px}
 footer{color:var(--soft);font-size:13px;margin-top:56px;padding-top:16px;padding-bottom:40px}
 footer p{max-width:none}
 @media (max-width:560px){main,header,footer{padding-left:16px;padding-right:16px}header{padding-top:26px}
  h1{font-size:26px}.verdict{padding:18px 18px 14px}.verdict .head{font-size:20px}section{margin-top:36px}
  th,td{padding-right:12px}.plot{font-size:max(13px,21px - 1.6vw)} .plot .soft{font-size:max(12px,20.3px - 1.6vw)}}
-@media print{body{background:#fff}.verdict,.tile,figure,pre{break-inside:avoid}}
+@media print{body{background:#fff}.commands button{display:none}.verdict,.tile,figure,pre{break-inside:avoid}}
 """.strip().replace("FONT", plots.FONT)
+
+_SCRIPT = Path(__file__).with_name("copy_button.js").read_text(encoding="utf-8")
+_SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 
 
 class Content(ABC):
@@ -132,7 +140,7 @@ class Figures(Content):
 
 @dataclass(frozen=True)
 class Table(Content):
-    """Cells that are numbers, or numbers with intervals, stand at the right."""
+    """Cells that are numbers, or numbers with intervals, stand at the right. A column without any text is left out."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str | float | Interval, ...], ...]
@@ -141,11 +149,10 @@ class Table(Content):
         def cell(tag, value, number):
             return f'<{tag}{" class=n" if number else ""}>{escape(_format_cell(value))}</{tag}>'
 
-        numbers = [
-            bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.header))
-        ]
-        lines = ["".join(cell("td", v, n) for v, n in zip(r, numbers, strict=True)) for r in self.rows]
-        head = "".join(cell("th", v, n) for v, n in zip(self.header, numbers, strict=True))
+        filled = [i for i in range(len(self.header)) if not i or not self.rows or any(r[i] != "" for r in self.rows)]
+        numbers = {i: bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in filled}
+        lines = ["".join(cell("td", r[i], numbers[i]) for i in filled) for r in self.rows]
+        head = "".join(cell("th", self.header[i], numbers[i]) for i in filled)
         return (f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>'
                 + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table></div>")
 
@@ -249,15 +256,15 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        # Nothing from elsewhere, and no script: a page may hold the names that strangers gave their columns.
+        # Nothing from elsewhere, and no other script: a page may hold the names that strangers gave their columns.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';style-src 'unsafe-inline';"
-        "img-src data:\">"
+        f"script-src 'sha256-{_SCRIPT_DIGEST}';img-src data:\">"
         f"<title>{escape(title)}</title><style>{plots.STYLE}\n{STYLE}</style></head><body>"
         f'<header><p class="mark">understudy</p><h1>{escape(title)}</h1>'
         + (f'<div class="verdict">{verdict_html}</div>' if verdict_html else "") + "</header>"
         f"<main>{''.join(s.html() for s in sections)}</main>"
         f"<footer><p>{escape(footer)}{' ' if footer else ''}Made by understudy {escape(__version__)}; one file, "
-        "nothing is loaded from elsewhere.</p></footer></body></html>\n")
+        f"nothing is loaded from elsewhere.</p></footer><script>{_SCRIPT}</script></body></html>\n")
     write_text(path, text)
     return Path(path)
 

@@ -37,7 +37,6 @@ LONG_FILES = {
     "src/understudy/data/formats/folder.py": 580,
     "src/understudy/data/formats/lerobot_read.py": 580,
     "src/understudy/data/formats/lerobot_write.py": 910,
-    "src/understudy/data/formats/logs/bags.py": 540,
     "src/understudy/data/formats/logs/message_logs.py": 540,
     "src/understudy/data/formats/logs/topic_mapping.py": 530,
     "src/understudy/data/formats/parts/hdf5.py": 520,

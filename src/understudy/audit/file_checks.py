@@ -82,7 +82,6 @@ def _file(path, name, deep):
     if VIEW_PATTERN.match(first):
         view = views.read_view(path)
         for parent in view.parents:
-            # The rows without a frame may be among those that the view leaves out. Reading it tells.
             yield from (f for f in check_files(view.parent_path(parent), deep) if f.code != "frames-missing")
     elif first.startswith(hdf5.MAGIC):
         yield from _hdf5(path, name)

@@ -332,7 +332,7 @@ def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):
     path = written(tmp_path / "a.mcap", {"/state": steps(8)})
     how = mapped(observation__state="/state")
     one = open_dataset(path, mapping=how).fingerprint()
-    monkeypatch.setattr("understudy.data.formats.logs.bags._build", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr("understudy.data.formats.logs.recording_scan._build", lambda *a: pytest.fail("read again"))
     assert open_dataset(path, mapping=how).fingerprint() == one
 
 

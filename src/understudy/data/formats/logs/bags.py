@@ -23,19 +23,11 @@ from ..parts.key_map import MisreadingWarning, metadata
 from . import message_logs as streams
 from . import topic_mapping as maps
 from .message_logs import MessageLog
+from .recording_scan import CORRECT_COLUMN, MappingMismatch, RecordingScan, first_message, read_value
 from .topic_mapping import ColumnMapping, TopicMapping
 
 _MAX_CLOCK_DIFFERENCE = 1.0  # s between header stamps and the times logged that deserve a word
 _MAX_LISTED = 5  # gaps that are said one by one
-_CORRECT_COLUMN = "correct field, names or indices of the mapping"
-
-
-class MappingMismatch(UserError):
-    """Messages do not have what the mapping says of a column."""
-
-    def __init__(self, column: str, problem: str, **more):
-        super().__init__(problem, **more)
-        self.column = column
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
@@ -90,130 +82,45 @@ def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[st
 
     The time of every message is read.
     """
-    topics: dict[str, maps.TopicSummary] = {}
+    topics: dict[str, list[maps.TopicSummary]] = {}
     absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}
     for log in recordings:
         for name, type in log.types.items():
-            if name in absent or name in topics and topics[name].count >= log.counts.get(name, 0):
+            count = log.counts.get(name, 0)
+            if name in absent or name in topics and sum(t.count for t in topics[name]) >= count:
                 continue
-            message, stamps, count = None, np.empty(0, np.int64), log.counts.get(name, 0)
+            groups, stamps = [(None, np.zeros(0, np.int64))], np.empty(0)
             if count and name not in log.undecoded:
-                message = next((m for _, _, m in log.messages([name])), None)
-                stamps = np.sort(_RecordingScan.from_log(log, [name]).stamps[name]) / 1e9
-            topics[name] = maps.TopicSummary(name, type, count, stamps, message, streams.is_image(type),
-                                             log.undecoded.get(name, ""))
+                groups = _publishers(log, name)
+                stamps = np.asarray(RecordingScan.from_log(log, [name]).stamps[name]) / 1e9
+            topics[name] = [maps.TopicSummary(name, type, len(numbers), np.sort(stamps[numbers]), message,
+                                              streams.is_image(type), log.undecoded.get(name, ""))
+                            for message, numbers in groups]
     records = {n: {k: v for k, v in r.items() if all(k in log.metadata.get(n, ()) for log in recordings)}
                for log in recordings[:1] for n, r in log.metadata.items()}
-    mapping, notes = maps.propose_mapping(list(topics.values()), records)
+    mapping, notes = maps.propose_mapping([t for each in topics.values() for t in each], records)
     return mapping, [*(f"topic {t} is not in {name}; it is left out" for t, name in absent.items()), *notes]
 
 
-# -- one recording ----------------------------------------------------------------------------------------------------
+def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
+    """Groups the messages of a topic by the names of their components.
 
-
-@dataclass(frozen=True)
-class _RecordingScan:
-    """The times and values of the messages of a recording, in their order.
-
-    Attributes:
-        times: Log time of each message, ns, by topic.
-        stamps: Time by which each message is joined, ns, by topic.
-        begins: Which packets are key frames, by topic of video.
-        values: Values of each column that is not an image.
+    Returns:
+        The first message and the numbers of the messages of each group, (n,), those with most names first. A group
+        whose names are all in others is left out.
     """
-
-    times: Mapping[str, np.ndarray]
-    stamps: Mapping[str, np.ndarray]
-    begins: Mapping[str, np.ndarray]
-    values: Mapping[str, np.ndarray]
-
-    @staticmethod
-    def from_log(log: MessageLog, topics: list[str], columns: Mapping[str, ColumnMapping] | None = None,
-                 schema: Mapping[str, Feature] | None = None, by: str = "header",
-                 paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
-        """Reads the recording once, or its entry in the cache. Raises MappingMismatch."""
-        columns, schema, paths = columns or {}, schema or {}, paths or {}
-        columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
-        topics = sorted(t for t in topics if log.counts.get(t))
-        key = cache.json_digest("bags", 3, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
-                                {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
-        size = sum(17 * log.counts[t] for t in topics) + sum(
-            log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
-            for n, c in columns.items()) + 8
-        arrays = cache.memmap_arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
-                                     str(log.path))
-        kinds = {k: {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{k}/")}
-                 for k in ("time", "stamp", "begin", "value")}
-        return _RecordingScan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
-
-
-def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> None:
-    counts = {t: log.counts[t] for t in topics}
-    times = {t: cache.create_array(part, f"time/{t}", (n,), np.int64) for t, n in counts.items()}
-    stamps = {t: cache.create_array(part, f"stamp/{t}", (n,), np.int64) for t, n in counts.items()}
-    begins = {t: cache.create_array(part, f"begin/{t}", (n,), np.bool_) for t, n in counts.items()
-              if streams.is_video(log.types[t])}
-    cache.create_array(part, "nothing", (1,), np.int64)  # an entry has at least one array
-    texts = {n: [] for n in columns if schema[n].kind == "string"}
-    values = {n: cache.create_array(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
-              for n, c in columns.items() if n not in texts}
-    of_topic = {t: [n for n, c in columns.items() if c.topic == t] for t in topics}
-    n_read, headed = dict.fromkeys(topics, 0), dict.fromkeys(topics, by == "header")
-    for topic, time, message in log.messages(topics):
-        i, stamp = n_read[topic], streams.message_time(message) if headed[topic] else None
-        if i == counts[topic]:
-            raise UserError(f"there are more than the {counts[topic]} messages of the index",
-                            where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
-        headed[topic] = stamp is not None
-        times[topic][i], stamps[topic][i], n_read[topic] = time, stamp or 0, i + 1
-        if topic in begins:
-            begins[topic][i] = streams.is_key_frame(message)
-        for name in of_topic[topic]:
-            column_value = _message_value(log, name, columns[name], schema[name], message, i, paths.get(name))
-            if name in texts:
-                texts[name].append(column_value)
-            else:
-                values[name][i] = column_value
-    for topic, n in n_read.items():
-        if n < counts[topic]:
-            raise UserError(f"there are {n} messages, but the index says {counts[topic]}",
-                            where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
-        if not headed[topic]:  # never two clocks in one topic
-            stamps[topic][:] = times[topic]
-    for name, column_texts in texts.items():
-        array = np.array(column_texts or [""], np.str_)
-        cache.create_array(part, f"value/{name}", array.shape, array.dtype)[:] = array
-
-
-def _column_value(log, name, column, message, i, order=None):
-    """The value of a column in one message. Raises MappingMismatch."""
-    try:
-        return maps.column_value(message, name, column, order)
-    except maps.MessageMismatch as error:
-        raise MappingMismatch(name, str(error), where=f"{log.path}, topic {column.topic}, message {i}",
-                              hint=_CORRECT_COLUMN) from None
-
-
-def _message_value(log, name, column, feature, message, i, order):
-    """The value of a column in one message, in the shape of the first. Raises MappingMismatch."""
-    location = f"{log.path}, topic {column.topic}, message {i}"
-    column_value = _column_value(log, name, column, message, i, order)
-    if isinstance(column_value, str) != (feature.kind == "string"):
-        kinds = ("text", "numbers") if isinstance(column_value, str) else ("numbers", "text")
-        raise MappingMismatch(name, "the message has {}, but the first message has {}".format(*kinds), where=location,
-                              hint="leave the column out")
-    if not isinstance(column_value, str) and column_value.shape != feature.shape:
-        raise MappingMismatch(name, f"the shape is {column_value.shape}, but {feature.shape} in the first message",
-                              where=location, hint="choose components that are always there, by names or indices")
-    return column_value
-
-
-def _first_message(log: MessageLog, topic: str):
-    """The first message of a topic, of video the first key frame. None if there are no messages."""
     first = next((m for _, _, m in log.messages([topic])), None)
-    if first is None or not streams.is_video(log.types[topic]):
-        return first
-    return next((m for _, _, m in log.messages([topic]) if streams.is_key_frame(m)), first)
+    if first is None or not maps.message_names(first):
+        return [(first, np.arange(log.counts[topic]))]
+    groups: dict[frozenset, tuple[Any, list[int]]] = {}
+    for number, (_, _, message) in enumerate(log.messages([topic])):
+        groups.setdefault(frozenset(maps.message_names(message)), (message, []))[1].append(number)
+    out, covered = [], set()
+    for names in sorted(groups, key=len, reverse=True):
+        if names - covered:
+            out.append((groups[names][0], np.array(groups[names][1])))
+            covered |= names
+    return out
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
@@ -230,7 +137,7 @@ class _AlignedRecording:
     """
 
     log: MessageLog
-    scan: _RecordingScan
+    scan: RecordingScan
     ticks: np.ndarray
     below: dict[str, np.ndarray]
     above: dict[str, np.ndarray]
@@ -304,7 +211,7 @@ class BagSource(ColumnSource):
                 out[name] = Feature.from_array(np.broadcast_to(kind, (1, *kind.shape)))
                 continue
             log = next((log for log in recordings if log.counts.get(c.topic)), None)
-            message = None if log is None else _first_message(log, c.topic)
+            message = None if log is None else first_message(log, c.topic, c.names)
             if log is not None and message is not None:
                 out[name] = self._feature(name, c, message, log)
             else:
@@ -323,14 +230,17 @@ class BagSource(ColumnSource):
                 return Feature("uint8", decode(message, location).shape, "image")
             except UserError as error:
                 raise MappingMismatch(name, error.problem, where=error.where, hint=error.hint) from None
-        first_value = _column_value(log, name, c, message, 0)
+        try:
+            first_value = read_value(log, name, c, message, 0)
+        except maps.NamesMissing as error:
+            raise MappingMismatch(name, str(error), where=location, hint=CORRECT_COLUMN) from None
         if isinstance(first_value, str):
             if c.join == "interpolate":
                 raise MappingMismatch(name, "text cannot be interpolated", where=location, hint="join it by last")
             return Feature("string", (), "string")
         if 0 in first_value.shape:
             raise MappingMismatch(name, f"the value is empty: its shape is {first_value.shape}", where=location,
-                                  hint=_CORRECT_COLUMN)
+                                  hint=CORRECT_COLUMN)
         if c.join == "interpolate" and first_value.dtype.kind != "f":
             first_value = first_value.astype(np.float64)
         self._paths[name] = tuple(path for path, _ in maps.column_numbers(message, c))
@@ -341,7 +251,7 @@ class BagSource(ColumnSource):
     def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:
         """(first of the kept ticks, rows, whether one more is observed) of each episode."""
         m = self.mapping
-        scan = _RecordingScan.from_log(log, m.topics, m.columns, self.schema, m.time_source, self._paths)
+        scan = RecordingScan.from_log(log, m.topics, m.columns, self.schema, m.time_source, self._paths)
         order, sorted_ = {}, {}
         for topic in m.topics:
             stamps = np.asarray(scan.stamps.get(topic, np.empty(0, np.int64)))
@@ -358,6 +268,11 @@ class BagSource(ColumnSource):
                 if self.schema[name].kind == "image" and c.topic in scan.begins:  # nothing is seen before a key frame
                     from_key_frame = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
                     messages, stamps = messages[from_key_frame], stamps[from_key_frame]
+                if name in scan.has_names and not (named := np.asarray(scan.has_names[name])[messages]).all():
+                    self.warnings.append(f"{log.path.name}: {int((~named).sum())} of {len(named)} messages of {c.topic}"
+                                         f" do not name all of {', '.join(c.names or ())}; {name} is read from the "
+                                         "others")
+                    messages, stamps = messages[named], stamps[named]
                 low, high, has_value[name] = maps.align_messages(stamps, ticks, c.join, c.max_age)
                 if len(messages):
                     low, high = messages[low], messages[high]

@@ -193,6 +193,10 @@ class MessageMismatch(ValueError):
     """A message does not have what the mapping says."""
 
 
+class NamesMissing(MessageMismatch):
+    """A message does not name all components of a column. It may be that of another publisher."""
+
+
 def value_at(message, path: str):
     """Returns the part of a decoded message at a path, or the whole message if the path is empty.
 
@@ -324,18 +328,23 @@ def _cast(array: np.ndarray, is_json: bool) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def message_names(message) -> list[str]:
+    """Returns the names of the components in a message, such as sensor_msgs/JointState. Empty without names."""
+    return list(map(str, names)) if isinstance(names := (_inside(message) or {}).get("name"), (list, tuple)) else []
+
+
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:
     """Position of each name in this message. If the message has no names, the order of its values is kept."""
-    message_names = list((_inside(message) or {}).get("name", ()))
-    if not message_names:
+    own_names = message_names(message)
+    if not own_names:
         if size != len(names):
             raise MessageMismatch(f"there are {size} numbers for the names {', '.join(names)}")
         return list(range(size))
-    if missing := [n for n in names if n not in message_names]:
-        raise MessageMismatch(f"there is no component {missing[0]!r}; there are {', '.join(map(str, message_names))}")
-    order = [message_names.index(n) for n in names]
+    if missing := [n for n in names if n not in own_names]:
+        raise NamesMissing(f"there is no component {missing[0]!r}; there are {', '.join(own_names)}")
+    order = [own_names.index(n) for n in names]
     if max(order) >= size:
-        raise MessageMismatch(f"there are {size} numbers for the components {', '.join(map(str, message_names))}")
+        raise MessageMismatch(f"there are {size} numbers for the components {', '.join(own_names)}")
     return order
 
 
@@ -439,14 +448,14 @@ def propose_mapping(
     columns = dict(sorted(columns.items(), key=lambda c: (order.get(role(c[0]), 4), ".images." in c[0])))
     clock = next((columns[n].topic for n in ("observation.state", "action", *columns) if n in columns
                   and columns[n].topic), None)
-    by_name = {t.name: t for t in topics}
+    by_name = {t.name: t for t in reversed(topics)}
     period = None if clock is None else _period(by_name[clock].stamps)
     fps = None if period is None else _rate(1 / period)
     if fps is not None and fps > MAX_FPS:
         films = [_period(by_name[c.topic].stamps) for n, c in columns.items() if c.topic and ".images." in n]
         clock, fps = None, _rate(max([1 / p for p in films if p] or [30.0]))
-    if clock is None and fps is None:
-        fps = 10.0
+    if clock is None or sum(t.name == clock for t in topics) > 1:  # no rows at the messages of several publishers
+        clock, fps = None, fps or 10.0
     return TopicMapping(columns, clock, fps, max(1.0, round(5 / fps, 3)) if fps else 1.0), notes
 
 

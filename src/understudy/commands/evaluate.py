@@ -146,6 +146,9 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if o.interactive or o.sequential or is_recorded_data:
         refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
                      command_line("eval", o.run, "ENV", "--detect"))
+    if o.interactive or is_recorded_data:
+        refuse_given(o, ("rename",), "names the columns of an environment, and there is none here",
+                     "leave it out; --columns names those of recorded episodes")
     if not o.fitted_q:
         refuse_given(o, ("discount", "updates"), "is an option of --fitted-q", "add --fitted-q, or leave it out")
         if is_recorded_data:
@@ -254,7 +257,7 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *acting_options(o),
-                            *given_options(o, "demonstrations", "repeats"), *more, *trust)
+                            *given_options(o, "demonstrations", "repeats", "rename"), *more, *trust)
     commands = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(evaluation, other).better is None:

@@ -20,7 +20,7 @@ from ..serve.address import address_host, is_this_machine, served_address
 from .parts.common import Output, command_line, has_no_run, parse, trained_rate
 from .parts.conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
 from .parts.groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
-from .parts.options import Advice, refuse_given, split_pair
+from .parts.options import Advice, refuse_given, split_pairs
 from .parts.policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 from .parts.unblocked_output import unblocked_output
 
@@ -207,8 +207,8 @@ def load_service(o: ServeOptions) -> PolicyService:
         else:
             computed = tuple(getattr(c, "into", "") for c in actor.transforms if not isinstance(c, TaskText))
     say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
-    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), dict(
-        split_pair("--rename", text, "observation/image=observation.images.front") for text in o.rename)
+    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), split_pairs(
+        "--rename", o.rename, "observation/image=observation.images.front")
     for option, columns in (("--condition", defaults), ("--rename", renamed.values())):
         if unknown := [c for c in columns if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -271,6 +271,32 @@ class ObservationWrapper(Actor):
 
     def act(self, obs, state):
         return self.actor.act(self._add_columns(obs), state)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RenamedColumns(Actor):
+    """Observes columns under the names that another actor knows.
+
+    Args:
+        names: The name that `actor` knows, by the name of the environment.
+    """
+
+    actor: Actor
+    names: Mapping[str, str]
+
+    def start(self, obs, key):
+        return self.actor.start(rename_columns(obs, self.names), key)
+
+    def act(self, obs, state):
+        return self.actor.act(rename_columns(obs, self.names), state)
+
+
+def rename_columns(columns: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """The columns, or the features of columns, under other names. The others keep theirs."""
+    return {names.get(name, name): value for name, value in columns.items()}
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """with --sequential or --interactive: test whether the success rate is above or below this rate"""
     labels: Annotated[tuple[str, ...], arg(metavar="LABEL")] = ("failure", "partial", "success")
     """with --interactive: your possible judgments of a trial, worst first; only the last one is a success"""
+    rename: Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN")] = ()
+    """columns that the environment shows under other names: observation.joints=observation.state"""
     columns: ColumnTexts = ()
     """the columns of recorded episodes with other names, as for `understudy train`; by default those of the run"""
     fitted_q: bool = False

@@ -148,6 +148,18 @@ def split_pair(option: str, text: str, example: str) -> tuple[str, str]:
     return first, second
 
 
+def split_pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
+    """The arguments of an option such as OLD=NEW. Raises ConfigError if one OLD is given twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        first, second = split_pair(option, text, example)
+        if first in pairs:
+            raise ConfigError(f"{first!r} is given twice, as {pairs[first]} and {second}", where=option,
+                              hint="give each name once")
+        pairs[first] = second
+    return pairs
+
+
 def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
     """Raises ConfigError for the first option of these names whose value is not its default."""
     defaults = {f.name: f.default for f in fields(o)}

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core import Feature, Schema, Unsupported, UserError, role
+from ...core import ConfigError, Feature, Schema, Unsupported, UserError, role
 from ...files import file_name, replace_nonfinite
-from ...hints import path_text
+from ...hints import did_you_mean, path_text
 from ...serve.address import served_address
 from .common import (
     command_line,
@@ -31,6 +31,7 @@ from .conditions import (
     shown_demonstrations,
     tell_distant_conditions,
 )
+from .options import split_pairs
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -108,20 +109,22 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
         The actor, and a description of it that recordings store.
     """
     from ...envs.image_obs import check_images
-    from ...execute.actor import ObservationWrapper
+    from ...execute.actor import ObservationWrapper, RenamedColumns, rename_columns
     from ...execute.demonstrated import DemonstratedActor
     from ...learn.method import Method
     from ...policy import check_features
 
-    words = task_columns(run, env.features, o)
+    renamed = renamed_columns(env, o)
+    features = rename_columns(env.features, renamed)
+    words = task_columns(run, features, o)
     option_columns = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
-    conditions = parse_conditions(o.condition, env.features)
+    conditions = parse_conditions(o.condition, features)
     option_columns |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
     if demonstrated := shown_demonstrations(run, o.condition, o.trust):
         demonstrations, show = demonstrated
         option_columns |= dict.fromkeys(show.into, show.feature(demonstrations.features()))
-    planner, actor, visible_columns = load_policy(run, o, rows, {**env.features, **option_columns})
-    check_images({name: planner.features[name] for name in planner.inputs}, env)
+    planner, actor, visible_columns = load_policy(run, o, rows, {**features, **option_columns})
+    check_images({name: planner.features[name] for name in planner.inputs if name not in features}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
                    columns=columns, hint=_fit_hint(run, planner.inputs, env))
@@ -132,11 +135,11 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
             tell_untrained_task(run, str(o.task), o.trust)
     open_names = []
     if not has_no_run(run):
-        open_names = open_conditions(Method.load(run, o.trust), {**env.features, **option_columns})
+        open_names = open_conditions(Method.load(run, o.trust), {**features, **option_columns})
     numbers = {name: "NUMBER" for name in open_names} | {
         g.into: ",".join(planner.features[g.into].names or ("NUMBER", "..."))
         for g in planner.window.goals if g.into in planner.inputs
-        and g.into not in {**env.features, **conditions} and f"{g.into}?" not in visible_columns}
+        and g.into not in {**features, **conditions} and f"{g.into}?" not in visible_columns}
     if numbers:
         missing_conditions = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
         raise UserError(f"{path_text(run)} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does "
@@ -148,9 +151,30 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     by += (f", told {o.task!r}" if words else "") + "".join(
         f", {text}" for text in o.condition if demonstration_source(text) is None)
     actor = ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor
+    if renamed:
+        by += "".join(f", {old} as {new}" for old, new in renamed.items())
+        actor = RenamedColumns(actor, renamed)
     if demonstrated:
         return DemonstratedActor(actor, *demonstrated), f"{by}, shown {demonstrated[0].fingerprint()}"
     return actor, by
+
+
+def renamed_columns(env: Env, o: ActingOptions) -> dict[str, str]:
+    """The names under which a policy knows columns of an environment, by their names there: those of --rename."""
+    from .eval_options import EvalOptions
+
+    if not isinstance(o, EvalOptions):
+        return {}
+    names = split_pairs("--rename", o.rename, "observation.joints=observation.state")
+    for old, new in names.items():
+        if old not in env.features or old == "action":
+            raise ConfigError(f"{env.metadata['env']} has no observation {old!r}; it shows "
+                              f"{', '.join(n for n in env.features if n != 'action')}", where="--rename",
+                              hint=did_you_mean(old, env.features) or "name a column of the environment first")
+        if (other := next((n for n in env.features if n != old and names.get(n, n) == new), None)) is not None:
+            raise ConfigError(f"{old!r} and {other!r} would both be the column {new!r}", where="--rename",
+                              hint="rename the other one too, such as to observation.unused")
+    return names
 
 
 def tell_checkpoint(run: Path) -> None:

@@ -358,8 +358,7 @@ def _ends(stored, node) -> np.ndarray:
     import zarr
     from zarr.storage import LocalStore, ZipStore
 
-    file = next(k for k in stored if k.startswith(node))
-    entry = stored[file]
+    entry = stored[file := next(k for k in stored if k.startswith(node))]
     is_folder = isinstance(entry, Path)
     store = LocalStore(entry.parents[file.count("/")], read_only=True) if is_folder else ZipStore(entry[0].filename)
     with closing(store):

@@ -155,6 +155,9 @@ class MemmapSource(ColumnSource):
             return self.where(name, at + row if isinstance(at, int) else int(at[row]))
 
         f = self.schema[name]
+        if f.kind in ("image", "depth") and values.ndim < 4 and rows:  # PNG or JPEG bytes, which zeros may pad
+            values = np.stack([video.decode_frame(bytes(row).rstrip(b"\0"), f.shape, place(i), f.dtype)
+                               for i, row in enumerate(values)])
         if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
             values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
         if values.shape != (rows, *f.shape):

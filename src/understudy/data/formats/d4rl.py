@@ -82,7 +82,7 @@ class D4rlSource(ChunkedSource):
         steps, features = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             location, column = f"{self.path}, {key}", KEYS.column(key)
-            if is_metadata(column, array.shape, (steps,)) and key not in _FLAGS and key != "next_observations":
+            if is_metadata(column, array.shape, (steps,)):
                 self._file_metadata[column] = hdf5.to_json_value(array[()], location)
                 continue
             f = hdf5.array_feature(column, array, location, key in _FLAGS)

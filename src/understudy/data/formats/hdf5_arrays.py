@@ -100,8 +100,10 @@ class Hdf5ArraysSource(ChunkedSource):
         self.path, self.files = path, hdf5_files(path)
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
-            self._parts = [part for file in self.files for part in self._find_parts(files[file], file, names)]
-            columns = [self._columns(*part, names, warnings) for part in self._parts]
+            self._parts, columns = [], []
+            for file in self.files:  # of which only the last one stays open
+                self._parts += (parts := self._find_parts(files[file], file, names))
+                columns += [self._columns(*part, names, warnings) for part in parts]
             self.lengths = np.array([steps for steps, _ in columns], np.int64)
             self._build_schema([arrays for _, arrays in columns], names, warnings)
             attributes = hdf5.read_attributes(files[self.files[0]], str(self.files[0]))

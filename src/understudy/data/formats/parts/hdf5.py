@@ -29,7 +29,7 @@ from ....core import DataError, Feature, UserError, role, tensor_dtype
 from ....hints import columns_option
 from ...episode import Dataset, Episode
 from . import read_errors, sidecar
-from .key_map import KeyMap, stored_feature
+from .key_map import KeyMap, encoded_image_feature, stored_feature
 from .read_errors import DAMAGED_HINT, damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
@@ -185,8 +185,8 @@ class ArrayInfo:
 
     @property
     def filled_marker(self) -> str:
-        h5py = import_h5py()
-        return self.values.attrs[FILLED_ATTRIBUTE] if h5py.h5a.exists(self.id, FILLED_ATTRIBUTE.encode()) else ""
+        is_filled = import_h5py().h5a.exists(self.id, FILLED_ATTRIBUTE.encode())
+        return self.values.attrs[FILLED_ATTRIBUTE] if is_filled else ""
 
     @property
     def has_unwritten_chunks(self) -> bool:
@@ -294,6 +294,11 @@ def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
                         hint="leave it out of the file, or write it for each step")
     if 0 in array.shape[1:]:
         raise UserError(f"the shape {array.shape} has no components", where=where, hint="remove the array")
+    is_bytes = array.dtype == np.uint8 or array.dtype.kind == "S" or is_variable_bytes(array)
+    if is_bytes and len(array.shape) == 1 + (array.dtype == np.uint8):
+        with hdf5_errors(where):
+            if encoded := encoded_image_feature(array[:16], where):
+                return encoded
     if is_text(array):
         return Feature("string", tuple(array.shape[1:]), "string")
     if array.dtype.kind not in "biuf":
@@ -335,6 +340,8 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
         try:
             return (array.values if isinstance(array, ArrayInfo) else array).asstr("utf-8")[first:stop]
         except UnicodeDecodeError as error:
+            if array.dtype.kind == "S" and encoded_image_feature(values := array[first:stop], where):
+                return values
             raise damaged(f"the text is not UTF-8 ({error})", where) from None
 
 
@@ -383,7 +390,6 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-
 _BYTES_PER_ARRAY = 1024  # of its description
 
 
@@ -405,8 +411,7 @@ def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1)
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
     """Stores the order and kinds of the columns in an attribute of the file."""
-    kinds = {place.name: features[n].kind for n, place in capability.columns.items()}
-    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(kinds)
+    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps({p.name: features[n].kind for n, p in capability.columns.items()})
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:

@@ -128,13 +128,15 @@ def describe_kind(alike: Any) -> str:
 def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> bool:
     """Whether an array describes an episode, such as a camera matrix, an initial state or the marks of subtasks.
 
-    It has few values and not a row for each step. Its name is that of no observation, action or outcome.
+    It has few values and not a row for each step. Its name is that of no observation, action or outcome, and of no
+    `infos` of the steps.
 
     Args:
         column: The column that the array would be.
         rows: The numbers of rows that a column may have.
     """
-    return role(column) == "other" and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
+    has_steps = role(column) != "other" or column.startswith(("infos.", "next_"))
+    return not has_steps and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
 
 
 class MisreadingWarning(str):
@@ -198,6 +200,17 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
     flags["next.terminated"][last[terminated]] = True
     flags["next.truncated"][last[~terminated]] = True
     return flags
+
+
+def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
+    """Returns the feature of images whose rows are PNG or JPEG bytes, from the first that is not empty. None for other
+    values. Zeros may pad the bytes."""
+    data = next((text for row in rows if (text := bytes(row).rstrip(b"\0"))), b"")
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return None
+    if video.is_16_bit_gray(data):
+        return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
+    return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 
 
 def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:

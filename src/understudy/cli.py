@@ -24,7 +24,7 @@ from typing import Any
 
 from . import __version__
 from .commands.parts.command_list import COMMANDS, command_module, help_text
-from .hints import nearest_names
+from .hints import escape_control, nearest_names
 from .interrupts import INTERRUPTS, is_of_closed_terminal, leave_closed_terminal
 
 
@@ -83,7 +83,7 @@ def _show_warning(otherwise, message, category, *where) -> None:
 
     in_package = issubclass(category, UserWarning) and os.path.dirname(__file__) in where[0]
     if in_package or issubclass(category, DataWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(escape_control(f"warning: {message}"), file=sys.stderr)
     else:
         otherwise(message, category, *where)
 
@@ -192,4 +192,4 @@ def _traceback(error: Exception) -> None:
 
 
 def _print_error(text: str) -> None:
-    print(f"understudy: {text}", file=sys.stderr)
+    print(escape_control(f"understudy: {text}"), file=sys.stderr)

@@ -11,8 +11,11 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from itertools import repeat
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from . import moved
 from .core import ConfigError, UserError, unknown_name
@@ -88,12 +91,22 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
         UntrustedCode: The data name code of another package.
         ConfigError: A field is unknown or invalid. The message names its key.
     """
+    try:
+        return _load(data, trust, where)
+    except RecursionError:
+        raise ConfigError("the values are nested too deeply", where=where or None, hint="take it from a copy") from None
+
+
+def _load(data, trust: tuple[str, ...], where: str):
     if isinstance(data, list):
-        return tuple(load(v, trust, f"{where}[{i}]") for i, v in enumerate(data))
+        return tuple(_load(v, trust, f"{where}[{i}]") for i, v in enumerate(data))
     if not isinstance(data, dict):
         return data
     if "$" not in data:
-        return {k: load(v, trust, f"{where}.{k}") for k, v in data.items()}
+        return {k: _load(v, trust, f"{where}.{k}") for k, v in data.items()}
+    if not isinstance(data["$"], str):
+        raise ConfigError(f"names code by {str(data['$'])[:80]!r}, which is not text", where=where or None,
+                          hint="take it from a copy")
     data = moved.current_document(data)
     path, definition = _find(data["$"], trust, where)
     if data.get("call") is False:
@@ -106,7 +119,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
             and definition.__module__ == path):
         raise UntrustedCode(f"{data['$']} is not a frozen dataclass of that module", where=where or None)
     name, field_names = definition.__name__, [f.name for f in fields(definition) if f.init]
-    arguments = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
+    arguments = {k: _load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
     for key in arguments:
         if key not in field_names:
             raise unknown_name("field", key, field_names, f"{where}.{key}" if where else key, owner=name,
@@ -115,7 +128,42 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
         if f.init and f.name not in arguments and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{name} needs a field {f.name!r}, but has {', '.join(arguments) or 'none'}",
                               where=where or None, hint="add it: it has no default")
+    for key, value in arguments.items():
+        if not _fits(value, _field_types(definition).get(key)):
+            raise ConfigError(f"{name}.{key} cannot be {str(value)[:80]!r}", where=f"{where}.{key}" if where else key,
+                              hint="take it from a copy")
     return definition(**arguments)
+
+
+@cache
+def _field_types(definition: type) -> dict[str, object]:
+    """The types of the fields. Empty if a module imports the names of its types for type checkers only."""
+    with suppress(NameError):
+        return get_type_hints(definition, include_extras=True)
+    return {}
+
+
+def _fits(value, kind) -> bool:
+    """Whether a value read from JSON may stand in a field of this type. Types that are not compared fit everything."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        kinds = repeat(parts[0]) if parts[-1:] == (...,) else parts
+        return isinstance(value, tuple) and all(map(_fits, value, kinds))
+    kind = origin or kind
+    if kind in (int, float):  # True is an int of Python, and 1 is a float of JSON
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if kind is None:  # not known
+        return True
+    try:
+        return not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # a protocol
+        return True
 
 
 def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",), where: str = "") -> type[T]:

@@ -71,6 +71,8 @@ def read_json(path: Path | str, hint: str | None = None):
     except FileNotFoundError:
         raise UserError("there is no such file", where=path,
                         hint=hint or "check the path, or take it from a copy") from None
+    except RecursionError:
+        raise UserError("the values are nested too deeply", where=path, hint=hint or "take it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"the file cannot be read as JSON{line} ({error})", where=path,

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
 
 
@@ -36,6 +37,15 @@ def trust_hint(package: str) -> str:
 def columns_option(*columns: str) -> str:
     """The option that names columns, such as "state=q1,q2", on the command line and in Python."""
     return f"--columns {' '.join(columns)} (in Python: columns={list(columns)})"
+
+
+def escape_control(text: str) -> str:
+    """Writes control characters of a text as escapes, except tabs and ends of lines.
+
+    Names in files and errors of servers are text of strangers, which must not move the cursor, change colors or the
+    direction of writing, or hide parts of a message.
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def repair_hint(path: object) -> str:

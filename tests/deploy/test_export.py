@@ -28,7 +28,7 @@ from fixtures.onnx_policies import HEADS, SolvesEquations, policy_with
 
 from understudy.cli import main
 from understudy.commands.parts.common import trained_rate
-from understudy.core import Feature, Unsupported, UserError
+from understudy.core import Feature, NonFiniteAction, Unsupported, UserError
 from understudy.data.window import Window
 from understudy.deploy import onnx_runner, torch_package
 from understudy.deploy.equivalence import (
@@ -101,6 +101,17 @@ def test_a_plan_that_is_not_a_number_is_the_largest_difference(sampled):
         def plan(self, obs, noise, guides=()):
             return super().plan(obs, noise).log()
     assert measure_parity(sampled[0], Broken(sampled[0]), 20).largest == float("inf")
+
+
+def test_a_policy_whose_plans_are_not_numbers_is_refused(sampled, tmp_path):
+    policy, _ = random_batch(PolicyConfig(Regression(), MLP(8), window=Window(1, 2)))
+    for weight in policy.net.parameters():
+        weight.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteAction, match=r"plans are NaN or infinite for 1 of 1 random"):
+        measure_parity(policy.eval(), policy, 20)
+    with pytest.raises(NonFiniteAction, match="the policy: its plans"):
+        export(policy.eval(), tmp_path / "nan.onnx", RecedingHorizon(1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_thousand_inputs_and_what_the_file_says_of_itself(sampled):

@@ -139,3 +139,48 @@ def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_pat
     assert f"name one of these: {made}/checkpoints/000003, {made}/checkpoints/000006" in refusal(made / "checkpoints")
     assert f"name the folder: {made}/checkpoints/000006" in refusal(made / "checkpoints/000006/weights.safetensors")
     assert "there is nothing here\n  -> check the path" in refusal(tmp_path / "no")
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize("name", ["method.json", "policy.json", "features.json"])
+@pytest.mark.parametrize("text", ["[]", "5", '"x"', "{}", "null", "", '{"$": 5}', '{"$": []}', "[" * DEEP + "]" * DEEP,
+                                  '{"a":' * 500 + "1" + "}" * 500])
+def test_a_file_that_holds_something_else_is_no_defect(made, tmp_path, name, text):
+    at = tmp_path / "at"
+    shutil.copytree(made / "checkpoints/000006", at)
+    (at / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        load_actor(at)
+    assert name in str(error.value)
+
+
+def leaves(value, path=()):
+    """The paths of all values in JSON data."""
+    if path:
+        yield path
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(part, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["method.json", "policy.json", "features.json"])
+def test_a_value_of_another_type_is_no_defect(made, tmp_path, name):
+    """Each value in turn. What may stand in its place loads; everything else is refused with a sentence."""
+    at = tmp_path / "at"
+    shutil.copytree(made / "checkpoints/000006", at)
+    document = json.loads((at / name).read_text())
+    paths, refusals = list(leaves(document)), 0
+    for *parents, last in paths:
+        for wrong in ("x", [[1]], {"$": 5}):
+            changed = json.loads(json.dumps(document))
+            node = changed
+            for key in parents:
+                node = node[key]
+            node[last] = wrong
+            (at / name).write_text(json.dumps(changed))
+            try:
+                load_actor(at)
+            except UserError:
+                refusals += 1
+    assert refusals > len(paths)

@@ -28,6 +28,7 @@ from ..data.formats.lerobot_read import (
 )
 from ..data.formats.lerobot_stats import QUANTILES
 from ..data.formats.parts.column_names import format_list
+from ..data.formats.parts.path_pattern import fill_pattern
 from ..files import read_json
 from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
@@ -103,10 +104,11 @@ def _episode_file(info, key, e, **more) -> str | None:
     prefix = f"videos/{more['video_key']}" if more else "data"
     try:
         if info["codebase_version"] == "v3.0":
-            return info[key].format(chunk_index=e[f"{prefix}/chunk_index"], file_index=e[f"{prefix}/file_index"],
-                                    **more)
-        return info[key].format(episode_chunk=e["episode_index"] // chunks, episode_index=e["episode_index"], **more)
-    except (KeyError, IndexError, ValueError, AttributeError):
+            return fill_pattern(info[key], chunk_index=e[f"{prefix}/chunk_index"],
+                                file_index=e[f"{prefix}/file_index"], **more)
+        episode = e["episode_index"]
+        return fill_pattern(info[key], episode_chunk=episode // chunks, episode_index=episode, **more)
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..core import AtLeast, AtMost, keys
+from ..hints import escape_control
 from ..serve.address import served_address
 from .calibrate import doubt_source, load_detector
 from .parts.arms import prepare_robot
@@ -78,7 +79,7 @@ def main(args: list[str]) -> None:
     if detector is not None:
         actor = record_doubt(actor, o.run, o, doubt_source(o.run, detector.method.score, detector.demonstrations))
     if warning := untrained_warning(o.run, o.trust):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(escape_control(f"warning: {warning}"), file=sys.stderr)
     with ExitStack() as stack:
         show = stack.enter_context(live_view(o, robot, fps, show_line))
         stack.enter_context(robot)

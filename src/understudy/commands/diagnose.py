@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..core import MissingAction, UserError
+from ..hints import escape_control
 from ..serve.address import served_address
 from .improve import trained_on
 from .parts.arms import prepare_robot
@@ -182,7 +183,7 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
         except UserError as error:  # it does not fit: the checks say why
             if recorded is None:
                 raise
-            print(f"the policy cannot act in {o.env}: {error.problem}", file=sys.stderr)
+            print(escape_control(f"the policy cannot act in {o.env}: {error.problem}"), file=sys.stderr)
             actor = None
         return observe_environment(env, actor, None if recorded is None else recorded.data, o.episodes, o.seed)
 

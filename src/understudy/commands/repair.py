@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import check_absent
-from ..hints import pluralize
+from ..hints import escape_control, pluralize
 from .parts.common import Output, command_line, demonstrations_path, parse
 from .parts.groups import MapOption, StepsOption, command_options
 
@@ -70,4 +70,4 @@ def main(args: list[str]) -> None:
 
 def _print_problems(losses) -> None:
     for loss in losses:
-        print(f"lost: {loss}", file=sys.stderr)
+        print(escape_control(f"lost: {loss}"), file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import ConfigError, UserError
+from ..hints import escape_control
 from .parts.arms import prepare_robot
 from .parts.common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
 from .parts.groups import JsonOption, PositiveCount, TrustOption, command_options
@@ -62,7 +63,7 @@ def main(args: list[str]) -> None:
         chosen = None if o.episode is None else [o.episode]
         with closing(make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)) as env:
             if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
-                print(f"warning: {warning}", file=sys.stderr)
+                print(escape_control(f"warning: {warning}"), file=sys.stderr)
             with progress_bar("replaying", len(data) if chosen is None else 1) as progress:
                 replayed = replay(data, env, chosen, o.state, watch=lambda track: progress())
         out.print(replayed.describe())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Feature, UserError
+from ..core import Feature, NonFiniteAction, UserError
 from ..execute.base import Executor
 from ..nets.encoders import num_classes_of
 from ..policy import Planner, Policy
@@ -39,9 +39,27 @@ def plan_difference(policy: Policy, planner: Planner) -> tuple[float, float]:
             context = replace(context, tokens=context.tokens.double())
             exact_plan = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
             size = exact_plan.abs().max().clamp(min=1e-6)
-            off = [float((p.plan(obs, noise) - exact_plan).abs().max() / size) for p in (planner, policy)]
+            off = [float(((plan - exact_plan).abs().max() / size).nan_to_num(nan=torch.inf))
+                   for plan in (planner.plan(obs, noise), finite_plan(policy, obs, noise))]
             worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
+
+
+def finite_plan(policy: Policy, obs: dict[str, Tensor], noise: Tensor) -> Tensor:
+    """The policy's plan, (B, H, A).
+
+    Raises:
+        NonFiniteAction: It contains NaN or infinity, which an exported file would equal and no robot could execute.
+    """
+    plan = policy.plan(obs, noise)
+    finite = plan.isfinite().flatten(1).all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise NonFiniteAction(
+            f"its plans are NaN or infinite for {int((~finite).sum())} of {len(plan)} random observations", row,
+            place="the policy", hint="export an earlier checkpoint, or train again: its weights or statistics are no "
+            "finite numbers")
+    return plan
 
 
 def check_export(policy: Policy, planner: ExportedPlanner, executor: Executor | None, tolerance: float,
@@ -114,21 +132,21 @@ def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
     for size in _batch_sizes(inputs):
         obs, noise = random_observations(policy, size, seed=done), random_noise(policy, size, seed=done)
         began = time.perf_counter()
-        reference = policy.plan(obs, noise)
+        reference = finite_plan(policy, obs, noise)
         middle = time.perf_counter()
         plan = planner.plan(obs, noise)
         if size == 1:
             took["policy"].append(middle - began)
             took["file"].append(time.perf_counter() - middle)
         plan, reference = plan.double(), reference.double()
-        gap = torch.where(plan.isnan() & reference.isnan(), 0.0, (plan - reference).abs().nan_to_num(nan=torch.inf))
+        gap = (plan - reference).abs().nan_to_num(nan=torch.inf)
         if float(gap.max()) > worst:
             worst = float(gap.max())
             row, step, component = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
             largest_gap = {"input": done + row, "batch_size": size, "row": row, "step": step, "component": component,
                            "policy": float(reference[row, step, component]), "file": float(plan[row, step, component])}
         off.append(gap.flatten(1))
-        action = max(action, float(reference.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+        action = max(action, float(reference.abs().max()))
         batches[size] = batches.get(size, 0) + size
         done += size
         progress(done)

@@ -290,6 +290,10 @@ def test_rows_of_different_lengths_that_add_up(copy):
     ({"fps": 0}, "fps must be above 0, but is 0"), ({"fps": None}, "the key 'fps' is missing or wrong: None"),
     ({"data_path": "../../{chunk_index}/{file_index}"}, "is outside the data set"),
     ({"data_path": "data/{episode}.parquet"}, "is not a pattern of chunk_index, file_index"),
+    # Python's formats would fill gigabytes with spaces, or read attributes.
+    ({"data_path": "data/{chunk_index:9999999999d}.parquet"}, "is not a pattern of chunk_index, file_index"),
+    ({"data_path": "data/{file_index:03d}{chunk_index.__class__}"}, "is not a pattern of chunk_index, file_index"),
+    ({"data_path": "data/{file_index!r:>99999999}"}, "is not a pattern of chunk_index, file_index"),
     ({"features": {"action": {"dtype": "object", "shape": [2]}}}, "the dtype 'object' is not"),
     ({"features": {"action": {"dtype": "float32", "shape": [0]}}}, "the shape [0] has numbers that are not above 0"),
     ({"features": {"action": [2]}}, "this is not an object with dtype and shape")])

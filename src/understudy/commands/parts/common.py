@@ -27,7 +27,7 @@ from tyro.conf import Positional, arg
 from ...config import packages_in
 from ...core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ...files import read_json, replace_nonfinite
-from ...hints import LONG_SECONDS, command_line, format_duration, is_standard_library
+from ...hints import LONG_SECONDS, command_line, escape_control, format_duration, is_standard_library
 from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
@@ -322,6 +322,13 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
     return command_line(*args, "--out", other, "--seed", seed), other
 
 
+class _Console(Console):
+    """A console for which the control characters of a text are text."""
+
+    def render_str(self, text: str, **options: Any) -> Any:
+        return super().render_str(escape_control(text), **options)
+
+
 class Output:
     """Prints text for people on standard output, or, with --json, one document there and nothing else."""
 
@@ -329,7 +336,7 @@ class Output:
         self.json, self.stdout = json, sys.stdout
         self.wrap = sys.stdout.isatty()  # elsewhere lines stay whole
         wide = None if self.wrap or "COLUMNS" in os.environ else 120
-        self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
+        self.console = _Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
 
     def __enter__(self) -> Output:
         if self.json:

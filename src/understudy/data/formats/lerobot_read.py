@@ -24,6 +24,7 @@ from .lerobot_videos import VideoColumns
 from .parts import arrow
 from .parts.column_names import format_list
 from .parts.key_map import metadata
+from .parts.path_pattern import fill_pattern
 from .parts.read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
@@ -229,6 +230,8 @@ class LeRobotSource(MemmapSource):
         columns = [*names, "episode_index", "frame_index", "task_index"]
         for name in columns:
             _check_column(source, name, file)
+        sizes = {name: self.schema[name].size for name in names}
+        arrow.check_decoded_size(source.metadata, sizes, int(self.lengths.sum()), file)
         row, read = 0, None
         width = sum(self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize for n in names)
         for groups in _batches(source.metadata, width):
@@ -488,8 +491,8 @@ def _cameras(info: Mapping) -> list[str]:
 
 def _format(info, key, path, **values) -> str:
     try:
-        name = info[key].format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError):
+        name = fill_pattern(info[key], **values)
+    except (KeyError, TypeError, ValueError):
         raise damaged(f"{info.get(key)!r} is not a pattern of {', '.join(values)}",
                       f"{path / 'meta/info.json'}, {key}") from None
     if Path(name).is_absolute() or ".." in Path(name).parts:

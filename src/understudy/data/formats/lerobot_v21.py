@@ -27,6 +27,7 @@ from .lerobot_write import (
     split_for_lerobot,
 )
 from .parts import sidecar
+from .parts.path_pattern import fill_pattern
 
 __all__ = ["capability", "write"]
 
@@ -58,7 +59,8 @@ class _LeRobotV21Writer(_LeRobotWriter):
     """Writer of v2.1. Checks, numbers and statistics are those of v3.0; the files are others."""
 
     def _file_path(self, pattern: str, e: int, **more) -> Path:
-        path = self.root / pattern.format(episode_chunk=e // self.plan.info["chunks_size"], episode_index=e, **more)
+        chunk = e // self.plan.info["chunks_size"]
+        path = self.root / fill_pattern(pattern, episode_chunk=chunk, episode_index=e, **more)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

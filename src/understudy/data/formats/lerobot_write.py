@@ -40,6 +40,7 @@ from .lerobot_stats import (
     stack_statistics,
 )
 from .parts import sidecar
+from .parts.path_pattern import fill_pattern
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -640,8 +641,8 @@ class _LeRobotWriter:
 
 def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
     patterns = {"data": plan.info["data_path"], "episodes": EPISODES_PATH}
-    return patterns.get(what, plan.info.get("video_path") or VIDEO_PATH).format(
-        video_key=what, chunk_index=place[0], file_index=place[1])
+    pattern = patterns.get(what, plan.info.get("video_path") or VIDEO_PATH)
+    return fill_pattern(pattern, video_key=what, chunk_index=place[0], file_index=place[1])
 
 
 def _last_number(name: str) -> int:

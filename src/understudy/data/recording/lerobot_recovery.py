@@ -18,6 +18,7 @@ from .. import journal, video
 from ..formats import interrupted_recording
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..formats.lerobot_videos import match_frames
+from ..formats.parts.path_pattern import fill_pattern
 
 
 def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
@@ -71,9 +72,10 @@ class LeRobotRepair:
     def _stored_path(self, key: str, number: int, row, **more) -> str:
         """The file of an episode: by its number in v2, and by its row of the tables in v3.0."""
         if not self.is_v3:
-            return self.info[key].format(episode_chunk=number // self.chunks, episode_index=number, **more)
+            return fill_pattern(self.info[key], episode_chunk=number // self.chunks, episode_index=number, **more)
         at = f"videos/{more['video_key']}" if more else "data"
-        return self.info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
+        return fill_pattern(self.info[key], chunk_index=row[f"{at}/chunk_index"],
+                            file_index=row[f"{at}/file_index"], **more)
 
     def _row_times(self, file: str, rows: dict[int, dict]) -> dict[int, np.ndarray]:
         """The time of each row of the episodes in a data file, in s. That of rows that cannot be read is computed."""

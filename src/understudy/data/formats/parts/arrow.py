@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from . import read_errors
 from .read_errors import damaged
+
+_MAX_SURPLUS_ROWS = 1_000_000  # rows of no episode, which are skipped
 
 
 def arrow_errors(where: object, what: str = "the Arrow data") -> AbstractContextManager[None]:
@@ -23,6 +27,24 @@ def validate_table(table: pa.Table, where: object) -> pa.Table:
     with arrow_errors(where):
         table.validate(full=True)
     return table
+
+
+def check_decoded_size(metadata: pq.FileMetaData, sizes: Mapping[str, int], n_rows: int, where: object) -> None:
+    """Refuses a Parquet file that is small because it is compressed, and whose columns would fill the memory.
+
+    Args:
+        sizes: Declared number of values in a row, by column.
+        n_rows: Number of rows of all episodes.
+    """
+    surplus = metadata.num_rows - n_rows
+    if surplus > _MAX_SURPLUS_ROWS:
+        raise damaged(f"it has {metadata.num_rows:,} rows, {surplus:,} more than all episodes", where)
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        for column in (group.column(j) for j in range(group.num_columns)):
+            name = column.path_in_schema.partition(".list.")[0]
+            if name in sizes and column.num_values > group.num_rows * sizes[name]:
+                raise damaged(f"it has {column.num_values:,} values, but the shape in meta/info.json says "
+                              f"{group.num_rows * sizes[name]:,}", f"{where}, {name}")
 
 
 def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:

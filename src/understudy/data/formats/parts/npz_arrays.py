@@ -5,6 +5,7 @@ Python objects (pickles) are refused.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -43,13 +44,16 @@ class NpzArrays:
 
     def __init__(self, path: Path, without: Iterable[str] = ()):
         with zip_errors("the .npz file", path), zipfile.ZipFile(path) as archive:
-            keys = [n[:-4] for n in archive.namelist() if n.endswith(".npy")]
-        self.path, self.without = path, {*without}.intersection(keys)
+            sizes = {i.filename[:-4]: i.file_size for i in archive.infolist() if i.filename.endswith(".npy")}
+        self.path, self.without = path, {*without}.intersection(sizes)
         self.headers: dict[str, tuple[tuple[int, ...], str]] = {}
-        for key in keys:
+        for key in sizes:
             if key not in self.without:
                 with _member(path, key) as handle:
                     shape, _, dtype = read_header(handle, f"{path}, {key}")
+                    n_missing = math.prod(shape) * dtype.itemsize - (sizes[key] - handle.tell())
+                if n_missing > 0:  # a few bytes may say that they are gigabytes, and room would be made for them
+                    raise _cut_short(n_missing, f"{path}, {key}")
                 self.headers[key] = shape, tensor_dtype(dtype)
 
     @cached_property
@@ -226,5 +230,9 @@ def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool
 def _read_exactly(handle, size, where) -> bytes:
     data = handle.read(size)
     if len(data) != size:
-        raise damaged(f"the array is cut short: {size - len(data)} bytes are missing", where)
+        raise _cut_short(size - len(data), where)
     return data
+
+
+def _cut_short(n_missing: int, where: object) -> UserError:
+    return damaged(f"the array is cut short: {n_missing} bytes are missing", where)

@@ -208,7 +208,11 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     """Reads what `save_features` wrote."""
     path = Path(folder) / FEATURES
     try:
-        return {name: Feature.from_json(feature) for name, feature in read_json(path, hint).items()}
+        features = {name: Feature.from_json(feature) for name, feature in read_json(path, hint).items()}
+        for name, feature in features.items():
+            if not isinstance(feature.shape, tuple) or not all(type(n) is int and n >= 0 for n in feature.shape):
+                raise TypeError(f"the shape of {name} is {feature.shape!r}")
+        return features
     except (TypeError, AttributeError) as error:
         raise UserError(f"the columns are not stored with dtype, shape and kind ({error})", where=path,
                         hint=hint) from None

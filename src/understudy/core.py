@@ -392,11 +392,8 @@ class Feature:
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
-        """Builds a feature from the fields that JSON stores, with lists in place of tuples. Raises TypeError."""
+        """Builds a feature from the fields that JSON stores, with lists in place of tuples."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        shape = values.get("shape")
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-            raise TypeError(f"the shape is {shape!r}")
         return Feature(**values)
 
     @staticmethod

@@ -41,6 +41,7 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from diagnose_worlds import FlatPixels  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from understudy.commands.diagnose import main as diagnose  # noqa: E402
@@ -54,7 +55,8 @@ from understudy.files import read_json, write_json  # noqa: E402
 from understudy.learn.method import load_actor  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
-from understudy.nets.vision import SmallConv  # noqa: E402
+from understudy.nets.encoders import TokenEncoder  # noqa: E402
+from understudy.nets.mlp import MLP  # noqa: E402
 
 SEED = 55  # draws the sealed half
 JUDGED, PILOT = 11, 1011  # seeds of demonstrations and training
@@ -92,14 +94,10 @@ class Case:
     method: str = "bc"
     options: dict = field(default_factory=dict)
     fields: dict = field(default_factory=dict)
-    steps: int = 1500
+    steps: int = 1000
     episodes: int = 80
     data: str = ""
     run: str = ""
-
-    @property
-    def cameras(self) -> bool:
-        return self.world.startswith("reach")
 
 
 def in_carry(name: str, fault: str, *codes: str, **options) -> Case:
@@ -176,7 +174,7 @@ REACH = (
     Case("reach: actions stored in percent", "reach", ("action-units",), size=100, data="percent"))
 
 
-def sound(world: str, method: str, steps: int = 1500, episodes: int = 80, **options) -> Case:
+def sound(world: str, method: str, steps: int = 1000, episodes: int = 80, **options) -> Case:
     name = " ".join([f"sound: {world} {method}", *(f"{k}={v}" for k, v in options.items())])
     return Case(name, world, method=method, steps=steps, episodes=episodes, options=options)
 
@@ -242,7 +240,7 @@ def make_env(world: str):
 def demonstrations(case: Case, folder: Path, seed: int) -> Path:
     """The file of the demonstrations of a case."""
     words = [case.world, case.episodes, case.data, seed]
-    path = folder / "data" / ("-".join(str(w).replace(" ", "_").replace(":", "_") for w in words if w) + ".hdf5")
+    path = folder / "data" / ("-".join(str(w).replace(" ", "_").replace(":", "_") for w in words if w) + ".npz")
     if not path.exists():
         env = make_env(case.world)
         expert = make_env(case.world.split("__frozen")[0]).expert()
@@ -253,18 +251,18 @@ def demonstrations(case: Case, folder: Path, seed: int) -> Path:
 
 
 def _method(case: Case, features):
-    """The method, with a small encoder of images."""
+    """The method, with small networks."""
     method = find_method(case.method, features, **case.options)
     inputs = tuple(n for n, f in features.items() if n.startswith("observation.") and f.kind != "string")
-    policy = replace(method.policy, inputs=inputs)
+    policy, learner = replace(method.policy, inputs=inputs), method.learner
     if case.fields:
         policy = replace(policy, codec=replace(policy.codec, **case.fields))
-    learner = method.learner
-    if case.cameras:
-        policy = replace(policy, encoder=replace(policy.encoder, vision=SmallConv((16, 16, 16), 16)))
+    if isinstance(policy.encoder, TokenEncoder):
+        policy = replace(policy, encoder=replace(policy.encoder, vision=FlatPixels()))
+    if isinstance(policy.trunk, MLP):
+        policy = replace(policy, trunk=replace(policy.trunk, width=64))
+    if hasattr(learner, "batch_size"):
         learner = replace(learner, batch_size=32)
-    elif hasattr(learner, "batch_size"):
-        learner = replace(learner, batch_size=64)
     return replace(method, policy=policy, learner=learner)
 
 
@@ -274,7 +272,7 @@ def trained_run(case: Case, folder: Path, seed: int) -> Path:
     words = [path.stem, case.method, *case.options.values(), *case.fields.values(), case.steps]
     out = folder / "runs" / "-".join(map(str, words))
     data = open_dataset(path)
-    train(_method(case, data.features()), data, out, seed=seed, steps=case.steps, save_freq=max(case.steps // 5, 1),
+    train(_method(case, data.features()), data, out, seed=seed, steps=case.steps, save_freq=max(case.steps // 3, 1),
           val_fraction=0.2, device="cpu", progress=False)
     if not case.run:
         return out
@@ -362,7 +360,7 @@ def pilot(names: list[str], folder: Path) -> None:
         began = time.process_time()
         run = trained_run(replace(case, run=""), folder / "pilot", PILOT)
         spent, env = time.process_time() - began, make_env(case.world)
-        episodes = rollout(load_actor(run, device="cpu", rows=16), env, 30, recording_seed(PILOT + 1))
+        episodes = rollout(load_actor(run, device="cpu", rows=16, trust=(TRUST,)), env, 30, recording_seed(PILOT + 1))
         print(f"{np.mean([e.metadata['success'] for e in episodes]):.0%} {spent:.0f} s", case.name, flush=True)
 
 

@@ -38,6 +38,7 @@ import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
+from unittest import mock  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -45,7 +46,6 @@ from diagnose_worlds import FlatPixels  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from understudy.commands.diagnose import main as diagnose  # noqa: E402
-from understudy.core import UserError  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
@@ -94,7 +94,7 @@ class Case:
     method: str = "bc"
     options: dict = field(default_factory=dict)
     fields: dict = field(default_factory=dict)
-    steps: int = 1000
+    steps: int = 800
     episodes: int = 80
     data: str = ""
     run: str = ""
@@ -174,20 +174,20 @@ REACH = (
     Case("reach: actions stored in percent", "reach", ("action-units",), size=100, data="percent"))
 
 
-def sound(world: str, method: str, steps: int = 1000, episodes: int = 80, **options) -> Case:
+def sound(world: str, method: str, steps: int = 800, episodes: int = 80, **options) -> Case:
     name = " ".join([f"sound: {world} {method}", *(f"{k}={v}" for k, v in options.items())])
     return Case(name, world, method=method, steps=steps, episodes=episodes, options=options)
 
 
 SOUND = (
-    sound("carry", "bc", 3000), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
-    sound("carry", "bet"), sound("carry", "bc-rnn-gmm", 800), sound("carry", "act", 800), sound("carry", "knn"),
+    sound("carry", "bc", 1500), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
+    sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "act", 400), sound("carry", "knn"),
     sound("carry", "flow-policy"), sound("carry", "diffusion-bc"), sound("carry", "adaflow"), sound("carry", "mip"),
-    sound("carry", "iql"), sound("carry", "keyframe-bc"), sound("carry", "robust-bc"), sound("carry", "hbc"),
-    sound("carry__gust", "bc"), sound("carry__way", "flow-policy"), sound("carry__small", "bc"),
-    sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"), sound("reach", "flow-policy"),
-    sound("reach", "act", 800), sound("reach", "mip"), sound("reach__gust", "bc"),
-    sound("peg_insertion", "bc-gmm", 2000), sound("planar_arms", "flow-policy", 2000), sound("lane_driving", "bc"),
+    sound("carry", "iql", 500), sound("carry", "keyframe-bc"), sound("carry", "robust-bc"),
+    sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"), sound("carry__way", "flow-policy"),
+    sound("carry__small", "bc"), sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"),
+    sound("reach", "flow-policy"), sound("reach", "bc-bins"), sound("reach", "mip"), sound("reach__gust", "bc"),
+    sound("peg_insertion", "bc-gmm", 1500), sound("planar_arms", "flow-policy", 1500), sound("lane_driving", "bc"),
     sound("fork", "bet"))
 KINDS = {"carry": CARRY, "reach": REACH, "sound": SOUND}
 
@@ -316,15 +316,24 @@ def arguments(case: Case, folder: Path) -> list[str]:
 def judge(case: Case, folder: Path) -> dict:
     """What `understudy diagnose` says, and whether it is right."""
     args, began, printed, told = arguments(case, folder), time.process_time(), io.StringIO(), io.StringIO()
+    successes: list[bool] = []
+
+    def watched(actor, *rest, **options):
+        episodes = rollout(actor, *rest, **options)
+        if not successes:  # the first are those of the policy
+            successes.extend(bool(e.metadata.get("success")) for e in episodes)
+        return episodes
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        with (contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told),
+              mock.patch("understudy.diagnose.runner.rollout", watched)):
             diagnose([*args, "--json"])
         findings = json.loads(printed.getvalue())["findings"]
-    except (UserError, SystemExit) as error:
-        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error} {told.getvalue()[-300:]}"}]
+    except (Exception, SystemExit) as error:
+        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error!r} {told.getvalue()[-300:]}"}]
     findings = [{k: f[k] for k in ("code", "level", "value", "message")} for f in findings]
     first = findings[0] if findings else {"code": None, "level": "note", "value": None}
     result = {"expected": list(case.codes), "first": first["code"], "level": first["level"], "findings": findings,
+              "success": float(np.mean(successes)) if successes else None,
               "seconds": round(time.process_time() - began, 1)}
     if not case.codes:
         return result | {"right": all(f["level"] != "fault" for f in findings)}
@@ -346,7 +355,7 @@ def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
         mine[case.name] = result = judge(case, folder)
         write_json(FILE, results)
         size = {None: "", True: " size right", False: " size WRONG"}[result.get("size_right")]
-        print(("right" if result["right"] else "WRONG") + size, f"{result['seconds']:.0f} s", case.name, "|", ", ".join(
+        print(("right" if result["right"] else "WRONG") + size, f"{result['seconds']:.0f} s", result["success"], case.name, "|", ", ".join(
             f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"]), flush=True)
 
 

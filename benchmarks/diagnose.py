@@ -355,8 +355,9 @@ def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
         mine[case.name] = result = judge(case, folder)
         write_json(FILE, results)
         size = {None: "", True: " size right", False: " size WRONG"}[result.get("size_right")]
-        print(("right" if result["right"] else "WRONG") + size, f"{result['seconds']:.0f} s", result["success"], case.name, "|", ", ".join(
-            f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"]), flush=True)
+        text = ", ".join(f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"])
+        print(("right" if result["right"] else "WRONG") + size, case.name, f"{result['seconds']:.0f} s, success "
+              f"{result['success']} | {text}", flush=True)
 
 
 def pilot(names: list[str], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/diagnose.py open                  runs one half of the cases with the code of PYTHONPATH
     python benchmarks/diagnose.py sealed --as after     the other half, which nothing was tuned on
+    python benchmarks/diagnose.py train                 trains the runs of both halves, and diagnoses none
     python benchmarks/diagnose.py pilot [NAME ...]      success of the runs with other seeds
     python benchmarks/diagnose.py commands [NAME ...]   the command of each case
     python benchmarks/diagnose.py table                 prints the results as Markdown
@@ -134,7 +135,7 @@ CARRY = (
     in_carry("noisy sensors", "noisy", "novel-states", "observation-noise"),
     in_carry("velocities added to positions", "added", "action-convention"),
     Case("carry: 30 updates", "carry", ("underfit",), None, steps=30),
-    Case("carry: two ways averaged", "carry__way", (AVERAGED,), options={"horizon": 8}),
+    Case("carry: two ways averaged", "carry__way", (AVERAGED, LONG), options={"horizon": 20}),
     Case("carry: chunks of 30 in gusts", "carry__gust", (LONG,), options={"horizon": 30}),
     Case("carry: gripper in a small unit", "carry__small", (CONSTANT,), fields={"min_scale": 0.05}),
     Case("carry: gripper stored as 0 and 1", "carry", ("action-scale", "action-units", "calibration-drift",
@@ -164,7 +165,7 @@ REACH = (
     in_reach("actions in another order", "rolled_actions", "component-order"),
     in_reach("positions executed as relative", "added", "action-convention"),
     in_reach("offset of a sensor", "height", "start-states", "calibration-drift"),
-    Case("reach: two ways averaged", "reach__way", (AVERAGED,), options={"horizon": 8}),
+    Case("reach: two ways averaged", "reach__way", (AVERAGED, LONG), options={"horizon": 20}),
     Case("reach: chunks of 30 in gusts", "reach__gust", (LONG,), options={"horizon": 30}),
     Case("reach: targets only from a part", "reach__half", ("start-states", DECIDED), "reach"),
     Case("reach: 30 updates", "reach", ("underfit",), steps=30),
@@ -181,10 +182,11 @@ def sound(world: str, method: str, steps: int = 800, episodes: int = 80, **optio
 
 SOUND = (
     sound("carry", "bc", 1500), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
-    sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "act", 400), sound("carry", "knn"),
-    sound("carry", "flow-policy"), sound("carry", "diffusion-bc"), sound("carry", "adaflow"), sound("carry", "mip"),
-    sound("carry", "iql", 500), sound("carry", "keyframe-bc"), sound("carry", "robust-bc"),
-    sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"), sound("carry__way", "flow-policy"),
+    sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "shortcut-policy"),
+    sound("carry", "knn"), sound("carry", "flow-policy"), sound("carry", "diffusion-bc"),
+    sound("carry", "adaflow"), sound("carry", "mip"), sound("carry", "iql", 500), sound("carry", "keyframe-bc"),
+    sound("carry", "robust-bc"), sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"),
+    sound("carry__way", "flow-policy"),
     sound("carry__small", "bc"), sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"),
     sound("reach", "flow-policy"), sound("reach", "bc-bins"), sound("reach", "mip"), sound("reach__gust", "bc"),
     sound("peg_insertion", "bc-gmm", 1500), sound("planar_arms", "flow-policy", 1500), sound("lane_driving", "bc"),
@@ -278,18 +280,19 @@ def trained_run(case: Case, folder: Path, seed: int) -> Path:
         return out
     changed = out.with_name(f"{out.name}-{case.run}")
     if not changed.exists():
+        early = trained_run(replace(case, run="", steps=30), folder, seed)
         shutil.copytree(out, changed)
-        RUNS[case.run](changed)
+        RUNS[case.run](changed, early)
     return changed
 
 
-def _early(run: Path) -> None:
-    """Only the first checkpoint is kept."""
-    for checkpoint in sorted((run / "checkpoints").glob("0*"))[1:]:
-        shutil.rmtree(checkpoint)
+def _early(run: Path, early: Path) -> None:
+    """Only a checkpoint from early in the training is kept."""
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(early / "checkpoints", run / "checkpoints")
 
 
-def _statistics(run: Path) -> None:
+def _statistics(run: Path, early: Path) -> None:
     """Statistics of the state in another unit."""
     for file in run.glob("checkpoints/*/weights.safetensors"):
         weights = load_file(file)
@@ -309,8 +312,8 @@ RUNS = {"early": _early, "statistics": _statistics}
 def arguments(case: Case, folder: Path) -> list[str]:
     """The arguments of `understudy diagnose`. Trains the run."""
     run, data = trained_run(case, folder, JUDGED), demonstrations(case, folder, JUDGED)
-    acting = [] if case.act is None else ["--env", env_name(case.act or case.world), "--trust", TRUST]
-    return [str(run), "--data", str(data), *acting, "--device", "cpu"]
+    acting = [] if case.act is None else ["--env", env_name(case.act or case.world)]
+    return [str(run), "--data", str(data), *acting, "--trust", TRUST, "--device", "cpu"]
 
 
 def judge(case: Case, folder: Path) -> dict:
@@ -411,7 +414,7 @@ def _said(result: dict | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("open", "sealed", "pilot", "commands", "table"))
+    parser.add_argument("what", choices=("open", "sealed", "train", "pilot", "commands", "table"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--as", dest="label", default="after", help="the column of the results")
     parser.add_argument("--folder", type=Path, default=Path("diagnose-runs"))
@@ -421,6 +424,10 @@ def main() -> None:
         pilot(o.names, o.folder)
     elif o.what == "table":
         table()
+    elif o.what == "train":
+        for case in [c for which in ("sealed", "open") for kind in KINDS for c in half(kind, which)]:
+            arguments(case, o.folder)
+            print(case.name, flush=True)
     elif o.what == "commands":
         for case in [c for kind in KINDS for c in half(kind, "open") if not o.names or c.name in o.names]:
             print(case.name)

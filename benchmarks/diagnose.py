@@ -184,7 +184,7 @@ SOUND = (
     sound("carry", "bc", 1500), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
     sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "shortcut-policy"),
     sound("carry", "knn"), sound("carry", "flow-policy"), sound("carry", "diffusion-bc"),
-    sound("carry", "adaflow"), sound("carry", "mip"), sound("carry", "iql", 500), sound("carry", "keyframe-bc"),
+    sound("carry", "adaflow"), sound("carry", "mip"), sound("carry", "iql", 500), sound("carry", "search-bc"),
     sound("carry", "robust-bc"), sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"),
     sound("carry__way", "flow-policy"),
     sound("carry__small", "bc"), sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"),

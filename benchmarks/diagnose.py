@@ -273,9 +273,10 @@ def trained_run(case: Case, folder: Path, seed: int) -> Path:
     path = demonstrations(case, folder, seed)
     words = [path.stem, case.method, *case.options.values(), *case.fields.values(), case.steps]
     out = folder / "runs" / "-".join(map(str, words))
-    data = open_dataset(path)
-    train(_method(case, data.features()), data, out, seed=seed, steps=case.steps, save_freq=max(case.steps // 3, 1),
-          val_fraction=0.2, device="cpu", progress=False)
+    if not (out / "checkpoints" / f"{case.steps:06d}").exists():
+        data = open_dataset(path)
+        train(_method(case, data.features()), data, out, seed=seed, steps=case.steps,
+              save_freq=max(case.steps // 3, 1), val_fraction=0.2, device="cpu", progress=False)
     if not case.run:
         return out
     changed = out.with_name(f"{out.name}-{case.run}")

@@ -14,8 +14,9 @@ in 14 of 15 sound runs.
 
 A fault counts as found if the first finding is a fault or a warning and has one of the codes of the case. Its size
 counts if the value of the finding is right: steps exactly, factors within a quarter. A sound run is quiet if no finding
-is a fault. The codes, sizes and worlds were decided before anything was run, also those of checks that did not exist
-then (`NEW`). Steps of training come from the pilot.
+is a fault. The codes and sizes were decided before anything was run, also those of checks that did not exist then
+(`NEW`). After the first open cases were run, plans that average got longer and may also be called too long, the early
+checkpoint became one, and sound runs that train for long got other methods.
 
 Each case runs `understudy diagnose` with what a user has: the data and the environment, or the data alone. Cases that
 differ only where the policy acts share data and run, which stay in --folder. A result is stored as soon as it is there
@@ -391,7 +392,7 @@ def table() -> None:
             names = {case.name for kind in kinds for case in half(kind, which)}
             for label in results:
                 judged = [r[key] for n, r in results[label].get(which, {}).items() if n in names and key in r]
-                cells.append(f"{sum(judged)} of {len(judged)}")
+                cells.append(f"{sum(judged)} of {len(judged)}" if judged else "")
         print(f"| {title} | " + " | ".join(cells) + " |")
     print("\n| case | half | " + " | ".join(results) + " |\n|---|---|" + "---|" * len(results))
     for kind in KINDS:

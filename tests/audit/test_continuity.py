@@ -69,6 +69,11 @@ def test_an_event_of_the_task_is_no_reset():
     assert len(find_resets(Dataset([joined([20 + k, 60], seed=k) for k in range(8)]))) == 8
 
 
+def test_episodes_of_a_single_step_have_no_reset():
+    for lengths in ([60, 1, 60], [1, 1, 20], [12, 2]):
+        assert not find_resets(Dataset([joined([n], "targets", 5 * i) for i, n in enumerate(lengths)]))
+
+
 def test_ends_inside_an_episode_are_resets():
     episode = joined([60])
     ends = np.isin(np.arange(60), (19, 44, 59))

@@ -113,8 +113,10 @@ def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[in
     x, d = (np.concatenate(column) for column in zip(*sample, strict=True))
     is_finite = np.isfinite(x).all(1) & np.isfinite(d).all(1)
     x, d = x[is_finite], d[is_finite]
+    if len(x) < 5 * x.shape[1]:
+        return []
     moving = np.median(np.abs(d), 0) > 1e-9 * (1 + np.abs(x[:, 1:1 + d.shape[1]]).max(0, initial=0))
-    if len(x) < 5 * x.shape[1] or not moving.any():
+    if not moving.any():
         return []
     d = d[:, moving]
     floor, chosen = _FLOOR * np.median(np.abs(d), 0), np.ones(len(d), bool)
@@ -151,7 +153,7 @@ def _changes(episode: Episode, states: list[str], actions: list[str],
     wraps = (np.abs(d) > np.pi) & (np.abs(s).max(0, initial=0) <= 2 * np.pi + 1e-3)
     d = np.where(wraps, d - 2 * np.pi * np.sign(d), d)
     last, first = (d[:-1], 1) if with_last_change else (np.zeros((len(d), 0)), 0)
-    return np.concatenate([np.ones((len(d) - first, 1)), s[first:-1], a[first:len(d)], last], 1), d[first:]
+    return np.concatenate([np.ones((len(d[first:]), 1)), s[first:-1], a[first:len(d)], last], 1), d[first:]
 
 
 def check_rotations(data: Dataset) -> Iterator[Finding]:

@@ -33,7 +33,8 @@ def main(args: list[str]) -> None:
     commands = {name: options_for_help(options_class(name)) for name in COMMANDS}
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
-        tyro.extras.subcommand_cli_from_dict(commands, prog="understudy", args=["--tyro-print-completion", o.shell],
-                                             config=(tyro.conf.FlagCreatePairsOff,))
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="understudy", args=["--tyro-print-completion", o.shell],
+            config=(tyro.conf.FlagCreatePairsOff,))  # ty: ignore[no-matching-overload]  # markers are declared as types
     # Without these options bash would complete no files, and nearly every command takes one.
     print(script.getvalue().replace("\ncomplete -F ", "\ncomplete -o bashdefault -o default -F "), end="")

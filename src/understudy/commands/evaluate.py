@@ -176,7 +176,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     _print_trials(evaluations, out)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    behavior_metrics.print_metrics(behavior, out)
+    in_detail = o.details or o.repeats or o.demonstrations is not None  # which are given for these figures alone
+    (behavior_metrics.print_metrics if in_detail else behavior_metrics.print_most_frequent_failure)(behavior, out)
     document = evaluation.to_json(other, path_text(o.against))
     successes = None if evaluation.successes is None else evaluation.successes.tolist()
     each = {"success": successes, "return": evaluation.episode_returns.tolist()}
@@ -259,6 +260,9 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
         return command_line("eval", o.run, o.target, "--episodes", episodes, *acting_options(o),
                             *given_options(o, "demonstrations", "repeats", "rename"), *more, *trust)
     commands = []
+    if evaluation.success is not None and evaluation.success.estimate < 0.5 and not has_no_run(o.run):
+        cause = command_line("diagnose", o.run, "--env", o.target, *acting_options(o), *trust)
+        commands.append((cause, "The most likely cause of the failures:"))
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(evaluation, other).better is None:
             commands.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
@@ -276,7 +280,7 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    refuse_given(o, ("demonstrations", "repeats", "executor", "save", "workers"),
+    refuse_given(o, ("demonstrations", "details", "repeats", "executor", "save", "workers"),
                  "these are recorded episodes, in which no policy can act", "leave it out, or name an environment")
     refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
                  "evaluate each run on them alone: the energy scores compare")

@@ -150,10 +150,13 @@ class BehaviorMetrics:
 
     def summary_lines(self) -> list[str]:
         """All results that are not means, in sentences."""
+        return [*self.describe(), *self.failure_lines()]
+
+    def failure_lines(self) -> list[str]:
+        """A sentence for each group of failures, the largest first, with what to record against it."""
         n_failures = sum(map(len, self.failures))
         of_all = f"of {n_failures} {'failure' if n_failures == 1 else 'failures'}"
-        return [*self.describe(),
-                *(f"{len(g)} {of_all}: {g.describe()}. {g.remedy(self.seed)}" for g in self.failures)]
+        return [f"{len(g)} {of_all}: {g.describe()}. {g.remedy(self.seed)}" for g in self.failures]
 
 
 def measure_behavior(

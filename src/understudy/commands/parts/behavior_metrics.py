@@ -30,8 +30,8 @@ def check_options(o: EvalOptions) -> None:
         raise UserError("one rollout of each start cannot show how rollouts differ",
                         where="--repeats", hint="such as --repeats 8, or 0 for none")
     if o.sequential or o.interactive:
-        refuse_given(o, ("demonstrations", "repeats"), "cannot be combined with --sequential or --interactive",
-                     "leave one of them out: behavior is measured over a fixed number of episodes")
+        refuse_given(o, ("demonstrations", "details", "repeats"),
+                     "cannot be combined with --sequential or --interactive", "leave one of them out: behavior is measured over a fixed number of episodes")
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
@@ -105,8 +105,16 @@ def _single_actor(actor: Actor) -> Actor:
         actor.planner, FixedBatch) else actor
 
 
+def print_most_frequent_failure(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output) -> None:
+    """Prints the largest group of failures of each policy, and what to record against it."""
+    for name, metrics in metrics_by_policy.items():
+        if failures := metrics.failure_lines():
+            out.print(f"Most frequent failure{f' of {name}' if len(metrics_by_policy) > 1 else ''}: {failures[0]}")
+    out.print("--details also prints behavior metrics, all groups of failures and the ways that the policy takes.")
+
+
 def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output) -> None:
-    """Prints a table of behavior metrics."""
+    """Prints a table of behavior metrics, and what else was measured in sentences."""
     policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
     rows = []

@@ -58,6 +58,9 @@ class EvalOptions(RolloutOptions, RobotOptions):
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; an interrupted evaluation then continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""
+    details: bool = False
+    """also print behavior metrics, all groups of failures and the ways that the policy takes, as with --repeats and
+    --demonstrations; --html and --json always have them"""
     demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
     """demonstrations with which behavior is compared; by default the training data, if they are available and have no
     camera. Their standard deviations are also the units of smoothness and jerk, so these numbers change with the

@@ -53,7 +53,7 @@ from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.files import read_json, write_json  # noqa: E402
+from understudy.files import read_json, write_checksums, write_json  # noqa: E402
 from understudy.learn.method import load_actor  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
@@ -302,7 +302,7 @@ def _statistics(run: Path, early: Path) -> None:
             if key.startswith("codec.obs_transforms.") and weights[key].shape == (3,):
                 weights[key] = 57.29578 * weights[key]
         save_file(weights, file)
-        (file.parent / "checksums.json").unlink(missing_ok=True)
+        write_checksums(file.parent, file.name)
 
 
 RUNS = {"early": _early, "statistics": _statistics}

@@ -31,7 +31,8 @@ def check_options(o: EvalOptions) -> None:
                         where="--repeats", hint="such as --repeats 8, or 0 for none")
     if o.sequential or o.interactive:
         refuse_given(o, ("demonstrations", "details", "repeats"),
-                     "cannot be combined with --sequential or --interactive", "leave one of them out: behavior is measured over a fixed number of episodes")
+                     "cannot be combined with --sequential or --interactive",
+                     "leave one of them out: behavior is measured over a fixed number of episodes")
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:

@@ -150,7 +150,8 @@ def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> li
     with contextlib.suppress(UserError):  # absent, or damaged by others
         content = read_json(source.path / "meta" / "stats.json")
         stored = {n: s for n, s in content.items() if isinstance(s, dict)} if isinstance(content, dict) else {}
-    is_complete = any(np.size(s.get("count")) == 1 and np.ravel(s["count"])[0] == total for s in stored.values())
+    counts = [np.ravel(s["count"]) for s in stored.values() if "count" in s]
+    is_complete = any(len(count) == 1 and count[0] == total for count in counts)
     tables = [open_parquet(t) for t in sorted((source.path / "meta" / "episodes").glob("*/*.parquet"))]
     for camera in cameras:
         channels = source.schema[camera].shape[2]

@@ -320,21 +320,21 @@ def arguments(case: Case, folder: Path) -> list[str]:
 
 def judge(case: Case, folder: Path) -> dict:
     """What `understudy diagnose` says, and whether it is right."""
-    args, began, printed, told = arguments(case, folder), time.process_time(), io.StringIO(), io.StringIO()
+    args, began, printed, errors = arguments(case, folder), time.process_time(), io.StringIO(), io.StringIO()
     successes: list[bool] = []
 
-    def watched(actor, *rest, **options):
-        episodes = rollout(actor, *rest, **options)
+    def watched(actor, *arguments_of_rollout, **options):
+        episodes = rollout(actor, *arguments_of_rollout, **options)
         if not successes:  # the first are those of the policy
             successes.extend(bool(e.metadata.get("success")) for e in episodes)
         return episodes
     try:
-        with (contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told),
+        with (contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors),
               mock.patch("understudy.diagnose.runner.rollout", watched)):
             diagnose([*args, "--json"])
         findings = json.loads(printed.getvalue())["findings"]
     except (Exception, SystemExit) as error:
-        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error!r} {told.getvalue()[-300:]}"}]
+        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error!r} {errors.getvalue()[-300:]}"}]
     findings = [{k: f[k] for k in ("code", "level", "value", "message")} for f in findings]
     first = findings[0] if findings else {"code": None, "level": "note", "value": None}
     result = {"expected": list(case.codes), "first": first["code"], "level": first["level"], "findings": findings,
@@ -353,11 +353,11 @@ def judge(case: Case, folder: Path) -> dict:
 
 def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
     results = read_json(FILE) if FILE.exists() else {}
-    mine = results.setdefault(label, {}).setdefault(which, {})
+    half_results = results.setdefault(label, {}).setdefault(which, {})
     for case in [case for kind in KINDS for case in half(kind, which)]:
-        if case.name in mine or names and not any(n in case.name for n in names):
+        if case.name in half_results or names and not any(n in case.name for n in names):
             continue
-        mine[case.name] = result = judge(case, folder)
+        half_results[case.name] = result = judge(case, folder)
         write_json(FILE, results)
         size = {None: "", True: " size right", False: " size WRONG"}[result.get("size_right")]
         text = ", ".join(f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"])
@@ -398,8 +398,8 @@ def table() -> None:
     for kind in KINDS:
         for which in ("open", "sealed"):
             for case in half(kind, which):
-                said = [results[label].get(which, {}).get(case.name) for label in results]
-                print(f"| {case.name} | {which} | " + " | ".join(map(_said, said)) + " |")
+                outcomes = [results[label].get(which, {}).get(case.name) for label in results]
+                print(f"| {case.name} | {which} | " + " | ".join(map(_said, outcomes)) + " |")
 
 
 def _said(result: dict | None) -> str:

@@ -90,7 +90,7 @@ class Bench(Toy):
             move = np.clip(GAIN * (action[:, :2] - s["hand"]), -self.speed, self.speed)
             grip = np.clip(0.5 * (action[:, 2:] - s["opening"]), -self.closing, self.closing)
         move = move + np.float32(self.gust * self.speed) * normal(self.key, self.clock, (2,), stream=3).numpy()
-        near, was_closed = distance(s["hand"], s["object"]) < 0.06, s["opening"][:, 0] < CLOSED
+        is_near, was_closed = distance(s["hand"], s["object"]) < 0.06, s["opening"][:, 0] < CLOSED
         s["opening"] = np.clip(s["opening"] + grip, 0, one).astype(np.float32)
         s["hand"] = np.clip(s["hand"] + move, 0, one).astype(np.float32)
         closed = s["opening"][:, 0] < CLOSED
@@ -98,8 +98,8 @@ class Bench(Toy):
         if self.cameras or self.way:
             success = (distance(s["hand"], s["object"]) < 0.1) & ~failure
         else:
-            s["object"] = np.where((near & closed)[:, None], s["hand"], s["object"])
-            success = was_closed & ~closed & near & (distance(s["object"], s["goal"]) < 0.08)
+            s["object"] = np.where((is_near & closed)[:, None], s["hand"], s["object"])
+            success = was_closed & ~closed & is_near & (distance(s["object"], s["goal"]) < 0.08)
         return success, success, failure
 
     def expert(self):
@@ -115,16 +115,16 @@ class Bench(Toy):
         """(rows, size, size, 3) uint8. The side view is turned by a right angle, from farther away."""
         s = self.state
 
-        def seen(at):
+        def in_view(at):
             return at if top else 0.5 + 0.8 * (at[:, ::-1] - 0.5) * np.array([1, -1], np.float32)
         canvas, zoom = Canvas(self.rows, size, (0.0, 0.0), 1.0), 1.0 if top else 0.8
         flat = np.tile(np.array([1, 0], np.float32), (self.rows, 1))
         canvas.image[:] = (214, 222, 206) if top else (196, 190, 182)
         if self.way:
-            canvas.circle(seen(np.full((self.rows, 2), 0.5, np.float32)), PILLAR * zoom, (92, 96, 112))
-        canvas.circle(seen(s["object"]), 0.07 * zoom, (226, 110, 40))
+            canvas.circle(in_view(np.full((self.rows, 2), 0.5, np.float32)), PILLAR * zoom, (92, 96, 112))
+        canvas.circle(in_view(s["object"]), 0.07 * zoom, (226, 110, 40))
         for sign in (-1, 1):
-            finger = seen(s["hand"]) + sign * (0.02 + 0.05 * s["opening"]) * np.array([1, 0], np.float32)
+            finger = in_view(s["hand"]) + sign * (0.02 + 0.05 * s["opening"]) * np.array([1, 0], np.float32)
             canvas.box(finger.astype(np.float32), flat, (0.02, 0.05), (40, 60, 170))
         return canvas.image
 
@@ -142,14 +142,14 @@ class BenchExpert(CountingActor):
     def act(self, obs, state):
         hand, opening = obs[STATE].split((2, 1), 1)
         thing, goal = obs["simulator.state"].split(2, 1)
-        held = (opening < CLOSED) & ((hand - thing).norm(dim=1, keepdim=True) < 0.02)
-        to = torch.where(held, goal, thing)
+        is_held = (opening < CLOSED) & ((hand - thing).norm(dim=1, keepdim=True) < 0.02)
+        to = torch.where(is_held, goal, thing)
         if self.way:
             side = (state["key"].remainder(2) * 2 - 1).float()[:, None]
             over = torch.cat([torch.full_like(side, 0.5), 0.5 + 0.27 * side], 1)
             to = torch.where(hand[:, :1] < 0.47, over, thing)
         there = ((hand - to).norm(dim=1, keepdim=True) < 0.03) & ~(self.way & (hand[:, :1] < 0.47))
-        closes = there != held  # at the object, or on the way with it
+        closes = there != is_held  # at the object, or on the way with it
         step = (to - hand) / self.speed * (GAIN if self.absolute else 1)
         step = step / step.norm(dim=1, keepdim=True).clamp(min=1)
         step = step + self.noise * normal(state["key"], state["count"], (2,), stream=2) * ~there

@@ -74,8 +74,8 @@ def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cu
 
     names, asked = {str(k).lower(): str(k) for k in valid_names}, str(name).lower()
     begun = [n for n in names if n.startswith((f"{asked}-", f"{asked}_"))]  # so100 of so100_follower
-    near = difflib.get_close_matches(asked, names, most, cutoff)
-    return [names[n] for n in dict.fromkeys([*begun, *near])][:most]
+    alike = difflib.get_close_matches(asked, names, most, cutoff)
+    return [names[n] for n in dict.fromkeys([*begun, *alike])][:most]
 
 
 def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:

@@ -334,7 +334,8 @@ def judge(case: Case, folder: Path) -> dict:
             diagnose([*args, "--json"])
         findings = json.loads(printed.getvalue())["findings"]
     except (Exception, SystemExit) as error:
-        findings = [{"code": "error", "level": "note", "value": None, "message": f"{error!r} {errors.getvalue()[-300:]}"}]
+        message = f"{error!r} {errors.getvalue()[-300:]}"
+        findings = [{"code": "error", "level": "note", "value": None, "message": message}]
     findings = [{k: f[k] for k in ("code", "level", "value", "message")} for f in findings]
     first = findings[0] if findings else {"code": None, "level": "note", "value": None}
     result = {"expected": list(case.codes), "first": first["code"], "level": first["level"], "findings": findings,

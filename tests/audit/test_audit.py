@@ -238,7 +238,8 @@ def test_json_and_exit_status(saved, shared, tmp_path, capsys):
     report = json.loads(out)
     assert status == 3 and report["ok"] is False
     first = report["findings"][0]
-    assert set(first) == {"code", "severity", "where", "message", "remedy", "episodes"} and first["severity"] == "error"
+    assert set(first) == {"code", "severity", "where", "message", "remedy", "episodes", "correction"}
+    assert first["severity"] == "error"
     assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
     (tmp_path / "note.txt").write_text("no data")
     for name, problem in (("nowhere", "there is no such file or folder"), ("note.txt", "this is not a data set")):
@@ -488,7 +489,7 @@ def test_columns_at_once_say_what_a_look_at_each_episode_says(tmp_path, seed):
     write_dataset(Dataset(episodes), tmp_path / "d.npz", "npz")
     order = rng.permutation(5)[: int(rng.integers(1, 6))]
     packed = open_dataset(tmp_path / "d.npz").select(order)
-    looked = Dataset(tuple(packed))
+    looked = Dataset(tuple(packed), packed.metadata)
     for check in (checks.check_episode_ends, checks.check_finite):
         assert list(check(packed)) == list(check(looked))
 

@@ -80,7 +80,7 @@ def _jumps(data: Dataset) -> list[tuple[int, int]]:
     if len(jumps) < 2:
         jumps = _unexplained_changes(data, with_last_change=True)
         jumps = [(e, t) for e, t in jumps if (e, t - 1) not in jumps]
-    return jumps if _are_starts(data, jumps) else []
+    return jumps if len(jumps) > 1 and _are_starts(data, jumps) else []
 
 
 def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:

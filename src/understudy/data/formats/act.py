@@ -20,6 +20,7 @@ from .parts import hdf5, sidecar
 from .parts.column_names import number_sort_key
 from .parts.episode_table import boundary_hint
 from .parts.key_map import KeyMap, common_arrays, decoded_images, is_metadata, metadata
+from .parts.padded_arrays import MAX_LABEL_VALUES, padded_hint
 from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
@@ -54,6 +55,10 @@ class ActSource(ChunkedSource):
         """Steps, the feature of each array, metadata."""
         arrays = hdf5.arrays(file, str(path))
         steps, features, small = hdf5.count_steps(arrays, "action", str(path)), {}, {}
+        numeric = {key: arrays[key].shape for key in ("action", "observations/qpos") if key in arrays}
+        if hint := padded_hint(numeric, {key: array[()] for key, array in arrays.items() if len(array.shape) in (1, 2)
+                                         and len(numeric["action"]) > 2 and 0 < array.size < MAX_LABEL_VALUES}):
+            raise DataError("nothing says where its episodes end", where=path, hint=hint)
         for key, array in arrays.items():
             if key == "compress_len" or array.filled_marker == "all":
                 continue

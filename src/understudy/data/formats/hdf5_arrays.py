@@ -19,13 +19,13 @@ from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from .parts import hdf5
-from .parts.column_names import number_sort_key
+from .parts.column_names import array_key, number_sort_key
 from .parts.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
 from .parts.key_map import KeyMap, MisreadingWarning, common_arrays, metadata
+from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
-_MAX_LABEL_ROWS = 1 << 20  # rows of an array that is read to see whether it says where episodes end
 
 
 def hdf5_files(path: Path) -> list[Path]:
@@ -49,9 +49,13 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     """
     names = list(names) or [n for n in array_names(path) if role(KEYS.column(n)) in ("observation", "action")]
     source = Hdf5ArraysSource(path, [*names, *([] if episode is None else [episode])])
+    columns = [name for name, key in source.keys.items() if any(array_key(n, [key]) for n in names)]
     if episode is None and episode_lengths is None:
         if len(source) > 1:
             return Dataset(source)
+        shapes = {name: (int(source.row_counts[name][0]), *source.schema[name].shape) for name in columns}
+        if hint := padded_hint(shapes, source.lists):
+            raise DataError("nothing says where its episodes end", where=path, hint=hint)
         data = cut_table(source, path)
         hint = boundary_hint(source.lists, int(source.lengths[0])) if len(data) == 1 else ""
         doubts = [MisreadingWarning(f"the file is read as one episode, but {hint}")] if hint else []
@@ -64,6 +68,10 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
         return cut_table(source, path, KEYS.column(str(array_key(episode, source.keys.values()))))
     if (key := array_key(str(episode_lengths), source.lists)) is None:
         raise unknown_boundary("episode_lengths", str(episode_lengths), {**source.lists, **source.schema})
+    others = {k: values for k, values in source.lists.items() if k not in source.keys.values()}
+    padded = cut_padded(source, columns, source.lists[key], key, others)
+    if padded is not None:
+        return padded
     data = cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
     warnings = [w for w in data.metadata["warnings"] if not w.startswith(f"{key}: ")]  # that it is no column
     return Dataset(data.source, {**data.metadata, "warnings": warnings})
@@ -78,22 +86,12 @@ def array_names(path: Path) -> list[str]:
     return within if 2 * len(within) <= len(names) else names
 
 
-def array_key(name: str, keys: Iterable[str]) -> str | None:
-    """Returns the key of the array that a name means. It may have "." for "/", and the number of a component."""
-    keys = list(keys)
-    for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
-        for key in keys:
-            if text in (key, key.replace("/", ".")) or text.strip("/") == key:
-                return key
-    return None
-
-
 class Hdf5ArraysSource(ChunkedSource):
     """Arrays of one file, of groups of one file, or of the files of a folder.
 
     Attributes:
         keys: Path of the array of each column, in its file or group.
-        lists: Whole numbers or text of arrays of one dimension, if there is one episode.
+        lists: Numbers of small arrays of one or two dimensions, if there is one episode.
     """
 
     def __init__(self, path: Path, names: list[str]):
@@ -176,7 +174,7 @@ class Hdf5ArraysSource(ChunkedSource):
     def _read_lists(self) -> dict[str, np.ndarray]:
         file, prefix, arrays = self._parts[0]
         return {key: hdf5.read_rows(array, 0, array.shape[0], f"{file}, {prefix}{key}") for key, array in arrays.items()
-                if len(array.shape) == 1 and 1 < array.shape[0] < _MAX_LABEL_ROWS and array.dtype.kind in "iuf"}
+                if len(array.shape) in (1, 2) and 0 < array.size < MAX_LABEL_VALUES and array.dtype.kind in "biuf"}
 
     open_files = staticmethod(hdf5.OpenFiles)
 

@@ -12,7 +12,8 @@ from the file into the cache, so a file may be larger than memory. Pickled objec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ...hints import columns_option, nearest_names
 from .. import cache
 from ..episode import Dataset, episode_starts
 from .parts import sidecar
-from .parts.column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
+from .parts.column_names import FLAG_COLUMNS, are_flags, array_key, is_plain_flag, standard_name
 from .parts.episode_table import (
     EPISODE_COLUMNS,
     boundary_hint,
@@ -51,6 +52,7 @@ from .parts.npz_arrays import (
     whole_array,
     write_npz,
 )
+from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -291,6 +293,56 @@ class NpzSource(NpzArchiveSource):
                                 hint="correct episode_ends, or leave next_observations out")
 
 
+class _ArraysOfOneEpisode(NpzArchiveSource):
+    """The arrays of an .npz file that have as many rows as those that the user named, or one more."""
+
+    flags = frozenset(FLAG_COLUMNS)
+
+    def __init__(self, path: Path, named: Collection[str]):
+        self.path, self._file = path, NpzArrays(path)
+        self.key, headers = cache.json_digest(self._file.key, "one episode"), self._file.headers
+        steps = min((headers[key][0][0] for key in named if headers[key][0]), default=0)
+        self.schema, self.keys = KEYS.schema({
+            key: Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+            for key, (shape, dtype) in headers.items() if shape and shape[0] in (steps, steps + 1)}, path)
+        self.lengths = np.array([steps])
+        self.row_counts = {name: np.array([headers[key][0][0]]) for name, key in self.keys.items()}
+        fps = self._file.read_array("fps")[0].item() if headers.get("fps", ((2,),))[0] in ((), (1,)) else None
+        self.metadata = metadata("npz", path, [f"{key}: {shape}, not a row for each step: left out" for key, (shape, _)
+                                               in headers.items() if key not in (*self.keys.values(), "fps")], fps=fps)
+
+
+def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Dataset | None:
+    """Opens an .npz file of padded arrays. Returns None if its arrays are not padded: see `cut_padded`.
+
+    Args:
+        names: The arrays that the user named, which have a row for each step. By default states and actions.
+        episode_lengths: Array of the number of steps of each episode, or their mask.
+    """
+    file = NpzArrays(path)
+    if episode_lengths not in file.headers or not (keys := _step_arrays(file, names)):
+        return None
+    source = _ArraysOfOneEpisode(path, keys)
+    columns = [name for name, key in source.keys.items() if key in keys]
+    if len(columns) < len(keys):
+        return None
+    others = {key: values for key, values in _lists(file).items() if key not in source.keys.values()}
+    return cut_padded(source, columns, file.read_array(episode_lengths), episode_lengths, others)
+
+
+def _step_arrays(file: NpzArrays, names: Iterable[str]) -> list[str]:
+    """The arrays that the user named, or else those with names of observations and actions."""
+    keys = [array_key(name, file.headers) for name in names] or [
+        key for key in file.headers if role(standard_name(key)) in ("observation", "action")]
+    return [key for key in dict.fromkeys(keys) if key is not None and file.headers[key][0]]
+
+
+def _lists(file: NpzArrays) -> dict[str, np.ndarray]:
+    """The small arrays of one or two dimensions."""
+    return {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
+            if len(shape) in (1, 2) and 0 < math.prod(shape) < MAX_LABEL_VALUES}
+
+
 def says_ends(keys: Iterable[str]) -> bool:
     """Returns whether arrays of these names say where episodes end."""
     return "episode_ends" in keys or {*_END_FLAGS} <= {*keys}
@@ -303,12 +355,20 @@ def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
     return actions[0] if actions else max(rows.values(), key=lambda n: ([*rows.values()].count(n), n), default=0)
 
 
+def padding_hint(path: Path, names: Iterable[str] = ()) -> str:
+    """Returns how to read a file whose arrays look padded. Else "". The names are those of `open_padded`."""
+    file = NpzArrays(path)
+    return padded_hint({key: file.headers[key][0] for key in _step_arrays(file, names)}, _lists(file))
+
+
 def episodes_hint(path: Path) -> str:
-    """Returns how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
+    """Returns how to read the episodes of a file without episode_ends, if they are padded or an array says where they
+    end. Else ""."""
     try:
         file = NpzArrays(path)
-        lists = {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
-                 if len(shape) == 1 and shape[0] > 1 and np.dtype(dtype).kind in "iufU"}
+        lists = _lists(file)
+        if hint := padding_hint(path):
+            return hint
     except UserError:  # reading the file reports what is damaged
         return ""
     rows = dict.fromkeys([count_steps(file.headers), *(shape[0] for shape, _ in file.headers.values() if shape)])

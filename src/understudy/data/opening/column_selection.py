@@ -22,7 +22,7 @@ from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
 from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
 from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
-from ..formats.npz import NpzSource, episodes_hint, says_ends
+from ..formats.npz import NpzSource, episodes_hint, open_padded, padding_hint, says_ends
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
@@ -455,8 +455,12 @@ def _files(path: Path, ending: str) -> list[Path]:
 def _open_npz(path: Path, boundary: Mapping[str, str], named: Sequence[str]) -> Dataset:
     headers = NpzArrays(path).headers
     if not boundary and not says_ends(headers):
+        if hint := padding_hint(path, named):
+            raise DataError("nothing says where its episodes end", where=path, hint=hint)
         numbers = next((name for name in EPISODE_COLUMNS if name in headers), None)
         boundary = {} if numbers is None else {"episode": numbers}
+    if (lengths := boundary.get("episode_lengths")) and (padded := open_padded(path, named, lengths)) is not None:
+        return padded
     if boundary or says_ends(headers):
         return Dataset(_PlainNpzSource(path, **boundary))
     try:

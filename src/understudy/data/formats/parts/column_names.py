@@ -90,3 +90,13 @@ def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
     """Returns the names that are a prefix and digits, ordered by their number: demo_2 before demo_10."""
     matches = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
     return sorted(matches, key=lambda n: (int(n[len(prefix):]), n))
+
+
+def array_key(name: str, keys: Iterable[str]) -> str | None:
+    """Returns the key of the array that a name means. It may have "." for "/", and the number of a component."""
+    keys = list(keys)
+    for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
+        for key in keys:
+            if text in (key, key.replace("/", ".")) or text.strip("/") == key:
+                return key
+    return None

@@ -94,11 +94,12 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
     """Returns how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
 
     Args:
-        arrays: The one-dimensional arrays, by name.
+        arrays: Arrays by name, of which those of one dimension are looked at.
         steps: Number of steps of all episodes.
         ends: Name of the array of ends that the format reads. "" if it reads none.
     """
-    arrays = {k: v for k, v in arrays.items() if len(v) and (v.dtype.kind in "iuU" or (v == np.round(v)).all())}
+    arrays = {k: v for k, v in arrays.items() if v.ndim == 1 and len(v) > 1 and (
+        v.dtype.kind in "iuU" or v.dtype.kind == "f" and (v == np.round(v)).all())}
     for name, values in arrays.items():
         if values.dtype.kind != "U" and len(values) < steps and values.min() > 0 and int(values.sum()) == steps:
             return (f"{name} adds up to the {steps:,} steps, as lengths of episodes do. If it is that, read it with "

@@ -241,24 +241,24 @@ class Stillness:
     """
 
     def __init__(self, data: Dataset, name: str):
-        self.data, self.name, self._equal = data, name, {}
+        self.data, self.name, self.equal = data, name, {}
         self._states = columns_of_kind(data[0].features(), "observation")
 
     def add(self, e: int, equal: list[bool]) -> None:
         """Adds an episode, with whether each frame equals the previous one, (T,)."""
-        self._equal[e] = np.array(equal, bool)
+        self.equal[e] = np.array(equal, bool)
 
     def findings(self) -> Iterator[Finding]:
         """Findings of all added episodes."""
         suspected = []
-        for e, equal in self._equal.items():
+        for e, equal in self.equal.items():
             start, n = _longest_run(equal)
             if n >= max(4, 0.2 * len(self.data[e])) and self._states and has_motion(self.data[e], start, start + n):
                 suspected.append((n, e, start))
         if not suspected:
             return
         windows, frozen = self._sample(), []
-        often = len(suspected) > max(1, _USUAL * len(self._equal))
+        often = len(suspected) > max(1, _USUAL * len(self.equal))
         usual = np.median([np.linalg.norm(self._moved(*s)) for s in suspected]) if often else 0.0
         for n, e, start in sorted(suspected, key=lambda s: (-s[0], s[1]))[:_SUSPECTS]:
             moved = self._moved(n, e, start)
@@ -267,10 +267,10 @@ class Stillness:
                 if of >= _ALIKE and changed >= _CHANGES * of:
                     frozen.append((n, e, start, changed / of))
         if often and not frozen:
-            never = all(equal[1:].all() for equal in self._equal.values())  # no frame differs from the one before it
+            never = all(equal[1:].all() for equal in self.equal.values())  # no frame differs from the one before it
             yield Finding("image-frozen", "warning" if never else "note",
                           f"{self.name}: the picture stands still while something moves in "
-                          f"{pluralize(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
+                          f"{pluralize(len(suspected), 'episode')} of {len(self.equal)}: the camera does not see what "
                           "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
                           Location(feature=self.name) if never else Location(
                               None, suspected[0][1], suspected[0][2], self.name))
@@ -284,9 +284,9 @@ class Stillness:
 
     def _sample(self) -> dict[int, np.ndarray]:
         """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""
-        each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
+        each = max(1, -(-sum(map(len, self.equal.values())) // _WATCHED))
         chosen = {
-            e: concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
+            e: concat_columns(self.data[e], self._states)[: len(self.equal[e])] for e in list(self.equal)[::each]
         }
         spread = np.std(np.concatenate(list(chosen.values())), 0)
         self._spread = np.where(np.isfinite(spread) & (spread > 0), spread, np.inf)
@@ -310,7 +310,7 @@ class Stillness:
                     np.linalg.norm(np.maximum(span - moved, 0), axis=1) <= 0.2 * most)
                 if other == e:
                     alike &= (at + length <= start) | (at >= start + n)
-                still = np.concatenate([[0], np.cumsum(self._equal[other])])
+                still = np.concatenate([[0], np.cumsum(self.equal[other])])
                 changes = still[at + length + 1] - still[at + 1] < length
                 changed, of = changed + int((alike & changes).sum()), of + int(alike.sum())
         return changed, of

@@ -27,7 +27,7 @@ from ..data.resampling import LONG_STEP
 from ..data.running_statistics import is_constant, unlearned_components
 from ..data.sources import camera_names
 from ..hints import pluralize
-from . import action_motion, continuity, label_checks, lerobot_checks
+from . import action_motion, continuity, label_checks, lerobot_checks, repeated_frames
 from .base import (
     Finding,
     Location,
@@ -645,6 +645,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
                           Location(None, e, t, name), tuple(e for e, _ in black))
         yield from stillness.findings()
+        yield from repeated_frames.find_repeated_frames(data, name, stillness.equal)
         yield from sight.findings()
 
 

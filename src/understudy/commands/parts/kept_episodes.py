@@ -34,10 +34,11 @@ class KeptEpisodes:
     """Episodes that an interrupted call of the same evaluation has finished. A context manager.
 
     They are in the cache of understudy, in a folder per policy, environment and seed, and are removed when the context
-    ends without an error. What makes an episode what it is decides about the folder, so that episodes of another
-    policy, environment or seed are never used: the weights and options of the policy, name, versions and limits of the
-    environment, and the files of the user's code that were imported. Their number is not part of it, because an episode
-    is decided by its own number.
+    ends without an error.
+
+    The name of the folder is a digest of what decides an episode: the weights and options of the policy, the name,
+    versions and limits of the environment, the seed, and the files of the user's code that were imported. Episodes of
+    another policy or environment are therefore never used. The number of episodes is not part of it.
 
     Example:
         >>> with KeptEpisodes() as kept, WorkerPool(setup, 4) as crew:

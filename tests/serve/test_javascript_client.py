@@ -121,3 +121,11 @@ for (let i = 0; i < 2; i++) {
 console.log(JSON.stringify(errors));
 """, server.url)
     assert output == ["no reply within 0.5 s"] * 2
+
+
+def test_a_runtime_without_websockets_is_told_which_version_has_them(tmp_path):
+    output = node(tmp_path, """
+delete globalThis.WebSocket;
+console.log(JSON.stringify(await us.Client.connect("ws://127.0.0.1:1").catch((e) => e.message)));
+""")
+    assert "use Node.js 22 or newer" in output

@@ -248,6 +248,10 @@ export class Client {
    *   `schema` is what the client sends and expects; the server refuses a difference.
    */
   static async connect(url, { token, schema, timeout = 10, WebSocket = globalThis.WebSocket } = {}) {
+    if (WebSocket === undefined) {
+      throw new Error("this version of Node.js has no WebSocket: use Node.js 22 or newer, start it with " +
+        "--experimental-websocket, or pass { WebSocket } of the package ws");
+    }
     const coded = token === undefined ? null : btoa(token).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
     const socket = new WebSocket(url, coded === null ? ["understudy"] : ["understudy", `token.${coded}`]);
     socket.binaryType = "arraybuffer";

@@ -200,10 +200,11 @@ class NpzFolderSource(FolderSource):
                 raise UserError(f"the shape {shape} has neither {steps} rows (steps), or one more, nor a single value",
                                 where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
             if column or key in ("task", "language_instruction"):
-                f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+                images = arrays.encoded_images(key)
+                f = images or Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
                 name, rows = standard_name(key, f.kind), int(shape[0]) if column else steps
                 add_column(keys, name, key, arrays.path)
-                shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
+                shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else f.shape
                 columns[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
             else:
                 own = arrays.read_array(key)
@@ -240,7 +241,8 @@ class NpzFolderSource(FolderSource):
 
     def frames(self, name, episode):
         for row, values in self._arrays[episode].iter_rows(self._keys[name]):
-            yield from enumerate(values, row)
+            first = int(self._first[name][episode]) + row
+            yield from enumerate(self.cast_to_schema(values, name, len(values), first), row)
 
     def read_text(self, name, episode):
         values, rows = self._arrays[episode].read_array(self._keys[name]), int(self.row_counts[name][episode])

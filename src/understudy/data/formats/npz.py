@@ -200,7 +200,8 @@ class NpzSource(NpzArchiveSource):
                                 hint="save one value per step, such as 0 before the last step of an episode; under "
                                      "another name it is metadata of the episodes")
             if rows in (steps, steps + episodes):
-                features[key] = stored_feature(name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
+                features[key] = self._file.encoded_images(key) or stored_feature(
+                    name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
             elif rows == episodes:
                 self._per_episode.append(key)
             elif is_metadata(name, shape, (steps, steps + episodes, episodes)):

@@ -24,7 +24,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from .parts import read_errors, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
-from .parts.key_map import add_column, is_metadata, lengths_from_ends, metadata
+from .parts.key_map import add_column, encoded_image_feature, is_metadata, lengths_from_ends, metadata
 from .parts.npz_arrays import column_pieces, split_rows, stored_dtype
 from .parts.read_errors import damaged
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -158,6 +158,12 @@ class ZarrSource(MemmapSource):
     def _feature(self, key, array) -> tuple[Feature, bool]:
         if array.dtype.kind in "UTO":
             return Feature("string", tuple(array.shape[1:]), "string"), False
+        if array.dtype == np.uint8 and array.ndim == 2:
+            location = f"{self.path}, data/{key}"
+            with zarr_errors(location):
+                first = np.asarray(array[:16])
+            if encoded := encoded_image_feature(first, location):
+                return encoded, False
         feature = Feature.from_array(np.empty((0, *array.shape[1:]), array.dtype.newbyteorder("=")))
         if array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or not _looks_like_image(key):
             return feature, False
@@ -242,6 +248,8 @@ class ZarrSource(MemmapSource):
                 self._last[name] = row // chunk, frames
             number, frames = self._last[name]
             image = frames[row - number * chunk]
+            if image.ndim == 1:  # PNG or JPEG bytes
+                image = self.cast_to_schema(image[None], name, 1, row)[0]
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
                 if not (whole == image).all():

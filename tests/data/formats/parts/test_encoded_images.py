@@ -1,4 +1,4 @@
-"""PNG and JPEG bytes in HDF5 files of any layout are images, however the bytes are stored."""
+"""PNG and JPEG bytes in HDF5 files of any layout, in npz and in zarr are images, however the bytes are stored."""
 
 from __future__ import annotations
 
@@ -89,3 +89,55 @@ def test_a_frame_that_is_lost_is_named(tmp_path):
     data = open_columns(tmp_path / "own", parse_columns(["state=joints", "action=master", "images.head=rgb"]))
     with pytest.raises(UserError, match="rgb, row 7: the value is not a PNG or JPEG image: it is empty"):
         data[0].steps["observation.images.head"][:]
+
+
+def padded_bytes(images):
+    width = max(map(len, images))
+    return np.stack([np.frombuffer(image.ljust(width, b"\0"), np.uint8) for image in images])
+
+
+def save_npz(path, rgb):
+    np.savez(path / "a.npz", joints=STATE, master=STATE, rgb=rgb, lengths=[12, 8])
+    return path / "a.npz", ["episode_lengths=lengths"]
+
+
+def save_npz_folder(path, rgb):
+    (path / "own").mkdir()
+    for e, rows in enumerate((slice(0, 12), slice(12, 20))):
+        np.savez(path / f"own/{e}.npz", joints=STATE[rows], master=STATE[rows], rgb=rgb[rows])
+    return path / "own", []
+
+
+def save_zarr(path, rgb):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(path / "a.zarr"), mode="w", zarr_format=2)
+    for key, values in (("data/joints", STATE), ("data/action", STATE), ("data/rgb", rgb),
+                        ("meta/episode_ends", np.array([12, 20]))):
+        array = root.create_array(key, shape=values.shape, dtype=values.dtype, chunks=(5, *values.shape[1:]))
+        array[:] = values
+    return path / "a.zarr", None
+
+
+@pytest.mark.parametrize("encode", [jpeg, png, depth_png])
+@pytest.mark.parametrize("save", [save_npz, save_npz_folder, save_zarr])
+def test_padded_images_in_npz_and_zarr(tmp_path, save, encode):
+    rgb = padded_bytes([encode(10 * i) for i in range(N)])
+    path, columns = save(tmp_path, rgb)
+    data = open_dataset(path) if columns is None else open_columns(
+        path, parse_columns(["state=joints", "action=master", "images.head=rgb", *columns]))
+    depth = encode is depth_png
+    name = next(n for n, f in data.features().items() if f.kind == ("depth" if depth else "image"))
+    assert data.lengths.tolist() == [12, 8]
+    frames = np.concatenate([np.asarray(episode.steps[name]) for episode in data])
+    assert frames.shape == (N, 32, 48, 1 if depth else 3) and frames.dtype == ("uint16" if depth else "uint8")
+    levels = np.arange(N)[:, None] * 10 + 1000 * depth
+    np.testing.assert_allclose(frames.reshape(N, -1).astype(int), np.broadcast_to(levels, (N, frames[0].size)),
+                               atol=2 if encode is jpeg else 0)
+    rgb[14] = 0
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    path, columns = save(lost, rgb)
+    with pytest.raises(UserError, match="rgb(.|\n)*the value is not a PNG or JPEG image: it is empty"):
+        data = open_dataset(path) if columns is None else open_columns(
+            path, parse_columns(["state=joints", "action=master", "images.head=rgb", *columns]))
+        _ = data[1].steps[name][:]

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
@@ -21,9 +22,11 @@ from ... import cache
 from ...episode import Dataset
 from ...sources import MemmapSource
 from . import read_errors
+from .key_map import encoded_image_feature
 from .read_errors import damaged
 
 _CHUNK = 1 << 16  # rows read at a time
+_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
 
 
 def is_storable_key(name: str) -> bool:
@@ -68,6 +71,14 @@ class NpzArrays:
         """Reads a whole array. A single number has the shape (1,)."""
         parts = [values for _, values in self.iter_rows(key)]
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
+
+    def encoded_images(self, key: str) -> Feature | None:
+        """Returns the feature of an array, (rows, bytes), of PNG or JPEG images. None for other arrays."""
+        shape, dtype = self.headers[key]
+        if len(shape) != 2 or np.dtype(dtype) != np.uint8:
+            return None
+        first = (values[0] for _, values in islice(self.iter_rows(key, 1), _FIRST_ROWS))
+        return encoded_image_feature(first, f"{self.path}, {key}")
 
     def iter_rows(self, key: str, max_bytes: int = 1 << 23) -> Iterator[tuple[int, np.ndarray]]:
         """Reads an array in chunks. It is decompressed as it is read.

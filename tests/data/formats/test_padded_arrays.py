@@ -8,6 +8,7 @@ import pytest
 from understudy import open_dataset
 from understudy.core import UserError
 from understudy.data.episode import Dataset
+from understudy.data.video import encode_png
 
 h5py = pytest.importorskip("h5py")
 STATE, ACTION = "observation.state", "action"
@@ -145,3 +146,16 @@ def test_padded_camera_images_are_read(tmp_path, kind):
     feature = data.features()["observation.images.front"]
     assert feature.kind == "image" and feature.shape == (8, 8, 3)
     np.testing.assert_array_equal(data[3].steps["observation.images.front"], frames[3, :7])
+
+
+@KINDS
+@TIME_FIRST
+def test_padded_png_bytes_are_images(tmp_path, kind, time_first):
+    images = [[encode_png(np.full((8, 8, 3), 20 * e + t, np.uint8)) for t in range(14)] for e in range(4)]
+    width = max(len(image) for episode in images for image in episode)
+    rows = np.array([[np.frombuffer(image.ljust(width, b"\0"), np.uint8) for image in each] for each in images])
+    path = save(tmp_path, kind, {**padded(), "camera": rows}, time_first)
+    data = open_dataset(path, columns={**NAMED, "images.front": "camera", "episode_lengths": "n"})
+    for e, n in enumerate(LENGTHS):
+        frames = np.asarray(data[e].steps["observation.images.front"])
+        np.testing.assert_array_equal(frames, np.broadcast_to(20 * e + np.arange(n)[:, None, None, None], (n, 8, 8, 3)))

@@ -8,14 +8,16 @@ import numpy as np
 
 from ....core import DataError, UserError
 from ....hints import columns_option
+from ... import video
 from ...episode import ColumnSource, Dataset
 from ...sources import WrapperSource
 from .column_names import FLAG_COLUMNS
 from .episode_table import frame_rate
-from .key_map import MisreadingWarning, stored_feature
+from .key_map import MisreadingWarning, encoded_image_feature, stored_feature
 from .read_errors import first_true
 
 MAX_LABEL_VALUES = 1 << 20  # of an array that is read to see whether it says where episodes end
+_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
 _MANY_STEPS = 10  # a second axis of this length in states and actions is one of steps or episodes, not of arms
 
 
@@ -41,6 +43,9 @@ class PaddedSource(WrapperSource):
             if episodes == len(lengths) and rows in (steps, steps + 1):
                 self.schema[name] = stored_feature(name, shape[2:], inner.schema[name].dtype, name in FLAG_COLUMNS[:2])
                 self._rows[name] = lengths + (rows - steps)
+                if inner.schema[name].dtype == "uint8" and len(shape) == 3:
+                    encoded = encoded_image_feature(self._stored(name, 0)[:_FIRST_ROWS], self._location(name, 0))
+                    self.schema[name] = encoded or self.schema[name]
             elif shape[0] == len(lengths):
                 self._values.setdefault(name, np.asarray(inner.column(name, 0)))
             else:
@@ -50,9 +55,20 @@ class PaddedSource(WrapperSource):
         return self._rows[name]
 
     def column(self, name, episode):
-        padded, rows, f = self.inner.column(name, 0), int(self._rows[name][episode]), self.schema[name]
-        values = np.asarray(padded[:rows, episode] if self._time_first else padded[episode, :rows])
-        return values.reshape(rows, *f.shape).astype(values.dtype if f.kind == "string" else f.dtype, copy=False)
+        values, f = self._stored(name, episode), self.schema[name]
+        if f.kind in ("image", "depth") and values.ndim == 2:
+            location = self._location(name, episode)
+            return np.stack([video.decode_frame(bytes(row).rstrip(b"\0"), f.shape, f"{location}, row {i}", f.dtype)
+                             for i, row in enumerate(values)])
+        return values.reshape(len(values), *f.shape).astype(values.dtype if f.kind == "string" else f.dtype, copy=False)
+
+    def _stored(self, name: str, episode: int) -> np.ndarray:
+        """The rows of a column of an episode as they are stored."""
+        padded, rows = self.inner.column(name, 0), int(self._rows[name][episode])
+        return np.asarray(padded[:rows, episode] if self._time_first else padded[episode, :rows])
+
+    def _location(self, name: str, episode: int) -> str:
+        return f"{self.metadata['path']}, {name}, episode {episode}"
 
     def frames(self, name, episode):
         return enumerate(self.column(name, episode))

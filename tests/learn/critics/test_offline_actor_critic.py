@@ -113,7 +113,8 @@ def test_targets_of_rebrac_stay_close_to_the_actions_that_follow(horizon, n_step
     coded = close.next_plan(batch.next, rng)[0][:, :, 0].detach()
     first = torch.arange(7).repeat(2) + ahead
     following = first[:, None] + torch.arange(horizon)
-    distance = ((coded - following).square() * (following < 7)).mean(1)
+    exists = following < 7
+    distance = ((coded - following).square() * exists).sum(1) / exists.sum(1).clamp(min=1)
     goes_on = 1 - ((first > 6) & (torch.arange(14) < 7)).float()  # nothing follows a terminated episode
     steps = (7 - torch.arange(7).repeat(2)).clamp(max=n_step or horizon)
     expected = plain.target_value(batch, rng) - weight * goes_on * 0.99**steps * distance

@@ -67,10 +67,10 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_p
         assert contents(out) == expected, at
 
 
-class Unrewarded(EnvWrapper):
+class Overflowing(EnvWrapper):
     def step(self, action):
         out = self.env.step(action)
-        return replace(out, reward=torch.full_like(out.reward, torch.nan))
+        return replace(out, reward=torch.full_like(out.reward, 3e38))
 
 
 def test_a_round_whose_return_is_no_number_is_logged_once(demos, tmp_path):
@@ -79,8 +79,8 @@ def test_a_round_whose_return_is_no_number_is_logged_once(demos, tmp_path):
             raise KeyboardInterrupt
     made = method(rounds(2, collector=RolloutCollector(2), relabel=()))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, made, demos, Unrewarded(fork()), callbacks=[stop])
-    run(tmp_path, made, demos, Unrewarded(fork()))
+        run(tmp_path, made, demos, Overflowing(fork()), callbacks=[stop])
+    run(tmp_path, made, demos, Overflowing(fork()))
     lines = [line for line in Run(tmp_path).read_metrics() if "round" in line]
     assert [(line["round"], line["round/return"]) for line in lines] == [(0, None), (1, None)]
 

@@ -310,7 +310,7 @@ def test_page(shared, tmp_path, capsys):
     status, _, _ = run(capsys, "audit", shared / "fixtures/broken/lerobot_image_not_png", "--html", page)
     text = page.read_text()
     assert "Errors were found." in text and "What to do: " in text
-    assert status == 3 and "frame-damaged" in text and "Episode 0" in text and "<script" not in text
+    assert status == 3 and "frame-damaged" in text and "Episode 0" in text and text.count("<script") == 1  # of copying
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert run(capsys, "audit", shared / "fixtures/lerobot/v3.0/images", "--html", page)[0] == 2  # nothing is lost
 

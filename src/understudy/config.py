@@ -15,7 +15,7 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from . import moved
 from .core import ConfigError, UserError, unknown_name
@@ -144,14 +144,13 @@ def _field_types(definition: type) -> dict[str, object]:
 
 
 def _fits(value, kind) -> bool:
-    """Whether a value read from JSON may stand in a field of this type. Types that are not compared fit everything."""
+    """Whether a value read from JSON may stand in a field of this type. Types that are not compared fit everything; of
+    those, `core.part` checks a Literal, and proposes the nearest of its values."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _fits(value, parts[0])
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
     if origin is tuple:
         kinds = repeat(parts[0]) if parts[-1:] == (...,) else parts
         return isinstance(value, tuple) and all(map(_fits, value, kinds))

@@ -29,7 +29,7 @@ def is_standard_library(name: str) -> bool:
 def trust_hint(package: str) -> str:
     """What to do if the code of a package is not trusted. Nothing of understudy is in the standard library."""
     if is_standard_library(package):
-        return (f"{package} is a module of Python's standard library, which has nothing for understudy: do not use "
+        return (f"{package} is a module of Python's standard library, which has nothing for understudy; do not use "
                 "what names it, or rename a module of yours with this name")
     return f"add --trust {package} if you trust that code to run"
 

@@ -193,7 +193,8 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 
 
 def test_arguments_in_each_others_place(call, place, tmp_path):
-    refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train METHOD DATA")
+    refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "demos and bc are exchanged",
+            f"-> understudy train bc {place / 'demos'} --out")
     for outcome in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
                     call("train", "bc", place / "a", "--out", tmp_path / "r"),
                     call("replay", place / "a" / "checkpoints" / "000020", "fork")):

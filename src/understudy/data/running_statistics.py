@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..core import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scale = Literal["zscore", "minmax", "quantile", "identity"]
 
@@ -32,14 +33,15 @@ def constant_floor(size: Tensor, min_scale: float = MIN_SCALE) -> Tensor:
         min_scale: See `Normalizer`.
     """
     column_size = size.max().clamp(SMALLEST_UNIT, LARGEST_UNIT) if size.numel() else 1.0
-    return torch.maximum(ROUNDING * size, torch.full_like(size, min_scale) * column_size)
+    return (ROUNDING * size).clamp(min=min_scale * column_size)
 
 
 def is_constant(low: np.ndarray, high: np.ndarray, min_scale: float = MIN_SCALE) -> np.ndarray:
     """Whether codecs treat each component of a column as constant, given its smallest and largest value, (*feature)."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    size = torch.from_numpy(np.maximum(np.abs(low), np.abs(high)))
-    return high - low <= constant_floor(size, min_scale).numpy()
+    size = np.maximum(np.abs(low), np.abs(high))
+    column_size = np.clip(size.max(), SMALLEST_UNIT, LARGEST_UNIT) if size.size else 1.0
+    return high - low <= np.maximum(ROUNDING * size, min_scale * column_size)  # as `constant_floor`, without PyTorch
 
 
 def unlearned_components(low: np.ndarray, high: np.ndarray, constant: np.ndarray) -> np.ndarray:
@@ -49,11 +51,16 @@ def unlearned_components(low: np.ndarray, high: np.ndarray, constant: np.ndarray
 
 
 class RunningStatistics:
-    """Merges statistics as Chan et al. (1979). Percentiles are of at most `max_samples` rows, drawn at random."""
+    """Merges statistics as Chan et al. (1979). Percentiles are of at most `max_samples` rows, drawn at random.
+
+    PyTorch is imported by the methods, because commands that only look at data use this module and need none.
+    """
 
     max_samples = 2**18
 
     def __init__(self):
+        import torch
+
         self.count, self.rng = 0, torch.Generator().manual_seed(0)
 
     def add(self, x: Tensor, operand: Tensor | None = None) -> None:
@@ -62,6 +69,8 @@ class RunningStatistics:
         Args:
             operand: The numbers from which x was computed by subtraction. Their rounding is that of x.
         """
+        import torch
+
         if not (n := len(x)):
             return
         x = x.reshape(n, -1).cpu().double()
@@ -88,6 +97,8 @@ class RunningStatistics:
 
     def check_classes(self, num_classes: tuple[int, ...]) -> None:
         """Raises `UserError` if a row has a class that is not in 0 to num_classes - 1."""
+        import torch
+
         if self.count and not ((self.min >= 0) & (self.max < torch.tensor(num_classes))).all():
             raise UserError(f"The data have classes from {self.min.int().tolist()} to {self.max.int().tolist()}, and "
                             f"the features say num_classes={num_classes}.", where="the target",
@@ -95,6 +106,8 @@ class RunningStatistics:
 
     def offset_and_scale(self, kind: Scale, min_scale: float, where: str) -> tuple[Tensor, Tensor]:
         """Returns offset and scale of each component."""
+        import torch
+
         if not self.count:
             raise UserError("The column was observed at no step, so it has no statistics.", where=where,
                             hint="Leave it out of inputs, or add episodes that have it.")
@@ -118,6 +131,8 @@ class RunningStatistics:
 
     def _percentile(self, q: float) -> Tensor:
         """Interpolates linearly between the two nearest values, as NumPy does."""
+        import torch
+
         ordered = self.sample.double().sort(0).values
         position = q * (ordered.shape[0] - 1)
         return torch.lerp(ordered[int(position)], ordered[min(int(position) + 1, ordered.shape[0] - 1)],

@@ -821,9 +821,12 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
 
 
 def _path_from(folder: Path, path: str | None) -> str | None:
-    """A path of data, relative to the folder of a run, which may be moved together with them. A URL as it is."""
+    """A path of data, relative to the folder of a run, which may be moved together with them. A URL as it is. None if
+    nothing is there: the data may be of another machine."""
     if path is None or url_of(path) is not None:
         return path
+    if not Path(path).exists():
+        return None
     with contextlib.suppress(ValueError):  # on another drive
         return Path(os.path.relpath(path, folder)).as_posix()
     return str(Path(path).absolute())

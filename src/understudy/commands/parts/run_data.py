@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...data.formats.remote import url_of
 from .common import recorded_data_of
 from .policies import run_folder
 
 
 def stored_path(run: Path) -> Path | None:
     """The data whose path a run stores, relative to its folder. None if it stores none."""
+    from ...data.formats.remote import url_of
+
     path = recorded_data_of(run).get("path")
     if path is None:
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import UserError
-from ...hints import command_line
+from ...hints import command_line, repair_hint
 from .. import video
 from . import remote
 
@@ -53,6 +53,8 @@ class VideoColumns:
         try:
             for which, image in reader.frames(matched.times[rows], shape, location):
                 yield rows[which], image
+        except UserError as error:  # a video alone does not say of which data set it is a part
+            raise UserError(error.problem, where=error.where, hint=repair_hint(self._path)) from None
         finally:  # also if the caller needs no more of them
             self._readers[camera] = reader
         if len(rows) < len(matched.times):

@@ -195,7 +195,9 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 def test_arguments_in_each_others_place(call, place, tmp_path):
     refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "demos and bc are exchanged",
             f"-> understudy train bc {place / 'demos'} --out")
-    for outcome in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
+    refused(call("eval", place / "demos", place / "a"), "demos and", "are exchanged",
+            f"-> understudy eval {place / 'a'} {place / 'demos'}")
+    for outcome in (call("inspect", place / "a"),
                     call("train", "bc", place / "a", "--out", tmp_path / "r"),
                     call("replay", place / "a" / "checkpoints" / "000020", "fork")):
         refused(outcome, "this is a run", f"understudy eval {place / 'a'}")
@@ -251,7 +253,8 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
     refused(changed("field", edit("policy.json", windoww=3)), "windoww", "did you mean 'window'")
     refused(changed("class", edit("policy.json", head={"$": "understudy.heads.likelihood.regression:Regresion"})),
             "Regresion", do=False)
-    refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
+    refused(changed("code", edit("policy.json", head={"$": "os:system"})), "names os:system",
+            "do not use what names it")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
             "the weights do not fit this policy: 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")

@@ -25,7 +25,6 @@ from .parts.common import (
     unused_path,
 )
 from .parts.groups import RolloutOptions, StepCount, command_options
-from .parts.kept_episodes import KeptEpisodes
 from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
@@ -158,6 +157,7 @@ def _is_saved_rollouts(run: Path) -> bool:
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
     from ..envs import make
     from ..evaluate.evaluation import evaluation_of
+    from .parts.kept_episodes import KeptEpisodes
 
     evaluations = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in evaluations]

@@ -37,7 +37,6 @@ from .parts.common import (
 from .parts.conditions import example_evaluation, is_judge, return_discount
 from .parts.eval_options import EvalOptions
 from .parts.interactive import run_interactive
-from .parts.kept_episodes import KeptEpisodes
 from .parts.learned_rewards import tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import (
@@ -202,6 +201,7 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
     """The closed environment, the evaluation of the run and of `against`, and the behavior of each."""
     from ..envs import make
     from ..evaluate.evaluation import with_common_success
+    from .parts.kept_episodes import KeptEpisodes
 
     assert o.target is not None and o.episodes is not None
     with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env, KeptEpisodes() as kept:

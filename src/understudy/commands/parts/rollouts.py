@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import batch_rows, progress_bar, trained_rate, warn_simulator_mismatch
-from .kept_episodes import KeptEpisodes
 from .policies import DoubtSource, load_actor, record_doubt, tell_untrained_episodes
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from ...evaluate.evaluation import Evaluation
     from ...execute.actor import Actor
     from .groups import ActingOptions, RolloutOptions
+    from .kept_episodes import KeptEpisodes
 
 
 def evaluate_run(

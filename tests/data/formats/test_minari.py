@@ -88,24 +88,28 @@ def test_minari_before_it_had_metadata(files, tmp_path):
 
 
 def test_jpeg_of_equal_lengths_and_grey_pictures(tmp_path):
-    """Equal frames make rows of bytes of one length; a space of two axes is grey."""
+    """Equal frames make rows of bytes of one length; a space of two axes is grey. In a space of one axis, bytes that
+    make an image are one in color, and others are numbers.
+    """
     from understudy.data.video import encode_png
     grey = np.full((3, 40, 32), 7, np.uint8)
     rows = np.stack([np.frombuffer(encode_png(g[..., None]), np.uint8) for g in grey])
     about = {"data_format": "hdf5", "observation_space": json.dumps({"type": "Dict", "subspaces": {
         "coded": {"type": "Box", "dtype": "uint8", "shape": [40, 32]},
         "plain": {"type": "Box", "dtype": "uint8", "shape": [40, 32]},
+        "color": {"type": "Box", "dtype": "uint8", "shape": [rows.shape[1]]},
         "bytes": {"type": "Box", "dtype": "uint8", "shape": [rows.shape[1]]}}})}
     (tmp_path / "metadata.json").write_text(json.dumps(about))
     with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
-        for key, values in {"observations/coded": rows, "observations/plain": grey, "observations/bytes": rows,
-                            "actions": np.zeros((2, 1)), "rewards": np.zeros(2), "terminations": np.zeros(2, bool),
-                            "truncations": np.array([0, 1], bool)}.items():
+        for key, values in {"observations/coded": rows, "observations/plain": grey, "observations/color": rows,
+                            "observations/bytes": rows[:, ::-1], "actions": np.zeros((2, 1)), "rewards": np.zeros(2),
+                            "terminations": np.zeros(2, bool), "truncations": np.array([0, 1], bool)}.items():
             file[f"episode_0/{key}"] = values
     data, [(columns, _)] = everything(tmp_path)
     np.testing.assert_array_equal(columns["observation.images.coded"][..., 0], grey)
     np.testing.assert_array_equal(columns["observation.images.plain"][..., 0], grey)
-    np.testing.assert_array_equal(columns["observation.bytes"], rows)
+    np.testing.assert_array_equal(columns["observation.images.color"], np.repeat(grey[..., None], 3, axis=3))
+    np.testing.assert_array_equal(columns["observation.bytes"], rows[:, ::-1])
     assert data.features()["observation.bytes"].kind == "vector"
 
 

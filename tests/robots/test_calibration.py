@@ -1,11 +1,11 @@
 """Calibrations of emulated arms."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 from fixtures.servo_arms import CALIBRATION, feetech, koch, patient
+from fixtures.waiting import wait_until
 
 from understudy.core import ConfigError, Feature, UserError
 from understudy.data.episode import Dataset, Episode
@@ -179,7 +179,13 @@ def test_two_servos_of_a_joint_move_together_or_not_at_all():
             assert robot.schema["action"].size == 7 and emulated.servo(3).get("Secondary_ID") == 2
             robot.apply_limits(robot.default_limits(max_velocity=(200.0,) * 7))
             robot.send(np.array([0, 20, -15, 0, 0, 0, 50]))
-            time.sleep(0.6)
+
+            def all_arrived():
+                state = robot.observe()["observation.state"][1:3]
+                with emulated.lock:  # the two servos of a joint move one after the other
+                    return np.allclose(state, [20, -15], atol=0.1) and all(
+                        s.get("Present_Position") == s.get("Goal_Position") for s in emulated.servos)
+            wait_until(all_arrived)
             for second, first in mirror.items():
                 assert emulated.servo(second).get("Goal_Position") == emulated.servo(first).get("Goal_Position")
                 assert emulated.servo(second).position - 2300 == pytest.approx(2000 - emulated.servo(first).position,

@@ -65,8 +65,8 @@ def run(block: Block, namespace: dict) -> None:
             assert words[0] == "understudy", f"{command!r} cannot be run here: say why above the block"
             if words[1] == "train" and "--help" not in words:
                 words += [w for o in ("--steps", "--save-freq") if o not in words for w in (o, "2")]
-                if "dagger" in words:  # its rounds say how many updates it makes
-                    words += ["--collection.initial-updates", "2", "--collection.updates.count", "0.1"]
+                if "dagger" in words:  # --steps divides what is left among its rounds
+                    words += ["--collection.initial-updates", "2"]
             from understudy.cli import main
             assert main(words[1:]) == 0, f"{block.name}: {command}"
     else:

@@ -12,6 +12,7 @@ from ..data.cache import DiskError
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
+from ..data.formats.parts.links import OutsideLink
 from ..data.opening.column_selection import column_options, open_columns
 from ..hints import command_line, pluralize, repair_hint
 from . import checks, label_checks
@@ -43,8 +44,8 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     try:
         data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError as error:
-        # a package, a network or space is missing, not a part of the data
-        if "pip install" in (error.hint or "") or remote.url_of(path) or isinstance(error, DiskError):
+        # a package, a network or space is missing, not a part of the data; or no file of it may be read
+        if "pip install" in (error.hint or "") or remote.url_of(path) or isinstance(error, (DiskError, OutsideLink)):
             raise
         findings = list(check_files(path))
         if not any(f.severity == "error" for f in findings):

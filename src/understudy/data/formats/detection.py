@@ -15,6 +15,7 @@ from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint, says_ends
 from .ogbench import is_ogbench
 from .parts import read_errors, sidecar, text_table
 from .parts.column_names import format_list, number_sort_key, standard_name
+from .parts.links import check_links
 from .parts.npz_arrays import NpzArrays, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
@@ -58,9 +59,11 @@ def detect_format(path: Path) -> tuple[Path, str]:
                         hint="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder_format(path) if path.is_dir() else _file_format(path)
     if kind in FORMATS:
+        check_links(path)
         return path, kind
     below = _datasets_below(path) if path.is_dir() else []
     if len(below) == 1:
+        check_links(below[0][0])
         return below[0]
     if below:
         names = [p.relative_to(path).as_posix() for p, _ in below]

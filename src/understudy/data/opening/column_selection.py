@@ -27,6 +27,7 @@ from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
 from ..formats.parts.key_map import MisreadingWarning
+from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import NpzArrays
 from ..formats.parts.text_table import TABLE_ENDINGS
 from ..packed_columns import cast_exactly, common_dtype
@@ -426,6 +427,7 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
         kind = ""
     if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
+    check_links(path)
     tables, arrays = _files(path, ".csv"), _files(path, ".npz")
     named = [name for parts in selected for name in parts]
     if boundary and path.is_dir() and (tables or arrays):

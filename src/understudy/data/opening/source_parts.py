@@ -23,6 +23,7 @@ from ..formats import preview_dataset
 from ..formats.logs import message_logs
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import sort_numbered
+from ..formats.parts.links import make_link
 
 _FILES = (".hdf5", ".h5", ".npz", ".csv", ".tsv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
@@ -52,7 +53,7 @@ class FileParts(SourceParts):
             part = p.name if p.name in self.names else self._stems.get(p.stem)  # a video or folder next to its table
             if p.name in (plain.DATASET_JSON, sidecar.SIDECAR_NAME) or part is not None and part not in keep:
                 continue
-            (where / p.name).symlink_to(p.resolve())
+            make_link(where / p.name, p)
         if (self.path / plain.DATASET_JSON).exists():
             about = json.loads((self.path / plain.DATASET_JSON).read_text(encoding="utf-8"))
             if isinstance(about, dict) and "episodes" in about:
@@ -79,7 +80,7 @@ class GroupParts(SourceParts):
         if self.path != self._file:
             for p in self.path.iterdir():
                 if p.name not in (self._file.name, sidecar.SIDECAR_NAME):
-                    (where / p.name).symlink_to(p.resolve())
+                    make_link(where / p.name, p)
         with hdf5.open_file(self._file) as source, h5py.File(out, "w") as target:
             target.attrs.update(source.attrs)
             parent = target.require_group(self._parent_group) if self._parent_group else target

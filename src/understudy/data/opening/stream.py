@@ -44,6 +44,7 @@ from ..episode import Dataset, Episode, episode_starts
 from ..formats import remote
 from ..formats.lerobot_read import read_info, read_tasks
 from ..formats.parts import arrow
+from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import npy_header
 from ..sources import batch_ranges
 from ..window import Windows
@@ -254,6 +255,7 @@ def _shard_urls(name: str) -> list[str]:
         if is_view(path):
             raise UserError("a view is no shard: its operations need all of its data", where=path,
                             hint="write it out first: " + command_line("view", "materialize", path, "--out", "DST"))
+        check_links(path)
         if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \

@@ -18,6 +18,7 @@ from .. import journal, video
 from ..formats import interrupted_recording
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..formats.lerobot_videos import match_frames
+from ..formats.parts.links import make_link
 from ..formats.parts.path_pattern import fill_pattern
 
 
@@ -166,7 +167,7 @@ def _repair_video(path: Path, to: Path, report_loss) -> None:
     except (av.FFmpegError, OSError, IndexError):
         broken += 1
     if not good or not broken:  # complete, or nothing readable: reading reports it
-        to.symlink_to(path.resolve())
+        make_link(to, path)
         return
     report_loss(f"{path}: what follows after {good} frames")
     with av.open(str(path), metadata_errors="replace") as source, av.open(str(to), "w") as target:
@@ -215,7 +216,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
     segments = [journal.read_segment(f) for f in journal.segment_files(path / journal.JOURNAL_FOLDER)]
     for segment in interrupted_recording.unpublished_segments(segments, path, info["total_episodes"]):
         (out / journal.JOURNAL_FOLDER).mkdir(exist_ok=True)
-        (out / journal.JOURNAL_FOLDER / segment.path.name).symlink_to(segment.path.resolve())
+        make_link(out / journal.JOURNAL_FOLDER / segment.path.name, segment.path)
 
 
 def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:

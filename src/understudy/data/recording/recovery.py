@@ -30,6 +30,7 @@ from ..formats import preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
 from ..formats.logs import message_logs
 from ..formats.parts import hdf5, npz_arrays, read_errors, sidecar
+from ..formats.parts.links import check_links, make_link
 from ..opening.source_parts import find_parts, recover_parts
 from .lerobot_recovery import LeRobotRepair
 
@@ -55,6 +56,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
         ...     print(len(found.data), found.problems)
     """
     path = Path(path)
+    check_links(path)
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
         losses: list[str] = []
         with cache.disk_errors(Path(folder), "make room in the folder for temporary files (TMPDIR)"):
@@ -164,7 +166,7 @@ def _repair_folder(path: Path, folder: Path, report_loss) -> Path:
     for p in sorted(path.iterdir()):
         mend = _repair_function(p) if p.is_file() else None
         if mend is None:
-            (out / p.name).symlink_to(p.resolve())
+            make_link(out / p.name, p)
             continue
         with tempfile.TemporaryDirectory(dir=folder) as apart:
             try:
@@ -172,7 +174,7 @@ def _repair_folder(path: Path, folder: Path, report_loss) -> Path:
                 if mended.is_relative_to(apart):
                     shutil.move(mended, out / p.name)
                 else:  # complete; the original must not be moved
-                    (out / p.name).symlink_to(p.resolve())
+                    make_link(out / p.name, p)
             except UserError as error:
                 report_loss(str(error).splitlines()[0])
     return out

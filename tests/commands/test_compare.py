@@ -235,7 +235,9 @@ def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     status, out, _ = call("compare", *runs, "--env", "fork", "--episodes", 12, "--html", tmp_path / "r.html")
     assert status == 0 and "knn is better" in out and "cannot tell" in out and "and is better than every other" in out
     page = (tmp_path / "r.html").read_text()
-    assert "succeeds most often" in page and "rank" in page and page.count("<svg") == 2
+    assert "succeeds most often" in page and "rank" in page
+    assert page.count("<svg") == 2 + 3 and "The first 12 episodes of each" in page  # and the trajectories of each
+    assert page.count("Trajectories over the map") == 3
     refused(call("compare", *runs, "--env", "fork", "--episodes", 12, "--seed", 1, "--save", kept), "seed 1")
     refused(call("eval", runs[0], "push", "--against", runs[1], "--episodes", 2), f"{runs[0]} in push, column")
     refused(call("compare", *folders, "--episodes", 13), "has 12 episodes, but --episodes is 13")

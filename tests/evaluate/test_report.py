@@ -49,7 +49,6 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
             training={"steady": recorded_curves(lines), "shaky": recorded_curves(lines[:19])},
             data=steady.episodes,
             commands=[("understudy eval a b", "Again")],
-            title="Fork",
         )
     )
     assert page.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
@@ -106,7 +105,6 @@ def test_text_from_strangers_stays_text(runs, tmp_path):
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
     hostile_data = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
     page = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=hostile_data,
-                                title=EVIL,
                                 training={EVIL: recorded_curves([{"step": 1, "loss": 1.0}])}, commands=[(EVIL, EVIL)]))
     assert page.text.count(EVIL) >= 6
     every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))

@@ -33,6 +33,7 @@ from .parts.rollouts import evaluate_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..envs.base import Env
     from ..evaluate.comparison import Comparison
     from ..evaluate.evaluation import Evaluation
 
@@ -68,20 +69,23 @@ def main(args: list[str]) -> None:
         runs = [run for group in groups.values() for run in group]
         for run in runs:
             tell_learned_reward(run)
-        evaluations = _evaluate_runs(o, runs)
+        evaluations, env = _evaluate_runs(o, runs)
         judged = {name: [evaluations[r] for r in group] if o.group else evaluations[group[0]]
                   for name, group in groups.items()}
         comparison = compare_all(judged)
+        commands = _next_commands(o, comparison, runs)
         named_comparison = comparison if o.group else replace(comparison, names=tuple(run_names(runs)))
         _print_comparison(named_comparison, out)
         if o.html is not None:
-            from ..evaluate.report import write_comparison_report
+            from .parts.comparison_page import write_comparison_page
 
-            write_comparison_report(named_comparison, o.html)
+            drawn = {name: evaluations[group[0]]
+                     for name, group in zip(named_comparison.names, groups.values(), strict=True)}
+            write_comparison_page(o.html, named_comparison, drawn, env, commands)
             out.print(f"Report written to {o.html}")
         if o.save is not None:
             out.print(f"Episodes written to {o.save}")
-        out.suggest(*_next_commands(o, comparison, runs))
+        out.suggest(*(command for command, _ in commands))
         out.print_json(comparison.to_json())
 
 
@@ -154,7 +158,8 @@ def _is_saved_rollouts(run: Path) -> bool:
     return (run / "meta" / "info.json").exists()
 
 
-def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
+def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> tuple[dict[Path, Evaluation], Env | None]:
+    """The evaluations, and the closed environment in which the policies acted, if any of them did."""
     from ..envs import make
     from ..evaluate.evaluation import evaluation_of
     from .parts.kept_episodes import KeptEpisodes
@@ -168,7 +173,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     if acting and o.env is None:
         raise UserError("no environment is named in which the policies act", where="--env",
                         hint=command_line("compare", *runs, "--env", "ENV"))
-    asked = replace(o, episodes=episodes)
+    asked, env = replace(o, episodes=episodes), None
     if acting:
         assert o.env is not None
         refuse_unused_conditions(acting, asked)
@@ -177,7 +182,8 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
                 evaluations[run] = evaluate_run(run, env, asked, save, o.env, kept)
     named = {run: evaluations[run] for run in runs}  # in the order of the user
-    return {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes]) for run, e in named.items()}
+    cut = {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes]) for run, e in named.items()}
+    return cut, env
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
@@ -233,7 +239,8 @@ def _print_comparison(c: Comparison, out: Output) -> None:
         out.print("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
 
 
-def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[str]:
+def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[tuple[str, str]]:
+    """Useful next commands with descriptions: more episodes if they would help, or a page."""
     who = [part for g in o.group for part in ("--group", *g)] or [*map(str, o.runs)]
     more = [
         *given_options(o, "env"),
@@ -252,7 +259,8 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         and not any(map(_is_saved_rollouts, runs))
         and max(short) > c.episodes
     ):
-        commands.append(again(min(max(short), 10 * c.episodes), *given_options(o, "save")))
+        commands.append((again(min(max(short), 10 * c.episodes), *given_options(o, "save")),
+                         "More episodes, to tell more of them apart:"))
     if o.html is None:
-        commands.append(again(c.episodes, "--html", unused_path("report.html")))
+        commands.append((again(c.episodes, "--html", unused_path("report.html")), "The same as a page:"))
     return commands

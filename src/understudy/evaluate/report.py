@@ -24,13 +24,13 @@ from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
 from .action_prediction import ActionPrediction, EpisodePlanSamples, ErrorBreakdown
 from .behavior_metrics import BehaviorMetrics, BehaviorModes
-from .comparison import Comparison
 from .episode_video import film_strip
 from .evaluation import Evaluation, capitalize_name, compare, describe_trial_gain, format_p_value, verdict_parts
 from .failures import FailurePictures
 from .plots import Axis, Figure
 from .stats import Interval
 
+LINES = "A solid line succeeds; a dashed one that ends in a cross does not."
 MAX_FANS = 4  # components of an episode whose plans are drawn
 SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
@@ -274,16 +274,14 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
-                 behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 title: str | None = None) -> Path:
+                 behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = ()
+                 ) -> Path:
     """Writes a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
-        title: Title of the page. None for one made of the names.
     """
     names, judged = list(runs), list(runs.values())
-    title = title or f"{' and '.join(names)} in {judged[0].env}"
     verdict = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
     if alarms := tuple(Paragraph(line) for e in judged for line in e.alarms.splitlines()):
@@ -295,7 +293,8 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
-    return write_page(path, title, sections, verdict=verdict, footer=method_notes(judged))
+    return write_page(path, f"{' and '.join(names)} in {judged[0].env}", sections, verdict=verdict,
+                      footer=method_notes(judged))
 
 
 def method_notes(judged: Sequence[Evaluation]) -> str:
@@ -318,14 +317,19 @@ def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
     return (Table(("trial", *evaluations), rows), *gains) if rows else ()
 
 
+def trajectory_figures(runs: Mapping[str, Evaluation], env: Env | None) -> list[tuple[str, Figure, str]]:
+    """The trajectories of each policy on the same part of the map. Empty if the environment has no map."""
+    if not isinstance(env, PlanarMap):
+        return []
+    plane = plots.visible_area(env.map(), (e for run in runs.values() for e in run.episodes))
+    return [(f"{capitalize_name(name)}: {_success_count(e)}", plots.trajectories(e.episodes, plane), "")
+            for name, e in runs.items()]
+
+
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
     """Section on what the policies did: trajectories, success rates, and the paired difference."""
     first = next(iter(runs.values()))
-    n, ways, figures, table = len(first.episodes), [], [], ()
-    if isinstance(env, PlanarMap):
-        plane = plots.visible_area(env.map(), (e for run in runs.values() for e in run.episodes))
-        ways = [(f"{capitalize_name(name)}: {_success_count(e)}", plots.trajectories(e.episodes, plane), "")
-                for name, e in runs.items()]
+    n, ways, figures, table = len(first.episodes), trajectory_figures(runs, env), [], ()
     if first.success is not None:
         rows = [(capitalize_name(name), e.success, _success_count(e))
                 for name, e in runs.items() if e.success is not None]
@@ -353,7 +357,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
     what = f" Success: {metadata['success']}." if metadata.get("success") else ""
     if metadata.get("optimum") is not None:
         what += f" The best possible success here is {metadata['optimum']:.0%}."
-    lines = " A solid line succeeds; a dashed one that ends in a cross does not." if ways else ""
+    lines = f" {LINES}" if ways else ""
     return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
                    f"{('', ', the same for both', ', the same for all')[min(len(runs), 3) - 1]}.{what}{lines}")
@@ -531,45 +535,6 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
         if role(name) in ("observation", "action"))
     return Section("Demonstrations", (StatTiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
-
-
-def write_comparison_report(c: Comparison, path: Path | str) -> Path:
-    """Writes a page about several policies on the same starts: how good each is, and which can be told apart."""
-    success, shared, places = c.metric == "success", c.letters, c.ranks
-    each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
-    rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
-        c.estimates[i].estimate, c.estimates[i].low, c.estimates[i].high)), shared[i],
-        f"{places[i].low}" if places[i].low == places[i].high else f"{places[i].low} to {places[i].high}")
-        for i in c.ranking)
-    table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
-    figures = [("Success rate of each", plots.success_bars(each), f"Fraction of {c.episodes} episodes; the line is the "
-                f"{c.level:.0%} interval. Two that share a letter cannot be told apart: the data do not show "
-                "which is better.")] if success else []
-    verdicts = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
-                None: lambda p: "cannot tell"}
-    pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.comparison.difference, p.comparison.low, p.comparison.high,
-              p.better is not None) for p in c.pairs]
-    figures.append(("Two by two", plots.differences(pairs, percent=success),
-                    f"{'Percentage points' if success else 'Return'}, {c.level:.0%} intervals. A full dot: told apart; "
-                    "a ring: cannot tell."))
-    scale = 100 if success else 1
-    numbers = Table(("", "difference", "low", "high", "p", "adjusted p", ""), tuple(
-        (name, scale * d, scale * low, scale * high, p.comparison.p_value, p.adjusted_p_value, verdicts[p.better](p))
-        for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
-    sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
-                        f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),
-                Section("Which differences are certain", (numbers,), "An interval is about its pair alone. With many "
-                        "pairs, some differ by chance, so the p of each pair is raised to allow for all of them: the "
-                        "adjusted p (Holm's method). Two are told apart where the interval leaves out 0 and the "
-                        f"adjusted p is below {1 - c.level:.2g}.")]
-    if more := c.next_steps():
-        sections.append(Section("What it would take to tell the others apart", tuple(map(Paragraph, more)),
-                                "So that the difference is found four times in five."))
-    kind = "two-level intervals over training seeds and starts" if c.seeds > 1 else (
-        "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
-        "bootstrap intervals and a sign-flip test")
-    return write_page(path, f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
-                      verdict=c.verdict_parts(), footer=f"{c.metric.capitalize()}: {kind}; adjusted by Holm.")
 
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str,

@@ -33,7 +33,7 @@ LONG_FILES = {
     "src/understudy/claims/probe.py": 530,
     "src/understudy/commands/parts/common.py": 580,
     "src/understudy/commands/train.py": 830,
-    "src/understudy/core.py": 780,
+    "src/understudy/core.py": 790,
     "src/understudy/data/formats/folder.py": 580,
     "src/understudy/data/formats/lerobot_read.py": 580,
     "src/understudy/data/formats/lerobot_write.py": 910,

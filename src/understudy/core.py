@@ -541,8 +541,8 @@ class Batch:
         return self.map(lambda x: x[which])
 
     def to(self, device: torch.device | str) -> Batch:
-        """Returns the batch with all tensors on a device."""
-        return self.map(lambda x: x.to(device, non_blocking=True))
+        """Returns the batch with all tensors on a device: the batch itself if its actions are there."""
+        return self if self.action.device == device else self.map(lambda x: x.to(device, non_blocking=True))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Returns the batch with a function of each tensor in its place."""
@@ -709,11 +709,16 @@ def keys(seed: int, episode_numbers) -> Tensor:
                         hint=f"such as keys(0, [{episode_numbers}])")
     offset = _splitmix(seed + 0x632BE59BD9B4E019 & _UINT64)
     if len(episode_numbers) < 4:  # NumPy takes longer for few numbers
-        few = (_splitmix(int(n) * 0x9E3779B97F4A7C15 + offset & _UINT64) >> 1 for n in episode_numbers)
-        return torch.tensor(list(few), dtype=torch.int64)
+        return torch.tensor([key(seed, int(n)) for n in episode_numbers], dtype=torch.int64)
     z = np.asarray(episode_numbers, np.int64).astype(np.uint64)  # whose products are modulo 2**64
     z = _splitmix(z * np.uint64(0x9E3779B97F4A7C15) + np.uint64(offset))
     return torch.from_numpy((z >> 1).astype(np.int64))
+
+
+def key(seed: int, number: int) -> int:
+    """Returns one random key as a number: that of `keys` for the same seed and number."""
+    offset = _splitmix(seed + 0x632BE59BD9B4E019 & _UINT64)
+    return _splitmix(number * 0x9E3779B97F4A7C15 + offset & _UINT64) >> 1
 
 
 _UINT64 = 2**64 - 1

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import CheckpointModule, load_tensors
-from ..core import Batch, Diverged, UserError, keys
+from ..core import Batch, Diverged, UserError, as_seed, key
 from ..data.episode import Dataset
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
@@ -62,7 +62,7 @@ class GradientLearner(Learner):
     """
 
     def __init__(self, config: LearnerConfig, policy: Policy, seed: int, steps: int):
-        self.config, self.policy, self.seed, self.steps = config, policy, seed, steps
+        self.config, self.policy, self.seed, self.steps = config, policy, as_seed(seed), steps
         self.device = policy.device
         self.n_updates = 0
         self.processes = Processes.current()
@@ -141,7 +141,7 @@ class GradientLearner(Learner):
         For draws outside of a loss, of which `stream` keeps several in one update apart. It is the same in every
         process. A loss uses the generator that it receives.
         """
-        return Generator(self.device).manual_seed(int(keys(self._update_key(), [-(1 << 32) - stream])[0]))
+        return Generator(self.device).manual_seed(key(self._update_key(), -(1 << 32) - stream))
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -206,14 +206,9 @@ class GradientLearner(Learner):
         if optimizer is None:
             raise ValueError(f"{type(self).__name__}.minimize: {name!r} was registered without an optimizer")
         batch = batch.to(self.device)
-        step_weights = _step_weights(weights, batch)
-        row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
-        sums = torch.stack([step_weights.sum(), row_weights.sum(), step_weights.new_tensor(len(batch))])
-        if normalize == "rows":
-            sums[0], sums[1] = batch.mask.sum(), sums[2]
-        P.all_reduce([sums])
+        weighting = self._weighting(weights, batch, normalize)
         self._logged = {}
-        key, size = self._call_key(), len(batch) if P.count == 1 else round(sums[2].item())
+        call_key, size = self._call_key(), len(batch) if P.count == 1 else round(float(weighting.rows))
         numbers = range(P.rank * network.n_parts, (P.rank + 1) * network.n_parts + 1)
         cuts = [size * k // (network.n_parts * P.count) for k in numbers]
         total = torch.zeros((), device=self.device)
@@ -221,19 +216,18 @@ class GradientLearner(Learner):
             rows = slice(low - cuts[0], high - cuts[0])
             if low == high:
                 continue
-            noise, dropout = keys(key, [2 * number, 2 * number + 1]).tolist()
-            rng = Generator(self.device).manual_seed(noise)
+            rng = Generator(self.device).manual_seed(key(call_key, 2 * number))
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast(), \
                     self._others_frozen(name):
-                seed_generators(dropout, self.device)
+                seed_generators(key(call_key, 2 * number + 1), self.device)
                 terms = loss(batch if high - low == len(batch) else batch.select_rows(rows), rng)
-                value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)
+                value = weighting.reduce(name, terms, rows, (high - low, batch.mask.shape[1]))
             optimizer.backward(value)
             total += value.detach()
         logged = [pair for pairs in self._logged.values() for pair in pairs]
         P.all_reduce([total, *logged, *(p.grad for p in optimizer.parameters if p.grad is not None)])
         norm = optimizer.clip_gradients()
-        loss_value, norm_value, *logged = torch.stack([x.to(total.dtype) for x in (total, norm, *logged)]).tolist()
+        loss_value, norm_value, *logged = _read([total, norm, *logged])
         self._check_finite(optimizer, name, loss=loss_value, gradient=norm_value)
         self._record(name, loss=loss_value, gradient=norm_value, rate=optimizer.step(self.n_updates))
         self._record(name, **{k: logged[2 * i] / logged[2 * i + 1] for i, k in enumerate(self._logged)})
@@ -343,32 +337,25 @@ class GradientLearner(Learner):
     # -- parts of `minimize` --------------------------------------------------------------------------------------
 
     def _update_key(self) -> int:
-        return int(keys(self.seed, [self.n_updates])[0])
+        return key(self.seed, self.n_updates)
 
     def _call_key(self) -> int:
         """Key of this call of `minimize`. No two calls of an update have the same."""
-        key = self._update_key()
-        key = int(keys(key, [-self._n_calls])[0]) if self._n_calls else key
+        update_key, number = self._update_key(), self._n_calls
         self._n_calls += 1
-        return key
+        return key(update_key, -number) if number else update_key
 
-    def _reduce(self, name: str, terms: Tensor | tuple[Tensor, ...], row_weights: Tensor, step_weights: Tensor,
-                sums: Tensor) -> Tensor:
-        """The contribution of one part to the loss of the whole batch."""
-        first, *others = terms if isinstance(terms, tuple) else (terms,)
-        if first.shape == step_weights.shape:
-            value = (step_weights * first.float()).sum() / sums[0].clamp(min=1e-8)
-        elif first.shape == step_weights.shape[:1]:
-            value = (row_weights * first.float()).sum() / sums[1].clamp(min=1e-8)
-        else:
-            raise ValueError(f"the loss of {name!r} has shape {tuple(first.shape)}: return one number per window, "
-                             f"({len(step_weights)},), or per step, {tuple(step_weights.shape)}, not reduced")
-        for term in others:
-            if term.shape != step_weights.shape[:1]:
-                raise ValueError(f"a further term of the loss of {name!r} has shape {tuple(term.shape)}: return one "
-                                 f"number per window, ({len(step_weights)},), not reduced")
-            value = value + term.float().sum() / sums[2]
-        return value
+    def _weighting(self, weights: Tensor | None, batch: Batch, normalize: str) -> Weighting:
+        # Without a GPU, reading the mask does not wait. Equal weights need no operations.
+        if weights is None and self.processes.count == 1 and self.device.type == "cpu" and batch.mask.all():
+            return Weighting(None, None, batch.mask.numel(), len(batch), len(batch))
+        step_weights = _step_weights(weights, batch)
+        row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
+        sums = torch.stack([step_weights.sum(), row_weights.sum(), step_weights.new_tensor(len(batch))])
+        if normalize == "rows":
+            sums[0], sums[1] = batch.mask.sum(), sums[2]
+        self.processes.all_reduce([sums])
+        return Weighting(step_weights, row_weights, *sums[:2].clamp(min=1e-8), sums[2])
 
     def _check_finite(self, optimizer: OptimizerState, name: str, **values: float) -> None:
         scaled = optimizer.scaler.is_enabled()  # then a gradient too large is skipped and the scale lowered
@@ -384,6 +371,51 @@ class GradientLearner(Learner):
     def _record(self, name: str, **values: float) -> None:
         for kind, value in values.items():
             self._metrics.setdefault(kind if name == "policy" else f"{name}/{kind}", []).append(value)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How the losses of windows or steps become the loss of the whole batch.
+
+    Args:
+        step_weights: Weight of each step, (B, H), 0 at padding. None weights all equally, and nothing is padded.
+        row_weights: Weight of each window, (B,). None as for `step_weights`.
+        of_steps: What the sum of the losses of steps is divided by.
+        of_rows: What the sum of the losses of windows is divided by.
+        rows: Number of windows in all processes.
+    """
+
+    step_weights: Tensor | None
+    row_weights: Tensor | None
+    of_steps: Tensor | int
+    of_rows: Tensor | int
+    rows: Tensor | int
+
+    def reduce(self, name: str, terms: Tensor | tuple[Tensor, ...], rows: slice, shape: tuple[int, int]) -> Tensor:
+        """The contribution of the windows `rows`, (B, H) = `shape`, to the loss of the whole batch."""
+        first, *others = terms if isinstance(terms, tuple) else (terms,)
+        if first.shape == shape:
+            weights, divisor = self.step_weights, self.of_steps
+        elif first.shape == shape[:1]:
+            weights, divisor = self.row_weights, self.of_rows
+        else:
+            raise ValueError(f"the loss of {name!r} has shape {tuple(first.shape)}: return one number per window, "
+                             f"({shape[0]},), or per step, {shape}, not reduced")
+        first = first.float()
+        value = (first if weights is None else weights[rows] * first).sum() / divisor
+        for term in others:
+            if term.shape != shape[:1]:
+                raise ValueError(f"a further term of the loss of {name!r} has shape {tuple(term.shape)}: return one "
+                                 f"number per window, ({shape[0]},), not reduced")
+            value = value + term.float().sum() / self.rows
+        return value
+
+
+def _read(numbers: list[Tensor]) -> list[float]:
+    """The numbers on the host, with one wait for a GPU."""
+    if numbers[0].device.type == "cpu":
+        return [number.item() for number in numbers]
+    return torch.stack([number.to(numbers[0].dtype) for number in numbers]).tolist()
 
 
 def _step_weights(weights: Tensor | None, batch: Batch) -> Tensor:

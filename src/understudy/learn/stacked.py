@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..core import Batch, UserError, keys, replaced
+from ..core import Batch, UserError, key, replaced
 from ..data.batch_sampler import join_batches
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
@@ -22,7 +22,7 @@ from .critics.off_policy_actor_critic import OffPolicyActorCritic
 from .devices import Processes
 from .fit import fit
 from .fit_method import FitResult, acting_policy, fit_method, part_of
-from .gradient_learner import GradientLearner, _step_weights
+from .gradient_learner import GradientLearner, Weighting, _step_weights
 from .method import Method
 from .optimizer import OptimizerState
 from .sample_weights import FixedWeights
@@ -238,7 +238,7 @@ class _StackedLearner:
         """`GradientLearner.minimize` for all seeds, whose rows of the batch come one after the other."""
         first, optimizer, n_seeds = self.first, self.first._networks[name].optimizer, len(self.learners)
         assert optimizer is not None and normalize == "weights"
-        noise_seeds = [int(keys(learner._call_key(), [0])[0]) for learner in self.learners]
+        noise_seeds = [key(learner._call_key(), 0) for learner in self.learners]
         step_weights = _step_weights(weights, batch)
         row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
         step_weights, row_weights = (x.unflatten(0, (n_seeds, -1)) for x in (step_weights, row_weights))
@@ -250,7 +250,8 @@ class _StackedLearner:
             draws.seed_number, first._logged = seed_number, {}
             with self._networks_with(tensors):
                 terms = loss(Batch(**columns), draws.rng)
-            return first._reduce(name, terms, row_weights, step_weights, sums), first._logged
+            weighting = Weighting(step_weights, row_weights, *sums[:2].clamp(min=1e-8), sums[2])
+            return weighting.reduce(name, terms, slice(None), tuple(step_weights.shape)), first._logged
         with draws, optimizer.autocast():
             values, logged = torch.func.vmap(loss_of_seed)(
                 torch.arange(n_seeds), self.read_tensors, _columns_of(batch, n_seeds), row_weights, step_weights, sums)

@@ -87,6 +87,7 @@ class EMA:
         self.decay = decay if isinstance(decay, EMADecay) else WarmupDecay(decay)
         self.module, self.updates = copy.deepcopy(module).requires_grad_(False).eval(), 0
         self._source, self._averages, self._values = module, _tensors(self.module), _tensors(module)
+        self._copied: list[tuple[Tensor | None, int]] = [(None, 0)] * len(self._averages[1])  # buffers and versions
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -106,9 +107,11 @@ class EMA:
         (averages, own_buffers), (values, buffers) = self._averages, self._values
         if averages:
             torch._foreach_lerp_(averages, values, weight)
-        for (own_places, name), (places, _) in zip(own_buffers, buffers, strict=True):
-            value = places[name]
-            own_places[name].resize_(value.shape).copy_(value)  # a memory may have grown
+        for i, ((own_places, name), (places, _)) in enumerate(zip(own_buffers, buffers, strict=True)):
+            value, (copied, version) = places[name], self._copied[i]
+            if value is not copied or value._version != version:  # most buffers never change
+                own_places[name].resize_(value.shape).copy_(value)  # a memory may have grown
+                self._copied[i] = value, value._version
 
 
 # A walk through all modules takes longer than an update of a small network, so that it is done once.

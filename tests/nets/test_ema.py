@@ -92,3 +92,13 @@ def test_an_average_is_apart_and_learns_nothing():
         assert config.load(json.loads(json.dumps(config.dump(decay)))) == decay
         assert all(0 <= decay.value(n) < 1 for n in range(1, 1000))
     assert dataclasses.replace(PolynomialDecay(), minimum=1e-3).value(10**9) == 1 - 1e-3
+
+
+def test_buffers_follow_however_they_change():
+    module = Counted()
+    ema = EMA(module, ConstantDecay(0.9))
+    for change in (lambda: module.seen.add_(3), lambda: None, lambda: setattr(module, "seen", torch.arange(4)),
+                   lambda: module.seen.mul_(2), lambda: module.seen.resize_(6).fill_(1)):
+        change()
+        ema.update(module)
+        assert torch.equal(ema.module.seen, module.seen) and ema.module.seen is not module.seen

@@ -15,7 +15,7 @@ from understudy.audit import audit, check_usable
 from understudy.cli import main
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot, open_dataset
+from understudy.data.formats import lerobot, lerobot_stats, open_dataset
 from understudy.data.formats.lerobot_stats import QUANTILES, aggregate_statistics, number_statistics
 from understudy.data.recording.recorder import Recorder
 
@@ -88,7 +88,8 @@ def test_quantiles_of_one_episode_stay_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool"])
-def test_numbers_of_several_files_and_axes(dtype, tmp_path):
+def test_numbers_of_several_files_and_axes(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot_stats, "_IN_MEMORY", 100)  # larger columns are divided in a file
     rng = np.random.default_rng(0)
     values = (10 * rng.random((2, 50, 2, 3))).astype(dtype)
     for number, part in enumerate(values):

@@ -234,9 +234,9 @@ class LeRobotSource(MemmapSource):
         arrow.check_decoded_size(source.metadata, sizes, int(self.lengths.sum()), file)
         row, read = 0, None
         width = sum(self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize for n in names)
-        for groups in _batches(source.metadata, width):
+        for groups in batches(source.metadata, width):
             del read  # so that two of them are never in memory at once
-            read = _read_groups(source, groups, columns, file)
+            read = read_groups(source, groups, columns, file)
             until = row + read.num_rows
             # The episode of each row. Rows of no episode are skipped.
             in_batch = np.flatnonzero((begin < until) & (begin + lengths > row))
@@ -335,7 +335,7 @@ class LeRobotSource(MemmapSource):
 
     def _group(self, file, group, name) -> pa.Array:
         if self._groups.get(name, (None,))[0] != (file, group):
-            read = _read_groups(self._open(file), [group], [name], file)[name].combine_chunks()
+            read = read_groups(self._open(file), [group], [name], file)[name].combine_chunks()
             self._groups[name] = (file, group), read
         return self._groups[name][1]
 
@@ -523,7 +523,7 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
         return source.read(columns=names)
 
 
-def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
+def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
     """Row groups in turn, small ones together: reading them one by one takes longer than what is in them. width: bytes
     of a row once it is decoded, which may be many times what it takes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -532,7 +532,7 @@ def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
         yield list(range(first, stop))
 
 
-def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], file: Path) -> pa.Table:
+def read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], file: Path) -> pa.Table:
     which = f"row group {groups[0]}" if len(groups) == 1 else f"row groups {groups[0]} to {groups[-1]}"
     with arrow.arrow_errors(file, which):
         return source.read_row_groups(groups, columns=names, use_threads=False)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
 from ...files import read_json
 from ..journal import JournalFrames
-from .lerobot_read import LeRobotSource, open_parquet, to_numpy
-from .parts import arrow
+from .lerobot_read import LeRobotSource, batches, open_parquet, read_groups, to_numpy
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames per episode that the statistics of images are computed from
 _ACROSS = 150  # pixels along the longer side of such a frame
 _IMAGE_STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
+_IN_MEMORY = 1 << 24  # bytes of a column of numbers
 _PLACES = 1024  # values at which pooled distributions are evaluated
 
 
@@ -124,19 +126,39 @@ def number_statistics(files: Iterable[tuple[Path, np.ndarray | None]], features:
         if f["dtype"] in ("image", "video", "string", "language") or any(
                 name not in source.schema_arrow.names for source, _, _ in opened):
             continue
-        feature, parts = Feature.from_array(np.empty((0, *f["shape"]), f["dtype"])), []
-        for source, rows, file in opened:
-            with arrow.arrow_errors(file, name):
-                column = source.read(columns=[name])[name]
-            column = column.combine_chunks() if rows is None else column.take(pa.array(rows)).combine_chunks()
-            parts.append(to_numpy(column, feature, f"{file}, {name}").reshape(-1, feature.shape[-1]))
-        values = np.concatenate(parts)
-        # One component at a time, because sorting needs several copies.
-        components = [grouped_statistics(values[:, i:i + 1], np.array([len(values)])) for i in range(values.shape[1])]
-        count = len(values) // max(feature.size // feature.shape[-1], 1)
+        feature = Feature.from_array(np.empty((0, *f["shape"]), f["dtype"]))
+        n_rows = sum(source.metadata.num_rows if rows is None else len(rows) for source, rows, _ in opened)
+        components = [grouped_statistics(values[:, None], np.array([len(values)]))
+                      for values in _components(opened, name, feature, n_rows)]
         out[name] = {**{key: np.concatenate([c[key][0] for c in components]) for key in components[0]},
-                     "count": np.array([count])}
+                     "count": np.array([n_rows])}
     return out
+
+
+def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]], name: str, feature: Feature,
+                n_rows: int) -> Iterator[np.ndarray]:
+    """Yields all values of one component of a column after the other.
+
+    A large column is divided into its components in a temporary file, because it need not fit into memory.
+    """
+    width, each = feature.shape[-1], n_rows * feature.size // feature.shape[-1]
+    dtype, at = np.dtype(feature.dtype), 0
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=opened[0][2].parent) as scratch:
+        for source, rows, file in opened:
+            row = 0
+            for groups in batches(source.metadata, feature.size * dtype.itemsize):
+                column = read_groups(source, groups, [name], file)[name].combine_chunks()
+                if rows is not None:
+                    inside = rows[(rows >= row) & (rows < row + len(column))]
+                    row, column = row + len(column), column.take(pa.array(inside - row))
+                values = to_numpy(column, feature, f"{file}, {name}").reshape(-1, width)
+                for i in range(width):
+                    scratch.seek((i * each + at) * dtype.itemsize)
+                    scratch.write(values[:, i].tobytes())
+                at += len(values)
+        for i in range(width):
+            scratch.seek(i * each * dtype.itemsize)
+            yield np.frombuffer(scratch.read(each * dtype.itemsize), dtype)
 
 
 def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> list[dict]:

@@ -19,7 +19,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 help:
 	@echo "make demo         record, train, evaluate and report on a toy task (4 minutes after the installation)"
 	@echo "make test         the fast tests (5 minutes on 2 cores)"
-	@echo "make test-slow    long trainings, killed processes and fuzzing (35 minutes more)"
+	@echo "make test-slow    trainings, killed processes and fuzzing (20 minutes more)"
+	@echo "make test-long    what takes longest: long trainings, many kills, memory, benchmarks (an hour)"
 	@echo "make test-gpu     contracts, bf16, resuming and a training on a GPU (skipped without one)"
 	@echo "make test-newest  the fast tests with the newest version of every package"
 	@echo "make lint         ruff, and the types of the package (ty)"
@@ -39,7 +40,10 @@ test: .venv/test
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: .venv/test
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not long" $(ARGS)
+
+test-long: .venv/test
+	$(PYTEST) -m long $(ARGS)
 
 test-gpu: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu $(ARGS)
@@ -121,4 +125,4 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims probes constraints same clean
+.PHONY: help demo test test-slow test-long test-gpu test-newest lint bench openpi docs claims probes constraints same clean

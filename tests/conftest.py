@@ -89,13 +89,16 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Those in slow_tests.txt are slow, and those with the marker gpu are skipped where there is no GPU."""
+    """Those in slow_tests.txt and long_tests.txt get these markers, and those with the marker gpu are skipped where there is no GPU."""
     if (HERE / "slow_tests.txt").exists():
-        from slow_tests import LIST, entries, slow
+        from slow_tests import LIST, LONG_LIST, entries, slow
 
-        listed = entries(LIST.read_text(encoding="utf-8"))
+        slow_names, long_names = (entries(path.read_text(encoding="utf-8")) for path in (LIST, LONG_LIST))
         for item in items:
-            if slow(listed, item.nodeid):
+            is_long = slow(long_names, item.nodeid)
+            if is_long:
+                item.add_marker(pytest.mark.long)
+            if is_long or slow(slow_names, item.nodeid):
                 item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:

@@ -1,12 +1,13 @@
-"""List the tests that are slow: python tests/slow_tests.py TIMES.xml, from make test ARGS=--junitxml=TIMES.xml."""
+"""List the tests that are slow or long: python tests/slow_tests.py TIMES.xml, from pytest --junitxml=TIMES.xml."""
 
 import sys
 from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-LIMIT = 1.2  # seconds
 LIST = Path(__file__).with_name("slow_tests.txt")
+LONG_LIST = Path(__file__).with_name("long_tests.txt")
+LIMITS = {LIST: 1.2, LONG_LIST: 12.0}  # seconds
 
 
 def entries(text: str) -> set[str]:
@@ -22,14 +23,14 @@ def stays(listed: set[str], test: str) -> bool:
     return f"! {test.split('[')[0]}" in listed
 
 
-def above(seconds: dict[str, float]) -> list[str]:
+def above(limit: float, seconds: dict[str, float]) -> list[str]:
     """Tests above the limit; the function, if half of its cases are."""
     cases = defaultdict(list)
     for test in seconds:
         cases[test.split("[")[0]].append(test)
     names = []
     for function, tests in cases.items():
-        long = [test for test in tests if seconds[test] > LIMIT]
+        long = [test for test in tests if seconds[test] > limit]
         names += [function] if 2 * len(long) >= len(tests) else long
     return names
 
@@ -40,12 +41,17 @@ def measured(path: Path) -> dict[str, float]:
             for case in ElementTree.parse(path).iter("testcase")}
 
 
-def main(path: str) -> None:
-    text = LIST.read_text(encoding="utf-8")
+def add(path: Path, limit: float, seconds: dict[str, float]) -> None:
+    text = path.read_text(encoding="utf-8")
     listed = entries(text)
-    new = [name for name in above(measured(Path(path))) if not slow(listed, name) and not stays(listed, name)]
-    LIST.write_text(text + "".join(f"{name}\n" for name in sorted(new)), encoding="utf-8")
-    print(f"{len(new)} added to {LIST.name}")
+    new = [name for name in above(limit, seconds) if not slow(listed, name) and not stays(listed, name)]
+    path.write_text(text + "".join(f"{name}\n" for name in sorted(new)), encoding="utf-8")
+    print(f"{len(new)} added to {path.name}")
+
+
+def main(path: str) -> None:
+    for listing, limit in LIMITS.items():
+        add(listing, limit, measured(Path(path)))
 
 
 if __name__ == "__main__":

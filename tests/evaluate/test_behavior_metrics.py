@@ -165,9 +165,9 @@ def test_eval_takes_what_the_run_learned_from(evaluated, run, tmp_path, monkeypa
 
 def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
     _, short, _ = evaluated()
-    assert "behavior metrics" not in short and "A plan takes" not in short and "--details also prints" in short
+    assert "\nbehavior metrics" not in short and "A plan takes" not in short and "--details also prints" in short
     status, out, _ = evaluated("--details", "--html", tmp_path / "page.html")
-    assert status == 0 and "behavior metrics" in out and "A plan takes" in out
+    assert status == 0 and "\nbehavior metrics" in out and "A plan takes" in out
     page = (tmp_path / "page.html").read_text()
     assert "Behavior metrics" in page and ("How it fails" in page) == ("failure" in out)
     failure_lines = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]

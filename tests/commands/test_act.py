@@ -1,6 +1,7 @@
 """What act counts and stores of each episode, and its exit status, with a policy behind a real websocket."""
 
 import io
+import os
 import re
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 from understudy.evaluate.behavior.demo_distance import DemonstrationIndex  # noqa: E402
 from understudy.evaluate.behavior.scaling import TrajectoryScaling  # noqa: E402
 from understudy.evaluate.failure_detection import FailureDetector  # noqa: E402
+from understudy.robots import acting  # noqa: E402
 
 ARM = ["--robot", "simulated_arm", "--robot.slow-start", "0", "--fps", "20"]
 
@@ -102,6 +104,36 @@ def test_a_session_of_trials_goes_on_with_the_same_limits_only(run, monkeypatch,
     for velocity, status in (("50", 130), ("50", 130), ("5", 2)):
         assert main([*session, velocity]) == status
     assert "with options" in (text := capsys.readouterr().err) and "--robot.max-velocity and 50.0" in text
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_that_stops_reading_does_not_stop_a_trial(run, monkeypatch):
+    """The terminal is full when the trial begins. An output that waited for it would raise BlockingIOError here."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    acted = []
+
+    def act(*arguments, **options):
+        for size in (4096, 1):
+            with pytest.raises(BlockingIOError):
+                while os.write(write_end, size * b"x"):
+                    pass
+        acted.append(act_on_robot(*arguments, **options))
+        os.read(read_end, 1 << 20)
+        return acted[-1]
+    act_on_robot = acting.act_on_robot
+    monkeypatch.setattr(acting, "act_on_robot", act)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n3\nquit\n"))
+    with _Terminal(os.fdopen(write_end, "wb")) as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        command = ["eval", "run", "--interactive", "--threshold", "0.5", *ARM, "--episode-time-s", "0.4"]
+        assert main(command) == 130
+    os.close(read_end)
+    assert acted[0].counts.steps > 4
 
 
 def test_a_policy_acts_at_the_rate_of_its_data_or_says_that_it_is_unknown(run, capsys):

@@ -35,6 +35,7 @@ from .policies import (
 from .robot_options import command_keys, flush_input, show_line
 from .sequential import build_test, write_sequential_page
 from .served import changed_checkpoint
+from .unblocked_output import unblocked_output
 
 if TYPE_CHECKING:
     from ...evaluate.interactive import Trial, TrialDesign, TrialLog, TrialSession
@@ -95,6 +96,7 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
         table = _TrialConsole(o, out, design, journal, loop, actors)
         session = _stored_session(design, journal)
         if robot is not None and not session.is_over:
+            stack.enter_context(unblocked_output())
             stack.enter_context(robot.robot)
         session = table.run(session)
         _print_result(o, design, session, journal.path, out)

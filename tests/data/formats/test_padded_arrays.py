@@ -130,11 +130,12 @@ def test_two_arms_are_one_episode_of_steps(tmp_path, kind):
 
 
 @KINDS
-def test_a_mask_that_fits_both_orders_is_read_as_episodes_first_with_a_warning(tmp_path, kind):
-    mask = np.arange(14) < np.array([12, 7, 3, 1])[:, None]
+@pytest.mark.parametrize("lengths", [[12, 7, 3, 1], [14, 14, 14, 14]])
+def test_a_mask_that_fits_both_orders_is_read_as_episodes_first_with_a_warning(tmp_path, kind, lengths):
+    mask = np.arange(14) < np.array(lengths)[:, None]
     path = save(tmp_path, kind, {"q": np.zeros((4, 14, 3)), "u": np.zeros((4, 14, 2)), "valid": mask})
     data = open_dataset(path, columns={**NAMED, "episode_lengths": "valid"})
-    assert data.lengths.tolist() == [12, 7, 3, 1]
+    assert data.lengths.tolist() == lengths
     assert any("valid: the arrays are read as (episodes, steps, ...)" in str(w) for w in data.metadata["warnings"])
 
 

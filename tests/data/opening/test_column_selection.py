@@ -449,3 +449,18 @@ def test_images_of_named_columns_are_resized_in_python(tmp_path):
     columns = {"state": "q", "action": "u", "images.front": "cam", "episode_lengths": "n"}
     data = understudy.open_dataset(tmp_path / "a.npz", columns=columns, image_size=8)
     assert [e.steps["observation.images.front"].shape for e in data] == [(2, 8, 8, 3), (4, 8, 8, 3)]
+
+
+@pytest.mark.parametrize(("parts", "problem"), [
+    ("q", "q is no image, but a vector of float32 of shape (2,)"),
+    ("q,u", "q is no image, but a vector"), ("word", "word is no image, but a string"),
+    ("eye[0]", "eye"), ("map", "map is no image, but a vector of float32 of shape (4, 4, 3)")])
+def test_a_column_that_is_no_image_is_not_called_one(tmp_path, parts, problem):
+    np.savez(tmp_path / "a.npz", q=np.zeros((6, 2), np.float32), u=np.zeros((6, 1), np.float32),
+             word=np.array(["a"] * 6), eye=np.zeros((6, 4, 4, 3), np.uint8),
+             map=np.zeros((6, 4, 4, 3), np.float32), episode_ends=[6])
+    with pytest.raises(UserError) as error:
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", f"images.front={parts}"]))
+    assert problem in str(error.value) and "\n  -> " in str(error.value)
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "images.front=eye"]))
+    assert data.features()["observation.images.front"].kind == "image"

@@ -264,6 +264,13 @@ class SelectedColumns(WrapperSource):
         if non_numeric and self._reading[name]:
             raise DataError(f"{non_numeric[0]} is not numeric, and has no {self._reading[name]}", where=where,
                             hint=f"leave out :{self._reading[name]}, or number the classes from 0")
+        if name.startswith("observation.images.") and not (self._is_whole(name)
+                                                           and features[0].kind in ("image", "depth")):
+            f, column = features[0], self._parts[name][0][0]
+            raise DataError(f"{column} is no image, but a {f.kind} of {f.dtype} of shape {f.shape}",
+                            where=f"{where}, {name}",
+                            hint="images are uint8 of shape (height, width, 3), or JPEG or PNG files; other "
+                                 f"observations are {columns_option(f'NAME={column}')}")
         if self._is_whole(name):
             return features[0]
         if non_numeric:

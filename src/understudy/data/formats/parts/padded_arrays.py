@@ -167,7 +167,7 @@ def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
         raise DataError(f"episode {e} goes on in step {step + 1}, after a step that is 0", where=f"{where}[{e}]",
                         hint="a mask is 1 at the steps of an episode, and 0 after its last")
     axis = 0 if rising[0].any() else 1
-    return mask.astype(np.int64).sum(axis), not rising[0].any() and not rising[1].any() and not mask.all()
+    return mask.astype(np.int64).sum(axis), not rising[0].any() and not rising[1].any()
 
 
 def _shapes(source: ColumnSource) -> dict[str, tuple[int, ...]]:

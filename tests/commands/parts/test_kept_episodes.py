@@ -16,6 +16,7 @@ from understudy.cli import main
 from understudy.commands.parts import kept_episodes
 from understudy.commands.parts.kept_episodes import KeptEpisodes
 from understudy.data import cache
+from understudy.data.episode import Dataset
 from understudy.envs.gymnasium_adapter import vectorize, wrap_vector
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.workers import WorkerPool
@@ -33,7 +34,7 @@ class Stop(Exception):
     pass
 
 
-def roll_out(episodes=20, seed=0, policy=POLICY, stop=None, rows=3, name="walk"):
+def roll_out(episodes=20, seed=0, policy=POLICY, stop=None, rows=3, name="walk", groups=None):
     """The numbers of the episodes that were run, and the data set. An exception after `stop` episodes ends it."""
     env, run = wrap_vector(vectorize(Walk, rows), {"env": name}), []
     actor = UniformRandomActor(env)
@@ -48,6 +49,9 @@ def roll_out(episodes=20, seed=0, policy=POLICY, stop=None, rows=3, name="walk")
             return super().rollout(episodes, seed, first=first, watch=count)
     try:
         with KeptEpisodes() as kept, Counted(None, 1, local=(actor, env)) as crew:
+            if groups is not None:
+                return run, [e for numbers in groups for e in kept.rollout(crew, env, episodes, seed, policy,
+                                                                           numbers=numbers)]
             return run, kept.rollout(crew, env, episodes, seed, policy)
     except Stop:
         return run, None
@@ -73,6 +77,18 @@ def test_only_the_missing_episodes_are_run_and_the_result_is_the_same(stops, cap
     assert [e.schema for e in data] == [e.schema for e in expected]
     assert f"{sum(stops)} of 20 episodes were finished by an interrupted call" in capsys.readouterr().err
     assert not folders()
+
+
+def test_episodes_that_are_asked_for_in_groups_continue_too(capsys):
+    """As a sequential evaluation does, which may end before it needs all of them."""
+    _, expected = roll_out()
+    groups = [range(first, first + 4) for first in range(0, 20, 4)]
+    part, data = roll_out(stop=10, groups=groups)
+    assert data is None and len(folders()) == 1 and not capsys.readouterr().err
+    run, data = roll_out(groups=groups[:4])
+    assert not set(run) & set(part) and sorted({*part, *run}) == list(range(16))
+    assert Dataset(data).fingerprint() == expected[:16].fingerprint()
+    assert "10 of 20 episodes were finished by an interrupted call" in capsys.readouterr().err and not folders()
 
 
 def test_what_makes_other_episodes_keeps_nothing(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ class KeptEpisodes:
     def __init__(self):
         self._folders: dict[Path, int] = {}  # each with the handle of its lock
         self._pending: dict[Path, dict[int, Episode]] = {}
+        self._stored: dict[Path, dict[int, Episode]] = {}  # of an interrupted call, until they are returned
         self._written = time.monotonic()
 
     def __enter__(self) -> KeptEpisodes:
@@ -62,24 +63,30 @@ class KeptEpisodes:
             os.close(handle)
 
     def rollout(self, crew: WorkerPool, env: Env, episodes: int, seed: int, policy: Mapping[str, Any],
-                watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
+                watch: Callable[[int, Episode], None] = lambda n, e: None, numbers: range | None = None) -> Dataset:
         """Rolls out the episodes that are not kept yet, and returns all of them, as `WorkerPool.rollout` does.
 
         Args:
+            episodes: Largest number of episodes of the evaluation.
             policy: What the actions depend on, as JSON values.
             watch: Called as `watch(number, episode)` when an episode ends, and for those that are kept.
+            numbers: The numbers of the episodes that are needed now. None for all of them.
         """
         from ...evaluate.rollout import as_dataset
 
+        numbers = range(episodes) if numbers is None else numbers
         world = {k: env.metadata.get(k) for k in ("env", "version", "simulator", "limit", "low", "high", "fps")}
         key = cache.json_digest(version("understudy"), repr(world), seed, policy, user_code_digest())
         folder = cache.folder() / f"eval-{key}"
         if not self._lock(folder):  # another process evaluates the same
-            return crew.rollout(episodes, seed, watch=watch)
-        finished = {n: e for n, e in _read(folder).items() if n < episodes}
-        if finished:
-            print(f"{len(finished)} of {episodes} episodes were finished by an interrupted call with the same policy, "
-                  f"environment and seed, and are not run again: they are in {folder}", file=sys.stderr)
+            return crew.rollout(len(numbers), seed, first=numbers.start, watch=watch)
+        if folder not in self._stored:
+            stored = self._stored[folder] = {n: e for n, e in _read(folder).items() if n < episodes}
+            if stored:
+                print(f"{len(stored)} of {episodes} episodes were finished by an interrupted call with the same "
+                      f"policy, environment and seed, and are not run again: they are in {folder}", file=sys.stderr)
+        stored = self._stored[folder]
+        finished = {n: stored.pop(n) for n in numbers if n in stored}
         for number, episode in finished.items():
             watch(number, episode)
 
@@ -88,13 +95,13 @@ class KeptEpisodes:
             if time.monotonic() - self._written >= WRITE_EVERY:
                 self._write()
             watch(number, episode)
-        missing = [n for n in range(episodes) if n not in finished]
+        missing = [n for n in numbers if n not in finished]
         metadata = env.metadata
         while missing:
             count = next((i for i, n in enumerate(missing) if n != missing[0] + i), len(missing))
             crew.rollout(count, seed, first=missing[0], watch=keep)
             missing, metadata = missing[count:], crew.metadata
-        return as_dataset([finished[n] for n in range(episodes)], metadata)
+        return as_dataset([finished[n] for n in numbers], metadata)
 
     def _lock(self, folder: Path) -> bool:
         if folder in self._folders:

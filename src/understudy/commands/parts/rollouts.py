@@ -47,8 +47,7 @@ def evaluate_run(
         def watch(number, episode):
             progress()
         if save_path is None:
-            policy = {"by": by, "device": o.device, "doubt": None if doubt is None else repr(doubt)}
-            data = kept.rollout(crew, env, o.episodes, o.seed, policy, watch)
+            data = kept.rollout(crew, env, o.episodes, o.seed, policy_key(by, o, doubt), watch)
         else:
             data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
                                    fps=trained_rate(run))[:o.episodes]
@@ -56,6 +55,11 @@ def evaluate_run(
             tell_untrained_episodes(run, data, o.trust)
         warn_of_early_ends(data, env)
         return evaluation_of(data, time.perf_counter() - began)
+
+
+def policy_key(by: str, o: ActingOptions, doubt: DoubtSource | None = None) -> dict[str, str | None]:
+    """What the actions of a policy depend on, for `KeptEpisodes`."""
+    return {"by": by, "device": o.device, "doubt": None if doubt is None else repr(doubt)}
 
 
 def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:

@@ -21,11 +21,13 @@ from .common import (
     trust_options,
 )
 from .policies import append_result, load_actor, refuse_unused_conditions, tell_untrained_episodes
+from .rollouts import policy_key
 
 if TYPE_CHECKING:
     from ...data.episode import Dataset
     from ...evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
     from .eval_options import EvalOptions
+    from .kept_episodes import KeptEpisodes
 
 DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which there is none
 
@@ -119,6 +121,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
         For each episode up to the one that decides, whether each of the policies succeeded.
     """
     from ...evaluate.env_checks import warn_unless_repeatable
+    from .kept_episodes import KeptEpisodes
 
     assert o.episodes is not None
     actors = [load_actor(run, env, o, tell=True) for run in runs]
@@ -127,12 +130,13 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     met: list[list[bool | None]] = [[] for _ in runs]
     with progress_bar(
         " against ".join(run.name for run in runs) + f" in {env.metadata['env']}", o.episodes
-    ) as progress:
+    ) as progress, KeptEpisodes() as kept:
         while len(met[0]) < o.episodes:
             first = len(met[0])
             group = min(env.rows, o.episodes - first)  # rows may idle at its end: more would be run for nothing
             for i, (actor, by) in enumerate(actors):
-                data = _rollout_or_load(actor, env, o, first, group, by, o.save if i == 0 else None)
+                data = _rollout_or_load(actor, env, o, range(first, first + group), by,
+                                        kept if o.save is None or i > 0 else None)
                 if first == 0 and o.task is None:
                     tell_untrained_episodes(runs[i], data, o.trust)
                 met[i] += [e.metadata.get("success") for e in data]
@@ -152,14 +156,19 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     return won
 
 
-def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
+def _rollout_or_load(actor, env, o: EvalOptions, numbers: range, by: str, kept: KeptEpisodes | None) -> Dataset:
+    """The episodes with these numbers, which an interrupted call may have finished. They are recorded without `kept`.
+    """
     from ...evaluate.recording import record_episodes
-    from ...evaluate.rollout import rollout
+    from ...evaluate.workers import WorkerPool
 
-    if save is None:
-        return rollout(actor, env, episodes, o.seed, first=first)
-    return record_episodes(env, actor, first + episodes, save, o.seed, actor_name=by, fps=trained_rate(o.run))[
-        first : first + episodes
+    assert o.episodes is not None
+    if kept is not None:
+        with WorkerPool(lambda: (actor, env), local=(actor, env)) as crew:
+            return kept.rollout(crew, env, o.episodes, o.seed, policy_key(by, o), numbers=numbers)
+    assert o.save is not None
+    return record_episodes(env, actor, numbers.stop, o.save, o.seed, actor_name=by, fps=trained_rate(o.run))[
+        numbers.start : numbers.stop
     ]
 
 

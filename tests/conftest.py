@@ -89,7 +89,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Those in slow_tests.txt and long_tests.txt get these markers, and those with the marker gpu are skipped where there is no GPU."""
+    """Marks what slow_tests.txt and long_tests.txt list, and skips tests with the marker gpu where there is no GPU."""
     if (HERE / "slow_tests.txt").exists():
         from slow_tests import LIST, LONG_LIST, entries, slow
 

@@ -74,7 +74,8 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
     assert call(*second)[0] == 0
     status, out, _ = call(*against)
     cause_again, *more = proposed(out)
-    assert status == 0 and cause_again == cause and ("Cannot tell" in out) == (more[0][:5] == ["eval", "run", "fork", "--episodes", "32"])
+    assert status == 0 and cause_again == cause
+    assert ("Cannot tell" in out) == (more[0][:5] == ["eval", "run", "fork", "--episodes", "32"])
     assert more[-1] == [*against, "--html", "report-2.html"]
     _, out, _ = call("eval", "run-seed1", "fork", "--episodes", 2)
     assert proposed(out)[1][-4:] == ["--out", "run-seed1-seed2", "--seed", "2"]

@@ -1,22 +1,25 @@
 """Does `understudy diagnose` name an injected fault first, and does it leave sound runs alone?
 
-    python benchmarks/diagnose.py open                  runs one half of the cases with the code of PYTHONPATH
-    python benchmarks/diagnose.py sealed --as after     the other half, which nothing was tuned on
-    python benchmarks/diagnose.py train                 trains the runs of both halves, and diagnoses none
+    python benchmarks/diagnose.py open                  runs the cases of development with the code of PYTHONPATH
+    python benchmarks/diagnose.py judged --as after     those that the checks are judged by
+    python benchmarks/diagnose.py train                 trains the runs of both sets, and diagnoses none
     python benchmarks/diagnose.py pilot [NAME ...]      success of the runs with other seeds
-    python benchmarks/diagnose.py commands [NAME ...]   the command of each case
+    python benchmarks/diagnose.py commands [NAME ...]   the command of each open case
     python benchmarks/diagnose.py table                 prints the results as Markdown
 
-There are 90 cases: 30 faults in each of the two worlds of diagnose_worlds.py, of which one has cameras, and 30 sound
-runs of other methods and worlds. `SEED` draws half of each kind, which is sealed: it is run once, when the checks are
-done. The aim, for the sealed half: the right fault first in 28 of 30, the right size where one is named, and no fault
-in 14 of 15 sound runs.
+There are 90 cases in diagnose_cases.py: 30 faults in each of the two worlds of diagnose_worlds.py, of which one has
+cameras, and 30 sound runs of other methods and worlds. Each case is in two sets. The checks were made with the set
+`open`. The set `judged` has the same kinds of faults with other sizes, components, cameras and directions, and other
+seeds of demonstrations and training. It was listed and committed before the checks were changed for the last time, and
+is run once, when they are done. The aim there: the right fault first in 56 of 60, the right size where one is named,
+and no fault in 28 of 30 sound runs.
 
 A fault counts as found if the first finding is a fault or a warning and has one of the codes of the case. Its size
 counts if the value of the finding is right: steps exactly, factors within a quarter. A sound run is quiet if no finding
-is a fault. The codes and sizes were decided before anything was run, also those of checks that did not exist then
-(`NEW`). After the first open cases were run, plans that average got longer and may also be called too long, the early
-checkpoint became one, and sound runs that train for long got other methods.
+is a fault. The codes were decided before anything was run, also those of checks that did not exist then.
+
+Before there were two sets, a seed drew half of the cases of the set `open`, which nothing was tuned on. Judged once,
+the checks of that time named the right fault first in 20 of these 30. Since then these cases are open too.
 
 Each case runs `understudy diagnose` with what a user has: the data and the environment, or the data alone. Cases that
 differ only where the policy acts share data and run, which stay in --folder. A result is stored as soon as it is there
@@ -38,13 +41,14 @@ import shutil  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass, field, replace  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from unittest import mock  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from diagnose_worlds import FlatPixels  # noqa: E402
+from diagnose_cases import KINDS, SETS, Case, cases_of  # noqa: E402
+from diagnose_worlds import ACTION, FlatPixels  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from understudy.commands.diagnose import main as diagnose  # noqa: E402
@@ -60,147 +64,9 @@ from understudy.methods import find_method  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 
-SEED = 55  # draws the sealed half
-JUDGED, PILOT = 11, 1011  # seeds of demonstrations and training
 FILE = measure.RESULTS / "diagnose.json"
 TRUST = "diagnose_worlds"
-ACTION = "action"
-
-# Codes of checks that did not exist when the list was made. A check with the same meaning may get another code.
-NEW = {"averaged ways": "averaged-ways", "image never changes": "image-never-changes",
-       "component treated as constant": "treated-as-constant", "chunk too long": "chunk-too-long",
-       "decided at the start": "decided-at-the-start"}
-AVERAGED, FROZEN, CONSTANT, LONG, DECIDED = NEW.values()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run, where it acts, and what should be said of it.
-
-    Args:
-        world: Where the demonstrations were recorded.
-        codes: The accepted codes of the first finding. None for a sound run.
-        act: Where the policy acts; `world` if it is empty. None: the command gets the data alone.
-        size: Steps or factor that the finding should name.
-        data: Changes the demonstrations, see `CHANGES`.
-        run: Changes the trained run, see `RUNS`.
-        options: Of the method.
-        fields: Fields of the method's codec and executor to change.
-    """
-
-    name: str
-    world: str
-    codes: tuple[str, ...] = ()
-    act: str | None = ""
-    size: float | None = None
-    method: str = "bc"
-    options: dict = field(default_factory=dict)
-    fields: dict = field(default_factory=dict)
-    steps: int = 800
-    episodes: int = 80
-    data: str = ""
-    run: str = ""
-
-
-def in_carry(name: str, fault: str, *codes: str, **options) -> Case:
-    return Case(f"carry: {name}", "carry", codes, f"carry__{fault}", **options)
-
-
-def in_reach(name: str, fault: str, *codes: str, **options) -> Case:
-    return Case(f"reach: {name}", "reach", codes, f"reach__{fault}", **options)
-
-
-CARRY = (
-    Case("carry: actions stored 1 step late", "carry", ("action-shift",), size=1, data="late 1"),
-    Case("carry: actions stored 4 steps late", "carry", ("action-shift",), None, 4, data="late 4"),
-    Case("carry: actions stored 18 steps late", "carry", ("action-shift",), size=18, data="late 18"),
-    Case("carry: actions stored 2 steps early", "carry", ("action-shift",), None, 2, data="early 2"),
-    in_carry("actions executed 3 steps late", "late_3", "latency", size=3),
-    in_carry("actions executed 14 steps late", "late_14", "latency", size=14),
-    in_carry("sensors 2 steps late", "late_sensors_2", "latency", size=2),
-    in_carry("sign of an action", "sign_y", "sign-flip"),
-    in_carry("sign of a sensor", "sensor_sign_y", "sign-flip"),
-    in_carry("an action has 0.4 of its effect", "scale_x", "action-scale", size=0.4),
-    in_carry("actions exchanged", "swapped_actions", "component-order"),
-    in_carry("sensors exchanged", "swapped_states", "component-order"),
-    in_carry("object and goal exchanged", "exchanged_places", "component-order"),
-    in_carry("state in millimeters", "millimeters", "observation-units", size=1000),
-    in_carry("offset of an action", "offset_x", "calibration-drift"),
-    in_carry("half of the rate, told", "rate_told", "rate-differs", size=0.5),
-    in_carry("half of the rate, not told", "rate_untold", "action-scale", "rate-differs"),
-    in_carry("stuck sensor", "stuck_y", "constant-sensor"),
-    in_carry("motor without power", "dead_x", "action-scale", "constant-sensor"),
-    in_carry("tight limits", "limited", "limits-bind"),
-    in_carry("starts in a corner", "elsewhere", "start-states"),
-    Case("carry: goals only from a part", "carry__half", ("start-states", DECIDED), "carry"),
-    in_carry("noisy sensors", "noisy", "novel-states", "observation-noise"),
-    in_carry("velocities added to positions", "added", "action-convention"),
-    Case("carry: 30 updates", "carry", ("underfit",), None, steps=30),
-    Case("carry: two ways averaged", "carry__way", (AVERAGED, LONG), options={"horizon": 20}),
-    Case("carry: chunks of 30 in gusts", "carry__gust", (LONG,), options={"horizon": 30}),
-    Case("carry: gripper in a small unit", "carry__small", (CONSTANT,), fields={"min_scale": 0.05}),
-    Case("carry: gripper stored as 0 and 1", "carry", ("action-scale", "action-units", "calibration-drift",
-                                                       "action-convention"), data="binary gripper"),
-    Case("carry: actions stored in percent", "carry", ("action-units",), size=100, data="percent"))
-
-REACH = (
-    Case("reach: actions stored 3 steps late", "reach", ("action-shift",), None, 3, data="late 3"),
-    Case("reach: actions stored 9 steps late", "reach", ("action-shift",), size=9, data="late 9"),
-    Case("reach: actions stored 5 steps early", "reach", ("action-shift",), None, 5, data="early 5"),
-    in_reach("actions executed 5 steps late", "late_5", "latency", size=5),
-    in_reach("sensors and cameras 8 steps late", "late_sensors_8", "latency", size=8),
-    in_reach("cameras 6 steps late", "late_cameras_6", "latency", "camera-latency"),
-    in_reach("cameras exchanged", "swapped_cameras", "cameras-swapped"),
-    in_reach("red and blue exchanged", "bgr", "color-order"),
-    in_reach("red and blue of one camera exchanged", "bgr_side", "color-order"),
-    in_reach("frozen camera", "frozen_top", FROZEN),
-    in_reach("black camera", "black_top", FROZEN, "camera-differs"),
-    Case("reach: camera frozen in the recording", "reach__frozen_top", (FROZEN,), "reach"),
-    in_reach("larger images", "larger", "camera-size"),
-    in_reach("zoomed cameras", "zoomed", "camera-differs"),
-    in_reach("cameras upside down", "flipped", "camera-differs"),
-    in_reach("dark images", "dark", "camera-differs"),
-    in_reach("camera with another name", "renamed_camera", "missing-column"),
-    in_reach("mirrored action", "mirror_x", "sign-flip"),
-    in_reach("offset of an action", "offset_y", "calibration-drift"),
-    in_reach("actions in another order", "rolled_actions", "component-order"),
-    in_reach("positions executed as relative", "added", "action-convention"),
-    in_reach("offset of a sensor", "height", "start-states", "calibration-drift"),
-    Case("reach: two ways averaged", "reach__way", (AVERAGED, LONG), options={"horizon": 20}),
-    Case("reach: chunks of 30 in gusts", "reach__gust", (LONG,), options={"horizon": 30}),
-    Case("reach: targets only from a part", "reach__half", ("start-states", DECIDED), "reach"),
-    Case("reach: 30 updates", "reach", ("underfit",), steps=30),
-    Case("reach: 4 demonstrations", "reach", ("overfit",), episodes=5),
-    Case("reach: early checkpoint", "reach", ("wrong-checkpoint",), run="early"),
-    Case("reach: statistics of other data", "reach", ("wrong-statistics",), run="statistics"),
-    Case("reach: actions stored in percent", "reach", ("action-units",), size=100, data="percent"))
-
-
-def sound(world: str, method: str, steps: int = 800, episodes: int = 80, **options) -> Case:
-    name = " ".join([f"sound: {world} {method}", *(f"{k}={v}" for k, v in options.items())])
-    return Case(name, world, method=method, steps=steps, episodes=episodes, options=options)
-
-
-SOUND = (
-    sound("carry", "bc", 1500), sound("carry", "bc", horizon=4), sound("carry", "bc-gmm"), sound("carry", "bc-bins"),
-    sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "shortcut-policy"),
-    sound("carry", "knn"), sound("carry", "flow-policy"), sound("carry", "diffusion-bc"),
-    sound("carry", "adaflow"), sound("carry", "mip"), sound("carry", "iql", 500), sound("carry", "search-bc"),
-    sound("carry", "robust-bc"), sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"),
-    sound("carry__way", "flow-policy"),
-    sound("carry__small", "bc"), sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"),
-    sound("reach", "flow-policy"), sound("reach", "bc-bins"), sound("reach", "mip"), sound("reach__gust", "bc"),
-    sound("peg_insertion", "bc-gmm", 1500), sound("planar_arms", "flow-policy", 1500), sound("lane_driving", "bc"),
-    sound("fork", "bet"))
-KINDS = {"carry": CARRY, "reach": REACH, "sound": SOUND}
-
-
-def half(kind: str, which: str) -> list[Case]:
-    """The open or the sealed half of the cases of a kind."""
-    cases = KINDS[kind]
-    order = np.random.default_rng([SEED, list(KINDS).index(kind)]).permutation(len(cases))
-    chosen = order[:len(cases) // 2] if which == "sealed" else order[len(cases) // 2:]
-    return [cases[i] for i in sorted(chosen)]
+SEEDS = {"open": 11, "judged": 29, "pilot": 1011}  # of demonstrations and training
 
 
 # -- demonstrations and runs ------------------------------------------------------------------------------------------
@@ -214,22 +80,22 @@ def _shift(data: Dataset, steps: int) -> Dataset:
     return data.map(moved)
 
 
-def _binary(data: Dataset) -> Dataset:
+def _scaled(data: Dataset, factor: float) -> Dataset:
+    return data.map(lambda e: e.replace({ACTION: (factor * np.asarray(e.steps[ACTION])).astype(np.float32)}))
+
+
+def _gripper(data: Dataset, closed: float) -> Dataset:
+    """The gripper is stored as 0 and another number."""
     def stored(e):
         action = np.array(e.steps[ACTION])
-        action[:, 2] = action[:, 2] > 0
+        action[:, 2] = closed * (action[:, 2] > 0)
         return e.replace({ACTION: action})
     return data.map(stored)
 
 
-def _percent(data: Dataset) -> Dataset:
-    return data.map(lambda e: e.replace({ACTION: (100 * np.asarray(e.steps[ACTION])).astype(np.float32)}))
-
-
-CHANGES: dict[str, Callable[[Dataset], Dataset]] = {
-    **{f"late {k}": (lambda data, k=k: _shift(data, k)) for k in (1, 3, 4, 9, 18)},
-    **{f"early {k}": (lambda data, k=k: _shift(data, -k)) for k in (2, 5)},
-    "binary gripper": _binary, "percent": _percent}
+CHANGES: dict[str, Callable[[Dataset, float], Dataset]] = {
+    "late": lambda data, steps: _shift(data, int(steps)), "early": lambda data, steps: _shift(data, -int(steps)),
+    "gripper": _gripper, "percent": lambda data, _: _scaled(data, 100), "degrees": lambda data, _: _scaled(data, 57.3)}
 
 
 def env_name(world: str) -> str:
@@ -249,7 +115,10 @@ def demonstrations(case: Case, folder: Path, seed: int) -> Path:
         expert = make_env(case.world.split("__frozen")[0]).expert()
         data = rollout(expert, env, case.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_dataset(CHANGES[case.data](data) if case.data else data, path)
+        if case.data:
+            change, *numbers = case.data.split()
+            data = CHANGES[change](data, float(numbers[0]) if numbers else 0)
+        write_dataset(data, path)
     return path
 
 
@@ -280,11 +149,12 @@ def trained_run(case: Case, folder: Path, seed: int) -> Path:
               save_freq=max(case.steps // 3, 1), val_fraction=0.2, device="cpu", progress=False)
     if not case.run:
         return out
-    changed = out.with_name(f"{out.name}-{case.run}")
+    change, number = case.run.split()
+    changed = out.with_name(f"{out.name}-{change}-{number}")
     if not changed.exists():
-        early = trained_run(replace(case, run="", steps=30), folder, seed)
+        early = trained_run(replace(case, run="", steps=int(number)), folder, seed) if change == "early" else None
         shutil.copytree(out, changed)
-        RUNS[case.run](changed, early)
+        RUNS[change](changed, early or float(number))
     return changed
 
 
@@ -294,13 +164,13 @@ def _early(run: Path, early: Path) -> None:
     shutil.copytree(early / "checkpoints", run / "checkpoints")
 
 
-def _statistics(run: Path, early: Path) -> None:
+def _statistics(run: Path, factor: float) -> None:
     """Statistics of the state in another unit."""
     for file in run.glob("checkpoints/*/weights.safetensors"):
         weights = load_file(file)
         for key in weights:
             if key.startswith("codec.obs_transforms.") and weights[key].shape == (3,):
-                weights[key] = 57.29578 * weights[key]
+                weights[key] = factor * weights[key]
         save_file(weights, file)
         write_checksums(file.parent, file.name)
 
@@ -311,16 +181,16 @@ RUNS = {"early": _early, "statistics": _statistics}
 # -- judging ----------------------------------------------------------------------------------------------------------
 
 
-def arguments(case: Case, folder: Path) -> list[str]:
+def arguments(case: Case, folder: Path, seed: int) -> list[str]:
     """The arguments of `understudy diagnose`. Trains the run."""
-    run, data = trained_run(case, folder, JUDGED), demonstrations(case, folder, JUDGED)
+    run, data = trained_run(case, folder, seed), demonstrations(case, folder, seed)
     acting = [] if case.act is None else ["--env", env_name(case.act or case.world)]
     return [str(run), "--data", str(data), *acting, "--trust", TRUST, "--device", "cpu"]
 
 
-def judge(case: Case, folder: Path) -> dict:
+def judge(case: Case, folder: Path, seed: int) -> dict:
     """What `understudy diagnose` says, and whether it is right."""
-    args, began, printed, errors = arguments(case, folder), time.process_time(), io.StringIO(), io.StringIO()
+    args, began, printed, errors = arguments(case, folder, seed), time.process_time(), io.StringIO(), io.StringIO()
     successes: list[bool] = []
 
     def watched(actor, *arguments_of_rollout, **options):
@@ -352,13 +222,13 @@ def judge(case: Case, folder: Path) -> dict:
     return result | {"right": right}
 
 
-def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
+def run_set(which: str, label: str, names: list[str], folder: Path) -> None:
     results = read_json(FILE) if FILE.exists() else {}
-    half_results = results.setdefault(label, {}).setdefault(which, {})
-    for case in [case for kind in KINDS for case in half(kind, which)]:
-        if case.name in half_results or names and not any(n in case.name for n in names):
+    own = results.setdefault(label, {}).setdefault(which, {})
+    for case in cases_of(which):
+        if case.name in own or names and not any(n in case.name for n in names):
             continue
-        half_results[case.name] = result = judge(case, folder)
+        own[case.name] = result = judge(case, folder, SEEDS[which])
         write_json(FILE, results)
         size = {None: "", True: " size right", False: " size WRONG"}[result.get("size_right")]
         text = ", ".join(f"{f['level']} {f['code']} ({f['value'] or 0:.3g})" for f in result["findings"])
@@ -369,38 +239,38 @@ def run_half(which: str, label: str, names: list[str], folder: Path) -> None:
 def pilot(names: list[str], folder: Path) -> None:
     """Success of the run of each sound case, and of the healthy runs behind the faults, with other seeds."""
     cases = {}
-    for case in [*SOUND, *CARRY, *REACH]:
+    for case in [case for which in SETS for kind in reversed(KINDS) for case in cases_of(which, kind)]:
         if not names or any(n in case.name for n in names):
             cases.setdefault((case.world, case.method, str(case.options), case.steps, case.data), case)
     for case in cases.values():
         began = time.process_time()
-        run = trained_run(replace(case, run=""), folder / "pilot", PILOT)
+        run = trained_run(replace(case, run=""), folder / "pilot", SEEDS["pilot"])
         spent, env = time.process_time() - began, make_env(case.world)
-        episodes = rollout(load_actor(run, device="cpu", rows=16, trust=(TRUST,)), env, 30, recording_seed(PILOT + 1))
+        actor = load_actor(run, device="cpu", rows=16, trust=(TRUST,))
+        episodes = rollout(actor, env, 30, recording_seed(SEEDS["pilot"] + 1))
         print(f"{np.mean([e.metadata['success'] for e in episodes]):.0%} {spent:.0f} s", case.name, flush=True)
 
 
 def table() -> None:
-    """Prints each kind and half, before and after, then each case."""
+    """Prints each kind and set, before and after, then each case."""
     results = read_json(FILE)
-    print("| | " + " | ".join(f"{which}, {label}" for which in ("open", "sealed") for label in results) + " |")
-    print("|---|" + "---|" * 2 * len(results))
+    print("| | " + " | ".join(f"{which}, {label}" for which in SETS for label in results) + " |")
+    print("|---|" + "---|" * len(SETS) * len(results))
     for title, kinds, key in (("right fault first", ("carry", "reach"), "right"),
                               ("right size, where one is named", ("carry", "reach"), "size_right"),
                               ("no fault in a sound run", ("sound",), "right")):
         cells = []
-        for which in ("open", "sealed"):
-            names = {case.name for kind in kinds for case in half(kind, which)}
+        for which in SETS:
+            names = {case.name for kind in kinds for case in cases_of(which, kind)}
             for label in results:
                 judged = [r[key] for n, r in results[label].get(which, {}).items() if n in names and key in r]
                 cells.append(f"{sum(judged)} of {len(judged)}" if judged else "")
         print(f"| {title} | " + " | ".join(cells) + " |")
-    print("\n| case | half | " + " | ".join(results) + " |\n|---|---|" + "---|" * len(results))
-    for kind in KINDS:
-        for which in ("open", "sealed"):
-            for case in half(kind, which):
-                outcomes = [results[label].get(which, {}).get(case.name) for label in results]
-                print(f"| {case.name} | {which} | " + " | ".join(map(_said, outcomes)) + " |")
+    for which in SETS:
+        print(f"\n| {which} | " + " | ".join(results) + " |\n|---|" + "---|" * len(results))
+        for case in cases_of(which):
+            outcomes = [results[label].get(which, {}).get(case.name) for label in results]
+            print(f"| {case.name} | " + " | ".join(map(_said, outcomes)) + " |")
 
 
 def _said(result: dict | None) -> str:
@@ -417,7 +287,7 @@ def _said(result: dict | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("open", "sealed", "train", "pilot", "commands", "table"))
+    parser.add_argument("what", choices=(*SETS, "train", "pilot", "commands", "table"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--as", dest="label", default="after", help="the column of the results")
     parser.add_argument("--folder", type=Path, default=Path("diagnose-runs"))
@@ -428,15 +298,17 @@ def main() -> None:
     elif o.what == "table":
         table()
     elif o.what == "train":
-        for case in [c for which in ("sealed", "open") for kind in KINDS for c in half(kind, which)]:
-            arguments(case, o.folder)
-            print(case.name, flush=True)
+        for which in SETS:
+            for case in cases_of(which):
+                arguments(case, o.folder, SEEDS[which])
+                print(which, case.name, flush=True)
     elif o.what == "commands":
-        for case in [c for kind in KINDS for c in half(kind, "open") if not o.names or c.name in o.names]:
-            print(case.name)
-            print(f"  PYTHONPATH=src:benchmarks understudy diagnose {shlex.join(arguments(case, o.folder))}")
+        for case in cases_of("open"):
+            if not o.names or case.name in o.names:
+                words = shlex.join(arguments(case, o.folder, SEEDS["open"]))
+                print(f"{case.name}\n  PYTHONPATH=src:benchmarks understudy diagnose {words}")
     else:
-        run_half(o.what, o.label, o.names, o.folder)
+        run_set(o.what, o.label, o.names, o.folder)
 
 
 if __name__ == "__main__":

@@ -35,14 +35,16 @@ class Bench(Toy):
     Args:
         way: Whether a pillar stands between start and target, which the expert passes on either side.
         gust: Standard deviation of the pushes, as a fraction of the largest step.
-        part: Fraction of the width in which targets lie.
+        part: Fractions of the width and the height in which targets lie.
         gripper: The largest action of the gripper.
+        turn: Angle by which the target of reach moves around the center in a step.
     """
 
     state_columns = (STATE, "simulator.state")
 
-    def __init__(self, rows=1, limit=90, cameras=0, way=False, gust=0.0, part=1.0, gripper=1.0):
+    def __init__(self, rows=1, limit=90, cameras=0, way=False, gust=0.0, part=(1.0, 1.0), gripper=1.0, turn=0.0):
         self.cameras, self.way, self.gust, self.part, self.gripper = cameras, way, gust, part, gripper
+        self.turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
         self.speed, self.closing = (0.015, 0.12) if cameras else (0.02, 0.25)
         places = named_vector("object.x", "object.y", "goal.x", "goal.y")
         parts = named_vector("x", "y", "wrist" if cameras else "gripper")
@@ -61,9 +63,9 @@ class Bench(Toy):
         u = uniform(key, torch.zeros_like(key), (6,)).numpy().astype(np.float32)
         hand = np.stack([0.3 + 0.4 * u[:, 0], 0.1 + 0.8 * u[:, 1]], 1)
         place = np.stack([0.1 + 0.35 * u[:, 2], 0.1 + 0.8 * u[:, 3]], 1)
-        goal = np.stack([0.55 + 0.35 * self.part * u[:, 4], 0.1 + 0.8 * u[:, 5]], 1)
+        goal = np.stack([0.55 + 0.35 * self.part[0] * u[:, 4], 0.1 + 0.8 * self.part[1] * u[:, 5]], 1)
         if self.cameras:  # near one of four places
-            place = 0.2 + 0.6 * (u[:, 2:4] < (0.5 * (self.part == 1), 0.5)) + 0.08 * (u[:, 4:6] - 0.5)
+            place = 0.2 + 0.6 * (u[:, 2:4] < 0.5 * (np.array(self.part) == 1)) + 0.08 * (u[:, 4:6] - 0.5)
         if self.way:
             hand = np.stack([0.05 + 0.05 * u[:, 0], 0.45 + 0.1 * u[:, 1]], 1)
             place = goal = np.stack([0.9 + 0.05 * u[:, 2], 0.45 + 0.1 * u[:, 3]], 1)
@@ -95,6 +97,8 @@ class Bench(Toy):
         s["hand"] = np.clip(s["hand"] + move, 0, one).astype(np.float32)
         closed = s["opening"][:, 0] < CLOSED
         failure = (distance(s["hand"], (0.5, 0.5)) < PILLAR) & self.way
+        if self.cameras:
+            s["object"] = 0.5 + (s["object"] - 0.5) @ self.turned
         if self.cameras or self.way:
             success = (distance(s["hand"], s["object"]) < 0.1) & ~failure
         else:
@@ -263,18 +267,21 @@ class LateActions(EnvWrapper):
         return super().step(due)
 
 
-class Twice(EnvWrapper):
-    """Each action is executed for two steps."""
+class Slower(EnvWrapper):
+    """Each action is executed for several steps."""
 
-    def __init__(self, env: Env, tells: bool):
+    def __init__(self, env: Env, steps: int, tells: bool):
         super().__init__(env)
-        self.metadata = {**self.metadata, "fps": env.metadata["fps"] / (2 if tells else 1)}
+        self.steps = steps
+        self.metadata = {**self.metadata, "fps": env.metadata["fps"] / (steps if tells else 1)}
 
     def step(self, action):
-        first, second = super().step(action), super().step(action)
-        over = first.terminated
-        info = {k: torch.where(over, first.info[k], v) for k, v in second.info.items()}
-        return replace(second, terminated=over | second.terminated, info=info)
+        result = super().step(action)
+        for _ in range(self.steps - 1):
+            following, over = super().step(action), result.terminated
+            info = {k: torch.where(over, result.info[k], v) for k, v in following.info.items()}
+            result = replace(following, terminated=over | following.terminated, info=info)
+        return result
 
 
 def _part(column: str, i: int, change: Callable) -> Callable[[Env], Env]:
@@ -307,66 +314,84 @@ def _renamed(old: str, new: str) -> Callable[[Env], Env]:
     return lambda env: Seen(env, names, names(env.features))
 
 
-def _larger(env: Env) -> Env:
-    size = 2 * env.features[TOP].shape[0]
+def _larger(env: Env, factor: float = 2) -> Env:
+    size = int(factor * env.features[TOP].shape[0])
     features = {**env.features, **{n: replace(env.features[n], shape=(size, size, 3)) for n in (TOP, SIDE)}}
     return Seen(env, lambda obs: {**obs, **{
         n: torch.from_numpy(resize(obs[n].numpy(), (size, size))) for n in (TOP, SIDE)}}, features)
 
 
-def _zoomed(x: torch.Tensor) -> torch.Tensor:
-    size, cut = x.shape[1], x.shape[1] // 5
+def _zoomed(x: torch.Tensor, part: int = 5) -> torch.Tensor:
+    size, cut = x.shape[1], x.shape[1] // part
     inner = x[:, cut:-cut, cut:-cut].to(torch.uint8).contiguous().numpy()
     return torch.from_numpy(resize(inner, (size, size))).float()
 
 
-def _noisy(env: Env) -> Env:
+def _noisy(env: Env, std: float = 0.15) -> Env:
     generator = torch.Generator().manual_seed(0)
-    return Seen(env, lambda obs: {**obs, STATE: obs[STATE] + 0.15 * torch.randn(obs[STATE].shape, generator=generator)})
+    return Seen(env, lambda obs: {**obs, STATE: obs[STATE] + std * torch.randn(obs[STATE].shape, generator=generator)})
 
 
-def _limited(env: Env) -> Env:
+def _limited(env: Env, part: int = 6) -> Env:
     low, high = (np.asarray(env.metadata[k], np.float32) for k in ("low", "high"))
-    middle, half = (low + high) / 2, (high - low) / 6
+    middle, half = (low + high) / 2, (high - low) / part
     bounds = torch.from_numpy(middle - half), torch.from_numpy(middle + half)
     return Done(env, lambda action, obs: action.clamp(*bounds), low=middle - half, high=middle + half)
 
 
-def _elsewhere(env: Env) -> Env:
+def _elsewhere(env: Env, corner: float = 0.02) -> Env:
     """The hand starts in a corner."""
     initial_state = env.initial_state
 
     def in_corner(key):
         state = initial_state(key)
-        return {**state, "hand": (0.02 + 0.1 * state["hand"]).astype(np.float32)}
+        return {**state, "hand": (corner + 0.1 * state["hand"]).astype(np.float32)}
     env.initial_state = in_corner
     return env
 
 
 FAULTS: dict[str, Callable[[Env], Env]] = {
-    "sign_y": _part(ACTION, 1, lambda a: -a), "mirror_x": _part(ACTION, 0, lambda a: 1 - a),
-    "sensor_sign_y": _part(STATE, 1, lambda s: -s), "scale_x": _part(ACTION, 0, lambda a: 0.4 * a),
-    "scale_both": lambda env: Done(env, lambda action, obs: 2.5 * action * torch.tensor([1, 1, 0.4])),
-    "swapped_actions": _order(ACTION, [1, 0, 2]), "rolled_actions": _order(ACTION, [2, 0, 1]),
-    "swapped_states": _order(STATE, [1, 0, 2]), "exchanged_places": _order(PLACES, [2, 3, 0, 1]),
+    "sign_y": _part(ACTION, 1, lambda a: -a), "sign_x": _part(ACTION, 0, lambda a: -a),
+    "mirror_x": _part(ACTION, 0, lambda a: 1 - a), "mirror_y": _part(ACTION, 1, lambda a: 1 - a),
+    "sensor_sign_y": _part(STATE, 1, lambda s: -s), "sensor_sign_x": _part(STATE, 0, lambda s: -s),
+    "scale_x": _part(ACTION, 0, lambda a: 0.4 * a), "scale_y": _part(ACTION, 1, lambda a: 2 * a),
+    "swapped_actions": _order(ACTION, [1, 0, 2]), "swapped_grip": _order(ACTION, [0, 2, 1]),
+    "rolled_actions": _order(ACTION, [2, 0, 1]), "rolled_back": _order(ACTION, [1, 2, 0]),
+    "swapped_states": _order(STATE, [1, 0, 2]), "swapped_opening": _order(STATE, [2, 1, 0]),
+    "exchanged_places": _order(PLACES, [2, 3, 0, 1]), "exchanged_axes": _order(PLACES, [1, 0, 3, 2]),
     "millimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([1000.0, 1000, 1])}),
-    "offset_x": _part(ACTION, 0, lambda a: a + 0.5), "offset_y": _part(ACTION, 1, lambda a: a + 0.12),
-    "rate_told": lambda env: Twice(env, True), "rate_untold": lambda env: Twice(env, False),
+    "centimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([100.0, 100, 1])}),
+    "offset_x": _part(ACTION, 0, lambda a: a + 0.5), "down_y": _part(ACTION, 1, lambda a: a - 0.4),
+    "offset_y": _part(ACTION, 1, lambda a: a + 0.12), "left_x": _part(ACTION, 0, lambda a: a - 0.15),
+    "rate_told": lambda env: Slower(env, 2, True), "rate_untold": lambda env: Slower(env, 2, False),
+    "rate_third_told": lambda env: Slower(env, 3, True), "rate_third_untold": lambda env: Slower(env, 3, False),
     "stuck_y": _part(STATE, 1, lambda s: torch.full_like(s, 0.4)),
-    "dead_x": _part(ACTION, 0, lambda a: torch.zeros_like(a)), "limited": _limited, "elsewhere": _elsewhere,
-    "noisy": _noisy, "renamed_state": _renamed(STATE, "observation.proprio"),
+    "stuck_x": _part(STATE, 0, lambda s: torch.full_like(s, 0.6)),
+    "dead_x": _part(ACTION, 0, lambda a: torch.zeros_like(a)), "dead_y": _part(ACTION, 1, lambda a: 0 * a),
+    "limited": _limited, "very_limited": lambda env: _limited(env, 8),
+    "elsewhere": _elsewhere, "opposite": lambda env: _elsewhere(env, 0.88),
+    "noisy": _noisy, "noisy_less": lambda env: _noisy(env, 0.1),
     "renamed_camera": _renamed(SIDE, "observation.images.wrist"),
+    "renamed_top": _renamed(TOP, "observation.images.head"),
     "added": lambda env: Done(env, lambda action, obs: action + obs[STATE]),
-    "height": _part(STATE, 2, lambda s: s + 0.5),
+    "subtracted": lambda env: Done(env, lambda action, obs: action - obs[STATE]),
+    "height": _part(STATE, 2, lambda s: s + 0.5), "left": _part(STATE, 0, lambda s: s - 0.3),
     "swapped_cameras": lambda env: Seen(env, lambda obs: {**obs, TOP: obs[SIDE], SIDE: obs[TOP]}),
     "bgr": _images(lambda x: x.flip(-1)), "bgr_side": _images(lambda x: x.flip(-1), SIDE),
-    "dark": _images(lambda x: 0.3 * x), "flipped": _images(lambda x: x.flip(1)), "zoomed": _images(_zoomed),
-    "black_top": _images(torch.zeros_like, TOP), "larger": _larger,
+    "bgr_top": _images(lambda x: x.flip(-1), TOP), "dark": _images(lambda x: 0.3 * x),
+    "dim": _images(lambda x: 0.45 * x), "flipped": _images(lambda x: x.flip(1)),
+    "mirrored": _images(lambda x: x.flip(2)), "zoomed": _images(_zoomed),
+    "zoomed_more": _images(lambda x: _zoomed(x, 4)),
+    "black_top": _images(torch.zeros_like, TOP), "black_side": _images(torch.zeros_like, SIDE),
+    "larger": _larger, "smaller": lambda env: _larger(env, 0.5),
     "frozen_top": lambda env: Late(env, 0, (TOP,), frozen=True),
-    "late_cameras_6": lambda env: Late(env, 6, (TOP, SIDE)),
-    **{f"late_{k}": (lambda env, k=k: LateActions(env, k)) for k in (3, 5, 14)},
-    **{f"late_sensors_{k}": (lambda env, k=k: Late(env, k)) for k in (2, 8)}}
-OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "half": {"part": 0.4}, "small": {"gripper": 0.004}}
+    "frozen_side": lambda env: Late(env, 0, (SIDE,), frozen=True),
+    **{f"late_cameras_{k}": (lambda env, k=k: Late(env, k, (TOP, SIDE))) for k in (6, 9)},
+    **{f"late_{k}": (lambda env, k=k: LateActions(env, k)) for k in (3, 5, 7, 8, 11, 14)},
+    **{f"late_sensors_{k}": (lambda env, k=k: Late(env, k)) for k in (2, 4, 5, 8)}}
+OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "storm": {"gust": 0.8}, "half": {"part": (0.4, 1.0)},
+           "strip": {"part": (1.0, 0.4)}, "small": {"gripper": 0.004}, "tiny": {"gripper": 0.002},
+           "turn": {"turn": 0.03}}
 
 
 def __getattr__(name: str):

@@ -125,7 +125,8 @@ def demonstrations(case: Case, folder: Path, seed: int) -> Path:
 def _method(case: Case, features):
     """The method, with small networks."""
     method = find_method(case.method, features, **case.options)
-    inputs = tuple(n for n, f in features.items() if n.startswith("observation.") and f.kind != "string")
+    inputs = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
+    inputs = tuple(dict.fromkeys([*inputs, *getattr(method.policy.encoder, "named", ())]))
     policy, learner = replace(method.policy, inputs=inputs), method.learner
     if case.fields:
         policy = replace(policy, codec=replace(policy.codec, **case.fields))

@@ -188,10 +188,10 @@ def test_faults_come_first_and_causes_before_consequences():
 
 
 def test_faults_explain_failures():
-    """A large error is no fault from half of the trials on, and nothing is where the policy does what was shown."""
+    """A large error is a warning from half of the trials on, and nothing is a fault of a policy that does as shown."""
     fit = [*fit_checks.check_fit(FitErrors(0.9, 0.95), True), *fit_checks.check_fit(FitErrors(0.05, 1.1), True)]
     findings = [*fit, replace(fit[0], code="sign-flip"), replace(fit[0], code="trials", level="note")]
-    for n_successes, levels in ((9, ["fault", "fault", "fault", "note"]), (10, ["note", "note", "fault", "note"]),
+    for n_successes, levels in ((9, ["fault", "fault", "fault", "note"]), (10, ["warning", "warning", "fault", "note"]),
                                 (16, ["note", "note", "fault", "note"]), (17, ["note", "note", "warning", "note"]),
                                 (20, ["note", "note", "warning", "note"])):
         judged = fit_checks.judge_by_outcome(findings, Outcome(n_successes, 20, None, (80, 80)))

@@ -27,8 +27,8 @@ def test_exchanged_joints_are_no_other_scale(task, arm, found):
     probes = rollout(RecordedActions.of(data), arm(16, task=task, arm="two"), PROBES, -3)
     model = motion.motion_model(fit_lags(_transitions(data, features)))
     states = [f"{n}[{part}]" for n, f in features.items() if n != "action" for part in component_names(f)]
-    findings = list(motion.check_motion(model, _transitions(probes, features), component_names(features["action"]),
-                                        states))
+    findings = list(motion.check_motion(model, _transitions(data, features), _transitions(probes, features),
+                                        component_names(features["action"]), states))
     assert [(f.code, f.value) for f in findings] == found
     assert all("action joint.1 moves observation.state[joint.0], joint.0 moves" in f.message for f in findings)
 

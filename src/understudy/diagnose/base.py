@@ -18,7 +18,8 @@ ORDER = (
     "no-held-out", "missing-column", "camera-size", "image-never-changes", "cameras-swapped", "color-order",
     "camera-differs", "observation-units", "action-units", "constant-sensor", "wrong-statistics",
     "relative-statistics", "tiny-spread", "treated-as-constant", "action-shift", "rate-differs", "limits-bind",
-    "sign-flip", "action-convention", "latency", "component-order", "action-scale", "calibration-drift",
+    "observation-noise", "sign-flip", "action-convention", "latency", "component-order", "action-scale",
+    "calibration-drift",
     "wrong-checkpoint", "serving-skew", "averaged-ways", "chunk-too-long", "underfit", "overfit", "start-states",
     "decided-at-the-start", "novel-states", "success-drop", "last-action", "trials")
 

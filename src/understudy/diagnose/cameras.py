@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
+import scipy.stats
 from scipy.spatial.distance import cdist
 
 from ..audit.base import Location
@@ -17,6 +18,14 @@ EXCHANGED = 0.5  # the same of the colors if red and blue are exchanged
 SHADES = 64  # quantiles of the difference of red and blue that stand for the colors of an image
 APART = 0.15  # of the brightness, to the nearest recorded image
 MOST_CAMERAS = 4  # whose orders are tried
+READ = 0.5  # largest unexplained fraction of a component of the state that is read from images
+RIDGE = 1e-3  # of the variance of the images
+DISAGREES = 3.0  # error of what is read from new images, as a multiple of that of recorded ones
+FEWEST_IMAGES = 100  # recorded images from which a component is read
+CLEAR = 0.6  # factor by which another delay has to reduce the error
+DELAYS = range(21)  # steps that a camera may be late
+NEW_PIXELS, CHANCE = 0.1, 1e-3  # difference of a pixel from all recorded ones; p-value of images with many of them
+OUTSIDE = 0.25  # fraction of the first images
 CHANGES = 0.9  # fraction of the recorded episodes in which the image changes, if its camera may be judged
 
 
@@ -97,3 +106,87 @@ def _is_nearer(changed: np.ndarray, plain: np.ndarray, fraction: float) -> bool:
     """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
     gain = plain - changed
     return bool(changed.mean() < fraction * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
+
+
+def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
+                observed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Iterator[RunFinding]:
+    """Finds images that show another state than recorded ones would: a camera that is late, turned, moved or zoomed.
+
+    The state is read from images by linear regression. The frames that are read best say how well: new things in the
+    scene disturb the others.
+
+    Args:
+        recorded: Small images (T, h, w, 3) and states (T, D) of each episode.
+        observed: Images, the rows to which they belong, (T,), and the states of all rows, (N, D).
+    """
+    halves = [[np.concatenate(part) for part in zip(*recorded[k::2], strict=True)] for k in (0, 1) if recorded[k::2]]
+    if len(halves) < 2 or sum(len(states) for _, states in halves) < FEWEST_IMAGES or not observed:
+        return
+    scale = np.maximum(np.concatenate([states for _, states in halves]).std(0), 1e-9)
+    held_out = [(_read(halves[1 - k], images) - states) / scale for k, (images, states) in enumerate(halves)]
+    kept = np.flatnonzero(np.mean([np.square(missed).mean(0) for missed in held_out], axis=0) < READ)
+    if not len(kept):
+        return
+    everything = [np.concatenate(part) for part in zip(*halves, strict=True)]
+    usual = float(np.quantile(np.concatenate([np.linalg.norm(missed[:, kept], axis=1) for missed in held_out]), 0.25))
+    low, high = everything[1][:, kept].min(0), everything[1][:, kept].max(0)
+    reads = []
+    for images, rows, states in observed:  # where states are as in the data
+        usual_rows = ((states[rows][:, kept] >= low) & (states[rows][:, kept] <= high)).all(1)
+        reads.append((_read(everything, images[usual_rows]), rows[usual_rows], states))
+    errors = {k: np.concatenate([np.linalg.norm(((read - states[np.maximum(rows - k, 0)]) / scale)[rows >= k][:, kept],
+                                                axis=1) for read, rows, states in reads]) for k in DELAYS}
+    if len(errors[0]) < FEWEST_IMAGES:
+        return
+    errors = {k: each for k, each in errors.items() if len(each) > len(errors[0]) / 2}
+    best = min(errors, key=lambda k: np.median(errors[k]))
+    own, location = float(np.quantile(errors[0], 0.25)), Location(feature=name)
+    if best > 1 and np.median(errors[best]) < CLEAR * np.median(errors[0]):
+        yield RunFinding(
+            "latency", "fault", f"{name} shows the state of {best} steps before, and in the data that of the same "
+            "step: its images arrive late", best, (0, 0), "remove the delay of the camera, or read it more often",
+            ("inspect", "DATA", "--html", "data.html"), location)
+    elif own > DISAGREES * usual:
+        yield RunFinding(
+            "camera-differs", "warning", f"{name} shows another state than recorded images that look like it, "
+            f"{own / usual:.3g} times as far off as recorded ones are: the camera is turned, mirrored, zoomed or at "
+            "another place", own / usual, (0, DISAGREES), "compare the images, and put the camera where it was",
+            ("inspect", "DATA", "--html", "data.html"), location)
+
+
+def _read(training: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """States (N, D) that a linear model reads from images. It is fitted to images and states."""
+    x, center = (part.reshape(len(part), -1).astype(np.float64) for part in (images, training[0])), training[1].mean(0)
+    new, known = x
+    middle = known.mean(0)
+    known, new = known - middle, new - middle
+    square = known.T @ known
+    square[np.diag_indices_from(square)] += RIDGE * np.trace(square) / len(square) + 1e-9
+    return center + new @ np.linalg.solve(square, known.T @ (training[1] - center))
+
+
+def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:
+    """Finds episodes that start with something where it never was in the data.
+
+    Args:
+        recorded: Images of each camera, (N, h, w, 3), from 0 to 1, the same number of each episode.
+        observed: The first images where the policy acts, (M, h, w, 3).
+    """
+    for name in (n for n in recorded if n in observed):
+        parts = np.array_split(recorded[name], 2)
+        usual = np.concatenate([_new_pixels(*parts), _new_pixels(*parts[::-1])]).max()  # of other episodes
+        own = _new_pixels(recorded[name], observed[name])
+        count = int((own > usual).sum())
+        chance = scipy.stats.betabinom(len(own), 1, len(recorded[name])).sf(count - 1)
+        if count > OUTSIDE * len(own) and chance < CHANCE:
+            yield RunFinding(
+                "start-states", "fault", f"{name}: {count / len(own):.0%} of the episodes begin with an image that has "
+                "something where it never was in the data: episodes start where none was recorded", count / len(own),
+                (0, OUTSIDE), "start as in the data, or record episodes that start so",
+                ("record", "ENV", "--out", "more", "--episodes", "20"), Location(feature=name))
+
+
+def _new_pixels(recorded: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Fraction of the pixels of each image that are outside of the range of this pixel in the recorded ones, (M,)."""
+    low, high = recorded.min(0) - NEW_PIXELS, recorded.max(0) + NEW_PIXELS
+    return ((images < low) | (images > high)).any(-1).mean((1, 2))

@@ -21,11 +21,12 @@ from ..execute.wrappers import act_along
 from ..learn.preflight import constant_components
 from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
-from .base import Outcome, RunFinding
+from .base import Level, Outcome, RunFinding
 
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
 SLIGHTLY_WORSE = 1.05  # the same, where a note begins
 UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
+BARELY = 0.3  # the same of a policy that has not been shown all windows
 GENERALIZES = 0.75  # the same on held-out episodes, above which it is worth a note; from 1 on the average is as good
 GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
 SCALES = (1 / 3, 3.0)  # scale of the run, as a multiple of that of the data
@@ -35,6 +36,7 @@ TINY = 1e-3  # scale of a component, as a fraction of the others of its column
 LARGE, HUGE = 10.0, 100.0  # coded observations: worth a note, and beyond what networks bear
 DECIDED = 0.25  # fraction of the episodes beyond that of the data
 CHANCE = 0.005  # p-value of the sign test of plans of which fewer steps are executed
+SUCCEEDS = 0.8  # success rate from which a policy needs no better fit, and no shorter plans
 WIDE = 0.3  # width of an interval of the success rate that still says something
 
 
@@ -55,11 +57,13 @@ class FitErrors:
     prediction: float | None = None
 
 
-def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True) -> Iterator[RunFinding]:
+def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: float = np.inf
+              ) -> Iterator[RunFinding]:
     """Finds a policy that fits its data too little, or too closely.
 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
+        passes: How many times it was shown each recorded window in training.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
@@ -70,6 +74,11 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True) -> Itera
         yield RunFinding(
             "underfit", level, f"{which}, the error of the policy is {errors.trained:.0%} of that of always predicting "
             "the average action", errors.trained, (0, UNDERFIT), remedy, ("plot", "RUN"), Location(feature="action"))
+    elif is_own and passes < 1 and errors.trained > BARELY:
+        yield RunFinding(
+            "underfit", "warning" if is_cloning else "note", f"training has shown it {passes:.0%} of the recorded "
+            f"windows, and its error is {errors.trained:.0%} of that of always predicting the average action", passes,
+            (1, None), "train for more updates", ("plot", "RUN"), Location(feature="action"))
     elif errors.held_out is not None and errors.held_out > max(GENERALIZES, GAP * errors.trained):
         yield RunFinding(
             "overfit", level if errors.held_out >= 1 else "note", f"the error of the policy is {errors.trained:.0%} of "
@@ -258,12 +267,15 @@ def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
 def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[RunFinding]:
     """Faults explain failures: where the policy succeeds as often as the demonstrations, they are warnings.
 
-    Faults of the fit are notes from half of the episodes on. Where demonstrations do the same in several ways, the
-    error is large although the policy does one of them.
+    Those of the fit are notes then, and warnings from half of the episodes on. Where demonstrations do the same in
+    several ways, the error is large although the policy does one of them. So are actions that may be stored early: where
+    the policy succeeds, the robot reacts late.
     """
     if 2 * outcome.successes < outcome.episodes:
         return list(findings)
-    return [replace(f, level="note") if f.code in ("underfit", "overfit", "averaged-ways")
+    level: Level = "note" if outcome.successes >= SUCCEEDS * outcome.episodes else "warning"
+    return [replace(f, level=level) if f.code in ("underfit", "overfit", "averaged-ways")
+            or (f.code, f.level) == ("action-shift", "warning")
             else replace(f, level="warning") if f.level == "fault" and not outcome.is_low else f for f in findings]
 
 

@@ -8,7 +8,7 @@ action from that of the state, which episodes of the policy cannot: its actions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -31,8 +31,11 @@ OFFSET = 0.25  # of the standard deviation of the action
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
 BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
 NEAR, AGREE, RANGE = 0.1, 0.3, 0.5  # see _constant_difference
-CONVENTION = 0.5  # of the dependence on the position that another convention would bring
-SLOW = 2  # steps by which many robots react late
+CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
+JUDGED = 0.2  # smallest effect in the data, as that of the model: a component with less is not judged
+SELDOM = 0.1  # of the usual fraction of steps in which a component moves: it hardly moves
+NOISE = 0.5  # noise of an observation, as a fraction of its usual change
+SLOW = 1  # steps by which most robots react late
 
 
 @dataclass(frozen=True)
@@ -147,26 +150,67 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
         ("view", "make", "DATA", "--shift", f"action={steps}", "--out", "VIEW"), Location(feature="action"))
 
 
-def check_motion(model: MotionModel, probes: Episodes, action_names: Sequence[str], state_names: Sequence[str]
-                 ) -> Iterator[RunFinding]:
-    """Compares the motion in new episodes with the model of the data.
+def check_motion(model: MotionModel, recorded: Episodes, probes: Episodes, action_names: Sequence[str],
+                 state_names: Sequence[str]) -> Iterator[RunFinding]:
+    """Compares the motion in new episodes with that in the data.
+
+    Both are estimated in the same way. So what a linear model gets wrong, such as walls, is wrong in both.
 
     Args:
+        recorded: Those of the data.
         probes: Episodes with recorded actions from other starts.
         action_names: (A,).
         state_names: (D,).
     """
-    states, actions, changes = _rows(probes, model.lag)
-    effects = {}
-    for i, d in model.driven.items():
-        free = model.is_free(changes, d)
-        if free.sum() < _least_rows(model):
-            continue
-        effects[i] = _compare_effect(model, i, d, states[free], actions[free], changes[free])
+    usual, own = (_rows(episodes, model.lag) for episodes in (recorded, probes))
+    effects = _effects(model, usual, own)
     fitted = float(np.mean([e.error for e in effects.values()])) if len(effects) == len(model.driven) else np.inf
     finding = (_check_rearranged(model, probes, fitted, action_names, state_names)
-               or _check_refitted_lag(model, probes))
+               or _check_refitted_lag(model, probes) or _check_noise(model, usual, own, state_names))
     yield from _gain_findings(effects, model, action_names, state_names) if finding is None else (finding,)
+
+
+def _check_noise(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...],
+                 state_names: Sequence[str]) -> RunFinding | None:
+    noise = {}
+    for d in sorted(set(model.driven.values())):
+        before, after = (_noise(model, d, *rows) / model.fit.change[d] for rows in (usual, own))
+        if after > max(NOISE, 3 * before):
+            noise[d] = after
+    if not noise:
+        return None
+    worst = max(noise, key=noise.__getitem__)
+    return RunFinding(
+        "observation-noise", "fault", f"{format_list(state_names[d] for d in noise)} jumps back and forth: its noise "
+        f"is {noise[worst]:.3g} times the usual step, and in the data there is much less", noise[worst], (0, NOISE),
+        "look at the sensor, and filter it as in the recording", ("inspect", "DATA"),
+        Location(feature=state_names[worst]))
+
+
+def _noise(model: MotionModel, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
+    """Standard deviation of the noise of an observation, by which the errors of subsequent steps are opposite."""
+    missed = model.missed(states, actions, changes)[:, d]
+    return float(np.sqrt(max(-np.mean(missed[1:] * missed[:-1]), 0))) if len(missed) > 1 else 0.0
+
+
+def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, _Effect]:
+    """Effects of the components of the action in new episodes, relative to those in the data."""
+    effects = {}
+    for i, d in model.driven.items():
+        free, usually_free = (model.is_free(rows[2], d) for rows in (own, usual))
+        expected = usually_free.mean() * len(free)
+        if usually_free.sum() < _least_rows(model):
+            continue
+        reference = _compare_effect(model, i, d, *(column[usually_free] for column in usual))
+        if reference.gain < JUDGED:
+            continue
+        if free.sum() < SELDOM * expected and expected > _least_rows(model):
+            effects[i] = _Effect(0.0, 0.0, 0.0, np.inf, i)
+        elif free.sum() >= _least_rows(model):
+            effect = _compare_effect(model, i, d, *(column[free] for column in own))
+            effects[i] = replace(effect, gain=effect.gain / reference.gain, offset=effect.offset - reference.offset,
+                                 convention=effect.convention - reference.convention)
+    return effects
 
 
 def _least_rows(model: MotionModel) -> int:
@@ -240,11 +284,20 @@ def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, act
     moved = {i: other for i, other in order.items() if i != other}
     pairs = ", ".join(f"{action_names[other]} moves {state_names[model.driven[i]]}"
                       for i, other in list(moved.items())[:8])
+    if {*moved} != {*moved.values()}:
+        command = ("replay", "DATA", "ENV")
+    elif len(moved) == 2:
+        both = f"action[{','.join(action_names[i] for i in moved)}]"
+        command = ("view", "make", "DATA", "--swap", both, "--out", "VIEW")
+    else:  # what moves a component where the policy acts becomes what moves it in the data
+        places = {other: i for i, other in moved.items()}
+        command = ("view", "make", "DATA", "--reorder", "action=" + ",".join(
+            str(places.get(k, k)) for k in range(len(action_names))), "--out", "VIEW")
     return RunFinding(
         "component-order", "fault", "the components of the action, or those of the state, have another order than in "
         f"the data: action {pairs} ({evidence})", len(moved), (0, 0),
-        "bring the components of actions and observations into the order of the data", ("replay", "DATA", "ENV"),
-        Location(feature="action"))
+        "bring the components into the order of the data where the policy acts. If that of the data is wrong, correct "
+        "the data, and train again", command, Location(feature="action"))
 
 
 def _check_refitted_lag(model: MotionModel, probes: Episodes) -> RunFinding | None:
@@ -325,21 +378,23 @@ def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Seque
                                    for part in ("gain", "offset", "convention"))
     flipped = [i for i, g in gains.items() if g < -GAINS[0] / 2]
     changed = [i for i, g in gains.items() if i not in flipped and not GAINS[0] <= g <= GAINS[1]]
-    related = [i for i, extra in conventions.items() if i not in flipped and abs(extra) > CONVENTION]
+    related = [i for i, extra in conventions.items() if i not in flipped and CONVENTION[0] < abs(extra) < CONVENTION[1]]
     if flipped:
         i = flipped[0]
         yield RunFinding(
             "sign-flip", "fault", f"action {format_list(names[k] for k in flipped)} moves "
             f"{format_list(state_names[model.driven[k]] for k in flipped)} in the opposite direction of the data",
-            gains[i], GAINS, "turn the sign of this joint around, where it is read or where it is sent",
-            ("replay", "DATA", "ENV"), Location(feature=names[i]))
+            gains[i], GAINS, "turn the sign of this joint around, where it is read or where it is sent. If that of the "
+            "data is wrong, correct the data, and train again",
+            ("view", "make", "DATA", "--sign", f"action[{','.join(names[k] for k in flipped)}]", "--out", "VIEW"),
+            Location(feature=names[i]))
     elif len(related) > len(gains) / 2:
         extra = float(np.median([conventions[i] for i in related]))
         kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
         yield RunFinding(
             "action-convention", "fault", f"what acts takes the actions as {kinds[0]} ones, and in the data they are "
             f"{kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
-            f"{format_list(names[k] for k in related)})", extra, (-CONVENTION, CONVENTION),
+            f"{format_list(names[k] for k in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
             "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
             Location(feature="action"))
     elif changed and (moved_by := {i: effects[i].moved_by for i in changed if effects[i].moved_by != i}):
@@ -373,8 +428,10 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
     return RunFinding(
         "action-units" if unit else "action-scale", "fault",
         f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
-        GAINS, "bring the actions of the policy and of what acts to one unit and range", ("replay", "DATA", "ENV"),
-        Location(feature=names[i]))
+        GAINS, "bring the actions of the policy and of what acts to one unit and range. If those of the data are "
+        "wrong, correct the data, and train again",
+        ("view", "make", "DATA", "--scale", f"action[{','.join(names[k] for k in changed)}]={gains[i]:.3g}", "--out",
+         "VIEW"), Location(feature=names[i]))
 
 
 def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import scipy
+import scipy.optimize
+import scipy.stats
 from scipy.spatial import cKDTree
 
 from ..audit.base import Location
@@ -18,13 +19,19 @@ from .base import RunFinding
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 SHIFT = 1.0  # standard deviations of the data between the mean first observations
+OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
+MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
+ALIKE = 0.01  # p-value from which components have the same distribution
+AT_END = 0.02  # of the recorded range: a component that rests there may be held by a limit
 VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
 RESTING = 10.0  # size of a single observation, as a multiple of those in the data
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
 NOVEL = 0.8  # fraction of the steps
 CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
+FAR = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
 MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
+WIDEST_ORDER = 30  # components whose order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 
 
@@ -77,8 +84,10 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
     total = np.concatenate(recorded).std(0)
     mean, spread = first.mean(0), first.std(0)
     shift, own_spread = begins.mean(0) - mean, begins.std(0)
-    noise = np.maximum(spread, own_spread) * np.sqrt(1 / len(first) + 1 / len(begins))  # the spread of few is unsure
     chance = _chance_of_spread(own_spread, len(begins), spread, len(first))
+    outside = _outside(first, begins, MARGIN_OF_STARTS * np.maximum(spread, VARIES * total))
+    speed, own_speed = (np.mean([np.abs(np.diff(e, axis=0)).mean(0) for e in episodes if len(e) > 1] or [total * 0],
+                                axis=0) for episodes in (recorded, observed))
     constant = _constant(recorded, observed)
     size = float(np.sqrt(np.mean(begins**2) / max(np.mean(np.concatenate(recorded)**2), 1e-18)))
     if len(begins) == 1 and size > RESTING:  # a robot that rests anywhere
@@ -88,7 +97,12 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
             + (f", as between {unit}" if unit else ""), size, (0, RESTING),
             "convert the observation to the unit of the data", ("inspect", "DATA"), Location(feature=name))
         return
-    for d in np.flatnonzero((total > 1e-9) & ~constant):
+    if order := _order_of_starts(first, begins):
+        pairs = ", ".join(f"{name}[{parts[i]}] begins as {name}[{parts[j]}] does in the data" for i, j in order.items())
+        yield RunFinding(
+            "component-order", "fault", f"components have another order than in the data: {pairs}", len(order), (0, 0),
+            "bring the components into the order of the data", ("inspect", "DATA"), Location(feature=name))
+    for d in np.flatnonzero((total > 1e-9) & ~constant & ~np.isin(np.arange(len(total)), list(order))):
         varies = spread[d] > VARIES * total[d] and len(begins) > 2
         ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
                  else 1.0)
@@ -96,6 +110,9 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         scaled = (abs(mean[d] + shift[d] - ratio * mean[d]) < 2 * own_spread[d] if varies  # the mean too
                   else abs(shift[d]) > 3 * total[d])
         scaled &= not varies or chance[d] < CHANCE
+        if min(speed[d], own_speed[d]) > 0:  # another unit changes the steps as it does the starts
+            faster = np.log(own_speed[d] / speed[d])
+            scaled &= abs(faster - np.log(max(abs(ratio), 1e-9))) < abs(faster)
         if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and scaled:
             yield RunFinding(
                 "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
@@ -105,20 +122,48 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
             yield RunFinding("sign-flip", "fault", f"{location} begins at {mean[d] + shift[d]:.3g}, and in the data at "
                              f"{mean[d]:.3g}: its sign is turned around", float(ratio), SPREAD,
                              "turn the sign of this joint around, where it is read", ("inspect", "DATA"), location)
-        elif abs(shift[d]) > max(SHIFT * max(spread[d], VARIES * total[d]), 5 * noise[d]):
+        elif outside[d] > OUTSIDE:
             size = abs(shift[d]) / max(spread[d], VARIES * total[d])
             yield RunFinding(
                 "start-states", "fault", f"{location} begins at {mean[d] + shift[d]:.3g} on average, and in the data "
-                f"at {mean[d]:.3g}, {size:.2g} standard deviations apart: episodes start where none was recorded",
-                float(size), (0, SHIFT), "start as in the data, or record episodes that start so",
+                f"at {mean[d]:.3g}, {size:.2g} standard deviations apart, and {outside[d]:.0%} begin outside "
+                "of the recorded range: episodes start where none was recorded", float(size), (0, SHIFT),
+                "start as in the data, or record episodes that start so",
                 ("record", "ENV", "--out", "more", "--episodes", "20"), location)
-    if constant.any():
-        d = int(np.argmax(constant))
-        location = Location(feature=f"{name}[{parts[d]}]")
-        yield RunFinding(
-            "constant-sensor", "fault", f"{format_list(f'{name}[{parts[k]}]' for k in np.flatnonzero(constant))} never "
-            "changes, and moves in the recorded episodes: the sensor hangs, or is not connected", 0, (MOVES, 1),
-            "look at the sensor and at what reads it", ("inspect", "DATA"), location)
+    low, high = np.concatenate(recorded).min(0), np.concatenate(recorded).max(0)
+    is_held = constant & (np.minimum(np.abs(mean + shift - low), np.abs(mean + shift - high)) < AT_END * (high - low))
+    for level, which, reason in (("fault", constant & ~is_held, "the sensor hangs, or is not connected"),
+                                 ("warning", is_held, "it rests at an end of its range, or the sensor hangs")):
+        if which.any():
+            d = int(np.argmax(which))
+            names = format_list(f"{name}[{parts[k]}]" for k in np.flatnonzero(which))
+            yield RunFinding(
+                "constant-sensor", level, f"{names} never changes, and moves in the recorded episodes: {reason}", 0,
+                (MOVES, 1), "look at the sensor and at what reads it", ("inspect", "DATA"),
+                Location(feature=f"{name}[{parts[d]}]"))
+
+
+def _outside(first: np.ndarray, begins: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Fraction of new values outside of the range of recorded ones, (D,). 0 where that may be chance.
+
+    Of values with one distribution, the number outside has a beta-binomial distribution.
+    """
+    count = ((begins < first.min(0) - margin) | (begins > first.max(0) + margin)).sum(0)
+    if len(first) < 2:
+        return np.zeros(first.shape[1])
+    chance = scipy.stats.betabinom(len(begins), 2, len(first) - 1).sf(count - 1)
+    return np.where(chance < CHANCE, count / len(begins), 0.0)
+
+
+def _order_of_starts(first: np.ndarray, begins: np.ndarray) -> dict[int, int]:
+    """For each component that begins as another one does in the data, that one. By Kolmogorov-Smirnov tests."""
+    n = first.shape[1]
+    if n < 2 or n > WIDEST_ORDER or min(len(first), len(begins)) < 8:
+        return {}
+    tests = [[scipy.stats.ks_2samp(begins[:, i], first[:, j]) for j in range(n)] for i in range(n)]
+    order = scipy.optimize.linear_sum_assignment([[test.statistic for test in row] for row in tests])[1]
+    moved = {i: int(j) for i, j in enumerate(order) if tests[i][i].pvalue < CHANCE and tests[i][j].pvalue > ALIKE}
+    return moved if {*moved} == {*moved.values()} else {}
 
 
 def _chance_of_spread(own: np.ndarray, n_own: int, usual: np.ndarray, n_usual: int) -> np.ndarray:
@@ -177,12 +222,14 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
         high: Highest actions, (A,).
         names: (A,).
     """
-    reach = float(np.median(np.abs(recorded - (low + high) / 2).max(0) / ((high - low) / 2)))
-    if reach > 5:
-        unit = unit_of_ratio(reach)
+    reach = np.quantile(np.abs(recorded), 0.95, axis=0) / np.maximum(np.abs(low), np.abs(high))
+    if reach.max() > FAR:
+        beyond = np.flatnonzero(reach > FAR)
+        size = float(np.median(reach[beyond]))
+        unit = unit_of_ratio(size)
         yield RunFinding(
-            "action-units", "fault", f"recorded actions go to {reach:.3g} times the limits of what acts"
-            + (f", as between {unit}" if unit else ""), reach, (0, 5),
+            "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
+            "times the limits of what acts" + (f", as between {unit}" if unit else ""), size, (0, FAR),
             "bring the actions of the data and of what acts to one unit", ("inspect", "DATA"),
             Location(feature="action"))
         return

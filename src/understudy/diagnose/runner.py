@@ -36,10 +36,11 @@ EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
 REPEATED = 100  # episodes whose actions these may repeat
-SUCCEEDS = 0.8  # success rate from which plans are not tried that are made again after every step
 CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
+SMALL = 12  # the same of those from which states are read
+VIEWED, VIEWS = 80, 40  # recorded episodes whose images are read, and about how many of each
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
     replanned, n_action_steps = None, 1
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, RecedingHorizon):
         n_action_steps = actor.executor.n_action_steps
-        if n_action_steps > 1 and sum(successes := _successes(policy_episodes)) < SUCCEEDS * len(successes):
+        if n_action_steps > 1 and sum(successes := _successes(policy_episodes)) < fit_checks.SUCCEEDS * len(successes):
             every_step = replace(actor, executor=replace(actor.executor, n_action_steps=1))
             replanned = rollout(every_step, env, episodes, tuning_seed(seed))
     return Observed(env.features, env.metadata, policy_episodes, probes, True, replanned, n_action_steps)
@@ -152,7 +153,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         unchecked.append("fit, statistics and actions: there are no data to compare with")
     else:
         try:
-            findings += _data_findings(trained, recorded)
+            findings += _data_findings(trained, recorded, step)
             checked += ["fit", "statistics", "recorded actions", "deployed actor"]
         except (Unsupported, NoActions) as error:  # no recorded action is one of this policy
             unchecked.append(f"fit, statistics and actions: {error.problem}")
@@ -190,7 +191,7 @@ def _outcome(curves: TrainingCurves, step: int | None, recorded: Recorded | None
 # -- the run and its data ---------------------------------------------------------------------------------------------
 
 
-def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFinding]:
+def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
     acting, held_out_acting = (
         [i for i in numbers if role(policy.config.target) != "action" or has_action(data[i]).all()]
@@ -202,13 +203,15 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     learned = training_data(data.select(sampled), recording)
     held_out = training_data(data.select(held_out_acting), recording) if held_out_acting else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
+    training = training_data(data.select(recorded.trained), method)
+    batch_size = getattr(method.learner, "batch_size", None)
+    passes = step * batch_size / max(len(policy.windows(training)), 1) if step and batch_size else np.inf
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)
-        yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own)
-    training = training_data(data.select(recorded.trained), method)
+        yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own, passes)
     yield from fit_checks.check_statistics(policy, training)
     yield from fit_checks.check_constants(policy, training)
-    if isinstance(method.learner, BehaviorCloning) and not method.wrapper and len(learned):
+    if isinstance(method.learner, BehaviorCloning) and not method.wrapper and len(learned) and passes >= 1:
         yield from ways.check_averaged_ways(policy, learned)
     read = {n: f for n, f in data.features().items() if n in policy.inputs}
     yield from cameras.check_still(_changes(data.select(sampled), read), {})
@@ -277,18 +280,19 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
     for name in names:
         parts = component_names(data.features()[name])
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
-    still = list(cameras.check_still(_changes(sample, data.features()), _changes(episodes, data.features())
-                                     if observed.moves else {}))
-    judged = {n: f for n, f in data.features().items() if n not in {s.where.feature for s in still}}
-    findings += [*(s for s in still if s.level == "fault"),
-                 *cameras.check_cameras(_images(sample, judged, (0, 0.5, 1)), _images(episodes, judged, (0,)))]
+    findings += _camera_findings(sample, episodes, observed.moves, names)
     read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
     model, bounds = _motion_model(data, observed, read)
-    if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
+    stronger = ("observation-units", "constant-sensor", "sign-flip")
+    if not any(f.code in stronger and f.level == "fault" for f in findings):
+        moved = []
         if not is_shifted and model is not None and observed.probes is not None:
             parts = [f"{n.removeprefix('observation.')}[{part}]" for n in names for part in component_names(read[n])]
-            findings += motion.check_motion(model, _transitions(observed.probes, read, bounds),
-                                            component_names(read["action"]), parts)
+            pairs = (_transitions(part, read, bounds) for part in (data, observed.probes))
+            moved = list(motion.check_motion(model, *pairs, component_names(read["action"]), parts))
+        if moved:  # a component at an end of its range is held there by them
+            findings = [f for f in findings if f.code != "constant-sensor"]
+        findings = [replace(f, level="fault") if f.code == "constant-sensor" else f for f in findings] + moved
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
@@ -297,6 +301,33 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         alike = bounds is not None and (f.code, f.level) == ("limits-bind", "fault")  # as in the data
         findings.append(replace(f, level="note") if alike else f)
     yield from _merged(findings)
+
+
+def _camera_findings(sample: Dataset, episodes: Sequence, moves: bool, names: Sequence[str]) -> list[RunFinding]:
+    """Compares the images with those of the data, the simplest reasons first."""
+    features = sample.features()
+    still = list(cameras.check_still(_changes(sample, features), _changes(episodes, features) if moves else {}))
+    judged = {n: f for n, f in features.items() if n not in {s.where.feature for s in still}}
+    recorded, begins = _images(sample, judged, (0, 0.5, 1)), _images(episodes, judged, (0,))
+    findings = [*(s for s in still if s.level == "fault"), *cameras.check_cameras(recorded, begins)]
+    if not findings and moves and names:
+        few = sample.select(np.linspace(0, len(sample) - 1, min(len(sample), VIEWED)).astype(int).tolist())
+        for name in (n for n in _cameras(judged) if n in begins):
+            findings += cameras.check_views(name, [(images, states[rows]) for images, rows, states in _views(
+                few, name, names)], _views(episodes, name, names))
+    if not findings and moves:
+        findings += cameras.check_first_images(recorded, begins)
+    return findings
+
+
+def _views(episodes: Iterable, name: str, states: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each episode a few small images of a camera, their rows, and the states of all rows."""
+    views = []
+    for e in episodes:
+        rows = np.arange(0, len(e), max(1, len(e) // VIEWS))
+        images = np.stack([resize(np.asarray(e.steps[name][t])[None], (SMALL, SMALL))[0] / 255 for t in rows])
+        views.append((images, rows, concat_columns(e, states)[:len(e)]))
+    return views
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:

@@ -149,7 +149,7 @@ SOUND = (
     sound("carry", "bet"), sound("carry", "interpolant-policy"), sound("carry", "shortcut-policy"),
     sound("carry", "knn"), sound("carry", "flow-policy"), sound("carry", "diffusion-bc"),
     sound("carry", "adaflow"), sound("carry", "mip"), sound("carry", "iql", 500), sound("carry", "search-bc"),
-    sound("carry", "robust-bc"), sound("carry", "bc-inverse-dynamics"), sound("carry__gust", "bc"),
+    sound("carry", "robust-bc"), sound("carry", "bc-gmm", horizon=4), sound("carry__gust", "bc"),
     sound("carry__way", "flow-policy"),
     sound("carry__small", "bc"), sound("reach", "bc"), sound("reach", "bc", horizon=4), sound("reach", "bc-gmm"),
     sound("reach", "flow-policy"), sound("reach", "bc-bins"), sound("reach", "mip"), sound("reach__gust", "bc"),

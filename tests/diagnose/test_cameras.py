@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from understudy.diagnose.cameras import check_cameras, check_still
+from understudy.diagnose.cameras import check_cameras, check_first_images, check_still, check_views
 
 
 def images(seed, noise, n=20):
@@ -66,3 +66,40 @@ def test_an_image_that_never_changes():
     finding, = check_still({"top": hangs}, {"top": hangs})
     assert (finding.code, finding.level) == ("image-never-changes", "warning") and "in the data" in finding.message
     assert not list(check_still({"top": [True, False] * 10}, {"top": hangs}))  # it often sees nothing that moves
+
+
+def views(seed, n=12, late=0, change=lambda images: images, things=()):
+    """Images of a square that moves, their rows and its places, of n episodes of 20 steps."""
+    rng, episodes = np.random.default_rng(seed), []
+    for _ in range(n):
+        places = np.clip(rng.integers(0, 10, 2) + rng.integers(-1, 2, (20, 2)).cumsum(0), 0, 9)
+        images = np.full((20, 12, 12, 3), 0.5)
+        for t in range(20):
+            for y, x in things:
+                images[t, y:y + 3, x:x + 3] = 1
+            y, x = places[max(t - late, 0)]
+            images[t, y:y + 3, x:x + 3] = [0.1, 0.2, 0.7]
+        episodes.append((change(images), np.arange(20), places.astype(float)))
+    return episodes
+
+
+def test_a_camera_that_shows_another_state_than_in_the_data():
+    recorded = [(images, states) for images, _, states in views(0, 40)]
+
+    def findings(**change):
+        return [(f.code, f.value) for f in check_views("top", recorded, views(1, **change))]
+    assert not findings()
+    assert findings(late=6) == [("latency", 6)]
+    for change in (lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x[:, 2:-2, 2:-2].repeat(2, 1).repeat(2, 2)[
+            :, 2:-2, 2:-2]):
+        (code, value), = findings(change=change)
+        assert code == "camera-differs" and value > 3
+
+
+def test_first_images_with_something_where_nothing_was_recorded():
+    def firsts(seed, n, things):
+        return {"top": np.stack([images[0] for images, _, _ in views(seed, n, things=things)])}
+    recorded = firsts(0, 60, [(0, 0)])
+    assert not list(check_first_images(recorded, firsts(1, 30, [(0, 0)])))
+    finding, = check_first_images(recorded, firsts(1, 30, [(0, 0), (6, 6)]))
+    assert finding.code == "start-states" and finding.value > 0.5

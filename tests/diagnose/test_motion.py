@@ -196,6 +196,42 @@ def test_too_few_steps_and_actions_without_effect_have_no_model():
     assert fit_motion(episodes(effect=lambda a, s: 0 * a)) is None
 
 
+def at_walls(n, seed=0):
+    """Episodes of a joint that drives with full speed from one end of its range to the other, and rests there."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        actions, states = np.repeat(rng.choice([-1.0, 1.0], (30, 1)), 5, 0), [rng.random(1)]
+        for a in actions:
+            states.append(np.clip(states[-1] + 0.6 * a, 0, 1))
+        out.append((np.array(states), actions))
+    return out
+
+
+def test_walls_are_in_the_data_and_in_new_episodes():
+    """The linear model has a smaller effect than the steps in which a joint moves, which was called another scale."""
+    recorded = at_walls(20)
+    model = fit_motion(recorded)
+    assert 0.6 / model.weights_of_actions[0, 0] > 1.6
+    assert not list(check_motion(model, recorded, at_walls(10, 1), ["grip"], ["state[grip]"]))
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.5])
+def test_noise_of_a_sensor(noise):
+    rng, recorded = np.random.default_rng(5), episodes()
+    probes = [(s + noise * rng.normal(size=s.shape), a) for s, a in episodes(seed=1, n=6)]
+    findings = [f.code for f in check_motion(fit_motion(recorded), recorded, probes, NAMES, STATES)]
+    assert findings == ["observation-noise"] * (noise == 0.5)
+
+
+def test_remedies_of_sign_order_and_scale_are_views_of_the_data():
+    assert findings(effect=lambda a, s: a * [1, -1])[0].command[3:5] == ("--sign", "action[lift]")
+    assert findings(effect=lambda a, s: a[..., ::-1])[0].command[3:5] == ("--swap", "action[pan,lift]")
+    assert findings(effect=lambda a, s: a * [1, 0.25])[0].command[3:5] == ("--scale", "action[lift]=0.25")
+    recorded, probes = follower(0, 40, 1), follower(100, 10, 4, effect=lambda a: a[[1, 2, 0, 3]])
+    finding, = check_motion(fit_motion(recorded), recorded, probes, JOINTS, JOINTS)
+    assert finding.command[3:5] == ("--reorder", "action=2,0,1,3")  # action 1 moves joint 0
+
+
 def test_contacts_are_trimmed():
     rng = np.random.default_rng(0)
     x = np.column_stack([np.ones(300), rng.normal(size=300)])

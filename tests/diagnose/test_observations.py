@@ -51,9 +51,36 @@ def test_a_turned_sign_is_recognized_by_the_mean():
     assert (finding.code, finding.where.feature) == ("sign-flip", "observation.state[pan]")
 
 
-def test_shifted_starts_are_measured_in_standard_deviations():
+def test_shifted_starts_are_counted_outside_of_the_recorded_range():
     finding, = starts(lambda e: e + [0, 1.5])
-    assert finding.code == "start-states" and finding.value == pytest.approx(1.5 / 0.51, rel=0.3)
+    edge, begins = max(e[0, 1] for e in walks()), np.array([e[0, 1] + 1.5 for e in walks(30, seed=1)])
+    assert finding.code == "start-states" and finding.value == pytest.approx(np.mean(begins > edge), abs=0.1)
+    assert not starts(lambda e: e * [1, 0.4])  # a part of the recorded range
+
+
+def test_starts_of_which_only_a_part_was_recorded():
+    """The mean of goals in twice the width is less than five standard errors away."""
+    rng = np.random.default_rng(0)
+    recorded, observed = ([np.tile(rng.uniform(0, width, (1, 2)), (5, 1)) for _ in range(n)]
+                          for width, n in ((0.4, 80), (1.0, 30)))
+    findings = list(check_starts("observation.goal", PARTS, recorded, observed))
+    assert {f.code for f in findings} == {"start-states"} and findings[0].value > 0.4
+
+
+def test_components_that_begin_as_others_do():
+    rng = np.random.default_rng(0)
+
+    def episodes(n, order):
+        return [np.tile(rng.uniform([0, 0.6], [0.4, 1.0])[order], (5, 1)) for _ in range(n)]
+    assert not list(check_starts("observation.goal", PARTS, episodes(60, [0, 1]), episodes(30, [0, 1])))
+    finding, = check_starts("observation.goal", PARTS, episodes(60, [0, 1]), episodes(30, [1, 0]))
+    assert (finding.code, finding.value) == ("component-order", 2)
+
+
+def test_a_component_at_an_end_of_its_range_may_be_held_there():
+    levels = [list(check_starts("observation.state", PARTS, walks(), [np.column_stack([e[:, 0], np.full(
+        len(e), value)]) for e in walks(30, seed=1)]))[0] for value in (0.1, max(e[:, 1].max() for e in walks()))]
+    assert [(f.code, f.level) for f in levels] == [("constant-sensor", "fault"), ("constant-sensor", "warning")]
 
 
 def test_narrow_starts_elsewhere_are_no_unit():

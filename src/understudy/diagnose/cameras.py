@@ -25,7 +25,7 @@ FEWEST_IMAGES = 100  # recorded images from which a component is read
 CLEAR = 0.6  # factor by which another delay has to reduce the error
 DELAYS = range(21)  # steps that a camera may be late
 NEW_PIXELS, CHANCE = 0.1, 1e-3  # difference of a pixel from all recorded ones; p-value of images with many of them
-OUTSIDE = 0.25  # fraction of the first images
+FEW, OUTSIDE = 0.1, 0.25  # fraction of the recorded images that have as many of them, and of the first images
 CHANGES = 0.9  # fraction of the recorded episodes in which the image changes, if its camera may be judged
 
 
@@ -174,10 +174,10 @@ def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str
     """
     for name in (n for n in recorded if n in observed):
         parts = np.array_split(recorded[name], 2)
-        usual = np.concatenate([_new_pixels(*parts), _new_pixels(*parts[::-1])]).max()  # of other episodes
+        others = np.concatenate([_new_pixels(*parts), _new_pixels(*parts[::-1])])  # by those of other episodes
         own = _new_pixels(recorded[name], observed[name])
-        count = int((own > usual).sum())
-        chance = scipy.stats.betabinom(len(own), 1, len(recorded[name])).sf(count - 1)
+        count, most = int((own > np.quantile(others, 1 - FEW)).sum()), FEW * len(others)
+        chance = scipy.stats.betabinom(len(own), 1 + most, len(others) - most).sf(count - 1)
         if count > OUTSIDE * len(own) and chance < CHANCE:
             yield RunFinding(
                 "start-states", "fault", f"{name}: {count / len(own):.0%} of the episodes begin with an image that has "

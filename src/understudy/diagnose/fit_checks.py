@@ -268,8 +268,8 @@ def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[R
     """Faults explain failures: where the policy succeeds as often as the demonstrations, they are warnings.
 
     Those of the fit are notes then, and warnings from half of the episodes on. Where demonstrations do the same in
-    several ways, the error is large although the policy does one of them. So are actions that may be stored early: where
-    the policy succeeds, the robot reacts late.
+    several ways, the error is large although the policy does one of them. So are actions that may be stored early:
+    where the policy succeeds, the robot reacts late.
     """
     if 2 * outcome.successes < outcome.episodes:
         return list(findings)

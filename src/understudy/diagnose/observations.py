@@ -18,7 +18,6 @@ from .base import RunFinding
 
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
-SHIFT = 1.0  # standard deviations of the data between the mean first observations
 OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
 MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
 ALIKE = 0.01  # p-value from which components have the same distribution
@@ -127,7 +126,7 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
             yield RunFinding(
                 "start-states", "fault", f"{location} begins at {mean[d] + shift[d]:.3g} on average, and in the data "
                 f"at {mean[d]:.3g}, {size:.2g} standard deviations apart, and {outside[d]:.0%} begin outside "
-                "of the recorded range: episodes start where none was recorded", float(size), (0, SHIFT),
+                "of the recorded range: episodes start where none was recorded", float(outside[d]), (0, OUTSIDE),
                 "start as in the data, or record episodes that start so",
                 ("record", "ENV", "--out", "more", "--episodes", "20"), location)
     low, high = np.concatenate(recorded).min(0), np.concatenate(recorded).max(0)

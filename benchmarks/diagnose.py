@@ -156,13 +156,13 @@ def trained_run(case: Case, folder: Path, seed: int) -> Path:
         early = trained_run(replace(case, run="", steps=int(number)), folder, seed) if change == "early" else None
         shutil.copytree(out, changed)
         RUNS[change](changed, early or float(number))
-    return changed
+    return changed / "checkpoints" / f"{int(number):06d}" if change == "early" else changed
 
 
 def _early(run: Path, early: Path) -> None:
-    """Only a checkpoint from early in the training is kept."""
-    shutil.rmtree(run / "checkpoints")
-    shutil.copytree(early / "checkpoints", run / "checkpoints")
+    """A checkpoint from early in the training is kept, too."""
+    for checkpoint in (early / "checkpoints").iterdir():
+        shutil.copytree(checkpoint, run / "checkpoints" / checkpoint.name)
 
 
 def _statistics(run: Path, factor: float) -> None:

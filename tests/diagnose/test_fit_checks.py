@@ -147,13 +147,21 @@ def test_episodes_that_are_decided_at_the_start():
     assert list(fit_checks.check_starts_decide(ending(0), ending(0.5), None))
 
 
-@pytest.mark.parametrize(("successes", "replanned", "is_long"), [(2, 12, True), (2, 9, False), (2, 2, False),
-                                                                 (12, 2, False), (0, 8, True)])
-def test_plans_of_which_fewer_steps_are_executed(successes, replanned, is_long):
-    """By the sign test: 8 of 8 pairs have p = 0.004, 7 of 7 have 0.008."""
+@pytest.mark.parametrize(("successes", "replanned", "levels"), [
+    (2, 12, ["fault"]), (2, 9, ["warning"]), (2, 7, ["warning"]), (2, 6, []), (2, 2, []), (12, 2, []),
+    (0, 8, ["fault"])])
+def test_plans_of_which_fewer_steps_are_executed(successes, replanned, levels):
+    """By the sign test: 8 of 8 pairs have p = 0.004, 7 of 7 have 0.008, 5 of 5 have 0.03, and 4 of 4 have 0.06."""
     first, second = ([i < n for i in range(20)] for n in (successes, replanned))
     findings = list(fit_checks.check_chunks(first, second, 8))
-    assert [(f.code, f.level, f.value) for f in findings] == [("chunk-too-long", "fault", 8)] * is_long
+    assert [(f.code, f.level, f.value) for f in findings] == [("chunk-too-long", level, 8) for level in levels]
+
+
+def test_a_policy_that_was_not_shown_all_windows():
+    findings = list(fit_checks.check_fit(FitErrors(0.5, 0.5), True, passes=0.3))
+    assert [(f.code, f.level, f.value) for f in findings] == [("underfit", "warning", 0.3)]
+    for errors, passes in (((0.2, 0.2), 0.3), ((0.5, 0.5), 1.0)):
+        assert not list(fit_checks.check_fit(FitErrors(*errors), True, passes=passes))
 
 
 def test_trials():

@@ -35,7 +35,7 @@ SKEW = 2.0  # error of the deployed actor, as a multiple of that of the plans
 TINY = 1e-3  # scale of a component, as a fraction of the others of its column
 LARGE, HUGE = 10.0, 100.0  # coded observations: worth a note, and beyond what networks bear
 DECIDED = 0.25  # fraction of the episodes beyond that of the data
-CHANCE = 0.005  # p-value of the sign test of plans of which fewer steps are executed
+CHANCE, LIKELY = 0.005, 0.05  # p-values of the sign test of plans of which fewer steps are executed
 SUCCEEDS = 0.8  # success rate from which a policy needs no better fit, and no shorter plans
 WIDE = 0.3  # width of an interval of the success rate that still says something
 
@@ -312,10 +312,10 @@ def check_chunks(successes: Sequence[bool], shorter: Sequence[bool], steps: int)
     gains, losses = (sum(a > b for a, b in zip(*pair, strict=True))
                  for pair in ((shorter, successes), (successes, shorter)))
     chance = scipy.stats.binomtest(gains, gains + losses, alternative="greater").pvalue if gains + losses else 1.0
-    if chance < CHANCE:
+    if chance < LIKELY:
         yield RunFinding(
-            "chunk-too-long", "fault", f"the policy executes {steps} steps of each plan, and {sum(successes)} of "
-            f"{len(successes)} episodes succeed. If it plans again after every step, {sum(shorter)} of the same do",
+            "chunk-too-long", "fault" if chance < CHANCE else "warning",
+            f"the policy executes {steps} steps of each plan, and {sum(successes)} of {len(successes)} episodes succeed. If it plans again after every step, {sum(shorter)} of the same do",
             steps, (1, 1), "execute fewer steps of each plan",
             ("eval", "RUN", "ENV", "--executor", "receding-horizon", "--executor.n-action-steps", "1"),
             Location(feature="action"))

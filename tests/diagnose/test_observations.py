@@ -44,11 +44,13 @@ def test_degrees_are_recognized_by_the_spread():
     finding, = starts(lambda e: e * [1, 57.29578])
     assert (finding.code, finding.where.feature) == ("observation-units", "observation.state[lift]")
     assert finding.value == pytest.approx(57.3, rel=0.3) and "degrees and radians" in finding.message
+    assert finding.command[3:5] == ("--scale", "observation.state[lift]=57.3")  # if the data should be in degrees
 
 
 def test_a_turned_sign_is_recognized_by_the_mean():
     finding, = starts(lambda e: e * [-1, 1])
     assert (finding.code, finding.where.feature) == ("sign-flip", "observation.state[pan]")
+    assert finding.command[3:5] == ("--sign", "observation.state[pan]")
 
 
 def test_shifted_starts_are_counted_outside_of_the_recorded_range():
@@ -75,6 +77,7 @@ def test_components_that_begin_as_others_do():
     assert not list(check_starts("observation.goal", PARTS, episodes(60, [0, 1]), episodes(30, [0, 1])))
     finding, = check_starts("observation.goal", PARTS, episodes(60, [0, 1]), episodes(30, [1, 0]))
     assert (finding.code, finding.value) == ("component-order", 2)
+    assert finding.command[3:5] == ("--swap", "observation.goal[pan,lift]")
 
 
 def test_a_component_at_an_end_of_its_range_may_be_held_there():
@@ -157,3 +160,4 @@ def test_limits():
     assert [f.level for f in limits(inside, outside)] == ["warning"]
     unit, = limits([[57.3, -57.3]] * 10)
     assert unit.code == "action-units" and unit.value == pytest.approx(57.3) and "degrees" in unit.message
+    assert unit.command[3:5] == ("--scale", "action[pan,lift]=0.0175")

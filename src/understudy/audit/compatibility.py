@@ -72,6 +72,12 @@ def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
     return next((unit for unit, factor in _UNITS.items() if 1 / tolerance < size / factor < tolerance), None)
 
 
+def unit_factor(ratio: float) -> float:
+    """The factor between the units that have about this ratio, or the ratio itself."""
+    factor = _UNITS.get(unit_of_ratio(ratio) or "", abs(ratio))
+    return 1 / factor if unit_of_ratio(ratio) and abs(ratio) < 1 else factor
+
+
 class _DatasetSample:
     """The part of a data set that is compared. Rows are read once, when they are needed."""
 

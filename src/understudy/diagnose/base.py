@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -151,6 +151,18 @@ class RunDiagnosis:
         return {"ok": self.ok, "headline": self.headline, "outcome": outcome,
                 "findings": [f.to_json() for f in self.findings], "checked": list(self.checked),
                 "unchecked": list(self.unchecked)}
+
+
+def correct_data(option: str, value: str) -> tuple[str, ...]:
+    """The command of a view of the data with a correction."""
+    return ("view", "make", "DATA", option, value, "--out", "VIEW")
+
+
+def correct_order(column: str, names: Sequence[str], order: Mapping[int, int]) -> tuple[str, ...]:
+    """The command of a view of the data in which component i of a column is the recorded one order[i]."""
+    if len(order) == 2:
+        return correct_data("--swap", f"{column}[{','.join(names[i] for i in sorted(order))}]")
+    return correct_data("--reorder", f"{column}=" + ",".join(str(order.get(k, k)) for k in range(len(names))))
 
 
 def sort_findings(findings: Iterable[RunFinding]) -> tuple[RunFinding, ...]:

@@ -315,7 +315,8 @@ def check_chunks(successes: Sequence[bool], shorter: Sequence[bool], steps: int)
     if chance < LIKELY:
         yield RunFinding(
             "chunk-too-long", "fault" if chance < CHANCE else "warning",
-            f"the policy executes {steps} steps of each plan, and {sum(successes)} of {len(successes)} episodes succeed. If it plans again after every step, {sum(shorter)} of the same do",
+            f"the policy executes {steps} steps of each plan, and {sum(successes)} of {len(successes)} episodes "
+            f"succeed. If it plans again after every step, {sum(shorter)} of the same do",
             steps, (1, 1), "execute fewer steps of each plan",
             ("eval", "RUN", "ENV", "--executor", "receding-horizon", "--executor.n-action-steps", "1"),
             Location(feature="action"))

@@ -14,11 +14,11 @@ from itertools import combinations
 import numpy as np
 
 from ..audit.base import Location
-from ..audit.compatibility import unit_of_ratio
+from ..audit.compatibility import unit_factor, unit_of_ratio
 from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, state_change
 from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
-from .base import RunFinding
+from .base import RunFinding, correct_data, correct_order
 
 Episodes = Sequence[Transitions]
 
@@ -147,7 +147,7 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
         + ("" if lag < 0 else f", because here the motion follows after {pluralize(usual, 'step')}" if is_certain else
            ", or the robot reacts late"), steps, (0, 0),
         "shift the actions so that each is in the row of the observation it was chosen from, and train again",
-        ("view", "make", "DATA", "--shift", f"action={steps}", "--out", "VIEW"), Location(feature="action"))
+        correct_data("--shift", f"action={steps}"), Location(feature="action"))
 
 
 def check_motion(model: MotionModel, recorded: Episodes, probes: Episodes, action_names: Sequence[str],
@@ -284,15 +284,9 @@ def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, act
     moved = {i: other for i, other in order.items() if i != other}
     pairs = ", ".join(f"{action_names[other]} moves {state_names[model.driven[i]]}"
                       for i, other in list(moved.items())[:8])
-    if {*moved} != {*moved.values()}:
-        command = ("replay", "DATA", "ENV")
-    elif len(moved) == 2:
-        both = f"action[{','.join(action_names[i] for i in moved)}]"
-        command = ("view", "make", "DATA", "--swap", both, "--out", "VIEW")
-    else:  # what moves a component where the policy acts becomes what moves it in the data
-        places = {other: i for i, other in moved.items()}
-        command = ("view", "make", "DATA", "--reorder", "action=" + ",".join(
-            str(places.get(k, k)) for k in range(len(action_names))), "--out", "VIEW")
+    is_order = {*moved} == {*moved.values()}
+    command = (correct_order("action", action_names, {other: i for i, other in moved.items()}) if is_order
+               else ("replay", "DATA", "ENV"))
     return RunFinding(
         "component-order", "fault", "the components of the action, or those of the state, have another order than in "
         f"the data: action {pairs} ({evidence})", len(moved), (0, 0),
@@ -386,8 +380,7 @@ def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Seque
             f"{format_list(state_names[model.driven[k]] for k in flipped)} in the opposite direction of the data",
             gains[i], GAINS, "turn the sign of this joint around, where it is read or where it is sent. If that of the "
             "data is wrong, correct the data, and train again",
-            ("view", "make", "DATA", "--sign", f"action[{','.join(names[k] for k in flipped)}]", "--out", "VIEW"),
-            Location(feature=names[i]))
+            correct_data("--sign", f"action[{','.join(names[k] for k in flipped)}]"), Location(feature=names[i]))
     elif len(related) > len(gains) / 2:
         extra = float(np.median([conventions[i] for i in related]))
         kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
@@ -430,8 +423,8 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
         f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
         GAINS, "bring the actions of the policy and of what acts to one unit and range. If those of the data are "
         "wrong, correct the data, and train again",
-        ("view", "make", "DATA", "--scale", f"action[{','.join(names[k] for k in changed)}]={gains[i]:.3g}", "--out",
-         "VIEW"), Location(feature=names[i]))
+        correct_data("--scale", f"action[{','.join(names[k] for k in changed)}]={1 / unit_factor(1 / gains[i]):.3g}"),
+        Location(feature=names[i]))
 
 
 def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,11 @@ import scipy.stats
 from scipy.spatial import cKDTree
 
 from ..audit.base import Location
-from ..audit.compatibility import unit_of_ratio
+from ..audit.compatibility import unit_factor, unit_of_ratio
 from ..core import Schema
 from ..data.formats.parts.column_names import format_list
 from ..hints import nearest_names, unit_hint
-from .base import RunFinding
+from .base import RunFinding, correct_data, correct_order
 
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
@@ -100,7 +100,8 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         pairs = ", ".join(f"{name}[{parts[i]}] begins as {name}[{parts[j]}] does in the data" for i, j in order.items())
         yield RunFinding(
             "component-order", "fault", f"components have another order than in the data: {pairs}", len(order), (0, 0),
-            "bring the components into the order of the data", ("inspect", "DATA"), Location(feature=name))
+            "bring the components into the order of the data where the policy acts. If that of the data is wrong, "
+            "correct the data, and train again", correct_order(name, parts, order), Location(feature=name))
     for d in np.flatnonzero((total > 1e-9) & ~constant & ~np.isin(np.arange(len(total)), list(order))):
         varies = spread[d] > VARIES * total[d] and len(begins) > 2
         ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
@@ -116,11 +117,15 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
             yield RunFinding(
                 "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
                 f"{'wide' if varies else 'large'} as in the data" + (f", as between {unit}" if unit else ""),
-                float(ratio), SPREAD, "convert the observation to the unit of the data", ("inspect", "DATA"), location)
+                float(ratio), SPREAD, "convert the observation to the unit of the data. If that of the data is wrong, "
+                "correct the data, and train again",
+                correct_data("--scale", f"{location.feature}={unit_factor(ratio):.3g}"), location)
         elif abs(2 * mean[d] + shift[d]) < 0.25 * abs(mean[d]) and abs(mean[d]) > 2 * max(spread[d], VARIES * total[d]):
             yield RunFinding("sign-flip", "fault", f"{location} begins at {mean[d] + shift[d]:.3g}, and in the data at "
                              f"{mean[d]:.3g}: its sign is turned around", float(ratio), SPREAD,
-                             "turn the sign of this joint around, where it is read", ("inspect", "DATA"), location)
+                             "turn the sign of this joint around, where it is read. If that of the data is wrong, "
+                             "correct the data, and train again", correct_data("--sign", str(location.feature)),
+                             location)
         elif outside[d] > OUTSIDE:
             size = abs(shift[d]) / max(spread[d], VARIES * total[d])
             yield RunFinding(
@@ -229,7 +234,9 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
         yield RunFinding(
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
             "times the limits of what acts" + (f", as between {unit}" if unit else ""), size, (0, FAR),
-            "bring the actions of the data and of what acts to one unit", ("inspect", "DATA"),
+            "bring the actions of the data and of what acts to one unit. If those of the data are wrong, correct the "
+            "data, and train again",
+            correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),
             Location(feature="action"))
         return
     share, clipped = clipped_share(recorded, low, high)

@@ -156,13 +156,12 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
 
 def _read(training: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
     """States (N, D) that a linear model reads from images. It is fitted to images and states."""
-    x, center = (part.reshape(len(part), -1).astype(np.float64) for part in (images, training[0])), training[1].mean(0)
-    new, known = x
-    middle = known.mean(0)
-    known, new = known - middle, new - middle
-    square = known.T @ known
+    pixels, new = (part.reshape(len(part), -1).astype(np.float64) for part in (training[0], images))
+    center, middle = training[1].mean(0), pixels.mean(0)
+    pixels, new = pixels - middle, new - middle
+    square = pixels.T @ pixels
     square[np.diag_indices_from(square)] += RIDGE * np.trace(square) / len(square) + 1e-9
-    return center + new @ np.linalg.solve(square, known.T @ (training[1] - center))
+    return center + new @ np.linalg.solve(square, pixels.T @ (training[1] - center))
 
 
 def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:

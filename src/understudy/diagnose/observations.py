@@ -134,8 +134,13 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
                 "of the recorded range: episodes start where none was recorded", float(outside[d]), (0, OUTSIDE),
                 "start as in the data, or record episodes that start so",
                 ("record", "ENV", "--out", "more", "--episodes", "20"), location)
-    low, high = np.concatenate(recorded).min(0), np.concatenate(recorded).max(0)
-    is_held = constant & (np.minimum(np.abs(mean + shift - low), np.abs(mean + shift - high)) < AT_END * (high - low))
+    yield from _constant_findings(name, parts, constant, begins.mean(0), np.concatenate(recorded))
+
+
+def _constant_findings(name: str, parts: Sequence[str], constant: np.ndarray, mean: np.ndarray, recorded: np.ndarray
+                       ) -> Iterator[RunFinding]:
+    low, high = recorded.min(0), recorded.max(0)
+    is_held = constant & (np.minimum(np.abs(mean - low), np.abs(mean - high)) < AT_END * (high - low))
     for level, which, reason in (("fault", constant & ~is_held, "the sensor hangs, or is not connected"),
                                  ("warning", is_held, "it rests at an end of its range, or the sensor hangs")):
         if which.any():

@@ -20,6 +20,7 @@ SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
 MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
+FAR_AWAY = 6.0  # the same for one or two starts
 ALIKE = 0.01  # p-value from which components have the same distribution
 AT_END = 0.02  # of the recorded range: a component that rests there may be held by a limit
 VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
@@ -84,7 +85,7 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
     mean, spread = first.mean(0), first.std(0)
     shift, own_spread = begins.mean(0) - mean, begins.std(0)
     chance = _chance_of_spread(own_spread, len(begins), spread, len(first))
-    outside = _outside(first, begins, MARGIN_OF_STARTS * np.maximum(spread, VARIES * total))
+    outside = _outside(first, begins, np.maximum(spread, VARIES * total))
     speed, own_speed = (np.mean([np.abs(np.diff(e, axis=0)).mean(0) for e in episodes if len(e) > 1] or [total * 0],
                                 axis=0) for episodes in (recorded, observed))
     constant = _constant(recorded, observed)
@@ -152,11 +153,15 @@ def _constant_findings(name: str, parts: Sequence[str], constant: np.ndarray, me
                 Location(feature=f"{name}[{parts[d]}]"))
 
 
-def _outside(first: np.ndarray, begins: np.ndarray, margin: np.ndarray) -> np.ndarray:
+def _outside(first: np.ndarray, begins: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Fraction of new values outside of the range of recorded ones, (D,). 0 where that may be chance.
 
-    Of values with one distribution, the number outside has a beta-binomial distribution.
+    Of values with one distribution, the number outside has a beta-binomial distribution. One or two values, such as
+    those of a robot that rests, have to be far away.
     """
+    if len(begins) < 3:
+        return (np.abs(begins - first.mean(0)).min(0) > FAR_AWAY * spread).astype(float)
+    margin = MARGIN_OF_STARTS * spread
     count = ((begins < first.min(0) - margin) | (begins > first.max(0) + margin)).sum(0)
     if len(first) < 2:
         return np.zeros(first.shape[1])

@@ -143,7 +143,7 @@ def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]]
     """
     width, each = feature.shape[-1], n_rows * feature.size // feature.shape[-1]
     dtype, at = np.dtype(feature.dtype), 0
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=opened[0][2].parent) as scratch:
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(opened[0][2].parent)) as scratch:
         for source, rows, file in opened:
             row = 0
             for groups in batches(source.metadata, feature.size * dtype.itemsize):

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 # What a power cut would leave is tested with every call of fsync recorded: see power.py.
 os.fsync = lambda handle: None
 
-# Shells let what they start in the background ignore Ctrl-C, and nohup a lost terminal. The tests of interrupts need both.
+# Shells let what they start in the background ignore Ctrl-C, and nohup lets it ignore a lost terminal. Tests need both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

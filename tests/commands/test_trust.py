@@ -138,7 +138,8 @@ def test_what_is_proposed_trusts_nothing_twice_and_nothing_needlessly(tmp_path):
     assert [s for s, _ in statuses] == [0, 0, 0], err
     _, recorded, trained, judged = out.split("\nnext:\n")
     assert trained.splitlines()[:2] == ["  understudy eval run fork --episodes 100", "  understudy eval run demos"]
-    assert [line.strip() for line in judged.splitlines()[:3]] == [
+    assert [line.strip() for line in judged.splitlines()[:4]] == [
+        "understudy diagnose run --env elsewhere:world --trust elsewhere",
         "understudy train elsewhere:plain demos --trust elsewhere --out run-seed1 --seed 1",
         "understudy eval run elsewhere:world --episodes 2 --against run-seed1 --trust elsewhere",
         "understudy eval run elsewhere:world --episodes 2 --html report.html --trust elsewhere"]

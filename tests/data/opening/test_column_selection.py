@@ -199,6 +199,14 @@ def test_an_array_of_lengths_says_where_episodes_end(tmp_path, kind):
     data = open_columns(path, parse_columns([*columns, "episode_lengths=ep_len"]))
     assert lengths_of(data) == LENGTHS
     np.testing.assert_array_equal(data[1].steps[STATE], arrays()["q"][6:14])
+    ends = {**arrays(), "ep_len": np.cumsum(LENGTHS)}
+    (tmp_path / "ends").mkdir()
+    np.savez(tmp_path / "ends/a.npz", **ends)
+    with h5py.File(tmp_path / "ends/a.h5", "w") as file:
+        file.update(ends)
+    for name in ("episode_ends", "episode_lengths"):
+        of_ends = open_columns(tmp_path / "ends" / f"a.{kind}", parse_columns([*columns, f"{name}=ep_len"]))
+        assert lengths_of(of_ends) == LENGTHS
     with pytest.raises(UserError, match="no column 'ep_lens'(.|\n)*did you mean 'ep_len'"):
         open_columns(path, parse_columns([*columns, "episode_lengths=ep_lens"]))
     assert lengths_of(open_columns(write_arrays(tmp_path, kind), parse_columns([*columns, "episode=ep"]))) == LENGTHS

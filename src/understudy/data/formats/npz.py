@@ -100,11 +100,13 @@ class NpzSource(NpzArchiveSource):
             return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
         if episode_lengths is not None:
             lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
-            steps = next((n for n in rows if n == lengths.sum()), count_steps(headers))
+            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # of lengths, and of ends
+            steps = next((n for n in rows if n in totals), count_steps(headers))
             return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
         if not says_ends(headers):
             raise UserError(f"there is no array episode_ends; there are {', '.join(headers)}", where=self.path,
-                            hint=rename_hint(headers) or EPISODE_ENDS_HINT)
+                            hint=f"{rename_hint(headers) or EPISODE_ENDS_HINT}; or say which arrays are what: "
+                                 + columns_option("state=A", "action=B", "episode_ends=C"))
         if "episode_ends" not in headers:
             return self._lengths_from_flags()
         return lengths_from_ends(self._file.read_array("episode_ends"), f"{self.path}, episode_ends", EPISODE_ENDS_HINT)

@@ -51,7 +51,8 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
             name to these columns. "state" stands for
             `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
             that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
-            the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps.
+            the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps, or of the
+            step after the last of each ("episode_ends" is the same).
     """
     selection: dict[str, tuple[str, ...]] = {}
     texts = columns
@@ -63,6 +64,7 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where=_OPTION,
                               hint=f"such as {columns_option('state=q1,q2', 'action=u1,u2')}")
+        name = "episode_lengths" if name == "episode_ends" else name  # the values tell which they are
         if name not in _BOUNDARIES and (suggestions := nearest_names(name, _BOUNDARIES, cutoff=0.85)):
             raise ConfigError(f"{text!r} would make the observation {name!r}", where=_OPTION,
                               hint=f"did you mean {suggestions[0]}=? For the observation: observation.{name}="

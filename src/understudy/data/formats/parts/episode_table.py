@@ -78,16 +78,27 @@ def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
 
 
 def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
-    """Returns lengths of episodes that the user named, (E,) int64, if they are from 1 and add up to `steps`."""
+    """Returns the number of steps of each episode, (E,) int64, from an array that the user named.
+
+    Args:
+        lengths: The numbers of steps, from 1, which add up to `steps`; or the step after the last of each episode.
+    """
     whole = lengths.ndim == 1 and len(lengths) and lengths.dtype.kind in "iuf" and (lengths == lengths.round()).all()
     if not whole or lengths.min() < 1:
         raise DataError(f"lengths of episodes must be whole numbers from 1, (episodes,), but this is {lengths.dtype} "
                         f"{lengths.shape}", where=where,
                         hint=f"name the array of lengths: {columns_option('episode_lengths=ARRAY')}")
+    if are_ends(lengths, steps):
+        return np.diff(lengths.astype(np.int64), prepend=0)
     if (total := int(lengths.sum())) != steps:
         raise DataError(f"the lengths add up to {total:,} steps, but there are {steps:,}", where=where,
                         hint="correct the lengths, or name another array")
     return lengths.astype(np.int64)
+
+
+def are_ends(values: np.ndarray, steps: int) -> bool:
+    """Whether whole numbers (E,) are the step after the last of each episode. Lengths of several never are."""
+    return len(values) > 1 and values[-1] == steps and values[0] > 0 and bool((np.diff(values) > 0).all())
 
 
 def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") -> str:
@@ -105,6 +116,9 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
             return (f"{name} adds up to the {steps:,} steps, as lengths of episodes do. If it is that, read it with "
                     + columns_option(f"episode_lengths={name}")
                     + (f", or save {ends}=np.cumsum({name})" if ends else ""))
+        if values.dtype.kind != "U" and len(values) < steps and are_ends(values, steps):
+            return (f"{name} increases to the {steps:,} steps, as ends of episodes do. If it is that, read it with "
+                    + columns_option(f"episode_ends={name}") + (f", or save it as {ends}" if ends else ""))
     for name, values in arrays.items():
         starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
         if len(values) == steps and 1 < len(starts) <= steps // 2 and len(np.unique(values[starts])) == len(starts):

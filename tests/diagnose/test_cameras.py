@@ -94,6 +94,9 @@ def test_a_camera_that_shows_another_state_than_in_the_data():
             :, 2:-2, 2:-2]):
         (code, value), = findings(change=change)
         assert code == "camera-differs" and value > 3
+    elsewhere = [(images, rows, states + 100) for images, rows, states in views(1, 1)]  # no state as in the data
+    assert not list(check_views("top", recorded, elsewhere))
+    assert [f.code for f in check_views("top", recorded, [*elsewhere, *views(1, late=6)])] == ["latency"]
 
 
 def test_first_images_with_something_where_nothing_was_recorded():

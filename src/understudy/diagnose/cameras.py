@@ -156,7 +156,8 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
 
 def _read(training: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
     """States (N, D) that a linear model reads from images. It is fitted to images and states."""
-    pixels, new = (part.reshape(len(part), -1).astype(np.float64) for part in (training[0], images))
+    size = training[0][0].size
+    pixels, new = (part.reshape(len(part), size).astype(np.float64) for part in (training[0], images))
     center, middle = training[1].mean(0), pixels.mean(0)
     pixels, new = pixels - middle, new - middle
     square = pixels.T @ pixels

@@ -50,9 +50,10 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
         columns: One text for each new column: its name, "=", and the columns that it is made of; or a mapping from its
             name to these columns. "state" stands for
             `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
-            that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
-            the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps, or of the
-            step after the last of each ("episode_ends" is the same).
+            that ends in ":classes" or ":quantities" says what the whole numbers of the new column are.
+
+            "episode" names the column that tells episodes apart. "episode_lengths" names an array of their numbers of
+            steps, or of the step after the last of each ("episode_ends" is the same).
     """
     selection: dict[str, tuple[str, ...]] = {}
     texts = columns

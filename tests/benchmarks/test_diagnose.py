@@ -1,4 +1,4 @@
-"""The benchmark of the diagnosis: its cases, the half that was sealed, and what the page says of the stored results."""
+"""The benchmark of the diagnosis: its cases in two sets, and what the page says of the stored results."""
 
 import json
 
@@ -16,13 +16,15 @@ def benchmark(monkeypatch):
     return diagnose
 
 
-def test_there_are_90_cases_of_which_the_seed_seals_half(benchmark):
+def test_there_are_90_cases_in_two_sets_that_differ(benchmark):
     for kind, cases in benchmark.KINDS.items():
-        names = [case.name for case in cases]
-        opened, sealed = ({case.name for case in benchmark.half(kind, which)} for which in ("open", "sealed"))
-        assert len(names) == len(set(names)) == 30 and len(opened) == len(sealed) == 15
-        assert opened | sealed == set(names) and not opened & sealed
-        assert all(case.codes for case in cases) == (kind != "sound")
+        opened, judged = (benchmark.cases_of(which, kind) for which in benchmark.SETS)
+        for chosen in (opened, judged):
+            assert len(cases) == len({case.name for case in chosen}) == 30
+            assert all(case.codes for case in chosen) == (kind != "sound")
+        assert "|" not in "".join(case.name for case in (*opened, *judged))
+        if kind != "sound":
+            assert sum(a.name != b.name for a, b in zip(opened, judged, strict=True)) > 15
 
 
 def test_the_page_says_what_is_stored(benchmark, capsys):
@@ -32,10 +34,9 @@ def test_the_page_says_what_is_stored(benchmark, capsys):
     assert "\n".join(counts) in page and counts[2].startswith("| right fault first | ")
 
 
-def test_results_are_of_cases_of_their_half(benchmark):
-    stored = json.loads((BENCHMARKS / "results" / "diagnose.json").read_text())
-    halves = {which: {case.name for kind in benchmark.KINDS for case in benchmark.half(kind, which)}
-              for which in ("open", "sealed")}
-    judged = {which: set().union(*(results.get(which, {}) for results in stored.values() if isinstance(results, dict)))
-              for which in halves}
-    assert judged["sealed"] and all(names <= halves[which] for which, names in judged.items())
+def test_results_are_of_cases_of_their_set(benchmark):
+    stored = json.loads((BENCHMARKS / "results" / "diagnose.json").read_text())["after"]
+    assert set(stored) == set(benchmark.SETS)
+    for which, results in stored.items():
+        assert results.keys() <= {case.name for case in benchmark.cases_of(which)}
+    assert stored["judged"].keys() == {case.name for case in benchmark.cases_of("judged")}

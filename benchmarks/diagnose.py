@@ -205,7 +205,7 @@ def judge(case: Case, folder: Path, seed: int) -> dict:
             diagnose([*args, "--json"])
         findings = json.loads(printed.getvalue())["findings"]
     except (Exception, SystemExit) as error:
-        message = f"{error!r} {errors.getvalue()[-300:]}"
+        message = f"{error!r} {errors.getvalue()[-300:]}".replace(str(folder), "FOLDER")
         findings = [{"code": "error", "level": "note", "value": None, "message": message}]
     findings = [{k: f[k] for k in ("code", "level", "value", "message")} for f in findings]
     first = findings[0] if findings else {"code": None, "level": "note", "value": None}

@@ -187,7 +187,7 @@ def test_losses_are_weighted_means(data):
         (weights * rows).mean().item(), abs=1e-6)
     assert value_of(lambda part, rng: steps + zero(), each, normalize="rows") == pytest.approx(
         (each * steps)[batch.mask].mean().item(), abs=1e-6)
-    batch = batch.replace(mask=torch.ones_like(batch.mask))  # then no weights are as weights of 1, to the last bit
+    batch = batch.replace(mask=torch.ones_like(batch.mask))  # then no weights are bit-identical to weights of 1
     for loss in (lambda part, rng: rows + zero(), lambda part, rng: (steps + zero(), rows)):
         assert value_of(loss) == value_of(loss, torch.ones(16)) == value_of(loss, torch.ones(16, 3), normalize="rows")
 

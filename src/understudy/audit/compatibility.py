@@ -74,8 +74,10 @@ def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
 
 def unit_factor(ratio: float) -> float:
     """The factor between the units that have about this ratio, or the ratio itself."""
-    factor = _UNITS.get(unit_of_ratio(ratio) or "", abs(ratio))
-    return 1 / factor if unit_of_ratio(ratio) and abs(ratio) < 1 else factor
+    unit = unit_of_ratio(ratio)
+    if unit is None:
+        return abs(ratio)
+    return 1 / _UNITS[unit] if abs(ratio) < 1 else _UNITS[unit]
 
 
 class _DatasetSample:

@@ -1,9 +1,9 @@
 """How long it takes to begin: import, command line, and what an installation takes: python benchmarks/startup.py
 
 Processor seconds of a whole start of Python each, in turns. Help needs no PyTorch and is promised in under 0.5 s, and
-`import understudy` at no more than NumPy's import and 0.1 s. Then `pip install` of this checkout into an empty
-environment, with the PyTorch that TORCH names (the one in constraints.txt, if it names none): what lies in its
-site-packages at the end. On Linux, PyPI's PyTorch is the one for CUDA; the one for CPUs comes from pip's settings or,
+`import understudy` at no more than NumPy's import and 0.1 s. `train` says what it does within 2 s. Then `pip install`
+of this checkout into an empty environment, with the PyTorch that TORCH names (the one in constraints.txt, if it names
+none): what lies in its site-packages at the end. On Linux, PyPI's PyTorch is the one for CUDA; the one for CPUs comes from pip's settings or,
 with its index, from TORCH.
 """
 
@@ -21,7 +21,7 @@ import measure
 
 ROOT = measure.HERE.parent
 COMMANDS = (["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["record", "--help"], ["methods"])
-HELP, ABOVE_NUMPY, INSTALLED = 0.5, 0.1, 1.45  # s, s, GB
+HELP, ABOVE_NUMPY, FIRST_LINE, INSTALLED = 0.5, 0.1, 2.0, 1.45  # s, s, s, GB
 
 
 def python(*args: str):
@@ -30,9 +30,19 @@ def python(*args: str):
     return start
 
 
+def first_line(*args: str):
+    """Starts a command, and ends it once it has said something."""
+    def start():
+        with subprocess.Popen([sys.executable, *args], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            process.stderr.readline()
+            process.kill()
+    return start
+
+
 def starts() -> list[measure.Line]:
     imports = {name: python("-c", f"import {name}") for name in ("numpy", "understudy")}
-    seconds = measure.interleaved({**imports, **{" ".join(c): python("-m", "understudy", *c) for c in COMMANDS}})
+    seconds = measure.interleaved({**imports, **{" ".join(c): python("-m", "understudy", *c) for c in COMMANDS},
+                                   "train": first_line("-m", "understudy", "train", "bc", "DATA", "--out", "RUN")})
     figures = {name: measure.Figure.of(values, "s") for name, values in seconds.items()}
     lines = [measure.Line("import understudy; import numpy", figures["understudy"], figures["numpy"],
                           bound=figures["numpy"].value + ABOVE_NUMPY)]
@@ -40,7 +50,7 @@ def starts() -> list[measure.Line]:
         name = " ".join(command)
         promised = command[-1] in ("--help", "--version")
         lines.append(measure.Line(f"understudy {name}", figures[name], bound=HELP if promised else None))
-    return lines
+    return [*lines, measure.Line("understudy train, until its first line", figures["train"], bound=FIRST_LINE)]
 
 
 def installed() -> measure.Line:

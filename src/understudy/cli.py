@@ -138,9 +138,8 @@ def _is_importing(frame) -> bool:
 
 def _report_interrupt(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
-    resumes = command.is_resumable or any(a.split("=")[0] in command.resume_options for a in args)
     _print_error(("stopped; everything finished so far is kept, and the same command continues from there:"
-                  if resumes else f"{command.interrupted}:")
+                  if command.is_resumable else f"{command.interrupted}:")
                  + f"\n  understudy {shlex.join(args)}")
     return 130
 

@@ -32,6 +32,15 @@ def test_help_lists_every_command_once_in_groups_and_fits_the_terminal(call, mon
     assert call()[:2] == (0, out)
 
 
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_the_help_of_every_command_fits_the_terminal(call, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    pages = {name: call(name, "--help")[1] for name in COMMANDS}
+    assert {name: [line for line in page.splitlines() if len(line) > columns] for name, page in pages.items()
+            } == dict.fromkeys(pages, [])
+    assert not [name for name, page in pages.items() if "\n\n\n" in page]
+
+
 def test_version(call):
     assert call("--version")[:2] == call("-v")[:2] == call("-V")[:2] == (0, __version__ + "\n")
 

@@ -43,7 +43,7 @@ def test_the_first_line_waits_neither_for_pytorch_nor_for_the_data(tmp_path):
     words = ["train", "bc", str(tmp_path / "d.npz"), "--out", str(tmp_path / "r"), "--learner.steps", "3"]
     command = [sys.executable, "-c", without_pytorch, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr.readline() == f"training bc on {tmp_path / 'd.npz'}; the run is {tmp_path / 'r'}\n"
+        assert process.stderr.readline() == f"reading {tmp_path / 'd.npz'} to train bc; the run is {tmp_path / 'r'}\n"
         process.kill()
 
 

@@ -15,8 +15,9 @@ def test_devices():
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert devices.choose_device("auto").type == best
     assert devices.choose_device("cpu") == CPU
-    with pytest.raises(UserError, match="no device 'gpu'"):
+    with pytest.raises(UserError, match="no device 'gpu'") as error:
         devices.choose_device("gpu")
+    assert ("PyTorch can use cuda" in str(error.value)) == torch.cuda.is_available()
     absent = "mps" if best != "mps" else "cuda"
     with pytest.raises(UserError, match=f"no {absent} device that PyTorch can use"):
         devices.choose_device(absent)

@@ -57,7 +57,7 @@ class CompareOptions(RolloutOptions):
     group: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME RUN ...")] = ()
     """a method: its name, and a run of each training seed"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """write each policy's rollouts there as a data set; an interrupted comparison then continues where it stopped"""
+    """write each policy's rollouts there as a data set"""
 
 
 def main(args: list[str]) -> None:

@@ -172,8 +172,8 @@ def main(args: list[str]) -> None:
     _refuse_fields_without_part(own, options)
     o = parse(TrainOptions, "train", own)
     # before PyTorch is imported and the data are opened, which take seconds and more
-    print(f"training {o.method} " + (f"in {o.env}" if o.data is None else f"on {o.data}") + f"; the run is {o.out}",
-          file=sys.stderr, flush=True)
+    beginning = f"training {o.method} in {o.env}" if o.data is None else f"reading {o.data} to train {o.method}"
+    print(f"{beginning}; the run is {o.out}", file=sys.stderr, flush=True)
     with Output(o.json) as out:
         _train(o, options, changes, command, out)
 

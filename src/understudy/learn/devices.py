@@ -25,12 +25,14 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     """
     if isinstance(name, str) and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     try:
         device = torch.device(name)
     except RuntimeError:
+        usable = " and ".join(kind for kind, is_usable in is_available.items() if is_usable())
         raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 or mps", where="device",
-                        hint="auto takes a GPU if there is one") from None
-    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+                        hint=f"on this machine PyTorch can use {usable}, and auto takes a GPU if there is one"
+                        ) from None
     if device.type not in is_available or not is_available[device.type]():
         raise UserError(f"this machine has no {device.type} device that PyTorch can use", where="device",
                         hint="use 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")

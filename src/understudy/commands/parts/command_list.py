@@ -15,7 +15,6 @@ class Command:
     Args:
         group: The heading under which the help lists it.
         is_resumable: Whether the same command continues after an interrupt.
-        resume_options: Options without which it does not continue.
         module: Name of its file in commands/, if it is not the name of the command.
         interrupted: What is said after an interrupt if the same command does not continue.
     """
@@ -23,7 +22,6 @@ class Command:
     group: str
     summary: str
     is_resumable: bool = False
-    resume_options: tuple[str, ...] = ()
     module: str = ""
     interrupted: str = "stopped; nothing was changed, and the same command starts again"
 
@@ -45,9 +43,8 @@ COMMANDS = {
     "choose": Command("Train", "find the method that suits the data, by short trials", True),
     "train": Command("Train", "train a policy on demonstrations", True),
     "plot": Command("Train", "plot the curves of trainings, as a page"),
-    "eval": Command("Judge", "evaluate a policy, with the interval of its success",
-                    resume_options=("--save", "--interactive"), module="evaluate"),
-    "compare": Command("Judge", "compare policies: which differences are significant", resume_options=("--save",)),
+    "eval": Command("Judge", "evaluate a policy, with the interval of its success", True, module="evaluate"),
+    "compare": Command("Judge", "compare policies: which differences are significant", True),
     "plan": Command("Judge", "calculate how many rollouts a comparison needs"),
     "robustness": Command("Judge", "measure success as the environment changes", True),
     "claims": Command("Judge", "test published statements by experiments", True),

@@ -56,8 +56,7 @@ class EvalOptions(RolloutOptions, RobotOptions):
     updates: PositiveCount = 10_000
     """with --fitted-q: number of updates"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
-    """write the rollouts as a data set; an interrupted evaluation then continues where it stopped. With --interactive:
-    the file of the answers (trials.jsonl)"""
+    """write the rollouts as a data set. With --interactive: the file of the answers (trials.jsonl)"""
     details: bool = False
     """also print behavior metrics, all groups of failures and the ways that the policy takes, as with --repeats and
     --demonstrations; --html and --json always have them"""

@@ -3,8 +3,8 @@
 Processor seconds of a whole start of Python each, in turns. Help needs no PyTorch and is promised in under 0.5 s, and
 `import understudy` at no more than NumPy's import and 0.1 s. `train` says what it does within 2 s. Then `pip install`
 of this checkout into an empty environment, with the PyTorch that TORCH names (the one in constraints.txt, if it names
-none): what lies in its site-packages at the end. On Linux, PyPI's PyTorch is the one for CUDA; the one for CPUs comes from pip's settings or,
-with its index, from TORCH.
+none): what lies in its site-packages at the end. On Linux, PyPI's PyTorch is the one for CUDA; the one for CPUs comes
+from pip's settings or, with its index, from TORCH.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UP
     from understudy.heads.likelihood.gaussian import Gaussian
     from understudy.heads.likelihood.regression import Regression
     from understudy.learn.behavior_cloning import BehaviorCloning
-    from understudy.learn.critics.implicit_q_learning import IQL
     from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
     from understudy.learn.optimizer import OptimizerConfig
+    from understudy.methods.offline_rl.iql import IQL
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.feed_forward import FeedForward
     from understudy.policy import Policy, PolicyConfig

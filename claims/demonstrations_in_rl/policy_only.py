@@ -24,11 +24,11 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.practice import BASE, Practice, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig
 

@@ -28,6 +28,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.learn.algorithm import prepare
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import LearnerConfig
@@ -35,7 +36,7 @@ from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.methods.behavior_cloning.iswbc import DiscriminatorWeightedCloning
-from understudy.methods.offline_rl.recoil import ReCOIL, ReCOILLearner
+from understudy.methods.offline_rl.recoil import ReCOIL
 from understudy.methods.reward_matching.iq_learn import IQLearn
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
@@ -109,15 +110,10 @@ def part(episode: Episode, begin: int, end: int, draw: float, is_expert: bool) -
 class ExchangedReCOIL(ReCOIL):
     """`ReCOIL` that takes the walks for demonstrations, and the demonstrations for walks."""
 
-    def build(self, policy, seed, steps, data):
-        return ExchangedLearner(self, policy, seed, steps, data)
-
-
-class ExchangedLearner(ReCOILLearner):
-    """Learner of `ExchangedReCOIL`."""
-
-    def update(self, batch):
-        return super().update(batch.others["expert"].replace(others={"expert": batch.replace(others={})}))
+    @prepare
+    def scored(self, nets, batch, rng):
+        walks = batch.replace(others={})
+        return super().scored(nets, batch.others["expert"].replace(others={"expert": walks}), rng)
 
 
 def offline(overlap: int, learner: LearnerConfig, *more: Filter) -> Method:

@@ -37,8 +37,8 @@ _ROOMS = {  # folder: modules that were in the folder above it
         "denoising_preference discriminator_reward learned_reward maxent_irl preference_reward progress_weights "
         "reward_models similarity transport_reward"),
     "learn.critics": (
-        "action_values advantage_weighted_actor_critic critic_learning denoising_ppo fitted_q goal_conditioned "
-        "implicit_q_learning noise_aliasing off_policy_actor_critic ppo"),
+        "action_values critic_learning denoising_ppo fitted_q goal_conditioned noise_aliasing off_policy_actor_critic "
+        "ppo"),
     "learn.objectives": (
         "class_prediction frame_objectives latent_objectives observation_decoders reconstruction_objectives "
         "representation representation_objectives value_objectives"),
@@ -104,6 +104,10 @@ _PLANNERS = {
     "SteeringConfig": "steering:Steered",
     "ScorerGuidanceConfig": "steering:ScorerGuided",
 }
+_LEARNERS = {  # that are methods, by "room.module:Name" in learn/, with and without the room
+    "critics.implicit_q_learning:IQL": "offline_rl.iql:IQL",
+    "critics.advantage_weighted_actor_critic:AWAC": "offline_rl.awac:AWAC",
+}
 NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
@@ -123,9 +127,10 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.envs{room}.metaworld:Expert": "understudy.envs.simulators.metaworld:MetaWorldExpert"
     for room in ("", ".simulators")
 } | {
-    "understudy.methods.offline_rl.iql:IQL": "understudy.learn.critics.implicit_q_learning:IQL",
+    f"understudy.learn.{old.partition('.')[2] if is_old else old}": f"understudy.methods.{new}"
+    for old, new in _LEARNERS.items() for is_old in (True, False)
+} | {
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
-    "understudy.methods.offline_rl.awac:AWAC": "understudy.learn.critics.advantage_weighted_actor_critic:AWAC",
 }
 
 

@@ -16,11 +16,11 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.stages import continue_from
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 

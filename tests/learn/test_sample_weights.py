@@ -19,7 +19,6 @@ from understudy.data.window import Window
 from understudy.heads.denoising.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
@@ -35,6 +34,7 @@ from understudy.learn.sample_weights import (
     TrimmedWeights,
     UniformWeights,
 )
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 

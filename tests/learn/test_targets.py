@@ -11,10 +11,10 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.targets import ReturnBound, check_rewards, expectile_loss, gae, td_loss, td_terms
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 

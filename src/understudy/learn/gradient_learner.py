@@ -69,7 +69,7 @@ class GradientLearner(Learner):
         self.averages: dict[str, EMA] = {}  # averaged weights, which act
         self.targets: dict[str, EMA] = {}  # target networks, which losses read
         self._networks: dict[str, _Network] = {}
-        self._bounds: list[ReturnBound] = []
+        self._bounds: list[Any] = []
         self._metrics: dict[str, list[float]] = {}  # of this update
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
@@ -261,6 +261,11 @@ class GradientLearner(Learner):
         result = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics, self._n_calls = {}, 0
         return {**result, **metrics}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The registered networks by name."""
+        return {name: n.module for name, n in self._networks.items()}
 
     @property
     def optimizers(self) -> dict[str, OptimizerState]:

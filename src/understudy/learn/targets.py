@@ -210,6 +210,19 @@ class ReturnBound:
                           f"(--reward-scale {1 / bound:.0e})")
 
 
+class MeanBound:
+    """Refuses means of values that cannot be larger than `largest`. 0 is no bound."""
+
+    largest_reward = 0.0  # it needs none
+
+    def __init__(self, largest: float):
+        self.largest = largest
+
+    def check(self, value: float, batch: Batch, update: int) -> None:
+        """Raises Diverged if a mean is more than ten times `largest`."""
+        check_bounded(value, self.largest, update)
+
+
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",
                   reason: str = "no return can exceed",
                   hint: str = "normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "

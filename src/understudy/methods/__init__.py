@@ -1,8 +1,9 @@
-"""Named methods: functions of at most twenty lines that return a `Method`, one file each, in a folder for each family.
+"""Named methods, one file each, in a folder for each family.
 
-A method is found by its name, and its module is imported only then. A function may take `features`, the columns of the
-data, where the choice of parts depends on them (`bc` takes a categorical head for discrete actions). Everything else
-has a default.
+A method that combines parts is a function of at most twenty lines that returns a `Method`. A method that learns in its
+own way is a class, an `Algorithm`, whose function `method` returns the `Method`. Both are found by name, and imported
+only then. Either function may take `features`, the columns of the data, where the choice of parts depends on them (`bc`
+takes a categorical head for discrete actions). Everything else has a default.
 
 Some options mean the same in all methods. `horizon` is the number of actions in a chunk, and `n_action_steps` how many
 of them are executed before the next plan. A policy reads `n_obs_steps` observations. Where the docstring of a method
@@ -27,12 +28,13 @@ from .registry import (
     method_families,
     method_files,
     method_names,
+    method_parameters,
     read_info,
     recommend,
 )
 
 __all__ = [
     "NUMBERS", "NUMBERS_OR_CLASSES", "MethodInfo", "Need", "describe_method", "describe_methods", "find_function",
-    "find_method", "method", "method_costs", "method_families", "method_files", "method_names", "read_info",
-    "recommend",
+    "find_method", "method", "method_costs", "method_families", "method_files", "method_names",
+    "method_parameters", "read_info", "recommend",
 ]

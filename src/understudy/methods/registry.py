@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from ..config import UntrustedCode
 from ..core import ConfigError, Schema, missing_action, unknown_name
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 COSTS = FOLDER / "costs.json"  # written by benchmarks/method_cost.py
 MAX_MENTIONS = 20  # a word that more methods mention, such as "arXiv", tells nothing
-Function = TypeVar("Function", bound="Callable[..., Method]")
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class MethodInfo:
 
 def method(paper: str, *, when: str, rows: tuple[str, ...] = (),
            needs: tuple[Need | str, ...] = (NUMBERS,)) -> Callable[[Function], Function]:
-    """Decorator of a function that returns a `Method`. Stores a `MethodInfo` on it; see there for the arguments.
+    """Decorator of an `Algorithm`, or of a function that returns a `Method`. Stores a `MethodInfo` on it.
 
-    In understudy itself each argument is a literal or a constant of `methods/needs.py`, because `read_info` reads it
-    from the source.
+    The arguments are those of `MethodInfo`. In understudy itself each is a literal or a constant of `methods/needs.py`,
+    because `read_info` reads it from the source.
     """
     info = MethodInfo(paper, when, rows, needs)
 
@@ -82,13 +82,18 @@ def method_families() -> Mapping[str, str]:
 @functools.cache
 def read_info(name: str) -> tuple[str, MethodInfo]:
     """Returns the summary of a bundled method and the arguments of its decorator. Imports nothing."""
-    path = method_files()[name]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
-    (call,) = function.decorator_list
-    assert isinstance(call, ast.Call)
+    node, call = _definition(method_files()[name])
     arguments = {str(keyword.arg): _constant(keyword.value) for keyword in call.keywords}
-    return _summary(ast.get_docstring(function) or ""), MethodInfo(*map(_constant, call.args), **arguments)
+    return _summary(ast.get_docstring(node) or ""), MethodInfo(*map(_constant, call.args), **arguments)
+
+
+@functools.cache
+def _definition(path: Path) -> tuple[ast.FunctionDef | ast.ClassDef, ast.Call]:
+    """The class or function of a file whose decorator is `method`, and that decorator."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return next((node, decorator) for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                for decorator in node.decorator_list
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "method")
 
 
 def _constant(node: ast.expr) -> Any:
@@ -115,11 +120,10 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         features: The columns of the data that it will be trained on.
         trust: Packages besides understudy whose code may be loaded. A name that an installed package registers needs
             none.
-        **options: Arguments of the function (horizon, ...), if `name` names a function.
+        **options: Arguments of the function (horizon, ...) or fields of the class, if `name` names one.
 
     Raises:
-        UserError: There is no such name, the function has no such option, or the data lack what
-            the method needs.
+        UserError: There is no such name, the method has no such option, or the data lack what it needs.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
     if (function := find_function(name, trust)) is not None:
@@ -223,7 +227,7 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
     info = getattr(function, "info", None)
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
         raise missing_action(features, name)
-    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    defaults = {p.name: p.default for p in method_parameters(function).values()}
     needs = info.needs if info is not None else ()
     for need in needs:
         if isinstance(need, Need) and need.check is not None:
@@ -250,18 +254,18 @@ def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list
     return sorted(names, key=lambda other: (other not in family, other not in ("bc", "iql")))[:8]
 
 
-def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
-    """Returns the function that builds a method.
+def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Any] | None:
+    """Returns the function that builds a method, or the class that is one.
 
     Args:
-        name: Name of a method, or "module:function".
+        name: Name of a method, "module:function" or "module:Class".
 
     Returns:
-        The function. None if `name` is the path of a file or folder, or unknown.
+        The function or class. None if `name` is the path of a file or folder, or unknown.
     """
     method_name = name.replace("_", "-")
     if (path := method_files().get(method_name)) is not None:
-        return _import_function(f"{__package__}.{path.parent.name}.{path.stem}:{path.stem}", name)
+        return _import_function(f"{__package__}.{path.parent.name}.{path.stem}:{_definition(path)[0].name}", name)
     if method_name in find_plugins("methods"):
         return require_function(load_plugin("methods", method_name), name)
     if ":" not in name or Path(name).exists():
@@ -301,15 +305,38 @@ def require_function(value, name: str) -> Callable[..., Method]:
              f"{expression}" if is_part else "name a function in that module")
 
 
-def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
+def method_parameters(function: Any, *, fields: bool = True) -> dict[str, inspect.Parameter]:
+    """Returns the options of a method by name, with their types and defaults.
+
+    Args:
+        function: A function that returns a `Method`, or an `Algorithm`.
+        fields: Whether the fields of an `Algorithm` are among them, besides the arguments of its function `method`.
+    """
+    parts = [(function, False)] * (fields or not isinstance(function, type))
+    if isinstance(function, type):
+        parts.append((function.method, True))
+    parameters = {}
+    for part, has_self in parts:
+        hints = get_type_hints(part)
+        own = list(inspect.signature(part).parameters.values())[has_self:]
+        parameters |= {p.name: p.replace(annotation=hints.get(p.name, p.annotation)) for p in own if
+                       p.name != "features"}
+    return parameters
+
+
+def _build_method(function: Callable[..., Any], name: str, features: Schema | None, options: dict) -> Method:
     from ..learn.method import Method
 
-    parameters = inspect.signature(function).parameters
+    parameters = method_parameters(function)
     for key in options:
-        if key not in parameters or key == "features":
-            raise unknown_name("option", key, (k for k in parameters if k != "features"), owner=name,
-                               hint="leave it out")
-    method = function(**options, **({"features": features} if "features" in parameters else {}))
+        if key not in parameters:
+            raise unknown_name("option", key, parameters, owner=name, hint="leave it out")
+    build = function
+    if isinstance(function, type):
+        own = method_parameters(function, fields=False)
+        build = function(**{key: value for key, value in options.items() if key not in own}).method
+        options = {key: value for key, value in options.items() if key in own}
+    method = build(**options, **({"features": features} if "features" in inspect.signature(build).parameters else {}))
     if not isinstance(method, Method):
         raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,
                           hint="return understudy.Method(...) from it")

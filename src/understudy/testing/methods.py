@@ -22,11 +22,12 @@ from ..data.episode import Dataset
 from ..data.mixture import mix
 from ..execute.actor import LAST_REWARD
 from ..execute.base import ActionConditionedExecutor
+from ..learn.algorithm import Algorithm
 from ..learn.fit import fit
 from ..learn.fit_method import fit_method
 from ..learn.method import Method, build_actor, build_planner, online_changes, resolve_references, training_data
 from ..learn.train import train
-from ..methods import Need, find_function, find_method, method_files
+from ..methods import Need, find_function, find_method, method_files, method_parameters
 from ..policy import Policy
 from .base import require
 from .nets import check_encoder, check_trunk
@@ -41,8 +42,9 @@ LOOPS = (ast.For, ast.While, ast.AsyncFor, ast.comprehension, ast.ClassDef, ast.
 def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...] = (), device: str = "cpu") -> None:
     """Checks the contract of a method.
 
-    - Its function has at most 20 lines besides its docstring, no loop, and a type and a default for each argument. A
-      bundled method is the only decorated function of its file.
+    - Its function, or the function `method` of its class, has at most 20 lines besides its docstring, no loop, and a
+      type and a default for each argument. Each field of the class has a default. A bundled method is the only one of
+      its file.
     - The method is the same after it was written to JSON and read.
     - It trains for two updates and acts. The executor begins with the action of the window that is due now.
     - An encoder or a trunk that its file defines keeps its contract. Other parts need partners: test them with
@@ -81,22 +83,29 @@ def _needs(function: Callable | None) -> list[Need]:
     return [] if info is None else [need for need in info.needs if isinstance(need, Need)]
 
 
-def _check_source(name: str, function: Callable) -> None:
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+def _check_source(name: str, function: Any) -> None:
+    build = function
+    if isinstance(function, type):
+        require(issubclass(function, Algorithm), f"{function.__name__} must be an Algorithm")
+        build = function.method
+        for option in method_parameters(function).values():
+            require(option.default is not option.empty, f"{option.name} needs a default")
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(build))).body
     assert isinstance(node, ast.FunctionDef)
     first = node.body[1] if ast.get_docstring(node) is not None else node.body[0]
     lines = node.body[0].lineno - node.lineno + (node.end_lineno or 0) - first.lineno + 1
     require(lines <= MAX_LINES, f"a method has at most {MAX_LINES} lines besides its docstring, and not {lines}")
     loops = [type(n).__name__ for n in ast.walk(node) if isinstance(n, LOOPS)]
     require(not loops, f"a method is data, without {', '.join(loops)}")
-    for argument in inspect.signature(function).parameters.values():
+    for argument in list(inspect.signature(build).parameters.values())[isinstance(function, type):]:
         require(argument.annotation is not argument.empty, f"{argument.name} needs a type")
         require(argument.default is not argument.empty, f"{argument.name} needs a default")
     if name in method_files():
         tree = ast.parse(method_files()[name].read_text(encoding="utf-8"))
-        methods = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and any(
+        methods = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and any(
             ast.unparse(d).startswith("method(") for d in n.decorator_list)]
-        require(methods == [name.replace("-", "_")], f"the file has one method with its name, and not {methods}")
+        require(len(methods) == 1 and methods[0].replace("_", "").lower() == name.replace("-", ""),
+                f"the file has one method with its name, and not {methods}")
 
 
 def example_data(columns: Schema) -> Dataset:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill_critic, make_batch, make_policy, sines
+from fixtures.learning import call_step
 
 from understudy.core import Unsupported
 from understudy.data.episode import Dataset
 from understudy.heads.denoising.flow import Flow
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.gmm import GMM
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.advantage_weighted_actor_critic import AWAC, AWACLearner, draw_plans
+from understudy.learn.critics.critic_learning import draw_plans
 from understudy.learn.devices import Processes
+from understudy.methods.offline_rl.awac import AWAC
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -28,12 +31,12 @@ def test_it_keeps_the_contract_of_learners():
 
 
 @pytest.fixture
-def learner() -> AWACLearner:
+def learner() -> Engine:
     config = AWAC(critic=CriticConfig(HIDDEN), n_samples=4, temperature=2.0)
     learner = config.build(make_policy(Gaussian(min_std=0.0)), 0, 1, Dataset([]))
     learner.policy.net = TanhNet(101, LOSSES["awac"]["std"])
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -43,7 +46,7 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
     noise = sines((4, 6, 2), 20).transpose(0, 1).reshape(24, 1, 2)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randn", lambda *shape, **options: noise)
-        weights = learner.weights(batch, RNG)
+        weights = call_step(learner, "weight", batch, RNG)
     assert weights.tolist() == pytest.approx(expected["weights"], abs=1e-5)
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert 6 * learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
@@ -51,14 +54,15 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
 
 def test_the_weights_of_two_processes_are_those_of_one(learner, monkeypatch):
     batch, scores = make_batch(), (torch.linspace(-3, 5, 6), torch.zeros(6, 4))
-    monkeypatch.setattr(learner, "compared_scores", lambda part, rng: tuple(s[part.extra["row"][:, 0]] for s in scores))
+    monkeypatch.setattr(AWAC, "compared_scores", lambda self, nets, part, rng: tuple(
+        s[part.extra["row"][:, 0]] for s in scores))
     batch = batch.replace(extra={"row": torch.arange(6)[:, None]})
 
     def weights(rank, all_reduce, rows=(slice(0, 2), slice(2, 6))):
         monkeypatch.setattr(Processes, "all_reduce", all_reduce)
-        learner.processes = Processes(rank, 2)
-        return learner.weights(batch.select_rows(rows[rank]), RNG)
-    whole, given = learner.weights(batch, RNG), []
+        monkeypatch.setattr(Processes, "current", lambda: Processes(rank, 2))
+        return call_step(learner, "weight", batch.select_rows(rows[rank]), RNG)
+    whole, given = call_step(learner, "weight", batch, RNG), []
     for rank in range(2):
         weights(rank, lambda self, tensors: given.append([t.clone() for t in tensors]))
     parts = [weights(rank, lambda self, tensors: [t.copy_(sum(g)) for t, *g in zip(tensors, *given, strict=True)])
@@ -71,10 +75,11 @@ def test_targets_are_of_the_policys_own_actions(learner):
     with torch.no_grad():
         plan = draw_plans(learner.policy, batch.next, 1, torch.Generator().manual_seed(5))[:, 0]
         following = torch.stack([layers(torch.cat([batch.next["observation.state"][:, 0], plan[:, 0]], -1))[:, 0]
-                                 for layers in learner.target_critic.layers]).amin(0)
+                                 for layers in learner.nets.target.critic.layers]).amin(0)
         reward, ends = (batch.extra[k][:, 0] for k in ("next.reward", "next.terminated"))
-        expected = (learner.critic.scores(batch.obs, batch.action) - reward - 0.99 * ~ends * following).square().sum(0)
-        torch.testing.assert_close(learner.critic_loss(batch, torch.Generator().manual_seed(5)), expected)
+        scores = learner.nets.critic.scores(batch.obs, batch.action)
+        expected = (scores - reward - 0.99 * ~ends * following).square().sum(0)
+        torch.testing.assert_close(call_step(learner, "critic_loss", batch, torch.Generator().manual_seed(5)), expected)
     assert plan.abs().max() <= 1
 
 

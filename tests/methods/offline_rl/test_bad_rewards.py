@@ -161,8 +161,9 @@ def test_a_resumed_training_knows_the_rare_reward(name):
     again.restore(*learner.state())
     batch = windows.gather(np.arange(9))
     again.update(batch)
-    again.bound.check(700.0, batch, 2)
-    assert again.bound.largest_reward == 80
+    (bound,) = again._bounds
+    bound.check(700.0, batch, 2)
+    assert bound.largest_reward == 80
 
 
 @pytest.mark.parametrize("name", ["spot", "plas", "bear"])

@@ -21,6 +21,7 @@ from fixtures.d3rlpy import (
 )
 from fixtures.fql import ActorNet
 from fixtures.fql import Critic as SineCritic
+from fixtures.learning import call_step
 from folders import TESTS
 
 from understudy.data.episode import Dataset
@@ -28,8 +29,8 @@ from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.advantage_weighted_actor_critic import AWAC
 from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
+from understudy.methods.offline_rl.awac import AWAC
 from understudy.methods.offline_rl.edac import DiverseCritics
 from understudy.methods.offline_rl.spot import SupportedActorCritic
 from understudy.nets.mlp import MLP
@@ -45,8 +46,8 @@ def noise(monkeypatch):
 
 def built(config, head, **options):
     learner = config.build(make_policy(head, **options), 0, 1, Dataset([]))
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    fill_critic(learner.networks["critic"], 200)
+    fill_critic(learner.targets["critic"].module, 300)
     return learner
 
 
@@ -95,10 +96,10 @@ def test_awac():
     """Its weights are exponentials of advantages of the smaller score, and ours their softmax over the batch."""
     learner, batch = built(AWAC(critic=TWO, temperature=2.0), Gaussian(std=0.6)), make_batch()
     learner.policy.net = TanhNet(100)
-    equals(learner.critic_loss(batch, RNG), LOSSES["awac"]["critic"])
-    score, sampled = learner.compared_scores(batch, RNG)
+    equals(call_step(learner, "critic_loss", batch, RNG), LOSSES["awac"]["critic"])
+    score, sampled = learner.config.compared_scores(learner.nets, batch, RNG)
     exponentials = ((score - sampled.mean(1)) / 2).exp()
-    torch.testing.assert_close(learner.weights(batch, RNG), exponentials / exponentials.mean())
+    torch.testing.assert_close(call_step(learner, "weight", batch, RNG), exponentials / exponentials.mean())
     equals(exponentials * learner.policy.loss(batch, RNG)[:, 0], LOSSES["awac"]["policy"])
 
 

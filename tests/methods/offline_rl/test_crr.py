@@ -18,14 +18,16 @@ from fixtures.d3rlpy import (
     make_batch,
     make_policy,
 )
+from fixtures.learning import call_step
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.gmm import GMM
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
-from understudy.methods.offline_rl.crr import CRR, CRRLearner
+from understudy.methods.offline_rl.crr import CRR
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -33,13 +35,13 @@ from understudy.testing import check_learner
 EXPECTED = LOSSES["crr"]
 
 
-def build(**options) -> CRRLearner:
+def build(**options) -> Engine:
     config = CRR(critic=CriticConfig(HIDDEN, n_critics=1), **options)
     learner = config.build(make_policy(Gaussian(min_std=0.0)), 0, 1, Dataset([]))
-    learner.policy.net, learner.next_policy.net = StateNet(is_gaussian=True), StateNet(is_gaussian=True)
-    fill(learner.next_policy.net.parameters(), 500)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    learner.policy.net, learner.nets.target.policy.net = StateNet(is_gaussian=True), StateNet(is_gaussian=True)
+    fill(learner.nets.target.policy.net.parameters(), 500)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -53,10 +55,10 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch):
     """With one critic network. The target is of the lagged policy."""
     learner, batch = build(temperature=2.0), make_batch()
     inject_noise(monkeypatch)
-    weights = learner.weights(batch, RNG)
+    weights = call_step(learner, "weight", batch, RNG)
     assert weights.tolist() == pytest.approx(EXPECTED["weights"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
-    binary = build(weight_type="binary", advantage_type="max").weights(batch, RNG)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+    binary = call_step(build(weight_type="binary", advantage_type="max"), "weight", batch, RNG)
     assert binary.tolist() == EXPECTED["binary"] and 0 < binary.sum() < 6
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert learner.end_update()["loss"] == pytest.approx(EXPECTED["policy"], abs=1e-5)
@@ -70,8 +72,8 @@ def test_weights_in_closed_form(options, expected, monkeypatch):
     """The scores of two actions of the policy are -1 and 2."""
     learner = build(temperature=0.5, max_weight=5.0, n_samples=2, **options)
     scores = torch.tensor([1.0, -0.75, 9.0]), torch.tensor([[-1.0, 2.0]]).expand(3, 2)
-    monkeypatch.setattr(learner, "compared_scores", lambda batch, rng: scores)
-    assert learner.weights(make_batch(), RNG).tolist() == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr(CRR, "compared_scores", lambda self, nets, batch, rng: scores)
+    assert call_step(learner, "weight", make_batch(), RNG).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_bad_settings_are_refused():

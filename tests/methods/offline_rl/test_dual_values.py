@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, make_batch, make_policy
+from fixtures.learning import call_step
 
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
@@ -40,8 +41,9 @@ def loss_and_slope(config, scores: list[float], value: float) -> tuple[torch.Ten
     learner = config.build(make_policy(Gaussian()), 0, 1, Dataset([]))
     batch = make_batch().select_rows(slice(len(scores)))
     constant = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-    learner.value = lambda obs: constant.expand(len(scores))
-    loss = learner.value_loss(batch.replace(extra={"score": torch.tensor(scores, dtype=torch.float64)}), RNG)
+    learner.nets.value = lambda obs: constant.expand(len(scores))
+    batch = batch.replace(extra={"score": torch.tensor(scores, dtype=torch.float64)})
+    loss = call_step(learner, "value_loss", batch, RNG)
     slope, = torch.autograd.grad(loss.mean(), constant)
     return loss.detach(), slope.item()
 
@@ -98,7 +100,7 @@ def test_recoil_scores_a_step_by_its_distance_to_the_demonstration():
     fit(learner, lambda n: windows.batch(8, n), 2500)
     whole = policy.training_windows(data).gather(np.arange(len(data)))
     with torch.no_grad():
-        scores = learner.critic(whole.obs, whole.action)
+        scores = learner.nets.critic(whole.obs, whole.action)
         plans = policy.plan(whole.obs, torch.zeros(len(whole), *policy.noise_shape))[:, 0, 0]
     distance = np.array([0] + [3 - int(e.steps[STATE][1].argmax()) + 1 for e in list(data)[1:]])
     exact = config.largest * (2 * discount**distance - 1)
@@ -109,13 +111,13 @@ def test_recoil_scores_a_step_by_its_distance_to_the_demonstration():
 def test_the_steps_of_a_plan_cost_2_each_in_recoil_and_an_end_costs_2_for_ever():
     config = ReCOIL(discount=0.5, critic=CriticConfig(HIDDEN))
     learner = config.build(make_policy(Gaussian()), 0, 1, Dataset([]))
-    learner.value = lambda obs: torch.full((4,), 3.0)
+    learner.nets.value = lambda obs: torch.full((4,), 3.0)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)  # of plans, not of single steps
     end = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)
     batch = make_batch().select_rows(slice(4)).replace(mask=mask, extra={
         "next.terminated": end, "recoil.expert": torch.tensor([False, False, False, True])})
     # 2 for ever is 4: -2 - 1 - 1/2 + 3/8, -2 - 1 + 3/4, -2 - 1 - 4/4, and the score of a demonstrated plan
-    assert learner.target(batch).tolist() == [-3.125, -2.25, -4.0, 4.0]
+    assert config.target(learner.nets, batch).tolist() == [-3.125, -2.25, -4.0, 4.0]
 
 
 def test_recoil_needs_other_episodes():

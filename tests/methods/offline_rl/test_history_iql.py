@@ -1,10 +1,12 @@
 """Bisimulation: the loss by hand, the exact metric of a chain, and which losses train the shared encoder."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import Batch, Feature
 from understudy.data.episode import Dataset, Episode
@@ -70,18 +72,19 @@ def test_the_losses_of_the_critic_alone_train_the_encoder_that_all_read():
     data = random_dataset(FEATURES, episodes=2, steps=6)
     policy = Policy(HISTORY, data.features()).fit_statistics(data)
     learner = HistoryIQL(critic=CriticConfig((8,)), optimizer=FAST, batch_size=4).build(policy, 0, 10, data)
-    assert learner.critic.encoders[0] is learner.value.encoders[0] is policy.encoder
-    batch = learner.scored(learner.batch_sampler(data).batch(4, 0, 0))
+    nets, losses = learner.nets, {name: partial(call_step, learner, f"{name}_loss") for name in learner.optimizers}
+    assert nets.critic.encoders[0] is nets.value.encoders[0] is policy.encoder
+    batch = learner.config.scored(nets, learner.batch_sampler(data).batch(4, 0, 0), torch.Generator())
     before = policy.encoder.lstm.weight_hh_l0.detach().clone()
-    heads = [[p.detach().clone() for p in net.parameters()] for net in (policy.net, learner.value.layers)]
-    learner.minimize("policy", learner.policy_loss, batch)
-    learner.minimize("value", learner.value_loss, batch)
+    heads = [[p.detach().clone() for p in net.parameters()] for net in (policy.net, nets.value.layers)]
+    learner.minimize("policy", losses["policy"], batch)
+    learner.minimize("value", losses["value"], batch)
     assert torch.equal(before, policy.encoder.lstm.weight_hh_l0)
-    for old, net in zip(heads, (policy.net, learner.value.layers), strict=True):
+    for old, net in zip(heads, (policy.net, nets.value.layers), strict=True):
         assert all((a != b).any() for a, b in zip(old, net.parameters(), strict=True))
-    learner.minimize("critic", learner.critic_loss, batch)
+    learner.minimize("critic", losses["critic"], batch)
     assert not torch.equal(before, policy.encoder.lstm.weight_hh_l0)
-    assert isinstance(batch, Batch) and learner.critic_loss(batch, torch.Generator()).shape == (4,)
+    assert isinstance(batch, Batch) and losses["critic"](batch, torch.Generator()).shape == (4,)
 
 
 def test_copies_that_auxiliary_losses_keep_follow_the_encoder():
@@ -90,14 +93,14 @@ def test_copies_that_auxiliary_losses_keep_follow_the_encoder():
     learner = HistoryIQL(critic=CriticConfig((8,)), optimizer=FAST, batch_size=4, auxiliary_losses=(
         ForwardDynamics((8,), target_decay=0.0),)).build(policy, 0, 10, data)
     learner.update(learner.batch_sampler(data).batch(4, 0, 0))
-    (loss,) = learner.auxiliary_losses
+    (loss,) = learner.nets.auxiliary_losses
     assert torch.equal(loss.target.encoder.lstm.weight_hh_l0, policy.encoder.lstm.weight_hh_l0)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_the_method_learns_choices_from_histories(weight):
     features = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
-    method = find_method("history-iql", features, weight=weight)
+    method = find_method("history-iql", features, auxiliary_losses=(Bisimulation(weight=weight),))
     short = replace(method, learner=replace(method.learner, steps=2, batch_size=4))
     policy = fit_method(short, random_dataset(features, episodes=2, steps=12), 0).policy
     assert policy.is_discrete and policy.window.n_obs_steps == 10

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy
+from fixtures.learning import call_step
 from fixtures.tables import few_actions
 
 from understudy.core import ConfigError, Feature, Unsupported
@@ -16,10 +17,10 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.implicit_q_learning import IQL
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -37,13 +38,13 @@ def test_losses_equal_those_of_d3rlpy():
     expected, batch = LOSSES["iql"], make_batch()
     learner = IQL(critic=CriticConfig(HIDDEN)).build(make_policy(Gaussian(min_std=0.0)), 0, 1, Dataset([]))
     learner.policy.net = TanhNet(101, expected["std"])  # phase 100 is the standard deviation of the peer
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
-    fill(learner.value.layers.parameters(), 400)
-    batch = learner.scored(batch)
-    assert learner.value_loss(batch, RNG).mean().item() == pytest.approx(expected["value"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
-    weights = (3 * learner.advantage(batch)).exp().clamp(max=100)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
+    fill(learner.nets.value.layers.parameters(), 400)
+    batch = call_step(learner, "scored", batch, RNG)
+    assert call_step(learner, "value_loss", batch, RNG).mean().item() == pytest.approx(expected["value"], abs=1e-5)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    weights = call_step(learner, "weight", batch, RNG)
     assert weights.tolist() == pytest.approx(expected["weights"], rel=1e-5, abs=1e-5)
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
@@ -84,10 +85,11 @@ def test_values_are_exact_in_a_table(expectile, exact):
     batch = learner.batch_sampler(data).gather(np.arange(data.steps))
     fit(learner, lambda n: batch, 2500)
     with torch.no_grad():
-        value = learner.value(batch.obs).numpy()
+        value = learner.nets.value(batch.obs).numpy()
         plans = policy.plan(batch.obs, torch.zeros(len(batch), *policy.noise_shape))[:, 0, 0].numpy()
     rows = batch.obs[STATE][:, 0].argmax(-1).numpy()
     assert np.abs(value - values[exact][rows]).max() < 0.05 * np.ptp(values[exact])
     if exact == 1:  # and the policy takes the actions that have these values
-        best = learner.advantage(learner.scored(batch)).detach().numpy() > -0.05
+        scored = call_step(learner, "scored", batch, RNG)
+        best = config.advantage(learner.nets, scored).detach().numpy() > -0.05
         assert ((batch.action[:, 0, 0].numpy() == plans) == best).mean() > 0.95

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
-import typing
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +11,7 @@ from ...core import ConfigError, Schema, UserError
 from ...data.text_columns import TaskText
 from ...hints import command_line
 from ...learn.method import Method, with_steps
-from ...methods import find_function, find_method
+from ...methods import find_function, find_method, method_parameters
 from .options import change_fields, parse_value, settable_fields
 
 
@@ -87,33 +85,34 @@ def task_relabel(method: Method) -> TaskText | None:
 
 
 def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options of a method's function, with their defaults. A method.json has none.
+    """The options of a method that are no fields of its parts, with their defaults. A method.json has none.
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
     """
     function = find_function(name, trust)
-    parameters = [] if function is None else inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "features"}
+    parameters = {} if function is None else method_parameters(function, fields=False)
+    return {name: p.default for name, p in parameters.items()}
 
 
 def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str]:
-    """Texts of options from the docstring of a method's function."""
+    """Texts of options from the docstrings of a method's function, or of its class and that function `method`."""
     from docstring_parser import DocstringStyle, parse
 
-    function = find_function(name, trust)
-    described = [] if function is None else parse(function.__doc__ or "", DocstringStyle.GOOGLE).params
+    function: Any = find_function(name, trust)
+    documented = [function, *([function.method] if isinstance(function, type) else [])]
+    described = [p for each in documented for p in parse(each.__doc__ or "", DocstringStyle.GOOGLE).params]
     return {p.arg_name: " ".join((p.description or "").split()) for p in described}
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
-    """Parses values as the types of the function's annotations, or else of its defaults.
+    """Parses values as the types of the method's annotations, or else of its defaults.
 
     `find_method` refuses unknown names.
     """
-    parameters = {} if function is None else inspect.signature(function).parameters
-    hints = {name: type(p.default) for name, p in parameters.items() if type(p.default) in (bool, int, float)}
-    hints |= typing.get_type_hints(function) if function is not None else {}
+    parameters = {} if function is None else method_parameters(function)
+    hints = {name: type(p.default) if p.annotation is p.empty else p.annotation for name, p in parameters.items()
+             if p.annotation is not p.empty or type(p.default) in (bool, int, float)}
     settings, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         name = pending.pop(0).removeprefix("--method.").replace("_", "-")

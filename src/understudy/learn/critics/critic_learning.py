@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Annotated, Any
 
-from ...core import AtLeast, AtMost, Schema, Unsupported, part
+from torch import Generator, Tensor
+
+from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...data.episode import Dataset
 from ...heads.base import Head
 from ...nets.base import Trunk
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
+from ..algorithm import Algorithm, MetricBound, Net
 from ..critic import CriticConfig
 from ..fit import LearnerConfig
 from ..method import Method
 from ..optimizer import OptimizerConfig
-from ..targets import REWARD, TERMINATED
+from ..targets import REWARD, TERMINATED, ReturnBound, td_terms
 
 
 @part
@@ -40,6 +45,23 @@ class CriticLearningConfig(LearnerConfig):
     next_obs = True
 
 
+class CriticLearning(CriticLearningConfig, Algorithm):
+    """Base class of methods whose critic learns the discounted return of plans: its networks, and its target."""
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        check_plans_begin_now(policy, type(self).__name__)
+        return {"critic": Net(self.critic.build(policy), self.optimizer, target=self.target_decay),
+                "policy": Net(policy, self.optimizer)}
+
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"critic/score": ReturnBound(data, self.discount)}
+
+    def bootstrapped(self, batch: Batch, value: Tensor) -> Tensor:
+        """Returns the rewards of the steps of a plan plus the discounted value of what follows, (..., B)."""
+        reward, factor = td_terms(batch, self.discount)
+        return reward + factor * value
+
+
 def check_plans_begin_now(policy: Policy, where: str) -> None:
     """Raises Unsupported if plans begin before or after the step whose rewards are the first that a critic counts."""
     if policy.window.action_offset:
@@ -59,3 +81,9 @@ def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | 
     encoder = simplest_encoder(features)
     policy = PolicyConfig(head, trunk or MLP(256, 2), encoder)
     return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)), **others)
+
+
+def draw_plans(policy: Policy, obs: Mapping[str, Tensor], n: int, rng: Generator) -> Tensor:
+    """Draws n plans of a policy for each observation, within the range and in the units of the data, (B, n, H, A)."""
+    coded = policy.sample(policy.context(obs).repeat(n), rng, temperature=1.0).unflatten(0, (-1, n))
+    return policy.decode(policy.clip(coded).flatten(1, 2), obs).unflatten(1, (n, -1))

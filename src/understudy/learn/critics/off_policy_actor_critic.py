@@ -21,8 +21,7 @@ from ..optimizer import OptimizerConfig
 from ..rewards.reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from ..rewards.transport_reward import EpisodeRewardConfig
 from ..targets import mean_over_steps, td_loss, td_terms
-from .advantage_weighted_actor_critic import draw_plans
-from .critic_learning import CriticLearningConfig
+from .critic_learning import CriticLearningConfig, draw_plans
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
 

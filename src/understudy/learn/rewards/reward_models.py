@@ -19,6 +19,7 @@ from ...data.episode import Dataset
 from ...data.mixture import expert_episodes
 from ...data.window import Window
 from ...policy import Policy
+from ..algorithm import Engine
 from ..fit import LearnerConfig
 from ..gradient_learner import GradientLearner
 from ..optimizer import OptimizerConfig
@@ -274,6 +275,17 @@ class RewardedLearner(GradientLearner):
             coded = self.policy.encode_batch(batch)
             density = self.policy.log_prob(self.policy.context(batch.obs), coded, batch.mask)
         return batch.replace(extra={**batch.extra, "log_prob": density})
+
+
+class RewardedEngine(Engine, RewardedLearner):
+    """Learner of an `Algorithm` whose field `reward` may give the rewards. Losses read its model as `nets.reward`."""
+
+    def register_networks(self, data: Dataset) -> None:
+        super().register_networks(data)
+        self.register_reward(data)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        return super().update(self.with_rewards(batch))
 
 
 def demonstrations_end(data: Dataset) -> bool:

@@ -6,13 +6,11 @@ from types import MappingProxyType
 from ...checkpoint import FromStage
 from ...core import Schema, part
 from ...execute.planners import BestOfN, Hierarchical, Unresolved
-from ...heads.likelihood.gaussian import Gaussian
 from ...learn.critic import ValueFunction
-from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.implicit_q_learning import IQL
 from ...learn.method import Method, Stage
 from ...policy import Planner
 from ..needs import NUMBERS, STEP_REWARDS
+from ..offline_rl.iql import IQL
 from ..registry import method
 from .hbc import hbc
 
@@ -52,7 +50,7 @@ def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_st
         n_action_steps: Number of actions executed before the next subgoal is drawn.
         n: Number of subgoals that are drawn, to take the best. 1 is hbc.
     """
-    cloning, values = hbc(column, subgoal_steps, n_action_steps), critic_method(Gaussian(), IQL(), features)
+    cloning, values = hbc(column, subgoal_steps, n_action_steps), IQL().method(features)
     values = replace(values, policy=replace(values.policy, inputs=(column,)))
     return replace(cloning, stages=(*cloning.stages, Stage("values", values)), inference=(
         Hierarchical(BestSubgoal(FromStage("subgoals"), FromStage("values", "value"), n, column)),))

@@ -10,8 +10,7 @@ from ...data.episode import Dataset
 from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
 from ...heads.likelihood.cvae import CVAE, squared_error_loss
-from ...learn.critics.advantage_weighted_actor_critic import draw_plans
-from ...learn.critics.critic_learning import critic_method
+from ...learn.critics.critic_learning import critic_method, draw_plans
 from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.method import Method
 from ...policy import Policy

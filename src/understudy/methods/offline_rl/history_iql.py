@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,11 +12,10 @@ from ...data.episode import Dataset
 from ...data.window import Window
 from ...heads.likelihood.categorical import choose_head
 from ...heads.likelihood.gaussian import Gaussian
+from ...learn.algorithm import Net, loss
 from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
 from ...learn.critics.critic_learning import check_plans_begin_now
-from ...learn.critics.implicit_q_learning import IQL, IQLLearner
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.objectives.representation_objectives import encoding_size, flat_encoding
 from ...learn.targets import REWARD, TERMINATED, expectile_loss
@@ -27,6 +26,7 @@ from ...nets.recurrent import RecurrentEncoder
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES, STEP_REWARDS
 from ..registry import method
+from .iql import IQL
 
 
 @part
@@ -87,9 +87,15 @@ class BisimulationLoss(nn.Module):
         return self.config.weight * (distance - goal).square() + model_error
 
 
+@method("Hong et al. 2024, arXiv 2310.20663, whose critic was CQL, with an encoder of the method's own", rows=("207",),
+        needs=(NUMBERS_OR_CLASSES, STEP_REWARDS),
+        when="if there are rewards, and an observation alone does not show the state; try `iql` with a longer window "
+             "first.")
 @part
 class HistoryIQL(IQL):
-    """Implicit Q-learning whose value and policy read the encoder of the critic, which its losses alone train.
+    """Implicit Q-learning on histories, encoded so that their distance says how much what follows them differs.
+
+    The value and the policy read the encoder of the critic, which the losses of the critic alone train.
 
     Args:
         auxiliary_losses: Further losses of the encoder, added to that of the critic. The encoder is the policy's, in
@@ -98,74 +104,53 @@ class HistoryIQL(IQL):
 
     auxiliary_losses: tuple[AuxiliaryLoss, ...] = (Bisimulation(),)
 
+    def method(self, features: Schema | None = None, n_obs_steps: int = 10) -> Method:
+        """Args:
+            n_obs_steps: Number of observations in a history.
+        """
+        policy = PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2),
+                              RecurrentEncoder(64, 1, simplest_encoder(features)), window=Window(n_obs_steps))
+        return Method(policy, learner=self)
+
     @property
     def extra(self):
         return tuple(dict.fromkeys((REWARD, TERMINATED, *(c for loss in self.auxiliary_losses for c in loss.columns))))
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> HistoryIQLLearner:
-        return HistoryIQLLearner(self, policy, seed, steps, data)
-
-
-class HistoryIQLLearner(IQLLearner):
-    """Learner of `HistoryIQL`."""
-
-    config: HistoryIQL
-
-    def __init__(self, config: HistoryIQL, policy: Policy, seed: int, steps: int, data: Dataset):
-        GradientLearner.__init__(self, config, policy, seed, steps)
-        check_plans_begin_now(policy, type(config).__name__)
-        config.critic.check_no_subset()
-        networks = replace(config.critic, encoder=policy.config.encoder, share_encoder=True)
-        self.auxiliary_losses = tuple(loss.build(policy) for loss in config.auxiliary_losses)
-        critic, value = networks.build(policy), replace(networks, n_critics=1).build(policy, action=False)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        check_plans_begin_now(policy, type(self).__name__)
+        self.critic.check_no_subset()
+        losses = tuple(loss.build(policy) for loss in self.auxiliary_losses)
+        config = replace(self.critic, encoder=policy.config.encoder, share_encoder=True)
+        critic, value = config.build(policy), replace(config, n_critics=1).build(policy, action=False)
         for module in (critic, value):
             module.encoders = nn.ModuleList([policy.encoder])
-        self.critic = self.register("critic", critic, config.optimizer, auxiliary=[
-            loss for loss in self.auxiliary_losses if isinstance(loss, nn.Module)])
-        self.value = self.register("value", value, config.optimizer)
-        self.register("policy", policy, config.optimizer)
-        self.target_critic = self.target_network("critic", config.target_decay)
-        self.bound = self.score_bound(data, config.discount)
+        return {"critic": Net(critic, self.optimizer, target=self.target_decay),
+                "auxiliary_losses": Net(losses, trained_with="critic"), "value": Net(value, self.optimizer),
+                "policy": Net(policy, self.optimizer)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        metrics = super().update(batch)
-        update_lagged(self.auxiliary_losses, self.policy)
-        return metrics
+    def end_update(self, nets: Any) -> None:
+        update_lagged(nets.auxiliary_losses, nets.policy)
 
-    def encoded(self, batch: Batch, rng: Generator) -> Context:
-        """The history, without gradient."""
-        context = self.policy.training_context(batch.obs, rng)
+    def encoded(self, nets: Any, batch: Batch, rng: Generator) -> Context:
+        """Returns the encoded history, without gradient."""
+        context = nets.policy.training_context(batch.obs, rng)
         return replace(context, tokens=context.tokens.detach())
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        return self.policy.loss_given_context(self.encoded(batch, rng), batch, rng)
+    @loss("value")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        encoded = EncodedObs((self.encoded(nets, batch, rng).flat(),), batch.obs)
+        return expectile_loss(batch.extra["score"] - nets.value(encoded), self.expectile)
 
-    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        encoded = EncodedObs((self.encoded(batch, rng).flat(),), batch.obs)
-        return expectile_loss(batch.extra["score"] - self.value(encoded), self.config.expectile)
-
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("critic")
+    def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            target = self.target(batch)
-        context = self.policy.training_context(batch.obs, rng)
-        scores = self.critic.scores(EncodedObs((context.flat(),), batch.obs), batch.action)
-        self.log(score=scores.mean(0))
+            target = self.target(nets, batch)
+        context = nets.policy.training_context(batch.obs, rng)
+        scores = nets.critic.scores(EncodedObs((context.flat(),), batch.obs), batch.action)
         captured = {"context": context.tokens, "context_mask": context.mask}
-        return sum((loss(self.policy, batch, rng, captured) for loss in self.auxiliary_losses),
-                   (scores - target).square().sum(0))
+        return (sum((loss(nets.policy, batch, rng, captured) for loss in nets.auxiliary_losses),
+                    (scores - target).square().sum(0)), {"score": scores.mean(0)})
 
-
-@method("Hong et al. 2024, arXiv 2310.20663, whose critic was CQL, with an encoder of the method's own", rows=("207",),
-        needs=(NUMBERS_OR_CLASSES, STEP_REWARDS),
-        when="if there are rewards, and an observation alone does not show the state; try `iql` with a longer window "
-             "first.")
-def history_iql(n_obs_steps: int = 10, weight: float = 1.0, features: Schema | None = None) -> Method:
-    """Implicit Q-learning on histories, encoded so that their distance says how much what follows them differs.
-
-    Args:
-        n_obs_steps: Number of observations in a history.
-        weight: Weight of the bisimulation loss. 0 is implicit Q-learning on histories.
-    """
-    policy = PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2),
-                          RecurrentEncoder(64, 1, simplest_encoder(features)), window=Window(n_obs_steps))
-    return Method(policy, learner=HistoryIQL(auxiliary_losses=(Bisimulation(weight=weight),)))
+    @loss("policy", weights="weight", normalize="rows")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss_given_context(self.encoded(nets, batch, rng), batch, rng)

@@ -9,7 +9,7 @@ from ...nets.mlp import MLP
 from ...policy import PolicyConfig
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
-from .iql import iql
+from .iql import IQL
 
 
 @method("Hansen-Estruch et al. 2023 (IDQL), arXiv 2304.10573, with flow matching and the best of n plans",
@@ -24,6 +24,6 @@ def idql(n: int = 32, expectile: float = 0.7, features: Schema | None = None) ->
     """
     return Method(
         PolicyConfig(Flow(), MLP(256, 2), simplest_encoder(features)), learner=BehaviorCloning(steps=10_000),
-        stages=(Stage("critic", iql(expectile, features=features)),),
+        stages=(Stage("critic", IQL(expectile=expectile).method(features)),),
         inference=(BestOfN(scorer=FromStage("critic", "critic"), n=n),),
     )

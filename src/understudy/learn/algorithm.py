@@ -1,0 +1,209 @@
+"""Methods as one class each: what such a class declares, and the engine that trains any of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from ..core import Batch
+from ..data.batch_sampler import BatchSampler
+from ..data.episode import Dataset
+from ..data.window import SamplingWeights
+from ..nets.ema import EMADecay
+from ..policy import Policy
+from .fit import LearnerConfig
+from .gradient_learner import GradientLearner
+from .optimizer import OptimizerConfig
+
+F = TypeVar("F", bound=Callable)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of a method, and how it is trained.
+
+    Args:
+        module: The network, or several parts as a tuple. Losses read it as `nets.NAME`.
+        optimizer: Optimizer of its weights. None for a network that is only stored.
+        target: Decay of a slowly updated copy, which losses read as `nets.target.NAME`. None for no copy.
+        average: Decay of averaged weights, which act and are stored in place of the network's. None for none.
+        trained_with: Name of the network whose optimizer trains this one, too.
+    """
+
+    module: Any
+    optimizer: OptimizerConfig | None = None
+    target: float | EMADecay | None = None
+    average: EMADecay | None = None
+    trained_with: str | None = None
+
+
+class MetricBound(Protocol):
+    """Raises `Diverged` if the mean of something that a method logs is beyond what it can be."""
+
+    largest_reward: float
+
+    def check(self, value: float, batch: Batch, update: int, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of an update, which `prepare` and `loss` store on a function.
+
+    Args:
+        name: The function.
+        of: Name of the network that the loss trains. None for `prepare`.
+    """
+
+    name: str
+    of: str | None = None
+    weights: str | None = None
+    normalize: Literal["weights", "rows"] = "weights"
+    when: Callable[[Any, int, int], bool] | None = None
+
+
+def prepare(function: F) -> F:
+    """Decorator of ``function(self, nets, batch, rng)``, which returns the batch with columns that later steps read.
+
+    It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged.
+    """
+    function.step = Step(function.__name__)  # ty: ignore[unresolved-attribute]
+    return function
+
+
+def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "rows"] = "weights",
+         when: Callable[[Any, int, int], bool] | None = None) -> Callable[[F], F]:
+    """Decorator of ``function(self, nets, batch, rng)``, a loss whose step of the optimizer is part of each update.
+
+    The function returns one number for each window, (B,), or for each step, (B, H), and never their mean. A tuple adds
+    further terms, (B,) each, which are not weighted. A dict at its end has tensors whose means are logged. The function
+    is pure: it reads its arguments and the fields of the method, and changes nothing.
+
+    Args:
+        of: Name of the network that it trains. No other network gets gradients.
+        weights: Name of ``function(self, nets, batch, rng)``, the weights of windows, (B,), or of steps, (B, H). It is
+            called without gradients, and the mean of its result is logged under its name.
+        normalize: What the weighted sum is divided by: see `GradientLearner.minimize`.
+        when: ``when(method, n_updates, steps)`` says whether the step is due, given the numbers of updates made and of
+            all that will be. None: in each update.
+    """
+    def store(function: F) -> F:
+        function.step = Step(function.__name__, of, weights, normalize, when)  # ty: ignore[unresolved-attribute]
+        return function
+    return store
+
+
+class Algorithm(LearnerConfig):
+    """Base class of methods that learn by gradient descent: a frozen dataclass whose fields are the options.
+
+    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. An update makes the
+    steps one after the other, in the order in which they are defined, those of base classes first. A function that
+    replaces one of a base class keeps its place. `Engine` has everything that changes, and a method nothing.
+
+    `CONTRIBUTING.md` has an example, advantage-weighted regression.
+    """
+
+    @abstractmethod
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        """Returns the networks by name, in the order in which they are built. "policy" is the one that acts."""
+
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        """Returns what is checked after each update, by the name of a metric, such as "critic/score"."""
+        return {}
+
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler | None:
+        """Returns the sampler of batches. None for windows with the columns that the attributes of the class name."""
+        return None
+
+    def end_update(self, nets: Any) -> None:
+        """Called at the end of each update, for parts that have a state of their own."""
+
+    @classmethod
+    def steps_of_update(cls) -> list[Step]:
+        """Returns the steps of an update in their order."""
+        names = dict.fromkeys(name for base in reversed(cls.__mro__) for name, value in vars(base).items()
+                              if isinstance(getattr(value, "step", None), Step))
+        return [step for name in names if (step := getattr(getattr(cls, name), "step", None)) is not None]
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Engine:
+        return Engine(self, policy, seed, steps, data)
+
+
+class Engine(GradientLearner):
+    """Learner of any `Algorithm`.
+
+    Attributes:
+        nets: The networks by name, as losses read them. `nets.target` has the slowly updated copies.
+    """
+
+    config: Algorithm
+
+    def __init__(self, config: Algorithm, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        self.declared = config.networks(policy, data)
+        self.register_networks(data)
+        for name, net in self.declared.items():
+            if net.target is not None:
+                self.target_network(name, net.target)
+            if net.average is not None:
+                self.average_weights(name, net.average)
+        networks = {**self.networks, **{name: net.module for name, net in self.declared.items()}}
+        targets = {name: ema.module for name, ema in self.targets.items()}
+        self.nets = SimpleNamespace(**networks, target=SimpleNamespace(**targets))
+        self.metric_bounds = config.bounds(policy, data)
+        self._bounds = list(self.metric_bounds.values())
+        self._steps = config.steps_of_update()
+
+    def register_networks(self, data: Dataset) -> None:
+        """Registers the networks that the method declares."""
+        for name, net in self.declared.items():
+            if net.trained_with is None:
+                others = [other.module for other in self.declared.values() if other.trained_with == name]
+                parts = [part for other in others for part in (other if isinstance(other, tuple) else (other,))]
+                self.register(name, net.module, net.optimizer,
+                              auxiliary=[part for part in parts if isinstance(part, nn.Module)])
+
+    def batch_sampler(self, data, sampling_weights=None):
+        own = self.config.sampler(self.policy, data, sampling_weights)
+        return super().batch_sampler(data, sampling_weights) if own is None else own
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch, rng = batch.to(self.device), None
+        for step in self._steps:
+            if step.when is not None and not step.when(self.config, self.n_updates, self.steps):
+                continue
+            function, weights = getattr(self.config, step.name), None
+            if (prepares := step.name if step.of is None else step.weights) is not None:
+                rng = self.generator() if rng is None else rng  # all of an update go on with the same one
+                with self.evaluation():
+                    result, values = _divided(getattr(self.config, prepares)(self.nets, batch, rng))
+                if step.of is None:
+                    batch = result
+                else:
+                    weights, values = result, {prepares: result, **values}
+                self._record(step.of or "policy", **{k: v.float().mean().item() for k, v in values.items()})
+            if step.of is not None:
+                self.minimize(step.of, lambda part, rng, function=function: self._logged_terms(
+                    function(self.nets, part, rng)), batch, weights, normalize=step.normalize)
+        self.config.end_update(self.nets)
+        metrics = self.end_update()
+        for name, bound in self.metric_bounds.items():
+            bound.check(metrics[name], batch, self.n_updates)
+        return metrics
+
+    def _logged_terms(self, result: Any) -> Any:
+        terms, values = _divided(result)
+        self.log(**values)
+        return terms
+
+
+def _divided(result: Any) -> tuple[Any, dict[str, Tensor]]:
+    """What a step returned, without the dict at its end, and this dict."""
+    if not isinstance(result, tuple) or not isinstance(result[-1], dict):
+        return result, {}
+    *others, values = result
+    return (others[0] if len(others) == 1 else tuple(others)), values

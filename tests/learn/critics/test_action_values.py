@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, QUANTILES, fill, inject_levels, losses_of, make_classes, make_policy_of_classes
+from fixtures.learning import call_step
 from fixtures.tables import STATE, few_actions
 
 from understudy.core import ConfigError, Feature, Unsupported
@@ -49,8 +50,8 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch, name, config, phase, n_quanti
     head = Categorical(width=HIDDEN[1], n_quantiles=n_quantiles, draw_levels=draws)
     policy = make_policy_of_classes(200, head, HIDDEN[:1] if draws else HIDDEN)
     learner = config.build(policy, 0, 1, Dataset([]))
-    fill(learner.target_policy.net.parameters(), phase)
-    loss = learner.value_loss(make_classes(), RNG).mean().item()
+    fill(learner.nets.target.policy.net.parameters(), phase)
+    loss = call_step(learner, "value_loss", make_classes(), RNG).mean().item()
     assert loss == pytest.approx(losses_of(name, n_quantiles, draws)["loss"], abs=1e-5)
 
 
@@ -65,7 +66,7 @@ def test_drawn_levels_are_refused_where_no_quantiles_are_learned():
 def test_nfq_has_no_lagged_network():
     learner = find_method("nfq").learner.build(make_policy_of_classes(200, Categorical()), 0, 1, Dataset([]))
     learner.update(make_classes())
-    for trained, copy in zip(learner.policy.parameters(), learner.target_policy.parameters(), strict=True):
+    for trained, copy in zip(learner.policy.parameters(), learner.nets.target.policy.parameters(), strict=True):
         assert trained.equal(copy)
 
 

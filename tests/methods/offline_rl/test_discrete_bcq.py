@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.d3rlpy import QUANTILES, RNG, STATE, fill, losses_of, make_classes, make_policy_of_classes
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.heads.likelihood.categorical import Categorical
+from understudy.learn.algorithm import Engine
 from understudy.methods import find_method
-from understudy.methods.offline_rl.discrete_bcq import EXCLUDED, DiscreteBCQ, DiscreteBCQLearner, FrequentClasses
+from understudy.methods.offline_rl.discrete_bcq import EXCLUDED, DiscreteBCQ, FrequentClasses
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -42,11 +44,11 @@ class Outputs(nn.Module):
         return self.outputs.expand(len(context.tokens), 1, -1)
 
 
-def build(head: Categorical, **options) -> DiscreteBCQLearner:
+def build(head: Categorical, **options) -> Engine:
     return DiscreteBCQ(**options).build(make_policy_of_classes(100, head), 0, 1, Dataset([]))
 
 
-def best_classes(learner: DiscreteBCQLearner, head: FrequentClasses) -> list[int]:
+def best_classes(learner: Engine, head: FrequentClasses) -> list[int]:
     context = learner.policy.context(make_classes().obs)
     return head.logits(learner.policy.net, context, torch.zeros(6, 1, 0))[:, 0].argmax(1).tolist()
 
@@ -54,10 +56,11 @@ def best_classes(learner: DiscreteBCQLearner, head: FrequentClasses) -> list[int
 @pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
 def test_losses_equal_those_of_d3rlpy(n_quantiles):
     learner, batch = build(FrequentClasses(threshold=0.3, n_quantiles=n_quantiles), logit_weight=0.0), make_classes()
-    learner.policy.net.trunk, learner.target_policy.net.trunk = (TwoNets(phase, n_quantiles) for phase in (200, 300))
+    for policy, phase in ((learner.policy, 200), (learner.nets.target.policy, 300)):
+        policy.net.trunk = TwoNets(phase, n_quantiles)
     expected = losses_of("discrete_bcq", n_quantiles)
     total = expected["value"] + expected["cloning"]
-    assert learner.value_loss(batch, RNG).mean().item() == pytest.approx(total, abs=1e-5)
+    assert call_step(learner, "value_loss", batch, RNG).mean().item() == pytest.approx(total, abs=1e-5)
     assert best_classes(learner, learner.policy.config.head) == expected["classes"]
 
 
@@ -65,11 +68,11 @@ def test_losses_equal_those_of_d3rlpy(n_quantiles):
 def test_the_best_of_the_likely_classes_is_taken(threshold, expected):
     learner, batch = build(FrequentClasses(threshold=threshold)), make_classes()
     learner.policy.net.trunk = Outputs([0.08, 0.3, 0.62], [3.0, 2.0, 1.0])
-    learner.target_policy.net.trunk = Outputs([0.98, 0.01, 0.01], [10.0, 20.0, 30.0])
+    learner.nets.target.policy.net.trunk = Outputs([0.98, 0.01, 0.01], [10.0, 20.0, 30.0])
     assert best_classes(learner, learner.policy.config.head) == [expected] * 6
     ends = batch.extra["next.terminated"][:, 0]
     target = batch.extra["next.reward"][:, 0] + 0.99 * (10.0, 20.0, 30.0)[expected] * ~ends
-    torch.testing.assert_close(learner.target_value(batch)[0], target)
+    torch.testing.assert_close(learner.config.target_value(learner.nets, batch)[0], target)
 
 
 def test_large_logits_are_penalized():
@@ -77,8 +80,8 @@ def test_large_logits_are_penalized():
     for weight in (0.0, 0.5):
         learner = build(FrequentClasses(), logit_weight=weight)
         learner.policy.net.trunk = Outputs([0.08, 0.3, 0.62], [3.0, 2.0, 1.0])
-        learner.target_policy.net.trunk = Outputs([0.08, 0.3, 0.62], [3.0, 2.0, 1.0])
-        losses.append(learner.value_loss(make_classes(), RNG))
+        learner.nets.target.policy.net.trunk = Outputs([0.08, 0.3, 0.62], [3.0, 2.0, 1.0])
+        losses.append(call_step(learner, "value_loss", make_classes(), RNG))
     penalty = torch.tensor([0.08, 0.3, 0.62]).log().square().mean()
     torch.testing.assert_close(losses[1] - losses[0], (0.5 * penalty).expand(6))
 

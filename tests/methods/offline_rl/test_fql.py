@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixtures.d3rlpy import STATE, make_batch, make_policy
 from fixtures.fql import LOSSES, Critic, FlowNet, OneStepNet, inject
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
@@ -31,13 +32,13 @@ def test_it_keeps_the_contract_of_learners():
 def test_losses_equal_those_of_the_authors(monkeypatch):
     """Theirs is the mean over the critic networks, and ours the sum."""
     learner, batch, expected = FQL().build(make_policy(ONE_STEP), 0, 1, Dataset([])), make_batch(), LOSSES["fql"]
-    learner.critic, learner.target_critic = Critic(0), Critic(2)
-    learner.policy.net, learner.flow.net = OneStepNet(), FlowNet()
+    learner.nets.critic, learner.nets.target.critic = Critic(0), Critic(2)
+    learner.policy.net, learner.nets.flow.net = OneStepNet(), FlowNet()
     inject(monkeypatch)
-    assert learner.critic_loss(batch, RNG).mean().item() / 2 == pytest.approx(expected["critic"], abs=1e-5)
-    assert learner.flow.loss(batch, RNG).mean().item() == pytest.approx(expected["bc_flow_loss"], abs=1e-5)
-    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(
-        10 * expected["distill_loss"] + expected["q_loss"], abs=1e-5)
+    losses = [call_step(learner, f"{name}_loss", batch, RNG).mean().item() for name in ("critic", "flow", "policy")]
+    assert losses[0] / 2 == pytest.approx(expected["critic"], abs=1e-5)
+    assert losses[1] == pytest.approx(expected["bc_flow_loss"], abs=1e-5)
+    assert losses[2] == pytest.approx(10 * expected["distill_loss"] + expected["q_loss"], abs=1e-5)
 
 
 def test_a_head_without_noise_of_the_actions_shape_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, QUANTILES, STATE, fill_critic, losses_of, make_classes, make_policy_of_classes
+from fixtures.learning import call_step
 
 from understudy.data.episode import Dataset
 from understudy.heads.likelihood.categorical import Categorical
@@ -27,11 +28,11 @@ def test_losses_equal_those_of_d3rlpy(n_quantiles):
     expected, batch = losses_of("discrete_sac", n_quantiles), make_classes()
     config = DiscreteSAC(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles), temperature=0.5)
     learner = config.build(make_policy_of_classes(100, Categorical()), 0, 1, Dataset([]))
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
-    policy, temperature = learner.policy_loss(batch, RNG)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    policy, temperature = call_step(learner, "policy_loss", batch, RNG)
     assert policy.mean().item() == pytest.approx(expected["policy"], abs=1e-5)
     # The peer's loss of the temperature is that of the temperature, and not of its logarithm.
-    scale = (0.5 / learner.temperature.log).item()
+    scale = (0.5 / learner.nets.temperature.log).item()
     assert scale * temperature.mean().item() == pytest.approx(expected["temperature"], abs=1e-5)

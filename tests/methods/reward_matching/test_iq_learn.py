@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from fixtures.collections import fork
+from fixtures.learning import call_step
 
-from understudy.core import Batch, Feature, Unsupported, UserError
+from understudy.core import Batch, Feature, Unsupported, UserError, part
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
-from understudy.methods.reward_matching.iq_learn import IQLearn, IQLearner
+from understudy.methods.reward_matching.iq_learn import IQLearn
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
@@ -54,14 +56,22 @@ class Table(torch.nn.Module):
         return self.table[obs[STATE][:, -1, 0].long(), plan[:, 0, 0].long()].expand(2, -1)
 
 
-def tabular(scores: torch.Tensor, **options) -> IQLearner:
+@part
+class TabularIQLearn(IQLearn):
+    """The exact value of a softmax policy of the critic's table."""
+
+    def value(self, nets, obs, rng):
+        return soft_values(nets.critic.table)[obs[STATE][:, -1, 0].long()]
+
+
+def tabular(scores: torch.Tensor, **options) -> Engine:
     """The learner with a table as its critic, and the exact value of a softmax policy."""
     features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     data = Dataset([Episode({STATE: np.zeros((3, 1), np.float32), "action": np.ones((3, 1), np.float32)})])
     policy = Policy(PolicyConfig(SquashedGaussian(), MLP(8, 1)), features).fit_statistics(data)
-    learner = replace(SMALL, discount=DISCOUNT, temperature=TEMPERATURE, **options).build(policy, 0, 10, data)
-    learner.critic = Table(scores)
-    learner.value = lambda obs, rng: soft_values(learner.critic.table)[obs[STATE][:, -1, 0].long()]
+    config = TabularIQLearn(**vars(replace(SMALL, discount=DISCOUNT, temperature=TEMPERATURE, **options)))
+    learner = config.build(policy, 0, 10, data)
+    learner.nets.critic = Table(scores)
     return learner
 
 
@@ -79,11 +89,12 @@ ALL = torch.arange(4).repeat_interleave(2), torch.arange(2).repeat(4)
 def test_the_inverse_bellman_operator_gives_the_reward_back():
     reward = REWARD[:, None].expand(4, 2)
     learner = tabular(soft_scores(reward))
-    recovered, drop = learner.rewards(rows(*ALL), torch.Generator())
+    recovered, drop, _ = learner.config.rewards(learner.nets, rows(*ALL), torch.Generator())
     torch.testing.assert_close(recovered.detach(), REWARD[ALL[0]].expand(2, -1), rtol=0, atol=1e-5)
     values = soft_values(soft_scores(reward))
     torch.testing.assert_close(drop.detach(), values[ALL[0]] - DISCOUNT * values[AFTER[ALL]], rtol=0, atol=1e-5)
-    ended, _ = learner.rewards(rows(*ALL, torch.ones(8)), torch.Generator())  # no value follows an end
+    ended, _, _ = learner.config.rewards(  # no value follows an end
+        learner.nets, rows(*ALL, torch.ones(8)), torch.Generator())
     torch.testing.assert_close(ended[0].detach(), soft_scores(reward)[ALL])
 
 
@@ -95,7 +106,7 @@ def test_the_loss_by_hand():
     own_r, expert_r = (scores[s, a] - DISCOUNT * value[AFTER[s, a]] for s, a in (own, expert))
     drops = [value[s] - DISCOUNT * value[AFTER[s, a]] for s, a in (own, expert)]
     expected = -expert_r + sum(drops) / 2 + (own_r**2 + expert_r**2) / 2 / 8
-    torch.testing.assert_close(learner.critic_loss(batch, torch.Generator()).detach(), expected)
+    torch.testing.assert_close(call_step(learner, "critic_loss", batch, torch.Generator()).detach(), expected)
 
 
 def test_the_optimum_is_the_policy_of_soft_value_iteration():
@@ -106,16 +117,16 @@ def test_the_optimum_is_the_policy_of_soft_value_iteration():
     states, actions = (x.repeat_interleave(counts) for x in ALL)
     learner = tabular(torch.zeros(4, 2), divergence_weight=1e5)
     batch = rows(states, actions).replace(others={"expert": rows(states, actions)})
-    optimizer = torch.optim.LBFGS(learner.critic.parameters(), max_iter=300, line_search_fn="strong_wolfe",
+    optimizer = torch.optim.LBFGS(learner.nets.critic.parameters(), max_iter=300, line_search_fn="strong_wolfe",
                                   tolerance_grad=1e-9, tolerance_change=1e-12)
 
     def closure():
         optimizer.zero_grad()
-        loss = learner.critic_loss(batch, torch.Generator()).mean()
+        loss = call_step(learner, "critic_loss", batch, torch.Generator()).mean()
         loss.backward()
         return loss
     optimizer.step(closure)
-    table = learner.critic.table.detach()
+    table = learner.nets.critic.table.detach()
     torch.testing.assert_close(torch.softmax(table / TEMPERATURE, 1), policy, rtol=0, atol=2e-3)
     reward = table - DISCOUNT * soft_values(table)[AFTER]
     torch.testing.assert_close(torch.softmax(soft_scores(reward) / TEMPERATURE, 1), policy, rtol=0, atol=2e-3)

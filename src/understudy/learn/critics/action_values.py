@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,15 +14,14 @@ from ...data.episode import Dataset
 from ...heads.likelihood.categorical import Categorical
 from ...nets.quantile_layer import draw_levels
 from ...policy import Policy
+from ..algorithm import Algorithm, MetricBound, Net, loss
 from ..critic import Critic
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
 from ..optimizer import OptimizerConfig
-from ..targets import REWARD, TERMINATED, td_loss, td_terms
+from ..targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
 
 
 @part
-class ActionValues(LearnerConfig):
+class ActionValues(Algorithm):
     """Double Q-learning with a network that has an output for each class.
 
     The logits of the policy are the discounted returns of the classes, so that its most likely class is the best one.
@@ -55,46 +54,30 @@ class ActionValues(LearnerConfig):
     extra = (REWARD, TERMINATED)
     next_obs = True
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ActionValuesLearner:
-        return ActionValuesLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        check_classes(policy, type(self).__name__)
+        return {"policy": Net(policy, self.optimizer, target=self.target_decay)}
 
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"value": ReturnBound(data, self.discount)}
 
-class ActionValuesLearner(GradientLearner):
-    """Learner of `ActionValues`."""
-
-    config: ActionValues
-
-    def __init__(self, config: ActionValues, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        check_classes(policy, "ActionValues")
-        self.register("policy", policy, config.optimizer)
-        self.target_policy = self.target_network("policy", config.target_decay)
-        self.bound = self.score_bound(data, config.discount)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        self.minimize("policy", self.value_loss, batch)
-        metrics = self.end_update()
-        self.bound.check(metrics["value"], batch, self.n_updates)
-        return metrics
-
-    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the Huber loss of the value of the stored class, and its weighted cross-entropy, (B,)."""
-        quantiles, levels = training_quantiles(self.policy, batch.obs, rng)
-        stored = (quantiles * self.policy.encode_batch(batch)[:, 0]).sum(-1)
+        quantiles, levels = training_quantiles(nets.policy, batch.obs, rng)
+        stored = (quantiles * nets.policy.encode_batch(batch)[:, 0]).sum(-1)
         value = stored.mean(0)
-        self.log(value=value)
-        conservative = self.config.conservative_weight * (quantiles.mean(0).logsumexp(1) - value)
-        return td_loss(stored, self.target_value(batch), levels, huber=True) + conservative
+        conservative = self.conservative_weight * (quantiles.mean(0).logsumexp(1) - value)
+        return td_loss(stored, self.target_value(nets, batch), levels, huber=True) + conservative, {"value": value}
 
     @torch.no_grad()
-    def target_value(self, batch: Batch) -> Tensor:
+    def target_value(self, nets: Any, batch: Batch) -> Tensor:
         """Returns the reward plus the discounted value of the class that is best next, (n_quantiles, B)."""
         assert batch.next is not None
-        chooser = self.policy if self.config.double else self.target_policy
-        best = class_logits(chooser, batch.next).argmax(1)[None, :, None]
-        reward, bootstrap = td_terms(batch, self.config.discount)
-        return reward + bootstrap * class_quantiles(self.target_policy, batch.next).take_along_dim(best, -1)[..., 0]
+        target = nets.target.policy
+        best = class_logits(nets.policy if self.double else target, batch.next).argmax(1)[None, :, None]
+        reward, bootstrap = td_terms(batch, self.discount)
+        return reward + bootstrap * class_quantiles(target, batch.next).take_along_dim(best, -1)[..., 0]
 
 
 def class_logits(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:

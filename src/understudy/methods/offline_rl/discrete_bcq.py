@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 from torch import Generator, Tensor
 
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.likelihood.categorical import Categorical
-from ...learn.critics.action_values import ActionValues, ActionValuesLearner, of_first_step
+from ...learn.algorithm import Net, loss
+from ...learn.critics.action_values import ActionValues, of_first_step
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
@@ -55,9 +56,13 @@ class FrequentClasses(Categorical):
         return probable, self.split_quantiles(net, values, levels)
 
 
+@method("Fujimoto et al. 2019 (discrete BCQ), arXiv 1910.01708", needs=(CLASSES, STEP_REWARDS),
+        when="if actions are classes, there are rewards and no environment, and rare actions must not be taken.")
 @part
 class DiscreteBCQ(ActionValues):
-    """Double Q-learning among the classes that resemble the data, with the head `FrequentClasses`.
+    """Batch-constrained Q-learning for classes: the best of those that demonstrations take often enough.
+
+    The head `FrequentClasses` says which classes these are. It clones the data.
 
     Args:
         logit_weight: Weight of the mean square of the logits of the probabilities.
@@ -68,34 +73,25 @@ class DiscreteBCQ(ActionValues):
 
     logit_weight: Annotated[float, AtLeast(0)] = 0.01
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DiscreteBCQLearner:
+    def method(self, features: Schema | None = None, threshold: float = 0.3) -> Method:
+        """Args:
+            threshold: A class is left out if its probability is below this fraction of the largest. 0 is double
+                Q-learning, 1 is cloning.
+        """
+        policy = PolicyConfig(FrequentClasses(threshold=threshold), FeedForward((256, 256)), simplest_encoder(features))
+        return Method(policy, learner=self)
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not isinstance(policy.config.head, FrequentClasses):
             raise Unsupported(f"{type(policy.config.head).__name__} does not say which classes are in the data",
                               where="DiscreteBCQ", hint="use the head FrequentClasses(), or train discrete-cql")
-        return DiscreteBCQLearner(self, policy, seed, steps, data)
+        return super().networks(policy, data)
 
-
-class DiscreteBCQLearner(ActionValuesLearner):
-    """Learner of `DiscreteBCQ`."""
-
-    config: DiscreteBCQ
-
-    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns that of double Q-learning plus the cross-entropy of the stored classes, (B,)."""
-        head, stored = cast(FrequentClasses, self.policy.config.head), self.policy.encode_batch(batch)[:, 0]
-        logits = head.outputs(*of_first_step(self.policy, batch.obs))[0][:, 0]
-        cloning = -(logits.log_softmax(1) * stored).sum(1) + self.config.logit_weight * logits.square().mean(1)
-        return super().value_loss(batch, rng) + cloning
-
-
-@method("Fujimoto et al. 2019 (discrete BCQ), arXiv 1910.01708", needs=(CLASSES, STEP_REWARDS),
-        when="if actions are classes, there are rewards and no environment, and rare actions must not be taken.")
-def discrete_bcq(threshold: float = 0.3, features: Schema | None = None) -> Method:
-    """Batch-constrained Q-learning for classes: the best of those that demonstrations take often enough.
-
-    Args:
-        threshold: A class is left out if its probability is below this fraction of the largest. 0 is double Q-learning,
-            1 is cloning.
-    """
-    policy = PolicyConfig(FrequentClasses(threshold=threshold), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, learner=DiscreteBCQ())
+        stored = nets.policy.encode_batch(batch)[:, 0]
+        logits = nets.policy.config.head.outputs(*of_first_step(nets.policy, batch.obs))[0][:, 0]
+        cloning = -(logits.log_softmax(1) * stored).sum(1) + self.logit_weight * logits.square().mean(1)
+        values, logged = super().value_loss(nets, batch, rng)
+        return values + cloning, logged

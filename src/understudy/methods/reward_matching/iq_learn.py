@@ -1,29 +1,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from torch import Generator, Tensor
 
-from ...core import Above, AtLeast, AtMost, Batch, Unsupported, part
+from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
+from ...learn.algorithm import Algorithm, MetricBound, Net, loss
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.reward_models import demonstrations_end, warn_of_ends
-from ...learn.targets import TERMINATED, check_bounded
+from ...learn.targets import TERMINATED, MeanBound
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 from .airl import airl
 
 
+class ScoreBound(MeanBound):
+    """Warns once if the environment ends episodes of the policy and no demonstration ends, besides what it refuses."""
+
+    def __init__(self, largest: float, data: Dataset):
+        super().__init__(largest)
+        self.warns_of_ends = not demonstrations_end(data)
+
+    def check(self, value: float, batch: Batch, update: int) -> None:
+        if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
+            self.warns_of_ends = False
+            warn_of_ends("IQLearn")
+        super().check(value, batch, update)
+
+
+@method("Garg et al. 2021, arXiv 2106.12142", needs=(NUMBERS, ENDS, "an environment"),
+        when="if a critic alone is learned from demonstrations; with three of them on the fork it stayed below "
+             "cloning in pilots, so try `dac` first.")
 @part
-class IQLearn(LearnerConfig):
-    """Inverse soft Q-learning: maximum-entropy imitation in which the critic stands for the reward.
+class IQLearn(Algorithm):
+    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between.
 
     With r = Q(s, a) - discount * V(s'), and V the value of the policy with its entropy, the critic raises r at
     demonstrated steps and lowers the value of the policy, while r^2 / (4 * divergence_weight) keeps r small. It needs
@@ -54,73 +72,46 @@ class IQLearn(LearnerConfig):
     next_obs = True
     compares = True
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> IQLearner:
-        return IQLearner(self, policy, seed, steps, data)
+    def method(self, features: Schema | None = None, n_rounds: int = 50, n_episodes: int = 4) -> Method:
+        return replace(airl(n_rounds, n_episodes), learner=self)
 
-
-class IQLearner(GradientLearner):
-    """Learner of `IQLearn`."""
-
-    config: IQLearn
-
-    def __init__(self, config: IQLearn, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if policy.target.kind == "discrete" or policy.window.horizon > 1 or policy.window.action_offset:
             raise Unsupported("the critic scores single actions that are numbers, of the current step", where="IQLearn",
                               hint="use a policy with horizon=1 and action_offset=0, for continuous actions")
-        config.critic.check_no_quantiles()
-        config.critic.check_no_subset()
+        self.critic.check_no_quantiles()
+        self.critic.check_no_subset()
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
-        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
-        self.register("policy", policy, config.policy_optimizer)
-        self.warns_of_ends = not demonstrations_end(data)  # once
+        return {"critic": Net(self.critic.build(policy), self.optimizer), "policy": Net(policy, self.policy_optimizer)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
-            self.warns_of_ends = False
-            warn_of_ends("IQLearn")
-        self.minimize("critic", self.critic_loss, batch)
-        self.minimize("policy", self.policy_loss, batch)
-        metrics = self.end_update()
-        if self.config.discount < 1:
-            largest = 2 * self.config.divergence_weight + self.config.temperature * math.prod(self.policy.noise_shape)
-            check_bounded(metrics["critic/score"], largest / (1 - self.config.discount), self.n_updates)
-        return metrics
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        largest = 2 * self.divergence_weight + self.temperature * math.prod(policy.noise_shape)
+        return {"critic/score": ScoreBound(largest / (1 - self.discount) if self.discount < 1 else 0.0, data)}
 
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("critic")
+    def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the critic for a row of the policy and one of a demonstration, (B,)."""
-        expert = batch.others["expert"]
-        (own_r, own_drop), (expert_r, expert_drop) = (self.rewards(part, rng) for part in (batch, expert))
-        divergence = (own_r.square() + expert_r.square()).mean(0) / 2 / (4 * self.config.divergence_weight)
-        return -expert_r.mean(0) + (own_drop + expert_drop) / 2 + divergence
+        (own_r, own_drop, own_score), (expert_r, expert_drop, expert_score) = (
+            self.rewards(nets, part, rng) for part in (batch, batch.others["expert"]))
+        divergence = (own_r.square() + expert_r.square()).mean(0) / 2 / (4 * self.divergence_weight)
+        return (-expert_r.mean(0) + (own_drop + expert_drop) / 2 + divergence,
+                {"score": torch.cat([own_score, expert_score]).mT})
 
-    def rewards(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the reward of each critic network by the inverse Bellman operator, (C, B), and V(s) - discount *
-        V(s'), (B,)."""
+    def rewards(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the reward of each critic network by the inverse Bellman operator, (C, B), V(s) - discount * V(s'),
+        (B,), and the scores, (C, B)."""
         assert batch.next is not None
         goes_on = 1 - batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].float()
-        after = self.config.discount * goes_on * self.value(batch.next, rng)
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mT)
-        return scores - after, self.value(batch.obs, rng) - after
+        after = self.discount * goes_on * self.value(nets, batch.next, rng)
+        scores = nets.critic.scores(batch.obs, batch.action)
+        return scores - after, self.value(nets, batch.obs, rng) - after, scores
 
-    def value(self, obs, rng: Generator) -> Tensor:
+    def value(self, nets: Any, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
         """Returns the value of the policy, with its entropy, (B,)."""
-        score, log_prob = self._score(obs, rng)
-        return score - self.config.temperature * log_prob
+        coded, log_prob = nets.policy.sample_log_prob(nets.policy.context(obs), rng)
+        return nets.critic(obs, nets.policy.decode(coded, obs)) - self.temperature * log_prob.sum(1)
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the policy, minus its value at an own and at a demonstrated observation, (B,)."""
-        return -(self.value(batch.obs, rng) + self.value(batch.others["expert"].obs, rng)) / 2
-
-    def _score(self, obs, rng: Generator) -> tuple[Tensor, Tensor]:
-        coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs), rng)
-        return self.critic(obs, self.policy.decode(coded, obs)), log_prob.sum(1)
-
-
-@method("Garg et al. 2021, arXiv 2106.12142", needs=(NUMBERS, ENDS, "an environment"),
-        when="if a critic alone is learned from demonstrations; with three of them on the fork it stayed below "
-             "cloning in pilots, so try `dac` first.")
-def iq_learn(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 0.01) -> Method:
-    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between."""
-    return replace(airl(n_rounds, n_episodes), learner=IQLearn(temperature=temperature))
+        return -(self.value(nets, batch.obs, rng) + self.value(nets, batch.others["expert"].obs, rng)) / 2

@@ -32,7 +32,7 @@ from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans
+from understudy.methods.behavior_cloning.robust_bc import RobustBC
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -88,7 +88,7 @@ PARTICLE = Experiment(
     "particle",
     (
         cloning("cloning"),
-        learner_arm("median of means", MedianOfMeans(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)),
+        learner_arm("median of means", RobustBC(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)),
         cloning("cloning, clean actions", sample_weights=ColumnWeights(CLEAN, 1.0, 0.0)),
         cloning("cloning, absolute error", "l1"),
     ),

@@ -35,7 +35,7 @@ from understudy.learn.sample_weights import (
     WeightFunction,
     loss_per_window,
 )
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, median_block
+from understudy.methods.behavior_cloning.robust_bc import RobustBC, median_block
 from understudy.methods.offline_rl.iw_sft import (
     ImportanceWeightedCloning,
     ImportanceWeightedCloningLearner,
@@ -103,7 +103,7 @@ def cloning(percent: int, norm: Literal["l1", "l2", "huber"] = "l2", **options) 
     return robust(percent, BehaviorCloning(2000, 128, FAST, **options), norm)
 
 
-def median_of_means(percent: int, learner: type[MedianOfMeans] = MedianOfMeans) -> Method:
+def median_of_means(percent: int, learner: type[RobustBC] = RobustBC) -> Method:
     return robust(percent, learner(N_BLOCKS[percent], 2000, 128, FAST))
 
 

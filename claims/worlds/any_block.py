@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, MedianOfMeansLearner
+from understudy.methods.behavior_cloning.robust_bc import RobustBC
 
 
 @dataclass(frozen=True)
-class AnyBlock(MedianOfMeans):
-    """`MedianOfMeans` in which the first block trains, which is as good as drawn by lot."""
-
-    def build(self, policy, seed, steps, data):
-        return AnyBlockLearner(self, policy, seed, steps)
-
-
-class AnyBlockLearner(MedianOfMeansLearner):
-    """Learner of `AnyBlock`."""
+class AnyBlock(RobustBC):
+    """`RobustBC` in which the first block trains, which is as good as drawn by lot."""
 
     def choose_block(self, differences):
         return 0

@@ -30,6 +30,7 @@ _METHODS = {  # when each family was one file
     "return_conditioned": "arp decision_diffuser decision_transformer dichotomy_of_control udrl",
     "skills": "groot_2 omnijarvis opal play_lmp",
 }
+_CLASSES = {"robust_bc": "RobustBC"}  # methods that were functions then
 _COLUMN_CHANGES = ("ColumnPadding", "ConstantColumn", "LastAction", "OptionalColumn", "Progress", "Rename",
                    "ReturnToGo", "SelectComponents", "TimeLeft")
 _ROOMS = {  # folder: modules that were in the folder above it
@@ -84,7 +85,6 @@ MODULES: dict[str, str] = {  # old module: new module
     "understudy.nets.prompted_encoder": "understudy.methods.representation.dualmind",
     "understudy.nets.bottleneck": "understudy.methods.behavior_cloning.bottleneck_bc",
     "understudy.learn.information_bottleneck": "understudy.methods.behavior_cloning.bottleneck_bc",
-    "understudy.learn.median_of_means": "understudy.methods.behavior_cloning.robust_bc",
     **{f"understudy.data.{name}": f"understudy.data.recording.{name}" for name in ("encoder", "recorder", "recovery")},
     "understudy.nets.pretrained": "understudy.nets.pretrained.files",
     "understudy.nets.pretrained_text": "understudy.nets.pretrained.text",
@@ -112,7 +112,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
 } | {
-    f"understudy.methods.{family}:{name}": f"understudy.methods.{family}.{name}:{name}"
+    f"understudy.methods.{family}:{name}": f"understudy.methods.{family}.{name}:{_CLASSES.get(name, name)}"
     for family, names in _METHODS.items() for name in names.split()
 } | {
     f"understudy.execute.planner_config:{old}": f"understudy.execute.{new}" for old, new in _PLANNERS.items()
@@ -130,6 +130,9 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.learn.{old.partition('.')[2] if is_old else old}": f"understudy.methods.{new}"
     for old, new in _LEARNERS.items() for is_old in (True, False)
 } | {
+    "understudy.learn.median_of_means:MedianOfMeans": "understudy.methods.behavior_cloning.robust_bc:RobustBC",
+    "understudy.methods.behavior_cloning.robust_bc:MedianOfMeans":
+        "understudy.methods.behavior_cloning.robust_bc:RobustBC",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
 }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from ..checkpoint import CheckpointModule
 from ..core import Batch
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
@@ -28,11 +30,14 @@ class Net:
     """A network of a method, and how it is trained.
 
     Args:
-        module: The network, or several parts as a tuple. Losses read it as `nets.NAME`.
+        module: The network, or several parts as a tuple. Losses read it as `nets.NAME`. Networks that one optimizer
+            trains and averages together are an `nn.ModuleDict`: losses read each by its own name, and a checkpoint
+            stores each.
         optimizer: Optimizer of its weights. None for a network that is only stored.
         target: Decay of a slowly updated copy, which losses read as `nets.target.NAME`. None for no copy.
         average: Decay of averaged weights, which act and are stored in place of the network's. None for none.
         trained_with: Name of the network whose optimizer trains this one, too.
+        stored: Whether checkpoints have it, for planners and later stages.
     """
 
     module: Any
@@ -40,6 +45,7 @@ class Net:
     target: float | EMADecay | None = None
     average: EMADecay | None = None
     trained_with: str | None = None
+    stored: bool = True
 
 
 class MetricBound(Protocol):
@@ -64,19 +70,25 @@ class Step:
     weights: str | None = None
     normalize: Literal["weights", "rows"] = "weights"
     when: Callable[[Any, int, int], bool] | None = None
+    times: str | None = None
 
 
-def prepare(function: F) -> F:
+def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | None = None) -> Any:
     """Decorator of ``function(self, nets, batch, rng)``, which returns the batch with columns that later steps read.
 
     It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged.
+
+    Args:
+        when: Whether it is due, as for `loss`.
     """
-    function.step = Step(function.__name__)  # ty: ignore[unresolved-attribute]
+    if function is None:
+        return partial(prepare, when=when)
+    function.step = Step(function.__name__, when=when)
     return function
 
 
 def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "rows"] = "weights",
-         when: Callable[[Any, int, int], bool] | None = None) -> Callable[[F], F]:
+         when: Callable[[Any, int, int], bool] | None = None, times: str | None = None) -> Callable[[F], F]:
     """Decorator of ``function(self, nets, batch, rng)``, a loss whose step of the optimizer is part of each update.
 
     The function returns one number for each window, (B,), or for each step, (B, H), and never their mean. A tuple adds
@@ -90,9 +102,10 @@ def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "
         normalize: What the weighted sum is divided by: see `GradientLearner.minimize`.
         when: ``when(method, n_updates, steps)`` says whether the step is due, given the numbers of updates made and of
             all that will be. None: in each update.
+        times: Name of the field that says how many steps are made in each update. None: one.
     """
     def store(function: F) -> F:
-        function.step = Step(function.__name__, of, weights, normalize, when)  # ty: ignore[unresolved-attribute]
+        function.step = Step(function.__name__, of, weights, normalize, when, times)  # ty: ignore[unresolved-attribute]
         return function
     return store
 
@@ -152,6 +165,8 @@ class Engine(GradientLearner):
             if net.average is not None:
                 self.average_weights(name, net.average)
         networks = {**self.networks, **{name: net.module for name, net in self.declared.items()}}
+        for net in self.declared.values():
+            networks |= net.module if isinstance(net.module, nn.ModuleDict) else {}
         targets = {name: ema.module for name, ema in self.targets.items()}
         self.nets = SimpleNamespace(**networks, target=SimpleNamespace(**targets))
         self.metric_bounds = config.bounds(policy, data)
@@ -171,6 +186,18 @@ class Engine(GradientLearner):
         own = self.config.sampler(self.policy, data, sampling_weights)
         return super().batch_sampler(data, sampling_weights) if own is None else own
 
+    @property
+    def trained_policy(self) -> Policy:
+        trained: Any = super().trained_policy
+        return trained["policy"] if isinstance(trained, nn.ModuleDict) else trained
+
+    @property
+    def modules(self) -> dict[str, CheckpointModule]:
+        modules: Any = {name: module for name, module in super().modules.items()
+                        if name not in self.declared or self.declared[name].stored}
+        together: Any = super().trained_policy
+        return {**modules, **together} if isinstance(together, nn.ModuleDict) else modules
+
     def update(self, batch: Batch) -> dict[str, float]:
         batch, rng = batch.to(self.device), None
         for step in self._steps:
@@ -186,7 +213,9 @@ class Engine(GradientLearner):
                 else:
                     weights, values = result, {prepares: result, **values}
                 self._record(step.of or "policy", **{k: v.float().mean().item() for k, v in values.items()})
-            if step.of is not None:
+            if step.of is None:
+                continue
+            for _ in range(1 if step.times is None else getattr(self.config, step.times)):
                 self.minimize(step.of, lambda part, rng, function=function: self._logged_terms(
                     function(self.nets, part, rng)), batch, weights, normalize=step.normalize)
         self.config.end_update(self.nets)

@@ -17,7 +17,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, median_block
+from understudy.methods.behavior_cloning.robust_bc import RobustBC, median_block
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -61,7 +61,7 @@ def test_the_median_is_that_of_the_differences():
 def test_wrong_actions_do_not_move_it():
     """With 10 % of wrong actions a block of 4 is clean in 66 % of cases, and the mean action is 5.9."""
     optimizer = OptimizerConfig(lr=3e-3, warmup_steps=10)
-    data, robust = corrupted(0.1), MedianOfMeans(32, 1500, optimizer=optimizer, ema=ConstantDecay(0.99))
+    data, robust = corrupted(0.1), RobustBC(32, 1500, optimizer=optimizer, ema=ConstantDecay(0.99))
     assert planned(robust, data) == pytest.approx(1, abs=0.1)
     assert planned(BehaviorCloning(1500, optimizer=optimizer, ema=ConstantDecay(0.99)), data) > 4
     worse = corrupted(0.6)  # more than half of the blocks are wrong, whatever their size
@@ -70,14 +70,14 @@ def test_wrong_actions_do_not_move_it():
 
 def test_it_keeps_the_contract_of_learners():
     window = Window(2, 3)
-    check_learner(MedianOfMeans(4, batch_size=8), (
+    check_learner(RobustBC(4, batch_size=8), (
         PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=window, inputs=("observation.state",)),
         PolicyConfig(Flow(n_steps=2), MLP(16, 1), window=window, inputs=("observation.state",))))
 
 
 def test_what_it_cannot_train_is_refused():
     with pytest.raises(UserError, match="129 blocks for 128 windows"):
-        MedianOfMeans(129)
+        RobustBC(129)
     policy, _ = random_batch(PolicyConfig(BeT(4), MLP(16)))
     with pytest.raises(Unsupported, match="BeT is more than a network"):
-        MedianOfMeans().build(policy, 0, 10, None)
+        RobustBC().build(policy, 0, 10, None)

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ...core import AtLeast, Batch, Unsupported, UserError, part
+from ...core import AtLeast, Batch, Schema, Unsupported, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head, TargetNetworkHead
 from ...heads.likelihood.regression import Regression
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
+from ...learn.algorithm import Algorithm, Net, loss, prepare
+from ...learn.devices import Processes
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...nets.ema import EMADecay, WarmupDecay
@@ -21,9 +21,11 @@ from ...policy import Policy, PolicyConfig
 from ..registry import method
 
 
+@method("Liu et al. 2022 (RBC), arXiv 2201.12594", rows=("268",),
+        when="if an unknown part of the recorded actions is wrong; on clean data it only trains longer than `bc`.")
 @part
-class MedianOfMeans(LearnerConfig):
-    """Train on the block of each batch that is the median of a tournament with a rival policy.
+class RobustBC(Algorithm):
+    """Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.
 
     A batch is split into blocks. In each block the mean loss of the policy is compared with that of a rival, a second
     policy with other weights. Both then learn from the block with the median difference. If fewer than half of the
@@ -34,7 +36,8 @@ class MedianOfMeans(LearnerConfig):
     and counts less.
 
     Args:
-        n_blocks: Number of blocks of a batch. One of them trains.
+        n_blocks: Number of blocks of a batch. One of them trains. More blocks survive a larger fraction of wrong
+            actions.
         batch_size: Windows per batch. An update learns from one block, so that more updates are needed than in
             behavior cloning.
         optimizer: Optimizer of both policies.
@@ -45,61 +48,54 @@ class MedianOfMeans(LearnerConfig):
     """
 
     n_blocks: int = 32
-    steps: Annotated[int, AtLeast(0)] = 5000
+    steps: Annotated[int, AtLeast(0)] = 8000
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
         if not 3 <= self.n_blocks <= self.batch_size:
-            raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="MedianOfMeans",
+            raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="RobustBC",
                             hint="use at least 3 blocks, and a batch_size of at least as many windows")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> MedianOfMeansLearner:
-        return MedianOfMeansLearner(self, policy, seed, steps)
+    def method(self, features: Schema | None = None, horizon: int = 1) -> Method:
+        """Args:
+            horizon: Number of actions in a chunk. All of them are executed.
+        """
+        return Method(PolicyConfig(Regression(), window=Window(1, horizon)), RecedingHorizon(horizon), self)
 
-
-class MedianOfMeansLearner(GradientLearner):
-    """Learner of `MedianOfMeans`."""
-
-    config: MedianOfMeans
-
-    def __init__(self, config: MedianOfMeans, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         head = policy.config.head
         if type(head).fit is not Head.fit or isinstance(head, TargetNetworkHead):
-            raise Unsupported(f"{type(head).__name__} is more than a network and its loss", where="MedianOfMeans",
+            raise Unsupported(f"{type(head).__name__} is more than a network and its loss", where="RobustBC",
                               hint="use a head such as Regression, GMM, Flow or Diffusion")
-        if self.processes.count > 1:
-            raise Unsupported(f"{self.processes.count} processes would each take the median of their part of a batch",
-                              where="MedianOfMeans", hint="train in one process")
-        self.register("policy", policy, config.optimizer)
-        self.rival = self.register("rival", _other_weights(policy, seed), config.optimizer)
-        self.average_weights("policy", config.ema)
+        if (count := Processes.current().count) > 1:
+            raise Unsupported(f"{count} processes would each take the median of their part of a batch",
+                              where="RobustBC", hint="train in one process")
+        return {"policy": Net(policy, self.optimizer, average=self.ema),
+                "rival": Net(_other_weights(policy), self.optimizer, stored=False)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        cuts = [len(batch) * k // self.config.n_blocks for k in range(self.config.n_blocks + 1)]
+    @prepare
+    def chosen(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Returns the block that trains."""
+        cuts = [len(batch) * k // self.n_blocks for k in range(self.n_blocks + 1)]
         blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
-        with self.evaluation():
-            difference = self.loss_per_window(self.policy, batch) - self.loss_per_window(self.rival, batch)
-            chosen = blocks[self.choose_block(torch.stack([difference[rows].mean() for rows in blocks]))]
-        self.minimize("policy", self.policy.loss, batch.select_rows(chosen))
-        self.minimize("rival", self.rival.loss, batch.select_rows(chosen))
-        return self.end_update()
+        policy, rival = (net.loss(batch, rng.clone_state()).float().sum(1) / batch.mask.sum(1).clamp(min=1)
+                         for net in (nets.policy, nets.rival))  # with the same noise
+        differences = torch.stack([(policy - rival)[rows].mean() for rows in blocks])
+        return batch.select_rows(blocks[self.choose_block(differences)])
 
     def choose_block(self, differences: Tensor) -> int:
         """Returns the block that trains, given the mean loss of the policy minus that of its rival, (n_blocks,)."""
         return median_block(differences)
 
-    @property
-    def modules(self):
-        return {"policy": self.trained_policy}  # the rival does not act
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch, rng)
 
-    def loss_per_window(self, policy: Policy, batch: Batch) -> Tensor:
-        """Returns the mean loss of each window, (B,), with the same noise for every policy."""
-        loss = policy.loss(batch, self.generator()).float()
-        return loss.sum(1) / batch.mask.sum(1).clamp(min=1)
+    @loss("rival")
+    def rival_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.rival.loss(batch, rng)
 
 
 def median_block(differences: Tensor) -> int:
@@ -107,23 +103,10 @@ def median_block(differences: Tensor) -> int:
     return int(differences.argsort(stable=True)[(len(differences) - 1) // 2])
 
 
-def _other_weights(policy: Policy, seed: int) -> Policy:
-    """A policy with the same statistics and other weights."""
+def _other_weights(policy: Policy) -> Policy:
+    """A policy with the same statistics and the weights of the next seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        torch.manual_seed(torch.initial_seed() + 1)
         rival = Policy(policy.config, policy.features)
     rival.codec.load_state_dict(policy.codec.state_dict())
     return rival
-
-
-@method("Liu et al. 2022 (RBC), arXiv 2201.12594", rows=("268",),
-        when="if an unknown part of the recorded actions is wrong; on clean data it only trains longer than `bc`.")
-def robust_bc(horizon: int = 1, n_blocks: int = 32) -> Method:
-    """Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.
-
-    Args:
-        horizon: Number of actions in a chunk. All of them are executed.
-        n_blocks: Number of blocks of a batch. More blocks survive a larger fraction of wrong actions.
-    """
-    learner = MedianOfMeans(n_blocks, steps=8000)
-    return Method(PolicyConfig(Regression(), window=Window(1, horizon)), RecedingHorizon(horizon), learner)

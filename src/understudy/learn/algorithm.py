@@ -76,7 +76,8 @@ class Step:
 def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | None = None) -> Any:
     """Decorator of ``function(self, nets, batch, rng)``, which returns the batch with columns that later steps read.
 
-    It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged.
+    It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged. It
+    may update buffers of a network, such as running statistics, by what is the same in every process.
 
     Args:
         when: Whether it is due, as for `loss`.
@@ -172,6 +173,8 @@ class Engine(GradientLearner):
         self.metric_bounds = config.bounds(policy, data)
         self._bounds = list(self.metric_bounds.values())
         self._steps = config.steps_of_update()
+        trained = [step.of for step in self._steps if step.of is not None]
+        self._first = trained[0] if trained and "policy" not in trained else "policy"
 
     def register_networks(self, data: Dataset) -> None:
         """Registers the networks that the method declares."""
@@ -220,6 +223,8 @@ class Engine(GradientLearner):
                     function(self.nets, part, rng)), batch, weights, normalize=step.normalize)
         self.config.end_update(self.nets)
         metrics = self.end_update()
+        if (first := f"{self._first}/loss") in metrics:  # the policy has no loss: the progress bar shows the first one
+            metrics["loss"] = metrics[first]
         for name, bound in self.metric_bounds.items():
             bound.check(metrics[name], batch, self.n_updates)
         return metrics

@@ -57,6 +57,14 @@ def test_progress_is_the_logarithm_of_steps_and_none_is_earned_by_coming_back():
     assert not model.progress(places[0], places[0]).any()
 
 
+def test_the_loss_of_the_progress_bar_is_that_of_progress():
+    """The policy has none."""
+    data = Dataset([line(0.1, 20)])
+    learner = ProgressLearning(batch_size=8).build(Policy(POLICY, data.features()).fit_statistics(data), 0, 1, data)
+    metrics = learner.update(learner.batch_sampler(data).batch(8, 0))
+    assert metrics["loss"] == metrics["reward/loss"] > 0
+
+
 def test_a_stopped_stage_continues(tmp_path):
     """Also if its reward reads the statistics of the data when it is built."""
     data, method = Dataset([line(0.1, 20), line(0.1, 21)]), Method(PolicyConfig(Regression(), MLP(8, 1)),

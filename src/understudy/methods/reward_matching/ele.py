@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import field, replace
 from math import log1p
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,9 +11,8 @@ from ...checkpoint import FromStage
 from ...core import AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
 from ...data.missing_actions import PlaceholderActions
+from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.critics.ppo import PPO
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
@@ -90,7 +89,7 @@ class ProgressModel(EpisodeReward):
 
 
 @part
-class ProgressLearning(LearnerConfig):
+class ProgressLearning(Algorithm):
     """Learns the progress of demonstrations, for other learners (`ProgressReward`). The policy stays as it is.
 
     Args:
@@ -103,25 +102,13 @@ class ProgressLearning(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     validates = False
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ProgressLearner:
-        return ProgressLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        return {"policy": Net(policy), "reward": Net(self.reward.build(policy, data), self.optimizer)}
 
-
-class ProgressLearner(GradientLearner):
-    """Learner of `ProgressLearning`."""
-
-    def __init__(self, config: ProgressLearning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        self.register("policy", policy)
-        self.progress: ProgressModel = self.register("reward", config.reward.build(policy, data), config.optimizer)
-
-    def update(self, batch):
-        self.minimize("reward", self.loss, batch)
-        return self.end_update()
-
-    def loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("reward")
+    def progress_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of as many random pairs as the batch has rows, (B,)."""
-        return self.progress.pair_loss(len(batch), rng)
+        return nets.reward.pair_loss(len(batch), rng)
 
 
 @method("Bruce et al. 2023 (ELE), ICLR, with proximal policy optimization in place of Muesli", rows=("174",),

@@ -28,9 +28,8 @@ from ...data.column_changes import ColumnChange, LastAction, target_return, with
 from ...data.episode import Dataset, Episode
 from ...data.text_columns import TaskText
 from ...files import read_json, write_json
+from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...nets.base import Encoder
@@ -162,7 +161,7 @@ TASK = "observation.task"
 
 
 @part
-class TaskContrast(LearnerConfig):
+class TaskContrast(Algorithm):
     """Trains a scorer that tells how well an observation fits the words of a task, as CLIP does for images.
 
     Two networks embed the observation and the words at unit length. The score is their cosine similarity, divided by
@@ -191,7 +190,7 @@ class TaskContrast(LearnerConfig):
     batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> TaskContrastLearner:
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if self.task in data.features():
             words = (np.asarray(episode.steps[self.task]) for episode in data)
             first = next(words)[0]
@@ -199,30 +198,15 @@ class TaskContrast(LearnerConfig):
                 raise DataError("all episodes have the same words, so that a scorer cannot learn what they say",
                                 where=f"column {self.task!r}",
                                 hint="give the episodes their tasks in words: the column or the metadata 'task'")
-        return TaskContrastLearner(self, policy, seed, steps)
+        spec = TaskSimilaritySpec(self.task, self.encoder, self.hidden, self.size, self.temperature, policy.config)
+        scorer = TaskSimilarity(spec, policy.features, policy.codec)
+        return {"scorer": Net(scorer, self.optimizer), "policy": Net(policy)}
 
-
-class TaskContrastLearner(GradientLearner):
-    """Learner of `TaskContrast`."""
-
-    config: TaskContrast
-
-    def __init__(self, config: TaskContrast, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        spec = TaskSimilaritySpec(config.task, config.encoder, config.hidden, config.size, config.temperature,
-                                  policy.config)
-        self.scorer = self.register("scorer", TaskSimilarity(spec, policy.features, policy.codec), config.optimizer)
-        self.register("policy", policy)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("scorer", self.loss, batch)
-        return {name.removeprefix("scorer/"): value for name, value in self.end_update().items()}
-
-    def loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the contrastive loss of each window, (B,)."""
-        scene, words = self.scorer.embed({k: v[:, -1] for k, v in batch.obs.items()})
-        logits = scene @ words.T / self.config.temperature
-        text = batch.obs[self.config.task][:, -1].flatten(1)
+    @loss("scorer")
+    def contrastive_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        scene, words = nets.scorer.embed({k: v[:, -1] for k, v in batch.obs.items()})
+        logits = scene @ words.T / self.temperature
+        text = batch.obs[self.task][:, -1].flatten(1)
         same = (text[:, None] == text[None]).all(-1) & ~torch.eye(len(text), dtype=torch.bool, device=text.device)
         logits, rows = logits.masked_fill(same, -torch.inf), torch.arange(len(text), device=text.device)
         return (F.cross_entropy(logits, rows, reduction="none") + F.cross_entropy(logits.T, rows, reduction="none")) / 2
@@ -283,7 +267,7 @@ class TaskSimilarity(BuiltModule):
 
 
 @part
-class ScorerCalibration(LearnerConfig):
+class ScorerCalibration(Algorithm):
     """Stores what a frozen scorer gives for the training data: its lowest score and the return to ask for.
 
     It is the learner of a stage. Its checkpoint has the module "reward", which `ScoredReturn` reads. Nothing is
@@ -301,26 +285,12 @@ class ScorerCalibration(LearnerConfig):
     steps: Annotated[int, AtLeast(0)] = 0
     batch_size: Annotated[int, AtLeast(1)] = 1
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ScorerCalibrationLearner:
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if isinstance(self.scorer, FromStage):
             raise UserError(f"{self.scorer} is not a trained module", where="ScorerCalibration.scorer",
                             hint="train a method that has this stage")
-        return ScorerCalibrationLearner(self, policy, seed, steps, data)
-
-
-class ScorerCalibrationLearner(GradientLearner):
-    """Learner of `ScorerCalibration`."""
-
-    config: ScorerCalibration
-
-    def __init__(self, config: ScorerCalibration, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        assert not isinstance(config.scorer, FromStage)  # the config refuses it
-        self.register("policy", policy)
-        self.register("reward", CalibratedScorer(config.scorer).to(policy.device).calibrate(data, config.quantile))
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        return self.end_update()
+        reward = CalibratedScorer(self.scorer).to(policy.device).calibrate(data, self.quantile)
+        return {"policy": Net(policy), "reward": Net(reward)}
 
 
 @method("Kim et al. 2023 (ARP), arXiv 2309.10790, whose scorer is CLIP, frozen or trained further on the "

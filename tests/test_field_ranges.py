@@ -69,7 +69,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
                                                    "BEAR", "CalQL", "DiverseCritics", "PLAS", "NearestActions",
                                                    "SupportedActorCritic", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
-             ("ClassBalancedWeights", "remainder"), ("StageLearning", "max_rewind")}
+             ("ClassBalancedWeights", "remainder"), ("SARM", "max_rewind")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}
 
 

@@ -134,6 +134,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     "understudy.methods.behavior_cloning.robust_bc:MedianOfMeans":
         "understudy.methods.behavior_cloning.robust_bc:RobustBC",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
+    "understudy.methods.reward_matching.sarm:StageLearning": "understudy.methods.reward_matching.sarm:SARM",
 }
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ from ...data.window import Window
 from ...heads.likelihood.categorical import choose_head
 from ...heads.likelihood.regression import Regression
 from ...hints import command_line
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
+from ...learn.algorithm import Algorithm, Engine, Net, loss, prepare
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.reward_models import RewardModel, RewardModelConfig, RewardSpec
@@ -176,15 +175,20 @@ class StageModel(RewardModel):
                           where="StageReward", hint="give the reward to episodes: --reward RUN")
 
 
+@method("Chen et al. 2025 (SARM), arXiv 2509.25358, with an LSTM on trained encoders in place of transformers on "
+        "frozen CLIP, and without the task in words", needs=(NUMBERS_OR_CLASSES,),
+        when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`. No claim has "
+             "tested it here.")
 @part
-class StageLearning(LearnerConfig):
-    """Learns the progress of episodes (`StageReward`), and a policy that clones all steps alike.
+class SARM(Algorithm):
+    """A reward for the progress of a task, in stages if the data name them, and a policy that clones all steps alike.
 
     The loss of an observation is the cross-entropy of its stage plus the squared error of the fraction of the stage
     that is done. That fraction is predicted for the recorded stage, or else for the predicted one. Histories are played
     on backwards from their end, so that progress can also fall.
 
     Args:
+        reward: The model of progress, and the history that it reads.
         rewind: Probability that a history is played on backwards.
         max_rewind: Largest number of observations that are played backwards. It is drawn for each history.
         teacher: Probability that the stage is the recorded one.
@@ -202,70 +206,64 @@ class StageLearning(LearnerConfig):
     reward_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=1e-3))
     validates = False
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StageLearner:
-        return StageLearner(self, policy, seed, steps, data)
+    def method(self, features: Schema | None = None, column: str | None = None) -> Method:
+        """Args:
+            column: Column of text that names the stage of each step. None: the column `subtask`, or else the metadata
+                `segments`, or, if the data have neither, one stage.
+        """
+        encoder = simplest_encoder(features)
+        detector = self.reward.detector if column is None else ColumnSegments(column)
+        return Method(PolicyConfig(choose_head(features, Regression()), FeedForward(), encoder),
+                      learner=replace(self, reward=replace(self.reward, detector=detector, encoder=encoder)))
 
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        return {"policy": Net(policy, self.optimizer),
+                "reward": Net(self.reward.build(policy, data), self.reward_optimizer)}
 
-class StageLearner(GradientLearner):
-    """Learner of `StageLearning`."""
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StageEngine:
+        return StageEngine(self, policy, seed, steps, data)
 
-    config: StageLearning
-
-    def __init__(self, config: StageLearning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        self.register("policy", policy, config.optimizer)
-        self.reward: StageModel = self.register("reward", config.reward.build(policy, data), config.reward_optimizer)
-
-    def batch_sampler(self, data, sampling_weights=None):
-        return self.reward.about.window.windows(data.map(self.reward.label), self.policy.inputs,
-                                                self.policy.config.target, extra=(LABELS,),
-                                                sampling_weights=sampling_weights)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        self.minimize("reward", self.progress_loss, batch)
-        self.minimize("policy", self.policy.loss, Batch(
-            {k: v[:, -1:] for k, v in batch.obs.items()}, batch.action[:, -1:], batch.mask[:, -1:]))
-        metrics = self.end_update()
-        return {**metrics, "loss": metrics["reward/loss"], "policy/loss": metrics["loss"]}
-
-    def progress_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("reward")
+    def progress_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean loss of the observations of each history, (B,)."""
-        model = self.reward
+        model = nets.reward
         frames, labels = model.frames(batch.obs, rng), batch.extra[LABELS][:, ::model.config.frame_gap]
         order, counts = self.rewound(*frames.shape[:2], rng)
         frames, stage, done = frames[:, order], labels[:, order, 0].long(), labels[:, order, 1]
-        is_told = torch.rand(stage.shape, generator=rng, device=stage.device) < self.config.teacher
+        is_told = torch.rand(stage.shape, generator=rng, device=stage.device) < self.teacher
         logits, predicted = model.predict(frames, torch.where(is_told, stage, -1))
         error = (predicted - done).square()
-        self.log(stage_accuracy=(logits[:, -1].argmax(-1) == stage[:, -1]).float(), squared_error=error[:, -1])
-        loss = cross_entropy(logits.flatten(0, 1), stage.flatten(), reduction="none").reshape(stage.shape) + error
-        return (loss * counts).sum(1) / counts.sum(1)
+        both = cross_entropy(logits.flatten(0, 1), stage.flatten(), reduction="none").reshape(stage.shape) + error
+        return (both * counts).sum(1) / counts.sum(1), {
+            "stage_accuracy": (logits[:, -1].argmax(-1) == stage[:, -1]).float(), "squared_error": error[:, -1]}
+
+    @prepare
+    def last_step(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Returns the last step of each history, which the policy clones."""
+        return Batch({k: v[:, -1:] for k, v in batch.obs.items()}, batch.action[:, -1:], batch.mask[:, -1:])
+
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch, rng)
 
     def rewound(self, rows: int, n_frames: int, rng: Generator) -> tuple[Tensor, Tensor]:
         """Returns the order in which observations are read, forward and then back, (T,), and which count, (rows, T)."""
-        n_back = min(self.config.max_rewind, n_frames - 1)
+        n_back = min(self.max_rewind, n_frames - 1)
         order = [*range(n_frames), *range(n_frames - 2, n_frames - 2 - n_back, -1)]
-        draws = torch.rand(2, rows, generator=rng, device=self.device)
-        lengths = torch.where(draws[0] < self.config.rewind, 1 + (draws[1] * n_back).long(), 0)
-        steps = torch.arange(len(order), device=self.device)
-        return torch.tensor(order, device=self.device), steps < n_frames + lengths[:, None]
+        draws = torch.rand(2, rows, generator=rng, device=rng.device)
+        lengths = torch.where(draws[0] < self.rewind, 1 + (draws[1] * n_back).long(), 0)
+        steps = torch.arange(len(order), device=rng.device)
+        return torch.tensor(order, device=rng.device), steps < n_frames + lengths[:, None]
 
 
-@method("Chen et al. 2025 (SARM), arXiv 2509.25358, with an LSTM on trained encoders in place of transformers on "
-        "frozen CLIP, and without the task in words", needs=(NUMBERS_OR_CLASSES,),
-        when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`. No claim has "
-             "tested it here.")
-def sarm(column: str | None = None, n_frames: int = 8, frame_gap: int = 1, features: Schema | None = None) -> Method:
-    """A reward for the progress of a task, in stages if the data name them, and a policy that clones all steps alike.
+class StageEngine(Engine):
+    """Learner of `SARM`: its batches are histories with labels of the stages, and "loss" is that of the reward."""
 
-    Args:
-        column: Column of text that names the stage of each step. None: the column `subtask`, or else the metadata
-            `segments`, or, if the data have neither, one stage.
-        n_frames: Number of observations that the progress is read from, the current one included.
-        frame_gap: Number of steps between them. At 30 frames per second, 30 is a second.
-    """
-    encoder = simplest_encoder(features)
-    reward = StageReward(None if column is None else ColumnSegments(column), n_frames, frame_gap, encoder=encoder)
-    return Method(PolicyConfig(choose_head(features, Regression()), FeedForward(), encoder),
-                  learner=StageLearning(reward))
+    def batch_sampler(self, data, sampling_weights=None):
+        reward = self.nets.reward
+        return reward.about.window.windows(data.map(reward.label), self.policy.inputs, self.policy.config.target,
+                                           extra=(LABELS,), sampling_weights=sampling_weights)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        metrics = super().update(batch)
+        return {**metrics, "loss": metrics["reward/loss"], "policy/loss": metrics["loss"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Unsupported, keys
@@ -48,7 +49,7 @@ def built(data: Dataset, head=HEADS[0], moved=True):
     policy = Policy(config(head), data.features()).fit_statistics(data)
     learner = DenoisingPreference(beta=3.0).build(policy, 0, 10, data)
     with torch.no_grad():
-        for p in learner.reward.tuned.parameters() if moved else ():
+        for p in learner.nets.reward.tuned.parameters() if moved else ():
             p += 0.1 * torch.randn(p.shape)
     return learner, learner.batch_sampler(data).batch(32, 0)
 
@@ -68,8 +69,8 @@ def test_contracts():
     check_learner(DenoisingPreference(batch_size=8), [config(head) for head in HEADS])
     for head in HEADS:
         learner, batch = built(comparisons(), head)
-        check_scorer(learner.reward, batch.obs, batch.action)
-        assert learner.reward(batch.obs, batch.action).abs().min() > 0
+        check_scorer(learner.nets.reward, batch.obs, batch.action)
+        assert learner.nets.reward(batch.obs, batch.action).abs().min() > 0
 
 
 @pytest.mark.parametrize("answer, sign", [(2, 1), (0, -1), (1, 0)])
@@ -78,13 +79,13 @@ def test_the_loss_of_constant_estimates_is_a_closed_form(answer, sign):
     data = comparisons(1, answer)
     learner, batch = built(data)
     tuned, base = [0.3, -0.2], [-0.5, 0.1]
-    learner.reward.tuned.net, learner.reward.base.net = Constant(tuned), Constant(base)
+    learner.nets.reward.tuned.net, learner.nets.reward.base.net = Constant(tuned), Constant(base)
     plan = torch.from_numpy(data[0].steps["action"]).unsqueeze(1)
     obs = {STATE: torch.from_numpy(data[0].steps[STATE]).unsqueeze(1)}
     coded = learner.policy.encode(plan, obs)
     score = (torch.tensor(base) - coded).square().mean((1, 2)) - (torch.tensor(tuned) - coded).square().mean((1, 2))
-    torch.testing.assert_close(learner.reward(obs, plan), score)
-    loss = learner.preference_loss(batch, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(learner.nets.reward(obs, plan), score)
+    loss = call_step(learner, "preference_loss", batch, torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss, -torch.sigmoid(3.0 * sign * (score[0] - score[1])).expand(32))
 
 
@@ -93,18 +94,18 @@ def test_all_four_errors_have_the_same_time_and_noise(head):
     """Equal actions, or equal policies, make no difference. With other draws for one of the errors they would."""
     for data, moved in ((comparisons(equal=True), True), (comparisons(), False)):
         learner, batch = built(data, head, moved)
-        loss = learner.preference_loss(batch, torch.Generator().manual_seed(1))
+        loss = call_step(learner, "preference_loss", batch, torch.Generator().manual_seed(1))
         torch.testing.assert_close(loss, torch.full((32,), -0.5), rtol=0, atol=1e-6)
     learner, batch = built(comparisons(), head)
-    losses = [learner.preference_loss(batch, torch.Generator().manual_seed(1)).detach() for _ in range(2)]
+    losses = [call_step(learner, "preference_loss", batch, torch.Generator().manual_seed(1)).detach() for _ in range(2)]
     assert torch.equal(*losses) and losses[0].std() > 0.001
 
 
 def test_draws_are_evenly_spaced_times_near_the_action():
     learner, _ = built(comparisons())
-    reward = ImplicitReward(learner.reward.tuned, learner.reward.base, 4, (0.5, 0.9))
+    reward = ImplicitReward(learner.nets.reward.tuned, learner.nets.reward.base, 4, (0.5, 0.9))
     torch.testing.assert_close(reward.t, torch.tensor([0.5, 0.6, 0.7, 0.8]))
-    torch.testing.assert_close(learner.reward.t, torch.arange(90, 100) / 100)
+    torch.testing.assert_close(learner.nets.reward.t, torch.arange(90, 100) / 100)
 
 
 def test_the_best_of_several_actions_is_the_preferred_one_and_the_policy_stays():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from scipy.stats import spearmanr
 
 from understudy.core import ConfigError, DataError, UserError
@@ -60,24 +61,24 @@ def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_i
     """Bradley and Terry: log(1 + exp(-difference)) if the first is better. Comparisons of other lengths are padded."""
     data = comparisons(4, (3, 5), answer=answer)
     learner = built(Dataset([*data, *comparisons(1)], data.metadata))
-    learner.comparisons.sign, learner.comparisons.first_is_better = (
-        column[:4] for column in (learner.comparisons.sign, learner.comparisons.first_is_better))
-    assert learner.comparisons.first_is_better.tolist() == [first_is_better] * 4
+    learner.nets.comparisons.sign, learner.nets.comparisons.first_is_better = (
+        column[:4] for column in (learner.nets.comparisons.sign, learner.nets.comparisons.first_is_better))
+    assert learner.nets.comparisons.first_is_better.tolist() == [first_is_better] * 4
     expected = []
     for episode in data:
         obs, action = (torch.from_numpy(episode.steps[k]).unsqueeze(1) for k in (STATE, "action"))
-        values = learner.reward.value({STATE: obs}, action).detach().double()
+        values = learner.nets.reward.value({STATE: obs}, action).detach().double()
         first, second = values.reshape(2, -1).sum(1)
         expected.append(first - second)
-    difference = learner.difference(torch.arange(4)).detach().double()
-    assert learner.reward.mean == 0 and learner.reward.deviation == 1  # a loss measures nothing
+    difference = learner.config.difference(learner.nets, torch.arange(4)).detach().double()
+    assert learner.nets.reward.mean == 0 and learner.nets.reward.deviation == 1  # a loss measures nothing
     torch.testing.assert_close(difference, torch.stack(expected), rtol=1e-5, atol=1e-5)
     batch = learner.batch_sampler(data).batch(8, 0)
     drawn = torch.randint(4, (8,), generator=torch.Generator().manual_seed(7))
     p = torch.sigmoid(difference[drawn])
     loss = -(first_is_better * p.log() + (1 - first_is_better) * (1 - p).log())
-    torch.testing.assert_close(learner.preference_loss(batch, torch.Generator().manual_seed(7)).detach().double(), loss,
-                               rtol=1e-5, atol=1e-5)
+    actual = call_step(learner, "preference_loss", batch, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(actual.detach().double(), loss, rtol=1e-5, atol=1e-5)
 
 
 def refused(data: Dataset, match: str) -> None:

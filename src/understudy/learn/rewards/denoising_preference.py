@@ -6,18 +6,18 @@ import copy
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import RETRAIN, Scorer
 from ...core import Above, AtLeast, Batch, Unsupported, part
+from ...data.episode import Dataset
 from ...files import read_json, write_json
 from ...heads.base import DenoisingHead
 from ...policy import Policy
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
+from ..algorithm import Algorithm, Net, loss
 from ..optimizer import OptimizerConfig
 from .preference_reward import PREFERENCE, SEGMENT, Comparisons
 
@@ -45,6 +45,9 @@ class ImplicitReward(Scorer):
         self.register_buffer("noise", noise)
         self.register_buffer("t", levels[0] + (levels[1] - levels[0]) * torch.arange(draws) / draws)
         self.eval()
+
+    def train(self, mode: bool = True):
+        return super().train(False)  # also while it learns, all errors are those without dropout
 
     def forward(self, obs, plan):
         return self.improvement(obs, plan, self.t.expand(len(plan), -1), self.noise.expand(len(plan), -1, -1, -1))
@@ -81,7 +84,7 @@ class ImplicitReward(Scorer):
 
 
 @part
-class DenoisingPreference(LearnerConfig):
+class DenoisingPreference(Algorithm):
     """Tunes a copy of a denoising policy, until it denoises preferred actions better than before, and others worse.
 
     The data are comparisons, as for `PreferenceLearning`: segments of one step are two actions. The loss is
@@ -106,41 +109,25 @@ class DenoisingPreference(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4))
     extra = (SEGMENT, PREFERENCE)
 
-    def build(self, policy, seed, steps, data):
-        return DenoisingPreferenceLearner(self, policy, seed, steps, data)
-
-
-class DenoisingPreferenceLearner(GradientLearner):
-    """Learner of `DenoisingPreference`."""
-
-    config: DenoisingPreference
-
-    def __init__(self, config, policy, seed, steps, data):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not isinstance(policy.config.head, DenoisingHead) or policy.window.n_obs_steps + policy.window.horizon > 2:
             raise Unsupported("preferences are about single actions that are denoised", where="DenoisingPreference",
                               hint="use a policy with the head Diffusion or Flow, and Window(1, 1)")
-        self.register("policy", policy)
-        reward = ImplicitReward(copy.deepcopy(policy), copy.deepcopy(policy))
-        self.reward = self.register("reward", reward, config.optimizer).eval()  # all errors without dropout
-        self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
+        return {"policy": Net(policy),
+                "reward": Net(ImplicitReward(copy.deepcopy(policy), copy.deepcopy(policy)), self.optimizer),
+                "comparisons": Net(Comparisons(data, (*policy.inputs, policy.config.target)))}
 
-    def update(self, batch):
-        self.minimize("reward", self.preference_loss, batch)
-        metrics = self.end_update()
-        return {**metrics, "loss": metrics["reward/loss"]}
-
-    def preference_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("reward")
+    def preference_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of as many random comparisons as the batch has rows, (B,)."""
-        pairs, count = self.comparisons, len(batch)
-        drawn = torch.randint(len(pairs.sign), (count,), generator=rng, device=self.device).cpu()
-        sign, better = (x[drawn].to(self.device) for x in (pairs.sign, 2 * pairs.first_is_better - 1))
-        obs = {k: v[drawn].flatten(0, 1).unsqueeze(1).to(self.device) for k, v in pairs.columns.items()}
-        action = obs.pop(self.policy.config.target).float()
-        t = torch.rand(count, 1, generator=rng, device=self.device)
-        noise = torch.randn(count, 1, 1, self.policy.codec.width, generator=rng, device=self.device)
+        pairs, policy, count = nets.comparisons, nets.policy, len(batch)
+        drawn = pairs.draw(count, rng)
+        sign, better = (x[drawn].to(rng.device) for x in (pairs.sign, 2 * pairs.first_is_better - 1))
+        obs = pairs.steps(drawn, rng.device)
+        action = obs.pop(policy.config.target).float()
+        t = torch.rand(count, 1, generator=rng, device=rng.device)
+        noise = torch.randn(count, 1, 1, policy.codec.width, generator=rng, device=rng.device)
         t, noise = (x.repeat_interleave(sign.shape[1], 0) for x in (t, noise))
-        improvement = self.reward.improvement(obs, action, t, noise).reshape(sign.shape)
+        improvement = nets.reward.improvement(obs, action, t, noise).reshape(sign.shape)
         margin = better * (improvement * sign).sum(1)
-        self.log(agreement=(margin > 0).float())
-        return -(self.config.beta * margin).sigmoid()
+        return -(self.beta * margin).sigmoid(), {"agreement": (margin > 0).float()}

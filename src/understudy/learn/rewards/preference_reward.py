@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ...core import AtLeast, Batch, DataError, Unsupported, part
@@ -17,8 +17,7 @@ from ...nets.base import Encoder
 from ...nets.encoders import ConcatEncoder
 from ...nets.feed_forward import Activation, feed_forward_layers
 from ...policy import Policy
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
+from ..algorithm import Algorithm, Net, loss, prepare
 from ..optimizer import OptimizerConfig
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 
@@ -90,7 +89,7 @@ class PreferenceModel(RewardModel):
 
 
 @part
-class PreferenceLearning(LearnerConfig):
+class PreferenceLearning(Algorithm):
     """Learns a reward from comparisons of two segments, and a policy that clones the better ones.
 
     The probability that the first segment is preferred is sigmoid(its sum of rewards - that of the second), as Bradley
@@ -112,54 +111,46 @@ class PreferenceLearning(LearnerConfig):
     reward_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.01))
     extra = (SEGMENT, PREFERENCE)
 
-    def build(self, policy, seed, steps, data):
-        return PreferenceLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        return {"policy": Net(policy, self.optimizer),
+                "reward": Net(self.reward.build(policy, data), self.reward_optimizer),
+                "comparisons": Net(Comparisons(data, (*policy.inputs, policy.config.target)))}
 
-
-class PreferenceLearner(GradientLearner):
-    """Learner of `PreferenceLearning`."""
-
-    config: PreferenceLearning
-
-    def __init__(self, config: PreferenceLearning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        self.register("policy", policy, config.optimizer)
-        self.reward = self.register("reward", config.reward.build(policy, data), config.reward_optimizer)
-        self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
-
-    def update(self, batch):
-        batch = batch.to(self.device)
-        self.minimize("reward", self.preference_loss, batch)
-        better = batch.extra[PREFERENCE].reshape(batch.mask.shape).float() / BETTER
-        self.minimize("policy", self.policy.loss, batch, weights=better)
-        with self.evaluation():  # on the same comparisons in every process
-            drawn = self.draw(self.config.batch_size, self.generator())
-            self.reward.measure(self.rewards(drawn)[self.comparisons.sign[drawn].to(self.device) != 0])
-        return self.end_update()
-
-    def preference_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("reward")
+    def preference_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the cross-entropy of as many random comparisons as the batch has rows, (B,)."""
-        drawn = self.draw(len(batch), rng)
-        difference = self.difference(drawn)
-        better = self.comparisons.first_is_better[drawn].to(self.device)
-        self.log(agreement=torch.where(better == 0.5, 0.5, ((difference > 0) == (better > 0.5)).float()))
-        return binary_cross_entropy_with_logits(difference, better, reduction="none")
+        drawn = nets.comparisons.draw(len(batch), rng)
+        difference = self.difference(nets, drawn)
+        better = nets.comparisons.first_is_better[drawn].to(difference.device)
+        agreement = torch.where(better == 0.5, 0.5, ((difference > 0) == (better > 0.5)).float())
+        return binary_cross_entropy_with_logits(difference, better, reduction="none"), {"agreement": agreement}
 
-    def difference(self, numbers: Tensor) -> Tensor:
+    def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns 1 for the steps of better segments, and 0 for those of the others, (B, 1)."""
+        return batch.extra[PREFERENCE].reshape(batch.mask.shape).float() / BETTER
+
+    @loss("policy", weights="weight")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch, rng)
+
+    @prepare
+    def measured(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Measures the rewards of random comparisons, which are the same in every process."""
+        drawn = nets.comparisons.draw(self.batch_size, rng)
+        rewards = self.rewards(nets, drawn)
+        nets.reward.measure(rewards[nets.comparisons.sign[drawn].to(rewards.device) != 0])
+        return batch
+
+    def difference(self, nets: Any, numbers: Tensor) -> Tensor:
         """Returns the sum of rewards of the first segment minus that of the second, of comparisons, (B,)."""
-        return (self.rewards(numbers) * self.comparisons.sign[numbers].to(self.device)).sum(1)
+        rewards = self.rewards(nets, numbers)
+        return (rewards * nets.comparisons.sign[numbers].to(rewards.device)).sum(1)
 
-    def draw(self, count: int, rng: Generator) -> Tensor:
-        """Returns the numbers of random comparisons, (count,)."""
-        return torch.randint(len(self.comparisons.sign), (count,), generator=rng, device=self.device).cpu()
-
-    def rewards(self, numbers: Tensor) -> Tensor:
+    def rewards(self, nets: Any, numbers: Tensor) -> Tensor:
         """Returns the reward of each step of comparisons before it is standardized, padded steps too, (B, T)."""
-        target = self.policy.config.target
-        columns = {k: v[numbers].flatten(0, 1).unsqueeze(1).to(self.device)
-                   for k, v in self.comparisons.columns.items()}
-        values = self.reward.value({k: v for k, v in columns.items() if k != target}, columns[target].float())
-        return values.reshape(len(numbers), -1)
+        columns = nets.comparisons.steps(numbers, nets.policy.device)
+        action = columns.pop(nets.policy.config.target).float()
+        return nets.reward.value(columns, action).reshape(len(numbers), -1)
 
 
 def check_comparisons(data: Dataset) -> None:
@@ -203,8 +194,8 @@ def padded_columns(data: Dataset, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.stack([padded(name, e) for e in data])) for name in names}
 
 
-class Comparisons:
-    """All comparisons, in memory. `check_comparisons` accepts them.
+class Comparisons(nn.Module):
+    """All comparisons, in the memory of the CPU. They have no weights. `check_comparisons` accepts them.
 
     Attributes:
         columns: Each column, padded to the longest comparison, (N, T, ...).
@@ -213,6 +204,7 @@ class Comparisons:
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):
+        super().__init__()
         self.columns = padded_columns(data, names)
         sign, better = torch.zeros(len(data), max(data.lengths)), []
         for number, episode in enumerate(data):
@@ -221,3 +213,11 @@ class Comparisons:
             score = float(preference[0]) / BETTER
             better.append(1 - score if segment[0] else score)
         self.sign, self.first_is_better = sign, torch.tensor(better)
+
+    def draw(self, count: int, rng: Generator) -> Tensor:
+        """Returns the numbers of random comparisons, (count,)."""
+        return torch.randint(len(self.sign), (count,), generator=rng, device=rng.device).cpu()
+
+    def steps(self, numbers: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Returns the columns of all steps of comparisons, padded steps too, (B * T, 1, ...)."""
+        return {k: v[numbers].flatten(0, 1).unsqueeze(1).to(device) for k, v in self.columns.items()}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ...core import Above, AtLeast, Batch, ConfigError, DataError, Unsupported, part
 from ...data.episode import Dataset
 from ...policy import Policy
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
+from ..algorithm import Algorithm, Net, loss
 from ..optimizer import OptimizerConfig
 from .preference_reward import padded_columns
 
@@ -41,7 +40,7 @@ def check_queries(data: Dataset) -> None:
 
 
 @part
-class SimilarityLearning(LearnerConfig):
+class SimilarityLearning(Algorithm):
     """Trains the encoder of a policy so that distances of encodings agree with what a person finds similar (SIRL).
 
     The encoding of a segment is the mean over its steps. An episode of the data is a query: three segments end to end,
@@ -61,46 +60,40 @@ class SimilarityLearning(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     extra = (SIMILARITY,)
 
-    def build(self, policy, seed, steps, data):
-        return SimilarityLearner(self, policy, seed, steps, data)
-
-
-class SimilarityLearner(GradientLearner):
-    """Learner of `SimilarityLearning`.
-
-    Attributes:
-        columns: What the encoder reads, padded to the longest query, (N, T, ...).
-        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
-    """
-
-    config: SimilarityLearning
-
-    def __init__(self, config: SimilarityLearning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not any(p.requires_grad for p in policy.encoder.parameters()):
             raise ConfigError(f"{type(policy.config.encoder).__name__} has no weights to train",
                               where="SimilarityLearning", hint="use an encoder that has, such as TokenEncoder")
         if policy.window.n_obs_steps > 1:
             raise Unsupported("similarity is about single steps, and the policy reads several",
                               where="SimilarityLearning", hint="use a policy that reads one observation")
-        self.register("policy", policy, config.optimizer)
-        self.columns = padded_columns(data, policy.inputs)
+        return {"policy": Net(policy, self.optimizer), "queries": Net(_Queries(data, policy.inputs))}
+
+    @loss("policy")
+    def similarity_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of as many random queries as the batch has rows, (B,)."""
+        queries = nets.queries
+        drawn = torch.randint(len(queries.weights), (len(batch),), generator=rng, device=rng.device).cpu()
+        obs = {k: v[drawn].flatten(0, 1).unsqueeze(1).to(rng.device) for k, v in queries.columns.items()}
+        steps = nets.policy.training_context(obs, rng).flat().unflatten(0, (len(drawn), -1))
+        encodings = queries.weights[drawn].to(rng.device) @ steps
+        losses = triplet_loss(encodings, self.margin)
+        return losses, {"satisfied": (losses == 0).float(), "encoding_std": encodings.flatten(0, 1).std(0)}
+
+
+class _Queries(nn.Module):
+    """All queries, in the memory of the CPU. They have no trained weights.
+
+    Attributes:
+        columns: What the encoder reads, padded to the longest query, (N, T, ...).
+        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
+    """
+
+    def __init__(self, data: Dataset, names: tuple[str, ...]):
+        super().__init__()
+        self.columns = padded_columns(data, names)
         self.weights = torch.zeros(len(data), 3, max(data.lengths))
         for row, episode in zip(self.weights, data, strict=True):
             segment = torch.from_numpy(np.reshape(episode.steps[SIMILARITY], -1)[:len(episode)].copy())
             belongs = (segment.round() == torch.arange(3).unsqueeze(1)).float()
             row[:, :len(episode)] = belongs / belongs.sum(1, keepdim=True).clamp(min=1)
-
-    def update(self, batch):
-        self.minimize("policy", self.loss, batch)
-        return self.end_update()
-
-    def loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of as many random queries as the batch has rows, (B,)."""
-        drawn = torch.randint(len(self.weights), (len(batch),), generator=rng, device=self.device).cpu()
-        obs = {k: v[drawn].flatten(0, 1).unsqueeze(1).to(self.device) for k, v in self.columns.items()}
-        steps = self.policy.training_context(obs, rng).flat().unflatten(0, (len(drawn), -1))
-        encodings = self.weights[drawn].to(self.device) @ steps
-        loss = triplet_loss(encodings, self.config.margin)
-        self.log(satisfied=(loss == 0).float(), encoding_std=encodings.flatten(0, 1).std(0))
-        return loss

@@ -22,12 +22,13 @@ from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.energy.coarse_to_fine import CoarseToFineQ
 from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds
+from understudy.learn.algorithm import loss
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.online_rl.cqn_as import SequenceValues, SequenceValuesLearner, cqn_as
+from understudy.methods.online_rl.cqn_as import CQNAS
 from understudy.methods.online_rl.td3 import td3
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
@@ -35,7 +36,7 @@ from understudy.policy import PolicyConfig
 NOISE = 0.5  # m/s: of the actions of noisy demonstrations
 CLEAN, EFFECT = "success without noise", "success with noise - without"
 NETWORK, RATE = FeedForward((64, 64)), OptimizerConfig(lr=1e-3, lr_schedule="constant", grad_clip_norm=None)
-VALUES = SequenceValues(batch_size=32, optimizer=replace(RATE, weight_decay=0.01))
+VALUES = CQNAS(batch_size=32, optimizer=replace(RATE, weight_decay=0.01))
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,13 @@ class NoisyAndClean(DemonstrationSource):
 
 
 @part
-class CopiedSteps(SequenceValues):
+class CopiedSteps(CQNAS):
     """Learns chunks whose steps are all the recorded first one."""
 
-    def build(self, policy, seed, steps, data):
-        return CopiedStepsLearner(self, policy, seed, steps)
-
-
-class CopiedStepsLearner(SequenceValuesLearner):
-    def update(self, batch):
+    @loss("policy")
+    def policy_loss(self, nets, batch, rng):
         batch, expert = (b.replace(action=b.action[:, :1].expand_as(b.action)) for b in (batch, batch.others["expert"]))
-        return super().update(batch.replace(others={"expert": expert}))
+        return super().policy_loss(nets, batch.replace(others={"expert": expert}), rng)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Practice:
     """
 
     horizon: int = 8
-    learner: SequenceValues | Literal["TD3", "cloning"] = VALUES
+    learner: CQNAS | Literal["TD3", "cloning"] = VALUES
     n_rounds: int = 20
     cloned: int = 2000
     probe_sizes = {"n_rounds": 1, "cloned": 50}
@@ -85,10 +82,10 @@ class Practice:
         if self.learner == "cloning":
             return Method(PolicyConfig(Regression(), NETWORK, window=Window(1, self.horizon)), TemporalEnsemble(),
                           BehaviorCloning(self.cloned, 64, OptimizerConfig(lr=1e-3)))
-        if isinstance(self.learner, SequenceValues):
-            base, learner = cqn_as(self.n_rounds, 50, self.horizon, noise=0.1), self.learner
-            policy = replace(base.policy, head=CoarseToFineQ(n_atoms=11, low=-1.0, high=1.0), trunk=NETWORK)
-            return replace(base, policy=policy, learner=learner)
+        if isinstance(self.learner, CQNAS):
+            base = self.learner.method(n_rounds=self.n_rounds, n_steps=50, horizon=self.horizon, noise=0.1)
+            head = CoarseToFineQ(n_atoms=11, low=-1.0, high=1.0)
+            return replace(base, policy=replace(base.policy, head=head, trunk=NETWORK))
         base = td3(self.n_rounds, 50)
         assert isinstance(base.collection, CollectionRounds)
         learner = replace(base.learner, batch_size=64, critic=CriticConfig((64, 64)), optimizer=RATE)

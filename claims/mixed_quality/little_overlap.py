@@ -35,7 +35,7 @@ from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
-from understudy.methods.behavior_cloning.iswbc import DiscriminatorWeightedCloning
+from understudy.methods.behavior_cloning.iswbc import ISWBC
 from understudy.methods.offline_rl.recoil import ReCOIL
 from understudy.methods.reward_matching.iq_learn import IQLearn
 from understudy.nets.feed_forward import FeedForward
@@ -128,7 +128,7 @@ def recoil(overlap: int, learner: type[ReCOIL] = ReCOIL) -> Method:
 
 
 def discriminator(overlap: int) -> Method:
-    return offline(overlap, DiscriminatorWeightedCloning(N_UPDATES, 128, FAST, DiscriminatorReward(hidden=(128, 128))))
+    return offline(overlap, ISWBC(N_UPDATES, 128, FAST, DiscriminatorReward(hidden=(128, 128))))
 
 
 def iq_learn(overlap: int) -> Method:

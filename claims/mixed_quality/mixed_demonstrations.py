@@ -36,11 +36,7 @@ from understudy.learn.sample_weights import (
     loss_per_window,
 )
 from understudy.methods.behavior_cloning.robust_bc import RobustBC, median_block
-from understudy.methods.offline_rl.iw_sft import (
-    ImportanceWeightedCloning,
-    ImportanceWeightedCloningLearner,
-    ReturnStrata,
-)
+from understudy.methods.offline_rl.iw_sft import IWSFT, ReturnStrata
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
@@ -153,21 +149,15 @@ class GradedDemonstrations(DemonstrationSource):
         return episodes.map(ScaledReward(shift=-0.01))
 
 
-class PermutedCloning(ImportanceWeightedCloning):
-    """`ImportanceWeightedCloning` whose weights are permuted over the steps of each batch."""
+class PermutedCloning(IWSFT):
+    """`IWSFT` whose weights are permuted over the steps of each batch."""
 
-    def build(self, policy, seed, steps, data):
-        return PermutedCloningLearner(self, policy, seed, steps)
-
-
-class PermutedCloningLearner(ImportanceWeightedCloningLearner):
-    """Learner of `PermutedCloning`."""
-
-    def weights(self, batch):
-        return super().weights(batch)[torch.randperm(len(batch), generator=self.generator())]
+    def weight(self, nets, batch, rng):
+        weights, logged = super().weight(nets, batch, rng)
+        return weights[torch.randperm(len(batch), generator=rng)], logged
 
 
-def fine_tuned(learner: type[ImportanceWeightedCloning] = ImportanceWeightedCloning, **options) -> Method:
+def fine_tuned(learner: type[IWSFT] = IWSFT, **options) -> Method:
     config = learner(FromStage("reference"), 2000, 256, OptimizerConfig(lr=3e-4, warmup_steps=300), **options)
     return replace(CLONING, learner=config, transforms=(ReturnStrata(),), stages=(Stage("reference", CLONING),),
                    initialize_from=(InitializeFrom(FromStage("reference")),))

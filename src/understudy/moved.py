@@ -130,9 +130,13 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.learn.{old.partition('.')[2] if is_old else old}": f"understudy.methods.{new}"
     for old, new in _LEARNERS.items() for is_old in (True, False)
 } | {
+    f"understudy.methods.{family}:{old}": f"understudy.methods.{family}:{new}" for family, old, new in (
+        ("behavior_cloning.iswbc", "DiscriminatorWeightedCloning", "ISWBC"),
+        ("behavior_cloning.robust_bc", "MedianOfMeans", "RobustBC"),
+        ("offline_rl.iw_sft", "ImportanceWeightedCloning", "IWSFT"),
+        ("online_rl.cqn_as", "SequenceValues", "CQNAS"))
+} | {
     "understudy.learn.median_of_means:MedianOfMeans": "understudy.methods.behavior_cloning.robust_bc:RobustBC",
-    "understudy.methods.behavior_cloning.robust_bc:MedianOfMeans":
-        "understudy.methods.behavior_cloning.robust_bc:RobustBC",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
     "understudy.methods.reward_matching.sarm:StageLearning": "understudy.methods.reward_matching.sarm:SARM",
 }

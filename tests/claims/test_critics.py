@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from claims.critics.action_sequences import CopiedStepsLearner, NoisyAndClean
+from claims.critics.action_sequences import VALUES, CopiedSteps, NoisyAndClean
 from claims.critics.overestimation import (
     CLAIMS,
     DISCOUNT,
@@ -20,7 +20,7 @@ from claims.critics.overestimation import (
     true_values,
 )
 from understudy.core import Batch
-from understudy.methods.online_rl.cqn_as import SequenceValuesLearner
+from understudy.methods.online_rl.cqn_as import CQNAS
 from understudy.policy import Policy
 
 STILL = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])  # upright, and hanging
@@ -70,8 +70,8 @@ def test_each_arm_lacks_what_it_says():
 def test_the_control_of_sequences_copies_the_first_step_alone(monkeypatch):
     chunk = torch.tensor([[[1.0], [2.0], [3.0]]])
     batch = Batch({}, chunk, torch.ones(1, 3, dtype=torch.bool), others={"expert": Batch({}, -chunk, torch.ones(1, 3))})
-    monkeypatch.setattr(SequenceValuesLearner, "update", lambda self, batch: batch)
-    copied = CopiedStepsLearner.update(object.__new__(CopiedStepsLearner), batch)
+    monkeypatch.setattr(CQNAS, "policy_loss", lambda self, nets, batch, rng: batch)
+    copied = CopiedSteps(**vars(VALUES)).policy_loss(None, batch, None)
     assert copied.action.flatten().tolist() == [1.0] * 3
     assert copied.others["expert"].action.flatten().tolist() == [-1.0] * 3
 

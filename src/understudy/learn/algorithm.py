@@ -35,7 +35,8 @@ class Net:
             stores each.
         optimizer: Optimizer of its weights. None for a network that is only stored.
         target: Decay of a slowly updated copy, which losses read as `nets.target.NAME`. None for no copy.
-        average: Decay of averaged weights, which act and are stored in place of the network's. None for none.
+        average: Decay of averaged weights, which act and are stored in place of the network's. Without a `target`,
+            losses read them as `nets.target.NAME`. None for none.
         trained_with: Name of the network whose optimizer trains this one, too.
         stored: Whether checkpoints have it, for planners and later stages.
     """
@@ -168,7 +169,7 @@ class Engine(GradientLearner):
         networks = {**self.networks, **{name: net.module for name, net in self.declared.items()}}
         for net in self.declared.values():
             networks |= net.module if isinstance(net.module, nn.ModuleDict) else {}
-        targets = {name: ema.module for name, ema in self.targets.items()}
+        targets = {name: ema.module for name, ema in {**self.averages, **self.targets}.items()}
         self.nets = SimpleNamespace(**networks, target=SimpleNamespace(**targets))
         self.metric_bounds = config.bounds(policy, data)
         self._bounds = list(self.metric_bounds.values())

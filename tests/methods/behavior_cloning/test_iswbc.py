@@ -13,7 +13,7 @@ from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
-from understudy.methods.behavior_cloning.iswbc import DiscriminatorWeightedCloning
+from understudy.methods.behavior_cloning.iswbc import ISWBC
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -25,13 +25,13 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.0, lr_schedule="cosine", gra
 
 def test_it_keeps_the_contract_of_learners():
     policy = PolicyConfig(Gaussian(), MLP(16, 1, dropout=0.2), inputs=(STATE,))
-    check_learner(DiscriminatorWeightedCloning(batch_size=8, reward=DiscriminatorReward(hidden=(8,))), (policy,))
+    check_learner(ISWBC(batch_size=8, reward=DiscriminatorReward(hidden=(8,))), (policy,))
 
 
 @pytest.mark.parametrize("reward", [{"form": "gail"}, {"inputs": "next"}, {"absorbing": True}], ids=str)
 def test_discriminators_whose_reward_is_no_logit_of_the_step_are_refused(reward):
     with pytest.raises(ConfigError, match="the logit of the step alone"):
-        DiscriminatorWeightedCloning(reward=DiscriminatorReward(**reward))
+        ISWBC(reward=DiscriminatorReward(**reward))
 
 
 def steps(counts: dict[tuple[int, float], int], is_expert: bool) -> list[Episode]:
@@ -48,14 +48,14 @@ def test_weights_are_ratios_of_densities_and_the_policy_is_that_of_the_demonstra
     torch.manual_seed(0)
     policy = Policy(PolicyConfig(Gaussian(), MLP(16, 1, dropout=0.0), ConcatEncoder()), data.features())
     policy.fit_statistics(data)
-    config = DiscriminatorWeightedCloning(batch_size=8, optimizer=OPTIMIZER, reward=DiscriminatorReward(
+    config = ISWBC(batch_size=8, optimizer=OPTIMIZER, reward=DiscriminatorReward(
         hidden=(32,), penalty=0.0, optimizer=OPTIMIZER))
     learner = config.build(policy, 0, 600, data)
     sampler, rows = learner.batch_sampler(data), np.arange(8)
     whole = sampler.sampler.gather(rows).replace(others={"expert": sampler.others["expert"].gather(rows)})
     fit(learner, lambda n: whole, 600)
     with torch.no_grad():
-        weights = 2 * learner.reward.logit(whole).sigmoid()
+        weights = 2 * learner.nets.reward.logit(whole).sigmoid()
         plans = policy.plan(whole.obs, torch.zeros(len(whole), *policy.noise_shape))[:, 0, 0]
     for obs, action, weight, plan in zip(whole.obs[STATE][:, 0], whole.action.flatten(), weights, plans, strict=True):
         pair = int(obs.argmax()), float(action)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
@@ -19,7 +20,7 @@ from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.offline_rl.iw_sft import ImportanceWeightedCloning, ReturnStrata
+from understudy.methods.offline_rl.iw_sft import IWSFT, ReturnStrata
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
@@ -40,13 +41,13 @@ def gaussian_policy(std: float, data: Dataset, horizon: int = 1) -> Policy:
 
 
 def build(policy, reference, **options):
-    return ImportanceWeightedCloning(reference, batch_size=40, **options).build(policy, 0, 10, Dataset([]))
+    return IWSFT(reference, batch_size=40, **options).build(policy, 0, 10, Dataset([]))
 
 
 @pytest.mark.parametrize("horizon", (1, 3))
 def test_it_keeps_the_contract_of_learners(horizon):
     reference = gaussian_policy(0.5, random_dataset(COLUMNS), horizon)
-    check_learner(ImportanceWeightedCloning(reference, batch_size=30), (
+    check_learner(IWSFT(reference, batch_size=30), (
         PolicyConfig(Gaussian(), MLP(16, 1, dropout=0.2), window=Window(1, horizon), inputs=(STATE,)),))
 
 
@@ -59,9 +60,9 @@ def test_weights_are_ratios_of_known_densities():
     log_ratio = 2 * math.log(0.8 / 0.5) - squares * (1 / 0.5**2 - 1 / 0.8**2) / 2
     episode = batch.extra["episode"][:, 0]
     with torch.no_grad():
-        weights, steps = learner.weights(batch), replace(learner.config, over="step", max_weight=1.5)
-        learner.config = steps
-        of_steps = learner.weights(batch)
+        weights = call_step(learner, "weight", batch, torch.Generator())
+        learner.config = replace(learner.config, over="step", max_weight=1.5)
+        of_steps = call_step(learner, "weight", batch, torch.Generator())
     for number in range(int(episode[-1]) + 1):
         own = episode == number
         assert weights[own].sum().item() == pytest.approx(math.exp(2 * log_ratio[own].mean()), rel=1e-4)
@@ -75,12 +76,13 @@ def test_the_first_update_is_cloning_and_the_copy_follows_the_policy():
     learner = build(gaussian_policy(0.5, data), gaussian_policy(0.5, data), decay=0.9)
     batch = learner.batch_sampler(data).batch(40, 0)
     with torch.no_grad():
-        weights = learner.weights(batch)
+        weights = call_step(learner, "weight", batch, torch.Generator())
     assert torch.zeros(2).index_add(0, batch.extra["episode"][:, 0], weights[:, 0]).tolist() == pytest.approx([1, 1])
-    old = [p.clone() for p in learner.lagged.parameters()]
+    lagged = learner.nets.target.policy
+    old = [p.clone() for p in lagged.parameters()]
     lengths = batch.extra["episode"][:, 0].bincount()  # of weight 1 each: 2 is the sum over the batch
     assert learner.update(batch)["effective_fraction"] == pytest.approx(2**2 / (40 * (1 / lengths).sum().item()))
-    for before, after, new in zip(old, learner.lagged.parameters(), learner.policy.parameters(), strict=True):
+    for before, after, new in zip(old, lagged.parameters(), learner.policy.parameters(), strict=True):
         torch.testing.assert_close(after, 0.9 * before + 0.1 * new)
 
 
@@ -145,7 +147,7 @@ def test_bounds_and_returns_of_a_tree_are_ordered():
     every = reference.windows(data).gather(np.arange(DEPTH * len(data)))
     every = every.replace(extra={"episode": torch.arange(len(every))[:, None] // DEPTH})
     for beta in (0.0, float(DEPTH)):  # DEPTH times the mean log-ratio is that of the episode
-        config = ImportanceWeightedCloning(reference, 150, DEPTH * len(data), optimizer, beta=beta)
+        config = IWSFT(reference, 150, DEPTH * len(data), optimizer, beta=beta)
         learner = config.build(copy.deepcopy(reference), 0, 150, data)
         fit(learner, lambda step: every, 150)
         learned.append(densities(learner.trained_policy))

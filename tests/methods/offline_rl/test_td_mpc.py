@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Context, Unsupported
 from understudy.data.episode import Dataset, Episode
@@ -13,7 +14,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.methods.offline_rl.td_mpc import TDMPC, LatentPlanning, td_mpc
+from understudy.methods.offline_rl.td_mpc import TDMPC, LatentPlanning
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
@@ -48,15 +49,15 @@ def learner(data):
     policy = Policy(PolicyConfig(SMALL, window=Window(horizon=H), inputs=(STATE,)), data.features())
     learner = config.build(policy.fit_statistics(data), 0, 10, data)
     with torch.no_grad():
-        for p in learner.target_policy.parameters():
+        for p in learner.nets.target.policy.parameters():
             p += 0.1
     return learner
 
 
 def test_the_losses_are_those_of_each_step_of_the_unrolled_model(learner, data):
     """Written out for each window and step, from the episodes themselves."""
-    batch, policy, target = learner.batch_sampler(data).gather(np.arange(9)), learner.policy, learner.target_policy
-    net, losses = policy.net, learner.loss(batch, torch.Generator())
+    batch, policy, target = learner.batch_sampler(data).gather(np.arange(9)), learner.policy, learner.nets.target.policy
+    net, losses = policy.net, call_step(learner, "policy_loss", batch, torch.Generator())
     starts = [(e, t) for e in (0, 1) for t in range(len(data[e]))]
     by_hand = torch.zeros(5, 9)
 
@@ -88,7 +89,7 @@ def test_the_losses_are_those_of_each_step_of_the_unrolled_model(learner, data):
 def test_the_policy_network_moves_no_other(learner, data):
     batch = learner.batch_sampler(data).gather(np.arange(9))
     learner.policy.zero_grad()
-    learner.loss(batch, torch.Generator())[4].sum().backward()
+    call_step(learner, "policy_loss", batch, torch.Generator())[4].sum().backward()
     assert {name.split(".")[1] for name, p in learner.policy.named_parameters()
             if p.grad is not None and p.grad.any()} == {"policy"}
     learner.policy.zero_grad()
@@ -186,4 +187,4 @@ def test_what_it_does_not_learn_is_refused(data):
         fit_method(Method(own.config, learner=BehaviorCloning(1, 4)), data, 0)
     with pytest.raises(ConfigError, match="more than"):
         LatentPlanning(n_elites=100)
-    assert td_mpc(horizon=7).policy.window.horizon == 7
+    assert TDMPC().method(horizon=7).policy.window.horizon == 7

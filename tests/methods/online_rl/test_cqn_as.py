@@ -21,7 +21,7 @@ from understudy.heads.energy.coarse_to_fine import CoarseToFineQ
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
-from understudy.methods.online_rl.cqn_as import SequenceValues
+from understudy.methods.online_rl.cqn_as import CQNAS
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_collection, check_learner
@@ -78,7 +78,7 @@ def chain_learner(**options):
     config = replace(SMALL, head=CoarseToFineQ(1, 2, 11, 0.0, 1.0, margin=0.0), trunk=MLP(32, 1))
     policy = Policy(config, data.features()).fit_statistics(data)
     rate = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant")
-    learner = SequenceValues(200, 32, rate, 0.9, 0.8, **options).build(policy, 0, 200, data)
+    learner = CQNAS(200, 32, rate, 0.9, 0.8, **options).build(policy, 0, 200, data)
     return learner, learner.batch_sampler(data)
 
 
@@ -88,8 +88,9 @@ def test_the_values_of_a_chain():
     for step in range(200):
         learner.update(sampler.batch(32, step))
     obs = {STATE: torch.tensor([-1.0, 1.0]).reshape(2, 1, 1)}
-    log_probs, _ = learner.head.evaluate(learner.policy.net, learner.policy.context(obs), torch.zeros(2, 2, 1))
-    values = learner.head.mean(log_probs)[:, :, 0, 0].detach()  # (state, step, bin)
+    policy, head = learner.policy, learner.policy.config.head
+    log_probs, _ = head.evaluate(policy.net, policy.context(obs), torch.zeros(2, 2, 1))
+    values = head.mean(log_probs)[:, :, 0, 0].detach()  # (state, step, bin)
     expected = torch.tensor([[0.9, 0.9], [0.0, 1.0]])[:, None].expand(2, 2, 2)
     torch.testing.assert_close(values, expected, rtol=0, atol=0.05)
 
@@ -99,7 +100,7 @@ def test_targets_are_projected_as_in_the_textbook():
     batch = sampler.batch(16, 0)
     rewards = torch.rand(16, 1, generator=torch.Generator().manual_seed(0))
     batch = batch.replace(extra={**batch.extra, "next.reward": rewards})
-    noise, head, target = torch.zeros(16, 2, 0), learner.head, learner.target
+    noise, head, target = torch.zeros(16, 2, 0), learner.policy.config.head, learner.nets.target.policy
     best = head.sample(learner.policy.net, learner.policy.context(batch.next), noise)
     log_probs, chosen = head.evaluate(target.net, target.context(batch.next), best)
     expected = torch.zeros(16, 2, 1, 1, 11)
@@ -110,7 +111,7 @@ def test_targets_are_projected_as_in_the_textbook():
         low, high = int(np.floor(place)), int(np.ceil(place))
         expected[row, step, 0, 0, low] += p * (1 if low == high else high - place)
         expected[row, step, 0, 0, high] += p * (0 if low == high else place - low)
-    torch.testing.assert_close(learner.target_probs(batch), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(learner.config.target_probs(learner.nets, batch), expected, rtol=0, atol=1e-5)
 
 
 def test_episodes_that_succeed_count_as_demonstrations():
@@ -124,7 +125,7 @@ def test_episodes_that_succeed_count_as_demonstrations():
 
 
 def test_it_keeps_the_contract_of_learners():
-    check_learner(SequenceValues(batch_size=8), (SMALL,))
+    check_learner(CQNAS(batch_size=8), (SMALL,))
 
 
 @pytest.mark.slow
@@ -149,7 +150,7 @@ def test_returns_beyond_the_atoms_are_told(rewards, says):
     data = Dataset([episode])
     policy = Policy(SMALL, data.features()).fit_statistics(data)
     with warnings.catch_warnings(record=True) as told:
-        SequenceValues(discount=0.9).build(policy, 0, 1, data)
+        CQNAS(discount=0.9).build(policy, 0, 1, data)
     texts = [str(w.message) for w in told if w.category is DataWarning]
     assert bool(texts) == bool(says) and (not says or re.search(says, texts[0]) and "--policy.head.low" in texts[0])
 
@@ -157,4 +158,4 @@ def test_returns_beyond_the_atoms_are_told(rewards, says):
 def test_another_head_is_refused():
     features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     with pytest.raises(Unsupported, match="CoarseToFineQ"):
-        SequenceValues().build(Policy(PolicyConfig(Regression(), MLP(8, 1)), features), 0, 1, Dataset([]))
+        CQNAS().build(Policy(PolicyConfig(Regression(), MLP(8, 1)), features), 0, 1, Dataset([]))

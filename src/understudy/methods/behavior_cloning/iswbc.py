@@ -1,30 +1,35 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
-from ...core import AtLeast, Batch, ConfigError, part
+from torch import Generator, Tensor
+
+from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
 from ...heads.likelihood.gaussian import Gaussian
+from ...learn.algorithm import Algorithm, Net, loss, prepare
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.discriminator_reward import DiscriminatorReward
-from ...learn.rewards.reward_models import RewardedConfig, RewardedLearner, RewardModel
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS, OTHER_EPISODES
 from ..registry import method
 
 
+@method("Li et al. 2023 (ISW-BC), NeurIPS", needs=(NUMBERS, OTHER_EPISODES),
+        when="if few demonstrations come with many other episodes, some steps of which are like demonstrated ones.")
 @part
-class DiscriminatorWeightedCloning(RewardedConfig):
-    """Clones demonstrations and other steps, each weighted by the ratio of the demonstrations' density to that of both.
+class ISWBC(Algorithm):
+    """Clones all steps, weighted by a discriminator that tells demonstrations from the others.
 
-    A batch is half demonstrations. With the logit of the discriminator, the ratio is ``2 * sigmoid(logit)``.
+    The weight is the ratio of the demonstrations' density to that of both. A batch is half demonstrations. With the
+    logit of the discriminator, the ratio is ``2 * sigmoid(logit)``.
 
     Args:
-        reward: The discriminator.
+        reward: The discriminator. A large `penalty` of its gradient weighs all steps alike.
 
     References:
         Li et al. (2023), Imitation Learning from Imperfection: Theoretical Justifications and Algorithms, NeurIPS.
@@ -35,46 +40,34 @@ class DiscriminatorWeightedCloning(RewardedConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     reward: DiscriminatorReward = field(default_factory=DiscriminatorReward)
 
-    extra = ()
+    compares = needs_others = True
 
     def __post_init__(self):
         if self.reward.form != "logit" or self.reward.inputs == "next" or self.reward.absorbing:
-            raise ConfigError("the weight of a step is the logit of the step alone",
-                              where="DiscriminatorWeightedCloning.reward",
+            raise ConfigError("the weight of a step is the logit of the step alone", where="ISWBC.reward",
                               hint='use form="logit", inputs="action" or "state", and absorbing=False')
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DiscriminatorWeightedCloningLearner:
-        return DiscriminatorWeightedCloningLearner(self, policy, seed, steps, data)
+    def method(self, features: Schema | None = None) -> Method:
+        return Method(PolicyConfig(Gaussian(), MLP(256, 2)), learner=self)
 
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        return {"policy": Net(policy, self.optimizer),
+                "reward": Net(self.reward.build(policy, data), self.reward.optimizer)}
 
-class DiscriminatorWeightedCloningLearner(RewardedLearner):
-    """Learner of `DiscriminatorWeightedCloning`."""
+    @loss("reward")
+    def reward_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.reward.loss(batch, batch.others["expert"], rng)
 
-    reward: RewardModel
-    config: DiscriminatorWeightedCloning
+    @prepare
+    def joined(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Adds the demonstrations as further rows."""
+        return join_batches([batch, batch.others["expert"]])
 
-    def __init__(self, config: DiscriminatorWeightedCloning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        self.register("policy", policy, config.optimizer)
-        self.register_reward(data)
+    def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weights of the rows, (B,). Those of the demonstrations are not logged."""
+        weights = 2 * nets.reward.reward(batch, nets.policy)[:, 0].sigmoid()
+        return weights, {"weight": weights[:len(batch) // 2]}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        self.minimize("reward", self.reward_loss, batch)
-        both = join_batches([batch, batch.others["expert"]])
-        with self.evaluation():
-            weights = 2 * self.reward.reward(both, self.policy)[:, 0].sigmoid()
-        self.minimize("policy", self.policy.loss, both, weights)
-        return self.end_update(weight=weights[:len(batch)].mean().item())
-
-
-@method("Li et al. 2023 (ISW-BC), NeurIPS", needs=(NUMBERS, OTHER_EPISODES),
-        when="if few demonstrations come with many other episodes, some steps of which are like demonstrated ones.")
-def iswbc(penalty: float = 10.0) -> Method:
-    """Clones all steps, weighted by a discriminator that tells demonstrations from the others.
-
-    Args:
-        penalty: Weight of the gradient penalty of the discriminator. Large values weigh all steps alike.
-    """
-    learner = DiscriminatorWeightedCloning(reward=DiscriminatorReward(penalty=penalty))
-    return Method(PolicyConfig(Gaussian(), MLP(256, 2)), learner=learner)
+    @loss("policy", weights="weight")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch, rng)

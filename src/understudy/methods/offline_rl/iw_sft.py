@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
@@ -13,11 +13,11 @@ from ...data.batch_sampler import BatchSampler
 from ...data.column_changes import get_column
 from ...data.episode import Dataset
 from ...data.operations import Operation
-from ...data.window import Windows
+from ...data.window import SamplingWeights, Windows
 from ...heads.likelihood.gaussian import Gaussian
+from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
+from ...learn.devices import Processes
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...learn.targets import REWARD
@@ -68,9 +68,11 @@ class WholeEpisodeSampler(BatchSampler):
         return batch.replace(extra={**batch.extra, "episode": number}).select_rows(rows)
 
 
+@method("Qin and Springenberg 2025 (iw-SFT), arXiv 2507.12856", rows=("256",), needs=(NUMBERS, REWARDS),
+        when="if some episodes have much larger returns than others, and no values are learned.")
 @part
-class ImportanceWeightedCloning(LearnerConfig):
-    """Clone episodes, weighted by the ratio of their densities under the policy and under a reference policy.
+class IWSFT(Algorithm):
+    """Importance-weighted supervised fine-tuning: clones the best episodes, weighted by ratios of densities.
 
     Cloning successes maximizes a lower bound of the return. The weights tighten it: ``q / p`` with the density q of a
     copy that follows the policy, and p of the reference. The weight of an episode is ``exp(beta * mean(log q - log
@@ -88,7 +90,7 @@ class ImportanceWeightedCloning(LearnerConfig):
         improved), arXiv:2507.12856.
     """
 
-    reference: FromStage | Policy
+    reference: FromStage | Policy = FromStage("reference")
     steps: Annotated[int, AtLeast(0)] = 2000
     batch_size: Annotated[int, AtLeast(1)] = 1024
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=4e-5, warmup_steps=300))
@@ -97,66 +99,44 @@ class ImportanceWeightedCloning(LearnerConfig):
     max_weight: Annotated[float, Above(0)] = 1000.0
     over: Literal["episode", "step"] = "episode"
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ImportanceWeightedCloningLearner:
-        return ImportanceWeightedCloningLearner(self, policy, seed, steps)
+    def method(self, features: Schema | None = None, fractions: tuple[float, ...] = ReturnStrata.fractions) -> Method:
+        """Args:
+            fractions: Fractions of the episodes, by return. An episode counts once for each that it is in.
+        """
+        policy, reference = PolicyConfig(Gaussian(), MLP(256, 2), simplest_encoder(features)), FromStage("reference")
+        clone = Method(policy, learner=BehaviorCloning(10_000))
+        return Method(policy, learner=self, transforms=(ReturnStrata(fractions),),
+                      stages=(Stage(reference.stage, clone),), initialize_from=(InitializeFrom(reference),))
 
-
-class ImportanceWeightedCloningLearner(GradientLearner):
-    """Learner of `ImportanceWeightedCloning`."""
-
-    config: ImportanceWeightedCloning
-
-    def __init__(self, config: ImportanceWeightedCloning, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
-        if self.processes.count > 1:
-            raise Unsupported(f"{self.processes.count} processes would each see a part of an episode",
-                              where="ImportanceWeightedCloning", hint="train in one process")
-        self.register("policy", policy, config.optimizer)
-        self.lagged = self.target_network("policy", config.decay)
+        if (n := Processes.current().count) > 1:
+            raise Unsupported(f"{n} processes would each see a part of an episode", where="IWSFT",
+                              hint="train in one process")
+        return {"policy": Net(policy, self.optimizer, target=self.decay)}
 
-    def batch_sampler(self, data, sampling_weights=None):
-        if sampling_weights is not None:
-            raise Unsupported("episodes are drawn equally often, without the weights of a mixture",
-                              where="ImportanceWeightedCloning", hint="give all episodes as DATA")
-        return WholeEpisodeSampler(cast(Windows, super().batch_sampler(data)))
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        if weights is not None:
+            raise Unsupported("episodes are drawn equally often, without the weights of a mixture", where="IWSFT",
+                              hint="give all episodes as DATA")
+        return WholeEpisodeSampler(policy.training_windows(data))
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        with self.evaluation():
-            weights = self.weights(batch)
-        self.minimize("policy", self.policy.loss, batch, weights)
-        rows = weights.sum(1)
-        return self.end_update(effective_fraction=(rows.mean().square() / rows.square().mean()).item())
-
-    def weights(self, batch: Batch) -> Tensor:
+    def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weights of the steps, (B, H). Those of an episode sum to its weight."""
-        ratio = log_prob(self.lagged, batch) - log_prob(cast(Policy, self.config.reference), batch)
+        ratio = log_prob(nets.target.policy, batch) - log_prob(cast(Policy, self.reference), batch)
         index = batch.extra["episode"][:, 0]
         n_steps, total = (x.new_zeros(len(batch)).index_add(0, index, x.sum(1)) for x in (batch.mask.float(), ratio))
-        if self.config.over == "episode":
+        if self.over == "episode":
             ratio = (total / n_steps.clamp(min=1))[index, None]
-        weights = (self.config.beta * ratio).exp().clamp(max=self.config.max_weight)
-        return batch.mask * weights / n_steps[index, None]
+        weights = batch.mask * (self.beta * ratio).exp().clamp(max=self.max_weight) / n_steps[index, None]
+        rows = weights.sum(1)
+        return weights, {"effective_fraction": rows.mean().square() / rows.square().mean()}
+
+    @loss("policy", weights="weight")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch, rng)
 
 
 def log_prob(policy: Policy, batch: Batch) -> Tensor:
     """Returns the log-density of the stored steps, (B, H), 0 at padding."""
     return policy.log_prob(policy.context(batch.obs), policy.encode_batch(batch), batch.mask)
-
-
-@method("Qin and Springenberg 2025 (iw-SFT), arXiv 2507.12856", rows=("256",), needs=(NUMBERS, REWARDS),
-        when="if some episodes have much larger returns than others, and no values are learned.")
-def iw_sft(beta: float = 10.0, fractions: tuple[float, ...] = (0.1, 0.05, 0.02), features: Schema | None = None
-           ) -> Method:
-    """Importance-weighted supervised fine-tuning: clones the best episodes, weighted by ratios of densities.
-
-    Args:
-        beta: Factor of the mean log-ratio of an episode in its weight. 0 is plain cloning of the best episodes.
-        fractions: Fractions of the episodes, by return. An episode counts once for each that it is in.
-    """
-    policy = PolicyConfig(Gaussian(), MLP(256, 2), simplest_encoder(features))
-    clone = Method(policy, learner=BehaviorCloning(10_000))
-    learner = ImportanceWeightedCloning(FromStage("reference"), beta=beta)
-    return Method(policy, learner=learner, transforms=(ReturnStrata(fractions),), stages=(Stage("reference", clone),),
-                  initialize_from=(InitializeFrom(FromStage("reference")),))

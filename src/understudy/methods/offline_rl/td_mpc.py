@@ -8,15 +8,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, Unsupported, part
+from ...data.batch_sampler import BatchSampler
 from ...data.episode import Dataset
-from ...data.window import Window
+from ...data.window import SamplingWeights, Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
+from ...learn.algorithm import Algorithm, MetricBound, Net, loss
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, expectile_loss
+from ...learn.targets import REWARD, TERMINATED, ReturnBound, expectile_loss
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy, PolicyConfig
@@ -160,13 +160,17 @@ class _LatentModel(nn.Module):
         return torch.stack(steps, 2)
 
 
+@method("Hansen et al. 2022 (TD-MPC), arXiv 2203.04955, with the losses of Feng et al. 2023, arXiv 2310.16029",
+        needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards, and time to plan in each step; no claim has tested it here.")
 @part
-class TDMPC(LearnerConfig):
-    """TD-MPC with the losses of implicit Q-learning, so that no action is scored that is not in the data.
+class TDMPC(Algorithm):
+    """TD-MPC: plans in each step by a learned model of encoded observations and by critics, and executes one action.
 
-    The model is unrolled along the stored actions. At each step it learns the next encoding and the reward, the critics
-    learn rewards plus the value of what follows, the value learns an expectile of the critics' smallest score, and the
-    policy network clones actions, weighted by ``exp(beta * advantage)``.
+    It has the losses of implicit Q-learning, so that no action is scored that is not in the data. The model is unrolled
+    along the stored actions. At each step it learns the next encoding and the reward, the critics learn rewards plus
+    the value of what follows, the value learns an expectile of the critics' smallest score, and the policy network
+    clones actions, weighted by ``exp(beta * advantage)``.
 
     Args:
         discount: Discount per step.
@@ -203,85 +207,62 @@ class TDMPC(LearnerConfig):
     extra = (REWARD, TERMINATED)
     next_obs = True
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> TDMPCLearner:
-        return TDMPCLearner(self, policy, seed, steps, data)
+    def method(self, features: Schema | None = None, horizon: int = 5) -> Method:
+        """Args:
+            horizon: Number of steps that are planned.
+        """
+        policy = PolicyConfig(LatentPlanning(), encoder=simplest_encoder(features), window=Window(horizon=horizon))
+        return Method(policy, RecedingHorizon(1), self)
 
-
-class TDMPCLearner(GradientLearner):
-    """Learner of `TDMPC`."""
-
-    config: TDMPC
-
-    def __init__(self, config: TDMPC, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         window = policy.window
         net: Any = policy.net
         if not isinstance(net, _LatentModel) or window.n_obs_steps > 1 or window.action_offset:
             raise Unsupported(f"TDMPC trains the head LatentPlanning with one observation, and this policy has "
                               f"{type(policy.config.head).__name__} and {window}", where="TDMPC",
                               hint="use the method td-mpc, with --policy.window.n-obs-steps 1 and no action_offset")
-        net.discount.fill_(config.discount)
-        self.register("policy", policy, config.optimizer)
-        self.target_policy = self.target_network("policy", config.target_decay)
-        self.bound = self.score_bound(data, config.discount)
+        net.discount.fill_(self.discount)
+        return {"policy": Net(policy, self.optimizer, target=self.target_decay)}
 
-    @property
-    def batch_columns(self):
-        return (*super().batch_columns, *self.policy.inputs)
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"critic_score": ReturnBound(data, self.discount)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("policy", self.loss, batch)
-        metrics = self.end_update()
-        self.bound.check(metrics["critic_score"], batch, self.n_updates)
-        return metrics
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        return policy.training_windows(data, extra=(*self.extra, *policy.inputs), next_obs=True,
+                                       sampling_weights=weights)
 
-    def loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor | dict[str, Tensor], ...]:
         """Returns the losses of encodings, rewards, critics, value and policy, summed over steps, (B,) each."""
-        config, target = self.config, self.target_policy
-        net: Any = self.policy.net
-        following = self.following(batch)
+        policy, target, net = nets.policy, nets.target.policy, nets.policy.net
+        following = self.following(policy, batch)
         rewards, ends = (batch.extra[k].reshape(batch.mask.shape).float() for k in (REWARD, TERMINATED))
         with torch.no_grad():
             target_latents, values = (f.unflatten(0, batch.mask.shape) for f in (
-                target.net.encode(target.context(following)), net.value(net.encode(self.policy.context(following)))))
-        critic_targets = rewards + config.discount * (1 - ends) * values
-        latent = net.encode(self.policy.training_context(batch.obs, rng))
+                target.net.encode(target.context(following)), net.value(net.encode(policy.context(following)))))
+        critic_targets = rewards + self.discount * (1 - ends) * values
+        latent, logged = net.encode(policy.training_context(batch.obs, rng)), {}
         total: Tensor | float = 0.0
-        for i, action in enumerate(self.policy.encode_batch(batch).unbind(1)):
+        for i, action in enumerate(policy.encode_batch(batch).unbind(1)):
             with torch.no_grad():
                 best = target.net.critic_scores(latent, action).amin(0)
             scores, advantage = net.critic_scores(latent, action), best - net.value(latent)
-            weight = (config.beta * advantage.detach()).exp().clamp(max=config.max_weight)
+            weight = (self.beta * advantage.detach()).exp().clamp(max=self.max_weight)
             distance = (net.policy_action(latent.detach()) - action).square().sum(-1)
-            if i == 0:
-                self.log(critic_score=scores.mean(0), weight=weight)
+            logged = logged or {"critic_score": scores.mean(0), "weight": weight}  # of the first step
             latent, reward = net(latent, action)
             terms = torch.stack([
-                config.consistency_weight * (latent - target_latents[:, i]).square().mean(-1),
-                config.reward_weight * (reward - rewards[:, i]).square(),
-                config.value_weight * (scores - critic_targets[:, i]).square().sum(0),
-                config.value_weight * expectile_loss(advantage, config.expectile),
-                config.policy_weight * weight * distance])
-            total = total + config.step_decay**i * batch.mask[:, i] * terms
+                self.consistency_weight * (latent - target_latents[:, i]).square().mean(-1),
+                self.reward_weight * (reward - rewards[:, i]).square(),
+                self.value_weight * (scores - critic_targets[:, i]).square().sum(0),
+                self.value_weight * expectile_loss(advantage, self.expectile),
+                self.policy_weight * weight * distance])
+            total = total + self.step_decay**i * batch.mask[:, i] * terms
         assert isinstance(total, Tensor)
-        return tuple(total)
+        return (*total, logged)
 
-    def following(self, batch: Batch) -> Mapping[str, Tensor]:
+    def following(self, policy: Policy, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the observations after each step of a batch, (B * H, 1, ...)."""
         assert batch.next is not None
         return {k: torch.cat([batch.extra[k][:, 1:], batch.next[k]], 1).flatten(0, 1).unsqueeze(1)
-                for k in self.policy.inputs}
-
-
-@method("Hansen et al. 2022 (TD-MPC), arXiv 2203.04955, with the losses of Feng et al. 2023, arXiv 2310.16029",
-        needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards, and time to plan in each step; no claim has tested it here.")
-def td_mpc(horizon: int = 5, expectile: float = 0.9, features: Schema | None = None) -> Method:
-    """TD-MPC: plans in each step by a learned model of encoded observations and by critics, and executes one action.
-
-    Args:
-        horizon: Number of steps that are planned.
-        expectile: As in iql.
-    """
-    policy = PolicyConfig(LatentPlanning(), encoder=simplest_encoder(features), window=Window(horizon=horizon))
-    return Method(policy, RecedingHorizon(1), TDMPC(expectile=expectile))
+                for k in policy.inputs}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from fixtures.staged import call
 from torch import distributions as D
 
@@ -121,9 +122,9 @@ def test_the_loss_is_the_evidence_lower_bound():
     data = random_dataset(features, episodes=3, steps=9)
     policy = Policy(PolicyConfig(Regression(), window=Window(1, 2)), features).fit_statistics(data)
     learner = replace(SMALL, beta=0.3).build(policy, 0, 1, data)
-    batch, embedding = learner.batch_sampler(data).batch(40, 0), learner.model.embedding
+    batch, embedding = learner.batch_sampler(data).batch(40, 0), learner.nets.embedding
     with torch.no_grad():
-        loss = learner.losses(batch, torch.Generator().manual_seed(1))[1]
+        loss = call_step(learner, "losses", batch, torch.Generator().manual_seed(1))[1]
         values = torch.cat([policy.codec.encode_obs(batch.obs)[STATE].flatten(1),
                             (policy.codec.encode(batch.action, batch.obs) * batch.mask[..., None]).flatten(1)], 1)
         mean, log_std = embedding.posterior(values)

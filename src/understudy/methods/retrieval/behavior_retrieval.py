@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,11 +13,10 @@ from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.likelihood.gmm import GMM
+from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import LatentEncoder
 from ...learn.cloning.retrieval import SAMPLING_WEIGHT, Retrieve
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...nets.ema import EMADecay, WarmupDecay
@@ -29,7 +28,7 @@ from ..registry import method
 
 
 @part
-class StateActionVAE(LearnerConfig):
+class StateActionVAE(Algorithm):
     """Learns an embedding of observations together with actions, to find windows that are alike (`Retrieve`).
 
     A variational autoencoder reads the observations of a window and its actions, both as the codec of the policy codes
@@ -62,54 +61,22 @@ class StateActionVAE(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StateActionVAELearner:
-        return StateActionVAELearner(self, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        spec = StateActionEmbeddingSpec(self.latent_dim, self.widths, self.encoder, policy.config)
+        embedding = StateActionEmbedding(spec, policy.features, policy.codec)
+        return {"policy": Net(nn.ModuleDict({"policy": policy, "embedding": embedding}), self.optimizer,
+                              average=self.ema)}
 
-
-class StateActionVAELearner(GradientLearner):
-    """Learner of `StateActionVAE`."""
-
-    config: StateActionVAE
-
-    def __init__(self, config: StateActionVAE, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        spec = StateActionEmbeddingSpec(config.latent_dim, config.widths, config.encoder, policy.config)
-        modules = _PolicyAndEmbedding(policy, StateActionEmbedding(spec, policy.features, policy.codec))
-        self.model = self.register("policy", modules, config.optimizer)
-        self.average_weights("policy", config.ema)
-        self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("policy", self.losses, batch)
-        return self.end_update(reconstruction=self.parts[0], kl=self.parts[1])
-
-    def losses(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the loss of the policy, (B, H), and of the autoencoder, (B,), not reduced."""
-        embedding = self.model.embedding
-        values = embedding.values(batch)
-        mean, log_std = embedding.posterior(values)
+    @loss("policy")
+    def losses(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns the loss of the policy, (B, H), and of the autoencoder, (B,)."""
+        values = nets.embedding.values(batch)
+        mean, log_std = nets.embedding.posterior(values)
         latent = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, device=mean.device)
-        reconstruction = (embedding.decoder(latent) - values).square().mean(-1)
+        reconstruction = (nets.embedding.decoder(latent) - values).square().mean(-1)
         divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1)
-        self.parts = float(reconstruction.detach().mean()), float(divergence.detach().mean())
-        return self.policy.loss(batch, rng), reconstruction + self.config.beta * divergence
-
-    @property
-    def trained_policy(self):
-        return self.averages["policy"].module.policy
-
-    @property
-    def modules(self):
-        averaged = self.averages["policy"].module
-        return {"policy": averaged.policy, "embedding": averaged.embedding}
-
-
-class _PolicyAndEmbedding(nn.Module):
-    """The two modules that one optimizer trains."""
-
-    def __init__(self, policy: Policy, embedding: StateActionEmbedding):
-        super().__init__()
-        self.policy, self.embedding = policy, embedding
+        return (nets.policy.loss(batch, rng), reconstruction + self.beta * divergence,
+                {"reconstruction": reconstruction, "kl": divergence})
 
 
 @dataclass(frozen=True)

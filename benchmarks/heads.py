@@ -98,10 +98,12 @@ from understudy.heads.tokens.behavior_transformer import BeT  # noqa: E402
 from understudy.heads.tokens.fast import FAST  # noqa: E402
 from understudy.heads.tokens.vq_bet import VQBeT  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
-from understudy.learn.cloning.distillation import ConsistencyDistillation, OneStepDistillation, Reflow  # noqa: E402
 from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
+from understudy.methods.generative.consistency_policy import ConsistencyPolicy  # noqa: E402
+from understudy.methods.generative.onedp import OneDP  # noqa: E402
+from understudy.methods.generative.reflow_policy import ReflowPolicy  # noqa: E402
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.nets.transformer import Transformer  # noqa: E402
@@ -233,17 +235,18 @@ def variants(size: Size = FULL, task: str = "fork") -> dict[str, Variant]:
         first = heads[teacher].method
         head = replace(first.policy.head, n_steps=1)
         heads[name] = Variant(head, replace(
-            method(head, n), learner=Reflow(FromStage(teacher), 10, fewer[name], size.batch_size, optimizer(n)),
+            method(head, n), learner=ReflowPolicy(FromStage(teacher), fewer[name], size.batch_size, optimizer(n),
+                                                   teacher_steps=10),
             stages=(Stage(teacher, first),), initialize_from=(InitializeFrom(FromStage(teacher)),)))
     heads["reflow-sample-2"] = Variant(replace(head, n_steps=2), heads["reflow-sample-1"].method, "2",
                                        "reflow-sample-1")
     head = Consistency()
     heads["consistency-distilled-1"] = Variant(head, replace(
-        method(head, n), learner=ConsistencyDistillation(source, n, BATCH, optimizer=optimizer(n)), stages=(of_edm,),
+        method(head, n), learner=ConsistencyPolicy(source, n, BATCH, optimizer=optimizer(n)), stages=(of_edm,),
         initialize_from=started))
     head = OneStepGenerator()
     heads["onedp-1"] = Variant(head, replace(
-        method(head, n), learner=OneStepDistillation(source, fewer["onedp-1"], BATCH), stages=(of_edm,),
+        method(head, n), learner=OneDP(source, fewer["onedp-1"], BATCH), stages=(of_edm,),
         initialize_from=started))
     steps = Interpolant()
     named = {"encoder": TokenEncoder(named=(steps.source,)), "codec": Normalizer(obs="minmax")}

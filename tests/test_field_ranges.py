@@ -61,7 +61,7 @@ MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may wan
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
-             ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
+             ("OneDP", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),

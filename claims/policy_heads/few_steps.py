@@ -34,8 +34,10 @@ from understudy.heads.denoising.adaflow import AdaFlow
 from understudy.heads.denoising.edm import EDM
 from understudy.heads.denoising.flow import Flow
 from understudy.heads.one_step.one_step import OneStepGenerator
-from understudy.learn.cloning.distillation import OneStepDistillation, Reflow, ReflowLearner
+from understudy.learn.algorithm import loss
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.generative.onedp import OneDP
+from understudy.methods.generative.reflow_policy import ReflowPolicy
 from understudy.policy import Policy
 
 LOG_RATIO = Measure("real", "log ratio")
@@ -48,21 +50,17 @@ N_WINDOWS, N_POINTS = 256, 32  # for the bend of trajectories
 
 
 @dataclass(frozen=True)
-class UnpairedReflow(Reflow):
+class UnpairedReflow(ReflowPolicy):
     """Reflow on the actions of the teacher, each with a noise that did not make it."""
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> UnpairedReflowLearner:
-        return UnpairedReflowLearner(self, policy, seed, steps)
-
-
-class UnpairedReflowLearner(ReflowLearner):
-    def distillation_loss(self, batch, rng):
-        context, source_context = self.encode_obs(batch, rng)
-        made_of, paired = (torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
+    @loss("policy")
+    def distillation_loss(self, nets, batch, rng):
+        context, source_context = self.encode_obs(nets, batch, rng)
+        made_of, paired = (torch.randn(len(batch), *nets.policy.noise_shape, generator=rng, device=batch.mask.device)
                            for _ in range(2))
         with torch.no_grad():
-            action = self.source.sample(self.teacher.net, source_context, made_of)
-        return self.head.pair_loss(self.policy.net, context, action, paired, rng)
+            action = self.source.sample(self.trained_teacher.net, source_context, made_of)
+        return nets.policy.config.head.pair_loss(nets.policy.net, context, action, paired, rng)
 
 
 def success_and_bend(
@@ -101,7 +99,7 @@ def _velocity(policy: Policy, x: Tensor, t: float, context) -> Tensor:
 FLOW = chunk_method(Flow(), 1500, 4)
 
 
-def reflow(n_steps: int, learner: type[Reflow] = Reflow) -> SampledMethod:
+def reflow(n_steps: int, learner: type[ReflowPolicy] = ReflowPolicy) -> SampledMethod:
     again = learner(FromStage(TEACHER), teacher_steps=10, steps=1500, batch_size=128, optimizer=FAST)
     return SampledMethod(after_teacher(FLOW, Flow(), again), Flow(n_steps))
 
@@ -123,8 +121,8 @@ TEN_STEPS = chunk_method(EDM(10, sigma_max=5.0), 1500, 4)
 
 
 def onedp(n_score_updates: int) -> SampledMethod:
-    learner = OneStepDistillation(FromStage(TEACHER), 800, 128, optimizer=SLOW, score_optimizer=FAST,
-                                  n_score_updates=n_score_updates)
+    learner = OneDP(FromStage(TEACHER), 800, 128, optimizer=SLOW, score_optimizer=FAST,
+                    n_score_updates=n_score_updates)
     return SampledMethod(after_teacher(TEN_STEPS, ONE_STEP, learner), ONE_STEP)
 
 

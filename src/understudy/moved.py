@@ -30,7 +30,9 @@ _METHODS = {  # when each family was one file
     "return_conditioned": "arp decision_diffuser decision_transformer dichotomy_of_control udrl",
     "skills": "groot_2 omnijarvis opal play_lmp",
 }
-_CLASSES = {"robust_bc": "RobustBC"}  # methods that were functions then
+_CLASSES = {  # methods that were functions then
+    "robust_bc": "RobustBC", "consistency_policy": "ConsistencyPolicy", "onedp": "OneDP",
+    "reflow_policy": "ReflowPolicy"}
 _COLUMN_CHANGES = ("ColumnPadding", "ConstantColumn", "LastAction", "OptionalColumn", "Progress", "Rename",
                    "ReturnToGo", "SelectComponents", "TimeLeft")
 _ROOMS = {  # folder: modules that were in the folder above it
@@ -107,6 +109,9 @@ _PLANNERS = {
 _LEARNERS = {  # that are methods, by "room.module:Name" in learn/, with and without the room
     "critics.implicit_q_learning:IQL": "offline_rl.iql:IQL",
     "critics.advantage_weighted_actor_critic:AWAC": "offline_rl.awac:AWAC",
+    "cloning.distillation:ConsistencyDistillation": "generative.consistency_policy:ConsistencyPolicy",
+    "cloning.distillation:OneStepDistillation": "generative.onedp:OneDP",
+    "cloning.distillation:Reflow": "generative.reflow_policy:ReflowPolicy",
 }
 NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.checkpoint import FromStage
@@ -17,7 +18,9 @@ from understudy.heads.denoising.flow import Flow
 from understudy.heads.one_step.consistency import Consistency
 from understudy.heads.one_step.one_step import OneStepGenerator
 from understudy.heads.solvers import DDPM
-from understudy.learn.cloning.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
+from understudy.methods.generative.consistency_policy import ConsistencyPolicy
+from understudy.methods.generative.onedp import OneDP
+from understudy.methods.generative.reflow_policy import ReflowPolicy
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, random_dataset
@@ -100,8 +103,8 @@ def random_batch(policy, rows=256):
 
 
 @pytest.mark.parametrize("learner, teacher, head", [
-    (ConsistencyDistillation, EDM(n_steps=2), Consistency(n_train_levels=8)), (Reflow, Flow(n_steps=2), Flow()),
-    (OneStepDistillation, EDM(n_steps=2), OneStepGenerator())])
+    (ConsistencyPolicy, EDM(n_steps=2), Consistency(n_train_levels=8)), (ReflowPolicy, Flow(n_steps=2), Flow()),
+    (OneDP, EDM(n_steps=2), OneStepGenerator())])
 def test_learners_keep_their_contract(learner, teacher, head):
     check_learner(learner(build_policy(teacher), steps=10, batch_size=8), (replace(CONFIG, head=head),))
 
@@ -128,9 +131,9 @@ def test_distillation_ends_at_the_flow_of_the_teacher():
             sigma = head.path.alpha_sigma(t)[1]
             return x * ((sigma**2 + 0.25).sqrt() - 0.5) / sigma.clamp(min=1e-6) + offset
         teacher.net, policy.net = Function(lambda x, t: torch.zeros_like(x)), Function(jump)
-        learner = ConsistencyDistillation(teacher).build(policy, 0, 10, random_dataset(FEATURES))
+        learner = ConsistencyPolicy(teacher).build(policy, 0, 10, random_dataset(FEATURES))
         batch = random_batch(policy)
-        return learner.distillation_loss(batch, rng())[batch.mask].mean().item()
+        return call_step(learner, "distillation_loss", batch, rng())[batch.mask].mean().item()
     assert loss(640) < 0.2 * loss(80) and loss(640, offset=0.1) > 5 * loss(640)
 
 
@@ -138,11 +141,11 @@ def test_reflow_trains_on_what_the_teacher_makes_of_the_noise():
     """A teacher of constant velocity moves every noise by it. The same velocity is then without error, and no other."""
     teacher, policy = build_policy(Flow()), build_policy(Flow())
     teacher.net = Function(lambda x, t: torch.full_like(x, 0.7))
-    learner = Reflow(teacher, teacher_steps=3).build(policy, 0, 10, random_dataset(FEATURES))
+    learner = ReflowPolicy(teacher, teacher_steps=3).build(policy, 0, 10, random_dataset(FEATURES))
     batch, errors = random_batch(policy), []
     for velocity in (0.7, 0.0):
         policy.net = Function(lambda x, t, velocity=velocity: torch.full_like(x, velocity))
-        errors.append(learner.distillation_loss(batch, rng()))
+        errors.append(call_step(learner, "distillation_loss", batch, rng()))
     torch.testing.assert_close(errors[0], torch.zeros_like(errors[0]), atol=1e-6, rtol=0)
     torch.testing.assert_close(errors[1], torch.full_like(errors[1], 0.49), atol=1e-5, rtol=0)
 
@@ -200,9 +203,9 @@ def test_one_step_distillation_follows_the_divergence_of_two_gaussians():
             plan = parameters[0] + parameters[1] * noise
             return (plan - 0.25 / variance * head.sigma * noise) / (0.5 * head.sigma / math.sqrt(variance))
         policy.net = Function(generator)
-        learner = OneStepDistillation(teacher).build(policy, 0, 10, random_dataset(FEATURES))
-        learner.score = gaussian_denoiser(m, s)
-        loss = learner.distillation_loss(random_batch(policy, 4096), rng(3)).mean()
+        learner = OneDP(teacher).build(policy, 0, 10, random_dataset(FEATURES))
+        learner.nets.score = gaussian_denoiser(m, s)
+        loss = call_step(learner, "distillation_loss", random_batch(policy, 4096), rng(3)).mean()
         return torch.stack(torch.autograd.grad(loss, parameters))
     variance = head.path.alpha_sigma(torch.linspace(0.05, 0.98, 10_001))[1] ** 2
     for m, s in ((0.0, S), (0.5, S), (0.0, 0.8), (-0.3, 0.1)):
@@ -215,13 +218,14 @@ def test_one_step_distillation_follows_the_divergence_of_two_gaussians():
 
 def test_teachers_that_do_not_fit():
     head = Consistency()
-    cases = [(ConsistencyDistillation(FromStage("teacher")), head, UserError, "not a trained policy"),
-             (ConsistencyDistillation(build_policy(EDM(sigma_max=1.0))), head, Unsupported, "same noise levels"),
-             (ConsistencyDistillation(build_policy(Flow())), head, Unsupported, "a teacher with the head EDM"),
-             (OneStepDistillation(build_policy(EDM())), head, Unsupported, "with the head OneStepGenerator"),
-             (Reflow(build_policy(Flow())), head, Unsupported, "reflow needs a policy with the head Flow"),
-             (Reflow(build_policy(Diffusion(solver=DDPM()))), Flow(), Unsupported, "draws noise only at its start"),
-             (Reflow(build_policy(Flow(), window=replace(CONFIG.window, horizon=4))), Flow(), UserError,
+    cases = [(ConsistencyPolicy(FromStage("teacher")), head, UserError, "not a trained policy"),
+             (ConsistencyPolicy(build_policy(EDM(sigma_max=1.0))), head, Unsupported, "same noise levels"),
+             (ConsistencyPolicy(build_policy(Flow())), head, Unsupported, "a teacher with the head EDM"),
+             (OneDP(build_policy(EDM())), head, Unsupported, "with the head OneStepGenerator"),
+             (ReflowPolicy(build_policy(Flow())), head, Unsupported, "reflow needs a policy with the head Flow"),
+             (ReflowPolicy(build_policy(Diffusion(solver=DDPM()))), Flow(), Unsupported,
+              "draws noise only at its start"),
+             (ReflowPolicy(build_policy(Flow(), window=replace(CONFIG.window, horizon=4))), Flow(), UserError,
               "plans other chunks")]
     for config, student, kind, words in cases:
         with pytest.raises(kind, match=words) as error:
@@ -229,8 +233,8 @@ def test_teachers_that_do_not_fit():
         assert str(error.value)
     other = random_dataset(FEATURES, seed=5)
     teacher = Policy(replace(CONFIG, head=Flow()), FEATURES).fit_statistics(other)
-    learner = Reflow(teacher, batch_size=8).build(policy := build_policy(Flow()), 0, 10, other)
+    learner = ReflowPolicy(teacher, batch_size=8).build(policy := build_policy(Flow()), 0, 10, other)
     with pytest.raises(UserError, match="scale the columns differently"):
         learner.update(random_batch(policy, 8))
-    assert math.isfinite(Reflow(build_policy(Flow()), batch_size=8).build(policy, 0, 10, other).update(
+    assert math.isfinite(ReflowPolicy(build_policy(Flow()), batch_size=8).build(policy, 0, 10, other).update(
         random_batch(policy, 8))["loss"])

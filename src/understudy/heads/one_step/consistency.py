@@ -18,8 +18,8 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
 
     All points of a trajectory of the probability flow have the same end. The network is trained to give the same
     estimate of this end at two neighboring noise levels of the same action and noise. At noise 0 the preconditioning
-    makes the estimate equal to its input, and from there it spreads to all levels. `learn.cloning.distillation` trains
-    the same head from a teacher.
+    makes the estimate equal to its input, and from there it spreads to all levels. The method `consistency-policy`
+    trains the same head from a teacher.
 
     One step gives a plan. With more steps, the estimate is noised again to the next lower level, and the network jumps
     again.

@@ -17,8 +17,8 @@ class OneStepGenerator(Head):
     """Head whose plan is one estimate of the clean action, from noise of one level.
 
     The network has the scales and times of `EDM`, so that it can start from the weights of such a head. Its own loss
-    trains the estimate at this level, whose best value is a mean of the demonstrations. `OneStepDistillation` in
-    `learn.cloning.distillation` trains it to have the distribution of a teacher instead.
+    trains the estimate at this level, whose best value is a mean of the demonstrations. The method `onedp`
+    trains it to have the distribution of a teacher instead.
 
     Args:
         sigma: Noise level of the network's input.

@@ -22,7 +22,7 @@ from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.methods import find_method
 
 PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve", "methods")
-NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement"}  # values that others make, not options of a user
+NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement", "Step"}  # values that others make, not options of a user
 MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
         "CollectionRounds": CollectionRounds(1, RolloutCollector(1))}
 

@@ -24,7 +24,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.observation_only.abco import SuccessBalancedCloning
+from understudy.methods.observation_only.abco import ABCO
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
@@ -42,7 +42,7 @@ N_FEATURES, CURVATURE = 32, 2.5  # of the fixed random network through which cel
 FIRST, N_ROUNDS, PER_ROUND = 500, 10, 100  # updates before practice, rounds of practice, updates after each
 SIZES = (FIRST + N_ROUNDS * PER_ROUND, 64, OptimizerConfig(lr=3e-3, lr_schedule="constant"))
 POLICY = PolicyConfig(Categorical(), FeedForward((64, 64)), inputs=(STATE,))
-BCO, ABCO = BehaviorCloningFromObservation(*SIZES), SuccessBalancedCloning(*SIZES, balance_classes=True)
+FROM_OBSERVATION, SUCCESS_BALANCED = BehaviorCloningFromObservation(*SIZES), ABCO(*SIZES)
 NEWEST = LastRounds(1, keep_initial=True)
 
 
@@ -76,11 +76,11 @@ def practicing(learner: BehaviorCloningFromObservation, retention: RetentionRule
 WITH_ACTIONS = Method(POLICY, RecedingHorizon(), BehaviorCloning(*SIZES), (Filter(DATASET_NAME, equals=("task",)),))
 TABLE = experiment(ObservedAndPractice(f"{__name__}:WindingGrid"), measure=practiced, first_seed=3310, n_seeds=10,
                    episodes=300, looks=((5, 0.02), (10, 0.03)), sanity={"with actions": 0.7}, arms={
-    "ABCO": practicing(ABCO, NEWEST),
-    "BCO": practicing(BCO, AllEpisodes()),
+    "ABCO": practicing(SUCCESS_BALANCED, NEWEST),
+    "BCO": practicing(FROM_OBSERVATION, AllEpisodes()),
     "with actions": Practice(WITH_ACTIONS),
-    "without filter": practicing(ABCO, NEWEST, count_all),
-    "failures alone": ablation("ABCO", practicing(ABCO, NEWEST, count_failures))})
+    "without filter": practicing(SUCCESS_BALANCED, NEWEST, count_all),
+    "failures alone": ablation("ABCO", practicing(SUCCESS_BALANCED, NEWEST, count_failures))})
 
 CLAIMS = family(__file__, TABLE, {"204": Row(
     "told-success", higher("ABCO", "BCO"), control="failures alone", reported=("with actions", "without filter"))})

@@ -141,6 +141,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
         ("offline_rl.iw_sft", "ImportanceWeightedCloning", "IWSFT"),
         ("online_rl.cqn_as", "SequenceValues", "CQNAS"))
 } | {
+    "understudy.methods.observation_only.abco:SuccessBalancedCloning": "understudy.methods.observation_only.abco:ABCO",
     "understudy.learn.median_of_means:MedianOfMeans": "understudy.methods.behavior_cloning.robust_bc:RobustBC",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
     "understudy.methods.reward_matching.sarm:StageLearning": "understudy.methods.reward_matching.sarm:SARM",

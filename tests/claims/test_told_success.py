@@ -6,7 +6,6 @@ from claims.observation_only import told_success as claim
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.evaluate.rollout import rollout
-from understudy.methods.observation_only.abco import SuccessBalancedLearner
 from understudy.testing import check_env
 
 
@@ -23,12 +22,9 @@ def test_the_control_draws_collected_failures_alone():
     steps = {claim.STATE: np.zeros((2, 1), np.float32), "action": np.zeros((1, 1), np.int64)}
     collected = [Episode(steps, {ROUND: 0, "success": s}) for s in (True, False, False)]
 
-    class Learner:
-        config = claim.ABCO
-
     def drawn(change):
         data = Dataset([Episode(steps), *map(change, collected)])
-        weights = SuccessBalancedLearner.practice_weights(Learner(), data)
+        weights = claim.SUCCESS_BALANCED.practice_weights(data)
         return [float(weights(e)[0]) for e in data]
     assert np.allclose(drawn(lambda e: e), [2 / 3, 1 / 3, 0, 0])
     assert np.allclose(drawn(claim.count_failures), [1 / 3, 0, 1 / 3, 1 / 3])

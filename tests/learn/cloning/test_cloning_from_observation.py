@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import DataError, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
@@ -12,7 +13,11 @@ from understudy.data.mixture import mix
 from understudy.data.window import Window
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
-from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation, ClassBalance
+from understudy.learn.cloning.cloning_from_observation import (
+    BehaviorCloningFromObservation,
+    ClassBalance,
+    transitions,
+)
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -88,14 +93,16 @@ def test_the_noise_of_labels_has_the_error_of_the_inverse_model_and_ends():
     fit_method(method, data, 0, callbacks=[lambda n, learner, metrics: learners.append(learner)])
     learner = learners[0]
     batch = learner.batch_sampler(data).batch(4000, 0)
+    is_noisy = next(step.when for step in learner.config.steps_of_update() if step.name == "noisy")
+    assert [is_noisy(learner.config, n, 20) for n in (5, 17, 18, 20)] == [True, True, False, False]
     with learner.evaluation():
-        learner.n_updates, clean = 20, None
-        clean = learner.labels(batch, learner.generator())
-        assert torch.equal(clean, learner.labels(batch, learner.generator()))
-        learner.n_updates = 5
-        noisy = learner.labels(batch, learner.generator())
-    coded = [learner.inverse.encode(x, learner.transitions(batch)) for x in (noisy, clean)]
-    expected = 3.0 * learner.error.mean
+        clean, again = (call_step(learner, "labeled", batch, learner.generator()) for _ in range(2))
+        noisy = call_step(learner, "noisy", clean, learner.generator())
+    clean, again, noisy = (labeled.others["expert"].action for labeled in (clean, again, noisy))
+    assert torch.equal(clean, again)
+    obs = transitions(batch.others["expert"])
+    coded = [learner.nets.inverse.encode(x, obs) for x in (noisy, clean)]
+    expected = 3.0 * learner.nets.error.mean
     assert torch.allclose((coded[0] - coded[1]).std((0, 1)), expected, rtol=0.05)
 
 

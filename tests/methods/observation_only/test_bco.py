@@ -1,7 +1,6 @@
 """BCO and ABCO: demonstrations without actions, and practice in an environment."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from understudy.improve.collection import PerNewStep
 from understudy.learn.fit_method import fit_method
 from understudy.learn.train import train
 from understudy.methods import find_method
-from understudy.methods.observation_only.abco import SuccessBalancedCloning, SuccessBalancedLearner
+from understudy.methods.observation_only.abco import ABCO
 from understudy.testing import check_collection
 
 ENV = "fork"
@@ -85,12 +84,12 @@ def tried(action, success=None):
 
 @pytest.mark.parametrize("by_class", [False, True])
 def test_abco_draws_as_much_of_its_successes_as_it_has_and_no_failure(by_class):
-    learner = SimpleNamespace(config=SuccessBalancedCloning(balance_classes=by_class))
+    learner = ABCO(balance_classes=by_class)
     episodes = [tried([0, 0, 0, 1, 2]), tried([0, 1, 1], True), tried([1, 1], False), tried([0], False),
                 tried([2, 2, 2], False)]
 
     def masses(data):
-        weights = SuccessBalancedLearner.practice_weights(learner, data)
+        weights = learner.practice_weights(data)
         rates = [weights(e) for e in data]
         total = sum(r.sum() for r in rates)
         return [{a: r[e.steps["action"][:, 0] == a].sum() / total for a in range(3)}

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from ...core import AtLeast, Batch, DataError, Unsupported, part
-from ...data.batch_sampler import SourcesSampler
+from ...data.batch_sampler import BatchSampler, SourcesSampler
 from ...data.episode import Dataset, Episode
 from ...data.mixture import expert_episodes
 from ...data.window import SamplingWeights, Window
 from ...nets.ema import EMADecay, WarmupDecay
 from ...policy import Policy
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
+from ..algorithm import Algorithm, Net, loss, prepare
+from ..devices import Processes
 from ..optimizer import OptimizerConfig
 
 ERROR_DECAY = 0.99  # of the running error of the inverse dynamics model
@@ -27,7 +27,7 @@ NOISELESS = 0.1  # last fraction of the updates, in which labels have no noise
 
 
 @part
-class BehaviorCloningFromObservation(LearnerConfig):
+class BehaviorCloningFromObservation(Algorithm):
     """Clones demonstrations whose actions are unknown, with actions that an inverse dynamics model tells.
 
     The inverse dynamics model learns from practice. That is every episode that is no demonstration (see
@@ -59,33 +59,21 @@ class BehaviorCloningFromObservation(LearnerConfig):
 
     next_obs = compares = True
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> CloningFromObservationLearner:
-        return CloningFromObservationLearner(self, policy, seed, steps)
-
-
-class CloningFromObservationLearner(GradientLearner):
-    """Learner of `BehaviorCloningFromObservation`. Its module "inverse" is the inverse dynamics model."""
-
-    config: BehaviorCloningFromObservation
-
-    def __init__(self, config: BehaviorCloningFromObservation, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if policy.window.horizon != 1 or policy.window.goals:
             raise Unsupported("one action is told between two observations, and there are no goals in the window",
-                              where="BehaviorCloningFromObservation", hint="use Window(n_obs_steps), with horizon 1")
-        if config.balance_classes and policy.target.kind != "discrete":
+                              where=type(self).__name__, hint="use Window(n_obs_steps), with horizon 1")
+        if self.balance_classes and policy.target.kind != "discrete":
             raise Unsupported("the actions are numbers, and not classes, which could be drawn equally often",
-                              where="BehaviorCloningFromObservation.balance_classes", hint="leave it out")
-        self.register("policy", policy, config.optimizer)
-        self.average_weights("policy", config.ema)
+                              where=f"{type(self).__name__}.balance_classes", hint="leave it out")
         inverse = Policy(replace(policy.config, window=Window(2, obs_offset=1)), policy.features)
         inverse.codec.load_state_dict(policy.codec.state_dict())
-        self.inverse = self.register("inverse", inverse, config.optimizer)
-        self.error = self.register("error", _RunningError(policy.codec.width))
+        return {"policy": Net(policy, self.optimizer, average=self.ema), "inverse": Net(inverse, self.optimizer),
+                "error": Net(_RunningError(policy.codec.width))}
 
-    def batch_sampler(self, data, sampling_weights=None):
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
         """Batches of practice, with demonstrations beside them. The weights are not used."""
-        expert, windows = expert_episodes(data), partial(self.policy.training_windows, next_obs=True)
+        expert, windows = expert_episodes(data), partial(policy.training_windows, next_obs=True)
         practice = data.select(sorted(set(range(len(data))) - set(expert)))
         if not expert or not len(practice):
             raise DataError(f"{len(expert)} of {len(data)} episodes are demonstrations, and {len(practice)} are "
@@ -97,44 +85,54 @@ class CloningFromObservationLearner(GradientLearner):
 
     def practice_weights(self, practice: Dataset) -> SamplingWeights | None:
         """The relative rate at which each step of the practice is drawn. None for all steps equally often."""
-        return ClassBalance.of(practice) if self.config.balance_classes else None
+        return ClassBalance.of(practice) if self.balance_classes else None
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
+    @prepare
+    def labeled(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Gives each demonstration the action that the inverse dynamics model tells."""
+        return _with_labels(batch, inverse_plan(nets, batch.others["expert"]))
+
+    @prepare(when=lambda method, n_updates, steps: method.label_noise and n_updates < (1 - NOISELESS) * steps)
+    def noisy(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Adds noise to the labels of the demonstrations."""
         demonstrations = batch.others["expert"]
-        with self.evaluation():
-            labeled = demonstrations.replace(action=self.labels(demonstrations, self.generator()))
-            error = self.inverse_error(batch).mean(0)
-            self.processes.all_reduce([error])
-            self.error.mean.lerp_(error / self.processes.count, 1 - ERROR_DECAY)
-        self.minimize("inverse", self.inverse_loss, batch)
-        self.minimize("policy", self.policy.loss, labeled)
-        return self.end_update(label_error=float(self.error.mean.mean()))
+        coded = nets.inverse.encode(demonstrations.action, obs := transitions(demonstrations))
+        noise = torch.randn(coded.shape, generator=rng, device=coded.device)
+        return _with_labels(batch, nets.inverse.decode(coded + self.label_noise * nets.error.mean * noise, obs))
 
-    def transitions(self, batch: Batch) -> dict[str, Tensor]:
-        """The present and the next observation of each window, (B, 2, ...)."""
-        assert batch.next is not None
-        return {name: torch.cat([x[:, -1:], batch.next[name][:, -1:]], 1) for name, x in batch.obs.items()}
+    @prepare
+    def followed(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Batch, dict[str, Tensor]]:
+        """Follows the error of the inverse dynamics model in practice."""
+        P, obs = Processes.current(), transitions(batch)
+        error = nets.inverse.encode(inverse_plan(nets, batch), obs) - nets.inverse.encode(batch.action, obs)
+        P.all_reduce([mean := error[:, 0].square().mean(0)])
+        nets.error.mean.lerp_(mean / P.count, 1 - ERROR_DECAY)
+        return batch, {"label_error": nets.error.mean}
 
-    def labels(self, batch: Batch, rng: Generator) -> Tensor:
-        """The action that the inverse dynamics model tells for each window, (B, 1, A), in world units."""
-        obs = self.transitions(batch)
-        label = self.inverse.plan(obs, torch.zeros(len(batch), *self.inverse.noise_shape, device=self.device))
-        if not self.config.label_noise or self.n_updates >= (1 - NOISELESS) * self.steps:
-            return label
-        coded = self.inverse.encode(label, obs)
-        noise = torch.randn(coded.shape, generator=rng, device=self.device)
-        return self.inverse.decode(coded + self.config.label_noise * self.error.mean * noise, obs)
+    @loss("inverse")
+    def inverse_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the inverse dynamics model at each step, (B, 1)."""
+        return nets.inverse.loss(batch.replace(obs=transitions(batch)), rng)
 
-    def inverse_error(self, batch: Batch) -> Tensor:
-        """Squared error of the inverse dynamics model for each window, (B, width), in coded units."""
-        plan = self.inverse.plan(obs := self.transitions(batch),
-                                 torch.zeros(len(batch), *self.inverse.noise_shape, device=self.device))
-        return (self.inverse.encode(plan, obs) - self.inverse.encode(batch.action, obs))[:, 0].square()
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return nets.policy.loss(batch.others["expert"], rng)
 
-    def inverse_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the inverse dynamics model at each step, (B, 1), not reduced."""
-        return self.inverse.loss(batch.replace(obs=self.transitions(batch)), rng)
+
+def transitions(batch: Batch) -> dict[str, Tensor]:
+    """Returns the present and the next observation of each window, (B, 2, ...)."""
+    assert batch.next is not None
+    return {name: torch.cat([x[:, -1:], batch.next[name][:, -1:]], 1) for name, x in batch.obs.items()}
+
+
+def inverse_plan(nets: Any, batch: Batch) -> Tensor:
+    """Returns the action that the inverse dynamics model tells for each window, (B, 1, A), in world units."""
+    noise = torch.zeros(len(batch), *nets.inverse.noise_shape, device=batch.mask.device)
+    return nets.inverse.plan(transitions(batch), noise)
+
+
+def _with_labels(batch: Batch, action: Tensor) -> Batch:
+    return batch.replace(others={"expert": batch.others["expert"].replace(action=action)})
 
 
 class _RunningError(nn.Module):

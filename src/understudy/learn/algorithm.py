@@ -21,6 +21,7 @@ from ..policy import Policy
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
+from .targets import ReturnBound
 
 F = TypeVar("F", bound=Callable)
 
@@ -51,8 +52,6 @@ class Net:
 
 class MetricBound(Protocol):
     """Raises `Diverged` if the mean of something that a method logs is beyond what it can be."""
-
-    largest_reward: float
 
     def check(self, value: float, batch: Batch, update: int, /) -> None: ...
 
@@ -172,7 +171,7 @@ class Engine(GradientLearner):
         targets = {name: ema.module for name, ema in {**self.averages, **self.targets}.items()}
         self.nets = SimpleNamespace(**networks, target=SimpleNamespace(**targets))
         self.metric_bounds = config.bounds(policy, data)
-        self._bounds = list(self.metric_bounds.values())
+        self._bounds = [bound for bound in self.metric_bounds.values() if isinstance(bound, ReturnBound)]
         self._steps = config.steps_of_update()
         trained = [step.of for step in self._steps if step.of is not None]
         self._first = trained[0] if trained and "policy" not in trained else "policy"
@@ -209,7 +208,8 @@ class Engine(GradientLearner):
                 continue
             function, weights = getattr(self.config, step.name), None
             if (prepares := step.name if step.of is None else step.weights) is not None:
-                rng = self.generator() if rng is None else rng  # all of an update go on with the same one
+                if rng is None:  # all of an update go on with the same one
+                    rng = self.generator(self.processes.rank)
                 with self.evaluation():
                     result, values = _divided(getattr(self.config, prepares)(self.nets, batch, rng))
                 if step.of is None:

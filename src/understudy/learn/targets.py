@@ -211,16 +211,18 @@ class ReturnBound:
 
 
 class MeanBound:
-    """Refuses means of values that cannot be larger than `largest`. 0 is no bound."""
+    """Refuses means of values that cannot be larger than `largest`. 0 is no bound.
 
-    largest_reward = 0.0  # it needs none
+    Args:
+        **texts: Parts of the message: see `check_bounded`.
+    """
 
-    def __init__(self, largest: float):
-        self.largest = largest
+    def __init__(self, largest: float, **texts: str):
+        self.largest, self.texts = largest, texts
 
     def check(self, value: float, batch: Batch, update: int) -> None:
         """Raises Diverged if a mean is more than ten times `largest`."""
-        check_bounded(value, self.largest, update)
+        check_bounded(value, self.largest, update, **self.texts)
 
 
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",

@@ -25,8 +25,8 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.learn.method import Method
-from understudy.methods.goal_conditioned.fb import LATENT, fb, infer_latent, on_sphere
-from understudy.methods.goal_conditioned.gcivl import gcivl
+from understudy.methods.goal_conditioned.fb import FB, LATENT, infer_latent, on_sphere
+from understudy.methods.goal_conditioned.gcivl import GCIVL
 
 STATE, GOAL, STYLE, LATENT_DIM = "observation.state", "observation.goal", "play-80", 32
 N_CLIPS, N_FRAMES, FIRST_CLIP = 20, 50, 900_000  # the number of the first one, beyond those of the walks
@@ -156,18 +156,18 @@ def matching(experiment, arm: Imitation, data: Dataset, seed: int, episodes: int
             "retrieval": [float(torch.cat([(c.frames - c.retrieved).norm(dim=-1) for c in clips]).mean())]}
 
 
-FB = small(fb(latent_dim=LATENT_DIM, alpha=0.1), STYLE)
-FB = replace(FB, learner=replace(FB.learner, steps=4000, batch_size=256, discount=0.95))
+METHOD = small(FB(alpha=0.1).method(latent_dim=LATENT_DIM), STYLE)
+METHOD = replace(METHOD, learner=replace(METHOD.learner, steps=4000, batch_size=256, discount=0.95))
 TABLE = experiment(Walks(), env="four_rooms:play", measure=matching, first_seed=1640, episodes=300, measures={
     "return": Measure("real", "return fraction"), "share": Measure("real", "return fraction"),
     "retrieval": Measure("real")}, arms={
-    "mean of B": Imitation(FB, mean_of_b),
-    "random z": Imitation(FB, random_z),
-    "oracle reward": Imitation(FB, oracle_reward),
-    "last frame": Imitation(FB, last_frame),
-    "own positions": Imitation(FB, own_positions),
-    "GCIVL, typical frame": Imitation(small(gcivl(), STYLE), typical_frame, GOAL),
-    "random states": ablation("mean of B", Imitation(FB, random_states))})
+    "mean of B": Imitation(METHOD, mean_of_b),
+    "random z": Imitation(METHOD, random_z),
+    "oracle reward": Imitation(METHOD, oracle_reward),
+    "last frame": Imitation(METHOD, last_frame),
+    "own positions": Imitation(METHOD, own_positions),
+    "GCIVL, typical frame": Imitation(small(GCIVL().method(), STYLE), typical_frame, GOAL),
+    "random states": ablation("mean of B", Imitation(METHOD, random_states))})
 TABLE = replace(TABLE, experiment=replace(TABLE.experiment, sanity=(("oracle reward", "return", 0.4),)))
 ABOVE_RANDOM = higher("mean of B", "random z", measure="return")
 NEAR_ORACLE = higher("mean of B", "oracle reward", measure="share")

@@ -13,14 +13,16 @@ from understudy.data.operations import Filter
 from understudy.envs import make
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.learn.algorithm import loss
 from understudy.learn.critic import CriticConfig
+from understudy.learn.critics.goal_conditioned import goal_of
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.behavior_cloning.gcbc import gcbc
-from understudy.methods.goal_conditioned.dwsl import DWSL, DWSLLearner, dwsl
-from understudy.methods.goal_conditioned.gcivl import gcivl
-from understudy.methods.goal_conditioned.hilp import DIRECTION, HILP, HILPLearner, hilp
-from understudy.methods.goal_conditioned.hiql import hiql
+from understudy.methods.goal_conditioned.dwsl import DWSL
+from understudy.methods.goal_conditioned.gcivl import GCIVL
+from understudy.methods.goal_conditioned.hilp import DIRECTION, HILP
+from understudy.methods.goal_conditioned.hiql import HIQL
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 
@@ -47,45 +49,26 @@ class Walks(DemonstrationSource):
 class PermutedDWSL(DWSL):
     """DWSL whose distances are those to the goals of other steps."""
 
-    def build(self, policy, seed, steps, data):
-        return PermutedDWSLLearner(self, policy, seed, steps)
-
-
-class PermutedDWSLLearner(DWSLLearner):
-    """Learner of `PermutedDWSL`."""
-
-    def distance_loss(self, batch, rng):
-        goal = self.goal.into
-        return super().distance_loss(batch.replace(obs={**batch.obs, goal: batch.obs[goal].roll(1, 0)}), rng)
+    @loss("distance")
+    def distance_loss(self, nets, batch, rng):
+        goal = goal_of(nets.policy).into
+        return super().distance_loss(nets, batch.replace(obs={**batch.obs, goal: batch.obs[goal].roll(1, 0)}), rng)
 
 
 class RandomHILP(HILP):
     """HILP whose representation stays as it was drawn."""
 
-    def build(self, policy, seed, steps, data):
-        return RandomHILPLearner(self, policy, seed, steps)
+    phi_loss = None
 
-
-class RandomHILPLearner(HILPLearner):
-    """Learner of `RandomHILP`."""
-
-    def minimize(self, name, *arguments, **options):
-        if name != "phi":
-            super().minimize(name, *arguments, **options)
+    def bounds(self, policy, data):
+        return {"critic/score": self.value_bound()}
 
 
 class PermutedHILP(HILP):
     """HILP whose rewards are those of the directions of other steps."""
 
-    def build(self, policy, seed, steps, data):
-        return PermutedHILPLearner(self, policy, seed, steps)
-
-
-class PermutedHILPLearner(HILPLearner):
-    """Learner of `PermutedHILP`."""
-
-    def reward(self, batch):
-        return super().reward(batch.replace(obs={**batch.obs, DIRECTION: batch.obs[DIRECTION].roll(1, 0)}))
+    def reward(self, nets, batch):
+        return super().reward(nets, batch.replace(obs={**batch.obs, DIRECTION: batch.obs[DIRECTION].roll(1, 0)}))
 
 
 def goal_rollouts(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
@@ -117,14 +100,14 @@ def small(method: Method, style: str, learner: type | None = None) -> Method:
 TABLE = experiment(Walks(), env="four_rooms", measure=goal_rollouts, first_seed=740, episodes=300,
                    sanity={"GCBC, play": 0.4}, arms={
     **{f"GCBC, {style}": small(gcbc(), style) for style in STYLES},
-    **{f"DWSL, {style}": small(dwsl(n_bins=75), style) for style in STYLES[:3]},
-    "GCIVL, play-80": small(gcivl(), "play-80"),
-    "HILP, stitch": small(hilp(), "stitch"),
-    "HILP, random phi": small(hilp(), "stitch", RandomHILP),
-    "GCIVL, stitch": small(gcivl(), "stitch"),
-    "HIQL, stitch": small(hiql(), "stitch"),
-    "permuted goals": ablation("DWSL, play-80", small(dwsl(n_bins=75), "play-80", PermutedDWSL)),
-    "permuted directions": ablation("HILP, stitch", small(hilp(), "stitch", PermutedHILP))})
+    **{f"DWSL, {style}": small(DWSL(n_bins=75).method(), style) for style in STYLES[:3]},
+    "GCIVL, play-80": small(GCIVL().method(), "play-80"),
+    "HILP, stitch": small(HILP().method(), "stitch"),
+    "HILP, random phi": small(HILP().method(), "stitch", RandomHILP),
+    "GCIVL, stitch": small(GCIVL().method(), "stitch"),
+    "HIQL, stitch": small(HIQL().method(), "stitch"),
+    "permuted goals": ablation("DWSL, play-80", small(DWSL(n_bins=75).method(), "play-80", PermutedDWSL)),
+    "permuted directions": ablation("HILP, stitch", small(HILP().method(), "stitch", PermutedHILP))})
 NOT_BELOW = tuple(higher(f"DWSL, {style}", f"GCBC, {style}", -0.03) for style in STYLES[:3])
 IMPROVES = higher("DWSL, play-80", "GCBC, play-80")
 REACHES = higher("HILP, stitch", "GCBC, stitch")

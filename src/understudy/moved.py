@@ -145,6 +145,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     "understudy.learn.median_of_means:MedianOfMeans": "understudy.methods.behavior_cloning.robust_bc:RobustBC",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
     "understudy.methods.reward_matching.sarm:StageLearning": "understudy.methods.reward_matching.sarm:SARM",
+    "understudy.methods.goal_conditioned.fb:ForwardBackward": "understudy.methods.goal_conditioned.fb:FB",
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from folders import TESTS
 from torch import nn
 
@@ -91,56 +92,58 @@ def assert_equal(loss, *names: str) -> None:
 
 def test_gcivl_has_the_losses_of_ogbench():
     learner, batch = peer_learner("gcivl", GCIVL()), peer_batch()
-    copy_ensemble(learner.value, "gcivl/modules_value/value_net")
-    copy_ensemble(learner.target_value, "gcivl/modules_target_value/value_net")
-    assert_equal(learner.value_loss(batch, torch.Generator()), "gcivl/value_loss")
-    assert_equal(learner.policy_loss(batch, torch.Generator()), "gcivl/actor_loss")
+    copy_ensemble(learner.nets.value, "gcivl/modules_value/value_net")
+    copy_ensemble(learner.nets.target.value, "gcivl/modules_target_value/value_net")
+    assert_equal(call_step(learner, "value_loss", batch, torch.Generator()), "gcivl/value_loss")
+    assert_equal(call_step(learner, "policy_loss", batch, torch.Generator()), "gcivl/actor_loss")
 
 
 def test_hiql_has_the_losses_of_ogbench():
     low = goal_policy((STATE, SUBGOAL), Normalizer(obs="identity", unscaled=(SUBGOAL,)))
     learner, batch = peer_learner("hiql", HIQL(), low), peer_batch()
-    copy_ensemble(learner.value, "hiql/modules_value/value_net")
-    copy_ensemble(learner.target_value, "hiql/modules_target_value/value_net")
-    for transform in learner.high.codec.obs_transforms:  # OGBench does not normalize
+    copy_ensemble(learner.nets.value, "hiql/modules_value/value_net")
+    copy_ensemble(learner.nets.target.value, "hiql/modules_target_value/value_net")
+    for transform in learner.nets.high.codec.obs_transforms:  # OGBench does not normalize
         transform.set_statistics(torch.zeros(3), torch.ones(3))
-    copy_weights(learner.representation.layers[0], "hiql/modules_goal_rep/layers_0")
-    copy_weights(learner.high.net.layers, "hiql/modules_high_actor/actor_net", "mean_net")
+    copy_weights(learner.nets.representation.layers[0], "hiql/modules_goal_rep/layers_0")
+    copy_weights(learner.nets.high.net.layers, "hiql/modules_high_actor/actor_net", "mean_net")
     near, far, later = (torch.from_numpy(OGBENCH[f"batch/{name}"])[:, None] for name in (
         "low_actor_goals", "high_actor_goals", "high_actor_targets"))
     batch = batch.replace(obs={**batch.obs, GOAL: far, NEAR_GOAL: near, f"{STATE}.later": later})
-    assert_equal(learner.value_loss(batch, torch.Generator()), "hiql/value_loss")
-    assert_equal(learner.low_loss(batch, torch.Generator()), "hiql/low_actor_loss")
-    assert_equal(learner.high_loss(batch, torch.Generator()), "hiql/high_actor_loss")
+    assert_equal(call_step(learner, "value_loss", batch, torch.Generator()), "hiql/value_loss")
+    assert_equal(call_step(learner, "low_loss", batch, torch.Generator()), "hiql/low_actor_loss")
+    assert_equal(call_step(learner, "high_loss", batch, torch.Generator()), "hiql/high_actor_loss")
 
 
 def test_gciql_has_the_losses_of_ogbench():
     learner, batch = peer_learner("gciql", GCIQL()), peer_batch()
-    copy_weights(learner.value.layers[0], "gciql/modules_value/value_net")
-    copy_ensemble(learner.critic, "gciql/modules_critic/value_net")
-    copy_ensemble(learner.target_critic, "gciql/modules_target_critic/value_net")
-    assert_equal(learner.value_loss(batch, torch.Generator()), "gciql/value_loss")
-    assert_equal(learner.critic_loss(batch, torch.Generator()), "gciql/critic_loss")
-    assert_equal(learner.policy_loss(batch, torch.Generator()), "gciql/actor_loss")
+    copy_weights(learner.nets.value.layers[0], "gciql/modules_value/value_net")
+    copy_ensemble(learner.nets.critic, "gciql/modules_critic/value_net")
+    copy_ensemble(learner.nets.target.critic, "gciql/modules_target_critic/value_net")
+    assert_equal(call_step(learner, "value_loss", batch, torch.Generator()), "gciql/value_loss")
+    assert_equal(call_step(learner, "critic_loss", batch, torch.Generator()), "gciql/critic_loss")
+    assert_equal(call_step(learner, "policy_loss", batch, torch.Generator()), "gciql/actor_loss")
 
 
 def test_crl_has_the_losses_of_ogbench():
     learner, batch = peer_learner("crl", CRL(latent_dim=16)), peer_batch()
-    copy_ensemble(learner.phi, "crl/modules_critic/phi")
-    copy_ensemble(learner.psi, "crl/modules_critic/psi")
-    assert_equal(learner.critic_loss(batch, torch.Generator()), "crl/contrastive_loss")
-    assert_equal(learner.policy_loss(batch, torch.Generator()), "crl/actor_loss")
+    phi, psi = learner.nets.critic
+    copy_ensemble(phi, "crl/modules_critic/phi")
+    copy_ensemble(psi, "crl/modules_critic/psi")
+    assert_equal(call_step(learner, "critic_loss", batch, torch.Generator()), "crl/contrastive_loss")
+    assert_equal(call_step(learner, "policy_loss", batch, torch.Generator()), "crl/actor_loss")
 
 
 def test_qrl_has_the_losses_of_ogbench():
     learner, batch = peer_learner("qrl", QRL(latent_dim=16)), peer_batch()
-    copy_weights(learner.phi.layers[0], "qrl/modules_value/phi")
-    copy_weights(learner.dynamics, "qrl/modules_dynamics")
+    phi, distance, dynamics, log_multiplier = learner.nets.value
+    copy_weights(phi.layers[0], "qrl/modules_value/phi")
+    copy_weights(dynamics, "qrl/modules_dynamics")
     with torch.no_grad():
-        learner.distance.mix.copy_(torch.from_numpy(OGBENCH["qrl/modules_value/alpha/value"]))
-        learner.log_multiplier[0].copy_(torch.from_numpy(OGBENCH["qrl/modules_lam/log_value"]))
-    assert_equal(learner.value_loss(batch, torch.Generator()), "qrl/value_loss", "qrl/dynamics_loss")
-    assert_equal(learner.policy_loss(batch, torch.Generator()), "qrl/actor_loss")
+        distance.mix.copy_(torch.from_numpy(OGBENCH["qrl/modules_value/alpha/value"]))
+        log_multiplier[0].copy_(torch.from_numpy(OGBENCH["qrl/modules_lam/log_value"]))
+    assert_equal(call_step(learner, "value_loss", batch, torch.Generator()), "qrl/value_loss", "qrl/dynamics_loss")
+    assert_equal(call_step(learner, "policy_loss", batch, torch.Generator()), "qrl/actor_loss")
 
 
 # -- the contract, and what is refused --------------------------------------------------------------------------------
@@ -265,19 +268,29 @@ def exact_values(discount: float) -> torch.Tensor:
     return -(1 - discount**RING) / (1 - discount)
 
 
-def test_exact_values_have_no_loss():
-    built, sampler = tabular_learner(GCIVL(discount=0.9), 1e-3, is_ring=True)
+class KnownValues(GCIVL):
+    """GCIVL whose values are those of a table, (states, goals)."""
+
     table = exact_values(0.9).view(N_STATES, N_STATES)
 
-    def values(network, obs, goal, error=0.0):
-        return (table + error)[obs[STATE][:, 0].argmax(1), obs[goal][:, 0].argmax(1)].expand(2, -1)
-    built.values = values
+    def values(self, nets, network, obs, goal):
+        return self.table[obs[STATE][:, 0].argmax(1), obs[goal][:, 0].argmax(1)].expand(2, -1)
+
+
+class WrongValues(KnownValues):
+    """The same with errors."""
+
+    table = KnownValues.table + torch.arange(N_STATES)[:, None] / 100
+
+
+def test_exact_values_have_no_loss():
+    built, sampler = tabular_learner(KnownValues(discount=0.9), 1e-3, is_ring=True)
     batch = sampler.batch(512, 0)
     is_back = (batch.obs[STATE] == batch.obs[VALUE_GOAL]).flatten(1).all(1)  # only the same row is the goal
     is_clear = ~is_back | batch.extra[f"{VALUE_GOAL}.reached"][:, 0]
-    assert built.value_loss(batch, torch.Generator())[is_clear].max() < 1e-9
-    built.values = lambda *arguments: values(*arguments, error=torch.arange(N_STATES)[:, None] / 100)
-    assert built.value_loss(batch, torch.Generator()).mean() > 1e-4
+    assert call_step(built, "value_loss", batch, torch.Generator())[is_clear].max() < 1e-9
+    wrong, _ = tabular_learner(WrongValues(discount=0.9), 1e-3, is_ring=True)
+    assert call_step(wrong, "value_loss", batch, torch.Generator()).mean() > 1e-4
 
 
 @pytest.mark.slow
@@ -286,7 +299,7 @@ def test_gcivl_learns_exact_values():
     for step in range(1500):
         built.update(sampler.batch(128, step))
     with torch.no_grad():
-        values = built.values(built.value, all_pairs(), GOAL).mean(0)
+        values = built.config.values(built.nets, built.nets.value, all_pairs(), GOAL).mean(0)
     assert (values - exact_values(0.9)).abs().max() < 0.3  # of values from 0 to -6.1
 
 
@@ -296,5 +309,6 @@ def test_qrl_learns_exact_distances():
     for step in range(2000):
         built.update(sampler.batch(128, step))
     with torch.no_grad():
-        distances = built.distance(built.represent(all_pairs(), STATE), built.represent(all_pairs(), GOAL))
+        states, goals = (built.config.represent(built.nets, all_pairs(), column) for column in (STATE, GOAL))
+        distances = built.nets.value[1](states, goals)
     assert (distances - torch.tensor(abs(GOALS - STATES))).abs().max() < 0.4  # of distances from 0 to 9

@@ -36,9 +36,19 @@ def episodes() -> Dataset:
                              "action": rng.normal(size=(12, 1)).astype(np.float32)}) for _ in range(3)])
 
 
-def built():
+class RecordingHILP(HILP):
+    """HILP that records the directions of its batches."""
+
+    drawn = []
+
+    def reward(self, nets, batch):
+        self.drawn.append(batch.obs[DIRECTION])
+        return super().reward(nets, batch)
+
+
+def built(config: type[HILP] = HILP):
     data = episodes()
-    learner = HILP(critic=NETWORKS).build(Policy(CONFIG, data.features()).fit_statistics(data), 0, 10, data)
+    learner = config(critic=NETWORKS).build(Policy(CONFIG, data.features()).fit_statistics(data), 0, 10, data)
     return learner, learner.batch_sampler(data).batch(32, 0)
 
 
@@ -51,12 +61,15 @@ def test_contract():
 
 def test_values_are_minus_the_distance_of_representations():
     learner, batch = built()
-    network = learner.value
+    network = learner.nets.phi
+
+    def values(obs):
+        return learner.config.values(learner.nets, network, obs, GOAL)
     here, there = (network({**batch.obs, STATE: batch.obs[k]}) for k in (STATE, GOAL))
-    torch.testing.assert_close(learner.values(network, batch.obs, GOAL), -(here - there).norm(dim=-1).clamp(min=1e-3))
+    torch.testing.assert_close(values(batch.obs), -(here - there).norm(dim=-1).clamp(min=1e-3))
     swapped = {**batch.obs, STATE: batch.obs[GOAL], GOAL: batch.obs[STATE]}
-    torch.testing.assert_close(learner.values(network, swapped, GOAL), learner.values(network, batch.obs, GOAL))
-    here = learner.values(network, {**batch.obs, GOAL: batch.obs[STATE]}, GOAL)
+    torch.testing.assert_close(values(swapped), values(batch.obs))
+    here = values({**batch.obs, GOAL: batch.obs[STATE]})
     assert torch.allclose(here, torch.tensor(-1e-3)) and torch.autograd.grad(
         here.sum(), network.layers[0][0].weight)[0].isfinite().all()
 
@@ -67,19 +80,17 @@ def test_rewards_of_a_way_add_up_to_its_progress_in_a_direction():
     rows = torch.from_numpy(states)[:, None]
     z = direction.expand(12, 1, 3)
     way = replace(batch, obs={STATE: rows[:-1], DIRECTION: z}, next={STATE: rows[1:], DIRECTION: z})
-    phi = learner.value({STATE: rows, DIRECTION: direction.expand(13, 1, 3)})[0]
-    torch.testing.assert_close(learner.reward(way).sum(), (phi[-1] - phi[0]) @ direction)
+    phi = learner.nets.phi({STATE: rows, DIRECTION: direction.expand(13, 1, 3)})[0]
+    torch.testing.assert_close(learner.config.reward(learner.nets, way).sum(), (phi[-1] - phi[0]) @ direction)
 
 
 def test_directions_are_unit_vectors_that_differ_between_rows_and_updates():
-    learner, batch = built()
-    drawn = []
-    learner.reward = lambda b: drawn.append(b.obs[DIRECTION]) or torch.zeros(len(b))
+    learner, batch = built(RecordingHILP)
     for _ in range(2):
         learner.update(batch)
     learner.n_updates, learner.processes = 0, Processes(rank=1)
     learner.update(batch)
-    first, second, other = drawn
+    first, second, other = RecordingHILP.drawn
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(32, 1))
     assert not torch.equal(first, second) and not torch.equal(first, other), "also between processes"
     assert len(first.unique(dim=0)) == 32

@@ -1,4 +1,4 @@
-"""What goal-conditioned learners share: the goals of values, networks that read goals, and losses."""
+"""What goal-conditioned methods share: the goals of values, networks that read goals, and losses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,9 +14,11 @@ from torch.nn.functional import normalize
 
 from ...checkpoint import BuiltModule
 from ...core import (
+    Above,
     AtLeast,
     AtMost,
     Batch,
+    Below,
     ConfigError,
     DataError,
     Schema,
@@ -25,6 +27,7 @@ from ...core import (
     part,
     unknown_name,
 )
+from ...data.batch_sampler import BatchSampler
 from ...data.codec import CodecModule, Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
@@ -35,12 +38,11 @@ from ...heads.likelihood.gaussian import Gaussian
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...policy import Planner, Policy, PolicyConfig
+from ..algorithm import Algorithm, MetricBound, Net
 from ..critic import CriticConfig, CriticSpec
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
 from ..method import Method
 from ..optimizer import OptimizerConfig
-from ..targets import check_bounded
+from ..targets import MeanBound
 
 VALUE_GOAL = "observation.value_goal"
 MAX_WEIGHT = 100.0  # of a step in weighted cloning
@@ -49,8 +51,8 @@ Observations = Mapping[str, Tensor]
 
 
 @part
-class GoalConditioned(LearnerConfig):
-    """Settings of a learner whose policy reads a goal, the only one of its window.
+class GoalConditioned(Algorithm):
+    """Base class of methods whose policy reads a goal, the only one of its window.
 
     Args:
         critic: The networks that learn besides the policy.
@@ -64,9 +66,43 @@ class GoalConditioned(LearnerConfig):
 
     next_obs = True
 
-    def drawn_goals(self, goal: Goal) -> tuple[Goal | Subgoal, ...]:
-        """The goals that batches have besides the goal of the policy."""
+    def method(self, features: Schema | None = None, column: str = "observation.state") -> Method:
+        """Args:
+            column: The column whose later values are goals.
+        """
+        return goal_conditioned_method(self, column, features)
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        self.critic.check_no_subset()
+        window, name = policy.window, type(self).__name__
+        if len(window.goals) != 1 or not isinstance(window.goals[0], Goal):
+            raise ConfigError(f"the policy has {len(window.goals)} goals, but this learner needs one", where=name,
+                              hint='such as PolicyConfig(..., window=Window(goals=(Goal("observation.state"),)))')
+        if (window.horizon, window.action_offset, window.obs_offset) != (1, 0, 0):
+            raise Unsupported(f"values are those of single steps, but the window is {window}", where=name,
+                              hint="use a horizon of 1 and no offsets")
+        if window.n_obs_steps > 1 and goal_of(policy).into not in policy.inputs:
+            raise Unsupported(f"the vector in place of the goal is that of one observation, but the window has "
+                              f"{window.n_obs_steps}", where=name, hint="use n_obs_steps=1")
+        return {"policy": Net(policy, self.optimizer)}
+
+    def drawn_goals(self, policy: Policy) -> tuple[Goal | Subgoal, ...]:
+        """Returns the goals that batches have, besides the goal of the policy's window."""
         return ()
+
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        return policy.training_windows(data, next_obs=self.next_obs, sampling_weights=weights,
+                                       goals=self.drawn_goals(policy))
+
+
+def goal_of(policy: Policy) -> Goal:
+    """The goal of a goal-conditioned policy."""
+    return cast(Goal, policy.window.goals[0])
+
+
+def toward(policy: Policy, obs: Observations, column: str) -> dict[str, Tensor]:
+    """The observations, with the values of another column as the goal of the policy."""
+    return {**obs, goal_of(policy).into: obs[column]}
 
 
 def check_goals(data: Dataset) -> None:
@@ -79,7 +115,7 @@ def check_goals(data: Dataset) -> None:
 
 @part
 class GoalValues(GoalConditioned):
-    """Settings of a learner of values V(s, g): the discounted sum of rewards -1 until a goal is reached.
+    """Base class of methods with values V(s, g): the discounted sum of rewards -1 until a goal is reached.
 
     The values learn from other goals than the policy, of the same column: the current row, rows at a geometric
     distance, and rows of all episodes.
@@ -98,10 +134,17 @@ class GoalValues(GoalConditioned):
     p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.3
 
-    def drawn_goals(self, goal):
+    def drawn_goals(self, policy):
         discount = self.discount if self.discount < 1 else None
-        return (replace(goal, into=VALUE_GOAL, discount=discount, p_curgoal=self.p_curgoal,
+        return (replace(goal_of(policy), into=VALUE_GOAL, discount=discount, p_curgoal=self.p_curgoal,
                         p_randomgoal=self.p_randomgoal, p_pastgoal=0.0, max_steps=None),)
+
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"value/score": self.value_bound()}
+
+    def value_bound(self) -> MeanBound:
+        """Returns the bound of a mean of values. With a discount of 1 there is none."""
+        return MeanBound(1 / (1 - self.discount) if self.discount < 1 else 0.0)
 
 
 def goal_conditioned_method(learner: GoalConditioned, column: str, features: Schema | None) -> Method:
@@ -139,95 +182,55 @@ def on_sphere(vectors: Tensor) -> Tensor:
     return math.sqrt(vectors.shape[-1]) * normalize(vectors, dim=-1)
 
 
-class GoalConditionedLearner(GradientLearner):
-    """Base class of goal-conditioned learners.
+@part
+class ImplicitValues(GoalValues):
+    """Base class of methods whose values are learned without a critic, by expectile regression.
 
-    Attributes:
-        goal: The goal of the policy.
-        drawn_goals: The goals that batches have, besides the goal of the policy's window.
+    Args:
+        target_decay: Fraction of the target networks that each update keeps.
+        expectile: Which expectile of the values of next states is learned. 0.5 is their mean.
     """
 
-    config: GoalConditioned
-
-    def __init__(self, config: GoalConditioned, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        config.critic.check_no_subset()
-        window, name = policy.window, type(config).__name__
-        if len(window.goals) != 1 or not isinstance(window.goals[0], Goal):
-            raise ConfigError(f"the policy has {len(window.goals)} goals, but this learner needs one", where=name,
-                              hint='such as PolicyConfig(..., window=Window(goals=(Goal("observation.state"),)))')
-        if (window.horizon, window.action_offset, window.obs_offset) != (1, 0, 0):
-            raise Unsupported(f"values are those of single steps, but the window is {window}", where=name,
-                              hint="use a horizon of 1 and no offsets")
-        self.goal: Goal = window.goals[0]
-        if window.n_obs_steps > 1 and self.goal.into not in policy.inputs:
-            raise Unsupported(f"the vector in place of the goal is that of one observation, but the window has "
-                              f"{window.n_obs_steps}", where=name, hint="use n_obs_steps=1")
-        self.drawn_goals = config.drawn_goals(self.goal)
-
-    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        return self.policy.training_windows(data, next_obs=self.config.next_obs, sampling_weights=sampling_weights,
-                                            goals=self.drawn_goals)
-
-    def end_update(self, **metrics):
-        result = super().end_update(**metrics)
-        if isinstance(self.config, GoalValues) and self.config.discount < 1:
-            for name in {"value/score", "phi/score", "critic/score"} & result.keys():
-                check_bounded(result[name], 1 / (1 - self.config.discount), self.n_updates)
-        return result
-
-    def toward(self, obs: Observations, column: str) -> dict[str, Tensor]:
-        """The observations, with the values of another column as the goal."""
-        return {**obs, self.goal.into: obs[column]}
-
-
-class ImplicitValueLearner(GoalConditionedLearner):
-    """Base class of learners with a value function that is learned without a critic, by expectile regression.
-
-    A subclass registers the networks "value", with a target network.
-    """
-
-    config: GoalValues
-    value: Any
-    target_value: Any
-    expectile: float
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
+    expectile: Annotated[float, Above(0), Below(1)] = 0.9
 
     @abstractmethod
-    def values(self, network: Any, obs: Observations, goal: str) -> Tensor:
-        """Values of reaching a goal by `value` or `target_value`, (networks, B)."""
+    def values(self, nets: Any, network: Any, obs: Observations, goal: str) -> Tensor:
+        """Returns the values of reaching a goal by the value network or its target, (networks, B)."""
 
-    def values_of_both(self, network: Any, obs: Observations, later: Observations, goal: str) -> tuple[Tensor, ...]:
-        """Values of two batches of observations, (networks, B) each, by one pass of the network."""
+    def values_of_both(self, nets: Any, network: Any, obs: Observations, later: Observations, goal: str
+                       ) -> tuple[Tensor, ...]:
+        """Returns the values of two batches of observations, (networks, B) each, by one pass of the network."""
         both = {k: torch.cat([obs[k], later[k]]) for k in obs if k in later}
-        return self.values(network, both, goal).chunk(2, -1)
+        return self.values(nets, network, both, goal).chunk(2, -1)
 
-    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the expectile loss of the value networks, (B,).
+    def regression(self, nets: Any, network: Any, target_network: Any, batch: Batch
+                   ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the expectile loss of the value networks, (B,), and the values.
 
         The errors are weighted by the sign of the advantage of a step, which the target networks estimate.
         """
         assert batch.next is not None
         reached = batch.extra[f"{VALUE_GOAL}.reached"].squeeze(1)
-        reward, discount = reached.float() - 1, self.config.discount * ~reached
+        reward, discount = reached.float() - 1, self.discount * ~reached
         with torch.no_grad():
-            target, next_target = self.values_of_both(self.target_value, batch.obs, batch.next, VALUE_GOAL)
+            target, next_target = self.values_of_both(nets, target_network, batch.obs, batch.next, VALUE_GOAL)
         advantage = reward + discount * next_target.amin(0) - target.mean(0)
-        score = self.values(self.value, batch.obs, VALUE_GOAL)
-        self.log(score=score.mT)
+        score = self.values(nets, network, batch.obs, VALUE_GOAL)
         error = reward + discount * next_target - score
         weight = torch.where(advantage >= 0, self.expectile, 1 - self.expectile)
-        return (weight * error.square()).sum(0)
+        return (weight * error.square()).sum(0), {"score": score.mT}
 
     @torch.no_grad()
-    def advantage_weights(self, obs: Observations, later: Observations, goal: str, alpha: float) -> Tensor:
+    def advantage_weights(self, nets: Any, obs: Observations, later: Observations, goal: str, alpha: float) -> Tensor:
         """Returns the weight of each step in weighted cloning, exp(alpha * (V(later) - V(obs))), (B, 1)."""
-        before, after = self.values_of_both(self.value, obs, {**later, goal: obs[goal]}, goal)
+        before, after = self.values_of_both(nets, nets.value, obs, {**later, goal: obs[goal]}, goal)
         advantage = (after - before).mean(0)
         return (alpha * advantage).exp().clamp(max=MAX_WEIGHT).unsqueeze(1)
 
 
-class ScoreMaximizingLearner(GoalConditionedLearner):
-    """Base class of learners whose policy maximizes a score of its actions, and stays close to the stored actions.
+class ScoreMaximizing(GoalConditioned):
+    """Base class of methods whose policy maximizes a score of its actions, and stays close to the stored actions.
 
     Attributes:
         alpha: Weight of the loss of the stored actions, relative to a score of mean absolute value 1.
@@ -235,20 +238,21 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
 
     alpha: float
 
-    def __init__(self, config: GoalConditioned, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        declared = super().networks(policy, data)
         if policy.target.kind == "discrete":
             raise Unsupported("the actions are classes, but the gradient of a score is that of numbers",
-                              where=type(config).__name__, hint="train gcivl or hiql, which learn classes too")
+                              where=type(self).__name__, hint="train gcivl or hiql, which learn classes too")
+        return declared
 
     @abstractmethod
-    def score(self, obs: Observations, coded_action: Tensor) -> Tensor:
-        """Scores of coded actions, (B, 1, A), for the goal of the policy, (B,)."""
+    def score(self, nets: Any, obs: Observations, coded_action: Tensor) -> Tensor:
+        """Returns scores of coded actions, (B, 1, A), for the goal of the policy, (B,)."""
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    def maximization(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
-        coded, loss = self.policy.sample_and_loss(batch, rng)
-        score = self.score(batch.obs, self.policy.clip(coded))
+        coded, loss = nets.policy.sample_and_loss(batch, rng)
+        score = self.score(nets, batch.obs, nets.policy.clip(coded))
         score = score / (score.detach().abs().mean() + 1e-6)
         return self.alpha * loss - score.unsqueeze(1)
 

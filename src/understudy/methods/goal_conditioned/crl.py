@@ -1,23 +1,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ...core import AtLeast, AtMost, Batch, Schema, part
+from ...core import AtLeast, AtMost, Batch, part
 from ...data.episode import Dataset
-from ...learn.critics.goal_conditioned import (
-    VALUE_GOAL,
-    GoalValues,
-    Representation,
-    ScoreMaximizingLearner,
-    goal_conditioned_method,
-)
-from ...learn.method import Method
-from ...learn.targets import check_bounded
+from ...learn.algorithm import MetricBound, Net, loss
+from ...learn.critics.goal_conditioned import VALUE_GOAL, GoalValues, Representation, ScoreMaximizing, goal_of, toward
+from ...learn.targets import MeanBound
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
@@ -25,12 +19,15 @@ from ..registry import method
 CERTAIN = 10.0  # logit at which the probability of an error is 5e-5
 
 
+@method("Eysenbach et al. 2022 (contrastive RL), arXiv 2206.07568, with the losses of OGBench, arXiv 2410.20092",
+        needs=(NUMBERS, GIVEN_GOAL),
+        when="if a goal is given while acting, and episodes of the data go from where it starts to where it has to go.")
 @part
-class CRL(GoalValues):
-    """Contrastive reinforcement learning: a critic that tells the future of a step from that of other steps.
+class CRL(ScoreMaximizing, GoalValues):
+    """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
 
-    The critic is phi(s, a) . psi(g) / sqrt(D). It learns the log ratio of the density of a future observation, at a
-    geometric distance, to that of a goal in general.
+    The critic learns to tell the future of a step from that of other steps. It is phi(s, a) . psi(g) / sqrt(D), the log
+    ratio of the density of a future observation, at a geometric distance, to that of a goal in general.
 
     Args:
         latent_dim: Number of components of phi and psi, D.
@@ -47,52 +44,34 @@ class CRL(GoalValues):
 
     next_obs = False
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> CRLLearner:
-        return CRLLearner(self, policy, seed, steps)
-
-
-class CRLLearner(ScoreMaximizingLearner):
-    """Learner of `CRL`."""
-
-    config: CRL
-
-    def __init__(self, config: CRL, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        config.critic.check_own_encoders()
-        self.alpha, goal, networks = config.alpha, self.goal.into, config.critic
-        size, n_networks = config.latent_dim, networks.n_critics
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        declared, networks, goal = super().networks(policy, data), self.critic, goal_of(policy).into
+        networks.check_own_encoders()
         states = [k for k in policy.inputs if k != goal]
-        self.phi = Representation.of(policy, networks, states, size, n_actions=policy.codec.width,
-                                     n_networks=n_networks)
-        self.psi = Representation.of(policy, networks, (goal,), size, n_networks=n_networks)
-        self.register("policy", policy, config.optimizer)
-        self.register("critic", nn.ModuleList([self.phi, self.psi]), config.optimizer)
+        phi = Representation.of(policy, networks, states, self.latent_dim, n_actions=policy.codec.width,
+                                n_networks=networks.n_critics)
+        psi = Representation.of(policy, networks, (goal,), self.latent_dim, n_networks=networks.n_critics)
+        return {**declared, "critic": Net(nn.ModuleList([phi, psi]), self.optimizer)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("policy", self.policy_loss, batch)
-        self.minimize("critic", self.critic_loss, batch)
-        metrics = self.end_update()
-        check_bounded(metrics["critic/logit"], CERTAIN, self.n_updates, name="the logits of the critic",
-                      reason="it is certain of a goal at", hint="lower --learner.optimizer.lr, or normalize the "
-                      "networks (--learner.critic.layer-norm True)")
-        return metrics
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"critic/logit": MeanBound(
+            CERTAIN, name="the logits of the critic", reason="it is certain of a goal at",
+            hint="lower --learner.optimizer.lr, or normalize the networks (--learner.critic.layer-norm True)")}
 
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    def score(self, nets, obs, coded_action):
+        phi, psi = nets.critic
+        return (phi(obs, coded_action) * psi(obs)).sum(-1).amin(0) / math.sqrt(self.latent_dim)
+
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return self.maximization(nets, batch, rng)
+
+    @loss("critic")
+    def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean cross-entropy of a step with the goals of all steps in the batch, (B,)."""
-        obs = self.toward(batch.obs, VALUE_GOAL)
-        phi, psi = self.phi(obs, self.policy.encode_batch(batch)), self.psi(obs)
-        logits = phi @ psi.mT / math.sqrt(self.config.latent_dim)  # (networks, steps, goals)
-        self.log(logit=logits.abs().mean((0, 2)))
-        own_goal = torch.eye(len(batch), device=self.device).expand_as(logits)
-        return binary_cross_entropy_with_logits(logits, own_goal, reduction="none").mean((0, 2))
-
-    def score(self, obs, coded_action):
-        return (self.phi(obs, coded_action) * self.psi(obs)).sum(-1).amin(0) / math.sqrt(self.config.latent_dim)
-
-
-@method("Eysenbach et al. 2022 (contrastive RL), arXiv 2206.07568, with the losses of OGBench, arXiv 2410.20092",
-        needs=(NUMBERS, GIVEN_GOAL),
-        when="if a goal is given while acting, and episodes of the data go from where it starts to where it has to go.")
-def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema | None = None) -> Method:
-    """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal."""
-    return goal_conditioned_method(CRL(alpha=alpha), column, features)
+        obs, (phi, psi) = toward(nets.policy, batch.obs, VALUE_GOAL), nets.critic
+        logits = phi(obs, nets.policy.encode_batch(batch)) @ psi(obs).mT
+        logits = logits / math.sqrt(self.latent_dim)  # (networks, steps, goals)
+        own_goal = torch.eye(len(batch), device=logits.device).expand_as(logits)
+        losses = binary_cross_entropy_with_logits(logits, own_goal, reduction="none")
+        return losses.mean((0, 2)), {"logit": logits.abs().mean((0, 2))}

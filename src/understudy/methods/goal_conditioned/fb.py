@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,11 +11,13 @@ from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
+from ...learn.algorithm import Net, loss, prepare
 from ...learn.critics.goal_conditioned import (
-    GoalConditioned,
     GoalVector,
+    Observations,
     Representation,
-    ScoreMaximizingLearner,
+    ScoreMaximizing,
+    goal_of,
     goal_vector_method,
     on_sphere,
 )
@@ -28,13 +30,17 @@ LATENT = "observation.latent"  # z, which the policy reads
 NOISE, MAX_NOISE = 0.2, 0.3  # on actions of targets, in coded units: standard deviation, and where it is clipped
 
 
+@method("Touati et al. 2023 (forward-backward representation), arXiv 2209.14935", rows=("064",),
+        needs=(NUMBERS, GIVEN_GOAL),
+        when="if one network shall reach goals, visit what clips show and maximize rewards, all named later. For goals "
+             "or clips alone try `gcivl` first.")
 @part
-class ForwardBackward(GoalConditioned):
-    """Forward-backward representation: policies for all rewards, which are named later.
+class FB(ScoreMaximizing):
+    """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.
 
-    For each vector z there is a policy. F(s, a, z) . B(s') learns how much more often than in the data it visits s'
-    after a step, in discounted visits. The policy maximizes F(s, a, z) . z, the value of the reward B(s') . z. While
-    acting, z is the B of the goal. `infer_latent` gives z for a set of states or a reward.
+    F(s, a, z) . B(s') learns how much more often than in the data the policy of z visits s' after a step, in discounted
+    visits. This policy maximizes F(s, a, z) . z, the value of the reward B(s') . z. While acting, z is the B of the
+    goal. `infer_latent` gives z for a set of states or a reward.
 
     B reads the goal's column alone. z and B have the norm sqrt(D). Ends of episodes do not count.
 
@@ -59,68 +65,64 @@ class ForwardBackward(GoalConditioned):
 
     validates = False
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ForwardBackwardLearner:
-        return ForwardBackwardLearner(self, policy, seed, steps)
+    def method(self, features: Schema | None = None, column: str = "observation.state", latent_dim: int = 50) -> Method:
+        """Args:
+            column: The column whose later values are goals.
+            latent_dim: Number of components of z.
+        """
+        planner = GoalLatent(column=column, goal=Goal(column).into)
+        return goal_vector_method(self, column, features, LATENT, latent_dim, planner)
 
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        declared, networks, size = super().networks(policy, data), self.critic, policy.features[LATENT].size
+        networks.check_own_encoders()
+        forward = Representation.of(policy, networks, policy.inputs, size, n_actions=policy.codec.width,
+                                    n_networks=networks.n_critics)
+        backward = Representation.of(policy, networks, (goal_of(policy).column,), size)
+        both = nn.ModuleList([forward, backward])
+        return {**declared, "representation": Net(both, self.optimizer, target=self.target_decay),
+                "backward": Net(backward)}  # to be saved by itself
 
-class ForwardBackwardLearner(ScoreMaximizingLearner):
-    """Learner of `ForwardBackward`."""
+    def score(self, nets, obs, coded_action):
+        return (nets.representation[0](obs, coded_action) * obs[LATENT].squeeze(1)).sum(-1).amin(0)
 
-    config: ForwardBackward
+    def noisy_action(self, policy: Policy, obs: Observations, rng: Generator) -> Tensor:
+        """Returns coded actions of the policy with clipped noise, (B, 1, A)."""
+        coded = policy.sample(policy.context(obs), rng)
+        noise = NOISE * torch.randn(coded.shape, generator=rng, device=coded.device)
+        return policy.clip(coded + noise.clamp(-MAX_NOISE, MAX_NOISE))
 
-    def __init__(self, config: ForwardBackward, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        config.critic.check_own_encoders()
-        self.alpha, networks, size = config.alpha, config.critic, policy.features[LATENT].size
-        self.forward = Representation.of(policy, networks, policy.inputs, size, n_actions=policy.codec.width,
-                                         n_networks=networks.n_critics)
-        self.backward = Representation.of(policy, networks, (self.goal.column,), size)
-        self.register("policy", policy, config.optimizer)
-        self.register("representation", nn.ModuleList([self.forward, self.backward]), config.optimizer)
-        self.register("backward", self.backward)  # to be saved by itself
-        self.target_forward, self.target_backward = self.target_network("representation", config.target_decay)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
+    @prepare
+    def with_latents(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Gives each row a vector z: uniform on the sphere, and a fraction of them the B of other steps."""
         assert batch.next is not None
-        latent = {LATENT: self.draw_latents(batch).unsqueeze(1)}
-        batch = batch.replace(obs={**batch.obs, **latent}, next={**batch.next, **latent})
-        self.minimize("representation", self.representation_loss, batch)
-        self.minimize("policy", self.policy_loss, batch)
-        return self.end_update()
+        n, device = len(batch), batch.mask.device
+        uniform = torch.randn(n, nets.policy.features[LATENT].size, generator=rng, device=device)
+        states = embed(nets.backward, batch.next)[torch.randperm(n, generator=rng, device=device)]
+        is_state = torch.rand(n, 1, generator=rng, device=device) < self.p_goal
+        latent = {LATENT: torch.where(is_state, states, on_sphere(uniform)).unsqueeze(1)}
+        return batch.replace(obs={**batch.obs, **latent}, next={**batch.next, **latent})
 
-    @torch.no_grad()
-    def draw_latents(self, batch: Batch) -> Tensor:
-        """Vectors z, (B, D): uniform on the sphere, and a fraction of them the B of other steps."""
-        rng, n = self.generator(self.processes.rank), len(batch)
-        uniform = torch.randn(n, self.policy.features[LATENT].size, generator=rng, device=self.device)
-        states = embed(self.backward, batch.next)[torch.randperm(n, generator=rng, device=self.device)]
-        is_state = torch.rand(n, 1, generator=rng, device=self.device) < self.config.p_goal
-        return torch.where(is_state, states, on_sphere(uniform))
-
-    def representation_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("representation")
+    def representation_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of F and B, (B,). Its mean compares each step with the next states of all others."""
         assert batch.next is not None
+        (forward, backward), (target_forward, target_backward) = nets.representation, nets.target.representation
         with torch.no_grad():
-            target = self.target_forward(batch.next, self.noisy_action(batch.next, rng)) @ embed(
-                self.target_backward, batch.next).mT
-        states = embed(self.backward, batch.next)
-        visits = self.forward(batch.obs, self.policy.encode_batch(batch)) @ states.mT  # (networks, steps, states)
-        self.log(own_visits=visits.diagonal(dim1=1, dim2=2).mean(0))
-        error = visits - self.config.discount * target.amin(0)
+            action = self.noisy_action(nets.policy, batch.next, rng)
+            target = target_forward(batch.next, action) @ embed(target_backward, batch.next).mT
+        states = embed(backward, batch.next)
+        visits = forward(batch.obs, nets.policy.encode_batch(batch)) @ states.mT  # (networks, steps, states)
+        own_visits = visits.diagonal(dim1=1, dim2=2)
+        error = visits - self.discount * target.amin(0)
         # The squared norms in the published loss of orthonormality are constant, because B has the norm sqrt(D).
         orthonormality = _mean_of_others((states @ states.mT).square())
-        return (0.5 * _mean_of_others(error.square()) - visits.diagonal(dim1=1, dim2=2)).sum(0) + (
-            self.config.orthonormality_weight * orthonormality)
+        return (0.5 * _mean_of_others(error.square()) - own_visits).sum(0) + (
+            self.orthonormality_weight * orthonormality), {"own_visits": own_visits.mean(0)}
 
-    def noisy_action(self, obs, rng: Generator) -> Tensor:
-        """Coded actions of the policy with clipped noise, (B, 1, A)."""
-        coded = self.policy.sample(self.policy.context(obs), rng)
-        noise = NOISE * torch.randn(coded.shape, generator=rng, device=self.device)
-        return self.policy.clip(coded + noise.clamp(-MAX_NOISE, MAX_NOISE))
-
-    def score(self, obs, coded_action):
-        return (self.forward(obs, coded_action) * obs[LATENT].squeeze(1)).sum(-1).amin(0)
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return self.maximization(nets, batch, rng)
 
 
 def _mean_of_others(pairs: Tensor) -> Tensor:
@@ -174,18 +176,3 @@ class GoalLatent(GoalVector):
 
     def with_vector(self, obs):
         return {**obs, LATENT: embed(self.backward, {**obs, self.column: obs[self.goal]}).unsqueeze(1)}
-
-
-@method("Touati et al. 2023 (forward-backward representation), arXiv 2209.14935", rows=("064",),
-        needs=(NUMBERS, GIVEN_GOAL),
-        when="if one network shall reach goals, visit what clips show and maximize rewards, all named later. For goals "
-             "or clips alone try `gcivl` first.")
-def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0.0,
-       features: Schema | None = None) -> Method:
-    """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.
-
-    Args:
-        latent_dim: Number of components of z.
-    """
-    planner = GoalLatent(column=column, goal=Goal(column).into)
-    return goal_vector_method(ForwardBackward(alpha=alpha), column, features, LATENT, latent_dim, planner)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor
@@ -12,12 +12,14 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, p
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
+from ...learn.algorithm import MetricBound, Net, loss, prepare
 from ...learn.critics.goal_conditioned import (
     MAX_WEIGHT,
-    GoalValues,
     GoalVector,
-    ImplicitValueLearner,
+    ImplicitValues,
+    Observations,
     Representation,
+    goal_of,
     goal_vector_method,
 )
 from ...learn.method import Method
@@ -29,9 +31,11 @@ from ..registry import method
 DIRECTION = "observation.direction"  # a unit vector, which the policy reads
 
 
+@method("Park et al. 2024 (HILP), arXiv 2402.15567", rows=("306",), needs=(NUMBERS_OR_CLASSES, GIVEN_GOAL),
+        when="if one policy reaches goals and maximizes rewards that are named later, and data have no rewards.")
 @part
-class HILP(GoalValues):
-    """Foundation policies with Hilbert representations.
+class HILP(ImplicitValues):
+    """Hilbert foundation policy: moves in any direction of a space whose distances are numbers of steps.
 
     The value of reaching g from s is -||phi(s) - phi(g)||, so that distances of phi are numbers of steps. The policy
     learns to move in every direction z of this space, with the reward (phi(s') - phi(s)) . z, by implicit Q-learning.
@@ -40,17 +44,15 @@ class HILP(GoalValues):
     phi reads the goal's column alone.
 
     Args:
-        target_decay: Fraction of the target networks that each update keeps.
         expectile: Which expectile of the values of next states phi learns.
         skill_expectile: Which expectile of the critic's scores the value of directions learns.
-        alpha: Inverse temperature of the weights of cloning.
+        alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
 
     References:
         Park et al. (2024), Foundation Policies with Hilbert Representations, arXiv:2402.15567. New directions are
         drawn in each update. The published figures come from code that draws them once.
     """
 
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
     expectile: Annotated[float, Above(0), Below(1)] = 0.95
     skill_expectile: Annotated[float, Above(0), Below(1)] = 0.9
     alpha: Annotated[float, AtLeast(0)] = 10.0
@@ -59,80 +61,81 @@ class HILP(GoalValues):
 
     validates = False
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> HILPLearner:
-        return HILPLearner(self, policy, seed, steps)
+    def method(self, features: Schema | None = None, column: str = "observation.state", latent_dim: int = 32) -> Method:
+        """Args:
+            column: The column whose later values are goals.
+            latent_dim: Number of dimensions of the space.
+        """
+        planner = GoalDirection(column=column, goal=Goal(column).into)
+        return goal_vector_method(self, column, features, DIRECTION, latent_dim, planner)
 
+    def drawn_goals(self, policy):
+        return (goal_of(policy), *super().drawn_goals(policy))
 
-class HILPLearner(ImplicitValueLearner):
-    """Learner of `HILP`."""
-
-    config: HILP
-
-    def __init__(self, config: HILP, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        self.expectile, networks, goal = config.expectile, config.critic, self.goal
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        declared, goal = super().networks(policy, data), goal_of(policy)
         if DIRECTION not in policy.inputs or goal.into in policy.inputs:
             raise ConfigError(f"the policy reads {', '.join(policy.inputs)}, but it must read {DIRECTION!r} in place "
                               f"of {goal.into!r}", where="PolicyConfig.inputs",
                               hint=f"name the observations and {DIRECTION!r}, as the method hilp does")
-        self.drawn_goals = (goal, *self.drawn_goals)
-        size = policy.features[DIRECTION].size
-        phi = Representation.of(policy, networks, (goal.column,), size, n_networks=networks.n_critics)
-        self.register("policy", policy, config.optimizer)
-        self.critic = self.register("critic", networks.build(policy), config.optimizer)
-        self.skill_value = self.register("value", replace(networks, n_critics=1).build(policy, action=False),
-                                         config.optimizer)
-        self.value = self.register("phi", phi, config.optimizer)
-        self.target_critic = self.target_network("critic", config.target_decay)
-        self.target_value = self.target_network("phi", config.target_decay)
+        phi = Representation.of(policy, self.critic, (goal.column,), policy.features[DIRECTION].size,
+                                n_networks=self.critic.n_critics)
+        critic, value = self.critic.build(policy), replace(self.critic, n_critics=1).build(policy, action=False)
+        return {**declared, "critic": Net(critic, self.optimizer, target=self.target_decay),
+                "value": Net(value, self.optimizer), "phi": Net(phi, self.optimizer, target=self.target_decay)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        assert batch.next is not None
-        shape, rng = (len(batch), 1, self.policy.features[DIRECTION].size), self.generator(self.processes.rank)
-        direction = {DIRECTION: normalize(torch.randn(shape, generator=rng, device=self.device), dim=-1)}
-        batch = batch.replace(obs={**batch.obs, **direction}, next={**batch.next, **direction})
-        self.minimize("policy", self.policy_loss, batch)
-        self.minimize("critic", self.critic_loss, batch)
-        self.minimize("value", self.skill_value_loss, batch)
-        self.minimize("phi", self.value_loss, batch)
-        return self.end_update()
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"critic/score": self.value_bound(), "phi/score": self.value_bound()}
 
-    def values(self, network, obs, goal):
-        apart = represent(network, obs, self.goal.column, self.goal.column) - represent(
-            network, obs, self.goal.column, goal)
+    def values(self, nets, network, obs, goal):
+        column = goal_of(nets.policy).column
+        apart = represent(network, obs, column, column) - represent(network, obs, column, goal)
         return -apart.square().sum(-1).clamp(min=1e-6).sqrt()
 
-    def reward(self, batch: Batch) -> Tensor:
-        """How far a step leads in its direction, (B,)."""
-        column = self.goal.column
-        now, later = (represent(self.value, obs, column, column)[0] for obs in (batch.obs, batch.next))
+    def reward(self, nets: Any, batch: Batch) -> Tensor:
+        """Returns how far a step leads in its direction, (B,)."""
+        assert batch.next is not None
+        column = goal_of(nets.policy).column
+        now, later = (represent(nets.phi, obs, column, column)[0] for obs in (batch.obs, batch.next))
         return ((later - now) * batch.obs[DIRECTION].squeeze(1)).sum(-1)
 
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @prepare
+    def directed(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Gives each row a direction, of the observation and of the next one."""
+        assert batch.next is not None
+        shape = len(batch), 1, nets.policy.features[DIRECTION].size
+        drawn = {DIRECTION: normalize(torch.randn(shape, generator=rng, device=batch.mask.device), dim=-1)}
+        return batch.replace(obs={**batch.obs, **drawn}, next={**batch.next, **drawn})
+
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        with torch.no_grad():
+            advantage = nets.target.critic(batch.obs, batch.action) - nets.value(batch.obs, batch.action)
+        weights = (self.alpha * advantage).exp().clamp(max=MAX_WEIGHT)
+        return weights.unsqueeze(1) * nets.policy.loss(batch, rng)
+
+    @loss("critic")
+    def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the squared error against the reward and the value that follows, summed over the networks, (B,)."""
         assert batch.next is not None
         with torch.no_grad():
-            target = self.reward(batch) + self.config.discount * self.skill_value(batch.next, batch.action)
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mT)
-        return (scores - target).square().sum(0)
+            target = self.reward(nets, batch) + self.discount * nets.value(batch.next, batch.action)
+        scores = nets.critic.scores(batch.obs, batch.action)
+        return (scores - target).square().sum(0), {"score": scores.mT}
 
-    def skill_value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("value")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss against the lowest score of the stored action, (B,)."""
         with torch.no_grad():
-            score = self.target_critic(batch.obs, batch.action)
-        return expectile_loss(score - self.skill_value(batch.obs, batch.action), self.config.skill_expectile)
+            score = nets.target.critic(batch.obs, batch.action)
+        return expectile_loss(score - nets.value(batch.obs, batch.action), self.skill_expectile)
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the weighted loss of the stored actions, (B, 1)."""
-        with torch.no_grad():
-            advantage = self.target_critic(batch.obs, batch.action) - self.skill_value(batch.obs, batch.action)
-        weights = (self.config.alpha * advantage).exp().clamp(max=MAX_WEIGHT)
-        return weights.unsqueeze(1) * self.policy.loss(batch, rng)
+    @loss("phi")
+    def phi_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.regression(nets, nets.phi, nets.target.phi, batch)
 
 
-def represent(phi: Representation, obs, column: str, of: str) -> Tensor:
+def represent(phi: Representation, obs: Observations, column: str, of: str) -> Tensor:
     """Representations of the values of the column `of`, (networks, B, D). `column` is what the networks read."""
     return phi({**obs, column: obs[of]})
 
@@ -155,17 +158,3 @@ class GoalDirection(GoalVector):
         blank = {**obs, DIRECTION: torch.zeros(*obs[self.goal].shape[:2], size, device=obs[self.goal].device)}
         here, there = (represent(self.phi, blank, self.column, of)[0] for of in (self.column, self.goal))
         return {**obs, DIRECTION: normalize(there - here, dim=-1).unsqueeze(1)}
-
-
-@method("Park et al. 2024 (HILP), arXiv 2402.15567", rows=("306",), needs=(NUMBERS_OR_CLASSES, GIVEN_GOAL),
-        when="if one policy reaches goals and maximizes rewards that are named later, and data have no rewards.")
-def hilp(column: str = "observation.state", latent_dim: int = 32, alpha: float = 10.0,
-         features: Schema | None = None) -> Method:
-    """Hilbert foundation policy: moves in any direction of a space whose distances are numbers of steps.
-
-    Args:
-        latent_dim: Number of dimensions of the space.
-        alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
-    """
-    planner = GoalDirection(column=column, goal=Goal(column).into)
-    return goal_vector_method(HILP(alpha=alpha), column, features, DIRECTION, latent_dim, planner)

@@ -1,22 +1,24 @@
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Schema, part
+from ...core import Above, AtLeast, AtMost, Batch, ConfigError, part
 from ...data.episode import Dataset
+from ...learn.algorithm import MetricBound, Net, loss
 from ...learn.critics.goal_conditioned import (
     VALUE_GOAL,
     GoalValues,
+    Observations,
     Representation,
-    ScoreMaximizingLearner,
-    goal_conditioned_method,
+    ScoreMaximizing,
+    goal_of,
+    toward,
 )
-from ...learn.method import Method
-from ...learn.targets import check_bounded
+from ...learn.targets import MeanBound
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
@@ -25,9 +27,12 @@ from ..registry import method
 FAR = 500.0  # steps: the loss hardly pushes observations farther apart
 
 
+@method("Wang et al. 2023 (QRL), arXiv 2304.01203, with the losses of OGBench, arXiv 2410.20092",
+        needs=(NUMBERS, GIVEN_GOAL),
+        when="if a goal is given while acting, actions have nearly certain effects, and goals are far.")
 @part
-class QRL(GoalValues):
-    """Quasimetric reinforcement learning: the number of steps between observations, as a distance with a direction.
+class QRL(ScoreMaximizing, GoalValues):
+    """Quasimetric reinforcement learning: learns how many steps apart two observations are, and goes the shortest way.
 
     Distances between random observations are made large, while those between consecutive ones stay at most 1. The
     quasimetric obeys the triangle inequality, so that the distance becomes that of the shortest way. A model of the
@@ -58,65 +63,57 @@ class QRL(GoalValues):
             raise ConfigError(f"{self.latent_dim} components cannot be divided into groups of {self.component_dim}",
                               where="QRL.latent_dim", hint=f"such as {8 * self.component_dim}")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> QRLLearner:
-        return QRLLearner(self, policy, seed, steps)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        declared, size = super().networks(policy, data), self.latent_dim
+        self.critic.check_one_network()
+        phi = Representation.of(policy, self.critic, (goal_of(policy).into,), size)
+        dynamics = feed_forward_layers((size + policy.codec.width, *self.critic.hidden, size),
+                                       layer_norm=self.critic.layer_norm)
+        log_multiplier = nn.ParameterList([torch.zeros(())])
+        parts = nn.ModuleList([phi, IntervalQuasimetric(self.component_dim), dynamics, log_multiplier])
+        return {**declared, "value": Net(parts, self.optimizer)}
 
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"value/distance": MeanBound(
+            FAR, name="the distances to goals", reason="no loss pushes them far beyond",
+            hint="lower --learner.optimizer.lr, or normalize the networks (--learner.critic.layer-norm True)")}
 
-class QRLLearner(ScoreMaximizingLearner):
-    """Learner of `QRL`."""
+    def represent(self, nets: Any, obs: Observations, column: str) -> Tensor:
+        """Returns representations of the values of a column, (B, D)."""
+        return nets.value[0](toward(nets.policy, obs, column))[0]
 
-    config: QRL
+    def predict(self, nets: Any, now: Tensor, coded_action: Tensor) -> Tensor:
+        """Returns the representation of the next observation, (B, D)."""
+        return now + nets.value[2](torch.cat([now, coded_action.flatten(1)], -1))
 
-    def __init__(self, config: QRL, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
-        config.critic.check_one_network()
-        self.alpha, hidden, size = config.alpha, config.critic.hidden, config.latent_dim
-        self.phi = Representation.of(policy, config.critic, (self.goal.into,), size)
-        self.distance = IntervalQuasimetric(config.component_dim)
-        self.dynamics = feed_forward_layers((size + policy.codec.width, *hidden, size),
-                                            layer_norm=config.critic.layer_norm)
-        self.log_multiplier = nn.ParameterList([torch.zeros(())])
-        self.register("policy", policy, config.optimizer)
-        self.register("value", nn.ModuleList([self.phi, self.distance, self.dynamics, self.log_multiplier]),
-                      config.optimizer)
+    def score(self, nets, obs, coded_action):
+        goal = goal_of(nets.policy)
+        later = self.predict(nets, self.represent(nets, obs, goal.column), coded_action)
+        return -nets.value[1](later, self.represent(nets, obs, goal.into))
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("policy", self.policy_loss, batch)
-        self.minimize("value", self.value_loss, batch)
-        metrics = self.end_update()
-        check_bounded(metrics["value/distance"], FAR, self.n_updates, name="the distances to goals",
-                      reason="no loss pushes them far beyond", hint="lower --learner.optimizer.lr, or normalize the "
-                      "networks (--learner.critic.layer-norm True)")
-        return metrics
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return self.maximization(nets, batch, rng)
 
-    def represent(self, obs, column: str) -> Tensor:
-        """Representations of the values of a column, (B, D)."""
-        return self.phi(self.toward(obs, column))[0]
-
-    def value_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
+    @loss("value")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator
+                   ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Returns the losses of the distance, of the multiplier of its constraint, and of the dynamics, (B,) each.
 
         The constraint is that the squared excess of the distance of consecutive observations is at most `epsilon`.
         """
         assert batch.next is not None
-        now, later = (self.represent(obs, self.goal.column) for obs in (batch.obs, batch.next))
-        distance = self.distance(now, self.represent(batch.obs, VALUE_GOAL))
-        self.log(distance=distance)
-        closeness = 100 * softplus((FAR - distance) / 100)
-        excess = (self.distance(now, later) - 1).relu().square()
-        multiplier = self.log_multiplier[0].exp()
-        constraint = multiplier * (self.config.epsilon - excess.detach())
-        predicted = self.predict(now, self.policy.encode_batch(batch))
-        dynamics = (self.distance(later, predicted) + self.distance(predicted, later)) / 2
-        return closeness + multiplier.detach() * excess, constraint, dynamics
-
-    def predict(self, now: Tensor, coded_action: Tensor) -> Tensor:
-        """The representation of the next observation, (B, D)."""
-        return now + self.dynamics(torch.cat([now, coded_action.flatten(1)], -1))
-
-    def score(self, obs, coded_action):
-        later = self.predict(self.represent(obs, self.goal.column), coded_action)
-        return -self.distance(later, self.represent(obs, self.goal.into))
+        _, distance, _, log_multiplier = nets.value
+        column = goal_of(nets.policy).column
+        now, later = (self.represent(nets, obs, column) for obs in (batch.obs, batch.next))
+        to_goal = distance(now, self.represent(nets, batch.obs, VALUE_GOAL))
+        closeness = 100 * softplus((FAR - to_goal) / 100)
+        excess = (distance(now, later) - 1).relu().square()
+        multiplier = log_multiplier[0].exp()
+        constraint = multiplier * (self.epsilon - excess.detach())
+        predicted = self.predict(nets, now, nets.policy.encode_batch(batch))
+        dynamics = (distance(later, predicted) + distance(predicted, later)) / 2
+        return closeness + multiplier.detach() * excess, constraint, dynamics, {"distance": to_goal}
 
 
 class IntervalQuasimetric(nn.Module):
@@ -142,15 +139,3 @@ def union_length(x: Tensor, y: Tensor) -> Tensor:
     ends, order = torch.cat([x, torch.maximum(x, y)], -1).sort(-1)
     n_open = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
     return ((n_open[..., :-1] > 0) * ends.diff(dim=-1)).sum(-1)
-
-
-@method("Wang et al. 2023 (QRL), arXiv 2304.01203, with the losses of OGBench, arXiv 2410.20092",
-        needs=(NUMBERS, GIVEN_GOAL),
-        when="if a goal is given while acting, actions have nearly certain effects, and goals are far.")
-def qrl(column: str = "observation.state", alpha: float = 0.003, features: Schema | None = None) -> Method:
-    """Quasimetric reinforcement learning: learns how many steps apart two observations are, and goes the shortest way.
-
-    Args:
-        column: The column whose later values are goals. The distances are between its values.
-    """
-    return goal_conditioned_method(QRL(alpha=alpha), column, features)

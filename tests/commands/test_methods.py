@@ -38,3 +38,9 @@ def test_a_family_that_stands_in_place_of_a_method_is_told(name, capsys):
     assert main(["train", name, "data.npz", "--out", "run", "--help"]) == 2
     assert f"{name!r} is no method, but a family of methods\n  -> understudy methods offline-rl lists them" in (
         capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("name", "meaning"), [
+    ("dqn", "Number of collection rounds. 0 to learn"), ("history-iql", "Number of observations in a history.")])
+def test_options_of_functions_and_of_classes_are_explained(name, meaning, capsys):
+    assert meaning in listed(capsys, name)

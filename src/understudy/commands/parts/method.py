@@ -101,7 +101,8 @@ def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str
 
     function: Any = find_function(name, trust)
     documented = [function, *([function.method] if isinstance(function, type) else [])]
-    described = [p for each in documented for p in parse(each.__doc__ or "", DocstringStyle.GOOGLE).params]
+    texts = ["\n" + " " * 8 + (each.__doc__ or "") for each in documented]  # "Args:" may be the first line
+    described = [p for text in texts for p in parse(text, DocstringStyle.GOOGLE).params]
     return {p.arg_name: " ".join((p.description or "").split()) for p in described}
 
 

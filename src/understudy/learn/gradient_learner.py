@@ -40,16 +40,15 @@ class _Network:
 class GradientLearner(Learner):
     """Base class of learners with one or several networks, each with its own optimizer.
 
-    A subclass registers its networks, and in `update` it minimizes losses that are given as functions of a batch and
-    a random generator. This class does the rest: it splits batches for gradient accumulation and for several
-    processes, weights and reduces the losses, applies autocast and gradient clipping, seeds noise and dropout, updates
-    target networks and averaged weights, and saves and restores everything.
+    Most learners are an `Algorithm`, which is trained by the subclass `Engine`. A subclass registers its networks, and
+    in `update` it minimizes losses that are given as functions of a batch and a random generator. This class does the
+    rest: it splits batches for gradient accumulation and for several processes, weights and reduces the losses, applies
+    autocast and gradient clipping, seeds noise and dropout, updates target networks and averaged weights, and saves and
+    restores everything.
 
     The noise and the dropout of a part of a batch depend on the seed, the number of the update, the number of the
     `minimize` call within it and the number of the part. The processes share the parts. A result therefore does not
     depend on how many processes share the same parts, and a restored learner continues bit for bit.
-
-    `CONTRIBUTING.md` has an example, advantage-weighted regression.
 
     Attributes:
         steps: Number of updates that will be made. Learning-rate schedules depend on it.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Feature
 from understudy.data.window import Window
@@ -29,12 +30,12 @@ def test_losses_by_hand():
     policy = Policy(config, data.features()).fit_statistics(data)
     learner = RepresentationLearning(ALL, batch_size=20).build(policy, 0, 1, data)
     batch = learner.batch_sampler(data).batch(20, 0)
-    order, alignment, prediction = learner.losses(batch, torch.Generator().manual_seed(0))[1:]
+    order, alignment, prediction = call_step(learner, "losses", batch, torch.Generator().manual_seed(0))[1:]
     context, actions, rng = policy.context(batch.obs), policy.encode_batch(batch), torch.Generator().manual_seed(0)
     near_0, near_2 = (torch.randint(1, 4, (4, 3), generator=rng) for _ in range(2))
     states = policy.codec.encode_obs({STATE: batch.extra[STATE]})[STATE]
     assert torch.equal(batch.extra[STATE][:, 1], batch.obs[STATE][:, 0])  # the rows before, at and after the frame
-    g = learner.objectives[1].projector(torch.cat([states.flatten(1), actions[:, 0], actions[:, 1]], 1))
+    g = learner.nets.objectives[1].projector(torch.cat([states.flatten(1), actions[:, 0], actions[:, 1]], 1))
     encodings, g = (x.unflatten(0, (4, 5))[:, 2:] for x in (context.flat(), g))
     for i, (s0, s1, s2) in enumerate(encodings):
         total_0, total_2 = (sim(s1, s) + sim(s0, s2) + sum(sim(s, encodings[(i + k) % 4, n]) for k in shifts[i])

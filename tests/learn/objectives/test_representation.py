@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from fixtures.staged import contents, run
 from torch import nn
 
@@ -22,11 +23,12 @@ from understudy.heads.denoising.flow import Flow
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.memory.neighbors import Neighbors
+from understudy.learn.algorithm import Engine
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, load_actor
-from understudy.learn.objectives.representation import RepresentationLearner, RepresentationLearning
+from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.learn.objectives.representation_objectives import (
     BYOL,
     ForwardDynamics,
@@ -64,7 +66,7 @@ def new_learner(objectives=ALL, data=None, head=None, policy=None, augmentations
 def loss_of(learner, data, number: int, rows: int = 8):
     """The loss of objective `number`, (B,), for the first windows."""
     batch = learner.batch_sampler(data).gather(np.arange(rows))
-    return learner.losses(batch, torch.Generator().manual_seed(0))[1 + number], batch
+    return call_step(learner, "losses", batch, torch.Generator().manual_seed(0))[1 + number], batch
 
 
 @pytest.mark.parametrize("config", [
@@ -86,8 +88,8 @@ def test_inverse_dynamics_reads_both_encodings_and_leaves_out_padding():
     # The last windows have 2 and 1 actions: what the very last one led to is not stored.
     batch = learner.batch_sampler(data).gather(np.array([0, 5, 21, 22]))
     assert batch.mask.sum(1).tolist() == [3, 3, 2, 1]
-    losses = learner.losses(batch, torch.Generator())[1].tolist()
-    linear = next(m for m in learner.objectives[0].modules() if isinstance(m, nn.Linear))
+    losses = call_step(learner, "losses", batch, torch.Generator())[1].tolist()
+    linear = next(m for m in learner.nets.objectives[0].modules() if isinstance(m, nn.Linear))
     both = torch.cat([policy.context(batch.obs).flat(), policy.context(batch.next).flat()], 1)
     error = (both @ linear.weight.T + linear.bias).unflatten(1, (3, 2)) - policy.codec.encode(batch.action, batch.obs)
     step = error.square().mean(-1)
@@ -99,7 +101,7 @@ def test_inverse_dynamics_of_classes():
     data = random_dataset({STATE: Feature("float32", (3,)),
                            "action": Feature("int64", (1,), "discrete", num_classes=(4,))})
     learner, _ = new_learner((InverseDynamics(Categorical(), FeedForward(())),), data, Categorical())
-    for p in learner.objectives[0].parameters():
+    for p in learner.nets.objectives[0].parameters():
         p.data.zero_()
     loss, _ = loss_of(learner, data, 0)
     assert torch.allclose(loss, torch.full((8,), math.log(4)))
@@ -114,7 +116,7 @@ def test_masked_prediction_sees_the_other_actions_and_counts_hidden_ones():
         def forward(self, x, t, context):
             inputs.append((x, context))
             return x[..., :2]
-    learner.objectives[0].net = Copies()
+    learner.nets.objectives[0].net = Copies()
     loss, batch = loss_of(learner, data, 0, rows=24)
     (x, context), coded = inputs[0], learner.policy.encode_batch(batch)
     visible = x[..., 2] == 1
@@ -129,7 +131,7 @@ def test_masked_prediction_of_classes():
     data = random_dataset({STATE: Feature("float32", (3,)),
                            "action": Feature("int64", (2,), "discrete", num_classes=(4, 3))})
     learner, _ = new_learner((MaskedPrediction(FeedForward(())),), data, Categorical())
-    for p in learner.objectives[0].parameters():
+    for p in learner.nets.objectives[0].parameters():
         p.data.zero_()
     loss, _ = loss_of(learner, data, 0)
     none = loss == 0  # nothing was hidden
@@ -138,7 +140,7 @@ def test_masked_prediction_of_classes():
 
 def test_forward_dynamics_compares_directions_with_the_target_encoder():
     learner, data = new_learner((ForwardDynamics((), weight=3.0),))
-    objective = learner.objectives[0]
+    objective = learner.nets.objectives[0]
     loss, batch = loss_of(learner, data, 0)
     policy = learner.policy
     predicted = objective.predictor(torch.cat([policy.context(batch.obs).flat(),
@@ -153,7 +155,7 @@ def test_forward_dynamics_compares_directions_with_the_target_encoder():
 
 def test_byol_is_zero_for_equal_views_and_four_for_opposite_ones():
     learner, data = new_learner((BYOL(),))
-    objective = learner.objectives[0]
+    objective = learner.nets.objectives[0]
     objective.projector = objective.target_projector = objective.predictor = nn.Identity()
     loss, _ = loss_of(learner, data, 0)
     assert torch.allclose(loss, torch.zeros(8), atol=1e-5)
@@ -165,7 +167,7 @@ def test_byol_is_zero_for_equal_views_and_four_for_opposite_ones():
 
 def test_byol_draws_two_views():
     learner, data = new_learner((BYOL(),), augmentations=(GaussianNoise(STATE, 1.0),))
-    objective = learner.objectives[0]
+    objective = learner.nets.objectives[0]
     objective.projector = objective.target_projector = objective.predictor = nn.Identity()
     assert (loss_of(learner, data, 0)[0] > 1e-3).all()
     learner.policy.eval()  # without augmentation
@@ -174,7 +176,7 @@ def test_byol_draws_two_views():
 
 def test_contrast_over_time_counts_windows():
     learner, data = new_learner((TimeContrastive(temperature=0.5),))
-    objective = learner.objectives[0]
+    objective = learner.nets.objectives[0]
 
     class Constant(nn.Module):
         def forward(self, x):
@@ -232,7 +234,7 @@ def test_contrast_of_actions_repeats_the_first_and_the_last_action_of_an_episode
     batch.action[0, :2] = batch.action[1, 1:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     seen = []
     monkeypatch.setattr(SoftInfoNCE, "pair_weights", lambda self, chunks: seen.append(chunks) or torch.zeros(2, 2))
-    assert not learner.losses(batch, torch.Generator())[1].any()
+    assert not call_step(learner, "losses", batch, torch.Generator())[1].any()
     expected = torch.stack([batch.action[0, [0, 1, 1]], batch.action[1, [1, 1, 2]]])
     assert torch.equal(seen[0], learner.policy.codec.encode(expected, batch.obs))
 
@@ -250,7 +252,7 @@ def test_contrast_of_actions_keeps_what_decides_them():
 
 def test_targets_follow_slowly():
     learner, data = new_learner((BYOL(16, 8, target_decay=0.75),))
-    objective, encoder = learner.objectives[0], learner.policy.encoder
+    objective, encoder = learner.nets.objectives[0], learner.policy.encoder
     before = [p.detach().clone() for p in objective.target.parameters()]
     sampler = learner.batch_sampler(data)
     fit(learner, lambda n: sampler.batch(8, n), 1)
@@ -280,7 +282,7 @@ def test_the_lookahead_says_which_later_observation():
         batch = learner.batch_sampler(data).gather(np.array([2]))
         assert batch.next[STATE][0, -1, 0] == 2 + later and batch.action.shape == (1, 3, 1)
         last = learner.batch_sampler(data).gather(np.array([13, 14, 19]))  # rows 20, 21 and 26, of 21
-        loss = learner.losses(last, torch.Generator().manual_seed(0))[1]
+        loss = call_step(learner, "losses", last, torch.Generator().manual_seed(0))[1]
         assert (loss > 0).tolist() == [True, not lookahead, not lookahead]
     new_learner((InverseDynamics(),), data, lookahead=20)
     with pytest.raises(ConfigError, match="no episode has 21 steps, but the longest 20"):
@@ -344,14 +346,14 @@ def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch
 
 def stop_during(monkeypatch, at: int) -> None:
     """Presses Ctrl-C during an update of the encoder."""
-    updates_left, before = [at], RepresentationLearner.update
+    updates_left, before = [at], Engine.update
 
     def update(learner, batch):
         updates_left[0] -= 1
         if updates_left[0] == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return before(learner, batch)
-    monkeypatch.setattr(RepresentationLearner, "update", update)
+    monkeypatch.setattr(Engine, "update", update)
 
 
 def test_retrieval_on_a_learned_encoder():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import UserError
 from understudy.data.codec import Normalizer
@@ -51,7 +52,7 @@ def test_the_value_of_a_chain_is_the_discounted_number_of_steps(same):
     states = torch.eye(N_STATES)[:, None]
     with learner.evaluation():
         phi = learner.policy.context({STATE: states}).flat()
-        values = torch.stack([learner.objectives[0].networks(phi, *2 * [{STATE: g.expand_as(states)}]).mean(0)
+        values = torch.stack([learner.nets.objectives[0].networks(phi, *2 * [{STATE: g.expand_as(states)}]).mean(0)
                               for g in states], 1)
     steps = np.arange(N_STATES - 1)[None] - np.arange(N_STATES - 1)[:, None]
     exact = -(1 - DISCOUNT ** np.maximum(steps, 0)) / (1 - DISCOUNT)
@@ -83,7 +84,7 @@ def test_at_a_fork_the_value_of_an_outcome_depends_on_the_intent(intents):
     states = torch.eye(5)[:, None]
     with learner.evaluation():
         phi = learner.policy.context({STATE: states}).flat()
-        values = learner.objectives[0].networks(phi[at], {STATE: states[outcome]}, {STATE: states[intent]}).mean(0)
+        values = learner.nets.objectives[0].networks(phi[at], {STATE: states[outcome]}, {STATE: states[intent]}).mean(0)
     # Without intents all transitions have the same weight. State 0 is two rows, and therefore no goal.
     exact = exact_fork_values(0.9 if intents else 0.5)[:, 1:, 1:]
     assert np.abs(values.reshape(5, 5, 5).numpy()[:, 1:, 1:] - exact).max() < 0.3
@@ -93,9 +94,9 @@ def test_at_a_fork_the_value_of_an_outcome_depends_on_the_intent(intents):
 def test_the_loss_by_hand():
     objective = IntentionValue(0.9, DISCOUNT, same=0.0, hidden=(8,))
     learner = learned(objective, 0)
-    data, loss = forward_walks(), learner.objectives[0]
+    data, loss = forward_walks(), learner.nets.objectives[0]
     batch = learner.batch_sampler(data).gather(np.arange(5), np.random.default_rng(3))
-    value = learner.losses(batch, torch.Generator().manual_seed(0))[1]
+    value = call_step(learner, "losses", batch, torch.Generator().manual_seed(0))[1]
     outcome, intent = ({STATE: batch.extra[name]} for name in (OUTCOME, INTENT))
     phi, next_phi = (learner.policy.context(o).flat() for o in (batch.obs, batch.next))
 

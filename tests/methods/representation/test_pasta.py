@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Feature, UserError
 from understudy.data.augment import SensorDropout
@@ -109,8 +110,8 @@ def test_the_loss_is_the_mean_square_of_what_is_predicted_if_the_prediction_is_z
     batch = policy.windows(data).batch(6, 0)
     batch = batch.replace(obs={**batch.obs, FLAGS: torch.ones_like(batch.obs[FLAGS])})
     learner = RepresentationLearning((objective,)).build(policy, 0, 1, data)
-    torch.nn.init.zeros_(learner.objectives[0].readout.weight)
-    losses = learner.losses(batch, torch.Generator().manual_seed(1))[1]
+    torch.nn.init.zeros_(learner.nets.objectives[0].readout.weight)
+    losses = call_step(learner, "losses", batch, torch.Generator().manual_seed(1))[1]
     coded = policy.codec.encode_obs(batch.obs)
     values = torch.cat([coded[LAST], coded[STATE]], -1).flatten(1)
     if causal:
@@ -150,7 +151,7 @@ def test_a_masked_number_is_inferred_from_the_others():
     hidden[:, :, 4] = True
     with torch.no_grad():
         encoded = net.encode(policy.codec.encode_obs(batch.obs), hidden)
-        error = learner.objectives[0].readout.loss(net, encoded.tokens, encoded.values, hidden)
+        error = learner.nets.objectives[0].readout.loss(net, encoded.tokens, encoded.values, hidden)
     assert error.mean() < 0.45  # 1 is the variance
 
 

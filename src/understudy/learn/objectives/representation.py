@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator
 
 from ...core import AtLeast, Batch, ConfigError, Unsupported, part
+from ...data.batch_sampler import BatchSampler
 from ...data.episode import Dataset
 from ...data.ordered_frames import OrderedFrames
-from ...data.window import Windows
+from ...data.window import SamplingWeights
 from ...heads.base import MemoryHead
 from ...nets.base import capture_intermediates, record_intermediate
 from ...nets.ema import EMADecay, WarmupDecay
 from ...policy import Policy
+from ..algorithm import Algorithm, Net, loss
 from ..behavior_cloning import AuxiliaryLoss, update_lagged
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
 from ..optimizer import OptimizerConfig
 from .representation_objectives import InverseDynamics
 
 
 @part
-class RepresentationLearning(LearnerConfig):
+class RepresentationLearning(Algorithm):
     """Trains the encoder of a policy on a list of objectives.
 
     It is the learner of a stage. The policy of a later stage takes over the encoder with `InitializeFrom`, and trains
@@ -71,61 +71,46 @@ class RepresentationLearning(LearnerConfig):
     def next_obs(self):
         return any(objective.next_obs for objective in self.objectives)
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> RepresentationLearner:
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if self.next_obs and len(data) and self.lookahead > max(data.lengths):
             raise ConfigError(f"no episode has {self.lookahead} steps, but the longest {max(data.lengths)}, so that "
                               "every later observation would be the last one", where="RepresentationLearning.lookahead",
                               hint="look less far ahead")
-        return RepresentationLearner(self, policy, seed, steps)
-
-
-class RepresentationLearner(GradientLearner):
-    """Learner of `RepresentationLearning`."""
-
-    config: RepresentationLearning
-
-    def __init__(self, config: RepresentationLearning, policy: Policy, seed: int, steps: int):
-        super().__init__(config, policy, seed, steps)
         if not any(p.requires_grad for p in policy.encoder.parameters()):
             raise ConfigError(f"{type(policy.config.encoder).__name__} has no weights to train",
                               where="RepresentationLearning", hint="use an encoder that has, such as TokenEncoder")
-        if config.optimizer.compile:
+        if self.optimizer.compile:
             raise Unsupported("compiled networks offer no activations to the objectives",
                               where="RepresentationLearning", hint="set optimizer.compile to False")
-        if readers := [o for o in config.objectives if o.reads_actions and not policy.config.target]:
+        if readers := [o for o in self.objectives if o.reads_actions and not policy.config.target]:
             raise ConfigError(f"{type(readers[0]).__name__} reads actions, and the policy has no target",
                               where="RepresentationLearning.objectives",
                               hint="use an objective without actions, such as TimeContrastive()")
-        self.objectives = tuple(objective.build(policy) for objective in config.objectives)
-        self.captures = {name for objective in config.objectives for name in objective.captures}
-        self.register("policy", policy, config.optimizer,
-                      auxiliary=[objective for objective in self.objectives if isinstance(objective, nn.Module)])
-        self.average_weights("policy", config.ema)
-        self.spread = 0.0
+        objectives = tuple(objective.build(policy) for objective in self.objectives)
+        return {"policy": Net(policy, self.optimizer, average=self.ema),
+                "objectives": Net(objectives, trained_with="policy")}
 
-    def batch_sampler(self, data, sampling_weights=None):
-        windows = cast(Windows, super().batch_sampler(data, sampling_weights))
-        return OrderedFrames(windows) if any(o.ordered_frames for o in self.config.objectives) else windows
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        windows = policy.training_windows(data, extra=self.extra, next_obs=self.next_obs, lookahead=self.lookahead,
+                                          sampling_weights=weights)
+        return OrderedFrames(windows) if any(o.ordered_frames for o in self.objectives) else windows
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("policy", self.losses, batch)
-        metrics = self.end_update(encoding_std=self.spread)
-        update_lagged(self.objectives, self.policy)
-        return metrics
+    def end_update(self, nets: Any) -> None:
+        update_lagged(nets.objectives, nets.policy)
 
-    def losses(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the probe, (B, H), then the loss of each objective, (B,), not reduced."""
-        with capture_intermediates(self.captures) as captured:
-            context = self.policy.training_context(batch.obs, rng)
+    @loss("policy")
+    def losses(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Any, ...]:
+        """Returns the loss of the probe, (B, H), then the loss of each objective, (B,)."""
+        with capture_intermediates({name for objective in self.objectives for name in objective.captures}) as captured:
+            context = nets.policy.training_context(batch.obs, rng)
             record_intermediate("context", context.tokens)
             record_intermediate("context_mask", context.mask)
-        tokens = context.tokens.detach()
-        # Encodings that become equal are a failure that no loss shows.
-        self.spread = float(tokens.flatten(1).std(0, correction=0).mean())
-        policy_config = self.policy.config
+        tokens, config = context.tokens.detach(), nets.policy.config
         # A memory head has no weights, and its memory is of an older encoder.
-        if isinstance(policy_config.head, MemoryHead) or not policy_config.target:
+        if isinstance(config.head, MemoryHead) or not config.target:
             probe = batch.mask.new_zeros(batch.mask.shape, dtype=torch.float32)
         else:
-            probe = self.policy.loss_given_context(replace(context, tokens=tokens), batch, rng)
-        return probe, *(objective(self.policy, batch, rng, captured) for objective in self.objectives)
+            probe = nets.policy.loss_given_context(replace(context, tokens=tokens), batch, rng)
+        # Encodings that become equal are a failure that no loss shows.
+        return (probe, *(objective(nets.policy, batch, rng, captured) for objective in nets.objectives),
+                {"encoding_std": tokens.flatten(1).std(0, correction=0).mean()})

@@ -77,7 +77,7 @@ def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | Non
     """Decorator of ``function(self, nets, batch, rng)``, which returns the batch with columns that later steps read.
 
     It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged. It
-    may update buffers of a network, such as running statistics, by what is the same in every process.
+    may update buffers of a network, such as running statistics, by what is the same in every process. `rng` is not.
 
     Args:
         when: Whether it is due, as for `loss`.

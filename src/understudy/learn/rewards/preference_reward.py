@@ -18,6 +18,7 @@ from ...nets.encoders import ConcatEncoder
 from ...nets.feed_forward import Activation, feed_forward_layers
 from ...policy import Policy
 from ..algorithm import Algorithm, Net, loss, prepare
+from ..devices import Processes
 from ..optimizer import OptimizerConfig
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 
@@ -135,10 +136,11 @@ class PreferenceLearning(Algorithm):
 
     @prepare
     def measured(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Measures the rewards of random comparisons, which are the same in every process."""
+        """Measures the rewards of random comparisons, those of the first process."""
         drawn = nets.comparisons.draw(self.batch_size, rng)
         rewards = self.rewards(nets, drawn)
         nets.reward.measure(rewards[nets.comparisons.sign[drawn].to(rewards.device) != 0])
+        Processes.current().broadcast([nets.reward.mean, nets.reward.deviation])
         return batch
 
     def difference(self, nets: Any, numbers: Tensor) -> Tensor:

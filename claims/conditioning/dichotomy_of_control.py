@@ -34,7 +34,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import Critic
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method
-from understudy.methods.return_conditioned.dichotomy_of_control import DichotomyOfControl, dichotomy_of_control
+from understudy.methods.return_conditioned.dichotomy_of_control import DichotomyOfControl
 from understudy.methods.return_conditioned.udrl import udrl
 from understudy.policy import Policy
 
@@ -108,10 +108,9 @@ def _promise(result: FitResult, episodes: int, starts: int) -> float:
 
 def future_conditioned(information_weight: float) -> Method:
     """Dichotomy of Control whose latent shall also say the return, as in the authors' tabular code."""
-    method = dichotomy_of_control(latent_dim=2, n=BEST_OF, features={"action": ARM})
     learner = DichotomyOfControl(information_weight=information_weight, value_weight=0.1, hidden=(32, 32),
                                  n_negatives=8, energy_updates=2, steps=UPDATES)
-    return replace(method, learner=learner)
+    return learner.method({"action": ARM}, latent_dim=2, n=BEST_OF)
 
 
 def without_constraint(experiment: Experiment) -> Experiment:

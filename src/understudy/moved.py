@@ -32,7 +32,7 @@ _METHODS = {  # when each family was one file
 }
 _CLASSES = {  # methods that were functions then
     "robust_bc": "RobustBC", "consistency_policy": "ConsistencyPolicy", "onedp": "OneDP",
-    "reflow_policy": "ReflowPolicy"}
+    "reflow_policy": "ReflowPolicy", "dichotomy_of_control": "DichotomyOfControl"}
 _COLUMN_CHANGES = ("ColumnPadding", "ConstantColumn", "LastAction", "OptionalColumn", "Progress", "Rename",
                    "ReturnToGo", "SelectComponents", "TimeLeft")
 _ROOMS = {  # folder: modules that were in the folder above it

@@ -21,7 +21,7 @@ from understudy.execute.planners import BestOfN, Hierarchical
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_planner, training_data
-from understudy.methods.return_conditioned.dichotomy_of_control import FUTURE, DichotomyOfControl, dichotomy_of_control
+from understudy.methods.return_conditioned.dichotomy_of_control import FUTURE, DichotomyOfControl
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -47,7 +47,7 @@ def learner(**options):
 def test_the_future_ends_with_the_episode():
     dichotomy, data = learner(lookahead=3, batch_size=8)
     batch = dichotomy.batch_sampler(data).gather(torch.tensor([3, 4]).numpy())  # the last but one step, and the last
-    obs, action, reward, is_known = dichotomy.posterior.future(batch)
+    obs, action, reward, is_known = dichotomy.nets.posterior.future(batch)
     assert is_known.tolist() == [[True, True, False], [True, False, False]]
     assert (obs.shape, action.shape, reward.shape) == ((2, 4, 3), (2, 3, 2), (2, 3))
     assert (action[~is_known] == 0).all() and (reward[~is_known] == 0).all() and (action[is_known] != 0).all()
@@ -74,11 +74,12 @@ def test_the_bound_is_zero_for_an_energy_that_knows_nothing_and_the_gain_of_one_
         def forward(self, cause, effect):
             same = torch.sign(cause[..., -1]) == torch.sign(effect[..., 0])
             return torch.where(same, 0.0, -50.0)
-    dichotomy.energy = Constant()
-    assert dichotomy.information_bound(latent, batch, rng).abs().max() < 1e-5
-    dichotomy.energy = Recognizes()
-    reward = dichotomy.posterior.future(batch)[2]
-    bound = dichotomy.information_bound(torch.cat([latent[:, :1], reward], 1), batch, rng).mean()
+    dichotomy.nets.energy = Constant()
+    assert dichotomy.config.information_bound(dichotomy.nets, latent, batch, rng).abs().max() < 1e-5
+    dichotomy.nets.energy = Recognizes()
+    reward = dichotomy.nets.posterior.future(batch)[2]
+    bound = dichotomy.config.information_bound(
+        dichotomy.nets, torch.cat([latent[:, :1], reward], 1), batch, rng).mean()
     share = (reward > 0).float().mean()
     entropy = -(share * share.log() + (1 - share) * (1 - share).log())
     assert abs(bound - entropy) < 0.05 and entropy > 0.9 * math.log(2) * 0.9
@@ -86,7 +87,7 @@ def test_the_bound_is_zero_for_an_energy_that_knows_nothing_and_the_gain_of_one_
 
 def test_the_best_of_many_latents_is_taken_while_acting():
     data = training_data(random_dataset({k: f for k, f in FEATURES.items() if k != FUTURE}, episodes=2, steps=5),
-                         method := dichotomy_of_control(n=7))
+                         method := DichotomyOfControl().method(n=7))
     result = fit_method(replace(method, transforms=(), learner=replace(method.learner, steps=1, batch_size=4)), data, 0)
     planner = build_planner(method, result.modules)
     assert isinstance(planner, Hierarchical) and isinstance(planner.high, BestOfN) and planner.high.n == 7

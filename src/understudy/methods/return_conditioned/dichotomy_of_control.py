@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from ...core import AtLeast, Batch, ConfigError, Schema, Unsupported, part
+from ...data.batch_sampler import BatchSampler
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename, ReturnToGo
 from ...data.episode import Dataset
@@ -19,9 +20,8 @@ from ...heads.base import LikelihoodHead
 from ...heads.likelihood.categorical import Categorical, choose_head
 from ...heads.likelihood.gaussian import Gaussian
 from ...heads.likelihood.gmm import GMM
+from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
-from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.targets import REWARD, check_returns
@@ -38,9 +38,12 @@ RETURN = "return_to_go"
 MIN_STD = 1e-2  # of a latent, given its future
 
 
+@method("Yang et al. 2023, arXiv 2210.13435, with a transformer over the history, and latents of the whole future",
+        rows=("165",), needs=(NUMBERS_OR_CLASSES, REWARDS, OBSERVED_NUMBERS),
+        when="if rewards depend on luck that no action can change; its gain in the toy here is undecided.")
 @part
-class DichotomyOfControl(LearnerConfig):
-    """Conditions a policy on a latent of the future from which chance has been removed.
+class DichotomyOfControl(Algorithm):
+    """Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.
 
     Five networks are trained together. The posterior reads the next steps of an episode and gives a distribution of
     their latent. The policy reads the observation and the latent. The energy bounds the information that the latent has
@@ -99,74 +102,77 @@ class DichotomyOfControl(LearnerConfig):
             raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
                               where="DichotomyOfControl.prior", hint="use GMM or Gaussian")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DichotomyOfControlLearner:
+    def method(self, features: Schema | None = None, latent_dim: int = 4, n: int = 100) -> Method:
+        """Args:
+            n: Number of latents that are compared while acting.
+        """
+        head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))
+        policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(self.column,)))
+        return Method(policy, learner=self, transforms=(ConstantColumn(self.column, (0.0,) * latent_dim),),
+                      inference=(Hierarchical(BestOfN("prior", "value", n), as_key=self.column),))
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         check_returns(data, REWARD)
-        return DichotomyOfControlLearner(self, policy, seed, steps, data)
+        _check_policy(self, policy)
+        latent = policy.features[self.column]
+        columns = {k: policy.features[k] for k in policy.inputs if k != self.column}
+        prior = Policy(self.prior, {**columns, "action": latent})
+        prior.fit_statistics(data.map(Rename(self.column, "action"))).to(policy.device)
+        posterior = _Posterior(self, policy, latent.size)
+        posterior.fit_rewards(data.map(ReturnToGo(into=RETURN)))
+        energy = _Energy(posterior.width + policy.codec.width + latent.size, 1 + posterior.width, self.hidden)
+        value = CriticConfig(self.hidden, self.prior.encoder, n_critics=1).build(prior)
+        return {"policy": Net(policy, self.optimizer), "posterior": Net(posterior, trained_with="policy"),
+                "prior": Net(prior, self.optimizer), "value": Net(value, self.optimizer),
+                "energy": Net(energy, self.optimizer)}
 
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        columns = (k for k in policy.inputs if k != self.column)
+        return policy.window.windows(data.map(ReturnToGo(into=RETURN)), policy.inputs, policy.config.target,
+                                     extra=(REWARD, RETURN, policy.config.target, *columns), sampling_weights=weights,
+                                     lookahead=self.lookahead + 1)
 
-class DichotomyOfControlLearner(GradientLearner):
-    """Learner of `DichotomyOfControl`."""
-
-    config: DichotomyOfControl
-
-    def __init__(self, config: DichotomyOfControl, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        _check_policy(config, policy)
-        latent = policy.features[config.column]
-        self.columns = tuple(k for k in policy.inputs if k != config.column)
-        self.prior = Policy(config.prior, {**{k: policy.features[k] for k in self.columns}, "action": latent})
-        self.prior.fit_statistics(data.map(Rename(config.column, "action")))
-        self.posterior = _Posterior(config, policy, latent.size)
-        self.posterior.fit_rewards(data.map(ReturnToGo(into=RETURN)))
-        self.energy = _Energy(self.posterior.width + policy.codec.width + latent.size, 1 + self.posterior.width,
-                              config.hidden)
-        self.register("policy", policy, config.optimizer, auxiliary=[self.posterior])
-        self.register("prior", self.prior.to(self.device), config.optimizer)
-        networks = CriticConfig(config.hidden, config.prior.encoder, n_critics=1)
-        self.value = self.register("value", networks.build(self.prior), config.optimizer)
-        self.register("energy", self.energy, config.optimizer)
-        self.information = 0.0  # bound of the last batch
-
-    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        extra = (REWARD, RETURN, self.policy.config.target, *self.columns)
-        return self.policy.window.windows(data.map(ReturnToGo(into=RETURN)), self.policy.inputs,
-                                          self.policy.config.target, extra=extra, sampling_weights=sampling_weights,
-                                          lookahead=self.config.lookahead + 1)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        for _ in range(self.config.energy_updates):
-            self.minimize("energy", self.energy_loss, batch)
-        self.minimize("policy", self.policy_loss, batch)
-        self.minimize("prior", self.prior_loss, batch)
-        self.minimize("value", self.value_loss, batch)
-        return self.end_update(information=self.information)
-
-    def latent(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Draws the latent of each window, and returns it with its standard deviation, (B, D) each."""
-        mean, std = self.posterior(batch)
-        return mean + std * torch.randn(mean.shape, generator=rng, device=mean.device), std
-
-    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the policy (B, H), and what the latent costs, (B,) each."""
-        latent, std = self.latent(batch, rng)
-        loss = self.policy.loss(batch.replace(obs={**batch.obs, self.config.column: latent[:, None]}), rng)
-        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-        terms = [loss, self.config.prior_weight * (self._surprise(latent, batch, rng) - entropy)]
-        if self.config.information_weight:
-            information = self.information_bound(latent, batch, rng)
-            self.information = float(information.detach().mean())
-            terms.append(self.config.information_weight * information)
-        if self.config.value_weight:
-            terms.append(self.config.value_weight * self._value_error(latent, batch))
-        return tuple(terms)
-
-    def energy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("energy", times="energy_updates")
+    def energy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the bound of the information, (B,)."""
         with torch.no_grad():
-            latent, _ = self.latent(batch, rng)
-        return -self.information_bound(latent, batch, rng)
+            latent, _ = self.latent(nets, batch, rng)
+        return -self.information_bound(nets, latent, batch, rng)
 
-    def information_bound(self, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Any, ...]:
+        """Returns the loss of the policy (B, H), and what the latent costs, (B,) each."""
+        latent, std = self.latent(nets, batch, rng)
+        cloning = nets.policy.loss(batch.replace(obs={**batch.obs, self.column: latent[:, None]}), rng)
+        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        terms, logged = [cloning, self.prior_weight * (self._surprise(nets, latent, batch, rng) - entropy)], {}
+        if self.information_weight:
+            logged["information"] = information = self.information_bound(nets, latent, batch, rng)
+            terms.append(self.information_weight * information)
+        if self.value_weight:
+            terms.append(self.value_weight * self._value_error(nets, latent, batch))
+        return *terms, logged
+
+    @loss("prior")
+    def prior_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the negative log-density of the latents under the prior, (B,)."""
+        with torch.no_grad():
+            latent, _ = self.latent(nets, batch, rng)
+        return self._surprise(nets, latent, batch, rng)
+
+    @loss("value")
+    def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared error of the return to go, in units of its variance, (B,)."""
+        with torch.no_grad():
+            latent, _ = self.latent(nets, batch, rng)
+        return self._value_error(nets, latent, batch)
+
+    def latent(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Draws the latent of each window, and returns it with its standard deviation, (B, D) each."""
+        mean, std = nets.posterior(batch)
+        return mean + std * torch.randn(mean.shape, generator=rng, device=mean.device), std
+
+    def information_bound(self, nets: Any, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns a bound of how much better a reward and the next observation are known with the latent, (B,).
 
         It is relative to their distribution in the batch, so that a constant is added that no latent changes: what
@@ -175,36 +181,24 @@ class DichotomyOfControlLearner(GradientLearner):
         Args:
             latent: Latents, (B, D).
         """
-        obs, action, reward, mask = self.posterior.future(batch)
+        obs, action, reward, mask = nets.posterior.future(batch)
         length = mask.sum(1).clamp(min=1)
         step = (torch.rand(length.shape, generator=rng, device=length.device) * length).long()
         rows = torch.arange(len(step), device=step.device)
         cause = torch.cat([obs[rows, step], action[rows, step], latent], -1)
         effect = torch.cat([reward[rows, step, None], obs[rows, step + 1]], -1)
-        shape = len(step), self.config.n_negatives
+        shape = len(step), self.n_negatives
         others = torch.randint(len(step), shape, generator=rng, device=length.device)
-        energy = self.energy(cause[:, None], torch.cat([effect[:, None], effect[others]], 1))
+        energy = nets.energy(cause[:, None], torch.cat([effect[:, None], effect[others]], 1))
         return energy[:, 0] - (energy[:, 1:].logsumexp(1) - math.log(shape[1]))
 
-    def prior_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the negative log-density of the latents under the prior, (B,)."""
-        with torch.no_grad():
-            latent, _ = self.latent(batch, rng)
-        return self._surprise(latent, batch, rng)
+    def _value_error(self, nets: Any, latent: Tensor, batch: Batch) -> Tensor:
+        error = nets.value(batch.obs, latent[:, None]) - batch.extra[RETURN].flatten(1)[:, 0]
+        return (error / nets.posterior.return_std).square()
 
-    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error of the return to go, in units of its variance, (B,)."""
-        with torch.no_grad():
-            latent, _ = self.latent(batch, rng)
-        return self._value_error(latent, batch)
-
-    def _value_error(self, latent: Tensor, batch: Batch) -> Tensor:
-        error = self.value(batch.obs, latent[:, None]) - batch.extra[RETURN].flatten(1)[:, 0]
-        return (error / self.posterior.return_std).square()
-
-    def _surprise(self, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        obs = {k: batch.obs[k] for k in self.columns}
-        return self.prior.loss(Batch(obs, latent[:, None], torch.ones_like(batch.mask[:, :1])), rng).sum(1)
+    def _surprise(self, nets: Any, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        obs = {k: batch.obs[k] for k in nets.posterior.columns}
+        return nets.prior.loss(Batch(obs, latent[:, None], torch.ones_like(batch.mask[:, :1])), rng).sum(1)
 
 
 class _Posterior(nn.Module):
@@ -278,21 +272,3 @@ def _check_policy(config: DichotomyOfControl, policy: Policy) -> None:
     if other := [(k, policy.features[k].kind) for k in policy.inputs if policy.features[k].kind != "vector"]:
         raise Unsupported(f"the posterior reads numbers, but {other[0][0]!r} is of kind {other[0][1]!r}",
                           where="DichotomyOfControl", hint="name columns of numbers as inputs of the policy")
-
-
-@method("Yang et al. 2023, arXiv 2210.13435, with a transformer over the history, and latents of the whole future",
-        rows=("165",), needs=(NUMBERS_OR_CLASSES, REWARDS, OBSERVED_NUMBERS),
-        when="if rewards depend on luck that no action can change; its gain in the toy here is undecided.")
-def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_weight: float = 1.0, n: int = 100,
-                         features: Schema | None = None) -> Method:
-    """Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.
-
-    Args:
-        information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
-        n: Number of latents that are compared while acting.
-    """
-    head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))
-    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
-    return Method(policy, learner=DichotomyOfControl(lookahead, information_weight),
-                  transforms=(ConstantColumn(FUTURE, (0.0,) * latent_dim),),
-                  inference=(Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE),))

@@ -66,8 +66,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
              *((learner, "n_step") for learner in ("OffPolicyActorCritic", "NoiseAliasing", "ROT", "ADS", "VIRL", "BCQ",
-                                                   "BEAR", "CalQL", "DiverseCritics", "PLAS", "NearestActions",
-                                                   "SupportedActorCritic", "TACR")),
+                                                   "BEAR", "CalQL", "EDAC", "PLAS", "PRDC",
+                                                   "SPOT", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder"), ("SARM", "max_rewind")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

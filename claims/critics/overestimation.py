@@ -17,8 +17,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.improve.collection import random_episodes
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -103,11 +103,11 @@ def true_values(policy: Policy, obs: Tensor, steps: int = LATER) -> Tensor:
 
 
 @torch.no_grad()
-def estimates(learner: OffPolicyActorCriticLearner, obs: Tensor) -> Tensor:
+def estimates(learner: Engine, obs: Tensor) -> Tensor:
     """What the first critic says of the same returns, (N,)."""
     windows = {STATE: obs[:, None]}
     plan = learner.policy.plan(windows, torch.zeros(len(obs), *learner.policy.noise_shape))
-    return learner.critic.scores(windows, plan, n_critics=1)[0]
+    return learner.nets.critic.scores(windows, plan, n_critics=1)[0]
 
 
 def checked(experiment, option: ActorCritic, data, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:

@@ -26,7 +26,7 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.goal_conditioned.rig import LATER, RIG, RIGLearner, rig
+from understudy.methods.goal_conditioned.rig import LATER, RIG
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.vision import SmallConv
@@ -86,14 +86,12 @@ class SameRow(Subgoal):
 class PixelRIG(RIG):
     """RIG, whose reward is minus the distance of pictures."""
 
-    def build(self, policy, seed, steps, data):
-        return PixelLearner(self, policy, seed, steps, data)
+    def sampler(self, policy, data, weights):
+        return self.window(policy).windows(data, (*policy.inputs, PICTURE), "action", next_obs=True)
 
-
-class PixelLearner(RIGLearner):
-    def batch_sampler(self, data, sampling_weights=None):
-        window = replace(self.window, goals=(*self.window.goals, SameRow(PICTURE, GOAL_PICTURE, toward=LATER)))
-        return window.windows(data, (*self.policy.inputs, PICTURE), "action", next_obs=True)
+    def window(self, policy):
+        window = super().window(policy)
+        return replace(window, goals=(*window.goals, SameRow(PICTURE, GOAL_PICTURE, toward=LATER)))
 
     def rewards(self, batch):
         difference = batch.next[PICTURE].float() - batch.extra[GOAL_PICTURE].float()
@@ -121,7 +119,7 @@ class Practice:
     @property
     def method(self) -> Method:
         column = STATE if self.encoder == "position" else PICTURE
-        method = rig(column, 4, self.beta, self.n_rounds, self.n_steps, self.updates, noise=0.4)
+        method = RIG().method(column, 4, self.beta, self.n_rounds, self.n_steps, self.updates, noise=0.4)
         (stage,), camera = method.stages, TokenEncoder(4, vision=SmallConv((16, 16, 32, 32), 16))
         scene = replace(stage.method.policy, encoder=camera)
         vae = replace(stage.method, policy=scene, learner=replace(

@@ -13,7 +13,7 @@ from understudy.core import part
 from understudy.data.episode import Dataset
 from understudy.envs.base import Env
 from understudy.improve.practice import Practice, dsrl, dsrl_na, steered_episodes
-from understudy.learn.critics.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
+from understudy.learn.critics.noise_aliasing import NoiseAliasing
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -22,11 +22,6 @@ from understudy.policy import Policy
 class OtherChunks(NoiseAliasing):
     """Noise gets the score of the chunk to which other noise leads."""
 
-    def build(self, policy, seed, steps, data):
-        return OtherChunksLearner(self, policy, seed, steps, data)
-
-
-class OtherChunksLearner(NoiseAliasingLearner):
     def draw_chunks(self, obs, rng):
         noise, chunks = super().draw_chunks(obs, rng)
         return noise.roll(1, 0), chunks

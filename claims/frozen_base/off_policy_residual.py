@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from claims.frozen_base.residual import OUTLINES, TOLERANCE, Imprecise, refined
 from claims.worlds.frozen_base import INSIDE
 from claims.worlds.peg import PegDemonstrations
@@ -15,8 +13,9 @@ from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.core import part
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper
 from understudy.improve.practice import Practice, residual, rlpd
+from understudy.learn.algorithm import loss
 from understudy.learn.critic import CriticConfig, CriticSpec, QFunction
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, policy_is_due
 from understudy.learn.method import Method
 
 
@@ -50,14 +49,10 @@ class ExecutedQFunction(QFunction):
 class ResidualTD3(OffPolicyActorCritic):
     """TD3 whose policy maximizes the mean of all critics. That of `residual` maximizes the first."""
 
-    def build(self, policy, seed, steps, data):
-        return ResidualTD3Learner(self, policy, seed, steps, data)
-
-
-class ResidualTD3Learner(OffPolicyActorCriticLearner):
-    def policy_loss(self, batch, rng) -> Tensor:
-        coded = self.policy.sample(self.policy.context(batch.obs), rng)
-        return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs)).mean(0)
+    @loss("policy", when=policy_is_due)
+    def policy_loss(self, nets, batch, rng):
+        coded = nets.policy.sample(nets.policy.context(batch.obs), rng)
+        return -nets.critic.scores(batch.obs, nets.policy.decode(coded, batch.obs)).mean(0)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCriti
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.transport_reward import OptimalTransportReward
-from understudy.methods.reward_matching.ads import ADS, ads
+from understudy.methods.reward_matching.ads import ADS
 from understudy.nets.feed_forward import FeedForward
 
 START, SPREAD, GOALS = (0.5, 0.2), 0.1, ((0.2, 0.75), (0.7, 0.3))
@@ -80,7 +80,7 @@ class Practice:
 
     @property
     def method(self):
-        method = ads(self.n_rounds, n_episodes=4, noise=0.3)
+        method = ADS().method(self.n_rounds, n_episodes=4, noise=0.3)
         assert isinstance(method.collection, CollectionRounds)
         learner = replace(self.learner, bc_weight=0.0, n_step=3, batch_size=128, optimizer=CONSTANT,
                           critic=CriticConfig((64, 64)))
@@ -103,7 +103,7 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
         ways.append([1 - min(float(e.steps["next.reward"][-1] / e.steps["next.reward"][0]), 1) for e in rollouts])
 
     def watch(n_updates, learner, metrics):
-        ends[:] = [learner.discount]
+        ends[:] = [metrics.get("discount", learner.config.discount)]
         if metrics.get("round"):
             test(learner.trained_policy)
 

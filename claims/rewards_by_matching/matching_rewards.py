@@ -28,7 +28,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.transport_reward import OptimalTransportReward
-from understudy.methods.reward_matching.rot import ROT, rot
+from understudy.methods.reward_matching.rot import ROT
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
@@ -114,11 +114,11 @@ def practice(learner: ROT, is_cloned: bool = True) -> Practice:
     rounds = CollectionRounds(N_ROUNDS, RolloutCollector(N_EPISODES, GaussianExploration(0.2)))
     cloning = Stage("clone", Method(policy, learner=BehaviorCloning(2000, 128, CONSTANT)))
     return Practice(Method(policy, RecedingHorizon(), learner, stages=(cloning,) if is_cloned else (),
-                           initialize_from=rot().initialize_from if is_cloned else (), collection=rounds))
+                           initialize_from=ROT().method().initialize_from if is_cloned else (), collection=rounds))
 
 
 FILTERED = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=FromStage("clone"))
-UNWEIGHTED = ROT(bc_weight=1.5, reward=OptimalTransportReward(), fixed_weight=0.0)
+UNWEIGHTED = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=None, fixed_weight=0.0)
 TABLE = experiment(Successes(), env=f"{__name__}:WindyFork", measure=practiced, first_seed=760, n_seeds=10,
                    looks=((5, 0.02), (10, 0.03)), episodes=300, sanity={"OT alone": 0.68},
                    measures={"return": Measure("real", "return fraction"), "log_steps": Measure("real", "log ratio")},

@@ -138,7 +138,10 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.methods.{family}:{old}": f"understudy.methods.{family}:{new}" for family, old, new in (
         ("behavior_cloning.iswbc", "DiscriminatorWeightedCloning", "ISWBC"),
         ("behavior_cloning.robust_bc", "MedianOfMeans", "RobustBC"),
+        ("offline_rl.edac", "DiverseCritics", "EDAC"),
         ("offline_rl.iw_sft", "ImportanceWeightedCloning", "IWSFT"),
+        ("offline_rl.prdc", "NearestActions", "PRDC"),
+        ("offline_rl.spot", "SupportedActorCritic", "SPOT"),
         ("online_rl.cqn_as", "SequenceValues", "CQNAS"))
 } | {
     "understudy.methods.observation_only.abco:SuccessBalancedCloning": "understudy.methods.observation_only.abco:ABCO",

@@ -53,7 +53,7 @@ def test_the_first_critic_estimates():
     for layers, score in zip(critic.layers, (7.0, 5.0), strict=True):
         torch.nn.init.zeros_(layers[-1].weight)
         torch.nn.init.constant_(layers[-1].bias, score)
-    assert estimates(SimpleNamespace(policy=policy, critic=critic), STILL).tolist() == [7.0, 7.0]
+    assert estimates(SimpleNamespace(policy=policy, nets=SimpleNamespace(critic=critic)), STILL).tolist() == [7.0, 7.0]
 
 
 def test_each_arm_lacks_what_it_says():

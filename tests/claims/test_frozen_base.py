@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
-from claims.frozen_base.chunk_critic import AFewEpisodes, OtherChunks, OtherChunksLearner
+from claims.frozen_base.chunk_critic import AFewEpisodes, OtherChunks
 from claims.frozen_base.off_policy_residual import OffPolicy, ResidualTD3
 from claims.frozen_base.residual import PPO
 from claims.frozen_base.steering import Ambiguous, RedrawnNoise
@@ -18,7 +19,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
 from understudy.improve.practice import BASE, Practice, SuccessReward
-from understudy.learn.critics.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
+from understudy.learn.critics.noise_aliasing import NoiseAliasing
 from understudy.learn.method import Method, Stage
 from understudy.policy import Policy
 from understudy.testing import check_env
@@ -102,11 +103,11 @@ def test_corrections_learn_from_the_mean_score_of_executed_actions():
     moved = {**obs.obs, BASE_ACTION: obs.obs[BASE_ACTION] * 0 + 0.1}
     scale = torch.tensor(wrapper.scale)
     same = {**moved, BASE_ACTION: moved[BASE_ACTION] + scale * plan}
-    scores = learner.critic.scores(moved, plan)
-    assert torch.allclose(scores, learner.critic.scores(same, plan * 0), atol=1e-6)
-    assert not torch.allclose(scores, learner.critic.scores(moved, plan * 0), atol=1e-6)
-    untrained = learner.critic.scores(moved, plan * 0).mean(0)  # the policy corrects nothing yet
-    assert torch.allclose(learner.policy_loss(obs.replace(obs=moved), torch.Generator()), -untrained)
+    scores = learner.nets.critic.scores(moved, plan)
+    assert torch.allclose(scores, learner.nets.critic.scores(same, plan * 0), atol=1e-6)
+    assert not torch.allclose(scores, learner.nets.critic.scores(moved, plan * 0), atol=1e-6)
+    untrained = learner.nets.critic.scores(moved, plan * 0).mean(0)  # the policy corrects nothing yet
+    assert torch.allclose(call_step(learner, "policy_loss", obs.replace(obs=moved), torch.Generator()), -untrained)
 
 
 def test_the_control_of_off_policy_corrections_has_no_layer_norm_and_no_warm_up():
@@ -126,9 +127,8 @@ def test_the_control_of_the_critic_of_chunks_changes_the_chunk_of_noise_alone():
     assert other == replace(whole, learner=other.learner) and not isinstance(plain.learner, NoiseAliasing)
     base = Policy(flow_method(0).policy, data.features()).fit_statistics(data).eval()
     drawn = []
-    for kind in (NoiseAliasingLearner, OtherChunksLearner):
-        learner = kind.__new__(kind)
-        learner.config, learner.device = replace(whole.learner, steering=replace(whole.wrapper, policy=base)), "cpu"
+    for method in (whole, other):
+        learner = replace(method.learner, steering=replace(whole.wrapper, policy=base))
         obs = {"observation.state": torch.zeros(3, 1, 2)}
         drawn.append(learner.draw_chunks(obs, torch.Generator().manual_seed(0)))
     (noise, chunks), (rolled, same_chunks) = drawn

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from fixtures.learning import call_step
 
 from claims.features_of_states import imagined_goals as claim
 from understudy.core import keys
@@ -48,7 +49,7 @@ def test_pixels_are_compared_with_the_picture_of_the_same_goal():
     method = resolve_references(method, {reference: vae.policy})
     data = Dataset(list(training_data(data, method)))
     learner = method.learner.build(Policy(method.policy, data.features()).fit_statistics(data), 0, 1, data)
-    batch = learner.with_rewards(learner.batch_sampler(data).batch(200, 0))
+    batch = call_step(learner, "rewarded", learner.batch_sampler(data).batch(200, 0), torch.Generator().manual_seed(0))
     steps = batch.extra[f"{claim.LATER}.steps"][:, 0]
     assert 0.3 < steps.isinf().float().mean() < 0.5 and not batch.extra["next.reward"][steps == 1].any()
     codes = batch.obs["observation.latent_goal"][:, 0].numpy()

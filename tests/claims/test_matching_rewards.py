@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from claims.rewards_by_matching import matching_rewards as claim
 from understudy.evaluate.rollout import rollout
@@ -35,7 +36,7 @@ def test_without_cloning_the_policy_learns_from_the_reward_alone():
             learner = resolve_references(method, {}).learner.build(policy, 0, 10, data)
             batch = policy.windows(data).batch(8, 0)
             batch = batch.replace(others={"expert": batch.replace(action=batch.action + shift)})
-            learner.weight = learner.filter_weight(batch)
-            loss = learner.policy_loss(batch, torch.Generator().manual_seed(0)).mean()
+            rng = torch.Generator().manual_seed(0)
+            loss = call_step(learner, "policy_loss", call_step(learner, "filtered", batch, rng), rng).mean()
             gradients.append(torch.autograd.grad(loss, next(policy.parameters()))[0])
     assert torch.equal(gradients[0], gradients[1]) and not torch.allclose(gradients[2], gradients[3])

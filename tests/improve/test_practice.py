@@ -29,9 +29,10 @@ from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, dsrl, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.rewards.reward_models import RewardedEngine
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -108,7 +109,7 @@ def test_during_the_warmup_the_critic_learns_alone():
         sampler = learner.batch_sampler(data)
         for step in range(n_updates):
             learner.update(sampler.batch(8, step, 0))
-        return [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (policy, learner.critic)]
+        return [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (policy, learner.nets.critic)]
     first, warm, later = after(0, 3), after(3, 3), after(4, 3)
     assert torch.equal(first[0], warm[0]) and not torch.equal(first[1], warm[1])
     assert not torch.equal(warm[0], later[0])
@@ -116,14 +117,14 @@ def test_during_the_warmup_the_critic_learns_alone():
 
 
 def test_porl_reads_no_demonstration_and_keeps_the_policy_in_the_first_round(monkeypatch):
-    env, update, largest, weights = make("fork", 4), OffPolicyActorCriticLearner.update, [], []
+    env, update, largest, weights = make("fork", 4), RewardedEngine.update, [], []
 
     def watched(learner, batch):
         largest.append(batch.obs[STATE].max())
         metrics = update(learner, batch)
         weights.append(torch.cat([p.detach().flatten() for p in learner.policy.parameters()]))
         return metrics
-    monkeypatch.setattr(OffPolicyActorCriticLearner, "update", watched)
+    monkeypatch.setattr(RewardedEngine, "update", watched)
     data = random_episodes(env, 60, 0).map(lambda e: e.replace({STATE: np.asarray(e.steps[STATE]) + 100}))
     base = Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1)), learner=BehaviorCloning(2, 8))
     trained = fit_method(base, data, 0)

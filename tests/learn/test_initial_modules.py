@@ -16,9 +16,10 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.rewards.reward_models import RewardedEngine
 from understudy.learn.stages import continue_from
 from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
@@ -60,20 +61,20 @@ def test_a_critic_begins_with_the_weights_and_statistics_of_a_stage(tmp_path):
         assert torch.equal(weight, other), name
     learners = []
 
-    class Spy(OffPolicyActorCriticLearner):
+    class Spy(RewardedEngine):
         def update(self, batch):
             if not learners:
                 learners.append(self)
-                target = self.target_critic.state_dict()
+                target = self.nets.target.critic.state_dict()
                 assert all(torch.equal(v, target[k]) for k, v in stage.state_dict().items())
                 state = shifted[0].steps[STATE]
                 coded = self.policy.codec.encode_obs({STATE: torch.from_numpy(state[None])})[STATE]
                 assert coded.abs().max() < 10  # near 0 in the statistics of the new data
             return super().update(batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.learn.critics.off_policy_actor_critic.OffPolicyActorCriticLearner", Spy)
+        patch.setattr("understudy.learn.critics.off_policy_actor_critic.RewardedEngine", Spy)
         run(tmp_path / "whole", method, shifted, stages={"offline": tmp_path / "base"})
-    for (name, statistic), other in zip(learners[0].target_critic.codec.state_dict().items(),
+    for (name, statistic), other in zip(learners[0].nets.target.critic.codec.state_dict().items(),
                                         stage.codec.state_dict().values(), strict=True):
         assert torch.equal(statistic, other), name
 

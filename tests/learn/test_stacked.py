@@ -26,8 +26,8 @@ from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.learn.stacked import fit_seeds
-from understudy.methods.offline_rl.prdc import NearestActions
-from understudy.methods.offline_rl.spot import SupportedActorCritic
+from understudy.methods.offline_rl.prdc import PRDC
+from understudy.methods.offline_rl.spot import SPOT
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -63,7 +63,7 @@ def largest_difference(result, other) -> float:
 TD3 = OffPolicyActorCritic(200, 16, bc_weight=0.4, critic=CriticConfig(hidden=(16, 16)))
 SAC = replace(TD3, steps=40, temperature=0.1, target_entropy=-1.0)
 IQN = replace(TD3, steps=40, critic=CriticConfig((16, 16), n_quantiles=4, draw_levels=True))
-SPOT = SupportedActorCritic(40, 16, critic=TD3.critic, cloning_fraction=0.5)  # its policy does not learn at first
+SPOT = SPOT(40, 16, critic=TD3.critic, cloning_fraction=0.5)  # its policy does not learn at first
 
 
 SHORT = replace(CLONING, steps=40)
@@ -132,7 +132,7 @@ def test_what_cannot_be_stacked_is_trained_separately(trained, reason):
 
 
 def test_a_loss_that_begins_after_the_trial_may_be_one_that_cannot_be_stacked():
-    trained = method(Regression(), NearestActions(6, 16, critic=TD3.critic, critic_warmup_updates=4))
+    trained = method(Regression(), PRDC(6, 16, critic=TD3.critic, critic_warmup_updates=4))
     sentences = []
     results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
     assert len(sentences) == 1 and "cannot batch" in sentences[0]

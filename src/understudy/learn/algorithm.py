@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import CheckpointModule
 from ..core import Batch
 from ..data.batch_sampler import BatchSampler
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from ..data.window import SamplingWeights
 from ..nets.ema import EMADecay
 from ..policy import Policy
@@ -63,6 +63,7 @@ class Step:
     Args:
         name: The function.
         of: Name of the network that the loss trains. None for `prepare`.
+        first: Whether the step is made before those of base classes.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Step:
     normalize: Literal["weights", "rows"] = "weights"
     when: Callable[[Any, int, int], bool] | None = None
     times: str | None = None
+    first: bool = False
 
 
 def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | None = None) -> Any:
@@ -111,12 +113,19 @@ def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "
     return store
 
 
+def first(step: F) -> F:
+    """Decorator above `loss` or `prepare`: the step is made before those of base classes."""
+    step.step = replace(step.step, first=True)  # ty: ignore[missing-attribute]
+    return step
+
+
 class Algorithm(LearnerConfig):
     """Base class of methods that learn by gradient descent: a frozen dataclass whose fields are the options.
 
     A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. An update makes the
-    steps one after the other, in the order in which they are defined, those of base classes first. A function that
-    replaces one of a base class keeps its place. `Engine` has everything that changes, and a method nothing.
+    steps one after the other, in the order in which they are defined, those of base classes first (but see `first`). A
+    function that replaces one of a base class keeps its place. `Engine` has everything that changes, and a method
+    nothing.
 
     `CONTRIBUTING.md` has an example, advantage-weighted regression.
     """
@@ -133,6 +142,10 @@ class Algorithm(LearnerConfig):
         """Returns the sampler of batches. None for windows with the columns that the attributes of the class name."""
         return None
 
+    def added_columns(self, policy: Policy) -> dict[str, Callable[[Episode], Episode]]:
+        """Returns what adds further columns to episodes before they are sampled, by the names of the columns."""
+        return {}
+
     def end_update(self, nets: Any) -> None:
         """Called at the end of each update, for parts that have a state of their own."""
 
@@ -141,7 +154,8 @@ class Algorithm(LearnerConfig):
         """Returns the steps of an update in their order."""
         names = dict.fromkeys(name for base in reversed(cls.__mro__) for name, value in vars(base).items()
                               if isinstance(getattr(value, "step", None), Step))
-        return [step for name in names if (step := getattr(getattr(cls, name), "step", None)) is not None]
+        steps = [step for name in names if (step := getattr(getattr(cls, name), "step", None)) is not None]
+        return sorted(steps, key=lambda step: not step.first)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Engine:
         return Engine(self, policy, seed, steps, data)
@@ -185,7 +199,13 @@ class Engine(GradientLearner):
                 self.register(name, net.module, net.optimizer,
                               auxiliary=[part for part in parts if isinstance(part, nn.Module)])
 
+    @property
+    def batch_columns(self):
+        return (*super().batch_columns, *self.config.added_columns(self.policy))
+
     def batch_sampler(self, data, sampling_weights=None):
+        for add in self.config.added_columns(self.policy).values():
+            data = data.map(add)
         own = self.config.sampler(self.policy, data, sampling_weights)
         return super().batch_sampler(data, sampling_weights) if own is None else own
 
@@ -227,7 +247,8 @@ class Engine(GradientLearner):
         if (first := f"{self._first}/loss") in metrics:  # the policy has no loss: the progress bar shows the first one
             metrics["loss"] = metrics[first]
         for name, bound in self.metric_bounds.items():
-            bound.check(metrics[name], batch, self.n_updates)
+            if name in metrics:  # else its step was not due
+                bound.check(metrics[name], batch, self.n_updates)
         return metrics
 
     def _logged_terms(self, result: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Unsupported
@@ -76,10 +77,10 @@ def test_demonstrations_are_cut_into_chunks(demonstrations, steering):
 
 def test_the_critic_learns_of_chunks_by_temporal_differences(learner_and_batch):
     learner, batch = learner_and_batch
-    config, critic, target = learner.config, learner.critic, learner.target_critic
+    config, critic, target = learner.config, learner.nets.critic, learner.nets.target.critic
     chunk = batch.extra[CHUNK].reshape(16, PERIOD, 2)
     rng = torch.Generator().manual_seed(3)
-    loss = learner.critic_loss(batch, rng)
+    loss = call_step(learner, "critic_loss", batch, rng)
     rng.manual_seed(3)
     with torch.no_grad():
         coded, log_prob = learner.policy.sample_log_prob(learner.policy.context(batch.next), rng)
@@ -93,25 +94,25 @@ def test_the_critic_learns_of_chunks_by_temporal_differences(learner_and_batch):
 
 def test_noise_learns_the_score_of_its_chunk(learner_and_batch):
     learner, batch = learner_and_batch
-    loss = learner.distillation_loss(batch, torch.Generator().manual_seed(3))
-    noise, chunks = learner.draw_chunks(batch.obs, torch.Generator().manual_seed(3))
+    loss = call_step(learner, "distillation_loss", batch, torch.Generator().manual_seed(3))
+    noise, chunks = learner.config.draw_chunks(batch.obs, torch.Generator().manual_seed(3))
     clipped = noise.clamp(-1.5, 1.5).unflatten(1, (6, 2))
     assert (noise.abs() > 1.5).any() and noise.shape == (16, 12)
     by_hand = learner.config.steering.policy.plan(batch.obs, clipped)[:, :PERIOD]
     torch.testing.assert_close(chunks, by_hand)
-    pairs = learner.noise_critic.scores(batch.obs, noise[:, None]), learner.critic.scores(batch.obs, chunks)
+    pairs = learner.nets.noise_critic.scores(batch.obs, noise[:, None]), learner.nets.critic.scores(batch.obs, chunks)
     torch.testing.assert_close(loss, (pairs[0] - pairs[1]).square().sum(0))
     loss.mean().backward()
-    assert all(p.grad is None for p in learner.critic.parameters())
+    assert all(p.grad is None for p in learner.nets.critic.parameters())
 
 
 def test_the_policy_follows_the_critic_of_noise_which_learns_in_every_second_update(learner_and_batch):
     learner, batch = learner_and_batch
     rng = torch.Generator().manual_seed(3)
-    loss = learner.policy_loss(batch, rng)[0]
+    loss = call_step(learner, "policy_loss", batch, rng)
     rng.manual_seed(3)
     coded, log_prob = learner.policy.sample_log_prob(learner.policy.context(batch.obs), rng)
-    score = learner.noise_critic.scores(batch.obs, learner.policy.decode(coded, batch.obs)).amin(0)
+    score = learner.nets.noise_critic.scores(batch.obs, learner.policy.decode(coded, batch.obs)).amin(0)
     torch.testing.assert_close(loss, 0.1 * log_prob[:, 0] - score)
     assert ["noise_critic/loss" in learner.update(batch) for _ in range(4)] == [True, False, True, False]
 

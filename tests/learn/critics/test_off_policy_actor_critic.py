@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.centers import Center, Skilled
+from fixtures.learning import call_step
 
 from understudy.core import DataError, Feature, Unsupported, UserError, uniform
 from understudy.data.episode import Dataset, Episode
@@ -109,9 +110,9 @@ def test_targets_are_rewards_and_the_value_of_what_follows():
         def target_score(self, obs, plan, rng):
             queries.append((obs[STATE][:, -1, 0].tolist(), plan))
             return torch.full((len(plan),), 10.0)
-    learner.target_critic = Ten()
+    learner.nets.target.critic = Ten()
     batch = learner.batch_sampler(data).gather(np.arange(10))
-    target = learner.target_value(batch, torch.Generator().manual_seed(0)).tolist()
+    target = call_step(learner, "target_value", batch, torch.Generator().manual_seed(0)).tolist()
     full = [1 + 0.5 * 2 + 0.25 * 10, 2 + 0.5 * 3 + 0.25 * 10, 3 + 0.5 * 4 + 0.25 * 10]
     ended, cut_off = [4 + 0.5 * 5, 5], [4 + 0.5 * 5 + 0.25 * 10, 5 + 0.5 * 10]
     assert target == pytest.approx([*full, *ended, *full, *cut_off])
@@ -221,7 +222,7 @@ def test_the_critic_may_learn_alone_at_first():
     policy = Policy(policy_config(), data.features()).fit_statistics(data)
     first = {k: v.clone() for k, v in policy.state_dict().items()}
     learner = replace(SMALL, critic_warmup_updates=3, policy_delay=1).build(policy, 0, 10, data)
-    sampler, critic = learner.batch_sampler(data), learner.critic.layers[0][0].weight
+    sampler, critic = learner.batch_sampler(data), learner.nets.critic.layers[0][0].weight
     for n in range(4):
         before = critic.detach().clone()
         learner.update(sampler.batch(64, n))

@@ -26,6 +26,7 @@ from fixtures.d3rlpy import (
 from fixtures.fql import LOSSES as LOSSES_OF_FQL
 from fixtures.fql import ActorNet, inject
 from fixtures.fql import Critic as SineCritic
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Unsupported
 from understudy.data.codec import Normalizer
@@ -56,10 +57,11 @@ def test_td3_bc_equals_d3rlpy(monkeypatch, noise, n_quantiles, draws):
     config = CriticConfig(HIDDEN, n_quantiles=n_quantiles, draw_levels=draws)
     expected = losses_of("td3_bc", n_quantiles, draws)
     learner = OffPolicyActorCritic(critic=config).build(make_policy(Regression()), 0, 1, Dataset([]))
-    learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
-    critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
+    learner.policy.net, learner.nets.target.policy.net = TanhNet(100), TanhNet(500)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
+    critic, policy = (call_step(learner, f"{name}_loss", make_batch(), RNG).mean().item()
+                      for name in ("critic", "policy"))
     assert critic == pytest.approx(expected["critic"], abs=1e-5)
     if not draws:  # the peer also draws the levels of the score
         assert 2.5 * policy == pytest.approx(expected["policy"], abs=1e-5)  # the peer weighs the score by 2.5
@@ -70,27 +72,28 @@ def test_ddpg_equals_d3rlpy():
     learner = find_method("ddpg", make_policy(Regression()).features).learner
     learner = replace(learner, critic=CriticConfig(HIDDEN, n_critics=learner.critic.n_critics)).build(
         make_policy(Regression()), 0, 1, Dataset([]))
-    learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
-    assert learner.critic_loss(make_batch(), RNG).mean().item() == pytest.approx(LOSSES["ddpg"]["critic"], abs=1e-5)
+    learner.policy.net, learner.nets.target.policy.net = TanhNet(100), TanhNet(500)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
+    loss = call_step(learner, "critic_loss", make_batch(), RNG).mean().item()
+    assert loss == pytest.approx(LOSSES["ddpg"]["critic"], abs=1e-5)
     assert learner.config.bc_weight == 0 and learner.config.policy_delay == 1
 
 
 def test_cql_equals_d3rlpy(noise):
     learner, batch = CQL.build(make_policy(SquashedGaussian()), 0, 1, Dataset([])), make_batch()
     learner.policy.net.trunk = StateNet()
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
-    scores = learner.critic.scores(batch.obs, batch.action)
-    conservative = learner.conservative_loss(scores, batch, RNG)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
+    scores = learner.nets.critic.scores(batch.obs, batch.action)
+    conservative = learner.config.conservative_loss(learner.nets, scores, batch, RNG)
     assert conservative.mean().item() == pytest.approx(sum(LOSSES["cql"]["conservative"]), abs=1e-5)
     reward, ends = (batch.extra[k][:, 0] for k in ("next.reward", "next.terminated"))
-    following = (learner.target_value(batch, RNG) - reward) / 0.99
+    following = (call_step(learner, "target_value", batch, RNG) - reward) / 0.99
     expected = torch.tensor(LOSSES["cql"]["target"]) * ~ends
     torch.testing.assert_close(following, expected, atol=1e-5, rtol=1e-5)
-    squared = (scores - learner.target_value(batch, RNG)).square().sum(0)
-    torch.testing.assert_close(learner.critic_loss(batch, RNG), squared + 5 * conservative)
+    squared = (scores - call_step(learner, "target_value", batch, RNG)).square().sum(0)
+    torch.testing.assert_close(call_step(learner, "critic_loss", batch, RNG), squared + 5 * conservative)
 
 
 def numbered(terminated: bool) -> Episode:
@@ -107,18 +110,18 @@ def test_targets_of_rebrac_stay_close_to_the_actions_that_follow(horizon, n_step
     config = PolicyConfig(Regression(), MLP(8, 0), window=Window(1, horizon), codec=Normalizer(target="identity"))
     plain, close = (OffPolicyActorCritic(critic=CriticConfig((8,)), target_noise=0.0, n_step=n_step, critic_bc_weight=w)
                     .build(Policy(config, data.features()).fit_statistics(data), 0, 1, data) for w in (0.0, weight))
-    plain.target_critic, plain.target_policy, plain.policy = close.target_critic, close.target_policy, close.policy
+    plain.nets = close.nets
     batch = close.batch_sampler(data).gather(np.arange(14))
     rng = torch.Generator()
-    coded = close.next_plan(batch.next, rng)[0][:, :, 0].detach()
+    coded = close.config.next_plan(close.nets, batch.next, rng)[0][:, :, 0].detach()
     first = torch.arange(7).repeat(2) + ahead
     following = first[:, None] + torch.arange(horizon)
     exists = following < 7
     distance = ((coded - following).square() * exists).sum(1) / exists.sum(1).clamp(min=1)
     goes_on = 1 - ((first > 6) & (torch.arange(14) < 7)).float()  # nothing follows a terminated episode
     steps = (7 - torch.arange(7).repeat(2)).clamp(max=n_step or horizon)
-    expected = plain.target_value(batch, rng) - weight * goes_on * 0.99**steps * distance
-    torch.testing.assert_close(close.target_value(batch, rng), expected)
+    expected = call_step(plain, "target_value", batch, rng) - weight * goes_on * 0.99**steps * distance
+    torch.testing.assert_close(call_step(close, "target_value", batch, rng), expected)
     assert NEXT_ACTION not in plain.batch_sampler(data).gather(np.arange(2)).extra
 
 
@@ -131,12 +134,13 @@ def test_rebrac_equals_the_code_of_fql(monkeypatch):
     batch = batch.replace(extra={**batch.extra, NEXT_ACTION: following})
     config = OffPolicyActorCritic(bc_weight=0.6, critic_bc_weight=0.4)
     learner = config.build(make_policy(Regression()), 0, 1, Dataset([]))
-    learner.critic, learner.target_critic = SineCritic(0), SineCritic(2)
-    learner.policy.net, learner.target_policy.net = ActorNet(0.0), ActorNet(0.5)
+    learner.nets.critic, learner.nets.target.critic = SineCritic(0), SineCritic(2)
+    learner.policy.net, learner.nets.target.policy.net = ActorNet(0.0), ActorNet(0.5)
     inject(monkeypatch)
-    assert learner.critic_loss(batch, RNG).mean().item() / 2 == pytest.approx(expected["critic"], abs=1e-5)
-    learner.critic = SineCritic(0, only_smallest=True)
-    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(
+    loss = call_step(learner, "critic_loss", batch, RNG).mean().item()
+    assert loss / 2 == pytest.approx(expected["critic"], abs=1e-5)
+    learner.nets.critic = SineCritic(0, only_smallest=True)
+    assert call_step(learner, "policy_loss", batch, RNG).mean().item() == pytest.approx(
         expected["actor_loss"] + expected["bc_loss"], abs=1e-5)
 
 

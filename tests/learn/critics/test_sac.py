@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
@@ -64,9 +65,9 @@ def targets(**fields) -> tuple[list[float], list[float]]:
     data = Dataset([chain(True), chain(False)])
     policy = Policy(policy_config(horizon=1), data.features()).fit_statistics(data)
     learner = replace(SAC, discount=0.5, **fields).build(policy, 0, 10, data)
-    learner.target_critic = Ten()
+    learner.nets.target.critic = Ten()
     batch = learner.batch_sampler(data).gather(np.arange(10))
-    target = learner.target_value(batch, torch.Generator().manual_seed(0))
+    target = call_step(learner, "target_value", batch, torch.Generator().manual_seed(0))
     with torch.no_grad():
         log_prob = policy.sample_log_prob(policy.context(batch.next), torch.Generator().manual_seed(0))[1]
     return target.tolist(), log_prob.sum(1).tolist()
@@ -94,9 +95,9 @@ def test_with_a_subset_the_policy_maximizes_the_mean_of_all_critics():
     for config, pooled in ((critic, torch.amin), (replace(critic, target_subset_size=2), torch.mean)):
         learner = replace(SAC, critic=config).build(policy, 0, 10, data)
         batch = learner.batch_sampler(data).gather(np.arange(5))
-        (loss,) = learner.soft_policy_loss(batch, torch.Generator().manual_seed(0))
+        loss = call_step(learner, "soft_policy_loss", batch, torch.Generator().manual_seed(0))
         coded, log_prob = policy.sample_log_prob(policy.context(batch.obs), torch.Generator().manual_seed(0))
-        scores = learner.critic.scores(batch.obs, policy.decode(coded, batch.obs))
+        scores = learner.nets.critic.scores(batch.obs, policy.decode(coded, batch.obs))
         torch.testing.assert_close(loss, 0.5 * log_prob.sum(1) - pooled(scores, 0))
 
 

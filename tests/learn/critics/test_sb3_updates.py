@@ -96,7 +96,8 @@ CRITICS = ("qf0.0 qf0.2 qf0.4", "qf1.0 qf1.2 qf1.4")
 
 
 def load_critics(learner, name: str) -> None:
-    for layers, target, names in zip(learner.critic.layers, learner.target_critic.layers, CRITICS, strict=True):
+    networks, targets = learner.nets.critic.layers, learner.nets.target.critic.layers
+    for layers, target, names in zip(networks, targets, CRITICS, strict=True):
         load(layers, f"{name}-critic", names)
         load(target, f"{name}-critic_target", names)
 
@@ -112,12 +113,12 @@ def test_sac(monkeypatch):
     assert metrics["critic/loss"] == pytest.approx(2 * float(SB3["sac/loss/critic_loss"]), rel=1e-5)
     losses = SB3["sac/loss/actor_loss"] + SB3["sac/loss/ent_coef_loss"]
     assert metrics["loss"] == pytest.approx(float(losses), rel=1e-5)
-    assert float(learner.temperature().detach()) == pytest.approx(float(SB3["sac/temperature"]), rel=1e-6)
+    assert float(learner.nets.temperature().detach()) == pytest.approx(float(SB3["sac/temperature"]), rel=1e-6)
     assert metrics["temperature"] == pytest.approx(0.7) != float(SB3["sac/temperature"])
     check(learner.policy.net.trunk.layers, gradients, "sac-actor", actor)
-    for layers, names in zip(learner.critic.layers, CRITICS, strict=True):
+    for layers, names in zip(learner.nets.critic.layers, CRITICS, strict=True):
         check(layers, gradients, "sac-critic", names, 0.5)
-    for target, names in zip(learner.target_critic.layers, CRITICS, strict=True):
+    for target, names in zip(learner.nets.target.critic.layers, CRITICS, strict=True):
         before = weights("sac-critic_target", "before", names)
         for key, parameter in target.named_parameters():  # tau = 0.005
             after = weights("sac-critic", "after", names)[key]
@@ -129,14 +130,14 @@ def test_td3(monkeypatch):
     learner, batch, gradients = off_policy(SquashedGaussian("free"), monkeypatch, [empty, noise, empty])
     actor = "mu.0 mu.2 mu.4"
     load(learner.policy.net.trunk.layers, "td3-actor", actor)
-    load(learner.target_policy.net.trunk.layers, "td3-actor_target", actor)
+    load(learner.nets.target.policy.net.trunk.layers, "td3-actor_target", actor)
     load_critics(learner, "td3")
     metrics = learner.update(batch)
     assert metrics["critic/loss"] == pytest.approx(float(SB3["td3/loss/critic_loss"]), rel=1e-5)
     size = float(SB3["td3/loss/actor_loss"]) / metrics["loss"]  # ours is relative to the mean absolute score
     assert size > 0
     check(learner.policy.net.trunk.layers, gradients, "td3-actor", actor, size)
-    for layers, names in zip(learner.critic.layers, CRITICS, strict=True):
+    for layers, names in zip(learner.nets.critic.layers, CRITICS, strict=True):
         check(layers, gradients, "td3-critic", names)
 
 

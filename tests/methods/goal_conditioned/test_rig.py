@@ -23,7 +23,7 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.devices import Processes
 from understudy.learn.method import Method
 from understudy.learn.targets import REWARD, TERMINATED
-from understudy.methods.goal_conditioned.rig import LATENT, LATENT_GOAL, LATER, RIG, ImaginedGoals, Latents, rig
+from understudy.methods.goal_conditioned.rig import LATENT, LATENT_GOAL, LATER, RIG, ImaginedGoals, Latents
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.vision import SmallConv
@@ -58,13 +58,19 @@ def test_contract():
 
 
 def test_goals_are_drawn_again_and_rewards_are_those_of_the_new_goals():
+    def rewarded():
+        """The batch that the losses of an update get."""
+        batches, learner.n_updates = [], 0
+        learner.minimize = lambda name, loss, batch, *args, **options: batches.append(batch)
+        learner.update(before)
+        return batches[0]
     data = walks()
     learner = SMALL.build(Policy(CONFIG, data.features()).fit_statistics(data), 0, 10, data)
     before = learner.batch_sampler(data).batch(4000, 0)
-    after = learner.with_rewards(before)
+    after = rewarded()
     goal = after.obs[LATENT_GOAL][:, 0]
     learner.processes = Processes(rank=1, count=2)  # whose rows have other goals
-    assert (learner.with_rewards(before).obs[LATENT_GOAL][:, 0] != goal).any(1).float().mean() > 0.7
+    assert (rewarded().obs[LATENT_GOAL][:, 0] != goal).any(1).float().mean() > 0.7
     practiced, later = ((goal == old[:, 0]).all(1) for old in (before.obs[LATENT_GOAL], before.extra[LATER]))
     assert practiced.float().mean() == pytest.approx(0.1, abs=0.02)
     assert later.float().mean() == pytest.approx(0.4, abs=0.03)
@@ -126,7 +132,7 @@ def test_settings_that_contradict_the_rewards_are_refused():
 @pytest.mark.slow
 def test_stopped_within_and_between_rounds_it_is_the_same_run():
     data = random_episodes(make("particle@images=16", 2, limit=6), 20, 0)
-    method = rig("observation.images.camera", n_rounds=2, n_steps=12, updates_per_step=1.0)
+    method = RIG().method("observation.images.camera", n_rounds=2, n_steps=12, updates_per_step=1.0)
     (stage,) = method.stages
     scene, vae = stage.method.policy, replace(stage.method.learner, steps=2, batch_size=4)
     short = Method(replace(scene, encoder=TokenEncoder(3, vision=SmallConv((8,), 2))), learner=vae)

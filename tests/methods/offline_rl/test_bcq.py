@@ -17,15 +17,17 @@ from fixtures.d3rlpy import (
     make_batch,
     make_policy,
 )
+from fixtures.learning import call_step
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
 from understudy.heads.likelihood.cvae import CVAE
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
-from understudy.methods.offline_rl.bcq import BCQ, BCQLearner, PerturbedCVAE
+from understudy.methods.offline_rl.bcq import BCQ, PerturbedCVAE
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -34,18 +36,18 @@ EXPECTED = LOSSES["bcq"]
 
 
 @pytest.fixture
-def learner() -> BCQLearner:
+def learner() -> Engine:
     return build()
 
 
-def build(n_quantiles: int = 1) -> BCQLearner:
+def build(n_quantiles: int = 1) -> Engine:
     config = BCQ(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles), n_samples=4)
     learner = config.build(make_policy(PerturbedCVAE(0.2)), 0, 1, Dataset([]))
-    for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
+    for policy, phase in ((learner.policy, 100), (learner.nets.target.policy, 500)):
         policy.net["perturbation"] = ActionNet(2, (2,), phase)
         policy.net["cvae"].posterior, policy.net["cvae"].decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -53,16 +55,17 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
     """If the lagged autoencoder is the newest one, which the peer uses."""
     inject_noise(monkeypatch)
     batch = make_batch()
-    cloning, score = learner.policy_loss(batch, RNG)
+    cloning, score = call_step(learner, "policy_loss", batch, RNG)
     assert cloning.mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
     assert score.mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
 
 
 def test_the_loss_of_quantiles_equals_that_of_d3rlpy(monkeypatch):
     inject_noise(monkeypatch)
     expected = losses_of("bcq", QUANTILES)["critic"]
-    assert build(QUANTILES).critic_loss(make_batch(), RNG).mean().item() == pytest.approx(expected, abs=1e-5)
+    loss = call_step(build(QUANTILES), "critic_loss", make_batch(), RNG).mean().item()
+    assert loss == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_differ_from_those_of_the_autoencoder_by_the_limit_at_most(learner):
@@ -77,7 +80,7 @@ def test_samples_differ_from_those_of_the_autoencoder_by_the_limit_at_most(learn
 
 @pytest.mark.parametrize("term", [0, 1])
 def test_cloning_trains_the_autoencoder_and_the_score_the_change(learner, term):
-    learner.policy_loss(make_batch(), torch.Generator().manual_seed(0))[term].sum().backward()
+    call_step(learner, "policy_loss", make_batch(), torch.Generator().manual_seed(0))[term].sum().backward()
     for name, parameter in learner.policy.net.named_parameters():
         assert (parameter.grad is not None) == (name.startswith("cvae") == (term == 0)), name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from fixtures.d3rlpy import (
@@ -16,6 +18,7 @@ from fixtures.d3rlpy import (
     make_batch,
     make_policy,
 )
+from fixtures.learning import call_step
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
@@ -23,10 +26,11 @@ from understudy.data.window import Window
 from understudy.execute.planners import BestOfN
 from understudy.heads.likelihood.gmm import GMM
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
-from understudy.methods.offline_rl.bear import BEAR, BEARLearner
+from understudy.methods.offline_rl.bear import BEAR
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -36,13 +40,14 @@ UPDATES = 50
 FAST = OptimizerConfig(lr=0.03, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
 
 
-def build(steps: int = 1, **options) -> BEARLearner:
+def build(steps: int = 1, **options) -> Engine:
     config = BEAR(critic=CriticConfig(HIDDEN), **options)
     learner = config.build(make_policy(SquashedGaussian(temperature=1.0)), 0, steps, Dataset([]))
     learner.policy.net.trunk = StateNet()
-    learner.behavior.net.posterior, learner.behavior.net.decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    autoencoder = learner.nets.behavior.net
+    autoencoder.posterior, autoencoder.decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -50,29 +55,34 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch):
     """Without the entropy, which the peer adds."""
     inject_noise(monkeypatch)
     learner, batch = build(threshold=0.02, kernel_width=2.0, n_samples=4, warmup_fraction=0.0), make_batch()
-    learner.log_multiplier[0].data.fill_(0.7).log_()
-    policy, multiplier = learner.policy_loss(batch, RNG)
-    assert learner.behavior_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+    learner.nets.log_multiplier[0].data.fill_(0.7).log_()
+    policy, multiplier = call_step(learner, "policy_loss", batch, RNG)
+    assert call_step(learner, "behavior_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
     assert policy.mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
     assert multiplier.mean().item() == pytest.approx(-EXPECTED["constraint"], abs=1e-5)
 
 
 def test_the_warm_up_lowers_the_mmd_alone():
     learner, batch = build(4, warmup_fraction=0.5), make_batch()
-    expected = learner.mmd(batch, RNG.manual_seed(3)) - 0.05
-    torch.testing.assert_close(learner.policy_loss(batch, RNG.manual_seed(3))[0], expected)
-    learner.n_updates = 2
-    assert (learner.policy_loss(batch, RNG.manual_seed(3))[0] - expected).abs().min() > 1e-3
+    expected = call_step(learner, "mmd", batch, RNG.manual_seed(3)) - 0.05
+    steps = [step for step in learner.config.steps_of_update() if step.of == "policy"]
+    for n_updates in range(4):
+        (name,) = [step.name for step in steps if step.when(learner.config, n_updates, learner.steps)]
+        loss = call_step(learner, name, batch, RNG.manual_seed(3))[0]
+        if n_updates < 2:
+            torch.testing.assert_close(loss, expected)
+        else:
+            assert (loss - expected).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize(("threshold", "rises"), [(0.0, True), (10.0, False)])
 def test_the_multiplier_rises_while_the_mmd_is_above_the_threshold(threshold, rises):
     learner, batch = build(threshold=threshold), make_batch()
     for start, border in ((0.0, 0.0), (10.0, 10.0) if rises else (-5.0, -5.0)):
-        learner.log_multiplier[0].data.fill_(start)
+        learner.nets.log_multiplier[0].data.fill_(start)
         assert learner.update(batch)["behavior/loss"] > 0  # which is trained along
-        value = learner.log_multiplier[0].item()
+        value = learner.nets.log_multiplier[0].item()
         assert value == border if start else (value > 0) == rises
 
 
@@ -82,14 +92,15 @@ def trained(threshold: float) -> tuple[float, float]:
     config = BEAR(critic=CriticConfig(HIDDEN), threshold=threshold, kernel_width=1.0, optimizer=FAST)
     learner = config.build(make_policy(SquashedGaussian(temperature=1.0), trunk=MLP(16, 1)), 0, UPDATES, Dataset([]))
     batch = make_batch().replace(action=0.1 * make_batch().action)
-    learner.critic.scores = lambda obs, plan, n_critics=2: 0.5 * plan[..., 0, 0].expand(n_critics, *plan.shape[:-2])
+    critic = learner.nets.critic
+    critic.scores = lambda obs, plan, n_critics=2: 0.5 * plan[..., 0, 0].expand(n_critics, *plan.shape[:-2])
     for _ in range(UPDATES):
-        learner.minimize("behavior", learner.behavior_loss, batch)
-        learner.minimize("policy", learner.policy_loss, batch)
+        for name in ("behavior", "policy"):
+            learner.minimize(name, partial(call_step, learner, f"{name}_loss"), batch)
         learner.end_update()
     with torch.no_grad():
         plans = learner.policy.sample(learner.policy.context(batch.obs).repeat(50), RNG.manual_seed(0))
-        return plans[..., 0].mean().item(), learner.mmd(batch, RNG).mean().item()
+        return plans[..., 0].mean().item(), call_step(learner, "mmd", batch, RNG).mean().item()
 
 
 def test_plans_follow_the_scores_as_far_as_the_data_go():

@@ -42,12 +42,12 @@ def test_the_conservative_loss_equals_that_of_d3rlpy(monkeypatch):
     """Bounds of minus infinity leave that of CQL."""
     learner, batch = SMALL.build(make_policy(SquashedGaussian()), 0, 1, Dataset([])), make_batch()
     learner.policy.net.trunk = StateNet()
-    fill_critic(learner.critic, 200)
+    fill_critic(learner.nets.critic, 200)
     inject_noise(monkeypatch)
-    scores = learner.critic.scores(batch.obs, batch.action)
+    scores = learner.nets.critic.scores(batch.obs, batch.action)
     for bound, name in ((5 * sines(6, 11), "cal_ql"), (torch.full((6,), -torch.inf), "cql")):
         bounded = batch.replace(extra={**batch.extra, RETURN: bound[:, None, None]})
-        loss = learner.conservative_loss(scores, bounded, RNG).mean().item()
+        loss = learner.config.conservative_loss(learner.nets, scores, bounded, RNG).mean().item()
         assert loss == pytest.approx(sum(LOSSES[name]["conservative"]), abs=1e-5)
 
 
@@ -66,8 +66,8 @@ def test_bounds_are_the_returns_from_the_first_step_of_a_plan(horizon, n_step, m
     learner = CalQL(critic=CriticConfig((8,)), n_conservative_samples=1, discount=0.5, n_step=n_step).build(
         policy.fit_statistics(data), 0, 1, data)
     batch = learner.batch_sampler(data).gather(np.arange(18))
-    monkeypatch.setattr(learner.critic, "scores", lambda obs, plans: torch.zeros(2, 18, 3))
-    scores = learner.conservative_scores(batch, torch.zeros(18, 3, horizon, 1))
+    monkeypatch.setattr(learner.nets.critic, "scores", lambda obs, plans: torch.zeros(2, 18, 3))
+    scores = learner.config.conservative_scores(learner.nets, batch, torch.zeros(18, 3, horizon, 1))
     expected = torch.from_numpy(2 - 0.5 ** np.arange(8.0, -1, -1)).float()
     cut = torch.where(torch.arange(9) <= 2, expected, 0)
     torch.testing.assert_close(scores[:, :, :2], torch.cat([expected, cut])[None, :, None].expand(2, 18, 2))

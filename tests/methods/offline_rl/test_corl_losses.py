@@ -31,8 +31,8 @@ from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
 from understudy.methods.offline_rl.awac import AWAC
-from understudy.methods.offline_rl.edac import DiverseCritics
-from understudy.methods.offline_rl.spot import SupportedActorCritic
+from understudy.methods.offline_rl.edac import EDAC
+from understudy.methods.offline_rl.spot import SPOT
 from understudy.nets.mlp import MLP
 
 LOSSES = json.loads((TESTS / "fixtures" / "corl_losses.json").read_text(encoding="utf-8"))
@@ -57,39 +57,40 @@ def equals(loss: torch.Tensor, expected: float) -> None:
 
 def test_edac():
     """Of three critics. Its temperature is adjusted to an entropy of -1 for each of two components."""
-    learner = built(DiverseCritics(critic=CriticConfig(HIDDEN, n_critics=3), temperature=0.5, target_entropy=-1.0,
+    learner = built(EDAC(critic=CriticConfig(HIDDEN, n_critics=3), temperature=0.5, target_entropy=-1.0,
                                    bc_weight=0.0, diversity_weight=0.7), SquashedGaussian())
     learner.policy.net.trunk = StateNet()
     fill(learner.policy.net.trunk.parameters(), 100, 0.3)
     expected, batch = LOSSES["edac"], make_batch()
-    equals(learner.critic_loss(batch, RNG), expected["critic"])
-    equals(learner.similarity(batch), expected["diversity"])
-    policy, temperature = learner.policy_loss(batch, RNG)
+    equals(call_step(learner, "critic_loss", batch, RNG), expected["critic"])
+    equals(learner.config.similarity(learner.nets, batch), expected["diversity"])
+    policy, temperature = call_step(learner, "policy_loss", batch, RNG)
     equals(policy, expected["policy"])
     equals(temperature, expected["temperature"])
 
 
 def test_spot():
-    learner = built(SupportedActorCritic(critic=TWO, bc_weight=0.7, beta=0.25), Regression(), trunk=MLP(16, 1))
-    learner.policy.net, learner.target_policy.net = TanhNet(400), TanhNet(500)
-    learner.behavior.net.posterior, learner.behavior.net.decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
+    learner = built(SPOT(critic=TWO, bc_weight=0.7, beta=0.25), Regression(), trunk=MLP(16, 1))
+    learner.policy.net, learner.nets.target.policy.net = TanhNet(400), TanhNet(500)
+    autoencoder = learner.nets.behavior.net
+    autoencoder.posterior, autoencoder.decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
     expected, batch = LOSSES["spot"], make_batch()
-    equals(learner.behavior_loss(batch, RNG), expected["vae"])
-    equals(learner.critic_loss(batch, RNG), expected["critic"])
-    equals(learner.policy_loss(batch, RNG), expected["policy"])
+    equals(call_step(learner, "behavior_loss", batch, RNG), expected["vae"])
+    equals(call_step(learner, "critic_loss", batch, RNG), expected["critic"])
+    equals(call_step(learner, "policy_loss", batch, RNG), expected["policy"])
 
 
 def test_rebrac():
     """Its distances are sums over two components. Its policy maximizes the smallest score, and ours the first."""
     learner = built(OffPolicyActorCritic(critic=TWO, bc_weight=0.6, critic_bc_weight=0.4), Regression())
-    learner.critic, learner.target_critic = SineCritic(0), SineCritic(2)
-    learner.policy.net, learner.target_policy.net = ActorNet(0.0), ActorNet(0.5)
+    learner.nets.critic, learner.nets.target.critic = SineCritic(0), SineCritic(2)
+    learner.policy.net, learner.nets.target.policy.net = ActorNet(0.0), ActorNet(0.5)
     batch = make_batch()
     following = torch.cat([sines((6, 2), 7), torch.ones(6, 1)], 1)[:, None]
-    equals(learner.critic_loss(batch.replace(extra={**batch.extra, NEXT_ACTION: following}), RNG),
+    equals(call_step(learner, "critic_loss", batch.replace(extra={**batch.extra, NEXT_ACTION: following}), RNG),
            LOSSES["rebrac"]["critic"])
-    learner.critic = SineCritic(0, only_smallest=True)
-    equals(learner.policy_loss(batch, RNG), LOSSES["rebrac"]["policy"])
+    learner.nets.critic = SineCritic(0, only_smallest=True)
+    equals(call_step(learner, "policy_loss", batch, RNG), LOSSES["rebrac"]["policy"])
 
 
 def test_awac():
@@ -107,4 +108,4 @@ def test_cql():
     learner = built(OffPolicyActorCritic(critic=TWO, bc_weight=0.0, temperature=0.5, conservative_weight=5.0,
                                          n_conservative_samples=4), SquashedGaussian())
     learner.policy.net.trunk = StateNet()
-    equals(learner.critic_loss(make_batch(), RNG), LOSSES["cql"]["critic"])
+    equals(call_step(learner, "critic_loss", make_batch(), RNG), LOSSES["cql"]["critic"])

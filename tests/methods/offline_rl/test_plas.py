@@ -20,15 +20,17 @@ from fixtures.d3rlpy import (
     make_batch,
     make_policy,
 )
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.heads.likelihood.cvae import CVAE
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
-from understudy.methods.offline_rl.plas import PLAS, ChosenLatent, PLASLearner
+from understudy.methods.offline_rl.plas import PLAS, ChosenLatent
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -49,16 +51,16 @@ class LatentNet(nn.Module):
         return self.layers(context.flat()).unsqueeze(1)
 
 
-def build(max_perturbation: float = 0.0, n_quantiles: int = 1) -> PLASLearner:
+def build(max_perturbation: float = 0.0, n_quantiles: int = 1) -> Engine:
     policy = make_policy(ChosenLatent(max_perturbation=max_perturbation))
     learner = PLAS(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles)).build(policy, 0, 1, Dataset([]))
-    for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
+    for policy, phase in ((learner.policy, 100), (learner.nets.target.policy, 500)):
         policy.net["latent"] = LatentNet(phase)
         if max_perturbation:
             policy.net["perturbation"] = ActionNet(2, (2,), {100: 800, 500: 900}[phase])
         policy.net["cvae"].posterior, policy.net["cvae"].decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -66,12 +68,12 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch):
     inject_noise(monkeypatch)
     learner, batch = build(), make_batch()
     assert learner.policy.loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
-    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+    assert call_step(learner, "policy_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
 
 
 def test_the_loss_of_quantiles_equals_that_of_d3rlpy():
-    loss = build(n_quantiles=QUANTILES).critic_loss(make_batch(), RNG).mean().item()
+    loss = call_step(build(n_quantiles=QUANTILES), "critic_loss", make_batch(), RNG).mean().item()
     assert loss == pytest.approx(losses_of("plas", QUANTILES)["critic"], abs=1e-5)
 
 
@@ -79,8 +81,8 @@ def test_losses_with_a_perturbation_equal_those_of_d3rlpy(monkeypatch):
     inject_noise(monkeypatch)
     learner, batch, expected = build(0.2), make_batch(), LOSSES["plas_with_perturbation"]
     assert learner.policy.loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
-    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(expected["policy"], abs=1e-5)
-    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    assert call_step(learner, "policy_loss", batch, RNG).mean().item() == pytest.approx(expected["policy"], abs=1e-5)
+    assert call_step(learner, "critic_loss", batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
     assert abs(expected["policy"] - EXPECTED["policy"]) > 0.01
 
 
@@ -99,7 +101,7 @@ def test_plans_are_those_of_the_autoencoder_within_the_limit(limit):
 @pytest.mark.parametrize("limit", [0.0, 0.2])
 def test_cloning_trains_the_autoencoder_and_the_score_the_others(kind, limit):
     learner, batch, rng = build(limit), make_batch(), torch.Generator().manual_seed(0)
-    loss = learner.policy.loss(batch, rng) if kind == "loss" else learner.policy_loss(batch, rng)
+    loss = learner.policy.loss(batch, rng) if kind == "loss" else call_step(learner, "policy_loss", batch, rng)
     loss.sum().backward()
     for name, parameter in learner.policy.net.named_parameters():
         assert (parameter.grad is not None) == (name.startswith("cvae") == (kind == "loss")), name
@@ -109,7 +111,7 @@ def test_the_gradient_of_the_latent_also_passes_the_perturbation():
     gradients = []
     for limit in (0.0, 1e-9):  # the second changes nothing that one could measure
         learner = build(limit)
-        learner.policy_loss(make_batch(), RNG).sum().backward()
+        call_step(learner, "policy_loss", make_batch(), RNG).sum().backward()
         gradients.append(learner.policy.net["latent"].layers[0].weight.grad)
     torch.testing.assert_close(*gradients)
     assert gradients[0].abs().max() > 1e-3
@@ -120,11 +122,11 @@ def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
     learner = config.build(make_policy(ChosenLatent()), 0, 4, Dataset([]))
     for update, changes in enumerate((True, True, False, False)):
         before = {name: p.detach().clone() for name, p in learner.policy.net.named_parameters()}
-        critic = learner.critic.layers[0][0].weight.detach().clone()
+        critic = learner.nets.critic.layers[0][0].weight.detach().clone()
         learner.update(make_batch())
         for name, parameter in learner.policy.net.named_parameters():
             assert (not parameter.equal(before[name])) == (name.startswith("cvae") == changes), (update, name)
-        assert critic.equal(learner.critic.layers[0][0].weight) == changes
+        assert critic.equal(learner.nets.critic.layers[0][0].weight) == changes
 
 
 def test_later_updates_leave_the_encoder_that_the_autoencoder_reads():

@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, TanhNet, fill_critic, make_batch, make_policy
+from fixtures.learning import call_step
 
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.heads.likelihood.regression import Regression
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
 from understudy.methods import find_method
-from understudy.methods.offline_rl.prdc import NearestActions, NearestActionsLearner
+from understudy.methods.offline_rl.prdc import PRDC
 from understudy.nets.mlp import MLP
 from understudy.nets.pixels import PixelEncoder
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
 
-def build(data: Dataset, **options) -> NearestActionsLearner:
-    learner = NearestActions(critic=CriticConfig(HIDDEN), **options).build(make_policy(Regression()), 0, 1, data)
+def build(data: Dataset, **options) -> Engine:
+    learner = PRDC(critic=CriticConfig(HIDDEN), **options).build(make_policy(Regression()), 0, 1, data)
     learner.policy.net = TanhNet(100)
-    fill_critic(learner.critic, 200)
+    fill_critic(learner.nets.critic, 200)
     return learner
 
 
@@ -36,7 +38,8 @@ def stored() -> Dataset:
 def test_the_loss_equals_that_of_d3rlpy():
     """The peer's score has a weight of 2.5, and its distance that of 1."""
     learner, batch = build(stored(), bc_weight=0.4), make_batch()
-    assert 2.5 * learner.policy_loss(batch, RNG).mean().item() == pytest.approx(LOSSES["prdc"]["policy"], abs=1e-5)
+    loss = call_step(learner, "policy_loss", batch, RNG).mean().item()
+    assert 2.5 * loss == pytest.approx(LOSSES["prdc"]["policy"], abs=1e-5)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1e-6, 0.01), (100.0, 1.0)])
@@ -47,11 +50,12 @@ def test_the_scale_of_observations_decides_which_pair_is_nearest(scale, expected
     learner = build(Dataset([Episode(steps)]), obs_scale=scale)
     batch = make_batch().select_rows(slice(0, 1))
     batch = batch.replace(obs={STATE: torch.zeros(1, 1, 3)}, action=torch.ones(1, 1, 2))
-    assert learner.distance(torch.zeros(1, 1, 2), batch, torch.Generator()).item() == pytest.approx(expected, abs=1e-6)
+    distance = learner.config.distance(learner.nets, torch.zeros(1, 1, 2), batch, torch.Generator())
+    assert distance.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_it_keeps_the_contract_of_learners():
-    check_learner(NearestActions(batch_size=8, critic=CriticConfig((8,))), (
+    check_learner(PRDC(batch_size=8, critic=CriticConfig((8,))), (
         PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), inputs=(STATE,)),))
 
 
@@ -61,4 +65,4 @@ def test_bad_settings_are_refused():
     features = {"observation.image": Feature("uint8", (8, 8, 3), "image"), "action": Feature("float32", (2,))}
     policy = Policy(PolicyConfig(Regression(), encoder=PixelEncoder()), features)
     with pytest.raises(Unsupported, match="distances are between numbers, and 'observation.image' is of kind 'image'"):
-        NearestActions().build(policy, 0, 1, Dataset([]))
+        PRDC().build(policy, 0, 1, Dataset([]))

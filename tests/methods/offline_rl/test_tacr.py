@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, TanhNet, fill_critic, make_policy, sines
+from fixtures.learning import call_step
 
 from understudy.core import Batch, ConfigError, Context, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
+from understudy.learn.algorithm import Engine
 from understudy.learn.critic import CriticConfig
-from understudy.methods.offline_rl.tacr import TACR, TACRLearner, single_steps
+from understudy.methods.offline_rl.tacr import TACR, single_steps
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
@@ -31,12 +33,12 @@ class EachStep(TanhNet):
         return super().forward(x, t, steps).reshape(-1, 4, 2)
 
 
-def build(**options) -> TACRLearner:
+def build(**options) -> Engine:
     config = TACR(critic=CriticConfig(HIDDEN, n_critics=1), target_noise=0.0, **options)
     learner = config.build(make_policy(Regression(), window=HISTORY), 0, 1, Dataset([]))
-    learner.policy.net = learner.target_policy.net = EachStep(100)
-    fill_critic(learner.critic, 200)
-    fill_critic(learner.target_critic, 300)
+    learner.policy.net = learner.nets.target.policy.net = EachStep(100)
+    fill_critic(learner.nets.critic, 200)
+    fill_critic(learner.nets.target.critic, 300)
     return learner
 
 
@@ -49,7 +51,7 @@ def make_histories() -> Batch:
 def test_losses_equal_those_of_d3rlpy():
     """The peer weighs the score by 2.5, and sums the distance over two components."""
     learner, batch = build(bc_weight=2 / 2.5), make_histories()
-    critic, policy = learner.critic_loss(batch, RNG), learner.policy_loss(batch, RNG)
+    critic, policy = call_step(learner, "critic_loss", batch, RNG), call_step(learner, "policy_loss", batch, RNG)
     assert critic.shape == policy.shape == (2, 4)
     assert critic.mean().item() == pytest.approx(LOSSES["tacr"]["critic"], abs=1e-5)
     assert 2.5 * policy.mean().item() == pytest.approx(LOSSES["tacr"]["policy"], abs=1e-5)
@@ -75,9 +77,9 @@ def test_each_step_has_its_own_observation_reward_and_next_observation():
 def test_padding_changes_no_other_step():
     learner, batch = build(), make_histories()
     batch.mask[0, :2] = False
-    losses = [(learner.critic_loss(batch, RNG), learner.policy_loss(batch, RNG))]
+    losses = [(call_step(learner, "critic_loss", batch, RNG), call_step(learner, "policy_loss", batch, RNG))]
     batch.obs[STATE][0, :2], batch.extra["next.reward"][0, :2] = 9.0, 7.0
-    losses.append((learner.critic_loss(batch, RNG), learner.policy_loss(batch, RNG)))
+    losses.append((call_step(learner, "critic_loss", batch, RNG), call_step(learner, "policy_loss", batch, RNG)))
     for before, after in zip(*losses, strict=True):
         torch.testing.assert_close(before[batch.mask], after[batch.mask])
         assert not torch.allclose(before[~batch.mask], after[~batch.mask])

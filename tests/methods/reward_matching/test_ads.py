@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.collections import Stop, contents, fork
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
@@ -87,20 +88,21 @@ def test_demonstrations_that_differ_lower_what_is_asked_for():
     assert alone.k == 4 and both.k == 5
 
 
-def test_rewards_later_in_the_target_count_by_the_discount_of_now(demos):
+def test_rewards_later_in_the_target_count_by_the_discount_of_now(demos, monkeypatch):
     learner = build(demos)
-    learner.critic = learner.target_critic = None
+    learner.nets.critic = learner.nets.target.critic = None
     data = learner.annotate(demos, None)
     batch = learner.with_rewards(learner.batch_sampler(data).batch(8, 0, 0))
     mask, reward = batch.extra["lookahead_mask"].float(), batch.extra["next.reward"]
     assert reward.shape == mask.shape == (8, 3)
-    learner.next_plan = lambda obs, rng: (torch.zeros(8, 1, demos[0].steps["action"].shape[1]), torch.zeros(8))
-    learner.target_critic = type("Zero", (), {"target_score": lambda self, obs, plan, rng: torch.zeros(8)})()
+    plan = torch.zeros(8, 1, demos[0].steps["action"].shape[1])
+    monkeypatch.setattr(ADS, "next_plan", lambda self, nets, obs, rng: (plan, torch.zeros(8)))
+    learner.nets.target.critic = type("Zero", (), {"target_score": lambda self, obs, plan, rng: torch.zeros(8)})()
     for k in (2, 40):
         learner.progress.k.fill_(k)
         gamma = 0.2**(1 / k)
         expected = (reward * mask * torch.tensor([1, gamma, gamma**2])).sum(1)
-        torch.testing.assert_close(learner.target_value(batch, torch.Generator()), expected)
+        torch.testing.assert_close(call_step(learner, "target_value", batch, torch.Generator()), expected)
 
 
 def test_a_round_is_scored_once_and_by_its_episodes_without_exploration(demos):

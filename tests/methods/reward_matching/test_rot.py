@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from fixtures.collections import Stop, contents, fork
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.learn.algorithm import Engine
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
@@ -21,7 +23,7 @@ from understudy.learn.method import Method, Stage
 from understudy.learn.rewards.transport_reward import OptimalTransportReward
 from understudy.learn.train import train
 from understudy.methods import find_method
-from understudy.methods.reward_matching.rot import ROT, ROTLearner
+from understudy.methods.reward_matching.rot import CLONE_WEIGHT, ROT
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy
 
@@ -52,12 +54,12 @@ class Prefers(torch.nn.Module):
         return self.signs * plan[:, 0, 0]
 
 
-def build(demos, weight: float | None = None, horizon: int = 1) -> tuple[ROTLearner, Policy, Policy]:
+def build(demos, weight: float | None = None, horizon: int = 1) -> tuple[Engine, Policy, Policy]:
     torch.manual_seed(0)
     policy_config = replace(find_method("rot").policy, window=Window(horizon=horizon))
     clone, policy = (Policy(policy_config, demos.features()).fit_statistics(demos) for _ in range(2))
     config = ROT(bc_weight=1.5, batch_size=8, reward=OptimalTransportReward(),
-                 **({"clone": clone.eval()} if weight is None else {"fixed_weight": weight}))
+                 **({"clone": clone.eval()} if weight is None else {"clone": None, "fixed_weight": weight}))
     return config.build(policy, 0, 10, demos), clone, policy
 
 
@@ -78,12 +80,10 @@ def test_the_filter_counts_the_rows_at_which_the_clone_scores_higher(demos):
         difference = [p.plan(batch.obs, torch.zeros(8, *p.noise_shape))[:, 0, 0] for p in (clone, policy)]
     higher = (difference[0] > difference[1]).float()
     assert 0 < higher.mean() < 1
-    learner.critic = Prefers(torch.ones(8))
-    assert learner.filter_weight(batch) == pytest.approx(higher.mean().item())
-    learner.critic = Prefers(-torch.ones(8))
-    assert learner.filter_weight(batch) == pytest.approx(1 - higher.mean().item())
-    learner.critic = Prefers(torch.zeros(8))
-    assert learner.filter_weight(batch) == 0  # the same score is no reason to clone
+    for sign, expected in ((1, higher.mean()), (-1, 1 - higher.mean()), (0, 0)):  # the same score is no reason to clone
+        learner.nets.critic = Prefers(sign * torch.ones(8))
+        weight = call_step(learner, "filtered", batch, torch.Generator()).extra[CLONE_WEIGHT]
+        assert weight.tolist() == pytest.approx(8 * [float(expected)])
 
 
 @pytest.mark.parametrize(("weight", "horizon"), [(0.0, 1), (0.25, 1), (1.0, 1), (0.25, 3)])
@@ -91,9 +91,8 @@ def test_the_loss_weighs_the_score_and_the_distance_to_demonstrations(demos, wei
     learner, _, policy = build(demos, weight, horizon)
     expert = policy.windows(demos).gather(np.arange(demos.lengths[0] - 8, demos.lengths[0]))  # to the end of an episode
     batch = policy.windows(demos).batch(8, 0).replace(others={"expert": expert})
-    learner.critic, learner.weight = Prefers(torch.ones(8)), learner.filter_weight(batch)
-    rng = torch.Generator().manual_seed(0)
-    loss = learner.policy_loss(batch, rng)
+    learner.nets.critic, rng = Prefers(torch.ones(8)), torch.Generator().manual_seed(0)
+    loss = call_step(learner, "policy_loss", call_step(learner, "filtered", batch, rng), rng)
     plan = policy.plan(batch.obs, torch.zeros(8, *policy.noise_shape))
     coded = policy.encode_batch(expert.replace(action=policy.plan(expert.obs, torch.zeros(8, *policy.noise_shape))))
     distance = (coded - policy.encode_batch(expert)).square().sum((1, 2))
@@ -128,4 +127,4 @@ def test_it_has_no_entropy():
 def test_without_demonstrations_beside_its_batches_it_is_refused(demos):
     policy = Policy(find_method("rot").policy, demos.features())
     with pytest.raises(UserError, match=r"cloning needs demonstrations(.|\n)*OptimalTransportReward"):
-        ROT().build(policy, 0, 1, demos)
+        ROT(reward=None).build(policy, 0, 1, demos)

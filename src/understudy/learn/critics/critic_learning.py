@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.base import Head
+from ...heads.likelihood.cvae import CVAE, squared_error_loss
 from ...nets.base import Trunk
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
@@ -81,6 +82,20 @@ def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | 
     encoder = simplest_encoder(features)
     policy = PolicyConfig(head, trunk or MLP(256, 2), encoder)
     return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)), **others)
+
+
+def plan_autoencoder(policy: Policy) -> Policy:
+    """Returns an autoencoder of plans, with the encoder, the trunk and the codec of a policy."""
+    head = CVAE(2 * policy.window.horizon * policy.codec.width)
+    autoencoder = Policy(replace(policy.config, head=head), policy.features)
+    autoencoder.codec = policy.codec
+    return autoencoder
+
+
+def autoencoder_loss(autoencoder: Policy, batch: Batch, rng: Generator, beta: float) -> Tensor:
+    """Returns the negative evidence lower bound of stored plans, (B, H), whose KL divergence has the weight `beta`."""
+    context, coded = autoencoder.training_context(batch.obs, rng), autoencoder.encode_batch(batch)
+    return squared_error_loss(autoencoder.net, context, coded, batch.mask, rng, beta)
 
 
 def draw_plans(policy: Policy, obs: Mapping[str, Tensor], n: int, rng: Generator) -> Tensor:

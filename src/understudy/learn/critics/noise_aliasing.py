@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ...data.episode import Dataset, Episode
 from ...execute.wrappers import NoiseSteeringWrapper, every_nth_step, wrapped_env_name
 from ...policy import Policy
+from ..algorithm import Net, first, loss
 from ..critic import CriticSpec, QFunction
-from .off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ..rewards.reward_models import RewardedEngine
+from .off_policy_actor_critic import OffPolicyActorCritic
 
 CHUNK = "executed_chunk"  # column of the actions that were executed in one step of the wrapper, (period * A,)
 DISTILL_EVERY = 2  # updates, as in the authors' code
@@ -49,29 +51,55 @@ class NoiseAliasing(OffPolicyActorCritic):
                               where="NoiseAliasing", hint="give a temperature, such as 0.1, and leave bc_weight, "
                               "critic_bc_weight and conservative_weight at 0")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NoiseAliasingLearner:
-        return NoiseAliasingLearner(self, policy, seed, steps, data)
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NoiseAliasingEngine:
+        return NoiseAliasingEngine(self, policy, seed, steps, data)
 
-
-class NoiseAliasingLearner(OffPolicyActorCriticLearner):
-    """Learner of `NoiseAliasing`."""
-
-    config: NoiseAliasing
-    annotates = True
-
-    def __init__(self, config: NoiseAliasing, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps, data)
-        self.noise_critic = self.register("noise_critic", config.critic.build(policy), config.optimizer)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        return {**super().networks(policy, data), "noise_critic": Net(self.critic.build(policy), self.optimizer)}
 
     def build_critic(self, policy):
-        base, config = self.config.steering.policy, self.config
+        base = self.steering.policy
         assert isinstance(base, Policy)
         if missing := set(base.inputs) - set(policy.inputs):
             raise Unsupported(f"the frozen policy reads {', '.join(sorted(missing))}, which the policy of its noise "
                               "does not", where="NoiseAliasing.steering", hint="train both on the same columns")
-        window = replace(base.window, horizon=config.steering.period)
-        spec = CriticSpec(config.critic, base.config.codec, window, base.inputs, base.config.target)
+        window = replace(base.window, horizon=self.steering.period)
+        spec = CriticSpec(self.critic, base.config.codec, window, base.inputs, base.config.target)
         return QFunction(spec, base.features, base.codec).to(policy.device)
+
+    @first
+    @loss("noise_critic", when=lambda method, n_updates, steps: n_updates % DISTILL_EVERY == 0)
+    def distillation_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared difference between the score of drawn noise and that of its chunk, (B,), summed over the
+        critic networks."""
+        with torch.no_grad():
+            noise, chunks = self.draw_chunks(batch.obs, rng)
+            scores = nets.critic.scores(batch.obs, chunks)
+        return (nets.noise_critic.scores(batch.obs, noise.unsqueeze(1)) - scores).square().sum(0)
+
+    def draw_chunks(self, obs: Mapping[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns noise as the frozen policy draws it, (B, D), and the chunks to which it leads, (B, period, A)."""
+        key = torch.randint(2**62, (len(next(iter(obs.values()))),), generator=rng, device=rng.device)
+        noise = self.steering.draw_noise(key).flatten(1)
+        return noise, self.steering.chunks(obs, noise)
+
+    @loss("critic")
+    def critic_loss(self, nets, batch, rng):
+        chunk = batch.extra[CHUNK][:, 0].unflatten(1, (self.steering.period, -1))
+        return super().critic_loss(nets, batch.replace(action=chunk), rng)
+
+    def executed_plan(self, nets, coded, obs):
+        return self.steering.chunks(obs, super().executed_plan(nets, coded, obs)[:, 0])
+
+    def followed_critic(self, nets):
+        return nets.noise_critic
+
+
+class NoiseAliasingEngine(RewardedEngine):
+    """Learner of `NoiseAliasing`, which adds the executed chunks to episodes."""
+
+    config: NoiseAliasing
+    annotates = True
 
     @property
     def batch_columns(self):
@@ -79,36 +107,6 @@ class NoiseAliasingLearner(OffPolicyActorCriticLearner):
 
     def annotate(self, episodes, round):
         return with_chunks(super().annotate(episodes, round), self.config.steering)
-
-    def update(self, batch):
-        if self.n_updates % DISTILL_EVERY == 0:
-            self.minimize("noise_critic", self.distillation_loss, batch)
-        return super().update(batch)
-
-    def critic_loss(self, batch, rng):
-        chunk = batch.extra[CHUNK][:, 0].unflatten(1, (self.config.steering.period, -1))
-        return super().critic_loss(batch.replace(action=chunk), rng)
-
-    def distillation_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared difference between the score of drawn noise and that of its chunk, (B,), summed over the
-        critic networks."""
-        with torch.no_grad():
-            noise, chunks = self.draw_chunks(batch.obs, rng)
-            scores = self.critic.scores(batch.obs, chunks)
-        return (self.noise_critic.scores(batch.obs, noise.unsqueeze(1)) - scores).square().sum(0)
-
-    def draw_chunks(self, obs: Mapping[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns noise as the frozen policy draws it, (B, D), and the chunks to which it leads, (B, period, A)."""
-        key = torch.randint(2**62, (len(next(iter(obs.values()))),), generator=rng, device=self.device)
-        noise = self.config.steering.draw_noise(key).flatten(1)
-        return noise, self.config.steering.chunks(obs, noise)
-
-    def executed_plan(self, coded, obs):
-        return self.config.steering.chunks(obs, super().executed_plan(coded, obs)[:, 0])
-
-    @property
-    def followed_critic(self):
-        return self.noise_critic
 
 
 def with_chunks(episodes: Dataset, steering: NoiseSteeringWrapper) -> Dataset:

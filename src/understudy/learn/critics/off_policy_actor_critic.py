@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,22 +16,35 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ...data.episode import Dataset, Episode
 from ...policy import Policy
+from ..algorithm import Algorithm, MetricBound, Net, loss
 from ..critic import Critic, mix_networks
 from ..optimizer import OptimizerConfig
-from ..rewards.reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
+from ..rewards.reward_models import RewardedConfig, RewardedEngine, RewardModelConfig
 from ..rewards.transport_reward import EpisodeRewardConfig
-from ..targets import mean_over_steps, td_loss, td_terms
+from ..targets import ReturnBound, mean_over_steps, td_loss, td_terms
 from .critic_learning import CriticLearningConfig, draw_plans
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
 
 
+def critic_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
+    return n_updates >= method.cloning_updates(steps)
+
+
+def policy_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
+    """Whether the policy follows the critic in an update."""
+    n_critic_updates = n_updates - method.cloning_updates(steps)
+    return n_critic_updates >= method.critic_warmup_updates and n_updates % method.policy_delay == 0
+
+
 @part
-class ActorCritic(RewardedConfig, CriticLearningConfig):
-    """Base class of configs of learners with a critic of plans, and a policy that follows its scores.
+class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
+    """Base class of methods with a critic of plans, and a policy that follows its scores.
 
     Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
     off by a time limit is no end: the value of what would follow counts.
+
+    A subclass adds `target_value`, and the losses of the policy, which are due if `policy_is_due`.
 
     Args:
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
@@ -61,72 +74,59 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
     def lookahead(self):
         return self.n_step
 
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> RewardedEngine:
+        return RewardedEngine(self, policy, seed, steps, data)
 
-class ActorCriticLearner(RewardedLearner):
-    """Base class of learners of an `ActorCritic`.
+    def cloning_updates(self, steps: int) -> int:
+        """Returns the number of updates before the first one of the critic, if there are `steps` in all."""
+        return 0
 
-    Args:
-        auxiliary: Modules that are trained with the policy.
-        entropy: Largest entropy that is part of the return of a plan, in units of the reward.
-    """
-
-    config: ActorCritic
-    cloning_updates = 0  # before the first update of the critic
-
-    def __init__(self, config: ActorCritic, policy: Policy, seed: int, steps: int, data: Dataset,
-                 auxiliary: Sequence[nn.Module] = (), entropy: float = 0.0):
-        super().__init__(config, policy, seed, steps)
-        if 0 < config.n_step < policy.window.horizon:
-            raise Unsupported(f"the target has the rewards of {config.n_step} steps, but a plan has "
-                              f"{policy.window.horizon}", where=f"{type(config).__name__}.n_step",
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        if 0 < self.n_step < policy.window.horizon:
+            raise Unsupported(f"the target has the rewards of {self.n_step} steps, but a plan has "
+                              f"{policy.window.horizon}", where=f"{type(self).__name__}.n_step",
                               hint="use at least as many, or 0")
-        self.critic = self.register("critic", self.build_critic(policy), config.optimizer)
-        self.register("policy", policy, config.policy_optimizer or config.optimizer, auxiliary=list(auxiliary))
-        self.register_reward(data)
-        self.bound = self.score_bound(data, config.discount, entropy)
-        self.target_critic = self.target_network("critic", config.target_decay)
+        return {"critic": Net(self.build_critic(policy), self.optimizer, target=self.target_decay),
+                "policy": Net(policy, self.policy_optimizer or self.optimizer)}
 
     def build_critic(self, policy: Policy) -> Critic:
         """Builds the critic of the plans of a policy."""
         if policy.target.kind == "discrete" or policy.window.action_offset:
             raise Unsupported("the critic scores plans of numbers that begin at the current step",
-                              where=type(self.config).__name__,
-                              hint="use it for continuous actions and with action_offset=0")
-        return self.config.critic.build(policy)
+                              where=type(self).__name__, hint="use it for continuous actions and with action_offset=0")
+        return self.critic.build(policy)
 
-    @property
-    def discount(self) -> float:
-        """Discount per step, which batches are read with."""
-        return self.config.discount
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        return {"critic/score": ReturnBound(data, self.discount)}
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = self.with_rewards(batch)
-        self.minimize("critic", self.critic_loss, batch)
-        n_critic_updates = self.n_updates - self.cloning_updates
-        if n_critic_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
-            self.minimize("policy", self.policy_loss, batch)
-        metrics = self.end_update()
-        self.bound.check(metrics["critic/score"], batch, self.n_updates)
-        return metrics
+    def bootstrapped(self, nets: Any, batch: Batch, value: Tensor) -> Tensor:
+        """Returns the rewards of the steps plus the discounted value of what follows, (..., B)."""
+        reward, bootstrap = td_terms(batch, self.discount, self.n_step)
+        return reward + bootstrap * value
 
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("critic", when=critic_is_due)
+    def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the `td_loss` against `target_value`, summed over the critic networks, and a penalty, (B,)."""
-        target = self.target_value(batch, rng)
-        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
+        with torch.no_grad():
+            target = self.target_value(nets, batch, rng)
+        quantiles, levels = nets.critic.training_quantiles(batch.obs, batch.action, rng)
         scores = quantiles.mean(1)
-        self.log(score=scores.mean(0))
-        return td_loss(quantiles, target, levels).sum(0) + self.score_penalty(scores, batch, rng)
+        error = td_loss(quantiles, target, levels).sum(0)
+        return error + self.score_penalty(nets, scores, batch, rng), {"score": scores.mean(0)}
 
-    def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
+    def score_penalty(self, nets: Any, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
         """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
         return 0.0
 
     @abstractmethod
-    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B)."""
+    def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
-    @torch.no_grad()
-    def best_plan_target(self, policy: Policy, batch: Batch, rng: Generator, n: int, min_weight: float) -> Tensor:
+        It is called without gradients.
+        """
+
+    def best_plan_target(self, nets: Any, policy: Policy, batch: Batch, rng: Generator, n: int,
+                         min_weight: float) -> Tensor:
         """Returns the rewards of the steps plus the discounted value of the best of n plans, (n_quantiles, B).
 
         Args:
@@ -134,14 +134,9 @@ class ActorCriticLearner(RewardedLearner):
         """
         assert batch.next is not None
         plans = draw_plans(policy, batch.next, n, rng)
-        values = mix_networks(self.target_critic.quantiles(batch.next, plans), min_weight)  # (n_quantiles, B, n)
+        values = mix_networks(nets.target.critic.quantiles(batch.next, plans), min_weight)  # (n_quantiles, B, n)
         best = values.mean(0, keepdim=True).argmax(-1, keepdim=True)
-        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * values.take_along_dim(best, -1)[..., 0]
-
-    @abstractmethod
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
-        """Returns the loss of the policy for each window, (B,) or (B, H), and further terms, (B,) each."""
+        return self.bootstrapped(nets, batch, values.take_along_dim(best, -1)[..., 0])
 
 
 @part
@@ -196,102 +191,89 @@ class OffPolicyActorCritic(ActorCritic):
             raise ConfigError("conservative scores are of a policy with a density, as SAC has",
                               where="OffPolicyActorCritic.conservative_weight", hint="give a temperature, such as 1.0")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
-        return OffPolicyActorCriticLearner(self, policy, seed, steps, data)
-
-
-class OffPolicyActorCriticLearner(ActorCriticLearner):
-    """Learner of `OffPolicyActorCritic`."""
-
-    config: OffPolicyActorCritic
-
-    def __init__(self, config: OffPolicyActorCritic, policy: Policy, seed: int, steps: int, data: Dataset):
-        self.temperature = None
-        if config.temperature is not None:
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        if self.temperature is not None:
             policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
-            self.temperature = Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
-        entropy = math.prod(policy.noise_shape)  # about 1 for each component of a plan
-        super().__init__(config, policy, seed, steps, data, auxiliary=[self.temperature] if self.temperature else [],
-                         entropy=entropy * (config.temperature or 0.0))
-        if config.conservative_weight and policy.codec.bound in (None, math.inf):
+        nets = super().networks(policy, data)
+        if self.conservative_weight and policy.codec.bound in (None, math.inf):
             raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",
                               hint='use a codec that knows one, such as Normalizer(target="minmax")')
         if self.temperature is None:
-            self.target_policy = self.target_network("policy", config.target_decay)
+            return {**nets, "policy": replace(nets["policy"], target=self.target_decay)}
+        temperature = Temperature(self.temperature, self.target_entropy is not None)
+        return {**nets, "temperature": Net(temperature, trained_with="policy")}
 
-    def batch_sampler(self, data, sampling_weights=None):
-        if self.config.critic_bc_weight:
-            config = self.policy.config
-            data = data.map(_FollowingActions(self.config.n_step or config.window.horizon, config.target))
-        return super().batch_sampler(data, sampling_weights)
+    def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
+        entropy = math.prod(policy.noise_shape)  # about 1 for each component of a plan
+        return {"critic/score": ReturnBound(data, self.discount, entropy * (self.temperature or 0.0))}
 
-    @property
-    def batch_columns(self):
-        return (*super().batch_columns, *((NEXT_ACTION,) if self.config.critic_bc_weight else ()))
+    def added_columns(self, policy):
+        if not self.critic_bc_weight:
+            return {}
+        return {NEXT_ACTION: _FollowingActions(self.n_step or policy.window.horizon, policy.config.target)}
 
-    def score_penalty(self, scores, batch, rng):
-        if not self.config.conservative_weight:
+    def score_penalty(self, nets: Any, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
+        if not self.conservative_weight:
             return 0.0
-        return self.config.conservative_weight * self.conservative_loss(scores, batch, rng)
+        return self.conservative_weight * self.conservative_loss(nets, scores, batch, rng)
 
-    def conservative_loss(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor:
+    def conservative_loss(self, nets: Any, scores: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the logarithm of the integral of exponential scores minus the score of stored plans, (B,).
 
         The integral is a mean over sampled plans, divided by their densities. It is summed over the critic networks.
         """
-        n, bound, plans, densities = self.config.n_conservative_samples, self.policy.codec.bound, [], []
-        assert batch.next is not None and bound is not None
+        policy, n, plans, densities = nets.policy, self.n_conservative_samples, [], []
+        bound = policy.codec.bound
+        assert batch.next is not None
         for obs in (batch.obs, batch.next):
             with torch.no_grad():
-                coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs).repeat(n), rng)
+                coded, log_prob = policy.sample_log_prob(policy.context(obs).repeat(n), rng)
             plans.append(coded.unflatten(0, (-1, n)))
             densities.append(log_prob.sum(1).unflatten(0, (-1, n)))
-        uniform = torch.rand(plans[0].shape, generator=rng, device=self.device)
+        uniform = torch.rand(plans[0].shape, generator=rng, device=plans[0].device)
         plans.append(bound * (2 * uniform - 1))
         densities.append(torch.full_like(densities[0], -math.log(2 * bound) * uniform[0, 0].numel()))
-        decoded = self.policy.decode(torch.cat(plans, 1).flatten(1, 2), batch.obs).unflatten(1, (3 * n, -1))
-        sampled = self.conservative_scores(batch, decoded)
+        decoded = policy.decode(torch.cat(plans, 1).flatten(1, 2), batch.obs).unflatten(1, (3 * n, -1))
+        sampled = self.conservative_scores(nets, batch, decoded)
         return ((sampled - torch.cat(densities, 1)).logsumexp(-1) - scores).sum(0)
 
-    def conservative_scores(self, batch: Batch, plans: Tensor) -> Tensor:
+    def conservative_scores(self, nets: Any, batch: Batch, plans: Tensor) -> Tensor:
         """Returns the scores of sampled plans, (n_critics, B, N). The last third is drawn uniformly."""
-        return self.critic.scores(batch.obs, plans)
+        return nets.critic.scores(batch.obs, plans)
 
-    @torch.no_grad()
-    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+    def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
         It is the discounted rewards of the steps plus the discounted value that follows them, which is 0 if the episode
         terminates within them.
         """
         assert batch.next is not None
-        coded, bonus = self.next_plan(batch.next, rng)
-        value = self.target_critic.target_score(batch.next, self.executed_plan(coded, batch.next), rng)
-        if self.config.critic_bc_weight:
-            value = value - self.config.critic_bc_weight * self._following_distance(coded, batch)
-        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * (value + bonus)
+        coded, bonus = self.next_plan(nets, batch.next, rng)
+        value = nets.target.critic.target_score(batch.next, self.executed_plan(nets, coded, batch.next), rng)
+        if self.critic_bc_weight:
+            value = value - self.critic_bc_weight * self._following_distance(nets, coded, batch)
+        return self.bootstrapped(nets, batch, value + bonus)
 
-    def executed_plan(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+    def executed_plan(self, nets: Any, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """Returns what the critic scores of coded plans of the policy, (B, H, A)."""
-        return self.policy.decode(coded, obs)
+        return nets.policy.decode(coded, obs)
 
-    @property
-    def followed_critic(self) -> Critic:
-        """The critic whose score of its plans a policy with a temperature maximizes."""
-        return self.critic
+    def followed_critic(self, nets: Any) -> Critic:
+        """Returns the critic whose score of its plans a policy with a temperature maximizes."""
+        return nets.critic
 
-    def next_plan(self, obs, rng: Generator) -> tuple[Tensor, Tensor | float]:
+    def next_plan(self, nets: Any, obs: Mapping[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor | float]:
         """Returns the coded plans whose value is the target, (B, H, A), and what their entropy adds to it, (B,)."""
-        config = self.config
+        policy = nets.policy
         if self.temperature is not None:
-            coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs), rng)
-            return coded, -self.temperature() * log_prob.sum(1)
-        coded = self.sample(self.target_policy, obs, rng)
-        noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
-        return self.policy.clip(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
+            coded, log_prob = policy.sample_log_prob(policy.context(obs), rng)
+            return coded, -nets.temperature() * log_prob.sum(1)
+        coded = self.sample(nets.target.policy, obs, rng)
+        noise = self.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
+        return policy.clip(coded + noise.clamp(-self.max_target_noise, self.max_target_noise)), 0.0
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
+    @loss("policy", when=policy_is_due)
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Any:
         """Returns the loss of the policy of TD3 for each window, (B,).
 
         It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus
@@ -299,48 +281,46 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         in the data. Distances are in coded units. With a temperature it is `soft_policy_loss`.
         """
         if self.temperature is not None:
-            return self.soft_policy_loss(batch, rng)
-        coded = self.sample(self.policy, batch.obs, rng)
-        inside = self.policy.clip(coded)
-        score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
+            return self.soft_policy_loss(nets, batch, rng)
+        coded = self.sample(nets.policy, batch.obs, rng)
+        inside = nets.policy.clip(coded)
+        score = nets.critic.scores(batch.obs, nets.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
-        distance = self.distance(coded, batch, rng)
+        distance = self.distance(nets, coded, batch, rng)
         present = batch.mask[:, 0].float()
         size = (score.detach().abs() * present).sum() / present.sum().clamp(min=1)
-        return self.config.bc_weight * distance + beyond - score / size.clamp(min=1e-6)
+        return self.bc_weight * distance + beyond - score / size.clamp(min=1e-6)
 
     def sample(self, policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
         """Returns the coded plans of a policy, (B, H, A)."""
         return policy.sample(policy.context(obs), rng)
 
-    def soft_policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the policy of SAC and that of the temperature for each window, (B,) each.
+    def soft_policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Any, ...]:
+        """Returns the loss of the policy of SAC and, if it is adjusted, that of the temperature for each window, (B,).
 
         The policy's is the weighted log-density of its plan minus the score, which is that of the smallest network, or
-        the mean of all if targets are those of a subset. The temperature's is 0 where it is not adjusted.
+        the mean of all if targets are those of a subset.
         """
-        assert self.temperature is not None
-        coded, log_prob = self.policy.sample_log_prob(self.policy.context(batch.obs), rng)
+        coded, log_prob = nets.policy.sample_log_prob(nets.policy.context(batch.obs), rng)
         log_prob = log_prob.sum(1)
-        scores = self.followed_critic.scores(batch.obs, self.policy.decode(coded, batch.obs))
-        score = scores.amin(0) if self.config.critic.target_subset_size is None else scores.mean(0)
-        temperature = self.temperature().detach()
-        self.log(temperature=temperature, entropy=-log_prob)
-        loss = temperature * log_prob - score + self.config.bc_weight * self.distance(coded, batch, rng)
-        if self.config.target_entropy is None:
-            return (loss,)
-        target_entropy = self.config.target_entropy * coded[0].numel()
-        return loss, -self.temperature.log * (log_prob.detach() + target_entropy)
+        scores = self.followed_critic(nets).scores(batch.obs, nets.policy.decode(coded, batch.obs))
+        score = scores.amin(0) if self.critic.target_subset_size is None else scores.mean(0)
+        temperature = nets.temperature().detach()
+        terms = (temperature * log_prob - score + self.bc_weight * self.distance(nets, coded, batch, rng),)
+        if self.target_entropy is not None:
+            target_entropy = self.target_entropy * coded[0].numel()
+            terms = (*terms, -nets.temperature.log * (log_prob.detach() + target_entropy))
+        return (*terms, {"temperature": temperature, "entropy": -log_prob})
 
-    def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
+    def distance(self, nets: Any, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
-        return mean_over_steps((coded - self.policy.encode_batch(batch)).square(), batch.mask)
+        return mean_over_steps((coded - nets.policy.encode_batch(batch)).square(), batch.mask)
 
-    def _following_distance(self, coded: Tensor, batch: Batch) -> Tensor:
+    def _following_distance(self, nets: Any, coded: Tensor, batch: Batch) -> Tensor:
         """Mean squared distance of coded plans to the stored actions that follow a window, (B,). 0 without any."""
         assert batch.next is not None
         stored, exists = batch.extra[NEXT_ACTION][:, :coded.shape[1]].tensor_split((-1,), -1)
-        difference = coded - self.policy.codec.encode(stored, batch.next)
+        difference = coded - nets.policy.codec.encode(stored, batch.next)
         return mean_over_steps(difference.square(), exists.squeeze(-1) > 0)
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
 from ...core import AtLeast, AtMost, Batch, ConfigError, UserError, keys, normal, part
@@ -19,8 +19,9 @@ from ...heads.likelihood.regression import Regression
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, Exploration, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
+from ...learn.algorithm import Net, first, prepare
 from ...learn.critic import CriticConfig
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.fit_method import ROWS
 from ...learn.method import Method, Stage
 from ...learn.objectives.reconstruction_objectives import VAE
@@ -113,12 +114,16 @@ class _Practicing(Actor):
         return action, pass_record(state, inner)
 
 
+@method("Nair et al. 2018 (RIG), arXiv 1807.04742, with independent noise", rows=("231",),
+        needs=(NUMBERS, CAMERAS, GIVEN_GOAL, "an environment"),
+        when="if goals are pictures and the robot may practice alone, without rewards; goals that are later states did "
+             "better (claim imagined-goals).")
 @part
 class RIG(OffPolicyActorCritic):
-    """Reinforcement learning with imagined goals: TD3 on latents, whose reward is minus the distance to the goal.
+    """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.
 
-    In every batch, goals are drawn again: from N(0, I), or as the goal of the window is. The rewards are those of the
-    new goals, and nothing ends an episode.
+    It is TD3 on latents, whose reward is minus the distance to the goal. In every batch, goals are drawn again: from
+    N(0, I), or as the goal of the window is. The rewards are those of the new goals, and nothing ends an episode.
 
     Args:
         p_imagined: Fraction of windows whose goal is drawn from N(0, I).
@@ -146,36 +151,52 @@ class RIG(OffPolicyActorCritic):
             raise ConfigError("the reward is the distance to the goal after a step", where="RIG",
                               hint="leave reward, n_step and critic_bc_weight out")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> RIGLearner:
-        return RIGLearner(self, policy, seed, steps, data)
+    def method(self, column: str = "observation.images.top", latent_dim: int = 4, beta: float = 0.1,
+               n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 4.0, noise: float = 0.2) -> Method:
+        """A method with an autoencoder, and with practice.
 
+        Args:
+            column: The camera. Goals are pictures of it.
+            latent_dim: Number of components of the latent of a picture.
+            beta: Weight of the autoencoder's divergence. With a large one, latents carry nothing.
+            noise: Standard deviation of the noise on actions in practice, in their units.
+        """
+        scene = PolicyConfig(Regression(), encoder=TokenEncoder(latent_dim), inputs=(column,), target="")
+        vae = RepresentationLearning((VAE(0, beta),), 5000, 128, optimizer=OptimizerConfig(lr=1e-3))
+        policy = PolicyConfig(SquashedGaussian("free"), FeedForward((400, 300)), ConcatEncoder(),
+                              Normalizer(unscaled=(LATENT, LATENT_GOAL)), Window(goals=(Goal(LATENT),)),
+                              inputs=(LATENT, LATENT_GOAL))
+        collector = RolloutCollector(n_steps=n_steps, exploration=ImaginedGoals(GaussianExploration(noise)))
+        rounds = CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step))
+        return Method(policy, learner=self, transforms=(Latents(FromStage("vae"), column),),
+                      stages=(Stage("vae", Method(scene, learner=vae)),), collection=rounds)
 
-class RIGLearner(OffPolicyActorCriticLearner):
-    """Learner of `RIG`."""
-
-    config: RIG
-
-    def __init__(self, config: RIG, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps, data)
-        window = policy.window
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        nets, window = super().networks(policy, data), policy.window
         if not {LATENT, LATENT_GOAL} <= set(policy.inputs) or len(window.goals) != 1 or window.horizon > 1:
             raise ConfigError(f"the policy reads {', '.join(policy.inputs)} in {window}", where="RIG",
                               hint=f"let it read {LATENT!r} and {LATENT_GOAL!r}, with one goal and a horizon of 1, as "
                                    "the method rig does")
-        self.window = replace(window, goals=(replace(window.goals[0], into=LATER),))
+        return nets
 
-    def batch_sampler(self, data, sampling_weights=None):
-        return self.window.windows(data, self.policy.inputs, self.policy.config.target, next_obs=True,
-                                   sampling_weights=sampling_weights)
+    def sampler(self, policy, data, weights):
+        return self.window(policy).windows(data, policy.inputs, policy.config.target, next_obs=True,
+                                           sampling_weights=weights)
 
-    def with_rewards(self, batch: Batch) -> Batch:
-        batch, rng = batch.to(self.device), self.generator(self.processes.rank)
+    def window(self, policy: Policy) -> Window:
+        """Returns the window of batches, with the goal of the policy's as `LATER`."""
+        return replace(policy.window, goals=(replace(policy.window.goals[0], into=LATER),))
+
+    @first
+    @prepare
+    def rewarded(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Draws goals, and adds the rewards of these."""
         assert batch.next is not None
         goal = batch.obs[LATENT_GOAL]
-        draw = torch.rand(len(batch), 1, 1, generator=rng, device=self.device)
-        imagined = torch.randn(len(batch), 1, goal.shape[-1], generator=rng, device=self.device)
-        goal = torch.where(draw < 1 - self.config.p_practiced, batch.extra[LATER], goal)
-        goal = {LATENT_GOAL: torch.where(draw < self.config.p_imagined, imagined, goal)}
+        draw = torch.rand(len(batch), 1, 1, generator=rng, device=rng.device)
+        imagined = torch.randn(len(batch), 1, goal.shape[-1], generator=rng, device=rng.device)
+        goal = torch.where(draw < 1 - self.p_practiced, batch.extra[LATER], goal)
+        goal = {LATENT_GOAL: torch.where(draw < self.p_imagined, imagined, goal)}
         batch = batch.replace(obs={**batch.obs, **goal}, next={**batch.next, **goal})
         reward = self.rewards(batch)
         return batch.replace(extra={**batch.extra, REWARD: reward, TERMINATED: torch.zeros_like(reward)})
@@ -184,28 +205,3 @@ class RIGLearner(OffPolicyActorCriticLearner):
         """Returns minus the distance of what follows each step to the goal, (B, 1)."""
         assert batch.next is not None
         return -(batch.next[LATENT] - batch.next[LATENT_GOAL])[:, -1:].norm(dim=-1)
-
-
-@method("Nair et al. 2018 (RIG), arXiv 1807.04742, with independent noise", rows=("231",),
-        needs=(NUMBERS, CAMERAS, GIVEN_GOAL, "an environment"),
-        when="if goals are pictures and the robot may practice alone, without rewards; goals that are later states did "
-             "better (claim imagined-goals).")
-def rig(column: str = "observation.images.top", latent_dim: int = 4, beta: float = 0.1, n_rounds: int = 100,
-        n_steps: int = 200, updates_per_step: float = 4.0, noise: float = 0.2) -> Method:
-    """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.
-
-    Args:
-        column: The camera. Goals are pictures of it.
-        latent_dim: Number of components of the latent of a picture.
-        beta: Weight of the autoencoder's divergence. With a large one, latents carry nothing.
-        noise: Standard deviation of the noise on actions in practice, in their units.
-    """
-    scene = PolicyConfig(Regression(), encoder=TokenEncoder(latent_dim), inputs=(column,), target="")
-    vae = RepresentationLearning((VAE(0, beta),), 5000, 128, optimizer=OptimizerConfig(lr=1e-3))
-    policy = PolicyConfig(SquashedGaussian("free"), FeedForward((400, 300)), ConcatEncoder(),
-                          Normalizer(unscaled=(LATENT, LATENT_GOAL)), Window(goals=(Goal(LATENT),)),
-                          inputs=(LATENT, LATENT_GOAL))
-    collector = RolloutCollector(n_steps=n_steps, exploration=ImaginedGoals(GaussianExploration(noise)))
-    rounds = CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step))
-    return Method(policy, learner=RIG(), transforms=(Latents(FromStage("vae"), column),),
-                  stages=(Stage("vae", Method(scene, learner=vae)),), collection=rounds)

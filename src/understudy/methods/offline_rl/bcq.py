@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -10,8 +11,9 @@ from ...data.episode import Dataset
 from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
 from ...heads.likelihood.cvae import CVAE, squared_error_loss
+from ...learn.algorithm import Net, loss
 from ...learn.critics.critic_learning import critic_method, draw_plans
-from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import ActorCritic, policy_is_due
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
@@ -52,13 +54,16 @@ class PerturbedCVAE(TemperatureHead):
         return action + self.max_perturbation * net["perturbation"](action, action[..., :0], context).tanh()
 
 
+@method("Fujimoto et al. 2019 (BCQ), arXiv 1812.02900, with a lagged autoencoder in targets, and actions that the "
+        "smallest score chooses", needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and actions must stay close to those in the data.")
 @part
 class BCQ(ActorCritic):
-    """Batch-constrained Q-learning, with the head `PerturbedCVAE`.
+    """Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved.
 
     Args:
         bc_weight: Weight of the loss of the autoencoder. The score has weight 1. It matters if both train an encoder.
-        n_samples: Number of plans whose best score is the value of an observation.
+        n_samples: Number of plans from which the best is taken, in targets and while acting.
         min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
 
     References:
@@ -70,42 +75,28 @@ class BCQ(ActorCritic):
     n_samples: Annotated[int, AtLeast(1)] = 10
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BCQLearner:
+    def method(self, max_perturbation: float = 0.05, features: Schema | None = None) -> Method:
+        """A method with the head `PerturbedCVAE`.
+
+        Args:
+            max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.
+        """
+        return critic_method(PerturbedCVAE(max_perturbation), self, features, inference=(BestOfN(n=self.n_samples),))
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not isinstance(policy.config.head, PerturbedCVAE):
             raise Unsupported(f"nothing keeps the actions of {type(policy.config.head).__name__} close to stored ones",
                               where="BCQ", hint="use the head PerturbedCVAE(), or train td3-bc")
-        return BCQLearner(self, policy, seed, steps, data)
+        self.critic.check_no_subset()
+        nets = super().networks(policy, data)
+        return {**nets, "policy": replace(nets["policy"], target=self.target_decay)}
 
+    def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return self.best_plan_target(nets, nets.target.policy, batch, rng, self.n_samples, self.min_weight)
 
-class BCQLearner(ActorCriticLearner):
-    """Learner of `BCQ`."""
-
-    config: BCQ
-
-    def __init__(self, config: BCQ, policy: Policy, seed: int, steps: int, data: Dataset):
-        config.critic.check_no_subset()
-        super().__init__(config, policy, seed, steps, data)
-        self.target_policy = self.target_network("policy", config.target_decay)
-
-    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        return self.best_plan_target(self.target_policy, batch, rng, self.config.n_samples, self.config.min_weight)
-
-    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+    @loss("policy", when=policy_is_due)
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
         """Returns the weighted loss of the autoencoder, (B, H), and the negative score of a changed sample, (B,)."""
-        plan = draw_plans(self.policy, batch.obs, 1, rng).squeeze(1)
-        score = self.critic.scores(batch.obs, plan, n_critics=1)[0]
-        return self.config.bc_weight * self.policy.loss(batch, rng), -score
-
-
-@method("Fujimoto et al. 2019 (BCQ), arXiv 1812.02900, with a lagged autoencoder in targets, and actions that the "
-        "smallest score chooses", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and actions must stay close to those in the data.")
-def bcq(max_perturbation: float = 0.05, n_samples: int = 10, features: Schema | None = None) -> Method:
-    """Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved.
-
-    Args:
-        max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.
-        n_samples: Number of actions from which the best is taken, in targets and while acting.
-    """
-    return critic_method(PerturbedCVAE(max_perturbation), BCQ(n_samples=n_samples), features,
-                         inference=(BestOfN(n=n_samples),))
+        plan = draw_plans(nets.policy, batch.obs, 1, rng).squeeze(1)
+        score = nets.critic.scores(batch.obs, plan, n_critics=1)[0]
+        return self.bc_weight * nets.policy.loss(batch, rng), -score

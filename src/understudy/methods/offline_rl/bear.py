@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,26 +8,35 @@ from torch import Generator, Tensor, nn
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...execute.planners import BestOfN
-from ...heads.likelihood.cvae import CVAE, squared_error_loss
+from ...heads.likelihood.cvae import CVAE
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
-from ...learn.critics.critic_learning import critic_method, draw_plans
-from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
+from ...learn.algorithm import Net, first, loss
+from ...learn.critics.critic_learning import autoencoder_loss, critic_method, draw_plans, plan_autoencoder
+from ...learn.critics.off_policy_actor_critic import ActorCritic, policy_is_due
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
 
+def is_warming_up(method: BEAR, n_updates: int, steps: int) -> bool:
+    return n_updates < int(method.warmup_fraction * steps)
+
+
+@method("Kumar et al. 2019 (BEAR), arXiv 1906.00949, with a Laplacian kernel, and with the current policy in targets",
+        needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and actions must be among those in the data; no claim has "
+             "tested it here.")
 @part
 class BEAR(ActorCritic):
-    """Bootstrapping error accumulation reduction: the policy draws plans that an autoencoder of the data also draws.
+    """BEAR: follows the critic as long as the policy's actions are among those that the demonstrators take.
 
     The policy maximizes the smallest score, while the maximum mean discrepancy (MMD) between its plans and those of the
     autoencoder stays below a threshold. A multiplier, which is trained along, weighs the constraint.
 
     Args:
         threshold: Largest MMD that costs nothing (epsilon).
-        n_samples: Number of plans whose best score is the value of an observation.
+        n_samples: Number of plans from which the best is taken, in targets and while acting.
         n_mmd_samples: Number of plans of each kind from which the MMD is estimated.
         kernel_width: Half of the distance at which the Laplacian kernel is 1 / e (sigma), in coded units. Distances are
             summed over a plan.
@@ -49,61 +57,54 @@ class BEAR(ActorCritic):
     beta: Annotated[float, AtLeast(0)] = 0.5
     warmup_fraction: Annotated[float, AtLeast(0), Below(1)] = 0.1
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BEARLearner:
+    def method(self, features: Schema | None = None) -> Method:
+        return critic_method(SquashedGaussian(temperature=1.0), self, features,
+                             inference=(BestOfN(n=self.n_samples),))
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not isinstance(policy.config.head, SquashedGaussian):
             raise Unsupported(f"samples of {type(policy.config.head).__name__} are not compared with those of the data",
                               where="BEAR", hint="use the head SquashedGaussian()")
-        return BEARLearner(self, policy, seed, steps, data)
+        self.critic.check_no_subset()
+        return {**super().networks(policy, data),
+                "log_multiplier": Net(nn.ParameterList([torch.zeros(())]), trained_with="policy"),
+                "behavior": Net(plan_autoencoder(policy), self.optimizer)}
 
-
-class BEARLearner(ActorCriticLearner):
-    """Learner of `BEAR`."""
-
-    config: BEAR
-
-    def __init__(self, config: BEAR, policy: Policy, seed: int, steps: int, data: Dataset):
-        config.critic.check_no_subset()
-        self.log_multiplier = nn.ParameterList([torch.zeros(())])
-        super().__init__(config, policy, seed, steps, data, auxiliary=[self.log_multiplier])
-        self.warmup_updates = int(config.warmup_fraction * steps)
-        self.latent_dim = 2 * policy.window.horizon * policy.codec.width
-        self.behavior = Policy(replace(policy.config, head=CVAE(self.latent_dim)), policy.features)
-        self.behavior.codec = policy.codec
-        self.register("behavior", self.behavior, config.optimizer)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        self.minimize("behavior", self.behavior_loss, batch)
-        metrics = super().update(batch)
-        self.log_multiplier[0].data.clamp_(-5, 10)
-        return metrics
-
-    def behavior_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @first
+    @loss("behavior")
+    def behavior_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the autoencoder, (B, H)."""
-        context, coded = self.behavior.training_context(batch.obs, rng), self.behavior.encode_batch(batch)
-        return squared_error_loss(self.behavior.net, context, coded, batch.mask, rng, self.config.beta)
+        return autoencoder_loss(nets.behavior, batch, rng, self.beta)
 
-    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        return self.best_plan_target(self.policy, batch, rng, self.config.n_samples, self.config.min_weight)
+    def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        return self.best_plan_target(nets, nets.policy, batch, rng, self.n_samples, self.min_weight)
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the weighted MMD minus, after the warm-up, the score, and the loss of the multiplier, (B,) each."""
-        mmd, multiplier = self.mmd(batch, rng), self.log_multiplier[0].exp()
-        self.log(mmd=mmd, multiplier=multiplier.expand(len(mmd)))
-        excess = mmd - self.config.threshold
-        loss = multiplier.detach() * excess
-        if self.n_updates >= self.warmup_updates:
-            plan = draw_plans(self.policy, batch.obs, 1, rng).squeeze(1)
-            loss = loss - self.critic.scores(batch.obs, plan).amin(0)
-        return loss, -multiplier * excess.detach()
+    @loss("policy", when=lambda *now: policy_is_due(*now) and is_warming_up(*now))
+    def warmup_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns the weighted MMD, and the loss of the multiplier, (B,) each."""
+        mmd, multiplier = self.mmd(nets, batch, rng), nets.log_multiplier[0].exp()
+        excess = mmd - self.threshold
+        return (multiplier.detach() * excess, -multiplier * excess.detach(),
+                {"mmd": mmd, "multiplier": multiplier.expand(len(mmd))})
 
-    def mmd(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy", when=lambda *now: policy_is_due(*now) and not is_warming_up(*now))
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns the weighted MMD minus the score, and the loss of the multiplier, (B,) each."""
+        constraint, of_multiplier, values = self.warmup_loss(nets, batch, rng)
+        plan = draw_plans(nets.policy, batch.obs, 1, rng).squeeze(1)
+        return constraint - nets.critic.scores(batch.obs, plan).amin(0), of_multiplier, values
+
+    def end_update(self, nets: Any) -> None:
+        nets.log_multiplier[0].data.clamp_(-5, 10)
+
+    def mmd(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the maximum mean discrepancy between plans of the policy and of the autoencoder, (B,)."""
-        n = self.config.n_mmd_samples
+        n, head = self.n_mmd_samples, nets.behavior.config.head
         with torch.no_grad():
-            latent = torch.randn(n * len(batch), self.latent_dim, generator=rng, device=self.device).clamp(-0.5, 0.5)
-            context = self.behavior.context(batch.obs).repeat(n)
-            stored = CVAE(temperature=1.0).sample(self.behavior.net, context, latent)
-        drawn = self.policy.sample(self.policy.context(batch.obs).repeat(n), rng, temperature=1.0)
+            latent = torch.randn(n * len(batch), head.latent_dim, generator=rng, device=rng.device).clamp(-0.5, 0.5)
+            context = nets.behavior.context(batch.obs).repeat(n)
+            stored = CVAE(temperature=1.0).sample(nets.behavior.net, context, latent)
+        drawn = nets.policy.sample(nets.policy.context(batch.obs).repeat(n), rng, temperature=1.0)
         x, y = (plans.flatten(1).unflatten(0, (-1, n)) for plans in (drawn, stored))
         squared = self.kernel(x, x) + self.kernel(y, y) - 2 * self.kernel(x, y)
         return (squared + 1e-6).sqrt()  # whose gradient is finite at 0
@@ -111,19 +112,4 @@ class BEARLearner(ActorCriticLearner):
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the mean kernel over all pairs of vectors (B, n, D), (B,)."""
         distance = (x.unsqueeze(2) - y.unsqueeze(1)).abs().sum(-1)
-        return (-distance / (2 * self.config.kernel_width)).exp().mean((1, 2))
-
-
-@method("Kumar et al. 2019 (BEAR), arXiv 1906.00949, with a Laplacian kernel, and with the current policy in targets",
-        needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and actions must be among those in the data; no claim has "
-             "tested it here.")
-def bear(threshold: float = 0.05, n_samples: int = 10, features: Schema | None = None) -> Method:
-    """BEAR: follows the critic as long as the policy's actions are among those that the demonstrators take.
-
-    Args:
-        threshold: Largest maximum mean discrepancy from the demonstrators' actions that costs nothing (epsilon).
-        n_samples: Number of actions from which the best is taken, in targets and while acting.
-    """
-    return critic_method(SquashedGaussian(temperature=1.0), BEAR(threshold=threshold, n_samples=n_samples), features,
-                         inference=(BestOfN(n=n_samples),))
+        return (-distance / (2 * self.kernel_width)).exp().mean((1, 2))

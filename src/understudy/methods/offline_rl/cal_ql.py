@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -10,8 +10,9 @@ from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schem
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
+from ...learn.algorithm import Net
 from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
 from ...learn.targets import TERMINATED
 from ...nets.feed_forward import FeedForward
@@ -20,51 +21,6 @@ from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
 RETURN = "return_to_go"
-
-
-@part
-class CalQL(OffPolicyActorCritic):
-    """CQL that counts scores of the policy's actions as no smaller than the stored return, where that is complete.
-
-    References:
-        Nakamoto et al. (2023), Cal-QL: Calibrated Offline RL Pre-Training, arXiv:2303.05479.
-    """
-
-    policy_delay: Annotated[int, AtLeast(1)] = 1
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
-    temperature: Annotated[float | None, Above(0)] = 1.0
-    conservative_weight: Annotated[float, Above(0)] = 5.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.reward is not None:
-            raise ConfigError("the returns are those of the rewards in the data", where="CalQL.reward",
-                              hint="leave it out, or train cql")
-
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> CalQLLearner:
-        returns = data.map(CompleteReturns(self.discount))
-        if len(data) and not any(np.isfinite(e.steps[RETURN][:len(e)]).any() for e in returns):
-            raise DataError("no return is complete: no episode terminates, and what follows them still counts",
-                            where=f"{data.metadata.get('path', 'data set')}, column {TERMINATED!r}",
-                            hint="train cql, which needs no returns; or set it to True where episodes really ended")
-        return CalQLLearner(self, policy, seed, steps, data)
-
-
-class CalQLLearner(OffPolicyActorCriticLearner):
-    """Learner of `CalQL`."""
-
-    def batch_sampler(self, data, sampling_weights=None):
-        return super().batch_sampler(data.map(CompleteReturns(self.discount)), sampling_weights)
-
-    @property
-    def batch_columns(self):
-        return (*super().batch_columns, RETURN)
-
-    def conservative_scores(self, batch: Batch, plans: Tensor) -> Tensor:
-        """Returns the scores of sampled plans, (n_critics, B, N). Those of the policy's are at least the return."""
-        scores, n_uniform = super().conservative_scores(batch, plans), self.config.n_conservative_samples
-        bound = batch.extra[RETURN].reshape(len(batch), -1)[:, :1]
-        return torch.cat([scores[..., :-n_uniform].maximum(bound), scores[..., -n_uniform:]], -1)
 
 
 @part
@@ -82,12 +38,44 @@ class CompleteReturns:
 
 @method("Nakamoto et al. 2023 (Cal-QL), arXiv 2303.05479, with a fixed weight", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards, episodes end by themselves, and training continues with the policy's own.")
-def cal_ql(conservative_weight: float = 5.0, n_samples: int = 10, features: Schema | None = None) -> Method:
+@part
+class CalQL(OffPolicyActorCritic):
     """Calibrated Q-learning: conservative Q-learning that lowers no score of the policy below the stored return.
 
-    Args:
-        conservative_weight: As in cql.
-        n_samples: As in cql.
+    It is CQL that counts scores of the policy's actions as no smaller than the stored return, where that is complete.
+
+    References:
+        Nakamoto et al. (2023), Cal-QL: Calibrated Offline RL Pre-Training, arXiv:2303.05479.
     """
-    learner = CalQL(target_entropy=-1.0, conservative_weight=conservative_weight, n_conservative_samples=n_samples)
-    return critic_method(SquashedGaussian(), learner, features, FeedForward((256, 256)))
+
+    policy_delay: Annotated[int, AtLeast(1)] = 1
+    bc_weight: Annotated[float, AtLeast(0)] = 0.0
+    temperature: Annotated[float | None, Above(0)] = 1.0
+    target_entropy: float | None = -1.0
+    conservative_weight: Annotated[float, Above(0)] = 5.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reward is not None:
+            raise ConfigError("the returns are those of the rewards in the data", where="CalQL.reward",
+                              hint="leave it out, or train cql")
+
+    def method(self, features: Schema | None = None) -> Method:
+        return critic_method(SquashedGaussian(), self, features, FeedForward((256, 256)))
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        returns = data.map(CompleteReturns(self.discount))
+        if len(data) and not any(np.isfinite(e.steps[RETURN][:len(e)]).any() for e in returns):
+            raise DataError("no return is complete: no episode terminates, and what follows them still counts",
+                            where=f"{data.metadata.get('path', 'data set')}, column {TERMINATED!r}",
+                            hint="train cql, which needs no returns; or set it to True where episodes really ended")
+        return super().networks(policy, data)
+
+    def added_columns(self, policy):
+        return {**super().added_columns(policy), RETURN: CompleteReturns(self.discount)}
+
+    def conservative_scores(self, nets: Any, batch: Batch, plans: Tensor) -> Tensor:
+        """Returns the scores of sampled plans, (n_critics, B, N). Those of the policy's are at least the return."""
+        scores, n_uniform = super().conservative_scores(nets, batch, plans), self.n_conservative_samples
+        bound = batch.extra[RETURN].reshape(len(batch), -1)[:, :1]
+        return torch.cat([scores[..., :-n_uniform].maximum(bound), scores[..., -n_uniform:]], -1)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
@@ -11,11 +10,11 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, p
 from ...data.episode import Dataset
 from ...heads.base import DeterministicHead
 from ...heads.likelihood.cvae import CVAE, squared_error_loss
+from ...learn.algorithm import Net, loss
 from ...learn.critic import mix_networks
 from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import ActorCritic, ActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import ActorCritic, critic_is_due, policy_is_due
 from ...learn.method import Method
-from ...learn.targets import td_terms
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -59,9 +58,11 @@ class ChosenLatent(DeterministicHead):
         return action + self.max_perturbation * net["perturbation"](action, noise, context).tanh()
 
 
+@method("Zhou et al. 2020 (PLAS), arXiv 2011.07213", needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and only actions like those in the data may be taken.")
 @part
 class PLAS(ActorCritic):
-    """Policy in the latent action space, with the head `ChosenLatent`.
+    """Policy in the latent space of an autoencoder of the stored actions, which chooses what has the highest score.
 
     Args:
         cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone, with the encoder.
@@ -76,56 +77,43 @@ class PLAS(ActorCritic):
     cloning_fraction: Annotated[float, AtLeast(0), Below(1)] = 0.25
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PLASLearner:
+    def method(self, max_latent: float = 2.0, max_perturbation: float = 0.0, features: Schema | None = None) -> Method:
+        """A method with the head `ChosenLatent`.
+
+        Args:
+            max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
+            max_perturbation: Largest change of a decoded action, in coded units, such as 0.05. The paper's optional
+                layer.
+        """
+        return critic_method(ChosenLatent(max_latent, max_perturbation=max_perturbation), self, features)
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not isinstance(policy.config.head, ChosenLatent):
             raise Unsupported(f"{type(policy.config.head).__name__} has no latent to choose", where="PLAS",
                               hint="use the head ChosenLatent(), or train td3-bc")
-        return PLASLearner(self, policy, seed, steps, data)
+        self.critic.check_no_subset()
+        nets = super().networks(policy, data)
+        return {**nets, "policy": replace(nets["policy"], target=self.target_decay)}
 
+    def cloning_updates(self, steps: int) -> int:
+        return int(self.cloning_fraction * steps)
 
-class PLASLearner(ActorCriticLearner):
-    """Learner of `PLAS`."""
+    @loss("policy", when=lambda method, n_updates, steps: not critic_is_due(method, n_updates, steps))
+    def cloning_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the autoencoder, (B, H)."""
+        return nets.policy.loss(batch, rng)
 
-    config: PLAS
-
-    def __init__(self, config: PLAS, policy: Policy, seed: int, steps: int, data: Dataset):
-        config.critic.check_no_subset()
-        super().__init__(config, policy, seed, steps, data)
-        self.target_policy = self.target_network("policy", config.target_decay)
-        self.cloning_updates = int(config.cloning_fraction * steps)
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        if self.n_updates >= self.cloning_updates:
-            return super().update(batch)
-        self.minimize("policy", self.policy.loss, batch)
-        return self.end_update()
-
-    @torch.no_grad()
-    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+    def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the rewards of the steps plus the discounted value of the lagged policy's plan, (n_quantiles, B)."""
         assert batch.next is not None
-        coded = self.target_policy.sample(self.target_policy.context(batch.next), rng)
-        quantiles = self.target_critic.quantiles(batch.next, self.policy.decode(coded, batch.next))
-        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * mix_networks(quantiles, self.config.min_weight)
+        coded = nets.target.policy.sample(nets.target.policy.context(batch.next), rng)
+        quantiles = nets.target.critic.quantiles(batch.next, nets.policy.decode(coded, batch.next))
+        return self.bootstrapped(nets, batch, mix_networks(quantiles, self.min_weight))
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy", when=policy_is_due)
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the negative score of the decoded plan, (B,)."""
-        context = self.policy.context(batch.obs)
+        context = nets.policy.context(batch.obs)
         # The autoencoder reads the same encodings, and would decode others if they changed.
-        coded = self.policy.sample(replace(context, tokens=context.tokens.detach()), rng)
-        return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs), n_critics=1)[0]
-
-
-@method("Zhou et al. 2020 (PLAS), arXiv 2011.07213", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and only actions like those in the data may be taken.")
-def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, max_perturbation: float = 0.0,
-         features: Schema | None = None) -> Method:
-    """Policy in the latent space of an autoencoder of the stored actions, which chooses what has the highest score.
-
-    Args:
-        max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
-        max_perturbation: Largest change of a decoded action, in coded units, such as 0.05. The paper's optional layer.
-    """
-    head = ChosenLatent(max_latent, max_perturbation=max_perturbation)
-    return critic_method(head, PLAS(cloning_fraction=cloning_fraction), features)
+        coded = nets.policy.sample(replace(context, tokens=context.tokens.detach()), rng)
+        return -nets.critic.scores(batch.obs, nets.policy.decode(coded, batch.obs), n_critics=1)[0]

@@ -4,21 +4,22 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations, product
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...checkpoint import FromStage
-from ...core import Above, AtLeast, AtMost, Below, Unsupported, part
+from ...core import Above, AtLeast, AtMost, Batch, Below, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
-from ...learn.rewards.reward_models import RewardModelConfig
+from ...learn.rewards.reward_models import RewardedEngine, RewardModelConfig
 from ...learn.rewards.transport_reward import EpisodeReward, OptimalTransportReward
+from ...learn.targets import td_terms
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
@@ -42,40 +43,6 @@ class ScoredRolloutCollector(RolloutCollector):
         scored = RolloutCollector(self.n_scored).collect(actor, number, training)
         marked = [replace(e, metadata={**e.metadata, SCORED: True}) for e in scored]
         return Dataset([*explored, *marked], explored.metadata)
-
-
-@part
-class ADS(OffPolicyActorCritic):
-    """TD3 whose discount depends on k, the number of steps for which the policy follows the demonstrations.
-
-    The discount is ``alpha ** (1 / k)``, but at most `discount`. It holds for all stored steps. After each round of
-    collection, k grows by 1 as long as the first k steps of the round's episodes score at least ``threshold`` times
-    as much as those of demonstrations, rounded down. It never falls. Episodes without exploration count, if the
-    collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
-
-    The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
-    steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all
-    pairs, and that of demonstrations the median over their pairs. A single one is compared with itself.
-
-    Args:
-        discount: The largest discount.
-        alpha: How much the reward after k steps counts.
-        threshold: 0 lets k grow whatever the policy does.
-        first: The first k, as a fraction of the steps of the longest demonstration.
-        max_growth: Most by which k grows after a round.
-
-    References:
-        Liu et al. (2024), Imitation Learning from Observation with Automatic Discount Scheduling, arXiv:2310.07433.
-    """
-
-    reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
-    alpha: Annotated[float, Above(0), Below(1)] = 0.2
-    threshold: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
-    first: Annotated[float, Above(0), AtMost(1)] = 0.2
-    max_growth: Annotated[int, AtLeast(1)] = 5
-
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ADSLearner:
-        return ADSLearner(self, policy, seed, steps, data)
 
 
 class ProgressDiscount(nn.Module):
@@ -123,22 +90,72 @@ def longest_increasing_subsequence(numbers: Iterable[int]) -> int:
     return len(ends)
 
 
-class ADSLearner(OffPolicyActorCriticLearner):
-    """Learner of `ADS`."""
+@method("Liu et al. 2024 (ADS), arXiv 2310.07433, without its encoder of pictures",
+        rows=("012",), needs=(NUMBERS, ENDS, "an environment"),
+        when="if demonstrations are few, there is an environment, and later steps need earlier ones; a fixed discount "
+             "did as well in a toy (claim growing-discount).")
+@part
+class ADS(OffPolicyActorCritic):
+    """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
+
+    The discount is ``alpha ** (1 / k)``, but at most `discount`, if the policy follows the demonstrations for k steps.
+    It holds for all stored steps.
+
+    After each round of collection, k grows by 1 as long as the first k steps of the round's episodes score at least
+    ``threshold`` times as much as those of demonstrations, rounded down. It never falls. Episodes without exploration
+    count, if the collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
+
+    The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
+    steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all
+    pairs, and that of demonstrations the median over their pairs. A single one is compared with itself.
+
+    Args:
+        alpha: How much the reward after k steps counts.
+        threshold: 0 lets k grow whatever the policy does.
+        first: The first k, as a fraction of the steps of the longest demonstration.
+        max_growth: Most by which k grows after a round.
+
+    References:
+        Liu et al. (2024), Imitation Learning from Observation with Automatic Discount Scheduling, arXiv:2310.07433.
+    """
+
+    bc_weight: Annotated[float, AtLeast(0)] = 0.0
+    n_step: Annotated[int, AtLeast(0)] = 3
+    reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
+    alpha: Annotated[float, Above(0), Below(1)] = 0.2
+    threshold: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
+    first: Annotated[float, Above(0), AtMost(1)] = 0.2
+    max_growth: Annotated[int, AtLeast(1)] = 5
+
+    def method(self, n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
+        """A method with rounds of practice.
+
+        Args:
+            n_episodes: Number of episodes in each round, beside two without noise that measure the progress.
+        """
+        collector = ScoredRolloutCollector(n_episodes, GaussianExploration(noise))
+        return replace(pwil(), learner=self, collection=CollectionRounds(n_rounds, collector))
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ADSEngine:
+        return ADSEngine(self, policy, seed, steps, data)
+
+    def bootstrapped(self, nets: Any, batch: Batch, value: Tensor) -> Tensor:
+        reward, bootstrap = td_terms(batch, nets.progress(), self.n_step)
+        return reward + bootstrap * value
+
+
+class ADSEngine(RewardedEngine):
+    """Learner of `ADS`, which measures the progress when episodes have been collected."""
 
     config: ADS
 
-    def __init__(self, config: ADS, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps, data)
+    def register_networks(self, data: Dataset) -> None:
+        super().register_networks(data)
         if not isinstance(self.reward, EpisodeReward):
             raise Unsupported("progress is measured by the distances of a reward of whole episodes",
                               where="ADS.reward", hint="use OptimalTransportReward()")
         demonstrations = self.reward.points.split(self.reward.lengths.tolist())
-        self.progress = self.register("progress", ProgressDiscount(config, demonstrations))
-
-    @property
-    def discount(self):
-        return self.progress()
+        self.progress = self.register("progress", ProgressDiscount(self.config, demonstrations))
 
     def batch_sampler(self, data, sampling_weights=None):
         """It also scores the last round, once."""
@@ -152,18 +169,4 @@ class ADSLearner(OffPolicyActorCriticLearner):
         return super().batch_sampler(data, sampling_weights)
 
     def update(self, batch):
-        return {**super().update(batch), "discount": self.discount, "progress": float(self.progress.k)}
-
-
-@method("Liu et al. 2024 (ADS), arXiv 2310.07433, without its encoder of pictures",
-        rows=("012",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if demonstrations are few, there is an environment, and later steps need earlier ones; a fixed discount "
-             "did as well in a toy (claim growing-discount).")
-def ads(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
-
-    Args:
-        n_episodes: Number of episodes in each round, beside two without noise that measure the progress.
-    """
-    collector = ScoredRolloutCollector(n_episodes, GaussianExploration(noise))
-    return replace(pwil(), learner=ADS(bc_weight=0.0, n_step=3), collection=CollectionRounds(n_rounds, collector))
+        return {**super().update(batch), "discount": self.progress(), "progress": float(self.progress.k)}

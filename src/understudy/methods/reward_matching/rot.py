@@ -1,29 +1,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
 from ...core import AtLeast, AtMost, Batch, ConfigError, UserError, part
 from ...data.episode import Dataset
+from ...learn.algorithm import Net, first, loss, prepare
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, policy_is_due
 from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.rewards.reward_models import RewardModelConfig
 from ...learn.rewards.transport_reward import OptimalTransportReward
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 from .pwil import pwil
 
+CLONE_WEIGHT = "clone_weight"
 
+
+@method("Haldar et al. 2022 (ROT), arXiv 2206.15469, without its encoder of pictures",
+        rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
+        when="if there are a few demonstrations and an environment, and practice begins from a cloned policy.")
 @part
 class ROT(OffPolicyActorCritic):
-    """TD3 that also clones the demonstrations, with the weight `bc_weight` times w, and 1 - w for the critic's score.
+    """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
 
-    w is the fraction of the policy's own observations at which the critic scores the action of the clone higher than
-    that of the policy (soft Q-filter). Without a clone, w is `fixed_weight`.
+    It clones the demonstrations with the weight `bc_weight` times w, and 1 - w is that of the critic's score. w is the
+    fraction of the policy's own observations at which the critic scores the action of the clone higher than that of the
+    policy (soft Q-filter). Without a clone, w is `fixed_weight`.
 
     Args:
         clone: The policy that a stage cloned.
@@ -34,7 +43,9 @@ class ROT(OffPolicyActorCritic):
         arXiv:2206.15469.
     """
 
-    clone: FromStage | None = None
+    bc_weight: Annotated[float, AtLeast(0)] = 1.5
+    reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
+    clone: FromStage | None = FromStage("clone")
     fixed_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
 
     def __post_init__(self):
@@ -43,54 +54,40 @@ class ROT(OffPolicyActorCritic):
             raise ConfigError("its policy maximizes the score without entropy", where="ROT.temperature",
                               hint="leave it out, or train an OffPolicyActorCritic with this reward")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ROTLearner:
+    def method(self, n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
+        base = pwil(n_rounds, n_episodes, noise)
+        return replace(base, learner=self, stages=(Stage("clone", Method(base.policy, learner=BehaviorCloning(5000))),),
+                       initialize_from=(InitializeFrom(FromStage("clone")),))
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         if not self.compares:
             raise UserError("cloning needs demonstrations beside each batch", where="ROT.reward",
                             hint="use a reward that compares with them, such as OptimalTransportReward()")
-        return ROTLearner(self, policy, seed, steps, data)
+        return super().networks(policy, data)
 
+    @first
+    @prepare
+    def filtered(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Batch, dict[str, Tensor]]:
+        """Adds w as the column `CLONE_WEIGHT`, (B,)."""
+        weight, scores = torch.tensor(self.fixed_weight, device=rng.device), []
+        if isinstance(self.clone, Policy):
+            for policy in (self.clone, nets.policy):
+                coded = nets.policy.clip(policy.sample(policy.context(batch.obs), rng))
+                scores.append(nets.critic(batch.obs, policy.decode(coded, batch.obs)))
+            weight = (scores[0] > scores[1]).float().mean()
+        batch = batch.replace(extra={**batch.extra, CLONE_WEIGHT: weight.expand(len(batch))})
+        return batch, {CLONE_WEIGHT: weight}
 
-class ROTLearner(OffPolicyActorCriticLearner):
-    """Learner of `ROT`."""
-
-    config: ROT
-
-    def update(self, batch):
-        batch = batch.to(self.device)
-        self.weight = self.filter_weight(batch)
-        return {**super().update(batch), "clone_weight": self.weight}
-
-    def filter_weight(self, batch: Batch) -> float:
-        """Returns w."""
-        clone = self.config.clone
-        if not isinstance(clone, Policy):
-            return self.config.fixed_weight
-        with self.evaluation():
-            rng, scores = self.generator(), []
-            for policy in (clone, self.policy):
-                coded = self.policy.clip(policy.sample(policy.context(batch.obs), rng))
-                scores.append(self.critic(batch.obs, policy.decode(coded, batch.obs)))
-        return float((scores[0] > scores[1]).float().mean())
-
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy", when=policy_is_due)
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the policy for each row, (B,), with distances in coded units."""
-        coded = self.policy.sample(self.policy.context(batch.obs), rng)
-        inside = self.policy.clip(coded)
-        score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
+        policy, weight = nets.policy, batch.extra[CLONE_WEIGHT]
+        coded = policy.sample(policy.context(batch.obs), rng)
+        inside = policy.clip(coded)
+        score = nets.critic(batch.obs, policy.decode(inside, batch.obs))
         expert = batch.others["expert"]
-        cloned = self.policy.sample(self.policy.context(expert.obs), rng)
-        error = (cloned - self.policy.encode_batch(expert)) * expert.mask.unsqueeze(-1)
+        cloned = policy.sample(policy.context(expert.obs), rng)
+        error = (cloned - policy.encode_batch(expert)) * expert.mask.unsqueeze(-1)
         distance = error.square().sum((1, 2))
         beyond = (coded - inside).square().mean((1, 2))
-        return self.config.bc_weight * self.weight * distance - (1 - self.weight) * score + beyond
-
-
-@method("Haldar et al. 2022 (ROT), arXiv 2206.15469, without its encoder of pictures",
-        rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there are a few demonstrations and an environment, and practice begins from a cloned policy.")
-def rot(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better."""
-    base = pwil(n_rounds, n_episodes, noise)
-    learner = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=FromStage("clone"))
-    return replace(base, learner=learner, stages=(Stage("clone", Method(base.policy, learner=BehaviorCloning(5000))),),
-                   initialize_from=(InitializeFrom(FromStage("clone")),))
+        return self.bc_weight * weight * distance - (1 - weight) * score + beyond

@@ -11,10 +11,10 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND, expert_episodes
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.rewards.reward_models import RewardModelConfig
+from ...learn.rewards.reward_models import RewardedEngine, RewardModelConfig
 from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
@@ -151,20 +151,31 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean(-1)
 
 
+@method("Berseth et al. 2023 (VIRL), arXiv 1901.07186, with numbers in place of pictures, and TD3 in place of TRPO",
+        rows=("186",), needs=(NUMBERS, ENDS, "an environment"),
+        when="if there is one demonstration, and an environment to follow it in; the squared distance of states did "
+             "better in a toy (claim one-demonstration).")
 @part
 class VIRL(OffPolicyActorCritic):
-    """TD3 that trains a `SiameseReward`. After each round of collection all stored steps get new rewards."""
+    """TD3 with the learned distance of each step, and of all steps so far, from those of a demonstration.
 
+    It trains a `SiameseReward`. After each round of collection all stored steps get new rewards.
+    """
+
+    bc_weight: Annotated[float, AtLeast(0)] = 0.0
     reward: RewardModelConfig | FromStage | None = SiameseReward()
     reward_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant"))
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> VIRLLearner:
-        return VIRLLearner(self, policy, seed, steps, data)
+    def method(self, n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
+        return replace(pwil(n_rounds, n_episodes, noise), learner=self)
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> VIRLEngine:
+        return VIRLEngine(self, policy, seed, steps, data)
 
 
-class VIRLLearner(OffPolicyActorCriticLearner):
-    """Learner of `VIRL`."""
+class VIRLEngine(RewardedEngine):
+    """Learner of `VIRL`, which computes new rewards when episodes have been collected."""
 
     config: VIRL
 
@@ -177,12 +188,3 @@ class VIRLLearner(OffPolicyActorCriticLearner):
     def batch_sampler(self, data, sampling_weights=None):
         assert isinstance(self.reward, SiameseModel)
         return super().batch_sampler(self.reward.follow(data), sampling_weights)
-
-
-@method("Berseth et al. 2023 (VIRL), arXiv 1901.07186, with numbers in place of pictures, and TD3 in place of TRPO",
-        rows=("186",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there is one demonstration, and an environment to follow it in; the squared distance of states did "
-             "better in a toy (claim one-demonstration).")
-def virl(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """TD3 with the learned distance of each step, and of all steps so far, from those of a demonstration."""
-    return replace(pwil(n_rounds, n_episodes, noise), learner=VIRL(bc_weight=0.0))

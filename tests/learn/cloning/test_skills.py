@@ -25,9 +25,10 @@ from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.gmm import GMM
 from understudy.heads.likelihood.regression import Regression
+from understudy.learn.algorithm import Engine
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.latent_labels import SKILL, LatentLabels
-from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder, SkillAutoencoderLearner, SkillPosterior
+from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder, SkillPosterior
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, TrainedRun, load_actor
@@ -61,7 +62,7 @@ def autoencoder(length: int = 4, prior=None, n_obs_steps: int = 1, **fields) -> 
     return SkillAutoencoder(length, prior=prior_config(prior, n_obs_steps=n_obs_steps), **fields)
 
 
-def new_learner(data, head=None, width: int = 2, n_obs_steps: int = 1, **fields) -> SkillAutoencoderLearner:
+def new_learner(data, head=None, width: int = 2, n_obs_steps: int = 1, **fields) -> Engine:
     torch.manual_seed(0)
     data = data.map(ConstantColumn(SKILL, (0.0,) * width))
     policy = Policy(low_config(head, n_obs_steps=n_obs_steps), data.features()).fit_statistics(data)
@@ -92,7 +93,7 @@ def test_each_step_of_a_piece_sees_its_own_history_and_the_same_skill():
     batch = learner.batch_sampler(data).gather(np.array([0, 4, 7]))  # rows 0 and 4 of the first, 1 of the second
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
     skill = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
-    steps = learner.decoder_batch(batch, skill)
+    steps = learner.config.decoder_batch(learner.nets, batch, skill)
     assert steps.obs[STATE][:, :, 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 6],
                                                   [0, 1], [1, 2], [2, 3], [3, 4]]
     assert steps.action[[0, 1, 2, 3, 4, 5, 8], 0, 0].tolist() == [100, 101, 102, 103, 104, 105, 101]
@@ -106,10 +107,10 @@ def test_the_reconstruction_is_the_likelihood_of_all_steps():
     for p in learner.policy.net.parameters():
         p.data.zero_()  # the mean of every action is 0 in coded units, with standard deviation 1
     batch = learner.batch_sampler(data).gather(np.array([0, 4]))
-    loss = learner.skill_loss(batch, torch.Generator().manual_seed(0))
+    loss, logged = learner.config.skill_loss(learner.nets, batch, torch.Generator().manual_seed(0))
     coded = (batch.action[..., 0] - 102.5) / 2.5
     want = ((0.5 * coded.square() + 0.5 * np.log(2 * np.pi)) * batch.mask).sum(1)
-    assert torch.allclose(loss, want, atol=1e-5) and learner.parts[0] == pytest.approx(float(want.mean()), rel=1e-5)
+    assert torch.allclose(loss, want, atol=1e-5) and torch.allclose(logged["reconstruction"], want, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", [Gaussian(), GMM(3)])
@@ -117,7 +118,7 @@ def test_the_divergence_is_that_of_two_gaussians(head):
     """The prior is a standard deviation s around 0 (a mixture of three equal ones is the same)."""
     data = numbered(6)
     learner = new_learner(data, prior=head)
-    for p in learner.model.prior.net.parameters():
+    for p in learner.nets.prior.net.parameters():
         p.data.zero_()
     s = float(np.log(2) + 0.01)  # softplus(0) and the smallest standard deviation
     mean, std = torch.tensor([0.5, -1.0]), torch.tensor([0.3, 0.8])
@@ -128,12 +129,12 @@ def test_the_divergence_is_that_of_two_gaussians(head):
     rng = torch.Generator().manual_seed(0)
     skill = mean + std * torch.randn(n, 2, generator=rng)
     with torch.no_grad():
-        divergences = learner.kl_divergence(std.expand(n, -1), skill, batch, rng)
+        divergences = learner.config.kl_divergence(learner.nets, std.expand(n, -1), skill, batch, rng)
     assert abs(float(divergences.mean()) - want) < 4 * float(divergences.std()) / n**0.5
-    learner.config = replace(learner.config, beta=2.0)
     batch = learner.batch_sampler(data).gather(np.arange(6))
-    total = learner.skill_loss(batch, torch.Generator().manual_seed(0)).mean()
-    assert float(total.detach()) == pytest.approx(learner.parts[0] + 2 * learner.parts[1], rel=1e-5)
+    doubled = replace(learner.config, beta=2.0)
+    total, logged = doubled.skill_loss(learner.nets, batch, torch.Generator().manual_seed(0))
+    assert torch.equal(total, logged["reconstruction"] + 2 * logged["kl"])
 
 
 def test_a_posterior_reads_all_of_its_piece_and_nothing_after_the_end():
@@ -162,8 +163,8 @@ def test_goals_are_read_by_policy_and_prior_and_not_by_the_posterior():
     goals = {"goals": (Goal(STATE, max_steps=4),)}
     policy = Policy(low_config(**goals), with_skill.features()).fit_statistics(with_skill)
     learner = replace(autoencoder(), prior=prior_config(**goals)).build(policy, 0, 5, with_skill)
-    assert "observation.goal" in learner.model.prior.inputs and SKILL not in learner.model.prior.inputs
-    assert learner.model.posterior.inputs == (STATE,)
+    assert "observation.goal" in learner.nets.prior.inputs and SKILL not in learner.nets.prior.inputs
+    assert learner.nets.posterior.inputs == (STATE,)
     sampler = learner.batch_sampler(with_skill)
     fit(learner, lambda n: sampler.batch(8, n), 2)
     check_latent_encoder(learner.modules["posterior"], data)
@@ -295,7 +296,7 @@ def test_a_run_learns_from_labels_where_no_episode_is_held_out(tmp_path):
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch, at):
-    out, updates_left, before = tmp_path / "run", [at], SkillAutoencoderLearner.update
+    out, updates_left, before = tmp_path / "run", [at], Engine.update
 
     def update(learner, batch):
         updates_left[0] -= 1
@@ -303,7 +304,7 @@ def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return before(learner, batch)
     with monkeypatch.context() as patch:
-        patch.setattr(SkillAutoencoderLearner, "update", update)
+        patch.setattr(Engine, "update", update)
         with pytest.raises(KeyboardInterrupt):
             run(out, labeled_skills())
     run(out, labeled_skills())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import ConfigError, Feature
 from understudy.data.codec import Normalizer
@@ -70,29 +71,29 @@ def test_labels_add_two_losses_to_labeled_pieces_alone():
     learner, data = new_learner(data, beta=0.0)
     batch = learner.batch_sampler(data).gather(np.array([0, 6, 2, 8]))  # of the first episode and the second, in turns
     assert learner.policy.inputs == (STATE, SKILL) and set(batch.obs) == {STATE}
-    for module in (learner.policy, learner.model.instruction):
+    for module in (learner.policy, learner.nets.instruction):
         for p in module.net.parameters():
             p.data.zero_()  # actions have mean 0, and so have the skills of the instruction
     coded = learner.policy.encode(batch.action.flatten(0, 1).unsqueeze(1), {}).reshape(4, 4)
     repeated = ((0.5 * coded.square() + 0.5 * np.log(2 * np.pi)) * batch.mask).sum(1)
     with torch.no_grad():
-        loss = learner.skill_loss(batch, torch.Generator().manual_seed(0))
+        loss = call_step(learner, "skill_loss", batch, torch.Generator().manual_seed(0))
         learner.config = replace(learner.config, alignment=0.0)
-        apart = learner.skill_loss(batch, torch.Generator().manual_seed(0))
+        apart = call_step(learner, "skill_loss", batch, torch.Generator().manual_seed(0))
     torch.testing.assert_close(apart, repeated * torch.tensor([1.0, 2, 1, 2]))
     assert torch.equal(loss[::2], apart[::2]) and (loss[1::2] - apart[1::2]).abs().min() > 1e-3
 
 
 def test_the_alignment_is_the_likelihood_of_the_posteriors_skill():
     learner, data = new_learner(Dataset([walk(1, True)]))
-    for p in learner.model.instruction.net.parameters():
+    for p in learner.nets.instruction.net.parameters():
         p.data.zero_()
     batch = learner.batch_sampler(data).gather(np.array([0, 1]))
     words = {TASK: batch.extra[TASK][:, :1]}
     with torch.no_grad():
-        mean, std = learner.model.posterior.distribution(batch)
+        mean, std = learner.nets.posterior.distribution(batch)
         skill = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
-        _, likely = learner.instruction_losses(batch, words, torch.Generator().manual_seed(3))
+        _, likely = learner.config.instruction_losses(learner.nets, batch, words, torch.Generator().manual_seed(3))
     s = float(np.log(2) + 0.01)  # softplus(0) and the smallest standard deviation
     want = (0.5 * (skill / s).square() + np.log(s) + 0.5 * np.log(2 * np.pi)).sum(1)
     torch.testing.assert_close(likely, want)
@@ -101,13 +102,14 @@ def test_the_alignment_is_the_likelihood_of_the_posteriors_skill():
 def test_all_modules_learn_from_the_labels():
     learner, data = new_learner(Dataset([walk(1, True)]))
     batch = learner.batch_sampler(data).gather(np.array([0, 1]))
-    followed, likely = learner.instruction_losses(batch, {TASK: batch.extra[TASK][:, :1]}, torch.Generator())
+    words = {TASK: batch.extra[TASK][:, :1]}
+    followed, likely = learner.config.instruction_losses(learner.nets, batch, words, torch.Generator())
 
     def reached(loss):
         grads = {name: torch.autograd.grad(loss.sum(), tuple(module.net.parameters()), allow_unused=True,
                                            retain_graph=True)
-                 for name, module in (("policy", learner.policy), ("instruction", learner.model.instruction),
-                                      ("posterior", learner.model.posterior))}
+                 for name, module in (("policy", learner.policy), ("instruction", learner.nets.instruction),
+                                      ("posterior", learner.nets.posterior))}
         return {name for name,
                 gradients in grads.items() if any(g is not None and g.abs().sum() > 0 for g in gradients)}
     assert reached(followed) == {"policy", "instruction"} and reached(likely) == {"instruction", "posterior"}

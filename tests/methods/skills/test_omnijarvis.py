@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from scipy import stats
 
 from claims.token_policies import behavior_codes as claim
@@ -135,15 +136,15 @@ def test_the_loss_is_that_of_the_policy_with_the_code_of_the_piece():
     data = random_dataset(FEATURES, 2, 8)
     learner = new_learner(data)
     batch = learner.batch_sampler(data).gather(np.array([0, 5]))
-    loss = learner.skill_loss(batch, torch.Generator().manual_seed(0))
-    code = learner.model.posterior.code(batch)
+    loss = call_step(learner, "skill_loss", batch, torch.Generator().manual_seed(0))
+    code = learner.nets.posterior.code(batch)
     assert set(learner.modules) == {"policy", "posterior"}
     for i, value in enumerate(loss):
-        one = learner.decoder_batch(batch, code)
+        one = learner.config.decoder_batch(learner.nets, batch, code)
         steps = learner.policy.loss(one, torch.Generator().manual_seed(0)).sum(1)[4 * i:4 * i + 4]
         torch.testing.assert_close(steps[batch.mask[i]].sum(), value)
     loss.sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.model.posterior.net.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.nets.posterior.net.parameters())
 
 
 def test_labels_are_codes():

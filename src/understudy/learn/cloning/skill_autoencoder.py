@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ...checkpoint import BuiltModule
 from ...core import AtLeast, Batch, ConfigError, HeadSpec, Schema, Unsupported, part, role
+from ...data.batch_sampler import BatchSampler
 from ...data.codec import CodecModule, Normalizer
 from ...data.column_changes import Rename
 from ...data.episode import Dataset
@@ -26,8 +27,7 @@ from ...nets.ema import EMADecay, WarmupDecay
 from ...nets.mlp import MLP
 from ...nets.quantization import FSQ
 from ...policy import Policy, PolicyConfig
-from ..fit import LearnerConfig
-from ..gradient_learner import GradientLearner
+from ..algorithm import Algorithm, Net, loss, prepare
 from ..optimizer import OptimizerConfig
 from .latent_labels import SKILL, LatentEncoder
 
@@ -35,7 +35,7 @@ MIN_STD = 1e-4  # of a skill, given its piece
 
 
 @part
-class SkillAutoencoder(LearnerConfig):
+class SkillAutoencoder(Algorithm):
     """Learns skills: latents of pieces of episodes, from which a policy repeats the actions of the piece.
 
     Three modules are trained together. The posterior reads a whole piece and gives a distribution of its skill. The
@@ -97,8 +97,84 @@ class SkillAutoencoder(LearnerConfig):
             raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
                               where="SkillAutoencoder.prior", hint="use Gaussian or GMM")
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> SkillAutoencoderLearner:
-        return SkillAutoencoderLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        _check_policy(self, policy)
+        networks: dict[str, nn.Module] = {"policy": policy}
+        if self.quantizer is None:
+            columns = {k: policy.features[k] for k in policy.inputs if k != self.column}
+            prior = Policy(self.prior, {**columns, "action": policy.features[self.column]})
+            networks["prior"] = prior.fit_statistics(data.map(Rename(self.column, "action")))
+        spec = SkillPosteriorSpec(self.posterior, self.length, self.column, policy.config, self.quantizer)
+        networks["posterior"] = SkillPosterior(spec, policy.features, policy.codec)
+        return {"policy": Net(nn.ModuleDict(networks), self.optimizer, average=self.ema)}
+
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        inputs = tuple(k for k in policy.inputs if k != self.column)
+        window = replace(_piece_window(policy.window, self.length), goals=policy.window.goals)
+        return window.windows(data, inputs, policy.config.target, extra=self.extra_columns(data),
+                              sampling_weights=weights)
+
+    def extra_columns(self, data: Dataset) -> tuple[str, ...]:
+        """Returns the columns that batches have besides what the policy reads."""
+        return ()
+
+    @prepare(when=lambda method, n_updates, steps: n_updates == 0)
+    def checked(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
+        """Raises ConfigError if a codec changes skills, which have no statistics yet."""
+        size = nets.policy.features[self.column].size
+        skill = torch.linspace(-2, 2, len(batch) * size, device=batch.mask.device).reshape(len(batch), size)
+        obs = self.decoder_batch(nets, batch, skill).obs
+        if not torch.equal(nets.policy.codec.encode_obs(obs)[self.column], obs[self.column]):
+            raise ConfigError("the codec of the policy changes the skill", where="PolicyConfig.codec",
+                              hint=f"use Normalizer(unscaled=({self.column!r},))")
+        first, target = {k: v[:, : nets.policy.window.n_obs_steps] for k, v in batch.obs.items()}, skill.unsqueeze(1)
+        if self.quantizer is None and not torch.equal(nets.prior.encode(target, first), target):
+            raise ConfigError("the codec of the prior changes the skill", where="SkillAutoencoder.prior",
+                              hint='use Normalizer(target="identity")')
+        return batch
+
+    @loss("policy")
+    def skill_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the negative evidence lower bound of each piece, (B,). For codes it is the loss of the policy.
+
+        Args:
+            batch: Pieces: observations (B, length + n_obs_steps - 1, ...) and actions (B, length, A).
+        """
+        if self.quantizer is not None:
+            reconstruction = self.reconstruction(nets, batch, nets.posterior.code(batch), rng)
+            return reconstruction, {"reconstruction": reconstruction}
+        mean, std = nets.posterior.distribution(batch)
+        skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
+        reconstruction = self.reconstruction(nets, batch, skill, rng)
+        divergence = self.kl_divergence(nets, std, skill, batch, rng)
+        return reconstruction + self.beta * divergence, {"reconstruction": reconstruction, "kl": divergence}
+
+    def reconstruction(self, nets: Any, batch: Batch, skill: Tensor, rng: Generator) -> Tensor:
+        """Returns the loss of the policy with skills (B, D), summed over the steps of each piece, (B,)."""
+        steps = nets.policy.loss(self.decoder_batch(nets, batch, skill), rng)
+        return steps.unflatten(0, batch.mask.shape).sum((1, 2))
+
+    def kl_divergence(self, nets: Any, std: Tensor, skill: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
+
+        It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
+        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), are those of the posterior.
+        """
+        first = {k: v[:, : nets.policy.window.n_obs_steps] for k, v in batch.obs.items()}
+        mask = torch.ones_like(batch.mask[:, :1])
+        surprise = nets.prior.loss(Batch(first, skill.unsqueeze(1), mask), rng).sum(1)
+        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return surprise - entropy
+
+    def decoder_batch(self, nets: Any, batch: Batch, skill: Tensor) -> Batch:
+        """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
+
+        Those of a piece are adjacent.
+        """
+        n = nets.policy.window.n_obs_steps
+        column = skill.repeat_interleave(self.length, 0).unsqueeze(1).expand(-1, n, -1)
+        obs = {**_steps_of(batch.obs, n), self.column: column}
+        return Batch(obs, batch.action.flatten(0, 1).unsqueeze(1), batch.mask.flatten().unsqueeze(1))
 
 
 def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
@@ -110,129 +186,6 @@ def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
         return ()
     observed = {k for k, f in features.items() if role(k) == "observation" and f.kind != "string"}
     return tuple(sorted({*observed, SKILL} - {SHOWN_TASK, SHOWN_TASK + "?"}))
-
-
-class SkillAutoencoderLearner(GradientLearner):
-    """Learner of `SkillAutoencoder`."""
-
-    config: SkillAutoencoder
-
-    def __init__(self, config: SkillAutoencoder, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        _check_policy(config, policy)
-        skill = policy.features[config.column]
-        columns = {k: policy.features[k] for k in policy.inputs if k != config.column}
-        prior = None
-        if config.quantizer is None:
-            prior = Policy(config.prior, {**columns, "action": skill})
-            prior.fit_statistics(data.map(Rename(config.column, "action")))
-        posterior = SkillPosterior(
-            SkillPosteriorSpec(config.posterior, config.length, config.column, policy.config, config.quantizer),
-            policy.features, policy.codec)
-        self.model = self.register("policy", self.build_model(policy, prior, posterior, data), config.optimizer)
-        self.average_weights("policy", config.ema)
-        self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
-        self._codecs_checked = False
-
-    def build_model(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior, data: Dataset) -> SkillModel:
-        """Returns all that is trained, as one module. The prior is None for codes."""
-        return SkillModel(policy, prior, posterior)
-
-    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        inputs = tuple(k for k in self.policy.inputs if k != self.config.column)
-        window = replace(_piece_window(self.policy.window, self.config.length), goals=self.policy.window.goals)
-        return window.windows(data, inputs, self.policy.config.target, extra=self.extra_columns(data),
-                              sampling_weights=sampling_weights)
-
-    def extra_columns(self, data: Dataset) -> tuple[str, ...]:
-        """Returns the columns that batches have besides what the policy reads."""
-        return ()
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        if not self._codecs_checked:
-            self._check_codecs(batch.to(self.device))
-        self.minimize("policy", self.skill_loss, batch)
-        return self.end_update(reconstruction=self.parts[0], kl=self.parts[1])
-
-    def skill_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the negative evidence lower bound of each piece, (B,). For codes it is the loss of the policy.
-
-        Args:
-            batch: Pieces: observations (B, length + n_obs_steps - 1, ...) and actions (B, length, A).
-        """
-        if self.config.quantizer is not None:
-            reconstruction = self.reconstruction(batch, self.model.posterior.code(batch), rng)
-            self.parts = float(reconstruction.detach().mean()), 0.0
-            return reconstruction
-        mean, std = self.model.posterior.distribution(batch)
-        skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
-        reconstruction = self.reconstruction(batch, skill, rng)
-        divergence = self.kl_divergence(std, skill, batch, rng)
-        self.parts = float(reconstruction.detach().mean()), float(divergence.detach().mean())
-        return reconstruction + self.config.beta * divergence
-
-    def reconstruction(self, batch: Batch, skill: Tensor, rng: Generator) -> Tensor:
-        """Returns the loss of the policy with skills (B, D), summed over the steps of each piece, (B,)."""
-        steps = self.policy.loss(self.decoder_batch(batch, skill), rng)
-        return steps.unflatten(0, batch.mask.shape).sum((1, 2))
-
-    def kl_divergence(self, std: Tensor, skill: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
-
-        It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
-        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), are those of the posterior.
-        """
-        n = self.policy.window.n_obs_steps
-        first = {k: v[:, :n] for k, v in batch.obs.items()}
-        mask = torch.ones_like(batch.mask[:, :1])
-        assert self.model.prior is not None
-        surprise = self.model.prior.loss(Batch(first, skill.unsqueeze(1), mask), rng).sum(1)
-        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-        return surprise - entropy
-
-    def decoder_batch(self, batch: Batch, skill: Tensor) -> Batch:
-        """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
-
-        Those of a piece are adjacent.
-        """
-        n, length = self.policy.window.n_obs_steps, self.config.length
-        column = skill.repeat_interleave(length, 0).unsqueeze(1).expand(-1, n, -1)
-        obs = {**_steps_of(batch.obs, n), self.config.column: column}
-        return Batch(obs, batch.action.flatten(0, 1).unsqueeze(1), batch.mask.flatten().unsqueeze(1))
-
-    def _check_codecs(self, batch: Batch) -> None:
-        """Raises ConfigError if a codec changes skills, which have no statistics yet."""
-        size = self.policy.features[self.config.column].size
-        skill = torch.linspace(-2, 2, len(batch) * size, device=self.device).reshape(len(batch), size)
-        windows = self.decoder_batch(batch, skill)
-        if not torch.equal(self.policy.codec.encode_obs(windows.obs)[self.config.column],
-                           windows.obs[self.config.column]):
-            raise ConfigError("the codec of the policy changes the skill", where="PolicyConfig.codec",
-                              hint=f"use Normalizer(unscaled=({self.config.column!r},))")
-        first = {k: v[:, : self.policy.window.n_obs_steps] for k, v in batch.obs.items()}
-        prior, target = self.model.prior, skill.unsqueeze(1)
-        if prior is not None and not torch.equal(prior.encode(target, first), target):
-            raise ConfigError("the codec of the prior changes the skill", where="SkillAutoencoder.prior",
-                              hint='use Normalizer(target="identity")')
-        self._codecs_checked = True
-
-    @property
-    def trained_policy(self):
-        return self.averages["policy"].module.policy
-
-    @property
-    def modules(self):
-        averaged = self.averages["policy"].module
-        prior = {} if averaged.prior is None else {"prior": averaged.prior}
-        return {"policy": averaged.policy, **prior, "posterior": averaged.posterior}
-
-
-class SkillModel(nn.Module):
-    """The modules that one optimizer trains. There is no prior for codes."""
-
-    def __init__(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior):
-        super().__init__()
-        self.policy, self.prior, self.posterior = policy, prior, posterior
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, Batch, Below, ConfigError, Schema, part
+from ...data.batch_sampler import BatchSampler
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename
 from ...data.episode import Dataset, Episode
@@ -18,15 +19,10 @@ from ...data.window import SamplingWeights
 from ...execute.wrappers import SkillWrapper
 from ...heads.likelihood.gaussian import Gaussian
 from ...heads.likelihood.gmm import GMM
+from ...learn.algorithm import Net, loss
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.latent_labels import SKILL, LatentLabels
-from ...learn.cloning.skill_autoencoder import (
-    SkillAutoencoder,
-    SkillAutoencoderLearner,
-    SkillModel,
-    SkillPosterior,
-    inputs_without_words,
-)
+from ...learn.cloning.skill_autoencoder import SkillAutoencoder, inputs_without_words
 from ...learn.method import InitializeFrom, Method, Stage
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS
@@ -82,46 +78,38 @@ class InstructedAutoencoder(SkillAutoencoder):
     def extra(self):
         return self.instruction.inputs
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> InstructedAutoencoderLearner:
-        return InstructedAutoencoderLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        nets, features = super().networks(policy, data), data.features()
+        words = {k: features[k] for k in self.instruction.inputs}
+        instruction = Policy(self.instruction, {**words, "action": policy.features[self.column]})
+        nets["policy"].module["instruction"] = instruction.fit_statistics(data.map(Rename(self.column, "action")))
+        return nets
 
+    def extra_columns(self, data: Dataset) -> tuple[str, ...]:
+        return tuple(k for name in self.instruction.inputs for k in (name, name + "?") if k in data.features())
 
-class InstructedAutoencoderLearner(SkillAutoencoderLearner):
-    """Learner of `InstructedAutoencoder`."""
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
+        if weights is None and self.labeled_fraction is not None:
+            weights = _LabeledFraction.of(self, data)
+        return super().sampler(policy, data, weights)
 
-    config: InstructedAutoencoder
-    model: _InstructedModel
-
-    def build_model(self, policy, prior, posterior, data):
-        column, features = self.config.column, data.features()
-        words = {k: features[k] for k in self.config.instruction.inputs}
-        instruction = Policy(self.config.instruction, {**words, "action": policy.features[column]})
-        instruction.fit_statistics(data.map(Rename(column, "action")))
-        return _InstructedModel(policy, prior, posterior, instruction)
-
-    def extra_columns(self, data):
-        return tuple(k for name in self.config.instruction.inputs for k in (name, name + "?") if k in data.features())
-
-    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        if sampling_weights is None and self.config.labeled_fraction is not None:
-            sampling_weights = _LabeledFraction.of(self.config, data)
-        return super().batch_sampler(data, sampling_weights)
-
-    def skill_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def skill_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of each piece, (B,), which has the columns of the instruction in `Batch.extra`."""
-        loss, names = super().skill_loss(batch, rng), self.config.instruction.inputs
+        (total, logged), names = super().skill_loss(nets, batch, rng), self.instruction.inputs
         absent = [~batch.extra[name + "?"][:, 0] for name in names if name + "?" in batch.extra]
         labeled = (~torch.stack([torch.zeros_like(batch.mask[:, 0]), *absent]).any(0)).nonzero()[:, 0]
         if not len(labeled):
-            return loss
+            return total, logged
         # An instruction does not change: that of the first step is that of its history.
-        history = self.policy.window.n_obs_steps
+        history = nets.policy.window.n_obs_steps
         words = {k: batch.extra[k][labeled, :1].repeat_interleave(history, 1) for k in names}
         piece = Batch({k: v[labeled] for k, v in batch.obs.items()}, batch.action[labeled], batch.mask[labeled])
-        followed, alignment = self.instruction_losses(piece, words, rng)
-        return loss.index_add(0, labeled, followed + self.config.alignment * alignment)
+        followed, alignment = self.instruction_losses(nets, piece, words, rng)
+        return total.index_add(0, labeled, followed + self.alignment * alignment), logged
 
-    def instruction_losses(self, piece: Batch, words: dict[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
+    def instruction_losses(self, nets: Any, piece: Batch, words: dict[str, Tensor], rng: Generator
+                           ) -> tuple[Tensor, Tensor]:
         """Returns the two further losses of labeled pieces, (B,) each.
 
         Args:
@@ -131,27 +119,14 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
             Loss of the policy with skills of the instruction, summed over the steps, and negative log-likelihood of
             the posterior's skills, given the instruction.
         """
-        instruction, mask = self.model.instruction, torch.ones_like(piece.mask[:, :1])
-        mean, std = self.model.posterior.distribution(piece)
+        instruction, mask = nets.instruction, torch.ones_like(piece.mask[:, :1])
+        mean, std = nets.posterior.distribution(piece)
         skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
         alignment = instruction.loss(Batch(words, skill.unsqueeze(1), mask), rng).sum(1)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device).unsqueeze(1)
-        drawing = replace(self.config.instruction.head, temperature=1.0)
+        drawing = replace(self.instruction.head, temperature=1.0)
         instructed = drawing.sample(instruction.net, instruction.training_context(words, rng), noise).squeeze(1)
-        steps = self.policy.loss(self.decoder_batch(piece, instructed), rng)
-        return steps.unflatten(0, piece.mask.shape).sum((1, 2)), alignment
-
-    @property
-    def modules(self):
-        return {**super().modules, "instruction": self.averages["policy"].module.instruction}
-
-
-class _InstructedModel(SkillModel):
-    """The four modules that one optimizer trains."""
-
-    def __init__(self, policy: Policy, prior: Policy, posterior: SkillPosterior, instruction: Policy):
-        super().__init__(policy, prior, posterior)
-        self.instruction = instruction
+        return self.reconstruction(nets, piece, instructed, rng), alignment
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ def test_the_warm_up_lowers_the_mmd_alone():
             assert (loss - expected).abs().min() > 1e-3
 
 
+def test_the_autoencoder_learns_before_what_the_base_class_trains():
+    names = [step.name for step in BEAR.steps_of_update()]
+    assert names == ["behavior_loss", "critic_loss", "warmup_loss", "policy_loss"]
+
+
 @pytest.mark.parametrize(("threshold", "rises"), [(0.0, True), (10.0, False)])
 def test_the_multiplier_rises_while_the_mmd_is_above_the_threshold(threshold, rises):
     learner, batch = build(threshold=threshold), make_batch()

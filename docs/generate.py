@@ -16,7 +16,7 @@ CHOICES = (
     ("show several ways to act, such as left and right of an obstacle", ("flow-policy", "diffusion-policy", "bc-gmm"),
      "A mean of two ways is neither. [Which head](heads.md) compares them."),
     ("need precise motions", ("flow-policy", "bc"),
-     "With `--method.prediction sample`. See the task *particle* in [Which head](heads.md)."),
+     "With `--prediction sample`. See the task *particle* in [Which head](heads.md)."),
     ("come from a fast robot, and a plan may take one network evaluation",
      ("bc-gmm", "reflow-policy", "shortcut-policy"), "The speeds are in [Which head](heads.md)."),
     ("tell only in earlier steps what to do now", ("bc-rnn-gmm", "attention-tuner"),

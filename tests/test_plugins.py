@@ -111,7 +111,7 @@ def test_a_registered_method_is_found_by_its_name_and_imported_only_then(site):
     with pytest.raises(UserError, match="named-steady, column 'action': the actions are classes"):
         find_method("named-steady", {"action": Feature("int64", (1,), "discrete", num_classes=(4,))})
     status, text = call("methods", "named-steady")
-    assert status == 0 and "Somebody 2026" in text and "--method.horizon" in text
+    assert status == 0 and "Somebody 2026" in text and "--horizon" in text
     with pytest.raises(UserError, match="did you mean 'steady'"):
         find_method("stedy")
 

@@ -163,7 +163,7 @@ def _user_error_message(error: Exception, args: list[str]) -> str | None:
     if isinstance(error, UserError):
         return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
     if is_out_of_memory(error):
-        return ("memory is full\n  -> a smaller --learner.batch-size or --image-size takes less in training, and fewer "
+        return ("memory is full\n  -> a smaller --batch-size or --image-size takes less in training, and fewer "
                 "--rows or --workers in rollouts")
     if user_error := locate_user_error(error, trusted_packages(args)):
         return str(user_error)

@@ -454,7 +454,7 @@ def check_observed(column: str, features: Schema, where: str) -> None:
     if role(column) != "observation":
         observed = ", ".join(sorted(k for k in features if role(k) == "observation" and k[-1] != "?")) or "none"
         raise ConfigError(f"the column {column!r} is not observed; the observed columns are {observed}", where=where,
-                          hint="name one of them: --method.column COLUMN, or column=COLUMN in Python")
+                          hint="name one of them: --column COLUMN, or column=COLUMN in Python")
 
 
 _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",

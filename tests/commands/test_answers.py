@@ -86,7 +86,7 @@ def test_a_refused_login_is_our_error(demos, monkeypatch, capsys):
 def test_offline_needs_no_login_and_logs_the_configuration_and_evaluations(demos, monkeypatch, capsys):
     wandb = StandIn("offline", has_login=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    assert train("bc", demos, "--out", "run", "--steps", 2, "--wandb", "toys", "--learner.batch-size", 7) == 0
+    assert train("bc", demos, "--out", "run", "--steps", 2, "--wandb", "toys", "--batch-size", 7) == 0
     (begun, lines), = wandb.runs
     config = json.loads(json.dumps(begun["config"]))
     assert config["configuration"]["learner"]["batch_size"] == 7 and config["options"]["steps"] == 2
@@ -120,21 +120,27 @@ def test_a_full_memory_of_the_cpu_is_our_error(demos, capsys):
     assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("shapes differ"))
     assert train("bc", demos, "--out", "run", "--steps", 2, "--policy.trunk.width", 10**14) == 2  # its first layer
     error = capsys.readouterr().err
-    assert "memory is full" in error and "--learner.batch-size" in error and "Traceback" not in error
+    assert "memory is full" in error and "--batch-size" in error and "Traceback" not in error
 
 
 # -- options --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("typed, field", [
-    ("--batch-size", "--learner.batch-size"), ("--batch_size=8", "--learner.batch-size"),
-    ("--lr", "--learner.optimizer.lr"), ("--weight_decay", "--learner.optimizer.weight-decay"),
-    ("--horizon", "--method.horizon")])
-def test_a_field_without_its_part_is_found(demos, capsys, typed, field):
-    assert train("bc", demos, "--out", "run", typed, *([] if "=" in typed else [8])) == 2
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("--lr", "did you mean '--optimizer.lr'?"), ("--weight_decay", "did you mean '--optimizer.weight-decay'?"),
+    ("--learner.batch-size", "write --batch-size"), ("--learner.optimizer.lr", "write --optimizer.lr"),
+    ("--method.horizon", "write --horizon")])
+def test_an_option_by_its_last_or_its_earlier_name_is_found(demos, capsys, typed, meant):
+    assert train("bc", demos, "--out", "run", typed, 8) == 2
     error = capsys.readouterr().err
-    assert f"there is no option {typed.partition('=')[0]}. It is a field of the method: {field}\n" in error
-    assert f"-> write {field} instead" in error
+    assert f"there is no option {typed}\n" in error and f"-> {meant}" in error
+
+
+@pytest.mark.parametrize("written", [("--batch-size", 8), ("--batch_size=8",)])
+def test_options_of_the_method_are_set_like_those_of_the_command(demos, written):
+    assert train("bc", demos, "--horizon", 3, "--out", "run", *written, "--steps", 1, "--device", "cpu") == 0
+    method = Method.load("run")
+    assert (method.learner.batch_size, method.policy.window.horizon, method.learner.steps) == (8, 3, 1)
 
 
 def test_an_option_that_is_no_field_is_refused_as_before(demos, capsys):

@@ -114,7 +114,7 @@ def test_training_offers_to_compare_the_last_and_the_best_checkpoint_after_the_e
     command = f"understudy compare {run / 'last'} {run / 'best'} --env fork\n"
     assert command in suggested(run, place / "noise")
     assert main(["record", "fork", "--out", str(tmp_path / "shown"), "--episodes", "12"]) == 0
-    falls = suggested(tmp_path / "falls", tmp_path / "shown", "--learner.optimizer.lr", "1e-5")
+    falls = suggested(tmp_path / "falls", tmp_path / "shown", "--optimizer.lr", "1e-5")
     assert "compare" not in falls and not TrainingCurves.load(tmp_path / "falls").has_rising_error
     assert "compare" not in suggested(tmp_path / "all", place / "noise", "--val-fraction", "0")
 

@@ -94,7 +94,7 @@ def test_methods(call):
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
     assert document(call("methods", "act", "--json")) == [m for m in methods if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
-    assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
+    assert status == 0 and "--trunk" in out and "--policy.head.n-steps" in out
     described = next(m for m in methods if m["name"] == "diffusion-policy")
     assert f"Choose it {described['when']}" in out and "of training and" in out
     assert "or on what the method needs (images of 64 x 64 pixels)" in " ".join(out.split())

@@ -98,7 +98,7 @@ def test_eval_on_recorded_episodes_refuses_options_of_rollouts(call, place, opti
 
 def test_eval_says_that_recorded_episodes_have_no_words(call, place, tmp_path):
     views.write_view(tmp_path / "told.json", place / "demos", Label("task", "go"))
-    args = ("--language", "--out", tmp_path / "run", "--steps", 1, "--device", "cpu", "--learner.batch-size", 4)
+    args = ("--language", "--out", tmp_path / "run", "--steps", 1, "--device", "cpu", "--batch-size", 4)
     assert call("train", "bc", tmp_path / "told.json", *args)[0] == 0
     assert "warning" not in call("eval", tmp_path / "run", tmp_path / "told.json")[2]
     assert "has a task in words" in call("eval", tmp_path / "run", place / "demos")[2]

@@ -228,11 +228,11 @@ def test_a_policy_that_must_be_told_something_is_refused(folder, improve, tmp_pa
 def test_the_rival_is_trained_with_the_options_of_the_run(folder, improve, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--seed", "3", "bc", str(folder / "fork"), "--out", str(folder / "own"),
-                 "--val-fraction", "0", "--method.horizon", "2", *TINY]) == 0
+                 "--val-fraction", "0", "--horizon", "2", *TINY]) == 0
     _, text, _ = improve("--with", "dagger", "--supervisor", "scripted", *SHORT, "--out", "one", base="own")
     line = next(line for line in text.splitlines() if "understudy train" in line)
     assert line.split()[1:] == ["train", "bc", "together.json", "--seed", "3", "--device", "cpu", "--val-fraction", "0",
-                                "--method.horizon", "2", *TINY[-4:], "--out", "rival", "--steps", "26"]
+                                "--horizon", "2", *TINY[-4:], "--out", "rival", "--steps", "26"]
 
 
 def test_rounds_of_one_run_are_compared_on_the_same_starts_by_the_same_success(folder, improve, tmp_path):

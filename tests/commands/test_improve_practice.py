@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     """Demonstrations of the fork, and runs of a flow policy and of one without noise."""
     path = tmp_path_factory.mktemp("practice")
     assert main(["record", "fork", "--out", str(path / "fork"), "--episodes", "6"]) == 0
-    for run, method, options in (("flow", "flow-policy", ["--method.n-obs-steps", "1", "--steps", "60"]),
+    for run, method, options in (("flow", "flow-policy", ["--n-obs-steps", "1", "--steps", "60"]),
                                  ("bc", "bc", ["--steps", "100"])):
         args = ["train", method, str(path / "fork"), "--out", str(path / run), *TINY, *options]
         assert main(args) == 0
@@ -137,7 +137,7 @@ def test_a_policy_that_corrects_another_one_is_not_improved_again(improve, tmp_p
 def base(folder) -> Path:
     """A run that succeeds now and then, as one that practices must."""
     assert main(["train", "flow-policy", str(folder / "fork"), "--out", str(folder / "base"), *TINY,
-                 "--method.n-obs-steps", "1", "--steps", "600", "--save-freq", "600"]) == 0
+                 "--n-obs-steps", "1", "--steps", "600", "--save-freq", "600"]) == 0
     return folder / "base"
 
 

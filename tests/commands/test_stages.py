@@ -182,7 +182,7 @@ def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
 
 def test_the_stage_that_gives_actions_their_meaning_comes_with_the_weights(demos, tmp_path):
     """A new skill autoencoder has other latents: the policy chose among those of the old one."""
-    short = ("--device", "cpu", "--steps", 2, "--learner.batch-size", 4, "--stages.0.method.learner.steps", 2,
+    short = ("--device", "cpu", "--steps", 2, "--batch-size", 4, "--stages.0.method.learner.steps", 2,
              "--stages.0.method.learner.batch-size", 4)
     skills = tmp_path / "a/stages/skills"
     assert call("train", "opal", demos, "--out", tmp_path / "a", *short)[0] == 0
@@ -208,6 +208,6 @@ def test_a_collection_makes_as_many_updates_as_asked_in_any_number_of_rounds(nam
 
 def test_steps_and_updates_of_each_step_contradict_each_other(tmp_path, capsys):
     train = ["train", "td3", "--env", "particle", "--out", str(tmp_path / "run"), "--random-steps", "20"]
-    assert main([*train, "--method.updates-per-step", "2", "--steps", "10"]) == 2
-    assert ("--steps: is the number of all updates, and --method.updates-per-step sets that of each round to 2 updates "
+    assert main([*train, "--updates-per-step", "2", "--steps", "10"]) == 2
+    assert ("--steps: is the number of all updates, and --updates-per-step sets that of each round to 2 updates "
             "per collected step") in " ".join(capsys.readouterr().err.split())

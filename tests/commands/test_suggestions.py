@@ -193,7 +193,7 @@ def test_no_evaluation_is_suggested_without_an_example_of_what_it_needs():
     assert example_options(with_task, find_method("groot-2"), shows) is None
 
 
-PLAY = ("--stages.0.method.learner.steps", "4", "--stages.0.method.learner.batch-size", "4", "--method.period", "4")
+PLAY = ("--stages.0.method.learner.steps", "4", "--stages.0.method.learner.batch-size", "4", "--period", "4")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
     write_dataset(Dataset(swapped, data.metadata), path / "swapped", "lerobot")
     assert main(["train", "bc", str(path / "data"), "--out", str(path / "bc"), *TINY]) == 0
     assert main(["train", "gail", str(path / "data"), "--env", "particle", "--out", str(path / "reward"), "--device",
-                 "cpu", "--method.n-rounds", "1", "--method.n-steps", "20", "--method.n-epochs", "1"]) == 0
+                 "cpu", "--n-rounds", "1", "--n-steps", "20", "--n-epochs", "1"]) == 0
     return path
 
 

@@ -19,6 +19,7 @@ from understudy import Dataset, load_actor, make
 from understudy.commands.parts import common
 from understudy.commands.parts.common import split_arguments
 from understudy.commands.parts.method import build_method
+from understudy.commands.train import TrainOptions
 from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
@@ -49,7 +50,7 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
 
 def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, tmp_path):
     run = tmp_path / "r"
-    train = ("train", "bc", place / "demos", "--out", run, *TINY, "--learner.optimizer.lr-schedule", "constant")
+    train = ("train", "bc", place / "demos", "--out", run, *TINY, "--optimizer.lr-schedule", "constant")
     scored = ("--eval", "fork", "--rollouts", 4)
     assert call(*train)[0] == 0
     refused(call(*train, *scored), "all 20 updates are done", f"understudy eval {run} fork")
@@ -152,14 +153,15 @@ def test_overrides_are_told_from_options():
             "5",
             "--seed",
             "1",
-            "--method.horizon=8",
+            "--horizon=8",
             "--executor.x",
             "1",
             "2",
-        ]
+        ],
+        TrainOptions,
     ) == (
         ["bc", "d", "--out", "r", "--seed", "1"],
-        ["--method.horizon=8"],
+        ["--horizon=8"],
         ["--policy.head.n-steps", "5", "--executor.x", "1", "2"],
     )
 
@@ -178,7 +180,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
             "cpu",
             "--policy.head.n-steps",
             5,
-            "--learner.optimizer.lr",
+            "--optimizer.lr",
             "3e-4",
             "--executor.n-action-steps",
             2,
@@ -186,10 +188,10 @@ def test_overrides_reach_the_method(call, place, tmp_path):
             1,
             "--policy.window.action-offset",
             "-1",
-            "--learner.optimizer.betas",
+            "--optimizer.betas",
             "0.8",
             "0.9",
-            "--method.horizon",
+            "--horizon",
             6,
             "--policy.trunk.width=32",
             "--policy.head.solver",
@@ -215,47 +217,44 @@ def test_overrides_reach_the_method(call, place, tmp_path):
 
 
 @pytest.mark.parametrize("given", [
-    ["--method.every-step"], ["--method.every-step", "true"], ["--method.every-step=true"]])
+    ["--every-step"], ["--every-step", "true"], ["--every-step=true"]])
 def test_a_flag_of_a_method_needs_no_value(given):
-    """`--method.every-step` alone is true, like a flag of a field, whatever option follows."""
-    for args in (given, [*given, "--method.n-clusters", "8"]):
+    """`--every-step` alone is true, like a flag of a field, whatever option follows."""
+    for args in (given, [*given, "--n-clusters", "8"]):
         assert build_method("bet", args, [], None, ()).policy.window.horizon == 5
-    method = build_method("bet", ["--method.every-step", "false"], [], None, ())
+    method = build_method("bet", ["--every-step", "false"], [], None, ())
     assert method.policy.window.horizon == 1
 
 
 def untyped(horizon=3, every_step=True):
     """A function of a user."""
-    return build_method("bet", [f"--method.every-step={str(every_step).lower()}"], [], None, ()) if horizon == 2 else 0
+    return build_method("bet", [f"--every-step={str(every_step).lower()}"], [], None, ()) if horizon == 2 else 0
 
 
 def test_options_without_a_type_have_that_of_their_default():
     """The text "false" counted as true."""
     name, trust = f"{__name__}:untyped", (__name__.partition(".")[0],)
-    method = build_method(name, ["--method.horizon", "2", "--method.every-step", "false"], [], None, trust)
-    assert method == build_method("bet", ["--method.every-step", "false"], [], None, ())
+    method = build_method(name, ["--horizon", "2", "--every-step", "false"], [], None, trust)
+    assert method == build_method("bet", ["--every-step", "false"], [], None, ())
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    ((["--method.horizon", "5"], ["--policy.window.horizon", "6"]),
-     "--policy.window.horizon: says otherwise than --method.horizon 5, which sets this field to 5"),
-    (([], ["--learner.steps", "6"]), "--learner.steps: says otherwise than --steps")])
-def test_a_field_is_not_set_twice(args, says):
+def test_a_field_is_not_set_twice():
     """The second value won without a word."""
+    says = "--policy.window.horizon: says otherwise than --horizon 5, which sets this field to 5"
     with pytest.raises(ConfigError, match=says):
-        build_method("bc", *args, None, (), steps=3)
-    same = build_method("bc", ["--method.horizon", "5"], ["--policy.window.horizon", "5"], None, ())
+        build_method("bc", ["--horizon", "5"], ["--policy.window.horizon", "6"], None, (), steps=3)
+    same = build_method("bc", ["--horizon", "5"], ["--policy.window.horizon", "5"], None, ())
     assert same.policy.window.horizon == 5
 
 
 @pytest.mark.parametrize(("change", "words"), [
     (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean '--policy.head.n-steps'?"]),
-    (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: needs 2 values, but has only 0.9"]),
+    (["--optimizer.betas", "0.9"], ["--optimizer.betas: needs 2 values, but has only 0.9"]),
     (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: unexpected argument '2'"]),
     (["--policy.head.n-steps", "five"], ["five"]),
     (["--policy.head.solver", "Hein"], ["'Hein' is not Euler, Midpoint or Heun", "did you mean 'Heun'?"]),
-    (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
-    (["--method.horizon"], ["--method.horizon", "has no value"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
+    (["--horizn", "5"], ["did you mean '--horizon'"]), (["--horizon", "x"], ["--horizon", "'x'"]),
+    (["--horizon"], ["--horizon", "has no value"]), (["--optimizer.lr", "-1"], ["lr"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
     (["--device", "cuda:999"], ["cuda"]), (["--val-fraction", "1.5"], ["1.5"])])
 def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):

@@ -32,14 +32,14 @@ def write(path, **changes):
 
 def train(name: str, tmp_path, *options, **changes) -> tuple[int, str]:
     """The exit status and the output of a small training on data with these changes."""
-    collects = {**dict.fromkeys(MATCHING, ("--method.n-episodes", 1)),
-                **dict.fromkeys(("sac", "td3", "ppo", "gail", "composite-motion"), ("--method.n-steps", 4)),
-                "td3-bc": ("--method.n-episodes", 1, "--collection.initial-updates", 2)}
-    small = ("--env", "fork", "--method.n-rounds", 1, *collects[name]) if name in collects else ("--steps", 2)
+    collects = {**dict.fromkeys(MATCHING, ("--n-episodes", 1)),
+                **dict.fromkeys(("sac", "td3", "ppo", "gail", "composite-motion"), ("--n-steps", 4)),
+                "td3-bc": ("--n-episodes", 1, "--collection.initial-updates", 2)}
+    small = ("--env", "fork", "--n-rounds", 1, *collects[name]) if name in collects else ("--steps", 2)
     if name == "rot":
         small += ("--stages.0.method.learner.steps", 2)
     return call("train", name, write(tmp_path / "data.npz", **changes), "--out", tmp_path / "run", "--device", "cpu",
-                "--learner.batch-size", 4, *small, *options)
+                "--batch-size", 4, *small, *options)
 
 
 def refused(result: tuple[int, str], says: str, tmp_path) -> None:
@@ -93,7 +93,7 @@ def test_no_actions_and_some_actions_name_methods_that_do_without(name, tmp_path
 
 @pytest.mark.parametrize("name", GOALS)
 def test_goals_that_are_absent(name, tmp_path):
-    result = train(name, tmp_path, "--method.column", "observation.target")
+    result = train(name, tmp_path, "--column", "observation.target")
     refused(result, "there is no column 'observation.target'.*observation.state", tmp_path)
     assert "subgoal" not in result[1] and "skill" not in result[1]  # columns of the method, not of the data
     singles = {"episode_ends": np.arange(1, N + 1), "timeouts": None, "terminals": np.ones(N, bool)}
@@ -109,20 +109,20 @@ def test_episodes_of_one_step_train(name, tmp_path):
 @pytest.mark.parametrize("name", ["bcq", "bear", "cal-ql", "cql", "plas", "prdc", "rebrac", "sac", "spot",
                                   "td3", "td3-bc"])
 def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
-    assert train(name, tmp_path, "--learner.n-step", 500)[0] == 0
+    assert train(name, tmp_path, "--n-step", 500)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["dac", "sqil"])
 def test_targets_of_several_steps_have_no_learned_rewards(name, tmp_path):
     """Refused before a stage is trained."""
-    result = train(name, tmp_path, "--learner.n-step", 3)
+    result = train(name, tmp_path, "--n-step", 3)
     refused(result, "OffPolicyActorCritic.n_step: a reward model.*use 0", tmp_path)
     assert not (tmp_path / "run" / "stages").exists()
 
 
 @pytest.mark.parametrize("name", ["rot", "pwil", "density-reward"])
 def test_targets_of_several_steps_have_the_rewards_of_whole_episodes(name, tmp_path):
-    assert train(name, tmp_path, "--learner.n-step", 3)[0] == 0
+    assert train(name, tmp_path, "--n-step", 3)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["gail", "composite-motion", *MATCHING])
@@ -181,7 +181,7 @@ def test_an_environment_of_the_same_columns_is_trained_in_and_told(tmp_path):
                       {"env": "push"})
     write_dataset(Dataset([episode], {"fps": 10}), tmp_path / "push", "lerobot")
     code, text = call("train", "dac", tmp_path / "push", "--env", "fork", "--out", tmp_path / "run", "--device", "cpu",
-                      "--method.n-rounds", 1, "--method.n-episodes", 1, "--val-fraction", 0)
+                      "--n-rounds", 1, "--n-episodes", 1, "--val-fraction", 0)
     assert "the demonstrations are of push, and the method practices in fork" in text
     code, text = call("train", "discrete-sac", "--env", "tabular", "--out", tmp_path / "tabular", "--steps", 2,
                       "--random-steps", 20)  # another name of tabular:slippery-grid
@@ -193,16 +193,16 @@ def test_an_environment_of_the_same_columns_is_trained_in_and_told(tmp_path):
 def test_stages_of_other_columns(name, stage, source, tmp_path):
     wide = write(tmp_path / "wide.npz", observations=np.zeros((N, 3), "f"))
     assert call("train", source, wide, "--out", tmp_path / "stage", "--steps", 2, "--device", "cpu",
-                "--learner.batch-size", 4)[0] == 0
+                "--batch-size", 4)[0] == 0
     result = train(name, tmp_path, "--stage", f"{stage}={tmp_path / 'stage'}")
     refused(result, rf"stage '{stage}', column 'observation.state'.*\(3,\).*shape \(2,\) in these data", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rebrac", "fql", "sac", "dac", "hiql", "dwsl"])
 def test_what_diverges_names_the_setting(name, tmp_path):
-    code, text = train(name, tmp_path, "--learner.optimizer.lr", 1e30)
+    code, text = train(name, tmp_path, "--optimizer.lr", 1e30)
     assert code == 2
-    assert re.search(r"update \d: the (loss|gradient|scores).*--learner.optimizer.lr", text, re.DOTALL), text
+    assert re.search(r"update \d: the (loss|gradient|scores).*--optimizer.lr", text, re.DOTALL), text
 
 
 def test_classes_without_an_axis_are_those_of_an_environment_with_one(tmp_path):
@@ -211,7 +211,7 @@ def test_classes_without_an_axis_are_those_of_an_environment_with_one(tmp_path):
     np.savez(tmp_path / "data.npz", observations=rng.normal(size=(40, 4)).astype("f"), actions=np.arange(40) % 2,
              rewards=np.ones(40, "f"), terminals=np.isin(np.arange(40), ends - 1) & (np.arange(40) < 25),
              episode_ends=ends)
-    small = ("--method.n-rounds", 1, "--method.n-steps", 4, "--method.n-epochs", 1, "--device", "cpu")
+    small = ("--n-rounds", 1, "--n-steps", 4, "--n-epochs", 1, "--device", "cpu")
     for name in ("ppo", "gail"):
         code, text = call("train", name, tmp_path / "data.npz", "--env", "CartPole-v1", "--out", tmp_path / name,
                           *small)
@@ -223,7 +223,7 @@ def test_classes_without_an_axis_are_those_of_an_environment_with_one(tmp_path):
 
 def test_a_run_of_other_settings_stays_as_it_is(tmp_path):
     """Also a stage is not copied into it: runs that this one starts from."""
-    small = ("--device", "cpu", "--learner.batch-size", 4, "--steps", 2)
+    small = ("--device", "cpu", "--batch-size", 4, "--steps", 2)
     path, mine, other = write(tmp_path / "data.npz"), tmp_path / "mine", tmp_path / "other"
     assert call("train", "bc", path, "--out", mine, *small)[0] == 0
     assert call("train", "bc", path, "--out", other, "--seed", 1, *small)[0] == 0

@@ -36,7 +36,7 @@ def test_numbers_that_leave_nothing_to_learn_are_refused(options, says):
 def test_the_command_changes_stored_and_collected_rewards(tmp_path):
     out = tmp_path / "run"
     status, text = call("train", "sac", "--env", "particle", "--out", out, "--random-steps", "20", "--device", "cpu",
-                        "--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", *OPTIONS)
+                        "--n-rounds", "1", "--n-steps", "12", "--batch-size", "8", *OPTIONS)
     assert status == 0, text
     assert "understudy eval" in text and f"eval {out} {out}" not in text, "random actions are nothing to predict"
     method = Method.load(out)
@@ -56,7 +56,7 @@ def test_random_episodes_are_no_demonstrations(name, tmp_path):
 
 def test_equal_random_episodes_are_no_copies(tmp_path):
     status, text = call("train", "dqn", "--env", "FrozenLake-v1", "--out", tmp_path / "run", "--random-steps", "300",
-                        "--method.n-rounds", "1", "--method.n-steps", "10", *OPTIONS)
+                        "--n-rounds", "1", "--n-steps", "10", *OPTIONS)
     assert status == 0 and "copies" not in text and "no episode is held out, so" in text
     status, text = call("inspect", tmp_path / "run" / "random" / "episodes.npz")
     assert "1 episode equal to an earlier one" in text, "otherwise this tests nothing"
@@ -65,13 +65,13 @@ def test_equal_random_episodes_are_no_copies(tmp_path):
 def test_a_reward_that_sums_what_follows_an_end_needs_its_discount(tmp_path):
     assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
     status, text = call("train", "dac", tmp_path / "data", "--env", "particle", "--out", tmp_path / "dac",
-                        "--method.n-rounds", "1", "--method.n-episodes", "1", "--steps", "2", "--device", "cpu")
+                        "--n-rounds", "1", "--n-episodes", "1", "--steps", "2", "--device", "cpu")
     assert status == 0, text
     again = ("train", "sac", tmp_path / "data", "--env", "particle", "--out", tmp_path / "sac",
-             "--method.n-rounds", "1", "--method.n-steps", "10", "--reward", tmp_path / "dac", "--device", "cpu")
-    status, text = call(*again, "--learner.discount", "0.9")
-    assert status == 2 and "with the discount 0.99, and sac has 0.9" in text and "--learner.discount 0.99" in text
-    status, text = call(*again, "--learner.optimizer.lr-schedule", "cosine")
+             "--n-rounds", "1", "--n-steps", "10", "--reward", tmp_path / "dac", "--device", "cpu")
+    status, text = call(*again, "--discount", "0.9")
+    assert status == 2 and "with the discount 0.99, and sac has 0.9" in text and "--discount 0.99" in text
+    status, text = call(*again, "--optimizer.lr-schedule", "cosine")
     assert status == 0 and "The learning rate is 0 from update 20,000 on" in text, text
 
 

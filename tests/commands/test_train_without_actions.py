@@ -68,7 +68,7 @@ def test_a_demonstration_without_actions_is_shown_as_the_training_suggests(tmp_p
                   "npz")
     capsys.readouterr()
     assert main(["train", "iterative-inversion", "videos.npz", "--prior", "practice", "--env", "fork", "--out", "run",
-                 "--steps", "2", "--method.n-rounds", "1", "--method.n-episodes", "1", "--device", "cpu"]) in (0, None)
+                 "--steps", "2", "--n-rounds", "1", "--n-episodes", "1", "--device", "cpu"]) in (0, None)
     suggested = proposed(capsys.readouterr().out)[0]
     assert suggested[:3] == ["eval", "run", "fork"] and "demonstration=videos.npz" in suggested
     assert main([*suggested[:3], "--episodes", "2", *suggested[5:]]) in (0, None)

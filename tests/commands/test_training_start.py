@@ -22,7 +22,7 @@ def episodes(*lengths: int) -> Dataset:
                              "action": np.linspace(1, 0, n)[:, None].astype(np.float32)}) for n in lengths])
 
 
-@pytest.mark.parametrize("option", ("--method.horizn", "--policy.window.horizn", "--executor.n-action-stepz"))
+@pytest.mark.parametrize("option", ("--horizn", "--policy.window.horizn", "--executor.n-action-stepz"))
 def test_options_are_refused_before_the_data_are_audited_and_decoded(call, tmp_path, monkeypatch, option):
     write_dataset(episodes(4, 4), tmp_path / "d.npz", "npz")
     monkeypatch.setattr(train_command, "check_and_decode", lambda *a, **b: pytest.fail("the data were read"))
@@ -32,15 +32,15 @@ def test_options_are_refused_before_the_data_are_audited_and_decoded(call, tmp_p
 
 
 def test_options_are_refused_before_random_episodes_are_recorded(call, tmp_path):
-    status, _, err = call("train", "td3", "--env", "particle", "--out", tmp_path / "run", "--method.n-roundz", 3)
-    assert status == 2 and "n_roundz" in err and not (tmp_path / "run").exists()
+    status, _, err = call("train", "td3", "--env", "particle", "--out", tmp_path / "run", "--n-roundz", 3)
+    assert status == 2 and "--n-roundz" in err and not (tmp_path / "run").exists()
 
 
 def test_the_first_line_waits_neither_for_pytorch_nor_for_the_data(tmp_path):
     """There is no PyTorch, and a fifo has no data as long as nobody writes them."""
     os.mkfifo(tmp_path / "d.npz")
     without_pytorch = "import sys; sys.modules['torch'] = None; from understudy.cli import main; main(sys.argv[1:])"
-    words = ["train", "bc", str(tmp_path / "d.npz"), "--out", str(tmp_path / "r"), "--learner.steps", "3"]
+    words = ["train", "bc", str(tmp_path / "d.npz"), "--out", str(tmp_path / "r"), "--steps", "3"]
     command = [sys.executable, "-c", without_pytorch, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline() == f"reading {tmp_path / 'd.npz'} to train bc; the run is {tmp_path / 'r'}\n"

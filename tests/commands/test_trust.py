@@ -59,7 +59,7 @@ def outside(tmp_path, *commands):
 def test_code_from_outside_runs_only_when_trusted(tmp_path):
     trust = ["--trust", "elsewhere"]
     record = ["record", "elsewhere:world", "--out", "demos", "--episodes", "6"]
-    train = ["train", "elsewhere:recipe", "demos", "--out", "run", "--method.width", "4"]
+    train = ["train", "elsewhere:recipe", "demos", "--out", "run", "--width", "4"]
     again = ["train", "run/checkpoints/000004/method.json", "demos", "--out", "run2", "--seed", "1"]
     judge = ["eval", "run2", "elsewhere:world", "--episodes", "3", "--against", "run"]
     commands = []
@@ -86,7 +86,7 @@ def test_a_method_in_the_current_folder_lists_its_fields(call, tmp_path, monkeyp
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     monkeypatch.delitem(sys.modules, "own_file", raising=False)
     status, out, err = call("train", "own_file:recipe", *trust, "--help")
-    assert status == 0 and "--method.width" in out, err
+    assert status == 0 and "--width" in out, err
 
 
 def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_path):

@@ -29,7 +29,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
     assert call("record", "tabular:bandit", "--actor", "random", "--out", folder / "data", "--episodes", "20")[0] == 0
     assert call("train", "discrete-cql", folder / "data", "--out", folder / "run", "--steps", 3, "--device", "cpu",
-                "--learner.batch-size", "8")[0] == 0
+                "--batch-size", "8")[0] == 0
     return folder
 
 
@@ -138,7 +138,7 @@ def test_an_estimate_that_still_changes_is_told():
 def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monkeypatch):
     def fails(error):
         def evaluate(*args):
-            raise error("the scores of the critic diverge", where="update 7", hint="--learner.optimizer.lr")
+            raise error("the scores of the critic diverge", where="update 7", hint="--optimizer.lr")
         monkeypatch.setattr("understudy.evaluate.fitted_q.evaluate_fitted_q", evaluate)
         return call("eval", place / "run", place / "data", "--fitted-q")
     code, text = fails(Diverged)
@@ -151,7 +151,7 @@ def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monk
 def test_a_policy_is_judged_by_the_rewards_as_they_are(place, tmp_path):
     """A run that learned from ten times the rewards minus 1 is the same policy to who looks at the returns."""
     assert call("train", "discrete-cql", place / "data", "--out", tmp_path / "run", "--steps", 3, "--device", "cpu",
-                "--learner.batch-size", "8", "--reward-scale", 10, "--reward-shift", -1)[0] == 0
+                "--batch-size", "8", "--reward-scale", 10, "--reward-shift", -1)[0] == 0
     values = []
     for run in (place / "run", tmp_path / "run"):
         text = call("eval", run, place / "data", "--fitted-q", "--updates", 20, "--json")[1]

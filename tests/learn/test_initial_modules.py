@@ -123,7 +123,7 @@ def test_a_run_is_continued_with_its_critic(tmp_path):
 
 def test_a_critic_of_another_shape_starts_anew_and_that_is_told(tmp_path):
     run(tmp_path / "base", offline(3), rewarded())
-    with pytest.warns(DataWarning, match="the critic of .*base is not taken over, since --learner.critic is another"):
+    with pytest.warns(DataWarning, match="the critic of .*base is not taken over, since --critic is another"):
         method = continue_from(offline(0, hidden=(9,)), tmp_path / "base")
     run(tmp_path / "on", method, rewarded(), stages={"from": tmp_path / "base"})
 

@@ -144,8 +144,8 @@ def test_integers_that_are_hardly_choices_are_told():
 def test_windows_of_which_most_is_padding_are_told():
     def sized(**window):
         return replace(METHOD, policy=replace(METHOD.policy, window=replace(METHOD.policy.window, **window)))
-    for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --method.horizon, "),
-                         ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --method.n-obs-steps, "),
+    for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --horizon, "),
+                         ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --n-obs-steps, "),
                          ({"n_obs_steps": 40, "horizon": 40}, "horizon=40 and n_obs_steps=40, but")):
         with pytest.warns(DataWarning, match=f"longer than the longest episode: {text}") as caught:
             fit_method(sized(**window), episodes(episode(5)), 0)
@@ -159,7 +159,7 @@ def test_windows_of_which_most_is_padding_are_told():
 def test_train_tells_once_of_windows_of_which_most_is_padding(tmp_path, capsys):
     write_dataset(episodes(), tmp_path / "data.npz")
     train_it = ["train", "bc", str(tmp_path / "data.npz"), "--steps", "2", "--out"]
-    assert main([*train_it, str(tmp_path / "run"), "--method.horizon", "37"]) == 0
+    assert main([*train_it, str(tmp_path / "run"), "--horizon", "37"]) == 0
     assert capsys.readouterr().err.count("warning: The window is longer than the longest episode: horizon=37") == 1
     assert main([*train_it, str(tmp_path / "other")]) == 0
     assert "warning" not in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_train_tells_once_of_windows_of_which_most_is_padding(tmp_path, capsys):
 
 def test_a_training_that_ends_while_the_learning_rate_rises_is_told(tmp_path, capsys):
     write_dataset(episodes(), tmp_path / "data.npz")
-    train_it = ["train", "bc", str(tmp_path / "data.npz"), "--learner.optimizer.warmup-steps", "3", "--out"]
+    train_it = ["train", "bc", str(tmp_path / "data.npz"), "--optimizer.warmup-steps", "3", "--out"]
     assert main([*train_it, str(tmp_path / "short"), "--steps", "3"]) == 0
     told = "rises for 3 updates, and training has 3, so that it only reaches 75% of its value"
     assert capsys.readouterr().err.replace("\n", " ").count(told) == 1

@@ -477,7 +477,7 @@ def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
 
 def _trained_again(args: list[str], data: str) -> list[object]:
     """The arguments of a command `train`, with other data, and without those that do not change the policy."""
-    own, *of_method = split_arguments(args)
+    own, *of_method = split_arguments(args, TrainOptions)
     o = parse(TrainOptions, "train", own)
     names = [f.name for f in fields(o) if f.name not in _UNCHANGED and getattr(o, f.name) != f.default]
     held_out = [] if o.val_fraction else ["--val-fraction", 0]

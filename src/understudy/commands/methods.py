@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from ..methods import describe_method, describe_methods, find_method, method_families
 from .parts.common import Output, command_line, parse, plain_table
 from .parts.groups import JsonOption, TrustOption, command_options
-from .parts.options import settable_fields
+from .parts.options import flag_of, settable_fields
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -103,9 +103,16 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Gr
     """Tables of the options of a method's function and of all fields of the method, with their defaults."""
     from .parts.method import method_option_texts, method_options
 
-    texts = method_option_texts(name, trust)
-    options = [(f"--method.{key}", value, texts.get(key, "")) for key, value in method_options(name, trust).items()]
-    fields = [(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else value)
-              for key, _, value in settable_fields(method)]
-    tables = [plain_table(("to set", "default", "meaning"), options), ""] if options else []
-    return Group(*tables, plain_table(("to set", "default"), fields))
+    texts = method_option_texts(name, method, trust)
+    options = {flag_of(key): value for key, value in method_options(name, trust).items()}
+    fields = {flag_of(path): value for path, _, value in settable_fields(method) if path != "learner.steps"}
+    texts = {flag_of(key): text for key, text in texts.items()}
+    own = {**options, **{flag: value for flag, value in fields.items() if flag in texts and flag not in options}}
+    tables = [plain_table(("to set", "default", "meaning"), [
+        (flag, _value_text(value), texts.get(flag, "")) for flag, value in own.items()]), ""] if own else []
+    return Group(*tables, plain_table(("to set", "default"), [
+        (flag, _value_text(value)) for flag, value in fields.items() if flag not in own]))
+
+
+def _value_text(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value

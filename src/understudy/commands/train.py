@@ -19,7 +19,7 @@ from .. import __version__
 from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
 from ..files import read_json, whole_folder, write_json
-from ..hints import format_duration
+from ..hints import did_you_mean, format_duration
 from ..user_code import search_current_folder, trusted_packages
 from .parts.common import (
     RANDOM_FILE,
@@ -54,7 +54,7 @@ from .parts.groups import (
     command_options,
 )
 from .parts.help_page import print_help
-from .parts.options import find_field, options_of, refuse_given, settable_fields, split_pair
+from .parts.options import options_of, refuse_given, split_pair
 from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is tr
 class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """Train a policy on demonstrations, or in an environment.
 
-    Every field of the method can be set after METHOD and DATA: --policy.head.n-steps 5 --learner.optimizer.lr 3e-4
-    --executor.n-action-steps 2. So can the options of the method's function: --method.horizon 8. `understudy train
-    METHOD --help` lists them all with their defaults.
+    The options of the method are set after METHOD and DATA, such as --horizon 8 --optimizer.lr 3e-4. So are those of
+    its parts: --policy.head.n-steps 5 --executor.n-action-steps 2. `understudy train METHOD --help` lists them all with
+    their defaults.
 
     --from RUN starts from the weights of an earlier run. Stages that the method needs are trained first, unless --stage
     gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and gives the same result as
@@ -164,18 +164,36 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """also log to this project of Weights & Biases"""
 
 
+FLAGS = tuple(option.flag for option in options_of(TrainOptions))
+
+
 def main(args: list[str]) -> None:
-    own, options, changes = split_arguments(args)
+    _refuse_old_names(args)
+    own, options, changes = split_arguments(args, TrainOptions)
     command = "understudy train " + shlex.join(args)
     if "-h" in own or "--help" in own:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
-    _refuse_fields_without_part(own, options)
-    o = parse(TrainOptions, "train", own)
+    try:
+        o = parse(TrainOptions, "train", own)
+        near = any(did_you_mean(word.partition("=")[0], FLAGS) for word in options if word.startswith("--"))
+    except ConfigError:
+        _check_options(own, options)
+        raise
+    if near:
+        _check_options(own, options)
     # before PyTorch is imported and the data are opened, which take seconds and more
     beginning = f"training {o.method} in {o.env}" if o.data is None else f"reading {o.data} to train {o.method}"
     print(f"{beginning}; the run is {o.out}", file=sys.stderr, flush=True)
     with Output(o.json) as out:
         _train(o, options, changes, command, out)
+
+
+def _refuse_old_names(args: list[str]) -> None:
+    """Refuses the options --learner.NAME and --method.NAME of earlier versions, which are --NAME."""
+    for name in (word.partition("=")[0] for word in args):
+        if name.startswith(("--learner.", "--method.")):
+            raise ConfigError(f"there is no option {name}", where="understudy train",
+                              hint=f"write --{name.partition('.')[2]}")
 
 
 @dataclass(frozen=True)
@@ -203,7 +221,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..policy import find_checkpoint
     from .parts.method import build_method
 
-    build_method(o.method, options, [], None, o.trust)  # a misspelled option is refused before anything is read
+    # a misspelled option is refused before anything is read
+    build_method(o.method, options, [], None, o.trust, flags=FLAGS)
     if o.image_size is not None:
         parse_image_size(o.image_size)
     if o.eval is None:
@@ -254,7 +273,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
 def train_options_of(run: Path) -> TrainOptions | None:
     """The options of the command train that made a run. None if another command did."""
     words = command_words(run)
-    return read_options(TrainOptions, "train", split_arguments(words[2:])[0]) if words[:2] == [
+    return read_options(TrainOptions, "train", split_arguments(words[2:], TrainOptions)[0]) if words[:2] == [
         "understudy", "train"] else None
 
 
@@ -392,8 +411,8 @@ def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
         raise UserError(f"the environment {name} does not say its task in words", where="--eval",
                         hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
     if missing := open_conditions(method, env.features):
-        examples = {"observation.return_to_go": "--method.target-return 100",
-                    "observation.time_left": "--method.target-length 50"}
+        examples = {"observation.return_to_go": "--target-return 100",
+                    "observation.time_left": "--target-length 50"}
         options = " ".join(examples[column] for column in missing if column in examples)
         refuse(missing, "=NUMBER", f"tell the method ({options}, for example), or " if options else "")
     if missing := [column for column in goal_columns(method) if column not in env.features]:
@@ -484,24 +503,12 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
                          *trust_options((), None, o.out))] if robot else []
 
 
-def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
-    """Refuses an option that is a field of the method without its part, such as --batch-size, and names the field."""
-    flags = {option.flag for option in options_of(TrainOptions)}
-    unknown = [name for word in own if word.startswith("--") and (name := word.partition("=")[0]).replace("_", "-")
-               not in flags]
-    if not unknown or not own or own[0].startswith("-"):
-        return
-    from .parts.method import build_method, method_options  # imports PyTorch, which takes seconds
+def _check_options(own: list[str], options: list[str]) -> None:
+    """Raises ConfigError for an option that neither the command nor the method has, such as --otu in place of --out."""
+    if options and own and not own[0].startswith("-"):
+        from .parts.method import build_method  # imports PyTorch, which takes seconds
 
-    trust = _trusted(own)
-    method = build_method(own[0], options, [], None, trust)
-    fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
-              *(f"--{path}" for path, _, _ in settable_fields(method))]
-    for name in unknown:
-        if (field := find_field(name, fields)) is not None:
-            raise ConfigError(f"there is no option {name}. It is a field of the method: {field.replace('_', '-')}",
-                              where="understudy train", hint=f"write {field.replace('_', '-')} instead; "
-                              f"{command_line('train', own[0], '--help')} lists all fields")
+        build_method(own[0], options, [], None, _trusted(own), flags=FLAGS)
 
 
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:

@@ -274,7 +274,7 @@ class ConstantColumn(ColumnChange):
         if np.size(self.value) == 0:
             raise ConfigError(f"the column {self.into!r} has 0 components, but must have at least 1",
                               where="ConstantColumn.value",
-                              hint="give one number or more; a method has one per --method.latent-dim")
+                              hint="give one number or more; a method has one per --latent-dim")
 
     def __call__(self, episode: Episode) -> Episode:
         value = np.atleast_1d(np.asarray(self.value, np.float32))

@@ -108,7 +108,7 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
         names = [name for name in module_names(find_checkpoint(run)) if name in ("critic", "value", "reward")]
         changed = [name for name in names if getattr(source.learner, name, None) != getattr(method.learner, name, None)]
         if changed:
-            warnings.warn(f"the {changed[0]} of {run} is not taken over, since --learner.{changed[0]} is another here. "
+            warnings.warn(f"the {changed[0]} of {run} is not taken over, since --{changed[0]} is another here. "
                           "All but the policy starts from scratch, and its first scores may spoil the policy",
                           DataWarning, stacklevel=2)
         else:

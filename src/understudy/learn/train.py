@@ -894,7 +894,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                         where=run.folder,
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
                              f"{after - before} and another --out, or train all {after} updates there" + ("" if phases
-                             else ". Runs with --learner.optimizer.lr-schedule constant can be continued"))
+                             else ". Runs with --optimizer.lr-schedule constant can be continued"))
     if differences:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)

@@ -190,7 +190,7 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
     longest = max(data.lengths)
     too_long = {name: n for name in ("horizon", "n_obs_steps") if (n := getattr(window, name)) > 3 * longest}
     settings = " and ".join(f"{name}={n}" for name, n in too_long.items())
-    options = " or ".join(f"--method.{name.replace('_', '-')}" for name in too_long)
+    options = " or ".join(f"--{name.replace('_', '-')}" for name in too_long)
     warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
                   f"steps. More than two thirds of every window are padding. Choose a smaller {options}, or what the "
                   "method calls it (in Python, another Window).", DataWarning, stacklevel=3)
@@ -219,11 +219,11 @@ def warn_of_learning_rate(method: Method) -> None:
         reached = optimizer.lr_factor(steps - 1, steps)
         warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so "
                       f"that it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a "
-                      "smaller --learner.optimizer.warmup-steps.", DataWarning, stacklevel=3)
+                      "smaller --optimizer.warmup-steps.", DataWarning, stacklevel=3)
     elif optimizer is not None and optimizer.lr_schedule == "cosine" and method.collection is not None:
-        warnings.warn(f"The learning rate is 0 from update {steps:,} on (--learner.steps), however many updates the "
-                      "rounds have. Choose --learner.optimizer.lr-schedule constant, or the number of all updates as "
-                      "--learner.steps.", DataWarning, stacklevel=3)
+        warnings.warn(f"The learning rate is 0 from update {steps:,} on (--steps), however many updates the "
+                      "rounds have. Choose --optimizer.lr-schedule constant, or the number of all updates as "
+                      "--steps.", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -226,7 +226,7 @@ def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
         hint = ("Use an encoder with tokens for each observation step (TokenEncoder), or a window whose actions begin "
                 "later (Window.action_offset)." if first > 0 else
                 "The window begins to predict before its oldest observation: change Window.n_obs_steps and "
-                "Window.action_offset together. If the method has an option for it, such as --method.n-obs-steps 4, "
+                "Window.action_offset together. If the method has an option for it, such as --n-obs-steps 4, "
                 "this changes the window and the executor together.")
         raise UserError(f"Action step 0 happens at observation step {spec.action_start}, and the first token depends "
                         f"on observation step {first}. The first actions would see nothing.", where=trunk_name,

@@ -201,7 +201,7 @@ def told(tmp_path_factory) -> Path:
              episode_ends=np.cumsum([*map(len, episodes)]),
              task=[LEFT] * 20 + [RIGHT] * 20)
     assert main(["train", "bc", str(folder / "two.npz"), "--out", str(folder / "run"), "--language", "--steps", "250",
-                 "--save-freq", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learner.batch-size", "64",
+                 "--save-freq", "250", "--device", "cpu", "--policy.trunk.width", "64", "--batch-size", "64",
                  "--policy.encoder.text.channels", "16", "--val-fraction", "0"]) == 0
     return folder
 

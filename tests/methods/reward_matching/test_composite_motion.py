@@ -211,7 +211,7 @@ def test_it_learns_classes():
 
 def test_the_method_compares_the_named_columns_without_actions():
     features = {name: Feature("float32", (2,)) for name in (ARM, LEGS, "action")}
-    reward = find_method("composite-motion", features, columns=(LEGS,), task_weight=0.25).learner.reward
+    reward = find_method("composite-motion", features, compared=(LEGS,), task_weight=0.25).learner.reward
     assert reward.objective_weights((ARM, LEGS)) == (0.75, 0.25) and reward.discriminator.inputs == "next"
     assert CompositeReward(task_weight=0.0).objective_weights((ARM, LEGS)) == (0.5, 0.5)
 

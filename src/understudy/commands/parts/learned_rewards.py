@@ -68,7 +68,7 @@ def with_changed_rewards(method: Method, data: Dataset, o: Any) -> Method:
     summed, own = getattr(reward, "learner_discount", None), getattr(method.learner, "discount", None)
     if None not in (summed, own) and summed != own:
         raise UserError(f"its rewards sum what follows an end with the discount {summed:g}, and {o.method} has {own:g}",
-                        where=f"--reward {o.reward}", hint=f"set --learner.discount {summed:g}")
+                        where=f"--reward {o.reward}", hint=f"set --discount {summed:g}")
     if isinstance(reward, PreferenceReward) and (lengths := set(data.lengths)) and len(lengths) > 1:
         print(f"warning: --reward {o.reward}: comparisons tell rewards up to a constant, which counts where episodes "
               f"end at different times, as these do: after {min(lengths)} to {max(lengths)} steps", file=sys.stderr)

@@ -12,21 +12,25 @@ from ...data.text_columns import TaskText
 from ...hints import command_line
 from ...learn.method import Method, with_steps
 from ...methods import find_function, find_method, method_parameters
-from .options import change_fields, parse_value, settable_fields
+from .options import change_fields, flag_of, parse_value, settable_fields
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
                  trust: tuple[str, ...], say: TaskText | None = None, executor: str | None = None,
-                 steps: int | None = None) -> Method:
+                 steps: int | None = None, flags: Sequence[str] = ()) -> Method:
     """Builds the method that a command names.
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
-        options: Arguments of the method's function: ["--method.horizon", "8"].
-        changes: New values of fields of the method: ["--policy.head.n_steps", "5"].
+        options: Options of the method: ["--horizon", "8"]. What its function has no argument for is a field of its
+            learner.
+        changes: New values of fields of its parts: ["--policy.head.n_steps", "5"].
         executor: What takes the place of the method's executor: see `with_executor`.
         steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
+        flags: Options of the command, which an error may suggest in place of an unknown one.
     """
+    options, fields = _divide(options, method_options(name, trust))
+    changes = [*fields, *changes]
     function_options = _parse_options(find_function(name, trust), options)
     method = find_method(name, features, trust, **function_options)
     chosen = {path: value for path, _, value in settable_fields(method)}
@@ -44,23 +48,32 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     if not changes:
         return method
     changed = change_fields(method, changes, command_line("train", name),
-                            [f"--method.{option.replace('_', '-')}" for option in method_options(name, trust)])
-    if steps is not None and changed.learner.steps != method.learner.steps:
-        raise ConfigError("says otherwise than --steps", where="--learner.steps", hint="leave one of the two out")
+                            [*flags, *(flag_of(option) for option in method_options(name, trust))])
     if function_options:
         usual, now = (dict((path, value) for path, _, value in settable_fields(m))
                       for m in (find_method(name, features, trust), changed))
         for path in (p for p in chosen if p in usual and p in now and chosen[p] not in (usual[p], now[p])):
             raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
-                              where=f"--{path.replace('_', '-')}", hint="leave one of the two out")
+                              where=flag_of(path), hint="leave one of the two out")
     return changed
+
+
+def _divide(args: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The options of these names with their values, and the others with theirs."""
+    named, others = [], []
+    into = others
+    for word in args:
+        if word.startswith("--"):
+            into = named if word[2:].partition("=")[0].replace("-", "_") in names else others
+        into.append(word)
+    return named, others
 
 
 def _check_update_options(method: Method, function_options: Collection[str], usual: Method) -> None:
     """Refuses options of a method's function that say how many updates a round has, together with --steps."""
     updates, usual_updates = (getattr(m.collection, "updates", None) for m in (method, usual))
     if updates is not None and updates != usual_updates:
-        options = " ".join(f"--method.{name.replace('_', '-')}" for name in function_options)
+        options = " ".join(map(flag_of, function_options))
         raise ConfigError(f"is the number of all updates, and {options} sets that of each round to "
                           f"{updates.describe()}", where="--steps", hint="leave one of the two out")
 
@@ -95,13 +108,13 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items()}
 
 
-def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str]:
-    """Texts of options from the docstrings of a method's function, or of its class and that function `method`."""
+def method_option_texts(name: str, method: Method, trust: tuple[str, ...] = ()) -> dict[str, str]:
+    """Texts of options from the docstrings of a method's function, or of its class, and of its learner."""
     from docstring_parser import DocstringStyle, parse
 
     function: Any = find_function(name, trust)
-    documented = [function, *([function.method] if isinstance(function, type) else [])]
-    texts = ["\n" + " " * 8 + (each.__doc__ or "") for each in documented]  # "Args:" may be the first line
+    documented = [getattr(function, "method", function), *type(method.learner).__mro__]
+    texts = ["\n" + " " * 8 + (each.__doc__ or "") for each in reversed(documented)]  # "Args:" may be the first line
     described = [p for text in texts for p in parse(text, DocstringStyle.GOOGLE).params]
     return {p.arg_name: " ".join((p.description or "").split()) for p in described}
 
@@ -116,11 +129,11 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
              if p.annotation is not p.empty or type(p.default) in (bool, int, float)}
     settings, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
-        name = pending.pop(0).removeprefix("--method.").replace("_", "-")
-        key, option, words = name.replace("-", "_"), f"--method.{name}", []
+        key, words = pending.pop(0).removeprefix("--").replace("-", "_"), []
+        option = flag_of(key)
         while pending and not pending[0].startswith("--"):  # of several numbers or names
             words.append(pending.pop(0))
-        if not words and hints.get(key) is not bool:  # --method.every-step alone is true
+        if not words and hints.get(key) is not bool:  # --every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")
         settings[key] = parse_value(hints.get(key, str), words, option, "understudy train")
     return settings

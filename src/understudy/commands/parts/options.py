@@ -79,29 +79,20 @@ def options_of(owner: Any) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def find_field(flag: str, names: Sequence[str]) -> str | None:
-    """The option whose last part is what the user wrote without its parts: "--learner.batch-size" for "--batch_size".
-
-    Args:
-        names: Options with dots in their names, such as "--learner.batch_size".
-
-    Returns:
-        The option with the fewest parts, or None.
-    """
-    asked = flag.lstrip("-").replace("-", "_")
-    matches = [name for name in names if name.replace("-", "_").rpartition(".")[2] == asked]
-    return min(matches, key=lambda name: name.count("."), default=None)
+def flag_of(path: str) -> str:
+    """The option that sets a field of a method: "--policy.head.n-steps", and "--expectile" for learner.expectile."""
+    return "--" + path.removeprefix("learner.").replace("_", "-")
 
 
 def _suggest_option(flag: str, flags: Iterable[str]) -> str:
-    """The question "did you mean '--learner.optimizer.lr'?" for --learner.lr, or "" if no option is near.
+    """The question "did you mean '--optimizer.lr'?" for --lr, or "" if no option is near.
 
     Options with the same last part come first, and among them those that begin with the same part.
     """
     first, _, last = flag.removeprefix("--").rpartition(".")
     same = sorted((f for f in flags if f.rpartition(".")[2].removeprefix("--") == last),
                   key=lambda f: (not f.startswith(f"--{first.partition('.')[0]}."), f.count(".")))
-    return did_you_mean(same[0], same) if first and same else did_you_mean(flag, flags)
+    return did_you_mean(same[0], same) if same else did_you_mean(flag, flags)
 
 
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
@@ -176,7 +167,7 @@ def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable
         args: Pairs of an option and its values, such as ["--policy.head.n_steps", "5"].
         more_flags: Further options of the command, which an error may suggest in place of an unknown one.
     """
-    kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
+    kinds = {flag_of(path): (path, kind) for path, kind, _ in settable_fields(value)}
     for flag in (word.partition("=")[0].replace("_", "-") for word in args if is_option(word)):
         if inside := [option for option in kinds if option.startswith(f"{flag}.")]:
             raise ConfigError(

@@ -19,18 +19,18 @@ from ..registry import method
                "while acting: a demonstration"),
         when="if a task is easier to show than to say, and hundreds of demonstrations of many tasks exist; new tasks "
              "succeed half as often in docs/language.md.")
-def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8, width: int = 128,
+def one_shot(inputs: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8, width: int = 128,
              features: Schema | None = None) -> Method:
     """One-shot imitation: a transformer that does what one given demonstration shows.
 
     Args:
-        columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
+        inputs: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
             data have.
         horizon: Number of actions in a chunk. Half of them are executed.
     """
-    columns = columns or numeric_observations(features or {}) or ("observation.state",)
-    show = ShowDemonstration(columns, n_frames)
+    inputs = inputs or numeric_observations(features or {}) or ("observation.state",)
+    show = ShowDemonstration(inputs, n_frames)
     # The policy does not read the task: it could ignore the demonstration then.
     policy = PolicyConfig(choose_head(features, Flow()), Transformer(width, 1, encoder_depth=2),
-                          TokenEncoder(width), window=Window(1, horizon), inputs=(*columns, *show.into))
+                          TokenEncoder(width), window=Window(1, horizon), inputs=(*inputs, *show.into))
     return Method(policy, RecedingHorizon(max(horizon // 2, 1)), BehaviorCloning(steps=10_000), (show,))

@@ -120,17 +120,17 @@ class StyleContrast(AuxiliaryLoss):
                               "while acting: a demonstration"),
         when="if each place has a style, and a new one few demonstrations; training the style alone did no better than "
              "everything (claim style-of-a-new-place).")
-def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, features: Schema | None = None) -> Method:
+def style_bc(inputs: tuple[str, ...] = (), n_frames: int = 8, features: Schema | None = None) -> Method:
     """Behavior cloning that reads the style of a place from one demonstration, and adapts to a place by it.
 
     The name of the place is the task of an episode.
 
     Args:
-        columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
+        inputs: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
             data have.
     """
-    columns = columns or numeric_observations(features or {}) or ("observation.state",)
-    show = ShowDemonstration(columns, n_frames)
-    policy = PolicyConfig(Regression(), FeedForward((64,)), StyleEncoder(), inputs=(*columns, *show.into))
+    inputs = inputs or numeric_observations(features or {}) or ("observation.state",)
+    show = ShowDemonstration(inputs, n_frames)
+    policy = PolicyConfig(Regression(), FeedForward((64,)), StyleEncoder(), inputs=(*inputs, *show.into))
     learner = BehaviorCloning(batch_size=128, auxiliary_losses=(StyleContrast(),))
     return Method(policy, RecedingHorizon(), learner, (show, NumberTasks()))

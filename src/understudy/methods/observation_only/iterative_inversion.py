@@ -80,19 +80,19 @@ def own_steps(episode: Episode) -> np.ndarray:
         when="if demonstrations without actions show different things to do; the labels of `bco` did better in a toy "
              "(claim iterative-inversion).")
 def iterative_inversion(length: int = 100, n_frames: int = 8, n_rounds: int = 20, n_episodes: int = 20,
-                        noise: float = 0.5, columns: tuple[str, ...] = (), features: Schema | None = None) -> Method:
+                        noise: float = 0.5, inputs: tuple[str, ...] = (), features: Schema | None = None) -> Method:
     """Hindsight: own rollouts, shown demonstrations without actions, tell which actions lead along which trajectory.
 
     Args:
         length: Number of steps of an episode while acting.
         n_rounds: Number of rounds of rollouts.
         noise: Standard deviation of the noise of actions in these rollouts, in units of the action.
-        columns: Observed columns of numbers that are read, also of demonstrations. Empty for all that the data have.
+        inputs: Observed columns of numbers that are read, also of demonstrations. Empty for all that the data have.
     """
-    columns = columns or numeric_observations(features or {}) or ("observation.state",)
-    show, progress = ShowDemonstration(columns, n_frames, own=True), Progress(length=length)
+    inputs = inputs or numeric_observations(features or {}) or ("observation.state",)
+    show, progress = ShowDemonstration(inputs, n_frames, own=True), Progress(length=length)
     collector = SteeredCollector(n_episodes, GaussianExploration(noise), show=show, length=length)
     rounds = CollectionRounds(n_rounds, collector, initial_updates=1000, sampling_weights=own_steps)
-    return Method(PolicyConfig(Regression(), inputs=(*columns, *show.into, progress.into)),
+    return Method(PolicyConfig(Regression(), inputs=(*inputs, *show.into, progress.into)),
                   learner=BehaviorCloning(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant")),
                   transforms=(PlaceholderActions(), show, progress), collection=rounds)

@@ -150,14 +150,14 @@ def coming_observations(policy: Policy, batch: Batch, columns: tuple[str, ...]) 
 @method("Vujinovic and Kovacevic 2025, arXiv 2501.14622, without the latent of ACT, as in the code that was read",
         rows=("067",),
         when="if a transformer clones chunks, and the observation holds much that does not matter; try `act` first.")
-def act_jepa(horizon: int = 30, columns: tuple[str, ...] = ("observation.state",)) -> Method:
+def act_jepa(horizon: int = 30, predicted: tuple[str, ...] = ("observation.state",)) -> Method:
     """Action chunking transformer whose encoder also predicts the encodings of coming observations (JEPA).
 
     Args:
-        columns: The observations whose encodings are predicted: numbers, such as the robot's state.
+        predicted: The observations whose encodings are predicted: numbers, such as the robot's state.
     """
     policy = PolicyConfig(Regression("l1"), Transformer(128, 1, 8), TransformerEncoder(),
                           codec=Normalizer(target="zscore"), window=Window(1, horizon))
     optimizer = OptimizerConfig(lr=3e-4, weight_decay=1e-4, warmup_steps=500)
-    learner = BehaviorCloning(4000, 32, optimizer, auxiliary_losses=(LatentPrediction(columns),))
+    learner = BehaviorCloning(4000, 32, optimizer, auxiliary_losses=(LatentPrediction(predicted),))
     return Method(policy, RecedingHorizon(horizon), learner)

@@ -105,7 +105,7 @@ class CompositeModel(RewardModel):
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
         when="if parts of a body should move as in different recordings, and a task has a reward in other units (claim "
              "composite-motion).")
-def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, columns: tuple[str, ...] = (),
+def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, compared: tuple[str, ...] = (),
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:
     """PPO with a discriminator for each part of a body and the reward of a task, whose advantages stay apart.
 
@@ -114,10 +114,10 @@ def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10
 
     Args:
         n_epochs: Passes through the steps of a round.
-        columns: The observations that discriminators compare, one each. Empty: all.
+        compared: The observations that discriminators compare, one each. Empty: all.
         task_weight: Weight of the environment's reward. The discriminators share the remainder.
     """
     base = gail(n_rounds, n_steps, n_epochs, features=features)
     discriminator = DiscriminatorReward("gail", "next", encoder=simplest_encoder(features))
     return replace(base, transforms=(PlaceholderActions(),),
-                   learner=PPO(reward=CompositeReward(columns, task_weight, discriminator)))
+                   learner=PPO(reward=CompositeReward(compared, task_weight, discriminator)))

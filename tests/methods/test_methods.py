@@ -134,7 +134,7 @@ def test_dp3_reads_clouds_with_further_channels_by_their_names():
     for name in ("observation.point_cloud", "observation.front.pointcloud", "observation.points"):
         assert clouds(name) == (name,)
     for name in ("observation.lidar", "observation.waypoints", "observation.keypoints"):
-        with pytest.raises(UserError, match=rf"--method.point-clouds COLUMN: .*{name} \(16, 4\)"):
+        with pytest.raises(UserError, match=rf"--point-clouds COLUMN: .*{name} \(16, 4\)"):
             clouds(name)
         assert clouds(name, point_clouds=(name,)) == (name,)
     with pytest.raises(UserError, match="no column 'lidar'; .*: observation.poses, observation.lidar"):
@@ -341,7 +341,7 @@ WITHOUT = {
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too
     "tasks in words that differ between episodes": (STATES, "no episode has a task in words"),
     "a task in words": (STATES, "no episode has a task in words"),
-    "a task in words, or another column that says what to do (--method.prompt)": (
+    "a task in words, or another column that says what to do (--prompt)": (
         STATES, "no episode has a task in words"),
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),

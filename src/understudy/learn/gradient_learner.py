@@ -369,7 +369,7 @@ class GradientLearner(Learner):
                 self._metrics, self._n_calls = {}, 0
                 of_network = "" if name == "policy" else f" of {name!r}"
                 raise Diverged(f"the {kind}{of_network} is {value}", where=f"update {self.n_updates + 1}",
-                               hint="lower the learning rate (--learner.optimizer.lr), clip harder, or look for odd "
+                               hint="lower the learning rate (--optimizer.lr), clip harder, or look for odd "
                                     "values in the data (understudy inspect)")
 
     def _record(self, name: str, **values: float) -> None:

@@ -227,8 +227,8 @@ class MeanBound:
 
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",
                   reason: str = "no return can exceed",
-                  hint: str = "normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
-                              "--learner.optimizer.lr") -> None:
+                  hint: str = "normalize the critic (--critic.layer-norm True), or lower --discount or "
+                              "--optimizer.lr") -> None:
     """Raises Diverged if a mean is more than ten times what it can be. It diverges then.
 
     Args:

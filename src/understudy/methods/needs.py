@@ -129,14 +129,14 @@ def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any
         if column not in features:
             raise DataError(f"the data have no column {column!r}; observations that can be point clouds: "
                             f"{', '.join(possible) or 'none'}", where=f"{name}, point_clouds",
-                            hint="name one of them: --method.point-clouds COLUMN")
+                            hint="name one of them: --point-clouds COLUMN")
         check_point_cloud(features[column].shape, column)
     if options["point_clouds"] or point_cloud_columns(features):
         return
     shapes = ", ".join(f"{column} {features[column].shape}" for column in possible)
     raise DataError(
         f"the data have no point cloud; the columns are {', '.join(features)}", where=name,
-        hint=(f"if one of these is a point cloud, name it with --method.point-clouds COLUMN: {shapes}" if possible else
+        hint=(f"if one of these is a point cloud, name it with --point-clouds COLUMN: {shapes}" if possible else
               "store the clouds as observations of shape (points, 3), or (points, channels) with colors or intensities")
              + ". Or choose a method that reads other observations, such as diffusion-policy")
 
@@ -161,7 +161,7 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
     check_observed(column, features, f"{name}, column")
     if features[column].kind != "vector":
         raise DataError(f"the states are of kind {features[column].kind!r}, but this method plans numbers",
-                        where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
+                        where=f"{name}, column {column!r}", hint="name a column of numbers: --column COLUMN")
 
 
 def _require_columns(*names: str) -> Callable[[str, Schema, Mapping[str, Any], Others], None]:
@@ -171,15 +171,15 @@ def _require_columns(*names: str) -> Callable[[str, Schema, Mapping[str, Any], O
             if options[option] not in features:
                 raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
                                 where=f"{name}, {option}",
-                                hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+                                hint=f"name one of them: --{option.replace('_', '-')} COLUMN")
     return check
 
 
 def _require_paths(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    size, n_points = features["action"].size, len(options["steps"])
+    size, n_points = features["action"].size, len(options["point_steps"])
     if size != 2 * n_points:
         raise DataError(f"the actions have {size} numbers, but {n_points} points have {2 * n_points}", where=name,
-                        hint="actions are points (distance ahead, offset); --method.steps has the step of each")
+                        hint="actions are points (distance ahead, offset); --point-steps has the step of each")
 
 
 def _vector(*shape: int) -> dict[str, Any]:
@@ -199,7 +199,7 @@ TEXT = {"dtype": "string", "shape": (), "kind": "string"}
 NUMBERS = Need("actions that are numbers", {"action": _vector(2)}, _refuse_classes)
 CLASSES = Need("actions that are one of several classes", {"action": _classes(1, n=3)}, _refuse_numbers)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
-AN_ENVIRONMENT_FOR_ROUNDS = "an environment, unless --method.n-rounds is 0"
+AN_ENVIRONMENT_FOR_ROUNDS = "an environment, unless --n-rounds is 0"
 SOME_ACTIONS = "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN"
 SOME_NUMBERS = Need("actions that are numbers in some episodes; the others may lack them, or hold NaN", NUMBERS.example,
                     _refuse_classes)

@@ -133,8 +133,8 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
     if Path(name).exists():
         if options:
             raise ConfigError(f"{name} is a method already and takes no options",
-                              where=f"--method.{next(iter(options)).replace('_', '-')}",
-                              hint="leave it out: any field can be set, such as --learner.steps 500")
+                              where=f"--{next(iter(options)).replace('_', '-')}",
+                              hint="leave it out: any field can be set, such as --steps 500")
         from ..learn.method import Method
 
         return Method.load(name, trust)

@@ -189,7 +189,7 @@ def test_data_without_actions_or_the_goal_are_refused(name):
         fit_method(find_method(name, without.features()), without, 0)
     with pytest.raises(ConfigError, match="no column 'observation.pose'.*observation.state"):
         fit_method(find_method(name, data.features(), column="observation.pose"), data, 0)
-    with pytest.raises(ConfigError, match="'action' is not observed.*\n.*--method.column"):
+    with pytest.raises(ConfigError, match="'action' is not observed.*\n.*--column"):
         fit_method(find_method(name, data.features(), column="action"), data, 0)
 
 

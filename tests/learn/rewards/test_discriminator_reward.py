@@ -108,7 +108,7 @@ def test_an_absorbing_state_that_has_no_reward_is_refused(options, match):
 @pytest.mark.parametrize("learner", [OffPolicyActorCritic, PPO])
 def test_another_discount_of_the_learner_is_refused(learner):
     learner(discount=0.9, reward=DiscriminatorReward())
-    with pytest.raises(ConfigError, match=r"it is 0.9, but(.|\n)*--learner.discount 0.9 --learner.reward.discount 0.9"):
+    with pytest.raises(ConfigError, match=r"it is 0.9, but(.|\n)*--discount 0.9 --reward.discount 0.9"):
         learner(discount=0.9, reward=DiscriminatorReward(absorbing=True))
 
 

@@ -22,7 +22,7 @@ from understudy.learn.rewards.learned_reward import LearnedReward
 from understudy.learn.rewards.reward_models import ConstantReward
 from understudy.methods import find_method
 
-SMALL = ("--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", "--device", "cpu")
+SMALL = ("--n-rounds", "1", "--n-steps", "12", "--batch-size", "8", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
     assert call("record", "particle", "--out", folder / "demos", "--episodes", "4")[0] == 0
     status, text = call("train", "dac", folder / "demos", "--env", "particle", "--out", folder / "dac", "--device",
-                        "cpu", "--method.n-rounds", "1", "--method.n-episodes", "1", "--learner.batch-size", "8")
+                        "cpu", "--n-rounds", "1", "--n-episodes", "1", "--batch-size", "8")
     assert status == 0, text
     return folder
 
@@ -66,7 +66,7 @@ def test_the_command_learns_from_them_online_and_from_data(place, tmp_path):
     assert (raw.steps["next.reward"] != np.round(raw.steps["next.reward"])).all()
     assert call("eval", online, "particle", "--episodes", "2")[0] == 0
     status, text = call("train", "iql", place / "demos", "--out", offline, "--steps", 2, "--reward", place / "dac",
-                        "--learner.batch-size", "8", "--device", "cpu")
+                        "--batch-size", "8", "--device", "cpu")
     assert status == 0, text
 
 
@@ -74,7 +74,7 @@ def test_own_data_need_no_environment_though_the_reward_was_learned_in_one(place
     own = Dataset([replace(e, metadata={}) for e in open_dataset(place / "demos")])
     write_dataset(own, tmp_path / "own.npz", "npz")
     command = ("train", "iql", tmp_path / "own.npz", "--steps", 2, "--reward", place / "dac", "--device", "cpu",
-               "--learner.batch-size", "8", "--out")
+               "--batch-size", "8", "--out")
     for _ in range(2):  # and again
         status, text = call(*command, tmp_path / "iql")
         assert status == 0, text

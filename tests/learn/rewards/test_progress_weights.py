@@ -98,11 +98,11 @@ def test_the_rewards_of_an_episode_add_up_to_its_progress(place):
 
 
 @pytest.mark.parametrize(("name", "options", "n_steps", "kappa"), [
-    ("act", ("--method.horizon", 6), 6, 0.01), pytest.param("diffusion-policy", (), 15, 0.01, marks=pytest.mark.slow),
+    ("act", ("--horizon", 6), 6, 0.01), pytest.param("diffusion-policy", (), 15, 0.01, marks=pytest.mark.slow),
     ("bc", ("--progress-steps", 5, "--progress-kappa", 0.2), 5, 0.2)])
 def test_the_command_weighs_by_the_progress_over_a_chunk(name, options, n_steps, kappa, place, tmp_path):
     command = ("train", name, place / "data", "--progress", place / "sarm", "--out", tmp_path, "--steps", 1, "--device",
-               "cpu", "--learner.batch-size", 4, *options)
+               "cpu", "--batch-size", 4, *options)
     status, text = call(*command)
     assert status == 0 and "stage learned-progress: taken from its run" in text, text
     method = Method.load(tmp_path)

@@ -68,7 +68,7 @@ def test_a_length_that_is_not_the_time_limit_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         collector.check(make("fork", 1), None)
-    with pytest.warns(DataWarning, match="after 20 steps, and the policy reads how much of 40.*--method.length 20"):
+    with pytest.warns(DataWarning, match="after 20 steps, and the policy reads how much of 40.*--length 20"):
         collector.check(make("fork", 1, limit=20), None)
 
 

@@ -31,7 +31,7 @@ def columns(n: int, rng, **changes) -> dict[str, np.ndarray]:
 def trained(tmp_path, name: str = "iql", n: int = 40, *options, **changes) -> tuple[int, str]:
     np.savez(tmp_path / "data.npz", **columns(n, np.random.default_rng(0), **changes))
     return call("train", name, tmp_path / "data.npz", "--out", tmp_path / "run", "--steps", 2, "--device", "cpu",
-                "--learner.batch-size", 4, *options)
+                "--batch-size", 4, *options)
 
 
 @pytest.mark.parametrize("changes", [{}, {"rewards": -np.arange(40)},
@@ -72,7 +72,7 @@ def test_rewards_in_another_column_train_as_the_message_says(tmp_path, options):
     """By --columns, or by the view that the message offers."""
     data = tmp_path / "data.npz"
     np.savez(data, **columns(40, np.random.default_rng(0), rewards=None, score=np.arange(40, dtype="f")))
-    short = ("--out", tmp_path / "run", "--steps", 2, "--device", "cpu", "--learner.batch-size", 4)
+    short = ("--out", tmp_path / "run", "--steps", 2, "--device", "cpu", "--batch-size", 4)
     if options:
         assert call("train", "iql", data, *short, "--columns", *options)[0] == 0
         return
@@ -102,7 +102,7 @@ def test_classes_are_refused_where_a_critic_reads_numbers(tmp_path, name):
 
 def test_targets_of_more_steps_than_an_episode_has(tmp_path):
     """They count the steps that there are (tests/learn/test_targets.py)."""
-    assert trained(tmp_path, "rebrac", 40, "--learner.n-step", 50)[0] == 0
+    assert trained(tmp_path, "rebrac", 40, "--n-step", 50)[0] == 0
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -133,7 +133,7 @@ def test_scores_that_diverge_are_named():
         returns = ReturnBound(data, discount)
         returns.check(-9.9 * bound, batch, 7)
         with pytest.raises(UserError, match=f"update 7: the scores of the critic diverge: .* can exceed {bound}\n  -> "
-                           r"normalize the critic \(--learner.critic.layer-norm True\), or lower --learner.discount"):
+                           r"normalize the critic \(--critic.layer-norm True\), or lower --discount"):
             returns.check(-10.1 * bound, batch, 7)
 
 
@@ -176,7 +176,7 @@ def test_a_run_whose_first_phase_is_a_fraction_is_not_continued_to_more_updates(
 
 
 def test_a_learner_whose_scores_diverge_stops(tmp_path):
-    code, text = trained(tmp_path, "awac", 40, "--learner.optimizer.lr", 30.0, "--learner.discount", 0.5)
+    code, text = trained(tmp_path, "awac", 40, "--optimizer.lr", 30.0, "--discount", 0.5)
     assert code and re.search("the scores of the critic diverge|is (nan|inf)", text), text
 
 
@@ -187,10 +187,10 @@ def test_a_learner_whose_scores_diverge_stops(tmp_path):
     ("crl", r"logits of the critic diverge: .* certain of a goal at 10"),
     ("dwsl", r"losses of the distance diverge: .* guessing costs 4.61")])  # log 100
 def test_values_that_diverge_are_named_with_the_settings_to_change(tmp_path, name, message):
-    options = ("--learner.discount", 0.5) * (name != "dwsl")
-    code, text = trained(tmp_path, name, 40, "--learner.optimizer.lr", 1.0, *options, "--steps", 50,
-                         "--learner.critic.layer-norm", False)
-    assert code and re.search(message + r"\n  -> .*--learner.optimizer.lr", text), text
+    options = ("--discount", 0.5) * (name != "dwsl")
+    code, text = trained(tmp_path, name, 40, "--optimizer.lr", 1.0, *options, "--steps", 50,
+                         "--critic.layer-norm", False)
+    assert code and re.search(message + r"\n  -> .*--optimizer.lr", text), text
     assert trained(tmp_path, name, 40, "--out", tmp_path / "good")[0] == 0
 
 

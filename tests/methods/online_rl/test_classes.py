@@ -20,7 +20,7 @@ from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
 from understudy.testing import check_collection
 
-SMALL = ("--method.n-rounds", "2", "--method.n-steps", "12", "--learner.batch-size", "8")
+SMALL = ("--n-rounds", "2", "--n-steps", "12", "--batch-size", "8")
 
 
 class Third(CountingActor):
@@ -40,8 +40,8 @@ def test_a_command_trains_from_an_environment_alone(name, tmp_path):
 def test_q_learning_from_stored_episodes_alone(tmp_path):
     path, out = tmp_path / "data", tmp_path / "run"
     assert call("record", "tabular:bandit", "--actor", "random", "--out", path, "--episodes", "20")[0] == 0
-    status, text = call("train", "dqn", path, "--out", out, "--steps", 3, "--device", "cpu", "--method.n-rounds", "0",
-                        "--learner.batch-size", "8")
+    status, text = call("train", "dqn", path, "--out", out, "--steps", 3, "--device", "cpu", "--n-rounds", "0",
+                        "--batch-size", "8")
     assert status == 0 and not (out / "collection").exists(), text
     assert call("eval", out, "tabular:bandit", "--episodes", "4")[0] == 0
 

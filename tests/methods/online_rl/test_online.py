@@ -26,7 +26,7 @@ from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
 from understudy.testing import check_collection
 
-SMALL = ("--method.n-rounds", "2", "--method.n-steps", "12", "--learner.batch-size", "8")
+SMALL = ("--n-rounds", "2", "--n-steps", "12", "--batch-size", "8")
 
 
 def small(name: str, data, **options):
@@ -57,7 +57,7 @@ def test_nothing_is_asked_about_classes_that_the_environment_has_named(tmp_path)
                         "--device", "cpu", *SMALL)
     assert status == 0 and "--columns" not in text
     status, text = call("train", "dqn", "--env", "tabular:bandit", "--out", tmp_path / "run", "--random-steps", "6",
-                        "--device", "cpu", *SMALL[2:], "--method.n-rounds", "3")
+                        "--device", "cpu", *SMALL[2:], "--n-rounds", "3")
     assert status == 2 and f"another --out, where --from {tmp_path / 'run'} starts from the weights" in text
 
 
@@ -96,7 +96,7 @@ def test_scores_of_sac_that_diverge_are_named():
     method = replace(find_method("sac", demos.features()), collection=None)
     learner = method.learner
     wild = replace(learner, steps=30, batch_size=8, discount=0.5, optimizer=replace(learner.optimizer, lr=1.0))
-    with pytest.raises(UserError, match=r"critic diverge: .* can exceed [46]\n  -> .*--learner.optimizer.lr"):
+    with pytest.raises(UserError, match=r"critic diverge: .* can exceed [46]\n  -> .*--optimizer.lr"):
         fit_method(replace(method, learner=wild), demos, 0)
 
 

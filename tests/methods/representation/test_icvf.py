@@ -35,6 +35,6 @@ def test_recordings_train_the_encoder_which_stays_as_it_is(tmp_path):
 
 def test_data_without_the_column_are_told_which_can_be_read():
     columns = {"observation.images.front": Feature("uint8", (8, 8, 3), "image"), "action": Feature("float32", (2,))}
-    with pytest.raises(DataError, match="(?s)no column 'observation.state'; .*observation.images.front.*--method.col"):
+    with pytest.raises(DataError, match="(?s)no column 'observation.state'; .*observation.images.front.*--col"):
         find_method("icvf", columns)
     assert find_method("icvf", columns, column="observation.images.front").policy.inputs == (*columns,)[:1]

@@ -178,10 +178,10 @@ def test_what_is_missing_is_named():
 def test_options_with_several_numbers_are_words_in_a_row():
     def built(*options):
         return build_method("retrieve-align-replay", options, (), None, ())
-    assert built("--method.step", "0.05", "0.1", "--method.frame", PEG, "--method.poses", HOLE) == find_method(
+    assert built("--step", "0.05", "0.1", "--frame", PEG, "--poses", HOLE) == find_method(
         "retrieve-align-replay", step=(0.05, 0.1), frame=PEG, poses=(HOLE,))
     with pytest.raises(UserError, match="'3 4' is not an integer"):
-        built("--method.first", "3", "4")
+        built("--first", "3", "4")
 
 
 class Wander(Actor):

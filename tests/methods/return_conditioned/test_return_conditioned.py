@@ -191,9 +191,9 @@ def test_a_window_that_fits_no_history_names_the_option_that_changes_all_parts(t
                  "--steps", "1"]
     assert main([*arguments, "--policy.window.n-obs-steps", "4"]) == 2
     message = " ".join(capsys.readouterr().err.split())
-    assert "--method.n-obs-steps 4, this changes the window and the executor together" in message
+    assert "--n-obs-steps 4, this changes the window and the executor together" in message
     assert "TokenEncoder" not in message, "it has one"
-    assert main([*arguments, "--method.n-obs-steps", "4"]) == 0
+    assert main([*arguments, "--n-obs-steps", "4"]) == 0
 
 
 def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
@@ -203,14 +203,14 @@ def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
     assert main([*arguments, "--eval", "tabular:tightrope"]) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "must be told 'return_to_go' and 'time_left'" in message
-    assert "(--method.target-return 100 --method.target-length 50, for example)" in message
-    assert main([*arguments, "--eval", "tabular:tightrope", "--method.target-return", "6"]) == 2
-    assert "tell the method (--method.target-length 50, for example)" in " ".join(capsys.readouterr().err.split())
+    assert "(--target-return 100 --target-length 50, for example)" in message
+    assert main([*arguments, "--eval", "tabular:tightrope", "--target-return", "6"]) == 2
+    assert "tell the method (--target-length 50, for example)" in " ".join(capsys.readouterr().err.split())
     assert main(arguments) == 0
     best = max(float(e.steps["next.reward"].sum()) for e in data)
     assert f"--condition return_to_go={best:g} time_left={best + 1:g}" in " ".join(capsys.readouterr().out.split())
-    with_target = [*arguments[:4], str(tmp_path / "told"), *arguments[5:], "--method.target-return", "6",
-                   "--method.target-length", "6", "--eval", "tabular:tightrope", "--rollouts", "2"]
+    with_target = [*arguments[:4], str(tmp_path / "told"), *arguments[5:], "--target-return", "6",
+                   "--target-length", "6", "--eval", "tabular:tightrope", "--rollouts", "2"]
     assert main(with_target) == 0, capsys.readouterr()
     assert "--condition" not in capsys.readouterr().out
     assert TimeLeft(length=6).open_condition is None and ReturnToGo().open_condition == RETURN

@@ -129,8 +129,8 @@ class Discriminator(RewardModel):
             warnings.warn(
                 "DiscriminatorReward: the discriminator is certain of all rows (mean absolute logit above "
                 f"{SATURATED:g}), so its reward no longer says which actions are better. Raise its gradient penalty "
-                f"(--learner.reward.penalty {10 * self.config.penalty or 10:g}), or lower its learning "
-                "rate (--learner.reward.optimizer.lr).",
+                f"(--reward.penalty {10 * self.config.penalty or 10:g}), or lower its learning "
+                "rate (--reward.optimizer.lr).",
                 DataWarning, stacklevel=2)
         loss = softplus(own_logit) + softplus(-expert_logit)
         if self.absorbing is not None:

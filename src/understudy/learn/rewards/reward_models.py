@@ -192,7 +192,7 @@ class RewardedConfig(LearnerConfig):
         if isinstance(self.reward, RewardModelConfig) and self.reward.learner_discount not in (None, discount):
             raise ConfigError(f"it is {discount:g}, but the reward sums what follows an end with "
                               f"{self.reward.learner_discount:g}", where=f"{type(self).__name__}.discount",
-                              hint=f"set both: --learner.discount {discount:g} --learner.reward.discount {discount:g}")
+                              hint=f"set both: --discount {discount:g} --reward.discount {discount:g}")
 
     def objective_weights(self, inputs: Iterable[str]) -> tuple[float, ...]:
         """Returns the weight of each objective of the reward, for a policy with these inputs."""

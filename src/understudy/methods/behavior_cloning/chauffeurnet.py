@@ -223,13 +223,15 @@ class _ImitationDropoutWeights(nn.Module, WeightFunction):
         "and no dropout of the past",
         rows=("333",), needs=(NUMBERS, PATHS),
         when="if actions are paths along a lane with one obstacle, and demonstrations never come near its edges.")
-def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] = (), box: tuple[int, int] = (2, 3),
-                 half: tuple[float, float] = (1.5, 0.6), half_width: float = 1.5, radius: float = 0.4) -> Method:
+def chauffeurnet(point_steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] = (),
+                 box: tuple[int, int] = (2, 3), half: tuple[float, float] = (1.5, 0.6), half_width: float = 1.5,
+                 radius: float = 0.4) -> Method:
     """Behavior cloning of paths, also from bent ones that return, with losses against collisions and leaving the lane.
 
     The first two components of the state are the offset of the car and its heading relative to the lane.
 
     Args:
+        point_steps: When each point of an action is reached, in steps from now.
         past: Components of the state that are the offsets of the car one, two, ... steps ago.
         half: Half of the length and of the width of the obstacle, m.
         half_width: Half of the width of the lane, m.
@@ -238,4 +240,5 @@ def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] =
     weights = ImitationDropout(0.5, ColumnWeights(MADE, 0.1))
     losses = (CollisionLoss(box, half, radius), LaneLoss(half_width, radius))
     learner = BehaviorCloning(4000, sample_weights=weights, auxiliary_losses=losses)
-    return Method(PolicyConfig(Regression()), learner=learner, transforms=(TrajectoryPerturbation(steps, past=past),))
+    return Method(PolicyConfig(Regression()), learner=learner,
+                  transforms=(TrajectoryPerturbation(point_steps, past=past),))

@@ -34,7 +34,7 @@ class LaterObservation:
         feature = episode.schema.get(self.column) or Feature.from_array(episode.steps[self.column])
         if (kind := feature.kind) != "vector":
             raise DataError(f"a subgoal must be numbers, but this column has the kind {kind!r}", where=self.column,
-                            hint="name a column of numbers, such as --method.column observation.state")
+                            hint="name a column of numbers, such as --column observation.state")
         later = np.minimum(np.arange(len(episode)) + self.n_steps, len(episode) - 1)
         return episode.replace({self.into: np.asarray(episode.steps[self.column])[later]})
 

@@ -11,7 +11,7 @@ from ..registry import method
 
 @method("Florence et al. 2021, arXiv 2109.00137, with 256 negatives and 16,384 candidates",
         when="if single actions of few components jump between observations that are alike; for chunks only with "
-             "--method.autoregressive (docs/heads.md).")
+             "--autoregressive (docs/heads.md).")
 def ibc(horizon: int = 1, n_negatives: int = 64, autoregressive: bool = False) -> Method:
     """Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.
 

@@ -13,10 +13,10 @@ from ..registry import method
 
 @method("Zhao et al. 2023, arXiv 2304.13705, whose chunks are 100 steps at 50 Hz, with a network four times as wide",
         rows=("158",),
-        when="if long and smooth chunks suit the task; averaging overlapping chunks (--method.ensemble) harmed in the "
+        when="if long and smooth chunks suit the task; averaging overlapping chunks (--ensemble) harmed in the "
              "toy here.")
 def act(horizon: int = 30, ensemble: bool = False) -> Method:
-    """Action chunking transformer: a conditional autoencoder of long chunks, which --method.ensemble averages where
+    """Action chunking transformer: a conditional autoencoder of long chunks, which --ensemble averages where
     they overlap.
 
     Args:

@@ -12,7 +12,7 @@ from ..registry import method
 
 
 @method("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", rows=("028",),
-        when="if demonstrations act in several ways; with --method.prediction sample also if motions are precise.")
+        when="if demonstrations act in several ways; with --prediction sample also if motions are precise.")
 def flow_policy(
     n_obs_steps: int = 2,
     horizon: int = 16,

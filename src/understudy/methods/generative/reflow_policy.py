@@ -21,7 +21,7 @@ from .flow_policy import flow_policy
 
 
 @method("Liu et al. 2023, arXiv 2209.03003, which stores the pairs; here each update makes new ones", rows=("028",),
-        when="if a flow policy is good and too slow; two steps with --method.prediction sample lost at most 3 points "
+        when="if a flow policy is good and too slow; two steps with --prediction sample lost at most 3 points "
              "on two toys.")
 @part
 class ReflowPolicy(Distillation):

@@ -56,7 +56,7 @@ class CRL(ScoreMaximizing, GoalValues):
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
         return {"critic/logit": MeanBound(
             CERTAIN, name="the logits of the critic", reason="it is certain of a goal at",
-            hint="lower --learner.optimizer.lr, or normalize the networks (--learner.critic.layer-norm True)")}
+            hint="lower --optimizer.lr, or normalize the networks (--critic.layer-norm True)")}
 
     def score(self, nets, obs, coded_action):
         phi, psi = nets.critic

@@ -52,7 +52,7 @@ class DWSL(GoalConditioned):
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
         return {"distance/loss": MeanBound(
             math.log(self.n_bins), name="the losses of the distance", reason="guessing costs",
-            hint="lower --learner.optimizer.lr, or normalize the network (--learner.critic.layer-norm True)")}
+            hint="lower --optimizer.lr, or normalize the network (--critic.layer-norm True)")}
 
     def distance(self, nets: Any, obs: Observations) -> Tensor:
         """Returns the soft minimum of the number of steps to the goal, divided by the number of bins, (B,)."""

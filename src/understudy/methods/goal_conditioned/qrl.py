@@ -76,7 +76,7 @@ class QRL(ScoreMaximizing, GoalValues):
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
         return {"value/distance": MeanBound(
             FAR, name="the distances to goals", reason="no loss pushes them far beyond",
-            hint="lower --learner.optimizer.lr, or normalize the networks (--learner.critic.layer-norm True)")}
+            hint="lower --optimizer.lr, or normalize the networks (--critic.layer-norm True)")}
 
     def represent(self, nets: Any, obs: Observations, column: str) -> Tensor:
         """Returns representations of the values of a column, (B, D)."""

@@ -45,7 +45,7 @@ class SteeredCollector(RolloutCollector):
         limit = None if env is None else env.metadata.get("limit")
         if None not in (limit, self.length) and limit != self.length:
             warnings.warn(f"{env.metadata['env']} ends an episode after {limit} steps, and the policy reads how much "
-                          f"of {self.length} steps has passed. Give their number (--method.length {limit})",
+                          f"of {self.length} steps has passed. Give their number (--length {limit})",
                           DataWarning, stacklevel=2)
 
     def initial_data(self, data, n_rounds):

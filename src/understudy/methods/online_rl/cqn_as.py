@@ -35,7 +35,7 @@ from ..registry import method
 @method("Seo and Abbeel 2024, arXiv 2411.12155, with a smaller network and batches", rows=("229",),
         needs=(NUMBERS, STEP_REWARDS, "an environment"),
         when="if demonstrations are few, success is the only reward, and there is an environment; whether chunks beat "
-             "single actions (--method.horizon 1) is undecided.")
+             "single actions (--horizon 1) is undecided.")
 @part
 class CQNAS(Algorithm):
     """Coarse-to-fine Q-network with action sequences: values of chunks of actions, learned with demonstrations.

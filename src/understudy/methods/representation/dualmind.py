@@ -151,7 +151,7 @@ class _CrossAttention(nn.Module):
 
 @method("Wei et al. 2023, arXiv 2307.07909, with a history of six images, prompts from CLIP, and more and more hidden "
         "actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN", rows=("169",),
-        needs=(NUMBERS_OR_CLASSES, "a task in words, or another column that says what to do (--method.prompt)",
+        needs=(NUMBERS_OR_CLASSES, "a task in words, or another column that says what to do (--prompt)",
                "while acting: what to do, in words or as a column"),
         when="if one network serves many named tasks; its first phase is better than a random trunk, but the "
              "whole could not be told from cloning (claim dual-phase).")

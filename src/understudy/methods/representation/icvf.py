@@ -24,7 +24,7 @@ def icvf(column: str = "observation.state", discount: float = 0.99, features: Sc
     """
     if features is not None and column not in features:
         raise DataError(f"the data have no column {column!r}; the columns are {', '.join(features)}",
-                        where="icvf, column", hint="name an observation of these: --method.column COLUMN")
+                        where="icvf, column", hint="name an observation of these: --column COLUMN")
     base = dynamo(features=features)
     policy = replace(base.policy, inputs=(column,))
     outcome = Goal(column, OUTCOME, p_curgoal=0.2, p_randomgoal=0.3)

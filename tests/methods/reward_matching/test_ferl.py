@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from scipy.stats import spearmanr
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -56,9 +57,9 @@ def test_the_loss_is_that_of_single_steps_whatever_the_actions():
     drawn = torch.randint(len(pairs), (32,), generator=torch.Generator().manual_seed(7))
     first, second = (torch.from_numpy(np.stack([pairs[int(i)].steps[STATE][k:k + 1] for i in drawn])) for k in (0, 1))
     equal = torch.tensor([pairs[int(i)].steps["preference"][0, 0] == 1 for i in drawn])
-    feature = [learner.reward.value({STATE: x}, torch.randn(32, 1, 2)) for x in (first, second)]
+    feature = [learner.nets.reward.value({STATE: x}, torch.randn(32, 1, 2)) for x in (first, second)]
     expected = binary_cross_entropy_with_logits(feature[1] - feature[0], 1 - 0.5 * equal.float(), reduction="none")
-    torch.testing.assert_close(learner.preference_loss(batch, torch.Generator().manual_seed(7)), expected)
+    torch.testing.assert_close(call_step(learner, "preference_loss", batch, torch.Generator().manual_seed(7)), expected)
 
 
 def test_the_feature_is_recovered():

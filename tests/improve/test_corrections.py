@@ -139,7 +139,7 @@ def test_a_stored_action_counts_as_much_in_a_longer_plan():
         batch = learner.batch_sampler(demos).batch(16, 0, 0)
         moved = learner.policy.encode_batch(batch).clone()
         moved[:, 0] += 1
-        price = learner.config.bc_weight * learner.distance(moved, batch, torch.Generator())
+        price = learner.config.bc_weight * learner.config.distance(learner.nets, moved, batch, torch.Generator())
         torch.testing.assert_close(price, 2.0 * horizon / batch.mask.sum(1))
         assert batch.mask.all(1).any()
 

@@ -77,7 +77,7 @@ def test_following_actions_are_compared_where_there_are_any():
     learner = method.learner.build(Policy(config, data.features()).fit_statistics(data), 0, 4, data)
     batch = learner.batch_sampler(data).batch(64, 0)
     follows = batch.extra["index"][:, 0] % 8 < 4
-    distance = learner._following_distance(torch.zeros(64, 4, 2), batch)
+    distance = learner.config._following_distance(learner.nets, torch.zeros(64, 4, 2), batch)
     torch.testing.assert_close(distance, follows.float())
     assert follows.any() and not follows.all()
 
@@ -88,4 +88,5 @@ def test_the_nearest_stored_plan_counts_where_it_has_steps():
     config = replace(method.policy, window=Window(horizon=4), trunk=MLP(8, 1))
     learner = method.learner.build(Policy(config, data.features()).fit_statistics(data), 0, 4, data)
     batch = learner.batch_sampler(data).batch(64, 0)
-    torch.testing.assert_close(learner.distance(torch.zeros(64, 4, 2), batch, None), torch.ones(64))
+    distance = learner.config.distance(learner.nets, torch.zeros(64, 4, 2), batch, None)
+    torch.testing.assert_close(distance, torch.ones(64))

@@ -114,8 +114,7 @@ def method_option_texts(name: str, method: Method, trust: tuple[str, ...] = ()) 
 
     function: Any = find_function(name, trust)
     documented = [getattr(function, "method", function), *type(method.learner).__mro__]
-    texts = ["\n" + " " * 8 + (each.__doc__ or "") for each in reversed(documented)]  # "Args:" may be the first line
-    described = [p for text in texts for p in parse(text, DocstringStyle.GOOGLE).params]
+    described = [p for each in reversed(documented) for p in parse(each.__doc__ or "", DocstringStyle.GOOGLE).params]
     return {p.arg_name: " ".join((p.description or "").split()) for p in described}
 
 

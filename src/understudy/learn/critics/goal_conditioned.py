@@ -67,7 +67,9 @@ class GoalConditioned(Algorithm):
     next_obs = True
 
     def method(self, features: Schema | None = None, column: str = "observation.state") -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             column: The column whose later values are goals.
         """
         return goal_conditioned_method(self, column, features)

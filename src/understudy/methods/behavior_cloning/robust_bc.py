@@ -59,7 +59,9 @@ class RobustBC(Algorithm):
                             hint="use at least 3 blocks, and a batch_size of at least as many windows")
 
     def method(self, features: Schema | None = None, horizon: int = 1) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             horizon: Number of actions in a chunk. All of them are executed.
         """
         return Method(PolicyConfig(Regression(), window=Window(1, horizon)), RecedingHorizon(horizon), self)

@@ -45,7 +45,9 @@ class ReflowPolicy(Distillation):
 
     def method(self, features: Schema | None = None, n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16,
                n_action_steps: int = 8, prediction: Literal["velocity", "sample"] = "velocity") -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             prediction: What both networks predict: the velocity, or the action itself. See `Flow`.
         """
         first = flow_policy(n_obs_steps, horizon, n_action_steps, prediction)

@@ -66,7 +66,9 @@ class FB(ScoreMaximizing):
     validates = False
 
     def method(self, features: Schema | None = None, column: str = "observation.state", latent_dim: int = 50) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             column: The column whose later values are goals.
             latent_dim: Number of components of z.
         """

@@ -62,7 +62,9 @@ class HILP(ImplicitValues):
     validates = False
 
     def method(self, features: Schema | None = None, column: str = "observation.state", latent_dim: int = 32) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             column: The column whose later values are goals.
             latent_dim: Number of dimensions of the space.
         """

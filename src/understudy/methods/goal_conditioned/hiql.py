@@ -56,7 +56,9 @@ class HIQL(ImplicitValues):
     subgoal_steps: Annotated[int, AtLeast(1)] = 25
 
     def method(self, features: Schema | None = None, column: str = "observation.state", latent_dim: int = 10) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             column: The column whose later values are goals.
             latent_dim: Number of components of a representation.
         """

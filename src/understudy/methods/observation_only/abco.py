@@ -44,7 +44,9 @@ class ABCO(BehaviorCloningFromObservation):
     balance_classes: bool = True
 
     def method(self, features: Schema | None = None, n_rounds: int = 10, n_episodes: int = 10) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             n_rounds: Number of rounds in which the policy collects further practice.
         """
         method = bco(n_rounds, n_episodes, features)

@@ -74,7 +74,9 @@ class DiscreteBCQ(ActionValues):
     logit_weight: Annotated[float, AtLeast(0)] = 0.01
 
     def method(self, features: Schema | None = None, threshold: float = 0.3) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             threshold: A class is left out if its probability is below this fraction of the largest. 0 is double
                 Q-learning, 1 is cloning.
         """

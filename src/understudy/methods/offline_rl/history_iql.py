@@ -105,7 +105,9 @@ class HistoryIQL(IQL):
     auxiliary_losses: tuple[AuxiliaryLoss, ...] = (Bisimulation(),)
 
     def method(self, features: Schema | None = None, n_obs_steps: int = 10) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             n_obs_steps: Number of observations in a history.
         """
         policy = PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2),

@@ -100,7 +100,9 @@ class IWSFT(Algorithm):
     over: Literal["episode", "step"] = "episode"
 
     def method(self, features: Schema | None = None, fractions: tuple[float, ...] = ReturnStrata.fractions) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             fractions: Fractions of the episodes, by return. An episode counts once for each that it is in.
         """
         policy, reference = PolicyConfig(Gaussian(), MLP(256, 2), simplest_encoder(features)), FromStage("reference")

@@ -208,7 +208,9 @@ class TDMPC(Algorithm):
     next_obs = True
 
     def method(self, features: Schema | None = None, horizon: int = 5) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             horizon: Number of steps that are planned.
         """
         policy = PolicyConfig(LatentPlanning(), encoder=simplest_encoder(features), window=Window(horizon=horizon))

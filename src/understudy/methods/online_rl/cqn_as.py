@@ -68,7 +68,9 @@ class CQNAS(Algorithm):
 
     def method(self, features: Schema | None = None, n_rounds: int = 100, n_steps: int = 200, horizon: int = 4,
                noise: float = 0.01, updates_per_step: float = 1.0) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             horizon: Number of actions of a chunk. 1 is CQN.
             updates_per_step: Number of updates for each collected step.
         """

@@ -103,7 +103,9 @@ class DichotomyOfControl(Algorithm):
                               where="DichotomyOfControl.prior", hint="use GMM or Gaussian")
 
     def method(self, features: Schema | None = None, latent_dim: int = 4, n: int = 100) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             n: Number of latents that are compared while acting.
         """
         head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))

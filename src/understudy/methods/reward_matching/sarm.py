@@ -207,7 +207,9 @@ class SARM(Algorithm):
     validates = False
 
     def method(self, features: Schema | None = None, column: str | None = None) -> Method:
-        """Args:
+        """Returns the method of this learner.
+
+        Args:
             column: Column of text that names the stage of each step. None: the column `subtask`, or else the metadata
                 `segments`, or, if the data have neither, one stage.
         """

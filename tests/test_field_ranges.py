@@ -45,7 +45,8 @@ NO_CONFIGS = {  # values that others make, not options of a user
     "Curve", "TrainingCurves", "TransformedActor", "RandomClassActor", "RepresentationSpec", "Bend",
     "ConstantComponent",
     # checked in what is derived from them
-    "SuccessWeights", "GoalConditioned", "GoalValues", "CriticLearningConfig", "ActorCritic",
+    "SuccessWeights", "GoalConditioned", "GoalValues", "ImplicitValues", "ScoreMaximizing", "CriticLearningConfig",
+    "ActorCritic",
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",

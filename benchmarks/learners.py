@@ -59,6 +59,7 @@ from understudy.envs.base import Env  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import Kind  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
+from understudy.learn.critic import CriticConfig  # noqa: E402
 from understudy.learn.method import Method, load_actor  # noqa: E402
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
@@ -158,8 +159,8 @@ def equal(method: Method, updates: int) -> Method:
         if (optimizer := getattr(learner, name, None)) is not None:
             changes[name] = replace(optimizer, lr=RATE)
     for name in ("critic", "value"):
-        if hasattr(learner, name):
-            changes[name] = replace(getattr(learner, name), hidden=HIDDEN)
+        if isinstance(networks := getattr(learner, name, None), CriticConfig):
+            changes[name] = replace(networks, hidden=HIDDEN)
     if isinstance(reward := getattr(learner, "reward", None), DiscriminatorReward):
         changes["reward"] = replace(reward, hidden=HIDDEN)
     stages = tuple(replace(stage, method=equal(stage.method, updates)) for stage in method.stages)

@@ -343,6 +343,7 @@ LONG = {
     "evaluate/robustness.py:sweep_severities": BY_NAME,
     "evaluate/teleoperate.py:teleoperate": BY_NAME,
     "heads/solvers.py:step": "what a solver gets is a contract with solvers of others",
+    "commands/parts/method.py:build_method": "what a command says of one method; all but the first are given by name",
     "learn/fit_method.py:fit_method": BY_NAME,
     "robots/acting.py:act_on_robot": BY_NAME,
 }

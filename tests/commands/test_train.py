@@ -17,8 +17,8 @@ from fixtures.cli import TINY, document, refused, save, start
 
 from understudy import Dataset, load_actor, make
 from understudy.commands.parts import common
-from understudy.commands.parts.common import split_arguments
 from understudy.commands.parts.method import build_method
+from understudy.commands.parts.options import split_arguments
 from understudy.commands.train import TrainOptions
 from understudy.core import ConfigError
 from understudy.data.episode import Episode

@@ -142,10 +142,10 @@ def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monk
         monkeypatch.setattr("understudy.evaluate.fitted_q.evaluate_fitted_q", evaluate)
         return call("eval", place / "run", place / "data", "--fitted-q")
     code, text = fails(Diverged)
-    assert code == 2 and "diverge, at update 7" in text and "--discount" in text and "--learner" not in text
+    assert code == 2 and "diverge, at update 7" in text and "--discount" in text and "--optimizer" not in text
     assert "of the predicted actions" in text  # what needs no critic
     code, text = fails(UserError)  # another error, such as one of data in a folder of this name
-    assert code == 2 and "update 7: the scores" in text and "--discount" not in text and "--learner" in text
+    assert code == 2 and "update 7: the scores" in text and "--discount" not in text and "--optimizer" in text
 
 
 def test_a_policy_is_judged_by_the_rewards_as_they_are(place, tmp_path):

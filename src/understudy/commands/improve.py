@@ -25,7 +25,6 @@ from .parts.common import (
     read_options,
     read_provenance,
     recorded_env_of,
-    split_arguments,
     trained_rate,
     trust_options,
     unused_path,
@@ -43,6 +42,7 @@ from .parts.improve_robot import (
 )
 from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
+from .parts.options import split_arguments
 from .parts.policies import run_folder
 from .parts.run_data import missing_data, stored_path
 from .train import TrainOptions, train_options_of

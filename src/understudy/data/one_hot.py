@@ -11,13 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+READS_VALUES: bool = True  # not while an update is captured as a graph
+
 
 def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
     """Codes classes, whole numbers (..., components), as one-hot vectors, float32 (..., sum(num_classes))."""
     if len(set(num_classes)) == 1:
-        return F.one_hot(classes.long(), num_classes[0]).flatten(-2).float()
-    parts = (F.one_hot(c.long(), n) for c, n in zip(classes.unbind(-1), num_classes, strict=True))
+        return _one_hot(classes, num_classes[0]).flatten(-2).float()
+    parts = (_one_hot(c, n) for c, n in zip(classes.unbind(-1), num_classes, strict=True))
     return torch.cat(tuple(parts), -1).float()
+
+
+def _one_hot(classes: Tensor, n_classes: int) -> Tensor:
+    if READS_VALUES:  # it refuses what is no class
+        return F.one_hot(classes.long(), n_classes)
+    return classes.long().unsqueeze(-1) == torch.arange(n_classes, device=classes.device)
 
 
 def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:

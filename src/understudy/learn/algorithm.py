@@ -56,6 +56,15 @@ class MetricBound(Protocol):
     def check(self, value: float, batch: Batch, update: int, /) -> None: ...
 
 
+class Updates(Protocol):
+    """Makes the steps of updates, with the weights and moments of an `Engine`."""
+
+    def update(self, batch: Batch) -> dict[str, float]: ...
+
+    def read_state(self) -> None:
+        """Called after the engine was restored."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A part of an update, which `prepare` and `loss` store on a function.
@@ -124,8 +133,8 @@ class Algorithm(LearnerConfig):
 
     A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. An update makes the
     steps one after the other, in the order in which they are defined, those of base classes first (but see `first`). A
-    function that replaces one of a base class keeps its place. `Engine` has everything that changes, and a method
-    nothing.
+    function that replaces one of a base class keeps its place, and its decorator if it has none. None in its place
+    leaves the step out. `Engine` has everything that changes, and a method nothing.
 
     `CONTRIBUTING.md` has an example, advantage-weighted regression.
     """
@@ -152,10 +161,13 @@ class Algorithm(LearnerConfig):
     @classmethod
     def steps_of_update(cls) -> list[Step]:
         """Returns the steps of an update in their order."""
-        names = dict.fromkeys(name for base in reversed(cls.__mro__) for name, value in vars(base).items()
-                              if isinstance(getattr(value, "step", None), Step))
-        steps = [step for name in names if (step := getattr(getattr(cls, name), "step", None)) is not None]
-        return sorted(steps, key=lambda step: not step.first)
+        steps: dict[str, Step] = {}
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                if isinstance(step := getattr(value, "step", steps.get(name)), Step):
+                    steps[name] = step
+        return sorted((step for name, step in steps.items() if getattr(cls, name) is not None),
+                      key=lambda step: not step.first)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Engine:
         return Engine(self, policy, seed, steps, data)
@@ -166,6 +178,7 @@ class Engine(GradientLearner):
 
     Attributes:
         nets: The networks by name, as losses read them. `nets.target` has the slowly updated copies.
+        captured: What makes the steps in place of the engine, if updates are captured (see `learn.captured`).
     """
 
     config: Algorithm
@@ -187,6 +200,7 @@ class Engine(GradientLearner):
         self.metric_bounds = config.bounds(policy, data)
         self._bounds = [bound for bound in self.metric_bounds.values() if isinstance(bound, ReturnBound)]
         self._steps = config.steps_of_update()
+        self.captured: Updates | None = None
         trained = [step.of for step in self._steps if step.of is not None]
         self._first = trained[0] if trained and "policy" not in trained else "policy"
 
@@ -221,11 +235,50 @@ class Engine(GradientLearner):
         together: Any = super().trained_policy
         return {**modules, **together} if isinstance(together, nn.ModuleDict) else modules
 
+    def due_steps(self) -> list[Step]:
+        """Returns the steps of the next update."""
+        return [s for s in self._steps if s.when is None or s.when(self.config, self.n_updates, self.steps)]
+
+    @property
+    def n_calls(self) -> int:
+        """Number of calls of `minimize` in this update so far."""
+        return self._n_calls
+
+    def restore(self, tensors, metadata):
+        super().restore(tensors, metadata)
+        if self.captured is not None:
+            self.captured.read_state()
+
     def update(self, batch: Batch) -> dict[str, float]:
-        batch, rng = batch.to(self.device), None
-        for step in self._steps:
-            if step.when is not None and not step.when(self.config, self.n_updates, self.steps):
-                continue
+        batch = batch.to(self.device)
+        if self.captured is None:
+            batch = self.make_steps(batch)
+            self.config.end_update(self.nets)
+            metrics = self.end_update()
+        else:
+            metrics = self.captured.update(batch)
+            self._check_metrics(metrics)
+            metrics = {**self.end_update(moves_copies=False), **metrics}
+        if (first := f"{self._first}/loss") in metrics:  # the policy has no loss: the progress bar shows the first one
+            metrics["loss"] = metrics[first]
+        for name, bound in self.metric_bounds.items():
+            if name in metrics:  # else its step was not due
+                bound.check(metrics[name], batch, self.n_updates)
+        return metrics
+
+    def _check_metrics(self, metrics: dict[str, float]) -> None:
+        """Raises Diverged if a loss or gradient of an update is not finite, and adds the learning rates."""
+        for name, optimizer in self.optimizers.items():
+            prefix = "" if name == "policy" else f"{name}/"
+            if f"{prefix}loss" in metrics:
+                self._check_finite(optimizer, name, **{k: metrics[prefix + k] for k in ("loss", "gradient")})
+                config = optimizer.config
+                metrics[f"{prefix}rate"] = config.lr * config.lr_factor(self.n_updates, optimizer.steps)
+
+    def make_steps(self, batch: Batch) -> Batch:
+        """Makes the steps of an update, and returns the batch with the columns that preparations have added."""
+        rng = None
+        for step in self.due_steps():
             function, weights = getattr(self.config, step.name), None
             if (prepares := step.name if step.of is None else step.weights) is not None:
                 if rng is None:  # all of an update go on with the same one
@@ -236,20 +289,13 @@ class Engine(GradientLearner):
                     batch = result
                 else:
                     weights, values = result, {prepares: result, **values}
-                self._record(step.of or "policy", **{k: v.float().mean().item() for k, v in values.items()})
+                self._record(step.of or "policy", **{k: v.float().mean() for k, v in values.items()})
             if step.of is None:
                 continue
             for _ in range(1 if step.times is None else getattr(self.config, step.times)):
                 self.minimize(step.of, lambda part, rng, function=function: self._logged_terms(
                     function(self.nets, part, rng)), batch, weights, normalize=step.normalize)
-        self.config.end_update(self.nets)
-        metrics = self.end_update()
-        if (first := f"{self._first}/loss") in metrics:  # the policy has no loss: the progress bar shows the first one
-            metrics["loss"] = metrics[first]
-        for name, bound in self.metric_bounds.items():
-            if name in metrics:  # else its step was not due
-                bound.check(metrics[name], batch, self.n_updates)
-        return metrics
+        return batch
 
     def _logged_terms(self, result: Any) -> Any:
         terms, values = _divided(result)

@@ -69,7 +69,7 @@ class GradientLearner(Learner):
         self.targets: dict[str, EMA] = {}  # target networks, which losses read
         self._networks: dict[str, _Network] = {}
         self._bounds: list[Any] = []
-        self._metrics: dict[str, list[float]] = {}  # of this update
+        self._metrics: dict[str, list[Any]] = {}  # of this update: numbers, or tensors without axes
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
         self._modules: list[nn.Module] | None = None  # all that are in a registered network
@@ -245,7 +245,7 @@ class GradientLearner(Learner):
             self._logged[name] = [a + b for a, b in zip(self._logged[name], pair, strict=True)] \
                 if name in self._logged else list(pair)
 
-    def end_update(self, **metrics: float) -> dict[str, float]:
+    def end_update(self, *, moves_copies: bool = True, **metrics: float) -> dict[str, float]:
         """Updates target networks, averaged weights and the counter. Call it once, at the end of `update`.
 
         Returns:
@@ -253,11 +253,11 @@ class GradientLearner(Learner):
             "critic/loss" and so on of the others, and what `log` has logged, as means over the calls of `minimize`;
             and `metrics`.
         """
-        for copies in (self.averages, self.targets):
+        for copies in (self.averages, self.targets) if moves_copies else ():
             for name, ema in copies.items():
                 ema.update(self._networks[name].module)
         self.n_updates += 1
-        result = {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        result = {name: float(sum(values) / len(values)) for name, values in self._metrics.items()}
         self._metrics, self._n_calls = {}, 0
         return {**result, **metrics}
 
@@ -351,7 +351,7 @@ class GradientLearner(Learner):
 
     def _weighting(self, weights: Tensor | None, batch: Batch, normalize: str) -> Weighting:
         # Without a GPU, reading the mask does not wait. Equal weights need no operations.
-        if weights is None and self.processes.count == 1 and self.device.type == "cpu" and batch.mask.all():
+        if weights is None and self.processes.count == 1 and self._is_whole(batch):
             return Weighting(None, None, batch.mask.numel(), len(batch), len(batch))
         step_weights = _step_weights(weights, batch)
         row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
@@ -360,6 +360,10 @@ class GradientLearner(Learner):
             sums[0], sums[1] = batch.mask.sum(), sums[2]
         self.processes.all_reduce([sums])
         return Weighting(step_weights, row_weights, *sums[:2].clamp(min=1e-8), sums[2])
+
+    def _is_whole(self, batch: Batch) -> bool:
+        """Whether it is known that no step is padding."""
+        return self.device.type == "cpu" and bool(batch.mask.all())
 
     def _check_finite(self, optimizer: OptimizerState, name: str, **values: float) -> None:
         scaled = optimizer.scaler.is_enabled()  # then a gradient too large is skipped and the scale lowered
@@ -372,7 +376,7 @@ class GradientLearner(Learner):
                                hint="lower the learning rate (--optimizer.lr), clip harder, or look for odd "
                                     "values in the data (understudy inspect)")
 
-    def _record(self, name: str, **values: float) -> None:
+    def _record(self, name: str, **values: float | Tensor) -> None:
         for kind, value in values.items():
             self._metrics.setdefault(kind if name == "policy" else f"{name}/{kind}", []).append(value)
 

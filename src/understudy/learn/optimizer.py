@@ -151,6 +151,23 @@ class OptimizerState:
         self.zero_grad()
         return rate
 
+    def moments(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Returns the first and second moments of `parameters`, with their axes, and the numbers of steps.
+
+        Moments that do not exist yet become 0.
+        """
+        if self.adamw is None:
+            return [], [], []
+        for parameter in (p for group in self.adamw.param_groups for p in group["params"]):
+            if not self.adamw.state[parameter]:
+                self.adamw.state[parameter] |= {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        states = [self.adamw.state[parameter] for parameter in self.memory_order_parameters]
+        means, squares = ([state[key].permute(_inverse(axes)) for state, axes in zip(states, self.axes, strict=True)]
+                          for key in ("exp_avg", "exp_avg_sq"))
+        return means, squares, [state["step"] for state in states]
+
     def zero_grad(self) -> None:
         for p in (*self.parameters, *self.memory_order_parameters):
             p.grad = None

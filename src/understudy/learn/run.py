@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..checkpoint import CheckpointModule, is_lerobot_checkpoint, save_module
-from ..core import UserError
+from ..core import DataWarning, UserError
 from ..files import (
     check_checksum,
     read_json,
@@ -226,3 +227,33 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
         if number is None:
             raise
         raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, hint=do) from error
+
+
+def warn_of_other_arithmetic(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warns if a run continues where the same operations may give other last bits."""
+    def facts(provenance: dict[str, Any]) -> dict[str, Any]:
+        device = provenance["device"]
+        return {"PyTorch": provenance["versions"]["torch"], "the processor": device["name"],
+                "--compile": device.get("compiled", False)}
+    others = [name for name, value in facts(now).items() if facts(before)[name] != value]
+    if others:
+        warnings.warn(f"this run was begun with another setting of {' and '.join(others)}. Its results may differ in "
+                      "the last bits from those without the interruption.", DataWarning, stacklevel=3)
+
+
+def describe_differences(was: Any, now: Any, at: str = "") -> Iterator[str]:
+    """Describes where two JSON values differ."""
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("$") == now.get("$"):
+        for key in dict.fromkeys((*was, *now)):
+            yield from describe_differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif was != now:
+        yield f"{at} was {_describe_value(was)}, is {_describe_value(now)}"
+
+
+def _describe_value(value) -> str:
+    """JSON in words; a part is represented by its name."""
+    if isinstance(value, dict):
+        return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_describe_value, value)) or "none"
+    return "none" if value is None else str(value)

@@ -57,6 +57,7 @@ from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .background_updates import update_meanwhile
 from .callbacks import LossCurve, ProgressBar
+from .captured import capture
 from .devices import Processes
 from .fit import Callback, Learner, fit
 from .fit_method import (
@@ -86,7 +87,7 @@ from .model_card import evaluations, write_model_card
 from .objectives.representation import RepresentationLearning
 from .preflight import warn_of_few_steps
 from .rewards.reward_models import RewardedConfig, RewardModelConfig
-from .run import IS_SUCCESS, Run, comparable_scores
+from .run import IS_SUCCESS, Run, comparable_scores, describe_differences, warn_of_other_arithmetic
 from .stages import (
     build_learner,
     check_stage_columns,
@@ -138,6 +139,7 @@ class RunConfig:
         env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
             change the result. Only for a method with `collection`.
         title: What the progress bar calls the training.
+        compile: Compile whole updates (see `learn.captured`). Stages are trained without.
     """
 
     steps: Annotated[int | None, AtLeast(0)] = None
@@ -159,6 +161,7 @@ class RunConfig:
     env: Any = None
     person: Actor | None = None
     title: str = "training"
+    compile: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "seed", as_seed(self.seed, bits=63))
@@ -300,7 +303,10 @@ class _Preparation:
             # A resumed learner may also read statistics when it is built, but not what takes longer to fit.
             is_new = self.last_saved_step is None or method.collection is not None
             fit_policy(policy, episodes, method.initialize_from, self.modules, fit_head=is_new)
-            return build_learner(method, policy, seed, episodes, self.modules)
+            learner = build_learner(method, policy, seed, episodes, self.modules)
+        if self.config.compile:
+            capture(learner)
+        return learner
 
 
 def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, device: torch.device,
@@ -754,7 +760,7 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
         elif is_new:
             part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
             _train_stage(stage, data.select(part), stage_run, replace(
-                run_config, steps=None, score=None, save_freq=None, command=None, resume=True, stages={},
+                run_config, steps=None, score=None, save_freq=None, command=None, resume=True, stages={}, compile=False,
                 title=f"stage {stage.name}", val_fraction=[i for i, n in enumerate(part) if n in held_out],
                 sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
                 callbacks=() if callbacks is None else callbacks(stage, stage_run)))
@@ -773,7 +779,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
         trained = run.read_checkpoint_json(last, "provenance.json")
         old_settings |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         new_settings |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
-    if differences := list(_differences(old_settings, new_settings)):
+    if differences := list(describe_differences(old_settings, new_settings)):
         raise UserError("this stage was trained with other settings: " + "; ".join(differences[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
 
@@ -816,7 +822,7 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": device.type, "name": kind, "threads": torch.get_num_threads(),
-                   "processes": processes.count},
+                   "processes": processes.count, "compiled": run_config.compile},
     }
 
 
@@ -880,12 +886,13 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
                 "method": _present_document(documents["method.json"], trust)}
     trust = config.packages_in(documents["method.json"])
-    differences = list(_differences(identity(old_documents), identity(documents)))
+    differences = list(describe_differences(identity(old_documents), identity(documents)))
     before, after = (files["method.json"]["learner"].get("steps") for files in (old_documents, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
     if only_steps and after > before and documents["method.json"].get("collection") is None:
         learner = documents["method.json"]["learner"]
         if _ignores_number_of_updates(learner):
+            warn_of_other_arithmetic(*(files["provenance.json"] for files in (old_documents, documents)))
             return
         phases = [name for name in _PHASES if learner.get(name)]
         reason = (f"{phases[0]} {_PHASES[phases[0]]}" if phases else
@@ -895,7 +902,9 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
                              f"{after - before} and another --out, or train all {after} updates there" + ("" if phases
                              else ". Runs with --optimizer.lr-schedule constant can be continued"))
-    if differences:
+    if not differences:
+        warn_of_other_arithmetic(*(files["provenance.json"] for files in (old_documents, documents)))
+    else:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
@@ -945,23 +954,6 @@ def _present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[
         return config.dump(config.load(document, trust))
     except UserError:
         return document
-
-
-def _differences(was, now, at: str = ""):
-    if isinstance(was, dict) and isinstance(now, dict) and was.get("$") == now.get("$"):
-        for key in dict.fromkeys((*was, *now)):
-            yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
-    elif was != now:
-        yield f"{at} was {_describe_value(was)}, is {_describe_value(now)}"
-
-
-def _describe_value(value) -> str:
-    """JSON in words; a part is represented by its name."""
-    if isinstance(value, dict):
-        return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_describe_value, value)) or "none"
-    return "none" if value is None else str(value)
 
 
 class DeferredInterrupts:

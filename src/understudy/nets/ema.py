@@ -103,10 +103,24 @@ class EMA:
         self._source, self._values = module, _tensors(module)
         self._move(1.0)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The averaged weights."""
+        return self._averages[0]
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """The weights that are averaged."""
+        return self._values[0]
+
     def _move(self, weight: float) -> None:
-        (averages, own_buffers), (values, buffers) = self._averages, self._values
-        if averages:
-            torch._foreach_lerp_(averages, values, weight)
+        if self.weights:
+            torch._foreach_lerp_(self.weights, self.sources, weight)
+        self.copy_buffers()
+
+    def copy_buffers(self) -> None:
+        """Copies the buffers that have changed."""
+        (_, own_buffers), (_, buffers) = self._averages, self._values
         for i, ((own_places, name), (places, _)) in enumerate(zip(own_buffers, buffers, strict=True)):
             value, (copied, version) = places[name], self._copied[i]
             if value is not copied or value._version != version:  # most buffers never change

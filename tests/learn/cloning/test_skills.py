@@ -139,7 +139,7 @@ def test_the_divergence_is_that_of_two_gaussians(head):
 
 def test_a_posterior_reads_all_of_its_piece_and_nothing_after_the_end():
     data = random_dataset(FEATURES, 2, 6)
-    posterior = new_learner(data, n_obs_steps=2).model.posterior.eval()
+    posterior = new_learner(data, n_obs_steps=2).nets.posterior.eval()
     batch = posterior.windows(data).gather(np.array([0, 4]))  # of the second, 2 of 4 steps are in the episode
     mean, std = posterior.distribution(batch)
     assert mean.shape == std.shape == (2, 2) and (std > 0).all()

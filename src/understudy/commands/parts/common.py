@@ -162,30 +162,6 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list[str], list[str]]:
-    """Splits the arguments of a command by their receiver.
-
-    An option that is none of the command, and the values after it, belong to the method.
-
-    Args:
-        options: The options of the command.
-
-    Returns:
-        The command's own arguments, options of the method ("--expectile 0.9"), and changes of fields of its parts
-        ("--policy.head.n-steps 5"), whose names have a dot.
-    """
-    flags = {"--help", *(option.flag for option in options_of(options))}
-    own, of_method, changes = [], [], []
-    into = own
-    for word in args:
-        if word.startswith("--"):
-            word = "--" + word[2:].removeprefix("learner.").removeprefix("method.")  # of earlier versions
-            name = word.partition("=")[0]
-            into = own if name.replace("_", "-") in flags else changes if "." in name else of_method
-        (own if word == "-h" else into).append(word)
-    return own, of_method, changes
-
-
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
     from ...checkpoint import is_lerobot_checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +35,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     method = find_method(name, features, trust, **function_options)
     chosen = {path: value for path, _, value in settable_fields(method)}
     if say is not None and task_relabel(method) is None:
-        if method.policy.inputs and say.into not in method.policy.inputs:
-            raise ConfigError(f"{name} reads {', '.join(method.policy.inputs)}, and no words", where="--language",
-                              hint="leave it out, or train a method that reads all observations, such as bc-gmm")
-        method = replace(method, transforms=(*method.transforms, say))
+        method = _with_words(method, name, say)
     if executor is not None:
         method = with_executor(method, executor, trust)
     if steps is not None:
@@ -50,12 +47,24 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     changed = change_fields(method, changes, command_line("train", name),
                             [*flags, *(flag_of(option) for option in method_options(name, trust))])
     if function_options:
-        usual, now = (dict((path, value) for path, _, value in settable_fields(m))
-                      for m in (find_method(name, features, trust), changed))
-        for path in (p for p in chosen if p in usual and p in now and chosen[p] not in (usual[p], now[p])):
-            raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
-                              where=flag_of(path), hint="leave one of the two out")
+        _check_fields_are_set_once(chosen, find_method(name, features, trust), changed, options)
     return changed
+
+
+def _with_words(method: Method, name: str, say: TaskText) -> Method:
+    if method.policy.inputs and say.into not in method.policy.inputs:
+        raise ConfigError(f"{name} reads {', '.join(method.policy.inputs)}, and no words", where="--language",
+                          hint="leave it out, or train a method that reads all observations, such as bc-gmm")
+    return replace(method, transforms=(*method.transforms, say))
+
+
+def _check_fields_are_set_once(chosen: Mapping[str, Any], usual: Method, changed: Method,
+                               options: Sequence[str]) -> None:
+    """Refuses changes of fields that options of the method's function have set to another value."""
+    before, now = ({path: value for path, _, value in settable_fields(m)} for m in (usual, changed))
+    for path in (p for p in chosen if p in before and p in now and chosen[p] not in (before[p], now[p])):
+        raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
+                          where=flag_of(path), hint="leave one of the two out")
 
 
 def _divide(args: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:

@@ -79,6 +79,38 @@ def options_of(owner: Any) -> tuple[Option, ...]:
     return tuple(options)
 
 
+def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list[str], list[str]]:
+    """Splits the arguments of a command by their receiver.
+
+    An option that is none of the command, and the values after it, belong to the method.
+
+    Args:
+        options: The options of the command.
+
+    Returns:
+        The command's own arguments, options of the method ("--expectile 0.9"), and changes of fields of its parts
+        ("--policy.head.n-steps 5"), whose names have a dot.
+    """
+    flags = {"--help", *(option.flag for option in options_of(options))}
+    own, of_method, changes = [], [], []
+    into = own
+    for word in args:
+        if word.startswith("--"):
+            word = "--" + word[2:].removeprefix("learner.").removeprefix("method.")  # of earlier versions
+            name = word.partition("=")[0]
+            into = own if name.replace("_", "-") in flags else changes if "." in name else of_method
+        (own if word == "-h" else into).append(word)
+    return own, of_method, changes
+
+
+def refuse_old_names(args: list[str]) -> None:
+    """Refuses the options --learner.NAME and --method.NAME of earlier versions, which are --NAME."""
+    for name in (word.partition("=")[0] for word in args):
+        if name.startswith(("--learner.", "--method.")):
+            raise ConfigError(f"there is no option {name}", where="understudy train",
+                              hint=f"write --{name.partition('.')[2]}")
+
+
 def flag_of(path: str) -> str:
     """The option that sets a field of a method: "--policy.head.n-steps", and "--expectile" for learner.expectile."""
     return "--" + path.removeprefix("learner.").replace("_", "-")

@@ -1,0 +1,411 @@
+"""Whole updates as compiled graphs: losses, gradients, AdamW, target networks and averaged weights in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from ..core import Batch, Unsupported, UserError, key
+from ..data import one_hot
+from ..nets import linear
+from ..nets.ema import EMA
+from .algorithm import Algorithm, Engine
+from .fit import Learner, LearnerConfig
+from .gradient_learner import Loss
+from .optimizer import OptimizerState
+from .targets import REWARD, ReturnBound
+
+MOST_DEVIATION = 0.02  # of the moments of gradients of a graph, as a fraction of what the update changes
+Draw = tuple[Callable[..., Tensor], tuple, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured update.
+
+    Args:
+        run: A function of weights and moments, the batch, noise and rates. It writes the new weights and moments, and
+            returns the metrics, of which the last says whether all losses and gradients are finite. If not, nothing
+            has changed.
+        metrics: Names of the metrics, without the last one.
+        draws: What is drawn from the generator of the preparations (None), and from that of each loss (its number).
+        trained: The network of each loss.
+    """
+
+    run: Callable[..., Tensor]
+    metrics: list[str]
+    draws: dict[int | None, list[Draw]]
+    trained: list[str]
+
+
+def capture(learner: Learner, *, compiled: bool = True) -> None:
+    """Lets the updates of a learner run as graphs from now on: see `CapturedUpdates`."""
+    if not isinstance(learner, Engine):
+        raise _unsupported(learner.config, "the learner has an update of its own")
+    learner.captured = CapturedUpdates(learner, compiled=compiled)
+
+
+class CapturedUpdates:
+    """The updates of an `Engine` as graphs, which `torch.compile` turns into machine code.
+
+    They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
+    graph is made when the first batch of its form comes, which takes 10 seconds to a minute.
+
+    Args:
+        compiled: Whether graphs are compiled. False calls their operations one after the other.
+
+    Raises:
+        Unsupported: The updates of the method cannot be captured. The message says why.
+    """
+
+    def __init__(self, engine: Engine, *, compiled: bool = True):
+        _check(engine)
+        self.engine, self.compiled = engine, compiled
+        self.graphs: dict[Any, _Graph] = {}
+        self.copies: list[EMA] = [*engine.averages.values(), *engine.targets.values()]
+        self.read_state()
+
+    def read_state(self) -> None:
+        """Takes the weights and moments of the engine, after it was built or restored."""
+        self.graphs.clear()  # they may name tensors of before
+        names = {step.of for step in self.engine.config.steps_of_update()}
+        self.adams = {name: _Adam(optimizer) for name, optimizer in self.engine.optimizers.items() if name in names}
+        self.state = [t for a in self.adams.values() for t in (*a.parameters, *a.means, *a.squares)]
+        self.state += [t for ema in self.copies for t in ema.weights]
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Makes an update of the weights, and returns its metrics."""
+        leaves = dict(_leaves(batch))
+        form = tuple(self.engine.due_steps()), tuple((path, t.shape, t.dtype) for path, t in leaves.items())
+        if form not in self.graphs:
+            self.graphs[form] = self._capture(leaves)
+        graph = self.graphs[form]
+        rates = self._rates(graph.trained)
+        with torch.no_grad():
+            inputs = *self.state, *leaves.values(), *self._noise(graph.draws), *torch.tensor(rates).unbind()
+            *values, is_finite = graph.run(*inputs).tolist()
+        metrics = dict(zip(graph.metrics, values, strict=True))
+        if is_finite:
+            for name in graph.trained:
+                self.adams[name].count += 1
+            for ema in self.copies:
+                ema.updates += 1
+                ema.copy_buffers()
+        return metrics
+
+    def _noise(self, draws: dict[int | None, list[Draw]]) -> Iterator[Tensor]:
+        update_key, before = key(self.engine.seed, self.engine.n_updates), self.engine.n_calls
+        for number, calls in draws.items():
+            rng = self.engine.generator() if number is None else Generator(self.engine.device).manual_seed(
+                key(key(update_key, -number - before) if number + before else update_key, 0))
+            for function, args, kwargs in calls:
+                yield function(*args, **kwargs, generator=rng)
+
+    def _rates(self, trained: Sequence[str]) -> list[float]:
+        """Step size, correction of the second moments and factor of the weights of each loss; weight of each copy."""
+        rates: list[float] = []
+        for i, name in enumerate(trained):
+            rates += self.adams[name].rates(self.engine.n_updates, 1 + trained[:i].count(name))
+        return rates + [1 - ema.decay.value(ema.updates + 1) for ema in self.copies]
+
+    def _capture(self, leaves: dict[tuple[str, ...], Tensor]) -> _Graph:
+        draws, trained, names = _Draws(), list[str](), list[str]()
+
+        def function(*inputs: Tensor) -> Tensor:
+            numbers = iter(inputs)
+            traced = _Traced(self, numbers, draws)
+            batch = _batch({path: next(numbers) for path in leaves})
+            draws.begin(numbers)
+            with draws, traced.inputs_in_place():
+                metrics = traced.trace(batch, numbers)
+            trained[:], names[:] = traced.trained, list(metrics)[:-1]
+            return torch.stack([value.float().reshape(()) for value in metrics.values()])
+
+        bounds = self.engine.metric_bounds.values()
+        if any(isinstance(bound, ReturnBound) for bound in bounds) and ("extra", REWARD) not in leaves:
+            raise _unsupported(self.engine.config, "rewards are computed in the update")
+        state = [t.detach().clone() for t in self.state]
+        with _traceable(), self._unchanged_buffers():
+            # The first run is for the draws alone: it takes more rates than it needs.
+            function(*state, *leaves.values(), *torch.full((300,), 0.5).unbind())
+            draws.is_replay = True
+            rates = torch.tensor(self._rates(trained)).unbind()
+            noise = list(self._noise(draws.calls))
+            try:
+                graph = make_fx(function, tracing_mode="real")(*state, *leaves.values(), *noise, *rates)
+            except RuntimeError as error:
+                if "get value out of a tracing tensor" not in str(error):
+                    raise
+                raise _unsupported(self.engine.config, "an update reads a value that it computes") from None
+        captured = _Graph(graph, names, draws.calls, trained)
+        self._check_graph(captured, leaves)
+        return replace(captured, run=_compiled(graph)) if self.compiled else captured
+
+    @contextmanager
+    def _unchanged_buffers(self) -> Iterator[None]:
+        """Raises Unsupported at the end of the block if it has changed a buffer, which becomes what it was."""
+        buffers = [b for n in self.engine.networks.values() if isinstance(n, nn.Module) for b in n.buffers()]
+        saved = [buffer.clone() for buffer in buffers]
+        yield
+        if not all(torch.equal(a, b) for a, b in zip(buffers, saved, strict=True)):
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+            raise _unsupported(self.engine.config, "an update changes what is no weight")
+
+    def _check_graph(self, graph: _Graph, leaves: dict[tuple[str, ...], Tensor]) -> None:
+        """Raises Unsupported if the graph computes something else in another update, with the rows in another order."""
+        engine, now = self.engine, self.engine.n_updates
+        due = engine.due_steps()
+        twin = copy.deepcopy(engine, {id(self): None})
+        try:
+            for engine.n_updates in range(now + 1, now + 50):
+                if engine.due_steps() == due:
+                    break
+            twin.n_updates, state = engine.n_updates, [t.detach().clone() for t in self.state]
+            others = {path: leaf.flip(0) for path, leaf in leaves.items()}
+            with torch.no_grad():
+                graph.run(*state, *others.values(), *self._noise(graph.draws),
+                          *torch.tensor(self._rates(graph.trained)).unbind())
+            twin.make_steps(_batch(others))
+        finally:
+            engine.n_updates = now
+        new_state = iter(state)
+        for name, adam in self.adams.items():
+            # Moments are linear in the gradients, whose size hardly changes the first steps of weights.
+            _, means, _ = ([next(new_state) for _ in adam.parameters] for _ in range(3))
+            old, new, expected = (torch.cat([t.detach().flatten() for t in tensors]) for tensors in (
+                adam.means, means, twin.optimizers[name].moments()[0]))
+            if (new - expected).norm() > MOST_DEVIATION * (expected - old).norm() + 1e-7:
+                raise _unsupported(engine.config, f"an update of {name!r} depends on more than its inputs")
+
+
+class _Adam:
+    """The weights of an optimizer, their moments, and the number of its steps."""
+
+    def __init__(self, optimizer: OptimizerState):
+        self.config, self.steps, self.parameters = optimizer.config, optimizer.steps, optimizer.parameters
+        self.means, self.squares, self.counters = optimizer.moments()
+
+    @property
+    def count(self) -> int:
+        return int(self.counters[0]) if self.counters else 0
+
+    @count.setter
+    def count(self, value: int) -> None:
+        for counter in self.counters:
+            counter.fill_(value)
+
+    def rates(self, update: int, more: int) -> list[float]:
+        count, (beta, beta2) = self.count + more, self.config.betas
+        rate = self.config.lr * self.config.lr_factor(update, self.steps)
+        return [rate / (1 - beta**count), (1 - beta2**count) ** -0.5, 1 - rate * self.config.weight_decay]
+
+
+class _Traced(Engine):
+    """An engine whose weights are inputs of a graph, and whose steps make new ones."""
+
+    def __init__(self, owner: CapturedUpdates, inputs: Iterator[Tensor], draws: _Draws):
+        vars(self).update(vars(owner.engine))
+        self.adams, self.draws, self.trained = owner.adams, draws, list[str]()
+        self._metrics = {}
+        self._n_calls, self.is_finite = 0, torch.ones((), dtype=torch.bool)
+
+        def take(like: Sequence[Tensor]) -> list[Tensor]:
+            return [next(inputs) for _ in like]
+        self.before = {name: [take(a.parameters), take(a.means), take(a.squares)] for name, a in self.adams.items()}
+        self.now = {name: [list(tensors) for tensors in lists] for name, lists in self.before.items()}
+        self.averages_now = [(ema, take(ema.weights)) for ema in owner.copies]
+
+    def trace(self, batch: Batch, rates: Iterator[Tensor]) -> dict[str, Tensor]:
+        """Makes the steps of an update, and writes the new weights and moments into the inputs."""
+        self.rates = rates
+        self.make_steps(batch)
+        sources = {id(p): new for name, a in self.adams.items()
+                   for p, new in zip(a.parameters, self.now[name][0], strict=True)}
+        with torch.no_grad():
+            for ema, averages in self.averages_now:
+                weight = next(rates)
+                for average, value in zip(averages, ema.sources, strict=True):
+                    moved = torch.lerp(average, sources.get(id(value), value.detach()), weight)
+                    average.copy_(torch.where(self.is_finite, moved, average))
+            for name, lists in self.before.items():
+                for olds, news in zip(lists, self.now[name], strict=True):
+                    for old, new in zip(olds, news, strict=True):
+                        if new is not old:
+                            old.copy_(torch.where(self.is_finite, new, old))
+        return {name: sum(values) / len(values) for name, values in self._metrics.items()} | {"": self.is_finite}
+
+    def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None, *,
+                 normalize: Literal["weights", "rows"] = "weights") -> None:
+        parameters, means, squares = self.now[name]
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        self.put(self.adams[name].parameters, leaves)
+        self._logged = {}
+        number, self._n_calls = self._n_calls, self._n_calls + 1
+        terms = loss(batch, self.draws.generator(number))
+        value = self._weighting(weights, batch, normalize).reduce(name, terms, slice(None), (
+            batch.mask.shape[0], batch.mask.shape[1]))
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+        with torch.no_grad():
+            norm = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
+            self.is_finite = self.is_finite & (norm + value).isfinite()
+            step, root, keep = (next(self.rates) for _ in range(3))
+            limit, (beta, beta2) = self.adams[name].config.grad_clip_norm, self.adams[name].config.betas
+            scale = None if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
+            for i, gradient in enumerate(gradients):
+                if gradient is not None:
+                    gradient = gradient if scale is None else gradient * scale
+                    means[i] = torch.lerp(means[i], gradient, 1 - beta)
+                    squares[i] = squares[i] * beta2 + (1 - beta2) * gradient * gradient
+                    weight = parameters[i] * keep if parameters[i].ndim >= 2 else parameters[i]
+                    parameters[i] = weight - step * means[i] / (squares[i].sqrt() * root + 1e-8)
+        self.put(self.adams[name].parameters, parameters)
+        self.trained.append(name)
+        self._record(name, loss=value.detach(), gradient=norm)
+        self._record(name, **{k: total / count for k, (total, count) in self._logged.items()})
+
+    def generator(self, stream: int = 0) -> Generator:
+        return self.draws.generator(None)
+
+    def _is_whole(self, batch: Batch) -> bool:
+        return False
+
+    def put(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Lets the networks compute with these tensors in place of their parameters."""
+        for parameter, tensor in zip(parameters, tensors, strict=True):
+            for place, name in self.places[id(parameter)]:
+                place[name] = tensor
+
+    @contextmanager
+    def inputs_in_place(self) -> Iterator[None]:
+        """Within the block, the networks and their copies compute with the inputs of the graph."""
+        modules = {id(m): m for n in self._networks.values() for m in n.trained.modules()}
+        modules |= {id(m): m for ema, _ in self.averages_now for m in ema.module.modules()}
+        saved = [(m._parameters, dict(m._parameters)) for m in modules.values()]
+        self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for place, contents in saved:
+            for name, parameter in contents.items():
+                self.places.setdefault(id(parameter), []).append((place, name))
+        try:
+            for name, (parameters, *_) in self.before.items():
+                self.put(self.adams[name].parameters, parameters)
+            for ema, averages in self.averages_now:
+                self.put(ema.weights, averages)
+            yield
+        finally:
+            for place, contents in saved:
+                place.update(contents)
+
+
+class _Draws(TorchFunctionMode):
+    """Records what is drawn from generators, and then gives inputs of the graph in place of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: dict[int | None, list[Draw]] = {}
+        self.is_replay = False
+
+    def begin(self, noise: Iterator[Tensor]) -> None:
+        self.generators: dict[int | None, Generator] = {}
+        if self.is_replay:
+            self.noise = {number: [next(noise) for _ in calls] for number, calls in self.calls.items()}
+
+    def generator(self, number: int | None) -> Generator:
+        """The generator of a loss, or of the preparations."""
+        return self.generators.setdefault(number, Generator())
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        number = next((n for n, rng in self.generators.items() if rng is kwargs.get("generator")), "")
+        if number == "":
+            return function(*args, **kwargs)
+        if self.is_replay:
+            return self.noise[number].pop(0)
+        others = {name: value for name, value in kwargs.items() if name != "generator"}
+        if any(isinstance(value, Tensor) for value in (*args, *others.values())):
+            raise Unsupported(f"{function.__name__} draws from numbers that are computed", where="--compile",
+                              hint="train without --compile")
+        self.calls.setdefault(number, []).append((function, args, others))
+        return function(*args, **kwargs)
+
+
+def _check(engine: Engine) -> None:
+    """Raises Unsupported if updates of this engine do more than a graph can."""
+    config, optimizers = engine.config, engine.optimizers.values()
+    if type(config).end_update is not Algorithm.end_update:
+        raise _unsupported(config, "an update also changes what is no network")
+    if engine.processes.count > 1:
+        raise _unsupported(config, "there are several processes")
+    if any(o.config.accumulation_steps > 1 for o in optimizers):
+        raise _unsupported(config, "batches are accumulated", "set --optimizer.accumulation-steps to 1, or train "
+                           "without --compile")
+    if any(o.precision != "fp32" for o in optimizers):
+        raise _unsupported(config, "only numbers of 32 bits are captured", "set --optimizer.precision to fp32, or "
+                           "train without --compile")
+    if any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for n in engine.networks.values() for m in n.modules()):
+        raise _unsupported(config, "a network has dropout", "set its dropout to 0, or train without --compile")
+
+
+def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without --compile") -> Unsupported:
+    return Unsupported(f"updates cannot be compiled: {reason}", where=type(config).__name__, hint=hint)
+
+
+def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
+    run = torch.compile(graph, fullgraph=True, dynamic=False,  # the form of a batch is checked before
+                        options={"guard_filter_fn": lambda guards: [False for _ in guards]})
+
+    def call(*inputs: Tensor) -> Tensor:
+        try:
+            return run(*inputs)
+        except Exception as error:
+            if "InvalidCxxCompiler" not in repr(error):
+                raise
+            raise UserError("there is no C++ compiler", where="--compile",
+                            hint="install one (apt install g++), or train without --compile") from None
+    return call
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Within the block, layers are products of PyTorch, which its compiler knows, and one-hot codes read no value."""
+    was, linear.MKL_IS_SLOW, one_hot.READS_VALUES = linear.MKL_IS_SLOW, False, False
+    try:
+        yield
+    finally:
+        linear.MKL_IS_SLOW, one_hot.READS_VALUES = was, True
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """The tensors of a batch, with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Batch):
+        for f in fields(value):
+            yield from _leaves(getattr(value, f.name), (*path, f.name))
+    elif value is not None:
+        for name, part in value.items():
+            yield from _leaves(part, (*path, name))
+
+
+def _batch(leaves: dict[tuple[str, ...], Tensor]) -> Batch:
+    """The batch of these tensors: see `_leaves`."""
+    tree: dict[str, Any] = {}
+    for path, tensor in leaves.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = tensor
+    tree["others"] = {name: _of_parts(part) for name, part in tree.get("others", {}).items()}
+    return _of_parts(tree)
+
+
+def _of_parts(parts: dict[str, Any]) -> Batch:
+    return Batch(**parts)

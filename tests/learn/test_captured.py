@@ -1,0 +1,160 @@
+"""Captured updates compute what eager ones do, and what cannot be captured is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import Diverged, Feature, Unsupported, UserError
+from understudy.learn.algorithm import Engine
+from understudy.learn.captured import capture
+from understudy.learn.critic import CriticConfig
+from understudy.learn.method import training_data
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.train import train
+from understudy.methods import find_method
+from understudy.methods.offline_rl.iql import IQL
+from understudy.policy import Policy
+from understudy.testing.methods import example_columns, example_data, with_trained_stages
+
+SMALL = {"critic": CriticConfig((8,)), "batch_size": 8}
+
+
+def build(name: str, **options):
+    """Builds learners, and the sampler of their batches."""
+    columns = example_columns(name)
+    method = find_method(name, columns, **options)
+    data = example_data({**{k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}, **columns})
+    method = with_trained_stages(method, data)
+    data = training_data(data, method)
+
+    def learner() -> Engine:
+        torch.manual_seed(0)
+        policy = Policy(method.policy, data.features()).fit_statistics(data)
+        return method.learner.build(policy, 0, 100, data)
+    first, second = learner(), learner()
+    return first, second, first.batch_sampler(first.annotate(data, None))
+
+
+def assert_equal_states(first: Engine, second: Engine, tolerance: float) -> None:
+    (tensors, metadata), (others, other_metadata) = first.state(), second.state()
+    assert list(tensors) == list(others) and metadata == other_metadata
+    for name in tensors:
+        torch.testing.assert_close(tensors[name], others[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("name", ["iql", "dqn", "hiql", *(pytest.param(n, marks=pytest.mark.slow) for n in (
+    "crr", "fql", "td3", "sac", "discrete-sac", "crl", "fb", "td-mpc", "iq-learn"))])
+def test_graphs_compute_what_eager_updates_do(name):
+    """State and metrics after 20 updates. Some of fb are products of sums whose order differs."""
+    eager, captured, sampler = build(name)
+    capture(captured, compiled=False)
+    for step in range(20):
+        batch = sampler.batch(32, step)
+        metrics, others = eager.update(batch), captured.update(batch)
+    assert metrics == pytest.approx(others, rel=1e-4, abs=1e-4)
+    assert_equal_states(eager, captured, 2e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_computes_what_eager_updates_do():
+    eager, captured, sampler = build("iql", **SMALL)
+    capture(captured)
+    for step in range(20):
+        eager.update(sampler.batch(8, step))
+        captured.update(sampler.batch(8, step))
+    assert_equal_states(eager, captured, 1e-5)
+
+
+def test_a_restored_learner_goes_on_bit_by_bit():
+    whole, again, sampler = build("iql", **SMALL)
+    for learner in (whole, again):
+        capture(learner, compiled=False)
+    for step in range(4):
+        whole.update(sampler.batch(8, step))
+    again.restore(*whole.state())
+    for step in range(4, 8):
+        assert whole.update(sampler.batch(8, step)) == again.update(sampler.batch(8, step))
+    assert_equal_states(whole, again, 0)
+
+
+def test_what_is_not_finite_changes_nothing_and_is_named():
+    learner, _, sampler = build("iql", **SMALL)
+    capture(learner, compiled=False)
+    learner.update(sampler.batch(8, 0))
+    before = {name: tensor.clone() for name, tensor in learner.state()[0].items()}
+    batch = sampler.batch(8, 1)
+    reward = batch.extra["next.reward"].clone()
+    reward[3] = np.nan
+    with pytest.raises(Diverged, match="loss of 'critic' is nan"):
+        learner.update(batch.replace(extra={**batch.extra, "next.reward": reward}))
+    after = learner.state()[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("robust-bc", "reads a value that it computes"), ("history-iql", "changes what is no network"),
+    ("bco", "changes what is no weight")])
+def test_what_cannot_be_captured_is_refused_and_changes_nothing(name, reason):
+    eager, captured, sampler = build(name)
+    with pytest.raises(Unsupported, match=reason):
+        capture(captured, compiled=False)
+        captured.update(sampler.batch(8, 0))
+    captured.captured = None
+    assert eager.update(sampler.batch(8, 0)) == captured.update(sampler.batch(8, 0))
+    assert_equal_states(eager, captured, 0)
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"optimizer": OptimizerConfig(accumulation_steps=2)}, "accumulated"),
+    ({"optimizer": OptimizerConfig(precision="bf16")}, "32 bits")])
+def test_settings_that_cannot_be_captured_are_refused(options, reason):
+    learner, _, _ = build("iql", **SMALL, **options)
+    with pytest.raises(Unsupported, match=reason):
+        capture(learner)
+
+
+class NumberedIQL(IQL):
+    """Its loss reads the number of the call, which a graph has once and for all."""
+
+    n_calls = 0
+
+    def advantage(self, nets, batch):
+        type(self).n_calls += 1
+        return super().advantage(nets, batch) + self.n_calls
+
+
+def test_a_loss_that_depends_on_more_than_its_inputs_is_refused():
+    learner, _, sampler = build("iql", **SMALL)
+    vars(learner)["config"] = NumberedIQL(**SMALL)
+    capture(learner, compiled=False)
+    with pytest.raises(Unsupported, match="depends on more than its inputs"):
+        learner.update(sampler.batch(8, 0))
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch):
+    learner, _, sampler = build("iql", **SMALL)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    capture(learner)
+    with pytest.raises(UserError, match=r"no C\+\+ compiler(.|\n)*install one"):
+        learner.update(sampler.batch(8, 0))
+
+
+def test_training_says_that_a_run_goes_on_with_other_arithmetic(tmp_path):
+    columns = example_columns("iql")
+    data = example_data({"next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()), **columns})
+    method = find_method("iql", columns, steps=2, **SMALL)
+    train(method, data, tmp_path, steps=2, progress=False, device="cpu")
+    longer = find_method("iql", columns, steps=4, **SMALL)
+    file = tmp_path / "checkpoints" / "000002" / "provenance.json"
+    file.write_text(file.read_text().replace('"compiled": false', '"compiled": true'))
+    with pytest.warns(UserWarning, match="another setting of --compile"):
+        train(longer, data, tmp_path, progress=False, device="cpu")
+
+
+def test_a_learner_with_an_update_of_its_own_is_not_compiled(tmp_path):
+    data = example_data(example_columns("bc"))
+    with pytest.raises(Unsupported, match="update of its own"):
+        train(find_method("bc"), data, tmp_path / "run", steps=2, progress=False, device="cpu", compile=True)

@@ -46,13 +46,15 @@ def episodes() -> list[dict]:
             for _ in range(EPISODES)]
 
 
-def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UPDATES) -> Callable[[], object]:
+def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UPDATES, *, compiled: bool = False
+         ) -> Callable[[], object]:
     import torch
 
     from understudy.data.episode import Dataset, Episode
     from understudy.heads.likelihood.gaussian import Gaussian
     from understudy.heads.likelihood.regression import Regression
     from understudy.learn.behavior_cloning import BehaviorCloning
+    from understudy.learn.captured import capture
     from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
     from understudy.learn.optimizer import OptimizerConfig
     from understudy.methods.offline_rl.iql import IQL
@@ -68,6 +70,8 @@ def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UP
     policy = Policy(PolicyConfig(head or default_head, trunk or FeedForward((WIDTH, WIDTH)), ConcatEncoder()),
                     data.features())
     learner = config.build(policy.fit_statistics(data), 0, 10_000, data)
+    if compiled:
+        capture(learner)
     sampler, number = learner.batch_sampler(data), itertools.count()
     return lambda: [learner.update(sampler.batch(batch, next(number), 0)) for _ in range(updates)]
 

@@ -235,9 +235,9 @@ class Engine(GradientLearner):
         together: Any = super().trained_policy
         return {**modules, **together} if isinstance(together, nn.ModuleDict) else modules
 
-    def due_steps(self) -> list[Step]:
-        """Returns the steps of the next update."""
-        return [s for s in self._steps if s.when is None or s.when(self.config, self.n_updates, self.steps)]
+    def due_steps(self, n_updates: int) -> list[Step]:
+        """Returns the steps of the update that follows a number of others."""
+        return [s for s in self._steps if s.when is None or s.when(self.config, n_updates, self.steps)]
 
     @property
     def n_calls(self) -> int:
@@ -278,7 +278,7 @@ class Engine(GradientLearner):
     def make_steps(self, batch: Batch) -> Batch:
         """Makes the steps of an update, and returns the batch with the columns that preparations have added."""
         rng = None
-        for step in self.due_steps():
+        for step in self.due_steps(self.n_updates):
             function, weights = getattr(self.config, step.name), None
             if (prepares := step.name if step.of is None else step.weights) is not None:
                 if rng is None:  # all of an update go on with the same one

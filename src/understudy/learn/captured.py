@@ -57,7 +57,8 @@ class CapturedUpdates:
     """The updates of an `Engine` as graphs, which `torch.compile` turns into machine code.
 
     They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
-    graph is made when the first batch of its form comes, which takes 10 seconds to a minute.
+    graph is made when the first batch of its form comes, which takes a minute or two. The first use of each graph is
+    compared with an update of the engine, so that nothing is captured that depends on more than its inputs.
 
     Args:
         compiled: Whether graphs are compiled. False calls their operations one after the other.
@@ -84,7 +85,8 @@ class CapturedUpdates:
     def update(self, batch: Batch) -> dict[str, float]:
         """Makes an update of the weights, and returns its metrics."""
         leaves = dict(_leaves(batch))
-        form = tuple(self.engine.due_steps()), tuple((path, t.shape, t.dtype) for path, t in leaves.items())
+        due = self.engine.due_steps(self.engine.n_updates)
+        form = tuple(due), tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves.items())
         if form not in self.graphs:
             self.graphs[form] = self._capture(leaves)
         graph = self.graphs[form]
@@ -163,18 +165,17 @@ class CapturedUpdates:
     def _check_graph(self, graph: _Graph, leaves: dict[tuple[str, ...], Tensor]) -> None:
         """Raises Unsupported if the graph computes something else in another update, with the rows in another order."""
         engine, now = self.engine, self.engine.n_updates
-        due = engine.due_steps()
-        twin = copy.deepcopy(engine, {id(self): None})
+        due = engine.due_steps(now)
+        later = next((n for n in range(now + 1, now + 50) if engine.due_steps(n) == due), now)
+        others = {path: leaf.flip(0) for path, leaf in leaves.items()}
+        state, twin = [t.detach().clone() for t in self.state], copy.deepcopy(engine, {id(self): None})
+        twin.n_updates = later
+        twin.make_steps(_batch(others))
         try:
-            for engine.n_updates in range(now + 1, now + 50):
-                if engine.due_steps() == due:
-                    break
-            twin.n_updates, state = engine.n_updates, [t.detach().clone() for t in self.state]
-            others = {path: leaf.flip(0) for path, leaf in leaves.items()}
+            engine.n_updates = later  # which noise and rates depend on
             with torch.no_grad():
                 graph.run(*state, *others.values(), *self._noise(graph.draws),
                           *torch.tensor(self._rates(graph.trained)).unbind())
-            twin.make_steps(_batch(others))
         finally:
             engine.n_updates = now
         new_state = iter(state)
@@ -342,6 +343,8 @@ def _check(engine: Engine) -> None:
     config, optimizers = engine.config, engine.optimizers.values()
     if type(config).end_update is not Algorithm.end_update:
         raise _unsupported(config, "an update also changes what is no network")
+    if engine.device.type != "cpu":
+        raise _unsupported(config, f"graphs are captured on CPUs so far, and this is {engine.device}")
     if engine.processes.count > 1:
         raise _unsupported(config, "there are several processes")
     if any(o.config.accumulation_steps > 1 for o in optimizers):

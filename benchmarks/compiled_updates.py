@@ -1,0 +1,36 @@
+"""Compiled updates, against d3rlpy's and against the same without compilation: python benchmarks/compiled_updates.py
+
+Networks, data and batches are those of benchmarks/offline_rl.py. All sides take turns in one process with one thread.
+The note has the processor time of the first updates, which compile.
+"""
+
+from __future__ import annotations
+
+import measure
+
+measure.one_thread()
+
+import offline_rl  # noqa: E402
+
+AGAINST_D3RLPY, WITHOUT_AVX512 = 2.5, 2.2
+
+
+def lines_of_d3rlpy() -> list[measure.Line]:
+    import torch
+
+    goal = AGAINST_D3RLPY if torch.backends.cpu.get_cpu_capability() == "AVX512" else WITHOUT_AVX512
+    lines = []
+    for name in ("IQL", "TD3+BC"):
+        compiled = offline_rl.ours(name, compiled=True)
+        note = f"compilation: {measure.cpu(compiled):.0f} s"
+        sides = {"compiled": compiled, "not compiled": offline_rl.ours(name), "d3rlpy": offline_rl.peer(name)}
+        seconds = measure.interleaved(sides, repeats=7)
+        lines += [measure.compared(f"{name}, compiled updates, against {other}", seconds, "compiled", peer,
+                                   amount=offline_rl.UPDATES, unit="1/s", goal=least, note=note)
+                  for other, peer, least in (("d3rlpy", "d3rlpy", goal), ("the same without", "not compiled", 1.0))]
+    return lines
+
+
+if __name__ == "__main__":
+    peer_lines, versions = measure.beside({"d3rlpy": lines_of_d3rlpy}, ("torch", "numpy", "d3rlpy"))
+    measure.save("compiled_updates", peer_lines, packages=(), more={"versions": versions})

@@ -44,8 +44,8 @@ Forward and backward passes take more than half of our time at 256 × 2. The res
 masks, weights, logged values, gradient norms and normalization. On a processor that computes AVX-512 in halves, so
 that oneDNN multiplies no faster than MKL, IQL was 1.2 times as fast as in d3rlpy, TD3+BC 1.3, cloning 1.7."""),
     "compiled_updates": ("Compiled updates", """
-The same updates as one compiled graph (`--compile`, see [Compiled updates](runs.md#compiled-updates)), compared with d3rlpy's and
-with ours that are not compiled. Compilation takes place once, and its time is in the notes."""),
+The same updates as one compiled graph (`--compile`, see [Compiled updates](runs.md#compiled-updates)), compared with
+d3rlpy's and with ours that are not compiled. Compilation takes place once, and its time is in the notes."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

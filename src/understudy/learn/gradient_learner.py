@@ -257,7 +257,8 @@ class GradientLearner(Learner):
             for name, ema in copies.items():
                 ema.update(self._networks[name].module)
         self.n_updates += 1
-        result = {name: float(sum(values) / len(values)) for name, values in self._metrics.items()}
+        result = {name: float(values[0] if len(values) == 1 else sum(values) / len(values))
+                  for name, values in self._metrics.items()}
         self._metrics, self._n_calls = {}, 0
         return {**result, **metrics}
 

@@ -21,7 +21,7 @@ from understudy.testing import check_learner
 
 
 def build(n_critics: int, **options) -> Engine:
-    config = EDAC(critic=CriticConfig(HIDDEN, n_critics=n_critics), temperature=1.0, bc_weight=0.0, **options)
+    config = EDAC(critic=CriticConfig(HIDDEN, n_critics=n_critics), policy_delay=2, target_entropy=None, **options)
     return config.build(make_policy(SquashedGaussian()), 0, 1, Dataset([]))
 
 

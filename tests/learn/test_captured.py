@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from understudy.core import Diverged, Feature, Unsupported, UserError
 from understudy.learn.algorithm import Engine
@@ -133,12 +134,11 @@ def test_a_loss_that_depends_on_more_than_its_inputs_is_refused():
         learner.update(sampler.batch(8, 0))
 
 
-def test_without_a_compiler_it_says_what_to_install(monkeypatch):
+def test_without_a_compiler_it_says_what_to_install():
     learner, _, sampler = build("iql", **SMALL)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     capture(learner)
-    with pytest.raises(UserError, match=r"no C\+\+ compiler(.|\n)*install one"):
+    without = inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    with without, pytest.raises(UserError, match=r"no C\+\+ compiler(.|\n)*install one"):
         learner.update(sampler.batch(8, 0))
 
 

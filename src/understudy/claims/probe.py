@@ -148,7 +148,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
 def compare(stored: Mapping, now: Mapping) -> list[str]:
     """Compares two probes.
 
-    An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list plus 1e-8.
+    An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list plus 1e-8. What
+    had no entries when it was stored is not compared.
 
     Args:
         stored: A probe as `take` returned it.
@@ -161,6 +162,8 @@ def compare(stored: Mapping, now: Mapping) -> list[str]:
     for place in dict.fromkeys((*old, *new)):
         if place not in new or place not in old:
             differences.append(f"{place}: {'only stored' if place in old else 'only now'}")
+        elif not old[place]:
+            continue
         elif len(old[place]) != len(new[place]):
             differences.append(f"{place}: {len(old[place])} entries stored, {len(new[place])} now")
         elif (at := _first_difference(old[place], new[place], scales[_quantity(place)])) is not None:

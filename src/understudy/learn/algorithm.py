@@ -202,7 +202,8 @@ class Engine(GradientLearner):
         self._steps = config.steps_of_update()
         self.captured: Updates | None = None
         trained = [step.of for step in self._steps if step.of is not None]
-        self._first = trained[0] if trained and "policy" not in trained else "policy"
+        if trained and "policy" not in trained:
+            self.main = trained[0]
 
     def register_networks(self, data: Dataset) -> None:
         """Registers the networks that the method declares."""
@@ -259,8 +260,6 @@ class Engine(GradientLearner):
             metrics = self.captured.update(batch)
             self._check_metrics(metrics)
             metrics = {**self.end_update(moves_copies=False), **metrics}
-        if (first := f"{self._first}/loss") in metrics:  # the policy has no loss: the progress bar shows the first one
-            metrics["loss"] = metrics[first]
         for name, bound in self.metric_bounds.items():
             if name in metrics:  # else its step was not due
                 bound.check(metrics[name], batch, self.n_updates)
@@ -269,7 +268,7 @@ class Engine(GradientLearner):
     def _check_metrics(self, metrics: dict[str, float]) -> None:
         """Raises Diverged if a loss or gradient of an update is not finite, and adds the learning rates."""
         for name, optimizer in self.optimizers.items():
-            prefix = "" if name == "policy" else f"{name}/"
+            prefix = "" if name == self.main else f"{name}/"
             if f"{prefix}loss" in metrics:
                 self._check_finite(optimizer, name, **{k: metrics[prefix + k] for k in ("loss", "gradient")})
                 config = optimizer.config
@@ -289,7 +288,7 @@ class Engine(GradientLearner):
                     batch = result
                 else:
                     weights, values = result, {prepares: result, **values}
-                self._record(step.of or "policy", **{k: v.float().mean() for k, v in values.items()})
+                self._record(step.of or self.main, **{k: v.float().mean() for k, v in values.items()})
             if step.of is None:
                 continue
             for _ in range(1 if step.times is None else getattr(self.config, step.times)):

@@ -378,12 +378,12 @@ def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Within the block, layers are products of PyTorch, which its compiler knows, and one-hot codes read no value."""
-    was, linear.MKL_IS_SLOW, one_hot.READS_VALUES = linear.MKL_IS_SLOW, False, False
+    """Within the block, layers are operations that the compiler of PyTorch knows, and one-hot codes read no value."""
+    linear.IS_TRACED, one_hot.READS_VALUES = True, False
     try:
         yield
     finally:
-        linear.MKL_IS_SLOW, one_hot.READS_VALUES = was, True
+        linear.IS_TRACED, one_hot.READS_VALUES = False, True
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:

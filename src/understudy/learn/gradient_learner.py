@@ -54,6 +54,7 @@ class GradientLearner(Learner):
         steps: Number of updates that will be made. Learning-rate schedules depend on it.
         n_updates: Number of updates made.
         device: The device of the policy. Registered modules are moved there.
+        main: Name of the network whose metrics have no prefix.
 
     Args:
         policy: The policy to train. It is not registered by itself, because optimizers differ.
@@ -63,7 +64,7 @@ class GradientLearner(Learner):
     def __init__(self, config: LearnerConfig, policy: Policy, seed: int, steps: int):
         self.config, self.policy, self.seed, self.steps = config, policy, as_seed(seed), steps
         self.device = policy.device
-        self.n_updates = 0
+        self.n_updates, self.main = 0, "policy"
         self.processes = Processes.current()
         self.averages: dict[str, EMA] = {}  # averaged weights, which act
         self.targets: dict[str, EMA] = {}  # target networks, which losses read
@@ -372,14 +373,14 @@ class GradientLearner(Learner):
             if not abs(value) < float("inf") and not (scaled and kind == "gradient"):
                 optimizer.zero_grad()
                 self._metrics, self._n_calls = {}, 0
-                of_network = "" if name == "policy" else f" of {name!r}"
+                of_network = "" if name == self.main else f" of {name!r}"
                 raise Diverged(f"the {kind}{of_network} is {value}", where=f"update {self.n_updates + 1}",
                                hint="lower the learning rate (--optimizer.lr), clip harder, or look for odd "
                                     "values in the data (understudy inspect)")
 
     def _record(self, name: str, **values: float | Tensor) -> None:
         for kind, value in values.items():
-            self._metrics.setdefault(kind if name == "policy" else f"{name}/{kind}", []).append(value)
+            self._metrics.setdefault(kind if name == self.main else f"{name}/{kind}", []).append(value)
 
 
 @dataclass(frozen=True)

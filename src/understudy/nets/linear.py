@@ -30,6 +30,7 @@ def _mkl_is_slow() -> bool:
 
 
 MKL_IS_SLOW = _mkl_is_slow()
+IS_TRACED: bool = False  # while an update is captured as a graph
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,7 +71,8 @@ class Linear(nn.Linear):
 
 
 def _onednn(x, weight, bias):
-    if torch.compiler.is_compiling():  # the compiler accepts only constant weights here; it leaves custom ops alone
+    # The compiler accepts only constant weights here. It leaves custom ops alone.
+    if IS_TRACED or torch.compiler.is_compiling():
         return torch.ops.understudy.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 

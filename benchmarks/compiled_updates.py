@@ -1,7 +1,7 @@
 """Compiled updates, against d3rlpy's and against the same without compilation: python benchmarks/compiled_updates.py
 
 Networks, data and batches are those of benchmarks/offline_rl.py. All sides take turns in one process with one thread.
-The note has the processor time of the first updates, which compile.
+The note has the processor time of the first updates, which compile, without what the cache of PyTorch has from before.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import measure
 
 measure.one_thread()
 
+import os  # noqa: E402
+import tempfile  # noqa: E402
+
 import offline_rl  # noqa: E402
 
 AGAINST_D3RLPY, WITHOUT_AVX512 = 2.5, 2.2
 
 
 def lines_of_d3rlpy() -> list[measure.Line]:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
     import torch
 
     goal = AGAINST_D3RLPY if torch.backends.cpu.get_cpu_capability() == "AVX512" else WITHOUT_AVX512

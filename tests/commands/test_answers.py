@@ -143,6 +143,12 @@ def test_options_of_the_method_are_set_like_those_of_the_command(demos, written)
     assert (method.learner.batch_size, method.policy.window.horizon, method.learner.steps) == (8, 3, 1)
 
 
+@pytest.mark.parametrize("words", [("--horizon", 3, "bc", "DATA"), ("bc", "--horizon", 3, "DATA")])
+def test_options_of_the_method_come_after_method_and_data(demos, capsys, words):
+    assert train(*(demos if word == "DATA" else word for word in words), "--out", "run") == 2
+    assert "-> name METHOD and DATA first" in capsys.readouterr().err
+
+
 def test_an_option_that_is_no_field_is_refused_as_before(demos, capsys):
     assert train("bc", demos, "--out", "run", "--ouput", 8) == 2
     assert "there is no option --ouput" in capsys.readouterr().err

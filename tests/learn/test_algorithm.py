@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.core import part
+from understudy.core import ConfigError, part
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.algorithm import Algorithm, Net, first, loss, prepare
 from understudy.learn.optimizer import OptimizerConfig
@@ -124,6 +124,22 @@ def test_a_loss_that_is_reduced_is_refused():
     learner, sampler = build(Reduced())
     with pytest.raises(ValueError, match=r"'value' has shape \(\): return one number per window"):
         learner.update(sampler.batch(4, 0))
+
+
+def test_what_a_step_names_must_be_there():
+    class OtherNetwork(Halves):
+        @loss("valu")
+        def value_loss(self, nets, batch, rng):
+            return super().value_loss(nets, batch, rng)
+
+    class OtherWeights(Halves):
+        @loss("policy", weights="wieght")
+        def policy_loss(self, nets, batch, rng):
+            return super().policy_loss(nets, batch, rng)
+    with pytest.raises(ConfigError, match=r"OtherNetwork.value_loss: .* has no network 'valu'(.|\n)*'value'"):
+        build(OtherNetwork())
+    with pytest.raises(ConfigError, match="OtherWeights.policy_loss: the method has no 'wieght'"):
+        build(OtherWeights())
 
 
 def test_a_network_is_trained_with_another_and_is_read_by_its_own_name():

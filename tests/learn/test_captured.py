@@ -95,8 +95,8 @@ def test_what_is_not_finite_changes_nothing_and_is_named():
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("robust-bc", "reads a value that it computes"), ("history-iql", "changes what is no network"),
-    ("bco", "changes what is no weight")])
+    ("robust-bc", "reads a value that it computes"), ("history-iql", "a function of its own"),
+    ("bco", "changes a buffer")])
 def test_what_cannot_be_captured_is_refused_and_changes_nothing(name, reason):
     eager, captured, sampler = build(name)
     with pytest.raises(Unsupported, match=reason):
@@ -114,6 +114,22 @@ def test_settings_that_cannot_be_captured_are_refused(options, reason):
     learner, _, _ = build("iql", **SMALL, **options)
     with pytest.raises(Unsupported, match=reason):
         capture(learner)
+
+
+class MaskedIQL(IQL):
+    """Its loss has a shape that depends on values."""
+
+    def advantage(self, nets, batch):
+        advantage = super().advantage(nets, batch)
+        return advantage + advantage[advantage > 0].sum()
+
+
+def test_a_loss_whose_shapes_depend_on_values_is_refused():
+    learner, _, sampler = build("iql", **SMALL)
+    vars(learner)["config"] = MaskedIQL(**SMALL)
+    capture(learner, compiled=False)
+    with pytest.raises(Unsupported, match="shape"):
+        learner.update(sampler.batch(8, 0))
 
 
 class NumberedIQL(IQL):
@@ -156,5 +172,5 @@ def test_training_says_that_a_run_goes_on_with_other_arithmetic(tmp_path):
 
 def test_a_learner_with_an_update_of_its_own_is_not_compiled(tmp_path):
     data = example_data(example_columns("bc"))
-    with pytest.raises(Unsupported, match="update of its own"):
+    with pytest.raises(Unsupported, match="is no `Algorithm`"):
         train(find_method("bc"), data, tmp_path / "run", steps=2, progress=False, device="cpu", compile=True)

@@ -162,11 +162,9 @@ def compare(stored: Mapping, now: Mapping) -> list[str]:
     for place in dict.fromkeys((*old, *new)):
         if place not in new or place not in old:
             differences.append(f"{place}: {'only stored' if place in old else 'only now'}")
-        elif not old[place]:
-            continue
-        elif len(old[place]) != len(new[place]):
+        elif old[place] and len(old[place]) != len(new[place]):
             differences.append(f"{place}: {len(old[place])} entries stored, {len(new[place])} now")
-        elif (at := _first_difference(old[place], new[place], scales[_quantity(place)])) is not None:
+        elif old[place] and (at := _first_difference(old[place], new[place], scales[_quantity(place)])) is not None:
             differences.append(f"{place}[{at}]: {old[place][at]} stored, {new[place][at]} now")
     return differences
 

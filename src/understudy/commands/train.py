@@ -158,8 +158,8 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     include_interrupted: bool = False
     """also train on episodes whose recording was interrupted"""
     compile: bool = False
-    """compile whole updates: after a minute or two, those of small networks take half the time or less; for methods
-    that learn in their own way, such as iql"""
+    """compile whole updates, which takes half a minute or more: those of small networks then take about two thirds of
+    the time or less; not for cloning and PPO"""
     tensorboard: bool = False
     """also log to RUN/tensorboard"""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
@@ -175,17 +175,18 @@ def main(args: list[str]) -> None:
     command = "understudy train " + shlex.join(args)
     if "-h" in own or "--help" in own:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
+    if any(did_you_mean(word.partition("=")[0], FLAGS) for word in options if word.startswith("--")):
+        _check_options(own, options)
     try:
         o = parse(TrainOptions, "train", own)
-        may_be_misspelled = any(did_you_mean(word.partition("=")[0], FLAGS) for word in options if word[:2] == "--")
     except ConfigError:
         _check_options(own, options)
         raise
-    if may_be_misspelled:
-        _check_options(own, options)
     # before PyTorch is imported and the data are opened, which take seconds and more
     beginning = f"training {o.method} in {o.env}" if o.data is None else f"reading {o.data} to train {o.method}"
-    print(f"{beginning}; the run is {o.out}", file=sys.stderr, flush=True)
+    if o.data is not None or o.env is not None:
+        print(f"{beginning}; the run is {o.out}" + ("; the first update is compiled, which takes half a minute or more"
+              if o.compile else ""), file=sys.stderr, flush=True)
     with Output(o.json) as out:
         _train(o, options, changes, command, out)
 
@@ -311,8 +312,9 @@ def _record_random(o: TrainOptions) -> None:
 
     if o.env is None:
         raise UserError("there are no demonstrations", where="DATA",
-                        hint=f"name a file or folder of them: {command_line('train', o.method, 'DATA', '--out', o.out)}"
-                             "; or, for a method that collects episodes, an environment: --env ENV")
+                        hint="name a file or folder of them, before the options of the method: "
+                             f"{command_line('train', o.method, 'DATA', '--out', o.out)}; or, for a method that "
+                             "collects episodes, an environment: --env ENV")
     folder = _data_path(o).parent
     settings = {"--env": o.env, "--random-steps": o.random_steps, "--seed": o.seed}
     if folder.is_dir():
@@ -500,7 +502,7 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
 
 def _check_options(own: list[str], options: list[str]) -> None:
     """Raises ConfigError for an option that neither the command nor the method has, such as --otu in place of --out."""
-    if options and own and not own[0].startswith("-"):
+    if options:
         from .parts.method import build_method  # imports PyTorch, which takes seconds
 
         build_method(own[0], options, [], None, _trusted(own), flags=FLAGS)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointModule
-from ..core import Batch
+from ..core import Batch, ConfigError, unknown_name
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset, Episode
 from ..data.window import SamplingWeights
@@ -72,6 +72,7 @@ class Step:
     Args:
         name: The function.
         of: Name of the network that the loss trains. None for `prepare`.
+        weights, normalize, when, times: See `loss`.
         first: Whether the step is made before those of base classes.
     """
 
@@ -88,7 +89,8 @@ def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | Non
     """Decorator of ``function(self, nets, batch, rng)``, which returns the batch with columns that later steps read.
 
     It is called without gradients. It may return a tuple of the batch and a dict of tensors, whose means are logged. It
-    may update buffers of a network, such as running statistics, by what is the same in every process. `rng` is not.
+    may update buffers of a network, such as running statistics, by what is the same in every process. Numbers drawn
+    from `rng` differ between processes.
 
     Args:
         when: Whether it is due, as for `loss`.
@@ -131,10 +133,12 @@ def first(step: F) -> F:
 class Algorithm(LearnerConfig):
     """Base class of methods that learn by gradient descent: a frozen dataclass whose fields are the options.
 
-    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. An update makes the
-    steps one after the other, in the order in which they are defined, those of base classes first (but see `first`). A
-    function that replaces one of a base class keeps its place, and its decorator if it has none. None in its place
-    leaves the step out. `Engine` has everything that changes, and a method nothing.
+    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. `Engine` has
+    everything that changes, and a method nothing.
+
+    An update makes the steps one after the other, in the order in which they are defined, those of base classes first
+    (but see `first`). A function that replaces one of a base class takes its place. Without a decorator it also takes
+    over that of the base class. A step is left out if the subclass sets its name to None.
 
     `CONTRIBUTING.md` has an example, advantage-weighted regression.
     """
@@ -200,6 +204,7 @@ class Engine(GradientLearner):
         self.metric_bounds = config.bounds(policy, data)
         self._bounds = [bound for bound in self.metric_bounds.values() if isinstance(bound, ReturnBound)]
         self._steps = config.steps_of_update()
+        self._check_steps()
         self.captured: Updates | None = None
         trained = [step.of for step in self._steps if step.of is not None]
         if trained and "policy" not in trained:
@@ -213,6 +218,18 @@ class Engine(GradientLearner):
                 parts = [part for other in others for part in (other if isinstance(other, tuple) else (other,))]
                 self.register(name, net.module, net.optimizer,
                               auxiliary=[part for part in parts if isinstance(part, nn.Module)])
+
+    def _check_steps(self) -> None:
+        """Raises ConfigError if a step names what the method does not have."""
+        for step in self._steps:
+            place = f"{type(self.config).__name__}.{step.name}"
+            if step.of is not None and step.of not in self.optimizers:
+                raise unknown_name("network", step.of, self.optimizers, place, owner="the method, with an optimizer,",
+                                   hint="name one of its `networks`")
+            for name in filter(None, (step.weights, step.times)):
+                if getattr(self.config, name, None) is None:
+                    raise ConfigError(f"the method has no {name!r}", where=place,
+                                      hint="write a function or a field of this name")
 
     @property
     def batch_columns(self):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import torch
@@ -49,7 +50,7 @@ class _Graph:
 def capture(learner: Learner, *, compiled: bool = True) -> None:
     """Lets the updates of a learner run as graphs from now on: see `CapturedUpdates`."""
     if not isinstance(learner, Engine):
-        raise _unsupported(learner.config, "the learner has an update of its own")
+        raise _unsupported(learner.config, "this learner, such as that of cloning or PPO, has no `Engine`")
     learner.captured = CapturedUpdates(learner, compiled=compiled)
 
 
@@ -57,8 +58,8 @@ class CapturedUpdates:
     """The updates of an `Engine` as graphs, which `torch.compile` turns into machine code.
 
     They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
-    graph is made when the first batch of its form comes, which takes a minute or two. The first use of each graph is
-    compared with an update of the engine, so that nothing is captured that depends on more than its inputs.
+    graph is made when the first batch of its form comes, which takes half a minute or more. It is compared once with an
+    update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
         compiled: Whether graphs are compiled. False calls their operations one after the other.
@@ -122,7 +123,8 @@ class CapturedUpdates:
         draws, trained, names = _Draws(), list[str](), list[str]()
 
         def function(*inputs: Tensor) -> Tensor:
-            numbers = iter(inputs)
+            # The first run is for the draws alone, and how many rates it needs is not known yet.
+            numbers = iter(inputs) if draws.is_replay else chain(inputs, repeat(torch.tensor(0.5)))
             traced = _Traced(self, numbers, draws)
             batch = _batch({path: next(numbers) for path in leaves})
             draws.begin(numbers)
@@ -136,17 +138,15 @@ class CapturedUpdates:
             raise _unsupported(self.engine.config, "rewards are computed in the update")
         state = [t.detach().clone() for t in self.state]
         with _traceable(), self._unchanged_buffers():
-            # The first run is for the draws alone: it takes more rates than it needs.
-            function(*state, *leaves.values(), *torch.full((300,), 0.5).unbind())
+            function(*state, *leaves.values())
             draws.is_replay = True
             rates = torch.tensor(self._rates(trained)).unbind()
             noise = list(self._noise(draws.calls))
             try:
                 graph = make_fx(function, tracing_mode="real")(*state, *leaves.values(), *noise, *rates)
             except RuntimeError as error:
-                if "get value out of a tracing tensor" not in str(error):
-                    raise
-                raise _unsupported(self.engine.config, "an update reads a value that it computes") from None
+                raise _unsupported(self.engine.config, "an update reads a value that it computes, or has a shape that "
+                                   f"depends on one ({str(error).splitlines()[0]})") from None
         captured = _Graph(graph, names, draws.calls, trained)
         self._check_graph(captured, leaves)
         return replace(captured, run=_compiled(graph)) if self.compiled else captured
@@ -160,7 +160,7 @@ class CapturedUpdates:
         if not all(torch.equal(a, b) for a, b in zip(buffers, saved, strict=True)):
             for buffer, value in zip(buffers, saved, strict=True):
                 buffer.copy_(value)
-            raise _unsupported(self.engine.config, "an update changes what is no weight")
+            raise _unsupported(self.engine.config, "an update changes a buffer, such as a running mean")
 
     def _check_graph(self, graph: _Graph, leaves: dict[tuple[str, ...], Tensor]) -> None:
         """Raises Unsupported if the graph computes something else in another update, with the rows in another order."""
@@ -176,11 +176,13 @@ class CapturedUpdates:
             with torch.no_grad():
                 graph.run(*state, *others.values(), *self._noise(graph.draws),
                           *torch.tensor(self._rates(graph.trained)).unbind())
+        except RuntimeError as error:
+            raise _unsupported(engine.config, f"an update has shapes that depend on its values ({error})") from None
         finally:
             engine.n_updates = now
         new_state = iter(state)
         for name, adam in self.adams.items():
-            # Moments are linear in the gradients, whose size hardly changes the first steps of weights.
+            # The first steps of AdamW hardly depend on the size of a gradient, but its moments do.
             _, means, _ = ([next(new_state) for _ in adam.parameters] for _ in range(3))
             old, new, expected = (torch.cat([t.detach().flatten() for t in tensors]) for tensors in (
                 adam.means, means, twin.optimizers[name].moments()[0]))
@@ -342,7 +344,7 @@ def _check(engine: Engine) -> None:
     """Raises Unsupported if updates of this engine do more than a graph can."""
     config, optimizers = engine.config, engine.optimizers.values()
     if type(config).end_update is not Algorithm.end_update:
-        raise _unsupported(config, "an update also changes what is no network")
+        raise _unsupported(config, "an update ends with a function of its own (`end_update`)")
     if engine.device.type != "cpu":
         raise _unsupported(config, f"graphs are captured on CPUs so far, and this is {engine.device}")
     if engine.processes.count > 1:

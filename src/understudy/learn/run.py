@@ -237,8 +237,8 @@ def warn_of_other_arithmetic(before: dict[str, Any], now: dict[str, Any]) -> Non
                 "--compile": device.get("compiled", False)}
     others = [name for name, value in facts(now).items() if facts(before)[name] != value]
     if others:
-        warnings.warn(f"this run was begun with another setting of {' and '.join(others)}. Its results may differ in "
-                      "the last bits from those without the interruption.", DataWarning, stacklevel=3)
+        warnings.warn(f"this run was trained so far with another setting of {' and '.join(others)}. Its results may "
+                      "differ in the last bits from those without the interruption.", DataWarning, stacklevel=3)
 
 
 def describe_differences(was: Any, now: Any, at: str = "") -> Iterator[str]:

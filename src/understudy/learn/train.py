@@ -55,6 +55,7 @@ from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
+from .algorithm import Algorithm
 from .background_updates import update_meanwhile
 from .callbacks import LossCurve, ProgressBar
 from .captured import capture
@@ -246,6 +247,9 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
 
 def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfig) -> None:
     """Raises UserError for options that do not fit the method, before anything is computed."""
+    if run_config.compile and not isinstance(method.learner, Algorithm):
+        raise Unsupported("updates cannot be compiled: this learner, such as that of cloning or PPO, is no `Algorithm`",
+                          where=type(method.learner).__name__, hint="train without --compile")
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))
     check_collection(method, run_config.env, run_config.person, weights, stream, run_config.stages.keys())
@@ -335,6 +339,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
         _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
     if last is not None:
         _check_same_run(run, last, documents)
+        if method.collection is not None or last < method.learner.steps:
+            warn_of_other_arithmetic(run.read_checkpoint_json(last, "provenance.json"), provenance)
     resolved, modules = _resolve(method, run, device, recorded)
     learned = data.select(i for i in range(len(data)) if i not in excluded)
     training = training_data(learned, resolved)
@@ -892,7 +898,6 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     if only_steps and after > before and documents["method.json"].get("collection") is None:
         learner = documents["method.json"]["learner"]
         if _ignores_number_of_updates(learner):
-            warn_of_other_arithmetic(*(files["provenance.json"] for files in (old_documents, documents)))
             return
         phases = [name for name in _PHASES if learner.get(name)]
         reason = (f"{phases[0]} {_PHASES[phases[0]]}" if phases else
@@ -902,9 +907,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
                              f"{after - before} and another --out, or train all {after} updates there" + ("" if phases
                              else ". Runs with --optimizer.lr-schedule constant can be continued"))
-    if not differences:
-        warn_of_other_arithmetic(*(files["provenance.json"] for files in (old_documents, documents)))
-    else:
+    if differences:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []

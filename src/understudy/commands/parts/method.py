@@ -12,7 +12,7 @@ from ...data.text_columns import TaskText
 from ...hints import command_line
 from ...learn.method import Method, with_steps
 from ...methods import find_function, find_method, method_parameters
-from .options import change_fields, flag_of, parse_value, settable_fields
+from .options import arity, change_fields, flag_of, parse_value, settable_fields
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
@@ -143,5 +143,9 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")
-        settings[key] = parse_value(hints.get(key, str), words, option, "understudy train")
+        kind = hints.get(key, str)
+        if (most := arity(kind)[1]) is not None and len(words) > max(most, 1):
+            raise ConfigError(f"unexpected argument {words[max(most, 1)]!r}", where="understudy train",
+                              hint="name METHOD and DATA first, and then the options of the method")
+        settings[key] = parse_value(kind, words, option, "understudy train")
     return settings

@@ -100,6 +100,9 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
             name = word.partition("=")[0]
             into = own if name.replace("_", "-") in flags else changes if "." in name else of_method
         (own if word == "-h" else into).append(word)
+    if of_method and not (own and not own[0].startswith("-")):
+        raise ConfigError(f"{of_method[0].partition('=')[0]} comes before METHOD", where="understudy train",
+                          hint="name METHOD and DATA first, and then the options of the method")
     return own, of_method, changes
 
 
@@ -124,23 +127,23 @@ def _suggest_option(flag: str, flags: Iterable[str]) -> str:
     first, _, last = flag.removeprefix("--").rpartition(".")
     same = sorted((f for f in flags if f.rpartition(".")[2].removeprefix("--") == last),
                   key=lambda f: (not f.startswith(f"--{first.partition('.')[0]}."), f.count(".")))
-    return did_you_mean(same[0], same) if same else did_you_mean(flag, flags)
+    return did_you_mean(same[0], same) if same else did_you_mean(flag, flags, cutoff=0.75)
 
 
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
     values: dict[str, Any] = {}
-    loose, named = _split(args, {flag: _arity(o.kind) for flag, o in flags.items()}, prog)
+    loose, named = _split(args, {flag: arity(o.kind) for flag, o in flags.items()}, prog)
     for flag, words in named:
         option = flags[flag]
         value = parse_value(option.kind, words, flag, prog)
         earlier = values.get(option.name, ())
-        takes_several = _arity(option.kind)[1] is None  # --freeze net --freeze encoder is --freeze net encoder
+        takes_several = arity(option.kind)[1] is None  # --freeze net --freeze encoder is --freeze net encoder
         values[option.name] = ((*earlier, value) if option.is_repeatable else
                                (*earlier, *value) if takes_several else value)
     for option in (o for o in options if o.is_positional):
-        count = _arity(option.kind)[1]
+        count = arity(option.kind)[1]
         taken, loose = loose[:count], loose[count:] if count is not None else []
         if taken:
             values[option.name] = parse_value(option.kind, taken, prog, prog)
@@ -206,7 +209,7 @@ def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable
                 f"there is no option {flag}: a part is not exchanged on the command line, only its fields are set, "
                 f"such as {inside[0]}", where=prog,
                 hint="to exchange the part, write a function that returns the method, and train module:function")
-    arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
+    arities = {flag: (0, 1) if kind is bool else arity(kind) for flag, (_, kind) in kinds.items()}
     loose, named = _split(args, arities, prog, more_flags)
     if loose:
         raise ConfigError(f"unexpected argument {loose[0]!r}", where=prog, hint=_help_hint(prog))
@@ -288,9 +291,9 @@ def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
 
 def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     """Parses the words that the user gave for one option."""
-    low, _ = _arity(kind)
+    low, _ = arity(kind)
     if not words and low:
-        several = _arity(kind)[1] is None
+        several = arity(kind)[1] is None
         raise ConfigError("needs at least one value, but has none" if several else
                           f"needs {'a value' if low == 1 else f'{low} values'}, but has none", where=where,
                           hint=f"name them, or leave {where} out" if several else _help_hint(prog))
@@ -322,7 +325,7 @@ def _is_readable(kind: Any) -> bool:
                or get_origin(k) is tuple and _is_readable(k) for k in _members(kind))
 
 
-def _arity(kind: Any) -> tuple[int, int | None]:
+def arity(kind: Any) -> tuple[int, int | None]:
     """The smallest and the largest number of words that make a value; None for any number."""
     if kind is bool:
         return 0, 0
@@ -332,7 +335,7 @@ def _arity(kind: Any) -> tuple[int, int | None]:
         parts = get_args(kind)
         return (1, None) if Ellipsis in parts else (len(parts), len(parts))
     if len(members := _members(kind)) > 1:
-        counts = [_arity(k) for k in members]
+        counts = [arity(k) for k in members]
         highs = [high for _, high in counts if high is not None]
         most = max(highs) if len(highs) == len(counts) else None
         return min(low for low, _ in counts), most

@@ -119,7 +119,7 @@ def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "
         times: Name of the field that says how many steps are made in each update. None: one.
     """
     def store(function: F) -> F:
-        function.step = Step(function.__name__, of, weights, normalize, when, times)  # ty: ignore[unresolved-attribute]
+        function.step = Step(function.__name__, of, weights, normalize, when, times)  # ty: ignore[missing-attribute]
         return function
     return store
 

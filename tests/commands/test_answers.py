@@ -149,6 +149,11 @@ def test_options_of_the_method_come_after_method_and_data(demos, capsys, words):
     assert "-> name METHOD and DATA first" in capsys.readouterr().err
 
 
+def test_options_of_the_command_may_come_before_the_method(demos):
+    words = ("--seed", 3, "bc", demos, "--horizon", 2, "--batch-size", 4, "--out", "run", "--steps", 1)
+    assert train(*words, "--device", "cpu") == 0 and Method.load("run").policy.window.horizon == 2
+
+
 def test_an_option_that_is_no_field_is_refused_as_before(demos, capsys):
     assert train("bc", demos, "--out", "run", "--ouput", 8) == 2
     assert "there is no option --ouput" in capsys.readouterr().err

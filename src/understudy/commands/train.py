@@ -53,7 +53,7 @@ from .parts.groups import (
     command_options,
 )
 from .parts.help_page import print_help
-from .parts.options import options_of, refuse_given, refuse_old_names, split_arguments, split_pair
+from .parts.options import explain_missing, options_of, refuse_given, refuse_old_names, split_arguments, split_pair
 from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def main(args: list[str]) -> None:
         _check_options(own, options)
     try:
         o = parse(TrainOptions, "train", own)
-    except ConfigError:
+    except ConfigError as error:
+        explain_missing(options, error)
         _check_options(own, options)
         raise
     # before PyTorch is imported and the data are opened, which take seconds and more
@@ -216,8 +217,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..policy import find_checkpoint
     from .parts.method import build_method
 
-    # a misspelled option is refused before anything is read
-    build_method(o.method, options, [], None, o.trust, flags=FLAGS)
+    build_method(o.method, options, [], None, o.trust, flags=FLAGS)  # refuses a misspelled option before data are read
     if o.image_size is not None:
         parse_image_size(o.image_size)
     if o.eval is None:
@@ -502,7 +502,7 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
 
 def _check_options(own: list[str], options: list[str]) -> None:
     """Raises ConfigError for an option that neither the command nor the method has, such as --otu in place of --out."""
-    if options:
+    if options and own and not own[0].startswith("-"):
         from .parts.method import build_method  # imports PyTorch, which takes seconds
 
         build_method(own[0], options, [], None, _trusted(own), flags=FLAGS)

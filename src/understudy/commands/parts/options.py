@@ -100,10 +100,14 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
             name = word.partition("=")[0]
             into = own if name.replace("_", "-") in flags else changes if "." in name else of_method
         (own if word == "-h" else into).append(word)
-    if of_method and not (own and not own[0].startswith("-")):
-        raise ConfigError(f"{of_method[0].partition('=')[0]} comes before METHOD", where="understudy train",
-                          hint="name METHOD and DATA first, and then the options of the method")
     return own, of_method, changes
+
+
+def explain_missing(options: Sequence[str], error: ConfigError) -> None:
+    """Raises a better ConfigError if METHOD is missing because options of the method come before it."""
+    if options and "missing METHOD" in str(error):
+        raise ConfigError(f"{options[0].partition('=')[0]} comes before METHOD", where="understudy train",
+                          hint="name METHOD and DATA first, and then the options of the method") from None
 
 
 def refuse_old_names(args: list[str]) -> None:

@@ -13,6 +13,7 @@ from understudy.core import ConfigError, part
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.algorithm import Algorithm, Net, first, loss, prepare
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, random_dataset
@@ -163,3 +164,10 @@ def test_fields_are_options():
     learner, sampler = build(replace(Halves(), limit=0.05))
     metrics = [learner.update(sampler.batch(4, step)) for step in range(2)]
     assert metrics[1]["weight"] == pytest.approx(0.05)
+
+
+def test_a_class_that_is_no_method_is_refused_with_what_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "classless.py").write_text("class Steady:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"classless:Steady: the class Steady has no function `method`"):
+        find_method("classless:Steady", trust=("classless",))

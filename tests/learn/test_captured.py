@@ -95,7 +95,7 @@ def test_what_is_not_finite_changes_nothing_and_is_named():
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("robust-bc", "reads a value that it computes"), ("history-iql", "a function of its own"),
+    ("robust-bc", "reads a value that it computes"), ("history-iql", "function `end_update`"),
     ("bco", "changes a buffer")])
 def test_what_cannot_be_captured_is_refused_and_changes_nothing(name, reason):
     eager, captured, sampler = build(name)

@@ -104,6 +104,7 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Gr
     from .parts.method import method_option_texts, method_options
 
     texts = method_option_texts(name, method, trust)
+    # --steps is an option of train
     options = {flag_of(key): value for key, value in method_options(name, trust).items() if key != "steps"}
     fields = {flag_of(path): value for path, _, value in settable_fields(method) if path != "learner.steps"}
     texts = {flag_of(key): text for key, text in texts.items()}

@@ -288,8 +288,7 @@ class Engine(GradientLearner):
             prefix = "" if name == self.main else f"{name}/"
             if f"{prefix}loss" in metrics:
                 self._check_finite(optimizer, name, **{k: metrics[prefix + k] for k in ("loss", "gradient")})
-                config = optimizer.config
-                metrics[f"{prefix}rate"] = config.lr * config.lr_factor(self.n_updates, optimizer.steps)
+                metrics[f"{prefix}rate"] = optimizer.rate(self.n_updates)
 
     def make_steps(self, batch: Batch) -> Batch:
         """Makes the steps of an update, and returns the batch with the columns that preparations have added."""
@@ -297,7 +296,7 @@ class Engine(GradientLearner):
         for step in self.due_steps(self.n_updates):
             function, weights = getattr(self.config, step.name), None
             if (prepares := step.name if step.of is None else step.weights) is not None:
-                if rng is None:  # all of an update go on with the same one
+                if rng is None:  # all preparations of an update share it
                     rng = self.generator(self.processes.rank)
                 with self.evaluation():
                     result, values = _divided(getattr(self.config, prepares)(self.nets, batch, rng))

@@ -10,7 +10,7 @@ from itertools import chain, repeat
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -34,8 +34,8 @@ class _Graph:
 
     Args:
         run: A function of weights and moments, the batch, noise and rates. It writes the new weights and moments, and
-            returns the metrics, of which the last says whether all losses and gradients are finite. If not, nothing
-            has changed.
+            returns the metrics. The last of these says whether all losses and gradients are finite. If not, nothing has
+            changed.
         metrics: Names of the metrics, without the last one.
         draws: What is drawn from the generator of the preparations (None), and from that of each loss (its number).
         trained: The network of each loss.
@@ -105,10 +105,9 @@ class CapturedUpdates:
         return metrics
 
     def _noise(self, draws: dict[int | None, list[Draw]]) -> Iterator[Tensor]:
-        update_key, before = key(self.engine.seed, self.engine.n_updates), self.engine.n_calls
         for number, calls in draws.items():
             rng = self.engine.generator() if number is None else Generator(self.engine.device).manual_seed(
-                key(key(update_key, -number - before) if number + before else update_key, 0))
+                key(self.engine.loss_key(self.engine.n_calls + number), 0))
             for function, args, kwargs in calls:
                 yield function(*args, **kwargs, generator=rng)
 
@@ -154,7 +153,7 @@ class CapturedUpdates:
     @contextmanager
     def _unchanged_buffers(self) -> Iterator[None]:
         """Raises Unsupported at the end of the block if it has changed a buffer, which becomes what it was."""
-        buffers = [b for n in self.engine.networks.values() if isinstance(n, nn.Module) for b in n.buffers()]
+        buffers = [b for m in self.engine.all_modules() for b in m.buffers(recurse=False)]
         saved = [buffer.clone() for buffer in buffers]
         yield
         if not all(torch.equal(a, b) for a, b in zip(buffers, saved, strict=True)):
@@ -194,7 +193,7 @@ class _Adam:
     """The weights of an optimizer, their moments, and the number of its steps."""
 
     def __init__(self, optimizer: OptimizerState):
-        self.config, self.steps, self.parameters = optimizer.config, optimizer.steps, optimizer.parameters
+        self.optimizer, self.config, self.parameters = optimizer, optimizer.config, optimizer.parameters
         self.means, self.squares, self.counters = optimizer.moments()
 
     @property
@@ -207,8 +206,7 @@ class _Adam:
             counter.fill_(value)
 
     def rates(self, update: int, more: int) -> list[float]:
-        count, (beta, beta2) = self.count + more, self.config.betas
-        rate = self.config.lr * self.config.lr_factor(update, self.steps)
+        count, (beta, beta2), rate = self.count + more, self.config.betas, self.optimizer.rate(update)
         return [rate / (1 - beta**count), (1 - beta2**count) ** -0.5, 1 - rate * self.config.weight_decay]
 
 
@@ -290,7 +288,7 @@ class _Traced(Engine):
     @contextmanager
     def inputs_in_place(self) -> Iterator[None]:
         """Within the block, the networks and their copies compute with the inputs of the graph."""
-        modules = {id(m): m for n in self._networks.values() for m in n.trained.modules()}
+        modules = {id(m): m for m in self.all_modules()}
         modules |= {id(m): m for ema, _ in self.averages_now for m in ema.module.modules()}
         saved = [(m._parameters, dict(m._parameters)) for m in modules.values()]
         self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
@@ -344,7 +342,7 @@ def _check(engine: Engine) -> None:
     """Raises Unsupported if updates of this engine do more than a graph can."""
     config, optimizers = engine.config, engine.optimizers.values()
     if type(config).end_update is not Algorithm.end_update:
-        raise _unsupported(config, "an update ends with a function of its own (`end_update`)")
+        raise _unsupported(config, "an update ends with the function `end_update`")
     if engine.device.type != "cpu":
         raise _unsupported(config, f"graphs are captured on CPUs so far, and this is {engine.device}")
     if engine.processes.count > 1:
@@ -355,7 +353,7 @@ def _check(engine: Engine) -> None:
     if any(o.precision != "fp32" for o in optimizers):
         raise _unsupported(config, "only numbers of 32 bits are captured", "set --optimizer.precision to fp32, or "
                            "train without --compile")
-    if any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for n in engine.networks.values() for m in n.modules()):
+    if any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for m in engine.all_modules()):
         raise _unsupported(config, "a network has dropout", "set its dropout to 0, or train without --compile")
 
 

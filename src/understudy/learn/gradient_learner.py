@@ -150,9 +150,7 @@ class GradientLearner(Learner):
         For what an update computes outside of a loss, such as advantages. Networks stay in training mode otherwise,
         and their dropout is seeded only within a loss.
         """
-        if self._modules is None:  # a walk through all modules takes longer than a layer of a small network
-            self._modules = [m for n in self._networks.values() for m in n.trained.modules()]
-        training = [m for m in self._modules if m.training]
+        training = [m for m in self.all_modules() if m.training]
         for module in training:
             vars(module)["training"] = False  # `module.training = False` takes 10 times as long
         try:
@@ -161,6 +159,12 @@ class GradientLearner(Learner):
         finally:
             for module in training:
                 vars(module)["training"] = True
+
+    def all_modules(self) -> list[nn.Module]:
+        """Returns every module inside the registered networks, and inside what is trained with them."""
+        if self._modules is None:  # a walk through all modules takes longer than a layer of a small network
+            self._modules = [m for n in self._networks.values() for m in n.trained.modules()]
+        return self._modules
 
     @contextmanager
     def _others_frozen(self, name: str) -> Iterator[None]:
@@ -208,7 +212,8 @@ class GradientLearner(Learner):
         batch = batch.to(self.device)
         weighting = self._weighting(weights, batch, normalize)
         self._logged = {}
-        call_key, size = self._call_key(), len(batch) if P.count == 1 else round(float(weighting.rows))
+        call_key, size = self.loss_key(self._n_calls), len(batch) if P.count == 1 else round(float(weighting.rows))
+        self._n_calls += 1  # no two calls of an update have the same key
         numbers = range(P.rank * network.n_parts, (P.rank + 1) * network.n_parts + 1)
         cuts = [size * k // (network.n_parts * P.count) for k in numbers]
         total = torch.zeros((), device=self.device)
@@ -345,10 +350,9 @@ class GradientLearner(Learner):
     def _update_key(self) -> int:
         return key(self.seed, self.n_updates)
 
-    def _call_key(self) -> int:
-        """Key of this call of `minimize`. No two calls of an update have the same."""
-        update_key, number = self._update_key(), self._n_calls
-        self._n_calls += 1
+    def loss_key(self, number: int) -> int:
+        """Returns the key of the random numbers of a call of `minimize` in this update, which are numbered from 0."""
+        update_key = self._update_key()
         return key(update_key, -number) if number else update_key
 
     def _weighting(self, weights: Tensor | None, batch: Batch, normalize: str) -> Weighting:

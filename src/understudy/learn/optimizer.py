@@ -138,9 +138,13 @@ class OptimizerState:
             nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)
         return norm
 
+    def rate(self, update: int) -> float:
+        """Returns the learning rate of an update."""
+        return self.config.lr * self.config.lr_factor(update, self.steps)
+
     def step(self, update: int) -> float:
         """Updates the weights, clears the gradients, and returns the learning rate."""
-        rate = self.config.lr * self.config.lr_factor(update, self.steps)
+        rate = self.rate(update)
         if any(p.grad is not None for p in self.memory_order_parameters):
             assert self.adamw is not None
             for group in self.adamw.param_groups:

@@ -233,7 +233,7 @@ def warn_of_other_arithmetic(before: dict[str, Any], now: dict[str, Any]) -> Non
     """Warns if a run continues where the same operations may give other last bits."""
     def facts(provenance: dict[str, Any]) -> dict[str, Any]:
         device = provenance["device"]
-        return {"PyTorch": provenance["versions"]["torch"], "the processor": device["name"],
+        return {"PyTorch": provenance["versions"]["torch"], "the device": device["name"],
                 "--compile": device.get("compiled", False)}
     others = [name for name, value in facts(now).items() if facts(before)[name] != value]
     if others:

@@ -230,7 +230,7 @@ class _StackedLearner:
         self.metrics = {}
         self.first.update(join_batches(batches))
         for learner in self.learners[1:]:
-            learner.n_updates, learner._n_calls = self.first.n_updates, 0
+            learner.n_updates = self.first.n_updates
         return self.metrics
 
     def minimize(self, name: str, loss: Callable, batch: Batch, weights: Tensor | None = None, *,
@@ -238,7 +238,8 @@ class _StackedLearner:
         """`GradientLearner.minimize` for all seeds, whose rows of the batch come one after the other."""
         first, optimizer, n_seeds = self.first, self.first._networks[name].optimizer, len(self.learners)
         assert optimizer is not None and normalize == "weights"
-        noise_seeds = [key(learner._call_key(), 0) for learner in self.learners]
+        noise_seeds = [key(learner.loss_key(first._n_calls), 0) for learner in self.learners]
+        first._n_calls += 1
         step_weights = _step_weights(weights, batch)
         row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
         step_weights, row_weights = (x.unflatten(0, (n_seeds, -1)) for x in (step_weights, row_weights))

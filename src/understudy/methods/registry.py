@@ -293,6 +293,10 @@ def require_function(value, name: str) -> Callable[..., Method]:
     from ..learn.method import Method
     from ..policy import PolicyConfig
 
+    if isinstance(value, type) and not callable(getattr(value, "method", None)):
+        raise ConfigError(f"the class {value.__name__} has no function `method`", where=name,
+                          hint="derive it from understudy.learn.algorithm.Algorithm, and let `method(self, "
+                               "features=None)` return the Method")
     if callable(value):
         return value
     attribute = name.rpartition(":")[2].replace("-", "_")

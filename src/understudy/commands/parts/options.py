@@ -96,9 +96,10 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
     into = own
     for word in args:
         if word.startswith("--"):
-            word = "--" + word[2:].removeprefix("learner.").removeprefix("method.")  # of earlier versions
+            is_own = not word.startswith("--method.")  # how commands of earlier versions name options of a method
+            word = "--" + word[2:].removeprefix("learner.").removeprefix("method.")
             name = word.partition("=")[0]
-            into = own if name.replace("_", "-") in flags else changes if "." in name else of_method
+            into = own if is_own and name.replace("_", "-") in flags else changes if "." in name else of_method
         (own if word == "-h" else into).append(word)
     return own, of_method, changes
 

@@ -55,7 +55,7 @@ def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UP
     from understudy.heads.likelihood.regression import Regression
     from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.captured import capture
-    from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+    from understudy.learn.critics.td3 import TD3
     from understudy.learn.optimizer import OptimizerConfig
     from understudy.methods.offline_rl.iql import IQL
     from understudy.nets.encoders import ConcatEncoder
@@ -63,7 +63,7 @@ def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UP
     from understudy.policy import Policy, PolicyConfig
 
     constant = OptimizerConfig(weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
-    default_head, config = {"IQL": (Gaussian(), IQL()), "TD3+BC": (Regression(), OffPolicyActorCritic()),
+    default_head, config = {"IQL": (Gaussian(), IQL()), "TD3+BC": (Regression(), TD3(bc_weight=0.4)),
                             "BC": (Regression(), BehaviorCloning(optimizer=constant))}[name]
     data = Dataset([Episode(columns) for columns in episodes()])
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.nets.mlp import MLP
 
 SEEDS, TURNS, UPDATES = range(5), 7, 40
@@ -56,7 +56,7 @@ def main() -> None:
     for width in (64, 128, 256):
         learners = {"regression": (Regression(), BehaviorCloning(1000)), "flow": (Flow(), BehaviorCloning(1000)),
                     "mixture": (GMM(), BehaviorCloning(1000)),
-                    "TD3+BC": (Regression(), OffPolicyActorCritic(1000, critic=CriticConfig(hidden=(width, width))))}
+                    "TD3+BC": (Regression(), TD3(1000, bc_weight=0.4, critic=CriticConfig(hidden=(width, width))))}
         for name, (head, learner) in learners.items():
             policy = PolicyConfig(head, MLP(width, 1), window=Window(2, 8))
             compare(f"{name}, width {width}", Method(policy, learner=learner), data)

@@ -66,9 +66,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
-             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "NoiseAliasing", "ROT", "ADS", "VIRL", "BCQ",
-                                                   "BEAR", "CalQL", "EDAC", "PLAS", "PRDC",
-                                                   "SPOT", "TACR")),
+             *((learner, "n_step") for learner in ("TD3", "SAC", "NoiseAliasing", "ROT", "ADS", "VIRL", "BCQ", "BEAR",
+                                                   "CQL", "CalQL", "EDAC", "PLAS", "PRDC", "SPOT", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder"), ("SARM", "max_rewind")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

@@ -31,11 +31,15 @@ from understudy.execute.planners import (
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.steering import ComposedPolicies, ScorerGuided, Steered
 from understudy.heads.likelihood.regression import Regression
+from understudy.learn.critics.sac import SAC
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import load_actor
 from understudy.learn.train import train
 from understudy.learn.training_curves import TrainingCurves
 from understudy.learn.validation import Validation
 from understudy.methods import find_method
+from understudy.methods.offline_rl.cql import CQL
+from understudy.methods.offline_rl.spot import SPOT
 from understudy.policy import ClassifierFreeGuidance, find_checkpoint
 
 BEFORE = TESTS / "fixtures" / "before_moves"
@@ -80,6 +84,20 @@ def test_methods_of_before_are_those_of_today(name):
     before = config.load(METHODS[name])
     before = replace(before, transforms=(*FIRST_SINCE_THEN.get(name, ()), *before.transforms))
     assert before == find_method(name, SPECIAL.get(name, FEATURES))
+
+
+def test_td3_sac_and_cql_were_one_class():
+    old = {"$": "understudy.learn.critics.off_policy_actor_critic:OffPolicyActorCritic", "n_conservative_samples": 4,
+           "target_noise": 0.3, "policy_delay": 1, "bc_weight": 0.0, "temperature": None, "conservative_weight": 0.0}
+    assert config.load(old) == TD3(target_noise=0.3, policy_delay=1)
+    assert config.load({**old, "temperature": 0.5}) == SAC(temperature=0.5, target_entropy=None)
+    conservative = config.load({**old, "temperature": 0.5, "target_entropy": -2.0, "conservative_weight": 3.0})
+    assert conservative == CQL(temperature=0.5, target_entropy=-2.0, conservative_weight=3.0, n_samples=4)
+    assert config.load({"$": old["$"]}) == TD3(bc_weight=0.4)  # the defaults of before
+    spot = {**old, "$": "understudy.methods.offline_rl.spot:SupportedActorCritic"}
+    assert config.load(spot) == SPOT(target_noise=0.3, policy_delay=1, bc_weight=0.0)
+    with pytest.raises(UserError, match="temperature"):  # which would be ignored
+        config.load({**spot, "temperature": 0.5})
 
 
 @pytest.mark.parametrize("run", sorted((BEFORE / "trained").iterdir()), ids=lambda run: run.name)

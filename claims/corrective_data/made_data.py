@@ -34,7 +34,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.improve.generation import DemoGeneration, MovableObject, SegmentRule, SymmetryAugmentation
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights, SampleWeights, UniformWeights
@@ -142,8 +142,9 @@ OVER_COPIES = higher("proliferated", "noisy copies")
 
 ROOMS_ENV = "claims.worlds.one_goal_rooms:OneGoalRooms"
 CLONING = BehaviorCloning(2000, 128, FAST)
-TD3_BC = OffPolicyActorCritic(2000, 128, OptimizerConfig(
-    lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None), CriticConfig((64, 64)), discount=0.97)
+TD3_BC = TD3(2000, 128, OptimizerConfig(
+    lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None), CriticConfig((64, 64)), discount=0.97,
+    bc_weight=0.4)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,8 @@ from understudy.improve.practice import SuccessReward
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.sac import SAC
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -44,9 +45,10 @@ from understudy.policy import Policy, PolicyConfig
 GOAL, LIMIT, NOISE = (3.5, 3.5), 100, 1.0  # m; steps of an episode; m/s, half of the largest action
 STEPS, DURING = "steps to half", "success in training"
 RATE = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in row 289
-RLPD = OffPolicyActorCritic(batch_size=64, discount=0.95, target_decay=0.95, bc_weight=0.0, temperature=0.01,
-                            target_entropy=-1.0, critic=CriticConfig((64, 64), layer_norm=True), optimizer=RATE)
-TD3_BC = replace(RLPD, temperature=None, target_entropy=None, bc_weight=0.4)
+RLPD = SAC(batch_size=64, discount=0.95, target_decay=0.95, policy_delay=2, temperature=0.01,
+           critic=CriticConfig((64, 64), layer_norm=True), optimizer=RATE)
+TD3_BC = TD3(batch_size=64, discount=0.95, target_decay=0.95, bc_weight=0.4,
+             critic=CriticConfig((64, 64), layer_norm=True), optimizer=RATE)
 GUIDED = DataGuidedExploration(MLP(64, 2, dropout=0.5), n_updates=100, decay=1000)
 
 
@@ -98,7 +100,7 @@ class Guided:
     """How a policy learns from demonstrations and, by rounds of at least `n_steps` steps, from success."""
 
     exploration: Exploration
-    learner: OffPolicyActorCritic | Literal["cloning"] = RLPD
+    learner: SAC | TD3 | Literal["cloning"] = RLPD
     n_rounds: int = 10
     n_steps: int = 300
     cloned: int = 1500  # as many updates as the others have, about

@@ -24,7 +24,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.practice import BASE, Practice, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
@@ -95,7 +95,7 @@ class PolicyOnly:
         base = replace(self.base, stages=(Stage(BASE.stage, self.base),), initialize_from=(InitializeFrom(BASE),))
         method = porl(Practice(data, self.n_rounds, N_EPISODES, self.n_updates), base)
         learner, rounds = method.learner, method.collection
-        assert isinstance(learner, OffPolicyActorCritic) and isinstance(rounds, CollectionRounds)
+        assert isinstance(learner, TD3) and isinstance(rounds, CollectionRounds)
         assert isinstance(rounds.collector, RolloutCollector)
         critic, policy_optimizer = replace(learner.critic, hidden=(64, 64)), learner.policy_optimizer
         assert policy_optimizer is not None

@@ -48,7 +48,7 @@ from understudy.improve.retention import LastRounds
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics import td3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.objectives.latent_objectives import LatentDynamics
@@ -123,12 +123,11 @@ class TrueState:
 def learners(n_rounds: int = N_ROUNDS) -> dict[str, Method]:
     """Cloning of 25 pushes, and TD3, which collects 8 episodes a round and learns from them alone."""
     policy = PolicyConfig(Regression(), FeedForward((64, 64)), inputs=(FEATURES, OWN))
-    td3 = OffPolicyActorCritic(bc_weight=0.0, n_step=3, batch_size=256, optimizer=CONSTANT,
-                               critic=CriticConfig((64, 64)), discount=0.9)
+    actor_critic = td3.TD3(n_step=3, batch_size=256, optimizer=CONSTANT, critic=CriticConfig((64, 64)), discount=0.9)
     rounds = CollectionRounds(n_rounds, RolloutCollector(N_COLLECTED, GaussianExploration(0.1)),
                               updates=PerNewStep(0.25), retention=LastRounds(n_rounds))
     return {CLONING: Method(policy, RecedingHorizon(), BehaviorCloning(600, 64, FAST)),
-            TD3: Method(policy, RecedingHorizon(), td3, collection=rounds)}
+            TD3: Method(policy, RecedingHorizon(), actor_critic, collection=rounds)}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper
 from understudy.improve.practice import Practice, residual, rlpd
 from understudy.learn.algorithm import loss
 from understudy.learn.critic import CriticConfig, CriticSpec, QFunction
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic, policy_is_due
+from understudy.learn.critics.off_policy_actor_critic import ActorCritic, policy_is_due
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import Method
 
 
@@ -46,7 +47,7 @@ class ExecutedQFunction(QFunction):
 
 
 @part
-class ResidualTD3(OffPolicyActorCritic):
+class ResidualTD3(TD3):
     """TD3 whose policy maximizes the mean of all critics. That of `residual` maximizes the first."""
 
     @loss("policy", when=policy_is_due)
@@ -77,7 +78,7 @@ class OffPolicy(Imprecise):
     def method(self, practice: Practice, base: Method) -> Method:
         method = (rlpd if self.from_scratch else residual)(practice, base)
         learner, wrapper = method.learner, method.wrapper
-        assert isinstance(learner, OffPolicyActorCritic)
+        assert isinstance(learner, ActorCritic)
         critic = replace(learner.critic, hidden=(64, 64))
         if self.from_scratch:
             return replace(method, learner=replace(learner, critic=critic))

@@ -19,7 +19,7 @@ from understudy.execute.planners import FixedBatch
 from understudy.improve.collection import CollectionRounds
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.rewards.transport_reward import OptimalTransportReward
@@ -74,7 +74,7 @@ class WithoutActions(DemonstrationSource):
 class Practice:
     """How a policy practices in the environment."""
 
-    learner: OffPolicyActorCritic
+    learner: TD3
     n_rounds: int = 16
     probe_sizes = {"n_rounds": 1}
 
@@ -118,8 +118,8 @@ TABLE = experiment(
     WithoutActions(), env=f"{__name__}:TwoGoals", measure=practiced, first_seed=1900, episodes=100,
     measures={"success": Measure("bounded", "rate"), WAY: SCORE, FINAL: Measure("real")},
     sanity={"discount 0.9": 0.3}, arms={
-    "discount 0.99": Practice(OffPolicyActorCritic(discount=0.99, reward=MATCHING)),
-    "discount 0.9": Practice(OffPolicyActorCritic(discount=0.9, reward=MATCHING)),
+    "discount 0.99": Practice(TD3(discount=0.99, reward=MATCHING)),
+    "discount 0.9": Practice(TD3(discount=0.9, reward=MATCHING)),
     "linear": Practice(ADS(threshold=0.0, max_growth=3)),
     "ADS": Practice(ADS()),
     "no threshold": ablation("ADS", Practice(ADS(threshold=0.0)))})

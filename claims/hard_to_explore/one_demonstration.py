@@ -20,7 +20,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.objectives.representation_objectives import warping_distances
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
@@ -86,7 +86,7 @@ class OneStepPractice(Practice):
     def method(self):
         learner = replace(self.learner, discount=0.9, bc_weight=0.0, batch_size=128, optimizer=CONSTANT,
                           critic=CriticConfig((64, 64)))
-        return replace(Practice(OffPolicyActorCritic(), self.n_rounds).method, learner=learner)
+        return replace(Practice(TD3(), self.n_rounds).method, learner=learner)
 
 
 def positions(episode: Episode) -> np.ndarray:
@@ -132,8 +132,8 @@ TABLE = experiment(
     "frame + sequence": OneStepPractice(VIRL()),
     "frame": OneStepPractice(VIRL(reward=SiameseReward(sequence_weight=0.0))),
     "sequence": OneStepPractice(VIRL(reward=SiameseReward(frame_weight=0.0))),
-    "squared distance": OneStepPractice(OffPolicyActorCritic(reward=SquaredDistance())),
-    "GAIfO": OneStepPractice(OffPolicyActorCritic(
+    "squared distance": OneStepPractice(TD3(reward=SquaredDistance())),
+    "GAIfO": OneStepPractice(TD3(
         reward=DiscriminatorReward(inputs="next", one_sided=True, hidden=(64, 64)))),
     "shuffled": ablation("frame + sequence", OneStepPractice(VIRL(reward=SiameseReward(is_shuffled=True))))})
 

@@ -34,7 +34,7 @@ from understudy.improve.gates import INTERVENTION, ValueGate
 from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -164,8 +164,8 @@ class Assisted:
         learner, exploration = replace(CLONE, steps=steps, sample_weights=ColumnWeights(INTERVENTION, 1.0, 0.0),
                                        sampling_column=INTERVENTION), None
         if self.learns == "rlif":
-            learner = OffPolicyActorCritic(
-                steps, optimizer=CONSTANT, critic=CriticConfig((128, 128), layer_norm=True), bc_weight=0.0,
+            learner = TD3(
+                steps, optimizer=CONSTANT, critic=CriticConfig((128, 128), layer_norm=True),
                 discount=0.9, target_decay=0.99, critic_warmup_updates=300)
             transforms = (*transforms, MovedPenalty() if self.moved else InterventionPenalty(), EndAtSuccess())
             exploration = GaussianExploration(1.5)

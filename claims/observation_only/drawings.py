@@ -30,7 +30,7 @@ from understudy.improve.collection import CollectionRounds, GaussianExploration
 from understudy.improve.updates import PerNewStep, PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.cloning_from_observation import BehaviorCloningFromObservation
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
@@ -149,7 +149,7 @@ def tracking() -> Method:
     """TD3, with an update for each step of as many episodes."""
     collector = SteeredCollector(20, GaussianExploration(0.2), show=SHOW)
     optimizer = OptimizerConfig(lr=1e-3, lr_schedule="constant", weight_decay=0.0, grad_clip_norm=None)
-    learner = OffPolicyActorCritic(batch_size=SIZES[1], optimizer=optimizer, bc_weight=0.0, discount=0.9)
+    learner = TD3(batch_size=SIZES[1], optimizer=optimizer, discount=0.9)
     policy = replace(POLICY, head=SquashedGaussian("free"), trunk=FeedForward((256, 256)))
     rounds = CollectionRounds(N_ROUNDS, collector, updates=PerNewStep(1.0), sampling_weights=own_steps)
     return Method(policy, RecedingHorizon(), learner, (PROGRESS,), collection=rounds)

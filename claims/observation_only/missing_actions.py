@@ -23,14 +23,14 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning.pseudo_labels import PseudoLabel
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
 CONSTANT = OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
-TD3_BC = OffPolicyActorCritic(2000, 128, CONSTANT, CriticConfig((64, 64)), discount=0.97)
+TD3_BC = TD3(2000, 128, CONSTANT, CriticConfig((64, 64)), discount=0.97, bc_weight=0.4)
 CLONING = BehaviorCloning(1000, 128, OptimizerConfig(lr=1e-3))
 NOW, NEXT = Window(1), Window(2, obs_offset=1)  # the present observation, and also the next
 

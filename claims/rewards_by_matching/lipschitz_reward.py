@@ -31,7 +31,7 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.likelihood.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
@@ -45,8 +45,7 @@ N_ROUNDS = 35  # of four episodes of 40 steps
 def matched(rate: float, penalty: float) -> Practice:
     """DAC with networks of two layers of 64, from new weights."""
     reward = DiscriminatorReward(penalty=penalty, one_sided=True, hidden=(64, 64), optimizer=replace(CONSTANT, lr=rate))
-    learner = OffPolicyActorCritic(bc_weight=0.0, batch_size=128, optimizer=CONSTANT, critic=CriticConfig((64, 64)),
-                                   discount=0.97, reward=reward)
+    learner = TD3(batch_size=128, optimizer=CONSTANT, critic=CriticConfig((64, 64)), discount=0.97, reward=reward)
     rounds = CollectionRounds(N_ROUNDS, RolloutCollector(N_EPISODES, GaussianExploration(0.2)))
     policy = PolicyConfig(Regression(), FeedForward((64, 64)), window=Window(1, 1))
     return Practice(Method(policy, RecedingHorizon(), learner, collection=rounds))

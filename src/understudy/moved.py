@@ -181,10 +181,47 @@ def _joined_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"known_column" if name == "known" else name: field for name, field in fields.items()}
 
 
+# Settings of TD3, SAC and CQL, which were one class, and the values with which they do nothing. `...`: whatever it is.
+_NOISE = {"target_noise": ..., "max_target_noise": ..., "critic_bc_weight": 0.0}
+_DENSITY = {"temperature": None, "target_entropy": None}
+_CONSERVATIVE = {"conservative_weight": 0.0, "n_conservative_samples": ...}
+
+
+def _without(fields: Mapping[str, Any], unread: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those of another method, as far as they do nothing."""
+    return {name: field for name, field in fields.items() if name not in unread or unread[name] not in (field, ...)}
+
+
+def _deterministic(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Methods that are TD3 had fields of SAC and CQL."""
+    return _without(fields, _DENSITY | _CONSERVATIVE)
+
+
+def _stochastic(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Methods that are SAC had fields of TD3 and CQL."""
+    return _without(fields, _NOISE | _CONSERVATIVE)
+
+
+def _conservative(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Methods that are CQL had fields of TD3, and another name for `n_samples`."""
+    return {"n_samples" if name == "n_conservative_samples" else name: field
+            for name, field in _without(fields, _NOISE).items()}
+
+
+def _actor_critic(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """TD3, SAC and CQL were one class, which had other defaults than SAC has."""
+    fields = {"bc_weight": 0.4, "policy_delay": 2, **fields}
+    if fields.get("temperature") is None:
+        return {"$": "understudy.learn.critics.td3:TD3", **_deterministic(fields)}
+    fields = {"target_entropy": None, **fields}
+    if fields.get("conservative_weight"):
+        return {"$": "understudy.methods.offline_rl.cql:CQL", **_conservative(fields)}
+    return {"$": "understudy.learn.critics.sac:SAC", **_stochastic(fields)}
+
+
 def _without_noise_and_density(fields: Mapping[str, Any]) -> dict[str, Any]:
     """BCQ had settings of TD3, SAC and CQL, which it never read."""
-    unread = {"target_noise", "max_target_noise", "temperature", "target_entropy", "critic_bc_weight",
-              "conservative_weight", "n_conservative_samples"}
+    unread = {*_NOISE, *_DENSITY, *_CONSERVATIVE}
     return {name: field for name, field in fields.items() if name not in unread}
 
 
@@ -193,7 +230,7 @@ def _without_old_floor(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: field for name, field in fields.items() if (name, field) != ("min_scale", 1e-4)}
 
 
-# Old "module:Name": function of its JSON, without "$", that returns the present fields.
+# "module:Name", old or present: function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
@@ -201,7 +238,14 @@ UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.data.codec:Normalizer": _without_old_floor,
     "understudy.data.running_normalizer:RunningNormalizer": _without_old_floor,
     "understudy.data.relabel:ConcatColumns": _joined_columns,
+    "understudy.learn.critics.off_policy_actor_critic:OffPolicyActorCritic": _actor_critic,
+    "understudy.learn.critics.noise_aliasing:NoiseAliasing": _stochastic,
     "understudy.methods.offline_rl.bcq:BCQ": _without_noise_and_density,
+    "understudy.methods.offline_rl.cal_ql:CalQL": _conservative,
+    "understudy.methods.offline_rl.edac:EDAC": _stochastic,
+    **{f"understudy.methods.{name}": _deterministic for name in (
+        "goal_conditioned.rig:RIG", "offline_rl.prdc:PRDC", "offline_rl.spot:SPOT", "offline_rl.tacr:TACR",
+        "reward_matching.ads:ADS", "reward_matching.rot:ROT", "reward_matching.virl:VIRL")},
     "understudy.improve.retention:BalancedSuccess": lambda fields: {"keep_initial": True},  # abco's learner balances
 }
 
@@ -216,4 +260,5 @@ def current_document(document: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the JSON of a dataclass with its present name and fields. Nested dataclasses stay as they are."""
     old = document["$"]
     fields = {k: v for k, v in document.items() if k != "$"}
-    return {"$": current_name(old), **UPGRADES.get(old, dict)(fields)}
+    upgrade = UPGRADES.get(old) or UPGRADES.get(current_name(old), dict)
+    return {"$": current_name(old), **upgrade(fields)}

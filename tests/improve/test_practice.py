@@ -29,7 +29,7 @@ from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, dsrl, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.rewards.reward_models import RewardedEngine
@@ -101,8 +101,7 @@ def test_during_the_warmup_the_critic_learns_alone():
     data = Dataset([Episode(steps)])
 
     def after(n_updates, warmup):
-        config = OffPolicyActorCritic(batch_size=8, critic=CriticConfig((16,)), policy_delay=1, bc_weight=0.0,
-                                      critic_warmup_updates=warmup)
+        config = TD3(batch_size=8, critic=CriticConfig((16,)), policy_delay=1, critic_warmup_updates=warmup)
         policy = _policy(Regression())
         policy.fit_statistics(data)
         learner = config.build(policy, 0, 10, data)

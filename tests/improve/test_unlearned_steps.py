@@ -19,7 +19,7 @@ from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.corrections import UndoneTakeovers, rlif
 from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.unlearned_steps import UNLEARNED, LearnedStepWeights, UnflaggedParts
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.targets import REWARD, TERMINATED, td_terms
 from understudy.learn.train import train
 from understudy.methods import find_method
@@ -67,7 +67,7 @@ def test_no_batch_has_an_unlearned_step_and_no_return_goes_beyond_one(horizon, n
     policy = Policy(PolicyConfig(SquashedGaussian(), MLP(8, 1), window=Window(1, horizon)),
                     {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))})
     policy.fit_statistics(Dataset(DEMONSTRATIONS))
-    config = OffPolicyActorCritic(n_step=n_step, discount=DISCOUNT, batch_size=64)
+    config = TD3(n_step=n_step, discount=DISCOUNT, batch_size=64)
     data, first = ReplayBuffer(DEMONSTRATIONS).extend(COLLECTED), ReplayBuffer(DEMONSTRATIONS)
     learner = config.build(policy, 0, 10, data)
     rounds = CollectionRounds(1, RolloutCollector(1), mixture_weights=weights, leave_out=UNLEARNED)

@@ -15,7 +15,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.background_updates import update_meanwhile
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit import fit
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -32,7 +32,7 @@ def _learner(reward: float = 1.0, device: str = "cpu"):
     torch.manual_seed(0)
     policy = Policy(PolicyConfig(Regression(), MLP(8, 1), inputs=(STATE,)), data.features()).to(device)
     policy.fit_statistics(data)
-    learner = OffPolicyActorCritic(batch_size=8, critic=CriticConfig((16,))).build(policy, 0, 10, data)
+    learner = TD3(batch_size=8, critic=CriticConfig((16,))).build(policy, 0, 10, data)
     return learner, learner.batch_sampler(data)
 
 

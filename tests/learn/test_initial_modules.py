@@ -16,7 +16,7 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.rewards.reward_models import RewardedEngine
@@ -40,7 +40,7 @@ def rewarded(count: int = 5, shift: float = 0.0) -> Dataset:
 
 def offline(steps: int, inputs=(STATE,), hidden=(8,)) -> Method:
     return Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1), inputs=inputs),
-                  learner=OffPolicyActorCritic(steps, 8, critic=CriticConfig(hidden)))
+                  learner=TD3(steps, 8, critic=CriticConfig(hidden)))
 
 
 def continued(stage: Method, into: str = "critic", module: str = "critic", **changes) -> Method:
@@ -52,7 +52,7 @@ def test_a_critic_begins_with_the_weights_and_statistics_of_a_stage(tmp_path):
     """Also its target, and with data of another mean, whose statistics are the policy's."""
     shifted = rewarded(shift=50.0)
     run(tmp_path / "base", offline(3), rewarded())
-    method = replace(continued(offline(3)), learner=OffPolicyActorCritic(2, 8, critic=CriticConfig((8,))))
+    method = replace(continued(offline(3)), learner=TD3(2, 8, critic=CriticConfig((8,))))
     run(tmp_path / "first", replace(method, learner=replace(method.learner, steps=0)), shifted,
         stages={"offline": tmp_path / "base"})
     stage, own = (load_module(tmp_path / f"{name}/modules/critic") for name in (

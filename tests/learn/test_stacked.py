@@ -20,7 +20,8 @@ from understudy.heads.one_step.consistency import Consistency
 from understudy.learn import stacked
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.sac import SAC as SACConfig
+from understudy.learn.critics.td3 import TD3 as TD3Config
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
@@ -60,8 +61,8 @@ def largest_difference(result, other) -> float:
     return max((one - two).abs().max().item() for one, two in pairs if one.numel())
 
 
-TD3 = OffPolicyActorCritic(200, 16, bc_weight=0.4, critic=CriticConfig(hidden=(16, 16)))
-SAC = replace(TD3, steps=40, temperature=0.1, target_entropy=-1.0)
+TD3 = TD3Config(200, 16, bc_weight=0.4, critic=CriticConfig(hidden=(16, 16)))
+SAC = SACConfig(40, 16, bc_weight=0.4, temperature=0.1, critic=CriticConfig(hidden=(16, 16)))
 IQN = replace(TD3, steps=40, critic=CriticConfig((16, 16), n_quantiles=4, draw_levels=True))
 SPOT = SPOT(40, 16, critic=TD3.critic, cloning_fraction=0.5)  # its policy does not learn at first
 

@@ -14,7 +14,7 @@ from understudy.data.window import Goal, Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.objectives.reconstruction_objectives import ObservationPrediction, Reconstruction
@@ -158,8 +158,8 @@ def test_caching_and_changes_of_images_exclude_each_other(config, said):
 
 
 @pytest.mark.parametrize("learner", [
-    OffPolicyActorCritic(1, 4, critic=CriticConfig(encoder=TokenEncoder())),
-    OffPolicyActorCritic(1, 4, critic=CriticConfig(encoder=CACHED), reward=DiscriminatorReward(encoder=TokenEncoder())),
+    TD3(1, 4, critic=CriticConfig(encoder=TokenEncoder())),
+    TD3(1, 4, critic=CriticConfig(encoder=CACHED), reward=DiscriminatorReward(encoder=TokenEncoder())),
     RepresentationLearning((Reconstruction(),), 1, 4), RepresentationLearning((ObservationPrediction(),), 1, 4)])
 def test_networks_that_read_images_beside_the_policy_refuse_its_cached_features(learner, calls):
     episodes = [replace(e.replace({"next.reward": np.ones(len(e)), "next.terminated": np.zeros(len(e), bool),

@@ -12,7 +12,7 @@ from ..data.episode import Episode
 from ..data.relabel import InterventionPenalty
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.critic import CriticConfig
-from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ..learn.critics.td3 import TD3
 from ..learn.method import Method
 from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformWeights
 from ..learn.targets import REWARD, TERMINATED
@@ -151,7 +151,7 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
     transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), UndoneTakeovers(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
     weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # the score is that of a plan, the distance a mean over it
-    learner = OffPolicyActorCritic(
+    learner = TD3(
         method.learner.steps, RLIF_BATCH_SIZE, bc_weight=weight, critic_warmup_updates=first // 2,
         critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))
     return replace(method, transforms=(*method.transforms, *transforms), learner=learner, collection=rounds)

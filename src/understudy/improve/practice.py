@@ -20,8 +20,9 @@ from ..heads.likelihood.squashed_gaussian import SquashedGaussian
 from ..learn.critic import CriticConfig
 from ..learn.critics.denoising_ppo import DenoisingPPO, DenoisingPPOLearner, check_denoising
 from ..learn.critics.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks
-from ..learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.critics.ppo import PPO
+from ..learn.critics.sac import SAC
+from ..learn.critics.td3 import TD3
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
 from ..learn.optimizer import OptimizerConfig
@@ -44,8 +45,7 @@ BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
 SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
 CAREFUL = OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in WSRL
-STEERING: dict[str, Any] = {"bc_weight": 0.0, "policy_delay": 1, "temperature": 0.1, "target_entropy": 0.0,
-                            "critic": CriticConfig(layer_norm=True)}
+STEERING: dict[str, Any] = {"temperature": 0.1, "target_entropy": 0.0, "critic": CriticConfig(layer_norm=True)}
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
 
 
@@ -88,8 +88,8 @@ class SuccessReward:
 def residual(practice: Practice, method: Method) -> Method:
     """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
     updates = _updates(practice, method)
-    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS,
-                                   critic_warmup_updates=updates, policy_optimizer=SLOW)
+    learner = TD3(policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS, critic_warmup_updates=updates,
+                  policy_optimizer=SLOW)
     return _corrected(practice, method, learner, Correction(0.25), 0.2, mixture_weights=(0.5, 0.5))
 
 
@@ -103,7 +103,7 @@ def residual_ppo(practice: Practice, method: Method) -> Method:
 def rlpd(practice: Practice, method: Method) -> Method:
     """SAC from scratch, with demonstrations as half of each batch."""
     check_numbers(practice.data, "rlpd")
-    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
+    learner = SAC(policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
     policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
     return _practice(practice, method, policy, learner, mixture_weights=(0.5, 0.5))
 
@@ -120,8 +120,7 @@ def porl(practice: Practice, method: Method) -> Method:
     _check_plain(method, "porl")
     check_numbers(practice.data, "porl")
     updates = _updates(practice, method)
-    learner = OffPolicyActorCritic(bc_weight=0.0, critic=CRITICS, critic_warmup_updates=updates,
-                                   policy_optimizer=CAREFUL)
+    learner = TD3(critic=CRITICS, critic_warmup_updates=updates, policy_optimizer=CAREFUL)
     noise = GaussianExploration(round(0.1 * float(np.mean(_half_ranges(practice.data))), 6))
     rounds = CollectionRounds(practice.n_rounds, RolloutCollector(practice.n_episodes, exploration=noise),
                               retention=LastRounds(practice.n_rounds), updates=PerRound(updates), compare_rounds=True)
@@ -155,7 +154,7 @@ def dppo(practice: Practice, method: Method) -> Method:
 
 def dsrl(practice: Practice, method: Method) -> Method:
     """SAC whose action is the noise from which the frozen policy samples its chunk."""
-    return _steered(practice, method, OffPolicyActorCritic(**STEERING), _steering(method, "dsrl"))
+    return _steered(practice, method, SAC(**STEERING), _steering(method, "dsrl"))
 
 
 def dsrl_na(practice: Practice, method: Method) -> Method:
@@ -202,7 +201,7 @@ def steered_episodes(method: Method, policy: Policy, env: Env, data: Dataset, se
 def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head: Correction, share: float,
                **fields) -> Method:
     """Learns corrections of at most a share of half the range of the demonstrated actions."""
-    name = "residual" if isinstance(learner, OffPolicyActorCritic) else "residual-ppo"
+    name = "residual-ppo" if isinstance(learner, PPO) else "residual"
     _check_plain(method, name)
     check_numbers(practice.data, name)
     scale = tuple((share * _half_ranges(practice.data)).round(6).tolist())

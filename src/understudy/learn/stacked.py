@@ -18,7 +18,8 @@ from ..data.batch_sampler import join_batches
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
 from .behavior_cloning import BehaviorCloning
-from .critics.off_policy_actor_critic import OffPolicyActorCritic
+from .critics.sac import SAC
+from .critics.td3 import TD3
 from .devices import Processes
 from .fit import fit
 from .fit_method import FitResult, acting_policy, fit_method, part_of
@@ -95,13 +96,13 @@ def reason_against_stacking(method: Method) -> str | None:
         return "the method collects episodes while it trains"
     if isinstance(head, MemoryHead):
         return f"{type(head).__name__} keeps its training data"
-    if not isinstance(learner, (BehaviorCloning, OffPolicyActorCritic)):
+    if not isinstance(learner, (BehaviorCloning, TD3, SAC)):
         return f"{type(learner).__name__} reads networks outside of its losses"
     if isinstance(learner, BehaviorCloning) and not isinstance(learner.sample_weights, FixedWeights):
         return f"{type(learner.sample_weights).__name__} reads networks outside of the loss"
     if isinstance(learner, BehaviorCloning) and learner.auxiliary_losses:
         return "there are auxiliary losses"
-    if isinstance(learner, OffPolicyActorCritic) and learner.reward is not None:
+    if isinstance(learner, (TD3, SAC)) and learner.reward is not None:
         return "there is a reward model"
     optimizers = (learner.optimizer, getattr(learner, "policy_optimizer", None) or learner.optimizer)
     if any(optimizer.accumulation_steps > 1 or optimizer.compile for optimizer in optimizers):

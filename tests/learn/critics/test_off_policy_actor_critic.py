@@ -29,7 +29,7 @@ from understudy.improve.collection import (
 from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -41,8 +41,7 @@ from understudy.testing import check_env, check_learner
 
 STATE = "observation.state"
 CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
-SMALL = OffPolicyActorCritic(steps=600, batch_size=64, optimizer=CONSTANT, critic=CriticConfig((32, 32)),
-                             target_noise=0.05, bc_weight=0.0)
+SMALL = TD3(steps=600, batch_size=64, optimizer=CONSTANT, critic=CriticConfig((32, 32)), target_noise=0.05)
 
 
 class Follow(HasExpert):
@@ -195,7 +194,7 @@ def test_dagger_learns_where_the_policy_goes():
 def test_data_without_rewards_are_refused_before_anything_is_trained(tmp_path):
     steps = {STATE: np.zeros((4, 1), np.float32), "action": np.zeros((4, 1), np.float32), "next.reward": np.zeros(4)}
     data = Dataset([Episode(steps) for _ in range(3)], {"path": "mine.npz"})
-    with pytest.raises(DataError, match=r"mine.npz: OffPolicyActorCritic learns from next.reward and next.terminated, "
+    with pytest.raises(DataError, match=r"mine.npz: TD3 learns from next.reward and next.terminated, "
                        r"but there is no column next.terminated; .*\n.*rewards and terminals"):
         train(Method(policy_config(), learner=SMALL), data, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()

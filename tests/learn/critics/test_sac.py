@@ -16,7 +16,7 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics import sac
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
@@ -28,8 +28,7 @@ from understudy.testing import check_learner
 
 STATE = "observation.state"
 CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
-SAC = OffPolicyActorCritic(steps=600, batch_size=64, optimizer=CONSTANT, critic=CriticConfig((32, 32)), bc_weight=0.0,
-                           policy_delay=1, temperature=0.5)
+SAC = sac.SAC(600, 64, CONSTANT, CriticConfig((32, 32)), temperature=0.5, target_entropy=None)
 
 
 def policy_config(head=None, **window) -> PolicyConfig:
@@ -37,7 +36,7 @@ def policy_config(head=None, **window) -> PolicyConfig:
 
 
 @pytest.mark.parametrize("learner", [
-    SAC, replace(SAC, target_entropy=-1.0, bc_weight=0.5), replace(SAC, temperature=None, n_step=4),
+    SAC, replace(SAC, target_entropy=-1.0, bc_weight=0.5), replace(SAC, n_step=4),
     replace(SAC, target_entropy=-0.5, critic=CriticConfig((8,), n_critics=4, target_subset_size=2, layer_norm=True)),
 ], ids=["fixed", "adjusted", "n-step", "redq"])
 def test_it_keeps_the_contract_of_learners(learner):
@@ -82,7 +81,7 @@ def test_targets_have_the_entropy_of_the_next_action():
 
 
 def test_targets_of_several_steps():
-    target, _ = targets(temperature=None, n_step=3)
+    target, _ = targets(temperature=1e-9, n_step=3)
     whole = [1 + 0.5 * 2 + 0.25 * 3 + 0.125 * 10, 2 + 0.5 * 3 + 0.25 * 4 + 0.125 * 10]
     ended, cut = 3 + 0.5 * 4 + 0.25 * 5, 3 + 0.5 * 4 + 0.25 * 5 + 0.125 * 10
     assert target == pytest.approx([*whole, ended, 4 + 0.5 * 5, 5, *whole, cut, 4 + 0.5 * 5 + 0.25 * 10, 5 + 0.5 * 10])
@@ -95,7 +94,7 @@ def test_with_a_subset_the_policy_maximizes_the_mean_of_all_critics():
     for config, pooled in ((critic, torch.amin), (replace(critic, target_subset_size=2), torch.mean)):
         learner = replace(SAC, critic=config).build(policy, 0, 10, data)
         batch = learner.batch_sampler(data).gather(np.arange(5))
-        loss = call_step(learner, "soft_policy_loss", batch, torch.Generator().manual_seed(0))
+        loss = call_step(learner, "policy_loss", batch, torch.Generator().manual_seed(0))
         coded, log_prob = policy.sample_log_prob(policy.context(batch.obs), torch.Generator().manual_seed(0))
         scores = learner.nets.critic.scores(batch.obs, policy.decode(coded, batch.obs))
         torch.testing.assert_close(loss, 0.5 * log_prob.sum(1) - pooled(scores, 0))
@@ -148,7 +147,5 @@ def test_what_it_cannot_learn_is_refused():
     classes = {STATE: Feature("float32", (1,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
     with pytest.raises(Unsupported, match="squashed into a range"):
         Policy(policy_config(), classes)
-    with pytest.raises(ConfigError, match=r"no temperature to adjust\n.*temperature=1.0"):
-        replace(SAC, temperature=None, target_entropy=-1.0)
     with pytest.raises(ConfigError, match="temperature is 0.0, but must be above 0"):
         replace(SAC, temperature=0.0)

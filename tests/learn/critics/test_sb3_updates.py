@@ -14,8 +14,9 @@ from understudy.data.window import Window
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.critics.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN
+from understudy.learn.critics.sac import SAC
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.targets import gae
 from understudy.nets.encoders import ConcatEncoder
@@ -81,11 +82,10 @@ def policy_and_data(head, actions, **columns) -> tuple[Policy, Dataset]:
     return policy.fit_statistics(Dataset(limits) if not isinstance(head, Categorical) else Dataset(rows)), Dataset(rows)
 
 
-def off_policy(head, monkeypatch, noise, **fields):
+def off_policy(method, head, monkeypatch, noise, **fields):
     policy, data = policy_and_data(head, SB3["actions"].numpy(), **{
         "next.reward": SB3["rewards"][:, 0], "next.terminated": SB3["dones"][:, 0] > 0})
-    config = OffPolicyActorCritic(batch_size=16, optimizer=OPTIMIZER, critic=CriticConfig((8, 8)), policy_delay=1,
-                                  bc_weight=0.0, **fields)
+    config = method(batch_size=16, optimizer=OPTIMIZER, critic=CriticConfig((8, 8)), policy_delay=1, **fields)
     learner = config.build(policy, 0, 1, data)
     drawn = iter(noise)
     monkeypatch.setattr(torch, "randn", lambda *shape, **options: next(drawn).unsqueeze(1))
@@ -104,8 +104,7 @@ def load_critics(learner, name: str) -> None:
 
 def test_sac(monkeypatch):
     one, other = SB3["noise"]
-    learner, batch, gradients = off_policy(SquashedGaussian(), monkeypatch, [other, one], temperature=0.7,
-                                           target_entropy=-1.0)
+    learner, batch, gradients = off_policy(SAC, SquashedGaussian(), monkeypatch, [other, one], temperature=0.7)
     actor = "latent_pi.0 latent_pi.2 mu+log_std"
     load(learner.policy.net.trunk.layers, "sac-actor", actor)
     load_critics(learner, "sac")
@@ -127,7 +126,7 @@ def test_sac(monkeypatch):
 
 def test_td3(monkeypatch):
     empty, noise = torch.zeros(16, 2), SB3["noise"][1]
-    learner, batch, gradients = off_policy(SquashedGaussian("free"), monkeypatch, [empty, noise, empty])
+    learner, batch, gradients = off_policy(TD3, SquashedGaussian("free"), monkeypatch, [empty, noise, empty])
     actor = "mu.0 mu.2 mu.4"
     load(learner.policy.net.trunk.layers, "td3-actor", actor)
     load(learner.nets.target.policy.net.trunk.layers, "td3-actor_target", actor)

@@ -15,8 +15,8 @@ from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.critics.ppo import PPO
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.rewards.discriminator_reward import Discriminator, DiscriminatorReward
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -105,7 +105,7 @@ def test_an_absorbing_state_that_has_no_reward_is_refused(options, match):
         DiscriminatorReward(absorbing=True, **options)
 
 
-@pytest.mark.parametrize("learner", [OffPolicyActorCritic, PPO])
+@pytest.mark.parametrize("learner", [TD3, PPO])
 def test_another_discount_of_the_learner_is_refused(learner):
     learner(discount=0.9, reward=DiscriminatorReward())
     with pytest.raises(ConfigError, match=r"it is 0.9, but(.|\n)*--discount 0.9 --reward.discount 0.9"):

@@ -12,7 +12,7 @@ from understudy.core import ConfigError, DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, training_data
 from understudy.learn.optimizer import OptimizerConfig
@@ -132,7 +132,7 @@ def test_the_policy_clones_the_better_segments():
 
 
 def test_a_reward_that_nobody_trains_is_refused():
-    learner = OffPolicyActorCritic(steps=2, batch_size=4, reward=PreferenceReward((8,)))
+    learner = TD3(steps=2, batch_size=4, reward=PreferenceReward((8,)))
     data = training_data(comparisons(4), Method(POLICY))
     data = Dataset([e.replace({"next.terminated": np.zeros(len(e), bool)}) for e in data])
     with pytest.raises(ConfigError, match="(?s)this learner does not train them.*--reward RUN"):

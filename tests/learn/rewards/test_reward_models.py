@@ -23,7 +23,8 @@ from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.sac import SAC
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, load_modules
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
@@ -40,7 +41,8 @@ from understudy.testing import ContractViolation, check_env, check_learner, chec
 
 STATE = "observation.state"
 POLICY = PolicyConfig(Regression(), MLP(16, 1), window=Window(1, 1))
-SMALL = OffPolicyActorCritic(steps=20, batch_size=8, critic=CriticConfig((16,)), bc_weight=0.0, policy_delay=1)
+SMALL = TD3(steps=20, batch_size=8, critic=CriticConfig((16,)), policy_delay=1)
+SMALL_SAC = SAC(steps=20, batch_size=8, critic=CriticConfig((16,)), target_entropy=None)
 MODELS = {
     "stored": Stored(),
     "constant": ConstantReward(),
@@ -89,7 +91,7 @@ def test_a_reward_whose_sign_says_how_long_to_live_warns_once_if_only_the_policy
                                                                                      demos):
     data = demos.map(lambda e: e.replace({TERMINATED: np.arange(len(e)) == (len(e) - 1 if demonstrations_end else -1)}))
     policy = Policy(replace(POLICY, head=SquashedGaussian()), data.features()).fit_statistics(data)
-    learner = replace(SMALL, temperature=1.0, reward=reward).build(policy, 0, 10, data)
+    learner = replace(SMALL_SAC, reward=reward).build(policy, 0, 10, data)
     own = learner.batch_sampler(learner.annotate(data, 0)).batch(8, 0)
     ends = {**own.extra, TERMINATED: torch.ones_like(own.mask)}
     own = own.replace(extra=ends, others={"expert": own})
@@ -106,7 +108,7 @@ def test_a_reward_whose_sign_says_how_long_to_live_warns_once_if_only_the_policy
 def test_airl_reads_the_density_of_the_policy_at_each_action(demos):
     """Of its own actions and of demonstrated ones, with the weights before the update."""
     policy = Policy(replace(POLICY, head=SquashedGaussian()), demos.features()).fit_statistics(demos)
-    learner = replace(SMALL, temperature=1.0, reward=MODELS["AIRL"]).build(policy, 0, 10, demos)
+    learner = replace(SMALL_SAC, reward=MODELS["AIRL"]).build(policy, 0, 10, demos)
     batch = learner.batch_sampler(demos).batch(8, 0)
     expected = [policy.log_prob(policy.context(b.obs), policy.encode_batch(b), b.mask).detach()
                 for b in (batch, batch.others["expert"])]
@@ -216,7 +218,7 @@ def test_the_reward_model_of_a_stage_stays_as_it_is(demos):
 def test_the_reward_of_airl_teaches_a_policy_without_a_density(demos):
     """Its loss alone reads a density, and the reward of a stage is not trained."""
     policy = replace(POLICY, head=SquashedGaussian())
-    learner = replace(SMALL, temperature=1.0, reward=MODELS["AIRL"])
+    learner = replace(SMALL_SAC, reward=MODELS["AIRL"])
     stage = Stage("airl", replace(rewarded(MODELS["AIRL"], 1), policy=policy, learner=learner))
     seen = []
     fit_method(rewarded(FromStage("airl", "reward"), 1, stages=(stage,)), demos, 0, env=fork(),

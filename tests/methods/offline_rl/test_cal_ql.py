@@ -29,7 +29,7 @@ from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
-SMALL = CalQL(critic=CriticConfig(HIDDEN), n_conservative_samples=4, discount=0.5)
+SMALL = CalQL(critic=CriticConfig(HIDDEN), n_samples=4, discount=0.5)
 
 
 def episode(n: int, terminated: bool) -> Episode:
@@ -63,7 +63,7 @@ def test_bounds_are_the_returns_from_the_first_step_of_a_plan(horizon, n_step, m
     """Plans of the policy score no less, and uniform ones are as they were."""
     data = Dataset([episode(9, True), episode(9, False)])
     policy = Policy(PolicyConfig(SquashedGaussian(), MLP(8, 0), window=Window(1, horizon)), data.features())
-    learner = CalQL(critic=CriticConfig((8,)), n_conservative_samples=1, discount=0.5, n_step=n_step).build(
+    learner = CalQL(critic=CriticConfig((8,)), n_samples=1, discount=0.5, n_step=n_step).build(
         policy.fit_statistics(data), 0, 1, data)
     batch = learner.batch_sampler(data).gather(np.arange(18))
     monkeypatch.setattr(learner.nets.critic, "scores", lambda obs, plans: torch.zeros(2, 18, 3))
@@ -75,7 +75,7 @@ def test_bounds_are_the_returns_from_the_first_step_of_a_plan(horizon, n_step, m
 
 
 def test_it_keeps_the_contract_of_learners():
-    check_learner(CalQL(critic=CriticConfig((8,)), batch_size=8, n_conservative_samples=4), (
+    check_learner(CalQL(critic=CriticConfig((8,)), batch_size=8, n_samples=4), (
         PolicyConfig(SquashedGaussian(), MLP(16, 1), window=Window(2, 3), inputs=(STATE,)),))
 
 

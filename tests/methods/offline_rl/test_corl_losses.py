@@ -29,8 +29,9 @@ from understudy.heads.likelihood.gaussian import Gaussian
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
+from understudy.learn.critics.td3 import NEXT_ACTION, TD3
 from understudy.methods.offline_rl.awac import AWAC
+from understudy.methods.offline_rl.cql import CQL
 from understudy.methods.offline_rl.edac import EDAC
 from understudy.methods.offline_rl.spot import SPOT
 from understudy.nets.mlp import MLP
@@ -82,7 +83,7 @@ def test_spot():
 
 def test_rebrac():
     """Its distances are sums over two components. Its policy maximizes the smallest score, and ours the first."""
-    learner = built(OffPolicyActorCritic(critic=TWO, bc_weight=0.6, critic_bc_weight=0.4), Regression())
+    learner = built(TD3(critic=TWO, bc_weight=0.6, critic_bc_weight=0.4), Regression())
     learner.nets.critic, learner.nets.target.critic = SineCritic(0), SineCritic(2)
     learner.policy.net, learner.nets.target.policy.net = ActorNet(0.0), ActorNet(0.5)
     batch = make_batch()
@@ -105,7 +106,6 @@ def test_awac():
 
 
 def test_cql():
-    learner = built(OffPolicyActorCritic(critic=TWO, bc_weight=0.0, temperature=0.5, conservative_weight=5.0,
-                                         n_conservative_samples=4), SquashedGaussian())
+    learner = built(CQL(critic=TWO, temperature=0.5, target_entropy=None, n_samples=4), SquashedGaussian())
     learner.policy.net.trunk = StateNet()
     equals(call_step(learner, "critic_loss", make_batch(), RNG), LOSSES["cql"]["critic"])

@@ -93,7 +93,7 @@ def test_it_keeps_the_contract_of_learners():
 
 
 def test_bad_settings_are_refused():
-    for options in ({"n_step": 3}, {"critic_bc_weight": 0.1}, {"temperature": 1.0}):
+    for options in ({"n_step": 3}, {"critic_bc_weight": 0.1}):
         with pytest.raises(ConfigError, match="those of TD3 after single steps"):
             TACR(**options)
     for window in (Window(4, 4), Window(4, 3, action_offset=-3), Window(1, 2)):

@@ -96,7 +96,7 @@ def test_rewards_later_in_the_target_count_by_the_discount_of_now(demos, monkeyp
     mask, reward = batch.extra["lookahead_mask"].float(), batch.extra["next.reward"]
     assert reward.shape == mask.shape == (8, 3)
     plan = torch.zeros(8, 1, demos[0].steps["action"].shape[1])
-    monkeypatch.setattr(ADS, "next_plan", lambda self, nets, obs, rng: (plan, torch.zeros(8)))
+    monkeypatch.setattr(ADS, "next_plan", lambda self, nets, obs, rng: plan)
     learner.nets.target.critic = type("Zero", (), {"target_score": lambda self, obs, plan, rng: torch.zeros(8)})()
     for k in (2, 40):
         learner.progress.k.fill_(k)

@@ -10,7 +10,7 @@ import torch
 from fixtures.collections import Stop, contents, fork
 from fixtures.learning import call_step
 
-from understudy.core import ConfigError, Unsupported, UserError
+from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
@@ -117,11 +117,6 @@ def test_stopped_within_a_round_it_continues_bit_by_bit(demos, tmp_path):
         train(small(), demos, tmp_path / "run", env=fork(), callbacks=[Stop(5)], **options)
     train(small(), demos, tmp_path / "run", env=fork(), **options)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-
-
-def test_it_has_no_entropy():
-    with pytest.raises(ConfigError, match=r"without entropy(.|\n)*train an OffPolicyActorCritic"):
-        ROT(temperature=0.1)
 
 
 def test_without_demonstrations_beside_its_batches_it_is_refused(demos):

@@ -18,7 +18,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.critics.td3 import TD3
 from understudy.learn.rewards.transport_reward import COLUMN, OptimalTransportReward
 from understudy.learn.train import train
 from understudy.methods import find_method
@@ -175,5 +175,5 @@ def test_other_rewards_and_other_learners_are_refused():
         learner_of(data, reward=OptimalTransportReward())
     policy = Policy(PolicyConfig(Regression(), MLP(8, 1)), data.features()).fit_statistics(data)
     with pytest.raises(ConfigError, match="SiameseReward has networks, and this learner does not train them"):
-        OffPolicyActorCritic(reward=SiameseReward()).build(policy, 0, 1, data)
+        TD3(reward=SiameseReward()).build(policy, 0, 1, data)
     assert isinstance(VIRL().reward, SiameseReward)

@@ -117,14 +117,14 @@ class RobotImprovement:
         from ...improve.blind_promotion import BlindPromotion
         from ...improve.collection import CollectionRounds
         from ...improve.takeover import TakeoverSupervisor
-        from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+        from ...learn.critics.off_policy_actor_critic import ActorCritic
         from ...learn.devices import choose_device
         from ...learn.method import load_policy
         from ...learn.run import Run
         from ...learn.train import train
 
         o, run, rounds = self.o, Run(self.o.out), method.collection
-        if isinstance(method.learner, OffPolicyActorCritic):
+        if isinstance(method.learner, ActorCritic):
             assert isinstance(rounds, CollectionRounds)
             method = replace(method, collection=replace(rounds, updates_meanwhile=True))
         robot = prepare_robot(o.robot_config(), o.trust, o.yes)

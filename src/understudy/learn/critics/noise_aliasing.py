@@ -11,21 +11,21 @@ import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import Above, AtLeast, Batch, ConfigError, Unsupported, part
+from ...core import Above, Batch, ConfigError, Unsupported, part
 from ...data.episode import Dataset, Episode
 from ...execute.wrappers import NoiseSteeringWrapper, every_nth_step, wrapped_env_name
 from ...policy import Policy
 from ..algorithm import Net, first, loss
 from ..critic import CriticSpec, QFunction
 from ..rewards.reward_models import RewardedEngine
-from .off_policy_actor_critic import OffPolicyActorCritic
+from .sac import SAC
 
 CHUNK = "executed_chunk"  # column of the actions that were executed in one step of the wrapper, (period * A,)
 DISTILL_EVERY = 2  # updates, as in the authors' code
 
 
 @part
-class NoiseAliasing(OffPolicyActorCritic):
+class NoiseAliasing(SAC):
     """SAC of the noise of a frozen policy, whose critic scores the chunks that are executed (DSRL-NA).
 
     A second critic learns the score of noise from the first, for noise as the frozen policy draws it, and the noise is
@@ -40,16 +40,15 @@ class NoiseAliasing(OffPolicyActorCritic):
         arXiv:2506.15799.
     """
 
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
-    temperature: Annotated[float | None, Above(0)] = 0.1
+    temperature: Annotated[float, Above(0)] = 0.1
+    target_entropy: float | None = 0.0
     steering: NoiseSteeringWrapper = field(default_factory=lambda: NoiseSteeringWrapper(FromStage("base")))
 
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature is None or self.bc_weight or self.critic_bc_weight or self.conservative_weight:
-            raise ConfigError("noise is chosen by SAC, and what was demonstrated has none to stay near to",
-                              where="NoiseAliasing", hint="give a temperature, such as 0.1, and leave bc_weight, "
-                              "critic_bc_weight and conservative_weight at 0")
+        if self.bc_weight:
+            raise ConfigError("what was demonstrated has no noise to stay near to", where="NoiseAliasing.bc_weight",
+                              hint="leave it at 0")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NoiseAliasingEngine:
         return NoiseAliasingEngine(self, policy, seed, steps, data)

@@ -21,7 +21,7 @@ from ...improve.collection import CollectionRounds, Exploration, GaussianExplora
 from ...improve.updates import PerNewStep
 from ...learn.algorithm import Net, first, prepare
 from ...learn.critic import CriticConfig
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.fit_method import ROWS
 from ...learn.method import Method, Stage
 from ...learn.objectives.reconstruction_objectives import VAE
@@ -119,7 +119,7 @@ class _Practicing(Actor):
         when="if goals are pictures and the robot may practice alone, without rewards; goals that are later states did "
              "better (claim imagined-goals).")
 @part
-class RIG(OffPolicyActorCritic):
+class RIG(TD3):
     """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.
 
     It is TD3 on latents, whose reward is minus the distance to the goal. In every batch, goals are drawn again: from
@@ -138,7 +138,6 @@ class RIG(OffPolicyActorCritic):
     batch_size: Annotated[int, AtLeast(1)] = 128
     critic: CriticConfig = field(default_factory=lambda: CriticConfig((400, 300)))
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
 
     extra = ()
 

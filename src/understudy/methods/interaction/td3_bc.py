@@ -1,6 +1,6 @@
 from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...nets.mlp import MLP
 from ...policy import PolicyConfig
@@ -20,5 +20,5 @@ def td3_bc(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bc_weigh
     """
     collector = RolloutCollector(n_episodes, GaussianExploration(noise))
     rounds = CollectionRounds(n_rounds, collector, initial_updates=5000) if n_rounds else None
-    return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=OffPolicyActorCritic(bc_weight=bc_weight),
+    return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=TD3(bc_weight=bc_weight),
                   collection=rounds)

@@ -6,19 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schema, part
+from ...core import AtLeast, AtMost, Batch, ConfigError, DataError, part
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
-from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.algorithm import Net
-from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
-from ...learn.method import Method
 from ...learn.targets import TERMINATED
-from ...nets.feed_forward import FeedForward
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
+from .cql import CQL
 
 RETURN = "return_to_go"
 
@@ -39,7 +35,7 @@ class CompleteReturns:
 @method("Nakamoto et al. 2023 (Cal-QL), arXiv 2303.05479, with a fixed weight", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards, episodes end by themselves, and training continues with the policy's own.")
 @part
-class CalQL(OffPolicyActorCritic):
+class CalQL(CQL):
     """Calibrated Q-learning: conservative Q-learning that lowers no score of the policy below the stored return.
 
     It is CQL that counts scores of the policy's actions as no smaller than the stored return, where that is complete.
@@ -48,20 +44,11 @@ class CalQL(OffPolicyActorCritic):
         Nakamoto et al. (2023), Cal-QL: Calibrated Offline RL Pre-Training, arXiv:2303.05479.
     """
 
-    policy_delay: Annotated[int, AtLeast(1)] = 1
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
-    temperature: Annotated[float | None, Above(0)] = 1.0
-    target_entropy: float | None = -1.0
-    conservative_weight: Annotated[float, Above(0)] = 5.0
-
     def __post_init__(self):
         super().__post_init__()
         if self.reward is not None:
             raise ConfigError("the returns are those of the rewards in the data", where="CalQL.reward",
                               hint="leave it out, or train cql")
-
-    def method(self, features: Schema | None = None) -> Method:
-        return critic_method(SquashedGaussian(), self, features, FeedForward((256, 256)))
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         returns = data.map(CompleteReturns(self.discount))
@@ -76,6 +63,6 @@ class CalQL(OffPolicyActorCritic):
 
     def conservative_scores(self, nets: Any, batch: Batch, plans: Tensor) -> Tensor:
         """Returns the scores of sampled plans, (n_critics, B, N). Those of the policy's are at least the return."""
-        scores, n_uniform = super().conservative_scores(nets, batch, plans), self.n_conservative_samples
+        scores, n_uniform = super().conservative_scores(nets, batch, plans), self.n_samples
         bound = batch.extra[RETURN].reshape(len(batch), -1)[:, :1]
         return torch.cat([scores[..., :-n_uniform].maximum(bound), scores[..., -n_uniform:]], -1)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core import Above, AtLeast, Batch, ConfigError, Schema, part
+from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...learn.critic import CriticConfig
 from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.sac import SAC
 from ...learn.method import Method
 from ...nets.feed_forward import FeedForward
 from ..needs import NUMBERS, STEP_REWARDS
@@ -21,7 +21,7 @@ from ..registry import method
 @method("An et al. 2021 (EDAC), arXiv 2110.01548", needs=(NUMBERS, STEP_REWARDS),
         when="if there are many episodes with rewards and no environment; 10 critics cost time.")
 @part
-class EDAC(OffPolicyActorCritic):
+class EDAC(SAC):
     """EDAC: soft actor-critic that doubts actions on which many critics differ, and keeps the critics apart.
 
     Args:
@@ -35,10 +35,6 @@ class EDAC(OffPolicyActorCritic):
     """
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(n_critics=10))
-    policy_delay: Annotated[int, AtLeast(1)] = 1
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
-    temperature: Annotated[float | None, Above(0)] = 1.0
-    target_entropy: float | None = -1.0
     diversity_weight: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self):
@@ -51,8 +47,7 @@ class EDAC(OffPolicyActorCritic):
         return critic_method(SquashedGaussian(), self, features, FeedForward((256, 256)))
 
     def score_penalty(self, nets, scores, batch, rng):
-        weight, penalty = self.diversity_weight, super().score_penalty(nets, scores, batch, rng)
-        return penalty + weight * self.similarity(nets, batch) if weight else penalty
+        return self.diversity_weight * self.similarity(nets, batch) if self.diversity_weight else 0.0
 
     def similarity(self, nets: Any, batch: Batch) -> Tensor:
         """Returns the cosine similarity of the gradients of all pairs of critics, over their number minus 1, (B,)."""

@@ -8,12 +8,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
-from ...core import Above, Batch, Schema, Unsupported, part
+from ...core import Above, AtLeast, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.likelihood.regression import Regression
 from ...learn.algorithm import Net
 from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.targets import mean_over_steps
 from ...policy import Policy
@@ -56,7 +56,7 @@ class StoredPlans(nn.Module):
 @method("Ran et al. 2023 (PRDC), arXiv 2306.06569", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards and no environment, and similar states have actions of different quality.")
 @part
-class PRDC(OffPolicyActorCritic):
+class PRDC(TD3):
     """TD3 that stays close to the nearest stored pair of observation and action, of whatever step.
 
     The first data are searched. Those that rounds collect are not.
@@ -70,6 +70,7 @@ class PRDC(OffPolicyActorCritic):
         arXiv:2306.06569.
     """
 
+    bc_weight: Annotated[float, AtLeast(0)] = 0.4
     obs_scale: Annotated[float, Above(0)] = 2.0
 
     def method(self, features: Schema | None = None) -> Method:

@@ -2,7 +2,7 @@ from ...core import Schema
 from ...heads.likelihood.regression import Regression
 from ...learn.critic import CriticConfig
 from ...learn.critics.critic_learning import critic_method
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -19,5 +19,5 @@ def rebrac(bc_weight: float = 0.4, critic_bc_weight: float = 0.1, features: Sche
         critic_bc_weight: Weight of the distance of target actions to stored ones, in units of the return.
     """
     critic = CriticConfig((256, 256, 256), layer_norm=True)
-    learner = OffPolicyActorCritic(critic=critic, bc_weight=bc_weight, critic_bc_weight=critic_bc_weight)
+    learner = TD3(critic=critic, bc_weight=bc_weight, critic_bc_weight=critic_bc_weight)
     return critic_method(Regression(), learner, features)

@@ -10,7 +10,8 @@ from ...heads.likelihood.cvae import squared_error_loss
 from ...heads.likelihood.regression import Regression
 from ...learn.algorithm import Net, loss
 from ...learn.critics.critic_learning import autoencoder_loss, critic_method, plan_autoencoder
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, critic_is_due
+from ...learn.critics.off_policy_actor_critic import critic_is_due
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.targets import mean_over_steps
 from ...policy import Policy
@@ -22,7 +23,7 @@ from ..registry import method
         when="if there are rewards and no environment, and demonstrators act in several ways; no claim has tested it "
              "here.")
 @part
-class SPOT(OffPolicyActorCritic):
+class SPOT(TD3):
     """SPOT: TD3 that is held where the demonstrators' actions are dense, by an autoencoder of them.
 
     In place of the squared distance to the stored plan, `bc_weight` weighs the negative evidence lower bound of the

@@ -4,7 +4,7 @@ from ...data.window import Window
 from ...heads.likelihood.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.cloning.pseudo_labels import PseudoLabel
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method, Stage
 from ...nets.mlp import MLP
 from ...policy import PolicyConfig
@@ -25,6 +25,6 @@ def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:
     """
     inverse = Method(PolicyConfig(Regression(), MLP(256, 2), window=Window(n_past + 2, obs_offset=1)),
                      learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(followed=True),))
-    return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=OffPolicyActorCritic(bc_weight=bc_weight),
+    return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=TD3(bc_weight=bc_weight),
                   transforms=(PseudoLabel(FromStage("inverse")),),
                   stages=(Stage("inverse", inverse, dataset="task"),))

@@ -10,7 +10,8 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.likelihood.regression import Regression
 from ...learn.algorithm import loss
 from ...learn.critic import CriticSpec, QFunction
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, policy_is_due
+from ...learn.critics.off_policy_actor_critic import policy_is_due
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.targets import REWARD, TERMINATED
 from ...nets.encoders import TokenEncoder, simplest_encoder
@@ -30,7 +31,7 @@ def single_steps(batch: Batch) -> Batch:
         needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards and no environment, and a history tells what to do; no claim has tested it here.")
 @part
-class TACR(OffPolicyActorCritic):
+class TACR(TD3):
     """Transformer actor-critic: a causal transformer over observations and actions, trained as in TD3+BC at each step.
 
     The critic scores single steps. The inverse of `bc_weight` is the paper's alpha.
@@ -43,12 +44,13 @@ class TACR(OffPolicyActorCritic):
     steps: Annotated[int, AtLeast(0)] = 10_000
     batch_size: Annotated[int, AtLeast(1)] = 64
     policy_delay: Annotated[int, AtLeast(1)] = 1
+    bc_weight: Annotated[float, AtLeast(0)] = 0.4
 
     def __post_init__(self):
         super().__post_init__()
-        if self.n_step or self.critic_bc_weight or self.temperature is not None:
+        if self.n_step or self.critic_bc_weight:
             raise ConfigError("the targets of TACR are those of TD3 after single steps", where="TACR",
-                              hint="leave n_step, critic_bc_weight and temperature out, or train another method")
+                              hint="leave n_step and critic_bc_weight out, or train another method")
 
     def method(self, n_obs_steps: int = 20, features: Schema | None = None) -> Method:
         """A method with a transformer.

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...core import Schema
 from ...learn.critic import CriticConfig
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ..needs import NUMBERS, REWARDS
 from ..registry import method
@@ -15,5 +15,5 @@ from .td3 import td3
 def ddpg(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, noise: float = 0.1,
          features: Schema | None = None) -> Method:
     """Deep deterministic policy gradient: one critic and a policy that follows its gradient."""
-    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, target_noise=0.0, critic=CriticConfig(n_critics=1))
+    learner = TD3(policy_delay=1, target_noise=0.0, critic=CriticConfig(n_critics=1))
     return replace(td3(n_rounds, n_steps, updates_per_step, noise, features), learner=learner)

@@ -15,7 +15,7 @@ from ...learn.algorithm import MetricBound, Net, loss
 from ...learn.critic import mix_networks
 from ...learn.critics.action_values import check_classes, class_logits, scored_classes
 from ...learn.critics.critic_learning import CriticLearning, critic_method
-from ...learn.critics.off_policy_actor_critic import Temperature
+from ...learn.critics.sac import Temperature
 from ...learn.method import Method
 from ...learn.targets import td_loss
 from ...nets.feed_forward import FeedForward

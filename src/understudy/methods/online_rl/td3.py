@@ -2,7 +2,7 @@ from ...core import Schema
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
@@ -18,5 +18,5 @@ def td3(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
     """TD3: a deterministic actor-critic with two critics, whose actions stay in the range of the first ones."""
     collector = RolloutCollector(n_steps=n_steps, exploration=GaussianExploration(noise))
     policy = PolicyConfig(SquashedGaussian("free"), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, learner=OffPolicyActorCritic(bc_weight=0.0),
+    return Method(policy, learner=TD3(),
                   collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

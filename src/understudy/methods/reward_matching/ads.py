@@ -15,7 +15,7 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.reward_models import RewardedEngine, RewardModelConfig
 from ...learn.rewards.transport_reward import EpisodeReward, OptimalTransportReward
@@ -95,7 +95,7 @@ def longest_increasing_subsequence(numbers: Iterable[int]) -> int:
         when="if demonstrations are few, there is an environment, and later steps need earlier ones; a fixed discount "
              "did as well in a toy (claim growing-discount).")
 @part
-class ADS(OffPolicyActorCritic):
+class ADS(TD3):
     """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
 
     The discount is ``alpha ** (1 / k)``, but at most `discount`, if the policy follows the demonstrations for k steps.
@@ -119,7 +119,6 @@ class ADS(OffPolicyActorCritic):
         Liu et al. (2024), Imitation Learning from Observation with Automatic Discount Scheduling, arXiv:2310.07433.
     """
 
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
     n_step: Annotated[int, AtLeast(0)] = 3
     reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
     alpha: Annotated[float, Above(0), Below(1)] = 0.2

@@ -1,6 +1,6 @@
 from ...heads.likelihood.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.sac import SAC
 from ...learn.method import Method
 from ...learn.rewards.discriminator_reward import DiscriminatorReward
 from ...nets.feed_forward import FeedForward
@@ -19,7 +19,6 @@ def airl(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 1.0, pena
         temperature: Weight of the entropy, in units of the reward. With 1 the reward is that of the paper.
         penalty: Weight of the gradient penalty of the reward.
     """
-    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=temperature,
-                                   reward=DiscriminatorReward("airl", penalty=penalty))
+    learner = SAC(temperature=temperature, target_entropy=None, reward=DiscriminatorReward("airl", penalty=penalty))
     return Method(PolicyConfig(SquashedGaussian(), FeedForward()), learner=learner,
                   collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, TemperatureExploration())))

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.discriminator_reward import DiscriminatorReward
 from ..needs import ENDS, NUMBERS
@@ -18,5 +18,5 @@ def dac(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: fl
         penalty: Weight of the gradient penalty of the discriminator.
     """
     reward = DiscriminatorReward(penalty=penalty, one_sided=True, absorbing=True)
-    learner = OffPolicyActorCritic(bc_weight=0.0, reward=reward)
+    learner = TD3(reward=reward)
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core import Above, part
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.transport_reward import EpisodeReward, EpisodeRewardConfig
 from ..needs import ENDS, NUMBERS
@@ -62,5 +62,5 @@ class _Density(EpisodeReward):
         when="if there are demonstrations without rewards and an environment, as the simplest reward to compare with.")
 def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bandwidth: float = 0.5) -> Method:
     """TD3 with a tenth of the log-density of each step among those of demonstrations as its reward."""
-    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth, scale=0.1))
+    learner = TD3(reward=DensityReward(bandwidth, scale=0.1))
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

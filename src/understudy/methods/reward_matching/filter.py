@@ -13,7 +13,7 @@ from ...envs.base import Env, Restorable
 from ...envs.episode_wrappers import DEMONSTRATED_START, DemoStateReset
 from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.discriminator_reward import Discriminator, DiscriminatorReward
 from ...nets.feed_forward import FeedForward
@@ -96,6 +96,6 @@ def filter(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, fraction
     collector = DemonstratedStarts(n_episodes, GaussianExploration(noise), fraction=fraction)
     return Method(
         PolicyConfig(Regression(), FeedForward()),
-        learner=OffPolicyActorCritic(bc_weight=0.0, reward=reward),
+        learner=TD3(reward=reward),
         collection=CollectionRounds(n_rounds, collector),
     )

@@ -1,6 +1,6 @@
 from ...heads.likelihood.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.transport_reward import PWILReward
 from ...nets.feed_forward import FeedForward
@@ -16,6 +16,6 @@ def pwil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 with the reward of a greedy transport of each episode onto the demonstrations."""
     return Method(
         PolicyConfig(Regression(), FeedForward()),
-        learner=OffPolicyActorCritic(bc_weight=0.0, reward=PWILReward()),
+        learner=TD3(reward=PWILReward()),
         collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
     )

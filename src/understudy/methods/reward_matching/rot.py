@@ -7,11 +7,12 @@ import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import AtLeast, AtMost, Batch, ConfigError, UserError, part
+from ...core import AtLeast, AtMost, Batch, UserError, part
 from ...data.episode import Dataset
 from ...learn.algorithm import Net, first, loss, prepare
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic, policy_is_due
+from ...learn.critics.off_policy_actor_critic import policy_is_due
+from ...learn.critics.td3 import TD3
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.rewards.reward_models import RewardModelConfig
 from ...learn.rewards.transport_reward import OptimalTransportReward
@@ -27,7 +28,7 @@ CLONE_WEIGHT = "clone_weight"
         rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
         when="if there are a few demonstrations and an environment, and practice begins from a cloned policy.")
 @part
-class ROT(OffPolicyActorCritic):
+class ROT(TD3):
     """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
 
     It clones the demonstrations with the weight `bc_weight` times w, and 1 - w is that of the critic's score. w is the
@@ -47,12 +48,6 @@ class ROT(OffPolicyActorCritic):
     reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
     clone: FromStage | None = FromStage("clone")
     fixed_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.temperature is not None:
-            raise ConfigError("its policy maximizes the score without entropy", where="ROT.temperature",
-                              hint="leave it out, or train an OffPolicyActorCritic with this reward")
 
     def method(self, n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
         base = pwil(n_rounds, n_episodes, noise)

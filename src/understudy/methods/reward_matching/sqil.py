@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.rewards.reward_models import ConstantReward
 from ..needs import ENDS, NUMBERS
@@ -16,5 +16,5 @@ from .pwil import pwil
 def sqil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """An actor-critic for which each demonstrated step has the reward 1 and each own step 0, half of a batch each."""
     collector = RolloutCollector(n_episodes, GaussianExploration(noise))
-    return replace(pwil(), learner=OffPolicyActorCritic(bc_weight=0.0, reward=ConstantReward()),
+    return replace(pwil(), learner=TD3(reward=ConstantReward()),
                    collection=CollectionRounds(n_rounds, collector, mixture_weights=(0.5, 0.5)))

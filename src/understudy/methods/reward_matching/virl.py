@@ -11,7 +11,7 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND, expert_episodes
-from ...learn.critics.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.critics.td3 import TD3
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.rewards.reward_models import RewardedEngine, RewardModelConfig
@@ -156,13 +156,12 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
         when="if there is one demonstration, and an environment to follow it in; the squared distance of states did "
              "better in a toy (claim one-demonstration).")
 @part
-class VIRL(OffPolicyActorCritic):
+class VIRL(TD3):
     """TD3 with the learned distance of each step, and of all steps so far, from those of a demonstration.
 
     It trains a `SiameseReward`. After each round of collection all stored steps get new rewards.
     """
 
-    bc_weight: Annotated[float, AtLeast(0)] = 0.0
     reward: RewardModelConfig | FromStage | None = SiameseReward()
     reward_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant"))

@@ -208,11 +208,12 @@ def lines_of_imitation() -> list[measure.Line]:
     return lines
 
 
-def named_method(name: str, **sizes: object) -> Callable[[], object]:
+def named_method(name: str, *, compiled: bool = False, **sizes: object) -> Callable[[], object]:
     """A named method with networks of three layers, and with other sizes of its learner."""
     import torch
 
     from understudy.data.episode import Dataset, Episode
+    from understudy.learn.captured import capture
     from understudy.learn.method import training_data
     from understudy.methods import find_method
     from understudy.nets.feed_forward import FeedForward
@@ -226,6 +227,8 @@ def named_method(name: str, **sizes: object) -> Callable[[], object]:
     torch.manual_seed(0)
     policy = Policy(config, data.features()).fit_statistics(data)
     learner = learning.build(policy, 0, 10_000, data)
+    if compiled:
+        capture(learner)
     sampler, number = learner.batch_sampler(data), itertools.count()
     return lambda: [learner.update(sampler.batch(BATCH, next(number), 0)) for _ in range(UPDATES)]
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from understudy.nets import linear as module
 from understudy.nets.linear import Linear, linear
@@ -67,3 +68,15 @@ def test_parts_of_matrices_low_precision_and_transforms_go_the_plain_way(monkeyp
 def test_compiled_it_is_the_same():
     layer, x = Linear(64, 32), drawn(16, 64)
     torch.testing.assert_close(torch.compile(layer)(x), F.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_products_in_a_graph_have_the_values_and_slopes_of_pytorch():
+    def traced(a, b):
+        a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+        y = a @ b.mT
+        return y, *torch.autograd.grad(y.sin().sum(), (a, b))
+    a, b = drawn(2, 5, 7), drawn(2, 4, 7)
+    graph = make_fx(traced, {torch.ops.aten.bmm.default: module.products}, tracing_mode="real")(a, b)
+    assert [node.target for node in graph.graph.nodes].count(torch.ops.understudy.products.default) == 3
+    torch.testing.assert_close(graph(a, b), traced(a, b))
+    assert module.products(a.double(), b.mT.double()) is module.products(a[..., :4], b[:, :, :4].mT) is NotImplemented

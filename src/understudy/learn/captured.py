@@ -142,7 +142,8 @@ class CapturedUpdates:
             rates = torch.tensor(self._rates(trained)).unbind()
             noise = list(self._noise(draws.calls))
             try:
-                graph = make_fx(function, tracing_mode="real")(*state, *leaves.values(), *noise, *rates)
+                trace = make_fx(function, {torch.ops.aten.bmm.default: linear.products}, tracing_mode="real")
+                graph = trace(*state, *leaves.values(), *noise, *rates)
             except RuntimeError as error:
                 raise _unsupported(self.engine.config, "an update reads a value that it computes, or has a shape that "
                                    f"depends on one ({str(error).splitlines()[0]})") from None

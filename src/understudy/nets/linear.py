@@ -72,19 +72,29 @@ class Linear(nn.Linear):
 
 def _onednn(x, weight, bias):
     # The compiler accepts only constant weights here. It leaves custom ops alone.
-    if IS_TRACED or torch.compiler.is_compiling():
-        return torch.ops.understudy.linear(x, weight, bias)
+    return (torch.ops.understudy.linear if IS_TRACED or torch.compiler.is_compiling() else _product)(x, weight, bias)
+
+
+def _product(x, weight, bias):
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@torch.library.custom_op("understudy::linear", mutates_args=())
-def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Computes `torch.bmm`, (N, I, K) and (N, K, J) to (N, I, J), in a graph. NotImplemented leaves it to PyTorch."""
+    if not MKL_IS_SLOW or a.dtype != torch.float32 or a[0].numel() * b.shape[2] < MIN_MULTIPLICATIONS \
+            or not (_is_dense(a[0]) and _is_dense(b[0])):
+        return NotImplemented
+    return torch.ops.understudy.products(a, b)
 
 
-@_linear_op.register_fake
-def _(x, weight, bias):
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+# Calls of what `torch.library.custom_op` makes take 10 µs longer, a tenth of a product of 256 x 256 x 256.
+torch.library.define("understudy::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.impl("understudy::linear", "cpu", _product)
+torch.library.register_fake("understudy::linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]))
+torch.library.define("understudy::products", "(Tensor a, Tensor b) -> Tensor")
+torch.library.impl("understudy::products", "cpu", lambda a, b: torch.stack([
+    _product(x, y.t(), None) for x, y in zip(a, b, strict=True)]))
+torch.library.register_fake("understudy::products", lambda a, b: a.new_empty(*a.shape[:-1], b.shape[-1]))
 
 
 class _Linear(torch.autograd.Function):

@@ -17,6 +17,7 @@ from understudy import demo
 from understudy.commands.parts.common import progress_bar
 from understudy.heads.likelihood.regression import Regression
 from understudy.methods.registry import find_method
+from understudy.policy import find_checkpoint
 
 
 def test_the_first_two_methods_differ_in_the_head_alone_and_the_third_is_what_train_bc_makes():
@@ -36,6 +37,9 @@ def test_from_python(tmp_path, monkeypatch):
     assert [len(e.episodes) for e in evaluations.values()] == [3, 3, 3]
     assert messages[0].startswith("1/6  5 demonstrations")
     assert (tmp_path / "demo" / "report.html").exists()
+    provenance = json.loads((find_checkpoint(tmp_path / "demo" / "bc") / "provenance.json").read_text())
+    assert provenance["command"] == "understudy demo --out demo"
+    assert provenance["options"] == {"command": "demo", "out": "demo", "device": "cpu"}
 
 
 def run(out, log, interrupt=None):

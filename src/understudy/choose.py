@@ -19,13 +19,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .audit.scores.neighbors import LocalUnimodality
-from .core import UserError, role
+from .core import Schema, UserError, role
 from .data.episode import Dataset
 from .envs.base import Env
 from .envs.recorded_columns import check_recorded_columns
@@ -295,17 +296,17 @@ class MethodChoice:
         return replace_nonfinite({
             "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
-            "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
-            "failed": dict(self.failed),
+            "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped), "failed": dict(self.failed),
             "methods": [{"name": s.method, "reason": s.reason, **ends(self.printed_estimate(s)), "seeds": s.seeds,
                          "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
-                         "dropped_after": s.dropped_after}
-                        for s in self.standings]})
+                         "dropped_after": s.dropped_after} for s in self.standings]})
 
 
 def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, budget: float = 1800.0,
                   methods: Sequence[str] = (), episodes: int = 100, seed: int = 0, device: str = "cpu",
-                  trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> MethodChoice:
+                  trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None,
+                  build: Callable[[str, Schema], Method] | None = None, training: Mapping[str, Any] | None = None
+                  ) -> MethodChoice:
     """Compares methods on a data set by short trials, and recommends one.
 
     Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
@@ -317,6 +318,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         methods: Names of the candidates. By default those that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
+        build: Builds a candidate from its name and the columns of the data. None for `find_method`.
+        training: Further options of `learn.train.train` for the trials, such as their `command`.
 
     Example:
         >>> choose_method(data, "trials", env=make("fork", rows=16), budget=600).recommended
@@ -342,7 +345,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
              "methods": list(candidates), "episodes": episodes, "seed": seed}
     for line in properties.sentences():
         say(line)
-    built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
+    build = build or partial(find_method, trust=trust)
+    built = {name: _check_candidate(build(name, features), name) for name in candidates}
     if env is None:
         dropped |= (no_actions := _without_actions(built))
         built = {name: method for name, method in built.items() if name not in no_actions}
@@ -357,7 +361,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         return (_held_out_errors(folder, method, data, held_out, ahead, device, trust) if env is None else
                 _rollout_values(folder, env, episodes, seed, device, trust))
     planned = {name: built[name] for name in plan["updates"] if name in built}
-    series = _Trials(data, out, planned, plan["updates"], held_out, judge, device)
+    series = _Trials(data, out, planned, plan["updates"], held_out, judge, {"device": device, **(training or {})})
     trials, dropped_after, failed, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
     kept = {name: np.array([t.values for t in trials[name]]) for name in trials if name not in dropped_after}
     worse = {*dropped_after, *worse_candidates(kept, len(planned))}
@@ -445,7 +449,7 @@ class _Trials:
     updates: Mapping[str, int]  # of each trial, by the method's name
     held_out: Sequence[int]  # indices of the held-out episodes
     judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]  # of a trial, given its folder and method
-    device: str
+    training: Mapping[str, Any]  # further options of `train`, the same for all trials
 
     def trial(self, name: str, seed: int) -> MethodTrial | FailedTrial:
         """Trains and judges one method, unless this has been done. What failed is not tried again."""
@@ -459,8 +463,8 @@ class _Trials:
                                tuple(stored["values"]))
         began, updates = time.perf_counter(), self.updates[name]
         try:
-            train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device,
-                  save_freq=updates, val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}")
+            train(self.methods[name], self.data, folder, steps=updates, seed=seed, save_freq=updates,
+                  val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}", **self.training)
             metric, values = self.judge(folder, self.methods[name])
             if not np.isfinite(values).all():
                 raise UserError("its values are not finite", hint="leave the method out")
@@ -552,16 +556,15 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     default_costs: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
     failed: dict[str, str] = {}
     for name, method in candidates.items():
-        steps = method.learner.steps
         try:
             seconds_per_update = _try_out(method, data, env, device)  # so that what it lacks is said before any trial
         except UserError as error:
             failed[name] = _problem(error)
             say(f"{name} failed and is left out: {failed[name]}")
             continue
-        default_costs[name] = steps, steps * seconds_per_update
+        default_costs[name] = method.learner.steps, method.learner.steps * seconds_per_update
         if seconds_per_update:
-            say(f"{name}: {steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
+            say(f"{name}: {method.learner.steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
     if not default_costs:
         if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # it is not a matter of the method
             raise UserError(f"no candidate can be tried: {reasons.pop()}", where="choose",
@@ -620,10 +623,8 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequ
     learned = data.select(i for i in range(len(data)) if i not in held_out)
     scale = target_scale(training_data(learned, method), method.policy.target)
     judge = Validation(n_windows=32)
-    return "error", tuple(
-        -judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor, ahead)["energy"]
-        for i in held_out
-    )
+    return "error", tuple(-judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor,
+                                          ahead)["energy"] for i in held_out)
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:

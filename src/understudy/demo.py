@@ -98,7 +98,8 @@ def _run_demo(out, device, say, bar):
         updates = chosen.learner.steps
         say(f"{number}/6  Training: {NAMES[run]}, which {PURPOSES[run]}; {updates} updates")
         train(chosen, data, out / run, seed=SEED, device=device, save_freq=updates // 4,
-              command=command_line("demo", "--out", out.name))
+              command=command_line("demo", "--out", out.name),
+              options={"command": "demo", "out": out.name, "device": device})
     say(f"6/6  All three in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
     evaluations = {}
     for run, name in NAMES.items():

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
@@ -17,8 +18,10 @@ def command_line(*parts: object) -> str:
 
 
 def path_text(path: object) -> str:
-    """A path as it was typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two."""
-    return re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
+    """A path as it is typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two, and that of
+    ./-name begins like an option."""
+    text = re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
+    return f"./{text}" if isinstance(path, Path) and text.startswith("-") else text
 
 
 def is_standard_library(name: str) -> bool:

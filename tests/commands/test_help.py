@@ -254,6 +254,35 @@ def test_help_of_a_recipe_lists_what_can_be_set(call):
         assert flag_of(name) in out
 
 
+@pytest.mark.parametrize(("words", "flag", "problem"), [
+    ("iql --expectile 1.5", "--expectile", "expectile is 1.5, but must be above 0 and below 1"),
+    ("bc --batch-size 0", "--batch-size", "batch_size is 0, but must be at least 1"),
+    ("iql --optimizer.lr -1", "--optimizer.lr", "lr is -1.0, but must be above 0"),
+    ("diffusion-policy --horizon 0", "--horizon", "horizon is 0, but must be at least 1"),
+    ("opal --stages.0.method.learner.batch-size 0", "--stages.0.method.learner.batch-size", "batch_size is 0"),
+    ("bc --executor real-time-chunking --executor.delay -1", "--executor.delay", "delay is -1"),
+])
+def test_a_value_out_of_range_names_its_option(place, call, tmp_path, words, flag, problem):
+    """Errors named the field of a class, such as IQL.expectile."""
+    method, *options = words.split()
+    refused(call("train", method, place / "demos", "--out", tmp_path / "run", *options), f"{flag}: {problem}")
+
+
+@pytest.mark.parametrize("width", [60, 100])
+@pytest.mark.parametrize("name", ["iql", "style-bc", "ccil", "hbc"])
+def test_names_of_options_are_whole_in_narrow_terminals(capsys, monkeypatch, name, width):
+    """Names of more than 20 characters were cut."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["methods", name]) == 0
+    lines = capsys.readouterr().out.partition("\nto set")[2].partition("\nnext:")[0].splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line.split() for line in lines]
+    for path, _, value in settable_fields(find_method(name)):
+        if path != "learner.steps":
+            i = [row[:1] for row in rows].index([flag_of(path)])
+            assert len(rows[i]) > 1 or not str(value) or value == () or lines[i + 1].startswith(" ")
+
+
 def test_the_options_of_a_method_are_explained_by_its_docstring(capsys):
     assert main(["methods", "hbc"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -17,8 +17,8 @@ from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
-from understudy.commands.improve import trained_on
 from understudy.commands.parts.improve_page import corrections_of
+from understudy.commands.parts.run_options import trained_on
 from understudy.core import keys
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset, write_dataset
@@ -231,8 +231,8 @@ def test_the_rival_is_trained_with_the_options_of_the_run(folder, improve, tmp_p
                  "--val-fraction", "0", "--horizon", "2", *TINY]) == 0
     _, text, _ = improve("--with", "dagger", "--supervisor", "scripted", *SHORT, "--out", "one", base="own")
     line = next(line for line in text.splitlines() if "understudy train" in line)
-    assert line.split()[1:] == ["train", "bc", "together.json", "--seed", "3", "--device", "cpu", "--val-fraction", "0",
-                                "--horizon", "2", *TINY[-4:], "--out", "rival", "--steps", "26"]
+    assert line.split()[1:] == ["train", "bc", "together.json", "--seed", "3", "--val-fraction", "0.0", "--device",
+                                "cpu", "--horizon", "2", *TINY[-4:], "--out", "rival", "--steps", "26"]
 
 
 def test_rounds_of_one_run_are_compared_on_the_same_starts_by_the_same_success(folder, improve, tmp_path):

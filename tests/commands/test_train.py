@@ -274,8 +274,8 @@ def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words
 
 @pytest.mark.parametrize(("change", "words"), [
     (("--executor.n-action-steps", "20"), ("skip + n_action_steps", "only 8 steps", "20")),
-    (("--policy.window.horizon", "0"), ("Window.horizon", "horizon is 0, but must be")),
-    (("--policy.window.n-obs-steps", "0"), ("Window.n_obs_steps", "n_obs_steps is 0, but must be")),
+    (("--policy.window.horizon", "0"), ("--policy.window.horizon: horizon is 0, but must be",)),
+    (("--policy.window.n-obs-steps", "0"), ("--policy.window.n-obs-steps: n_obs_steps is 0, but must be",)),
 ])
 def test_what_could_not_be_run_is_not_trained(call, place, tmp_path, change, words):
     refused(call("train", "bc-gmm", place / "demos", "--out", tmp_path / "r", *TINY, *change), *words)

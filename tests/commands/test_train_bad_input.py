@@ -116,7 +116,7 @@ def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
 def test_targets_of_several_steps_have_no_learned_rewards(name, tmp_path):
     """Refused before a stage is trained."""
     result = train(name, tmp_path, "--n-step", 3)
-    refused(result, "TD3.n_step: a reward model.*use 0", tmp_path)
+    refused(result, "--n-step: a reward model.*use 0", tmp_path)
     assert not (tmp_path / "run" / "stages").exists()
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, Below, Unsupported, UserError
-from .improve import trained_on
 from .parts.common import (
     Output,
     command_line,
@@ -36,7 +35,7 @@ from .parts.policies import (
     weights_digest,
     weights_path,
 )
-from .parts.run_data import missing_data
+from .parts.run_options import missing_data, trained_on
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from .parts.groups import (
     TrustOption,
     command_options,
 )
+from .parts.run_options import run_options
 
 if TYPE_CHECKING:
     from ..choose import MethodChoice, Standing
@@ -82,7 +84,9 @@ def main(args: list[str]) -> None:
         try:
             choice = choose_method(data, o.out, env=env, budget=budget, methods=o.methods, episodes=o.episodes,
                                    seed=o.seed, device=device, trust=o.trust,
-                                   say=lambda line: print(line, file=sys.stderr))
+                                   say=lambda line: print(line, file=sys.stderr),
+                                   training={"command": "understudy choose " + shlex.join(args),
+                                             "options": run_options("choose", o)})
         finally:
             if env is not None:
                 env.close()

@@ -14,7 +14,6 @@ from tyro.conf import Positional, arg
 from ..core import MissingAction, UserError
 from ..hints import escape_control
 from ..serve.address import served_address
-from .improve import trained_on
 from .parts.arms import prepare_robot
 from .parts.common import (
     Output,
@@ -27,7 +26,6 @@ from .parts.common import (
     recorded_data_of,
     recorded_env_of,
     recorded_word,
-    reseeded_command,
     trained_rate,
     trust_options,
 )
@@ -35,7 +33,7 @@ from .parts.groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, 
 from .parts.options import refuse_given
 from .parts.policies import ROWS, load_actor, run_folder, tell_checkpoint
 from .parts.robot_options import RobotOptions
-from .parts.run_data import missing_data
+from .parts.run_options import missing_data, reseeded_command, trained_on
 
 if TYPE_CHECKING:
     from ..diagnose.base import RunDiagnosis

@@ -29,7 +29,6 @@ from .parts.common import (
     plain_table,
     progress_bar,
     read_provenance,
-    reseeded_command,
     robot_arguments,
     trust_options,
     unused_path,
@@ -49,6 +48,7 @@ from .parts.policies import (
     weights_path,
 )
 from .parts.rollouts import evaluate_run
+from .parts.run_options import reseeded_command
 from .parts.sequential import run_sequential
 from .parts.served import changed_checkpoint
 

@@ -6,9 +6,8 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,9 @@ from ..files import whole_folder
 from .parts.common import (
     Output,
     command_line,
-    command_words,
     draw_screen,
-    given_options,
     open_data,
     parse,
-    read_options,
     read_provenance,
     recorded_env_of,
     trained_rate,
@@ -42,10 +38,14 @@ from .parts.improve_robot import (
 )
 from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
-from .parts.options import split_arguments
-from .parts.policies import run_folder
-from .parts.run_data import missing_data, stored_path
-from .train import TrainOptions, train_options_of
+from .parts.run_options import (
+    improve_options_of,
+    learns_interrupted,
+    missing_data,
+    run_options,
+    train_arguments,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -107,6 +107,7 @@ class _Command:
             data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
+              options=run_options("improve", o),
               include_interrupted=learns_interrupted(o.run), callbacks=(partial(print_round, o.rounds),),
               progress=False)
         self._print_result(run, env_name, env, base, data)
@@ -410,13 +411,14 @@ class _Command:
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
                            "rival of every correction: record them, train on all with as many updates, and compare.")
-            more, path, words = unused_path("more"), o.data or trained_on(o.run), command_words(o.run)
+            more, path, together = unused_path("more"), o.data or trained_on(o.run), unused_path("together.json")
+            again = train_arguments(o.run, together, _UNCHANGED)
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
                                       *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
-            if words[:2] == ["understudy", "train"]:
-                together, rival = unused_path("together.json"), unused_path("rival")
+            if again is not None:
+                rival = unused_path("rival")
                 commands += [command_line("merge", path, more, "--out", together),
-                             command_line(*_trained_again(words[2:], together), "--out", rival, "--steps",
+                             command_line(*again, "--out", rival, "--steps",
                                           int(find_checkpoint(o.run).name) + n_updates),
                              command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
         else:
@@ -424,67 +426,11 @@ class _Command:
         self.out.suggest(*commands, command_line("plot", o.out))
 
 
+_UNCHANGED = ("out", "steps", "eval", "rollouts", "save_freq", "tensorboard", "wandb", "json")  # by these, the policy
+
+
 def _unit(env: Env) -> str:
     return "success" if env.metadata.get("success") else "mean return"
-
-
-def improve_options_of(run: Path) -> ImproveOptions | None:
-    """The options of the command improve that made a run. None if another command did."""
-    words = command_words(run)
-    if words[:2] != ["understudy", "improve"]:
-        return None
-    o = read_options(ImproveOptions, "improve", words[2:])
-    return replace(o, run=_seen_from_here(run, o.out, o.run),
-                   data=None if o.data is None else _seen_from_here(run, o.out, o.data))
-
-
-def learns_interrupted(run: Path) -> bool:
-    """Whether a run was asked to learn episodes whose recording was interrupted. Of an improved run, the first."""
-    improve = improve_options_of(run)
-    if improve is not None:
-        return improve.run.exists() and learns_interrupted(improve.run)
-    o = train_options_of(run)
-    return o is not None and o.include_interrupted
-
-
-def trained_on(run: Path) -> Path | None:
-    """The data that a run was trained on: those that its command names, or else those whose path it stores.
-
-    Of a run that was improved, those of the first.
-    """
-    improve = improve_options_of(run)
-    if improve is not None:
-        return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
-    stored, o = stored_path(run), train_options_of(run)
-    if o is None:
-        return stored
-    path = _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
-    return path if path.exists() or stored is None or not stored.exists() else stored
-
-
-def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
-    """A path that the command of a run names, which may have been given in another folder.
-
-    Args:
-        out: The folder of the run, as the command names it.
-    """
-    folder, n_parts = run_folder(run).resolve(), len(out.parts)
-    if out.is_absolute() or folder.parts[-n_parts:] != out.parts:
-        return path
-    source = folder.parents[n_parts - 1] / path
-    return source if source.exists() and source.resolve() != path.resolve() else path
-
-
-def _trained_again(args: list[str], data: str) -> list[object]:
-    """The arguments of a command `train`, with other data, and without those that do not change the policy."""
-    own, *of_method = split_arguments(args, TrainOptions)
-    o = parse(TrainOptions, "train", own)
-    names = [f.name for f in fields(o) if f.name not in _UNCHANGED and getattr(o, f.name) != f.default]
-    held_out = [] if o.val_fraction else ["--val-fraction", 0]
-    return ["train", o.method, data, *given_options(o, *names), *held_out, *chain(*of_method)]
-
-
-_UNCHANGED = ("method", "data", "out", "steps", "eval", "rollouts", "save_freq", "tensorboard", "wandb", "json")
 
 
 def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import UserError
-from .improve import trained_on
 from .parts.common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
 from .parts.groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
 from .parts.learned_rewards import warn_of_other_data
+from .parts.run_options import trained_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from ..methods import describe_method, describe_methods, find_method, method_families
 from .parts.common import Output, command_line, parse, plain_table
 from .parts.groups import JsonOption, TrustOption, command_options
+from .parts.help_page import OptionTable
 from .parts.options import flag_of, settable_fields
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Gr
     fields = {flag_of(path): value for path, _, value in settable_fields(method) if path != "learner.steps"}
     texts = {flag_of(key): text for key, text in texts.items()}
     own = {**options, **{flag: value for flag, value in fields.items() if flag in texts and flag not in options}}
-    tables = [plain_table(("to set", "default", "meaning"), [
-        (flag, _value_text(value), texts.get(flag, "")) for flag, value in own.items()]), ""] if own else []
-    return Group(*tables, plain_table(("to set", "default"), [
-        (flag, _value_text(value)) for flag, value in fields.items() if flag not in own]))
+    tables = [OptionTable([("to set", "default", "meaning"), *(
+        (flag, _value_text(value), texts.get(flag, "")) for flag, value in own.items())]), ""] if own else []
+    return Group(*tables, OptionTable([("to set", "default"), *(
+        (flag, _value_text(value)) for flag, value in fields.items() if flag not in own)]))
 
 
-def _value_text(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+def _value_text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

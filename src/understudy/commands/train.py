@@ -11,13 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
-
-from tyro.conf import Positional, UseAppendAction, arg
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..config import dump
-from ..core import AtLeast, ConfigError, UserError
+from ..core import ConfigError, UserError
 from ..files import read_json, whole_folder, write_json
 from ..hints import did_you_mean, format_duration
 from ..user_code import search_current_folder, trusted_packages
@@ -26,11 +24,9 @@ from .parts.common import (
     Output,
     check_and_decode,
     command_line,
-    command_words,
     env_trust_options,
     open_trained,
     parse,
-    read_options,
     read_provenance,
     recorded_env,
     recorded_word,
@@ -40,21 +36,19 @@ from .parts.common import (
     warn_of_other_units,
 )
 from .parts.conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
-from .parts.groups import (
-    DeviceOption,
-    IgnoredCodes,
-    JsonOption,
-    PositiveCount,
-    ReadingOptions,
-    SchemeName,
-    Seed,
-    StepCount,
-    TrustOption,
-    command_options,
-)
 from .parts.help_page import print_help
-from .parts.options import explain_missing, options_of, refuse_given, refuse_old_names, split_arguments, split_pair
+from .parts.options import (
+    explain_missing,
+    options_of,
+    options_to_json,
+    refuse_given,
+    refuse_old_names,
+    split_arguments,
+    split_pair,
+)
 from .parts.policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
+from .parts.run_options import run_options, train_options_of
+from .parts.train_options import TrainOptions
 
 if TYPE_CHECKING:
 
@@ -75,95 +69,6 @@ if TYPE_CHECKING:
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 TOLD_SECONDS = 10  # less time is not worth a word
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
-
-
-@command_options
-class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
-    """Train a policy on demonstrations, or in an environment.
-
-    The options of the method are set after METHOD and DATA, such as --horizon 8 --optimizer.lr 3e-4. So are those of
-    its parts: --policy.head.n-steps 5 --executor.n-action-steps 2. `understudy train METHOD --help` lists them all with
-    their defaults.
-
-    --from RUN starts from the weights of an earlier run. Stages that the method needs are trained first, unless --stage
-    gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and gives the same result as
-    without the interruption.
-    """
-
-    method: Annotated[str, Positional, arg(metavar="METHOD")]
-    """a method's name (understudy methods), module:function, or a method.json"""
-    data: Annotated[Path | None, Positional, arg(metavar="DATA")] = None
-    """a file or folder of demonstrations; without it a method that collects episodes begins with random actions in the
-    environment of --env"""
-    out: Annotated[Path, arg(metavar="RUN")]
-    """the folder of the run"""
-    steps: StepCount = None
-    """number of all updates, instead of the method's; those of its stages change by the same factor
-    (--stages.0.method.learner.steps N sets that of the first stage). A method that collects episodes divides them
-    equally among its rounds, which stay as many and as long"""
-    seed: Seed = 0
-    """seed of the weights, the order of the data, and noise"""
-    executor: SchemeName = None
-    """the execution scheme, instead of the method's (understudy methods lists them), or an executor module:Class"""
-    eval: Annotated[str | None, arg(metavar="ENV")] = None
-    """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
-    kept"""
-    save_freq: StepCount = None
-    """updates between checkpoints; by default a tenth of all updates"""
-    env: Annotated[str | None, arg(metavar="ENV")] = None
-    """environment in which the method collects episodes, if it does; by default the environment in which DATA were
-    recorded"""
-    random_steps: PositiveCount = 1000
-    """number of steps with random actions, at least, if there are no DATA"""
-    rollouts: PositiveCount = 20
-    """number of episodes of each evaluation with --eval"""
-    val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """fraction of the episodes of DATA that is held out for validation"""
-    from_run: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
-    """start from the weights of this run (its last checkpoint, or RUN/best), to train on or to fine-tune on other
-    data"""
-    load: Annotated[tuple[str, ...], arg(metavar="PART")] = ("codec", "encoder", "net")
-    """with --from: the parts whose weights are loaded; without codec, statistics are fitted to DATA"""
-    freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
-    """with --from: the parts that are not trained; encoder.NAME is one inside the encoder"""
-    prior: Annotated[Path | None, arg(metavar="DATA")] = None
-    """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
-    (behavior-retrieval, retrieve-align-replay)"""
-    reward: Annotated[Path | None, arg(metavar="RUN")] = None
-    """learn from the rewards of this run's reward model (of dac or preference-reward, for example), in place of those
-    of DATA and of the environment"""
-    reward_scale: Annotated[float, arg(metavar="FACTOR")] = 1.0
-    """multiply the rewards, also those of collected episodes; policies are judged by the rewards as they are"""
-    reward_shift: Annotated[float, arg(metavar="NUMBER")] = 0.0
-    """add this to the rewards, after --reward-scale"""
-    reward_clip: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
-    """limit the rewards to this range, after --reward-scale and --reward-shift"""
-    progress: Annotated[Path | None, arg(metavar="RUN")] = None
-    """clone steps by the progress that follows, as this run's model (that of sarm) predicts it: RA-BC"""
-    progress_steps: StepCount = None
-    """with --progress: number of steps whose progress counts, by default those of a chunk of the policy"""
-    progress_kappa: Annotated[float, AtLeast(0), arg(metavar="PROGRESS")] = 0.01
-    """with --progress: progress above which a step counts fully; below 0 it does not count"""
-    stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
-    """use this run for a stage of the method, instead of training it"""
-    language: bool = False
-    """also read the task in words (the column or the metadata "task"), so that one policy learns several tasks"""
-    image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
-    """decode camera frames once to this side, or height and width"""
-    buffer_size: Annotated[int | None, AtLeast(1), arg(metavar="STEPS")] = None
-    """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with this many
-    steps in memory at once"""
-    ignore: IgnoredCodes = ()
-    """train although an audit finds an error with this code"""
-    include_interrupted: bool = False
-    """also train on episodes whose recording was interrupted"""
-    compile: bool = False
-    """compile whole updates, which takes half a minute or more: those of small networks then take about two thirds of
-    the time or less; not for cloning and PPO"""
-    tensorboard: bool = False
-    """also log to RUN/tensorboard"""
-    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
-    """also log to this project of Weights & Biases"""
 
 
 FLAGS = tuple(option.flag for option in options_of(TrainOptions))
@@ -207,6 +112,7 @@ class _Training:
     val_fraction: float | Sequence[int]
     words: TaskText | None
     stages: dict[str, Path]
+    method_options: dict[str, Any]
 
 
 def _train(o: TrainOptions, options: list[str], changes: list[str], command: str, out: Output) -> None:
@@ -256,6 +162,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             callbacks=(printer, *loggers),
             stream=training.stream,
             command=command,
+            options=run_options("train", o, training.method_options),
             include_interrupted=o.include_interrupted,
             env=collection_env,
             compile=o.compile)
@@ -264,13 +171,6 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             if used is not None:
                 used.close()
     _print_result(o, training, env, str(device), out)
-
-
-def train_options_of(run: Path) -> TrainOptions | None:
-    """The options of the command train that made a run. None if another command did."""
-    words = command_words(run)
-    return read_options(TrainOptions, "train", split_arguments(words[2:], TrainOptions)[0]) if words[:2] == [
-        "understudy", "train"] else None
 
 
 def _check_same_scores(o: TrainOptions, method: Method) -> None:
@@ -334,7 +234,7 @@ def _record_random(o: TrainOptions) -> None:
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
     from ..learn.train import validation_episodes
     from .parts.learned_rewards import warn_of_other_data, with_changed_rewards, with_progress
-    from .parts.method import build_method
+    from .parts.method import build_method, given_options_of_method
 
     def check_options(features: Schema) -> None:
         build_method(o.method, options, changes, features, o.trust, None, o.executor, o.steps)
@@ -353,6 +253,7 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if "action" not in features:  # perhaps the prior episodes have it
         features |= {name: f for name, f in data[-1].features().items() if name == "action"}
     method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
+    method_options = given_options_of_method(method, o.method, [*options, *changes], o.trust)
     if o.data is None and method.learner.compares:
         raise UserError(f"{o.method} learns from demonstrations, and there are none", where="DATA",
                         hint=f"name them: {command_line('train', o.method, 'DATA', '--env', o.env, '--out', o.out)}")
@@ -361,7 +262,7 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     stages |= {name: run for name, run in (("learned-reward", o.reward), ("learned-progress", o.progress)) if run}
     for name, run in stages.items():
         warn_of_other_data(data, run, f"the run of stage {name}")
-    return _Training(method, data, stream, weights, val_fraction, words, stages)
+    return _Training(method, data, stream, weights, val_fraction, words, stages, method_options)
 
 
 def _open(path: Path, o: TrainOptions, check: Callable[[Schema], None] | None = None) -> Dataset:
@@ -541,8 +442,7 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
 
 def _logged_config(o: TrainOptions, method: Method) -> dict:
     """The whole configuration of a training, for Weights & Biases: the options, and every field of the method."""
-    options = {k: [*map(str, v)] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-               for k, v in vars(o).items() if k not in ("method", "data", "seed", "json")}
+    options = {k: v for k, v in options_to_json(o).items() if k not in ("method", "data", "seed", "json")}
     return {"method": o.method, "data": _data_path(o).name, "seed": o.seed, "understudy": __version__,
             "options": options, "configuration": dump(method)}
 
@@ -600,17 +500,17 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
              for kind in ("head", "trunk")]
     if not (differing := [part for part in parts if part[1] != part[2]]):
         return
-    command = command_words(o.from_run)
-    name = f" ({command[2]})" if command[:2] == ["understudy", "train"] else ""
+    earlier = train_options_of(o.from_run)
+    same = "the same method" if earlier is None else earlier.method
     version = read_provenance(o.from_run).get("versions", {}).get("understudy")
     was = " and ".join(f"the {kind} {recorded_class}" for kind, recorded_class, _ in differing)
     now = " and ".join(f"the {kind} {current_class}" for kind, _, current_class in differing)
     raise ConfigError(
-        f"was trained with another method{name}: its network is for {was}, and {o.method} has {now}"
+        f"was trained with another method{'' if earlier is None else f' ({same})'}: its network is for {was}, and "
+        f"{o.method} has {now}"
         + (f". It was written by understudy {version}, and this is {__version__}" if version not in (None, __version__)
            else ""), where=f"--from {o.from_run}",
-        hint=f"train {command[2] if name else 'the same method'}, or take over only what does not depend on the "
-             "method: --load codec encoder")
+        hint=f"train {same}, or take over only what does not depend on the method: --load codec encoder")
 
 
 def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_stages: Container[str] = ()) -> Env | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
 import signal
 import threading
 import time
@@ -131,6 +130,7 @@ class RunConfig:
         progress: A progress bar on standard error. None: where that is a terminal.
         resume: False refuses a folder that holds a run.
         command: The command that the model card gives for training this again.
+        options: The options of that command as JSON data, with its name as "command".
         include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
             a warning that names them. Of a stream, those among its first episodes are known and left out.
         stages: Existing runs that take the place of stages, by the stage's name. They are copied into the run and not
@@ -156,6 +156,7 @@ class RunConfig:
     progress: bool | None = None
     resume: bool = True
     command: str | None = None
+    options: Mapping[str, Any] | None = None
     include_interrupted: bool = False
     stages: Mapping[str, Path | str] = field(default_factory=dict)
     stage_callbacks: Callable[[Stage, Run], Iterable[Callback]] | None = None
@@ -766,8 +767,9 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
         elif is_new:
             part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
             _train_stage(stage, data.select(part), stage_run, replace(
-                run_config, steps=None, score=None, save_freq=None, command=None, resume=True, stages={}, compile=False,
-                title=f"stage {stage.name}", val_fraction=[i for i, n in enumerate(part) if n in held_out],
+                run_config, steps=None, score=None, save_freq=None, command=None, options=None, resume=True, stages={},
+                compile=False, title=f"stage {stage.name}",
+                val_fraction=[i for i, n in enumerate(part) if n in held_out],
                 sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
                 callbacks=() if callbacks is None else callbacks(stage, stage_run)))
 
@@ -807,7 +809,7 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
 
 def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
                     device: torch.device, processes: Processes) -> dict[str, Any]:
-    """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
+    """Describes the origin of a policy, for provenance.json. Only command and options name folders of this machine.
 
     The path of the data is added by the training, relative to the folder of the run.
     """
@@ -825,6 +827,7 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
         "episodes": episode_fingerprints(data),
         "held_out": held_out, "left_out": left_out, "seed": run_config.seed,
         "sampling_weights": config.dump(run_config.sampling_weights), "command": run_config.command,
+        "options": run_config.options,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": device.type, "name": kind, "threads": torch.get_num_threads(),
@@ -909,7 +912,8 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                              else ". Runs with --optimizer.lr-schedule constant can be continued"))
     if differences:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
-        old_name, new_name = map(_method_name, commands)
+        old_name, new_name = ((files["provenance.json"].get("options") or {}).get("method")
+                              for files in (old_documents, documents))
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
         is_longer = all(line.startswith("method.collection.") for line in differences)
         from_weights = f"where --from {run.folder} starts from the weights of this run, " if is_longer else ""
@@ -943,12 +947,6 @@ def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
         elif isinstance(part, list):
             parts += part
     return True
-
-
-def _method_name(command: str | None) -> str | None:
-    """The method that a training command names. None if it does not name one first."""
-    match = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
-    return match and match[1]
 
 
 def _present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core import UserError
-from .common import Output, command_words, open_trained, plain_table, progress_bar, read_provenance
+from .common import Output, open_trained, plain_table, progress_bar, recorded_data_of
 from .common import demonstrations_path as no_run
 from .options import refuse_given
+from .run_options import trained_on
 
 if TYPE_CHECKING:
     from ...data.episode import Dataset
@@ -54,11 +55,11 @@ def unchanged_training_data(run: Path) -> Dataset | None:
     which take long to read."""
     from ...data.opening.column_selection import open_as_read
 
-    words, training_data = command_words(run), read_provenance(run).get("data") or {}
-    if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
+    training_data = recorded_data_of(run)
+    if int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
         return None
     try:
-        if not (path := Path(words[3])).exists():
+        if (path := trained_on(run)) is None or not path.exists():
             return None
         data = open_as_read(path, {}, training_data.get("reading") or {})[0]
         if any(f.kind == "image" for f in data.features().values()):

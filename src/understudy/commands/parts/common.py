@@ -33,7 +33,7 @@ from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
 from .help_page import print_help
-from .options import options_of, parse_options
+from .options import Option, flag_words, options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
 
@@ -108,28 +108,25 @@ def _join_executor_options(args: Sequence[str]) -> list[str]:
 
 def given_options(o: Any, *names: str) -> list[object]:
     """The options of these names that have a value, to repeat them in another command: ["--seed", 3, ...]."""
-    declared, words = {option.name: option for option in options_of(type(o))}, []
-    for name in names:
-        if value := getattr(o, name):
-            option, values = declared[name], value if isinstance(value, tuple) else () if value is True else (value,)
-            words += [w for v in values for w in (option.flag, v)] if option.is_repeatable else [option.flag, *values]
-    return words
+    declared = {option.name: option for option in options_of(type(o))}
+    return [word for name in names if (value := getattr(o, name)) for word in option_words(declared[name], value)]
+
+
+def option_words(option: Option, value: Any) -> list[object]:
+    """The words that give an option a value: ["--seed", 3]."""
+    values = value if isinstance(value, tuple) else () if value is True else (value,)
+    if option.name == "executor":
+        values = shlex.split(value)  # which has its own options: see `_join_executor_options`
+    return [word for part in (((v,) for v in values) if option.is_repeatable else (values,))
+            for word in flag_words(option.flag, part)]
 
 
 def acting_options(o: Any) -> list[object]:
     """The options with which policies act in the same way in a follow-up command: seed, task, condition, executor."""
-    words = given_options(o, "seed", "task", "condition")
-    if o.executor is None:
-        return words
-    name, *options = shlex.split(o.executor)
+    name = (o.executor or "").partition(" ")[0]
     package = name.split(".")[0].partition(":")[0]
     trust = ["--trust", package] if ":" in name and package != "understudy" else []
-    return [*words, "--executor", name, *options, *trust]
-
-
-def command_words(run: Path) -> list[str]:
-    """The words of the command that made a run: ["understudy", "train", ...]. Empty if it does not say."""
-    return shlex.split(str(read_provenance(run).get("command") or ""))
+    return [*given_options(o, "seed", "task", "condition", "executor"), *trust]
 
 
 def _check_files(options: Any) -> None:
@@ -276,31 +273,6 @@ def unused_path(name: str) -> str:
     path = Path(name)
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(2))
     return name if not path.exists() else str(next(p for p in numbered if not p.exists()))
-
-
-def reseeded_command(run: Path) -> tuple[str, str] | None:
-    """The command that trains a run again with another seed, and its output folder.
-
-    None if the run does not contain its command, or if the command would mean something else in this folder.
-    """
-    from ...policy import find_checkpoint
-
-    words, args, out = command_words(run), [], None
-    if words[:2] != ["understudy", "train"]:
-        return None
-    before = words[1:]
-    while before:
-        name, equals, value = before.pop(0).partition("=")
-        if name in ("--out", "--seed"):
-            value = value if equals else before.pop(0)
-            out = value if name == "--out" else out
-        else:
-            args.append(name + equals + value)
-    if out is None or not find_checkpoint(run).resolve().is_relative_to(Path(out).resolve()):
-        return None
-    seed = int(read_provenance(run)["seed"]) + 1
-    other = unused_path(f"{out}-seed{seed}")
-    return command_line(*args, "--out", other, "--seed", seed), other
 
 
 class _Console(Console):

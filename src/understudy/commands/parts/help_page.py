@@ -9,11 +9,18 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import fields, make_dataclass
-from itertools import pairwise
-from typing import Annotated, Any, Literal, NoReturn, TextIO, cast, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, make_dataclass
+from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
+
+NAME_WIDTH, TEXT_WIDTH = 16, 28  # characters of columns in narrow terminals
 
 
 def print_help(options: type, prog: str) -> NoReturn:
@@ -44,6 +51,35 @@ class _Wrapped:
         return self._stream.write("\n".join(
             line if len(line) <= width or "\x1b" in line else textwrap.fill(line, width, break_on_hyphens=False)
             for line in lines))
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """Options, their defaults and perhaps their meanings, as `rich` prints them.
+
+    Names stay whole: what follows a name that is wider than its column begins in the next line.
+
+    Args:
+        rows: The header, and the texts of each option.
+    """
+
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
+
+        names, defaults, *texts = ([*map(len, column)] for column in zip(*self.rows, strict=True))
+        default_width = min(max(defaults), options.max_width // 4)
+        other_widths = default_width + 2 + (TEXT_WIDTH + 2 if texts else 0)
+        name_width = min(max(names), max(options.max_width - other_widths, NAME_WIDTH))
+        text_width = max(options.max_width - name_width - default_width - 4, 1)
+        for i, (name, *cells) in enumerate(self.rows):
+            columns = [textwrap.wrap(cell, width, break_on_hyphens=False)
+                       for cell, width in zip(cells, (default_width, text_width)[:len(cells)], strict=True)]
+            lines = [*zip_longest([name] if len(name) <= name_width else [], *columns, fillvalue="")]
+            for line in lines if len(name) <= name_width else [(name,), *lines]:
+                padded = map(str.ljust, line, (name_width, default_width, text_width))
+                yield Text("  ".join(padded).rstrip(), "" if i else "bold")
 
 
 def option_texts(options: Any) -> dict[str, str]:

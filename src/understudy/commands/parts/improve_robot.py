@@ -19,6 +19,7 @@ from .interactive import judge_pairs
 from .options import refuse_given
 from .policies import ROWS, load_actor
 from .robot_options import command_keys, flush_input, show_session, tell_slow_cameras
+from .run_options import run_options
 from .sequential import fewest_rollouts
 from .unblocked_output import unblocked_output
 
@@ -145,6 +146,7 @@ class RobotImprovement:
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
               person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, command=self.command,
+              options=run_options("improve", o),
               include_interrupted=include_interrupted, callbacks=(partial(_print_round, o.rounds),), progress=False)
         self._print_result(run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from ...core import ConfigError, Schema, UserError
@@ -12,7 +12,15 @@ from ...data.text_columns import TaskText
 from ...hints import command_line
 from ...learn.method import Method, with_steps
 from ...methods import find_function, find_method, method_parameters
-from .options import arity, change_fields, flag_of, parse_value, settable_fields
+from .options import (
+    arity,
+    change_fields,
+    errors_name_options,
+    flag_of,
+    parse_changes,
+    parse_value,
+    settable_fields,
+)
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
@@ -32,7 +40,8 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     options, fields = _divide(options, method_options(name, trust))
     changes = [*fields, *changes]
     function_options = _parse_options(find_function(name, trust), options)
-    method = find_method(name, features, trust, **function_options)
+    with errors_name_options({key: flag_of(key) for key in function_options}):
+        method = find_method(name, features, trust, **function_options)
     chosen = {path: value for path, _, value in settable_fields(method)}
     if say is not None and task_relabel(method) is None:
         method = _with_words(method, name, say)
@@ -49,6 +58,19 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     if function_options:
         _check_fields_are_set_once(chosen, find_method(name, features, trust), changed, options)
     return changed
+
+
+def given_options_of_method(method: Method, name: str, args: Sequence[str], trust: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a method that a command gives, and their values as JSON data, such as {"optimizer.lr": 0.001}.
+
+    Args:
+        method: What `build_method` made of them.
+    """
+    options, changes = _divide(args, method_options(name, trust))
+    values = {**_parse_options(find_function(name, trust), options),
+              **parse_changes(method, changes, command_line("train", name))}
+    return {key.removeprefix("learner."): type(value).__name__ if is_dataclass(value) else
+            list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _with_words(method: Method, name: str, say: TaskText) -> Method:

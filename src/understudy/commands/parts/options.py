@@ -10,7 +10,8 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ...core import ConfigError, Limit
-from ...hints import did_you_mean
+from ...core import ConfigError, Limit, is_of_kind, unknown_name
+from ...hints import did_you_mean, path_text
 
 T = TypeVar("T")
 
@@ -124,6 +125,53 @@ def flag_of(path: str) -> str:
     return "--" + path.removeprefix("learner.").replace("_", "-")
 
 
+def flag_words(flag: str, values: Sequence[object]) -> list[object]:
+    """An option and its values as words of a command: ["--freeze", "net"], and ["--task=-x"] for what begins with -."""
+    return [f"{flag}={values[0]}"] if len(values) == 1 and is_option(path_text(values[0])) else [flag, *values]
+
+
+def options_to_json(o: Any) -> dict[str, Any]:
+    """The options of a command as JSON data, by the names of their fields."""
+    def plain(value: Any) -> Any:
+        return [*map(plain, value)] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return {option.name: plain(getattr(o, option.name)) for option in options_of(type(o))}
+
+
+def options_from_json(owner: type[T], values: Mapping[str, Any], where: str) -> T:
+    """The options that `options_to_json` made JSON data of. What is missing has its default.
+
+    Args:
+        where: File and key of the data, for errors.
+    """
+    kinds, read = get_type_hints(owner), {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise unknown_name("option", name, list(kinds), f"{where}.{name}", hint="remove the key")
+        is_path = isinstance(value, str) and Path in _members(kinds[name])
+        read[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
+        if not is_of_kind(read[name], kinds[name]):
+            raise ConfigError(f"{value!r} is not {_describe(kinds[name])}", where=f"{where}.{name}",
+                              hint="take the file from a copy")
+    if missing := [o.name for o in options_of(owner) if o.is_required and o.name not in read]:
+        raise ConfigError(f"has no {missing[0]}", where=where, hint="take the file from a copy")
+    return owner(**read)
+
+
+@contextmanager
+def errors_name_options(flags: Mapping[str, str]) -> Iterator[None]:
+    """Context in which an error about a field, such as IQL.expectile, names the option that gave its value.
+
+    Args:
+        flags: The options that the user gave, by the names of the fields that they set.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if (flag := flags.get(str(error.where).rpartition(".")[2])) is None:
+            raise
+        raise ConfigError(error.problem, where=flag, hint=error.hint) from None
+
+
 def _suggest_option(flag: str, flags: Iterable[str]) -> str:
     """The question "did you mean '--optimizer.lr'?" for --lr, or "" if no option is near.
 
@@ -200,7 +248,19 @@ def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave 
 
 
 def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable[str] = ()) -> T:
-    """A copy of a nested frozen dataclass in which some fields have other values.
+    """A copy of a nested frozen dataclass in which some fields have other values: see `parse_changes`."""
+    changes: dict[str, Any] = {}
+    for path, changed in parse_changes(value, args, prog, more_flags).items():
+        *parents, last = path.split(".")
+        node = changes
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = _Changed(changed)
+    return _with_changes(value, changes)
+
+
+def parse_changes(value: Any, args: Sequence[str], prog: str, more_flags: Iterable[str] = ()) -> dict[str, Any]:
+    """New values of fields of a nested frozen dataclass, by their paths.
 
     Args:
         value: The dataclass, such as a method.
@@ -218,15 +278,7 @@ def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable
     loose, named = _split(args, arities, prog, more_flags)
     if loose:
         raise ConfigError(f"unexpected argument {loose[0]!r}", where=prog, hint=_help_hint(prog))
-    changes: dict[str, Any] = {}
-    for flag, words in named:
-        path, kind = kinds[flag]
-        *parents, last = path.split(".")
-        node = changes
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = _Changed(parse_value(kind, words, flag, prog))
-    return _with_changes(value, changes)
+    return {kinds[flag][0]: parse_value(kinds[flag][1], words, flag, prog) for flag, words in named}
 
 
 @dataclass(frozen=True)
@@ -234,12 +286,16 @@ class _Changed:
     value: Any
 
 
-def _with_changes(value, changes):
+def _with_changes(value, changes, prefix: str = ""):
     if isinstance(changes, _Changed):
         return changes.value
     if isinstance(value, tuple):
-        return tuple(_with_changes(v, changes.get(str(i), {})) for i, v in enumerate(value))
-    return replace(value, **{k: _with_changes(getattr(value, k), c) for k, c in changes.items()}) if changes else value
+        return tuple(_with_changes(v, changes.get(str(i), {}), f"{prefix}{i}.") for i, v in enumerate(value))
+    if not changes:
+        return value
+    changed_fields = {k: _with_changes(getattr(value, k), c, f"{prefix}{k}.") for k, c in changes.items()}
+    with errors_name_options({k: flag_of(f"{prefix}{k}") for k, c in changes.items() if isinstance(c, _Changed)}):
+        return replace(value, **changed_fields)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""Lines of each learner beside d3rlpy's and OGBench's: python benchmarks/learner_lines.py [--page]
+"""Lines of methods, and of learners beside d3rlpy's and OGBench's: python benchmarks/learner_lines.py [--page]
 
-A line counts if it has code: docstrings, comments, imports and blank lines do not. Statements are counted too, because
-lines are up to 120 characters wide here and in OGBench, and 80 in d3rlpy. What a learner extends are the files of other
-learners that its own files import, and those that they import in turn. Files that all learners share are counted apart.
-The sources are those of the environment .venv-peers/d3rlpy, and of a clone of github.com/seohongpark/ogbench, whose
-folder `impls` is OGBENCH_IMPLS. The counts are in benchmarks/results/learner_lines.json. With --page, only the table is
-printed.
+With --methods in place of --page, only the files of all methods are counted, at the commit `BEFORE` and now, and the
+table is printed. These are all their lines.
+
+In the comparison with others a line counts if it has code: docstrings, comments, imports and blank lines do not.
+Statements are counted too, because lines are up to 120 characters wide here and in OGBench, and 80 in d3rlpy. What a
+learner extends are the files of other learners that its own files import, and those that they import in turn. Files
+that all learners share are counted apart. The sources are those of the environment .venv-peers/d3rlpy, and of a clone
+of github.com/seohongpark/ogbench, whose folder `impls` is OGBENCH_IMPLS. The counts are in
+benchmarks/results/learner_lines.json. With --page, only the tables are printed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ import argparse
 import ast
 import io
 import os
+import re
+import statistics
+import subprocess
+import tarfile
 import tokenize
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,10 +33,10 @@ OUT = measure.RESULTS / "learner_lines.json"
 SOURCE = measure.HERE.parent / "src" / "understudy"
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
            tokenize.ENCODING}
-LEARN = [f"learn/{name}.py" for name in ("off_policy_actor_critic", "implicit_q_learning", "action_values",
-                                         "advantage_weighted_actor_critic", "goal_conditioned", "behavior_cloning")]
+BEFORE = "852280c4"  # when most methods had their learner in another file, in learn/
 SHARED = {
-    "understudy": [f"learn/{name}.py" for name in ("gradient_learner", "critic", "critic_learning", "targets")],
+    "understudy": [f"learn/{name}.py" for name in ("algorithm", "gradient_learner", "critic", "critics/critic_learning",
+                                                   "targets")],
     "d3rlpy": ["algos/qlearning/base.py", "algos/qlearning/torch/utility.py"],
     "OGBench": ["utils/flax_utils.py", "utils/networks.py"]}
 OFFLINE = {"bcq": "bcq", "bear": "bear", "crr": "crr", "plas": "plas", "prdc": "prdc", "cal_ql": "cal_ql", "cql": "cql",
@@ -86,7 +93,9 @@ def measured(own: Sequence[Path], among: Sequence[Path]) -> dict[str, list[int]]
 def counts(ogbench: Path) -> dict:
     d3rlpy = next((measure.ENVIRONMENTS / "d3rlpy" / "lib").glob("python*/site-packages/d3rlpy"))
     roots = {"understudy": SOURCE, "d3rlpy": d3rlpy, "OGBench": ogbench}
-    ours = [*(SOURCE / name for name in LEARN), *(SOURCE / "methods").glob("*/*.py")]
+    ours = [SOURCE / "learn" / "behavior_cloning.py", *(SOURCE / "learn" / "critics").glob("*.py"),
+            *(SOURCE / "methods").glob("*/*.py")]
+    ours = [path for path in ours if path.relative_to(SOURCE).as_posix() not in SHARED["understudy"]]
     folder = d3rlpy / "algos" / "qlearning"
     peers = [p for p in (*folder.glob("*.py"), *folder.glob("torch/*_impl.py"))
               if p.name not in ("__init__.py", "base.py", "explorers.py", "random_policy.py")]
@@ -104,6 +113,31 @@ def counts(ogbench: Path) -> dict:
             "rows": rows}
 
 
+def lines_at(commit: str) -> dict[str, int]:
+    """Number of lines of every file of `methods/` and `learn/` at a commit, by its path in the package."""
+    folders = [f"src/understudy/{name}" for name in ("methods", "learn")]
+    archive = subprocess.run(["git", "archive", "--format=tar", commit, *folders], cwd=measure.HERE.parent, check=True,
+                             stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        return {member.name.removeprefix("src/understudy/"): len(files.extractfile(member).read().splitlines())
+                for member in files if member.name.endswith(".py")}
+
+
+def method_lines(lines: dict[str, int]) -> dict[str, float]:
+    """What the lines of the files come to, for methods, which have one file each in the folder of their family."""
+    methods = [n for path, n in lines.items() if re.fullmatch(r"methods/\w+/(?!__init__)\w+\.py", path)]
+    learn = sum(n for path, n in lines.items() if path.startswith("learn/"))
+    return {"methods": len(methods), "median lines of a method's file": statistics.median(methods),
+            "mean lines of a method's file": round(statistics.mean(methods), 1),
+            "lines of all files of methods": sum(methods), "lines of `learn/`": learn,
+            "lines of both, for each method": round((sum(methods) + learn) / len(methods), 1)}
+
+
+def method_table(before: dict[str, float], now: dict[str, float]) -> str:
+    return "\n".join([f"| | {BEFORE} | now |", "|---|--:|--:|", *(
+        f"| {name} | {before[name]:,} | {now[name]:,} |" for name in now)])
+
+
 def page() -> str:
     stored = read_json(OUT)
     lines = ["| learner | here, alone | with what it extends | peer | there, alone | with what it extends |",
@@ -114,14 +148,21 @@ def page() -> str:
                      f"{cells[3]} |")
     shared = "; ".join(f"{name} {n:,} ({statements:,}): {', '.join(f'`{p}`' for p in SHARED[name])}"
                        for name, (n, statements) in stored["shared"].items())
-    return "\n".join(lines) + f"\n\nLines (statements) that all of them share: {shared}."
+    return "\n".join(lines) + (f"\n\nLines (statements) that all of them share: {shared}.\n\n"
+                              + method_table(**stored["method_lines"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true")
-    if not parser.parse_args().page:
-        write_json(OUT, counts(Path(os.environ["OGBENCH_IMPLS"])))
+    parser.add_argument("--methods", action="store_true")
+    args = parser.parse_args()
+    if not args.page:
+        methods = {"before": method_lines(lines_at(BEFORE)), "now": method_lines(lines_at("HEAD"))}
+        if args.methods:
+            print(method_table(**methods))
+            return
+        write_json(OUT, {**counts(Path(os.environ["OGBENCH_IMPLS"])), "method_lines": methods})
     print(page())
 
 

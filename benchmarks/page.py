@@ -211,8 +211,9 @@ to 120 characters here and in OGBench, and 80 in d3rlpy, so that statements, in 
 "With what it extends" adds the files of other learners that these import. Networks, heads and data are not counted,
 except OGBench's networks, which are in what all of its agents share.
 
-A method is short here because one learner, `learn/critics/off_policy_actor_critic.py`, serves TD3, TD3+BC, SAC, CQL
-and ReBRAC. Whoever reads one of them reads parts of the others."""),
+The second table has all lines of the files of methods, with docstrings and imports, before a method became one class
+and now. Many learners were in `learn/` then and are in the file of their method now, so that the last row compares best
+(`python benchmarks/learner_lines.py --methods`)."""),
 }
 
 

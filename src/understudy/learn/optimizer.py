@@ -96,6 +96,8 @@ class OptimizerState:
             p if axes == sorted(axes) else p.detach().permute(axes)
             for p, axes in zip(self.parameters, self.axes, strict=True)
         ]
+        self.reordered = [(p, ordered, axes) for p, ordered, axes in zip(
+            self.parameters, self.memory_order_parameters, self.axes, strict=True) if ordered is not p]
         matrices = [p for p in self.memory_order_parameters if p.ndim >= 2]
         vectors = [p for p in self.memory_order_parameters if p.ndim < 2]
         self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
@@ -104,6 +106,7 @@ class OptimizerState:
             groups = [{"params": matrices + vectors, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, optim.lr, optim.betas,
                                        fused=device.type in ("cpu", "cuda", "mps")) if groups else None
+        self._fused_step: _FusedStep | None = None
         count = sum(p.numel() for p in self.parameters)
         self.precision = automatic_precision(device, count) if optim.precision == "auto" else optim.precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
@@ -124,18 +127,17 @@ class OptimizerState:
 
     def clip_gradients(self) -> Tensor:
         """Clips the gradients. Returns the norm before clipping."""
-        moved = [p for p in self.parameters if p.grad is not None]
-        if not moved:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
             return torch.zeros((), device=self.device)
-        for p, ordered, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
-            if ordered is not p:
-                ordered.grad = None if p.grad is None else p.grad.permute(axes)
+        for p, ordered, axes in self.reordered:
+            ordered.grad = None if p.grad is None else p.grad.permute(axes)
         assert self.adamw is not None  # something has a gradient
         self.scaler.unscale_(self.adamw)
-        norm = torch.stack(torch._foreach_norm([p.grad for p in moved if p.grad is not None])).norm()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # Without a GPU, reading the norm does not wait, and a pass that would change no gradient can be skipped.
         if self.config.grad_clip_norm is not None and (self.device.type != "cpu" or norm > self.config.grad_clip_norm):
-            nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip_norm, norm)
         return norm
 
     def rate(self, update: int) -> float:
@@ -145,11 +147,16 @@ class OptimizerState:
     def step(self, update: int) -> float:
         """Updates the weights, clears the gradients, and returns the learning rate."""
         rate = self.rate(update)
-        if any(p.grad is not None for p in self.memory_order_parameters):
+        has_gradient = [p.grad is not None for p in self.memory_order_parameters]
+        if any(has_gradient):
             assert self.adamw is not None
-            for group in self.adamw.param_groups:
-                group["lr"] = rate
-            if self.device.type != "cpu" or not _step_on_cpu(self.adamw):
+            if self.device.type == "cpu":
+                if self._fused_step is None or self._fused_step.has_gradient != has_gradient:
+                    self._fused_step = _FusedStep(self.adamw, has_gradient)
+                self._fused_step.make(rate)
+            else:
+                for group in self.adamw.param_groups:
+                    group["lr"] = rate
                 self.scaler.step(self.adamw)
                 self.scaler.update()
         self.zero_grad()
@@ -163,18 +170,17 @@ class OptimizerState:
         if self.adamw is None:
             return [], [], []
         for parameter in (p for group in self.adamw.param_groups for p in group["params"]):
-            if not self.adamw.state[parameter]:
-                self.adamw.state[parameter] |= {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            _state_of(parameter, self.adamw)
         states = [self.adamw.state[parameter] for parameter in self.memory_order_parameters]
         means, squares = ([state[key].permute(_inverse(axes)) for state, axes in zip(states, self.axes, strict=True)]
                           for key in ("exp_avg", "exp_avg_sq"))
         return means, squares, [state["step"] for state in states]
 
     def zero_grad(self) -> None:
-        for p in (*self.parameters, *self.memory_order_parameters):
+        for p in self.parameters:
             p.grad = None
+        for _, ordered, _ in self.reordered:
+            ordered.grad = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         entries = {} if self.adamw is None else self.adamw.state_dict()["state"]
@@ -191,31 +197,46 @@ class OptimizerState:
             entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
+            self._fused_step = None
         if metadata:
             self.scaler.load_state_dict(metadata)
 
 
-@torch.no_grad()
-def _step_on_cpu(adamw: torch.optim.AdamW) -> bool:
-    """Makes a step by the kernel that `adamw.step` calls. Returns False in the first step, which makes the state.
+class _FusedStep:
+    """Makes a step by the kernel that `adamw.step` calls, for the weights that have a gradient.
 
     The Python of `adamw.step` takes 0.1 ms, 5 to 12 % of an update of a small network.
     """
-    moved = [[p for p in group["params"] if p.grad is not None] for group in adamw.param_groups]
-    if any(p not in adamw.state for parameters in moved for p in parameters):
-        return False
-    for group, parameters in zip(adamw.param_groups, moved, strict=True):
-        if not parameters:
-            continue
-        states = [adamw.state[p] for p in parameters]
-        counts = [state["step"] for state in states]
-        torch._foreach_add_(counts, 1)
-        torch._fused_adamw_(
-            parameters, [p.grad for p in parameters], [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states], [], counts, amsgrad=False, lr=group["lr"],
-            beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-            maximize=False)
-    return True
+
+    def __init__(self, adamw: torch.optim.AdamW, has_gradient: list[bool]):
+        self.has_gradient = has_gradient
+        self.counts: dict[float, Tensor] = {}  # weights that have made as many steps share their number
+        self.groups: list[tuple[dict[str, Any], list[Tensor], list[list[Tensor]]]] = []
+        for group in adamw.param_groups:
+            if parameters := [p for p in group["params"] if p.grad is not None]:
+                states = [_state_of(p, adamw) for p in parameters]
+                for state in states:
+                    state["step"] = self.counts.setdefault(state["step"].item(), state["step"].clone())
+                lists = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+                self.groups.append((group, parameters, lists))
+
+    @torch.no_grad()
+    def make(self, rate: float) -> None:
+        torch._foreach_add_(list(self.counts.values()), 1)
+        for group, parameters, (means, squares, counts) in self.groups:
+            torch._fused_adamw_(
+                parameters, [p.grad for p in parameters if p.grad is not None], means, squares, [], counts,
+                amsgrad=False, lr=rate, beta1=group["betas"][0], beta2=group["betas"][1],
+                weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
+
+
+def _state_of(parameter: Tensor, adamw: torch.optim.AdamW) -> dict[str, Tensor]:
+    """The moments of a weight and the number of its steps, which begin at 0."""
+    if not adamw.state[parameter]:
+        adamw.state[parameter] |= {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    return adamw.state[parameter]
 
 
 def _inverse(axes: list[int]) -> list[int]:

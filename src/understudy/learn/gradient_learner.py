@@ -17,7 +17,7 @@ from ..data.episode import Dataset
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
 from .critic import Critic
-from .devices import Processes, seed_generators
+from .devices import Processes, keep_freed_memory, seeded
 from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig, OptimizerState
 from .targets import ReturnBound
@@ -64,6 +64,7 @@ class GradientLearner(Learner):
     def __init__(self, config: LearnerConfig, policy: Policy, seed: int, steps: int):
         self.config, self.policy, self.seed, self.steps = config, policy, as_seed(seed), steps
         self.device = policy.device
+        keep_freed_memory()
         self.n_updates, self.main = 0, "policy"
         self.processes = Processes.current()
         self.averages: dict[str, EMA] = {}  # averaged weights, which act
@@ -222,9 +223,8 @@ class GradientLearner(Learner):
             if low == high:
                 continue
             rng = Generator(self.device).manual_seed(key(call_key, 2 * number))
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast(), \
-                    self._others_frozen(name):
-                seed_generators(key(call_key, 2 * number + 1), self.device)
+            dropout_key = key(call_key, 2 * number + 1)
+            with seeded(dropout_key, self.device), optimizer.autocast(), self._others_frozen(name):
                 terms = loss(batch if high - low == len(batch) else batch.select_rows(rows), rng)
                 value = weighting.reduce(name, terms, rows, (high - low, batch.mask.shape[1]))
             optimizer.backward(value)

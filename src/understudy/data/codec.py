@@ -423,9 +423,15 @@ class _Affine(nn.Module):
         self.shape = shape
         self.register_buffer("offset", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("factor", torch.ones(shape), persistent=False)  # of the code: 1 / scale, or 0
 
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
         self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)
+        self.factor = torch.where(self.scale > 0, self.scale.reciprocal(), 0.0)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.set_statistics(self.offset, self.scale)
 
     def difference(self, other: _Affine) -> str | None:
         """Names the statistic in which another transform differs, or None. See `TARGET_TOLERANCE`."""
@@ -436,21 +442,18 @@ class _Affine(nn.Module):
                 return f"its actions have the {name} {_short(other_statistic)} and not {_short(statistic)}"
         return None
 
-    def _statistics(self, group: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Offset and scale, or those of each row's group, (B, 1, *shape). An unknown group has NaN."""
+    def _of_groups(self, group: Tensor | None, statistic: Tensor) -> Tensor:
+        """A statistic, or that of each row's group, (B, 1, *shape). An unknown group has NaN."""
         if group is None:
-            return self.offset, self.scale
-        unknown = self.offset.new_full((1, *self.shape), math.nan)
-        offset, scale = (torch.cat([table, unknown])[group].unsqueeze(1) for table in (self.offset, self.scale))
-        return offset, scale
+            return statistic
+        unknown = statistic.new_full((1, *self.shape), math.nan)
+        return torch.cat([statistic, unknown])[group].unsqueeze(1)
 
     def encode(self, x, group=None):
-        offset, scale = self._statistics(group)
-        return (x - offset) * torch.where(scale > 0, scale.reciprocal(), 0.0)
+        return (x - self._of_groups(group, self.offset)) * self._of_groups(group, self.factor)
 
     def decode(self, x, group=None):
-        offset, scale = self._statistics(group)
-        return x * scale + offset
+        return x * self._of_groups(group, self.scale) + self._of_groups(group, self.offset)
 
 
 def _short(numbers: Tensor) -> str:

@@ -250,8 +250,9 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
         min_weight: Their weight. The quantiles of the network with the largest score have the remainder.
     """
     scores = quantiles.mean(1, keepdim=True)
-    low, high = (quantiles.take_along_dim(best(0, keepdim=True), 0)[0] for best in (scores.argmin, scores.argmax))
-    return high.lerp(low, min_weight)
+    low = quantiles.take_along_dim(scores.argmin(0, keepdim=True), 0)[0]
+    return low if min_weight == 1 else quantiles.take_along_dim(scores.argmax(0, keepdim=True), 0)[0].lerp(
+        low, min_weight)
 
 
 class QFunction(Critic):

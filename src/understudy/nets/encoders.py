@@ -302,7 +302,7 @@ class _ConcatEncoderNet(EncoderNet):
         parts = []
         for name, module in zip(self.names, self.maps, strict=True):
             x, present = observed_column(obs, name) if name + "?" in obs else (obs[name], None)
-            values = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            values = module(x)  # (B, To, width)
             parts.append((values if present is None else values * present.unsqueeze(-1)).flatten(1))
         flat = torch.cat(parts, -1).unsqueeze(1)
         return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))
@@ -314,7 +314,7 @@ class _VectorValues(nn.Module):
         self.width = feature.size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-1).flatten(1).float()
+        return x.unsqueeze(-1).flatten(2).float()
 
 
 class _OneHotValues(nn.Module):
@@ -324,8 +324,8 @@ class _OneHotValues(nn.Module):
         self.width = sum(self.num_classes)
 
     def forward(self, x):
-        x = x.unsqueeze(-1).flatten(1)
-        return torch.cat([x[:, i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(self.num_classes)],
+        x = x.unsqueeze(-1).flatten(2)
+        return torch.cat([x[..., i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(self.num_classes)],
                          -1).float()
 
 
@@ -335,4 +335,4 @@ class _ImageFeatures(_ImageTokens):
         self.width = self.body.tokens * self.body.width
 
     def forward(self, x, rng=None):
-        return super().forward(x, None).flatten(1)
+        return super().forward(x.flatten(0, 1), None).flatten(1).unflatten(0, x.shape[:2])

@@ -41,6 +41,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             or x.numel() * weight.shape[0] < MIN_MULTIPLICATIONS or not (_is_dense(x) and _is_dense(weight)):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        if x.ndim == 2:
+            return _Linear.apply(x, weight, bias)
         return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     return _onednn(x, weight, bias)
 

@@ -80,7 +80,7 @@ class ExchangedBlend(LearnerConfig):
 
     def build(self, policy, seed, steps, data):
         learner = self.blend.build(policy, seed, steps, data)
-        (losses,) = learner.auxiliary_losses
+        (losses,) = learner.nets.auxiliary_losses
         assert isinstance(losses, torch.nn.Module)
         weights = losses.get_buffer("weights")
         weights.copy_(weights.flip(0))

@@ -47,7 +47,8 @@ from understudy.improve.collection import (
 from understudy.improve.gates import HumanGate, RandomGate
 from understudy.improve.retention import ROUND, AllEpisodes, LastRounds
 from understudy.improve.updates import PerNewStep, PerRound, PerStoredStep
-from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.algorithm import Engine
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, load_actor
 from understudy.learn.optimizer import OptimizerConfig
@@ -125,7 +126,7 @@ class Annotated(BehaviorCloning):
         return AnnotatedLearner(self, policy, seed, steps, data)
 
 
-class AnnotatedLearner(BehaviorCloningLearner):
+class AnnotatedLearner(Engine):
     def annotate(self, episodes, round):
         return episodes.map(lambda e: e.replace({"updates": np.full(len(e), self.n_updates + 1000 * len(
             e.steps.get("updates", ())), np.float32)}))
@@ -148,7 +149,7 @@ def test_batches_mix_first_and_collected_episodes(demos):
     rounds_method = method(rounds(2, mixture_weights=(0.25, 0.75)))
     dataset_indices = []
 
-    class Sees(BehaviorCloningLearner):
+    class Sees(Engine):
         def update(self, batch):
             dataset_indices.append(batch.extra.get("dataset_index"))
             return super().update(batch)
@@ -309,7 +310,7 @@ def test_tasks_come_one_after_the_other(tmp_path):
                              steps=10)
     values_drawn = []
 
-    class Sees(BehaviorCloningLearner):
+    class Sees(Engine):
         def update(self, batch):
             values_drawn.append(sorted(set(batch.action[batch.mask].unique().tolist())))
             return super().update(batch)

@@ -80,7 +80,7 @@ def test_weights_follow_the_data_that_batches_are_drawn_from():
                              (Dataset([*data, *data.map(lambda e: e.replace({"intervention_class": np.ones(8, int)}))]),
                               [0.4 / 0.6875, 0.5 / 0.25, 0.1 / 0.0625])):
         batch = learner.batch_sampler(stored).batch(64, 0)
-        weights = learner.sample_weights(batch, policy)
+        weights = learner.nets.weights(batch, policy)
         classes = batch.extra["intervention_class"].reshape(batch.mask.shape)
         for number, weight in zip((1, 2, 3), expected, strict=True):
             assert weights[(classes == number) & batch.mask].unique().tolist() == pytest.approx([weight], rel=1e-5)

@@ -35,7 +35,7 @@ from understudy.improve.collection import (
 )
 from understudy.improve.gates import RandomGate
 from understudy.improve.retention import LastRounds
-from understudy.learn.behavior_cloning import BehaviorCloningLearner
+from understudy.learn.algorithm import Engine
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.run import Run
 
@@ -99,7 +99,7 @@ def test_demonstrations_beside_the_batches_are_those_of_a_run_that_nothing_stopp
 
 
 def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos, tmp_path, monkeypatch):
-    before = BehaviorCloningLearner.annotate
+    before = Engine.annotate
     calls = []
 
     def annotate(self, episodes, round):
@@ -107,7 +107,7 @@ def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos,
         if len(calls) in (1, 3, 5):
             raise KeyboardInterrupt
         return before(self, episodes, round)
-    monkeypatch.setattr(BehaviorCloningLearner, "annotate", annotate)
+    monkeypatch.setattr(Engine, "annotate", annotate)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", Method.load(whole), demos)
@@ -192,13 +192,13 @@ def test_a_stage_may_collect(demos, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             Interrupt = Stop(at)
             with pytest.MonkeyPatch.context() as patch:
-                update = BehaviorCloningLearner.update
+                update = Engine.update
 
                 def stopping(self, batch, update=update, Interrupt=Interrupt):
                     metrics = update(self, batch)
                     Interrupt(self.n_updates, self, metrics)
                     return metrics
-                patch.setattr(BehaviorCloningLearner, "update", stopping)
+                patch.setattr(Engine, "update", stopping)
                 run(tmp_path / "run", staged_method, demos)
     run(tmp_path / "run", staged_method, demos)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

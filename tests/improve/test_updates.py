@@ -32,7 +32,8 @@ from understudy.improve.collection import (
 )
 from understudy.improve.retention import LastRounds
 from understudy.improve.updates import Epochs, PerNewStep, PerRound, PerStoredStep
-from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.algorithm import Engine
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, load_actor
 from understudy.learn.run import Run
@@ -89,7 +90,7 @@ def test_sampling_weights_choose_where_windows_begin(demos):
     first = replace(weighted, collector=Late(2))
     rows = []
 
-    class Sees(BehaviorCloningLearner):
+    class Sees(Engine):
         def update(self, batch):
             rows.append(batch.extra["index"].flatten())
             return super().update(batch)
@@ -253,7 +254,7 @@ class Annotating(BehaviorCloning):
         return AnnotatingLearner(self, policy, seed, steps, data)
 
 
-class AnnotatingLearner(BehaviorCloningLearner):
+class AnnotatingLearner(Engine):
     calls: list = []
 
     def annotate(self, episodes, round):

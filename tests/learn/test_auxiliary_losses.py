@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Unsupported, UserError
@@ -121,11 +122,11 @@ def test_a_learned_weight_function_trains_next_to_the_policy(data):
     fit(learner, batches(learner, data), 150, callbacks=[lambda n, _, metrics: losses.append(metrics)])
     batch = learner.batch_sampler(data).gather(np.arange(40))
     with learner.evaluation():
-        weights = learner.sample_weights(batch, learner.policy)
+        weights = learner.nets.weights(batch, learner.policy)
     good = batch.extra["quality"].reshape(40, -1)[:, 0] > 0
     assert weights[good].min() > 1.5 > 0.5 > weights[~good].max()  # 1 / mean is about 2
     assert losses[-1]["weights/loss"] < 0.2 * losses[0]["weights/loss"]
-    assert learner.sample_weights.lagged.weight.item() == pytest.approx(150, abs=1.1)
+    assert learner.nets.weights.lagged.weight.item() == pytest.approx(150, abs=1.1)
 
 
 def test_a_learned_weight_function_resumes_bit_for_bit(data):
@@ -139,7 +140,7 @@ def test_the_loss_is_weighted_by_the_learned_weights(data):
         each = learner.policy.loss(batch, torch.Generator())
     metrics = learner.update(batch)  # the weights are those after their own step
     with learner.evaluation():
-        weights = learner.sample_weights(batch, learner.policy)[:, None] * batch.mask
+        weights = learner.nets.weights(batch, learner.policy)[:, None] * batch.mask
     assert metrics["loss"] == pytest.approx(((weights * each).sum() / weights.sum()).item(), rel=1e-5)
 
 
@@ -158,7 +159,7 @@ class InverseSpread(SampleWeights, WeightFunction):
 
 def test_weights_are_built_from_the_data(data):
     learner = new_learner(data, sample_weights=InverseSpread())
-    assert learner.sample_weights.spread == pytest.approx(np.concatenate([e.steps["action"] for e in data]).std())
+    assert learner.nets.weights.spread == pytest.approx(np.concatenate([e.steps["action"] for e in data]).std())
     assert not any(k.startswith("networks.weights") for k in learner.state()[0])
 
 
@@ -261,15 +262,15 @@ def test_a_head_reads_its_target_network(data):
     for n in range(3):
         learner.update(draw(n))
         nets.append([p.detach().clone() for p in learner.policy.net.parameters()])
-    for i, target in enumerate(learner.target_policy.net.parameters()):
+    for i, target in enumerate(learner.nets.target.policy.net.parameters()):
         expected = 0.75**3 * nets[0][i] + sum(0.25 * 0.75 ** (3 - n) * nets[n][i] for n in (1, 2, 3))
         torch.testing.assert_close(target, expected)
     batch = draw(3)
     with torch.no_grad():
         alone = learner.policy.loss(batch, torch.Generator())
-        taught = learner.policy.loss(batch, torch.Generator(), learner.target_policy)
+        taught = learner.policy.loss(batch, torch.Generator(), learner.nets.target.policy)
         samples = [p.config.head.sample(p.net, learner.policy.context(batch.obs), batch.action[..., :0])
-                   for p in (learner.policy, learner.target_policy)]
+                   for p in (learner.policy, learner.nets.target.policy)]
     gap = (samples[0] - samples[1]).square().mean(-1) * batch.mask
     torch.testing.assert_close(taught - alone, gap)
     assert gap.max() > 0
@@ -333,7 +334,7 @@ def test_more_noise_draws_give_a_steadier_loss(data):
 def test_behavior_cloning_passes_the_number_of_noise_draws_on(data):
     learner = new_learner(data, Flow(), n_noise_samples=3, auxiliary_losses=(ContextNorm(scale=0.0),))
     batch = batches(learner, data)(0)
-    assert learner.policy_loss(batch, torch.Generator().manual_seed(0))[0].shape == (16, 3)
+    assert call_step(learner, "policy_loss", batch, torch.Generator().manual_seed(0))[0].shape == (16, 3)
     one = new_learner(data, Flow())
     assert learner.update(batch)["loss"] != one.update(batch)["loss"]
     with pytest.raises(UserError, match="n_noise_samples is 0"):

@@ -95,7 +95,7 @@ def test_what_is_not_finite_changes_nothing_and_is_named():
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("robust-bc", "reads a value that it computes"), ("history-iql", "function `end_update`"),
+    ("robust-bc", "reads a value that it computes"), ("history-iql", "shapes that depend on its values"),
     ("bco", "changes a buffer")])
 def test_what_cannot_be_captured_is_refused_and_changes_nothing(name, reason):
     eager, captured, sampler = build(name)
@@ -171,6 +171,6 @@ def test_training_says_that_a_run_goes_on_with_other_arithmetic(tmp_path):
 
 
 def test_a_learner_with_an_update_of_its_own_is_not_compiled(tmp_path):
-    data = example_data(example_columns("bc"))
+    data = example_data(example_columns("g-blend"))
     with pytest.raises(Unsupported, match="is no `Algorithm`"):
-        train(find_method("bc"), data, tmp_path / "run", steps=2, progress=False, device="cpu", compile=True)
+        train(find_method("g-blend"), data, tmp_path / "run", steps=2, progress=False, device="cpu", compile=True)

@@ -25,7 +25,8 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import BestOfN, Hierarchical
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.memory.neighbors import Neighbors
-from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.algorithm import Engine, Net, first, loss
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig, QFunction, ValueFunction
 from understudy.learn.method import (
     InitializeFrom,
@@ -50,14 +51,14 @@ class Stop:
     """Presses Ctrl-C during one update, counted over all stages."""
 
     def __init__(self, monkeypatch, at: int):
-        self.left, before = at, BehaviorCloningLearner.update
+        self.left, before = at, Engine.update
 
         def update(learner, batch):
             self.left -= 1
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGINT)
             return before(learner, batch)
-        monkeypatch.setattr(BehaviorCloningLearner, "update", update)
+        monkeypatch.setattr(Engine, "update", update)
 
 
 # -- stages ---------------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def test_stopped_in_any_stage_it_is_the_same_run_bit_by_bit(whole, tmp_path, mon
 
 def test_a_finished_stage_is_not_trained_again(whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(BehaviorCloningLearner, "update", None)
+    monkeypatch.setattr(Engine, "update", None)
     before = contents(tmp_path / "run")
     run(tmp_path / "run", tuned())
     assert contents(tmp_path / "run") == before
@@ -324,23 +325,15 @@ class WithCritic(BehaviorCloning):
 
     critic: CriticConfig = CriticConfig(hidden=(16,), n_critics=1)
 
-    def build(self, policy, seed, steps, data):
-        return CriticLearner(self, policy, seed, steps, data)
+    def networks(self, policy, data):
+        return {**super().networks(policy, data), "critic": Net(self.critic.build(policy), self.optimizer)}
 
-
-class CriticLearner(BehaviorCloningLearner):
-    def __init__(self, config, policy, seed, steps, data):
-        super().__init__(config, policy, seed, steps, data)
-        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
-
-    def update(self, batch):
-        self.minimize("critic", self.critic_loss, batch)
-        return super().update(batch)
-
-    def critic_loss(self, batch, rng):
+    @first
+    @loss("critic")
+    def critic_loss(self, nets, batch, rng):
         """A plan's score is to be the negative of its first component."""
         plan = torch.randn(batch.action.shape, generator=rng)
-        return (self.critic.scores(batch.obs, plan) + plan[:, 0, 0]).square().mean(0)
+        return (nets.critic.scores(batch.obs, plan) + plan[:, 0, 0]).square().mean(0)
 
 
 def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
@@ -396,6 +389,6 @@ def test_critics_share_the_codec_and_survive_their_files(tmp_path):
     path.write_text(json.dumps({"$": "nobody_trusts_this:Critic"}))
     with pytest.raises(config.UntrustedCode):
         load_module(tmp_path / "QFunction")
-    path.write_text(json.dumps({"$": "understudy.learn.behavior_cloning:BehaviorCloningLearner"}))
+    path.write_text(json.dumps({"$": "understudy.learn.algorithm:Engine"}))
     with pytest.raises(config.UntrustedCode, match="not a CheckpointModule"):
         load_module(tmp_path / "QFunction")

@@ -33,8 +33,8 @@ class Net:
     Args:
         module: The network, or several parts as a tuple. Losses read it as `nets.NAME`. Networks that one optimizer
             trains and averages together are an `nn.ModuleDict`: losses read each by its own name, and a checkpoint
-            stores each.
-        optimizer: Optimizer of its weights. None for a network that is only stored.
+            stores each. Anything else that losses read is neither trained nor stored.
+        optimizer: Optimizer of its weights. None for a network that is only stored. Losses of it are left out.
         target: Decay of a slowly updated copy, which losses read as `nets.target.NAME`. None for no copy.
         average: Decay of averaged weights, which act and are stored in place of the network's. Without a `target`,
             losses read them as `nets.target.NAME`. None for none.
@@ -112,7 +112,8 @@ def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "
     Args:
         of: Name of the network that it trains. No other network gets gradients.
         weights: Name of ``function(self, nets, batch, rng)``, the weights of windows, (B,), or of steps, (B, H). It is
-            called without gradients, and the mean of its result is logged under its name.
+            called without gradients, and the mean of its result is logged under its name. It may return None: then all
+            count the same.
         normalize: What the weighted sum is divided by: see `GradientLearner.minimize`.
         when: ``when(method, n_updates, steps)`` says whether the step is due, given the numbers of updates made and of
             all that will be. None: in each update.
@@ -159,8 +160,11 @@ class Algorithm(LearnerConfig):
         """Returns what adds further columns to episodes before they are sampled, by the names of the columns."""
         return {}
 
+    def new_data(self, nets: Any, data: Dataset) -> None:
+        """Called with the episodes that batches are drawn from, in each round and again if a training resumes."""
+
     def end_update(self, nets: Any) -> None:
-        """Called at the end of each update, for parts that have a state of their own."""
+        """Called at the end of each update, for parts that have a state of their own. It changes tensors in place."""
 
     @classmethod
     def steps_of_update(cls) -> list[Step]:
@@ -203,8 +207,8 @@ class Engine(GradientLearner):
         self.nets = SimpleNamespace(**networks, target=SimpleNamespace(**targets))
         self.metric_bounds = config.bounds(policy, data)
         self._bounds = [bound for bound in self.metric_bounds.values() if isinstance(bound, ReturnBound)]
-        self._steps = config.steps_of_update()
         self._check_steps()
+        self._steps = [s for s in config.steps_of_update() if s.of is None or self.declared[s.of].optimizer is not None]
         self.captured: Updates | None = None
         trained = [step.of for step in self._steps if step.of is not None]
         if trained and "policy" not in trained:
@@ -213,7 +217,7 @@ class Engine(GradientLearner):
     def register_networks(self, data: Dataset) -> None:
         """Registers the networks that the method declares."""
         for name, net in self.declared.items():
-            if net.trained_with is None:
+            if net.trained_with is None and isinstance(net.module, nn.Module):
                 others = [other.module for other in self.declared.values() if other.trained_with == name]
                 parts = [part for other in others for part in (other if isinstance(other, tuple) else (other,))]
                 self.register(name, net.module, net.optimizer,
@@ -221,10 +225,10 @@ class Engine(GradientLearner):
 
     def _check_steps(self) -> None:
         """Raises ConfigError if a step names what the method does not have."""
-        for step in self._steps:
+        for step in self.config.steps_of_update():
             place = f"{type(self.config).__name__}.{step.name}"
-            if step.of is not None and step.of not in self.optimizers:
-                raise unknown_name("network", step.of, self.optimizers, place, owner="the method, with an optimizer,",
+            if step.of is not None and step.of not in self.declared:
+                raise unknown_name("network", step.of, self.declared, place, owner="the method",
                                    hint="name one of its `networks`")
             for name in filter(None, (step.weights, step.times)):
                 if getattr(self.config, name, None) is None:
@@ -238,8 +242,11 @@ class Engine(GradientLearner):
     def batch_sampler(self, data, sampling_weights=None):
         for add in self.config.added_columns(self.policy).values():
             data = data.map(add)
-        own = self.config.sampler(self.policy, data, sampling_weights)
-        return super().batch_sampler(data, sampling_weights) if own is None else own
+        sampler = self.config.sampler(self.policy, data, sampling_weights)
+        if sampler is None:
+            sampler = super().batch_sampler(data, sampling_weights)
+        self.config.new_data(self.nets, data)
+        return sampler
 
     @property
     def trained_policy(self) -> Policy:
@@ -269,14 +276,14 @@ class Engine(GradientLearner):
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
+        captured = {}
         if self.captured is None:
             batch = self.make_steps(batch)
-            self.config.end_update(self.nets)
-            metrics = self.end_update()
         else:
-            metrics = self.captured.update(batch)
-            self._check_metrics(metrics)
-            metrics = {**self.end_update(moves_copies=False), **metrics}
+            captured = self.captured.update(batch)
+            self._check_metrics(captured)
+        self.config.end_update(self.nets)
+        metrics = {**self.end_update(moves_copies=self.captured is None), **captured}
         for name, bound in self.metric_bounds.items():
             if name in metrics:  # else its step was not due
                 bound.check(metrics[name], batch, self.n_updates)
@@ -303,7 +310,7 @@ class Engine(GradientLearner):
                 if step.of is None:
                     batch = result
                 else:
-                    weights, values = result, {prepares: result, **values}
+                    weights, values = result, values if result is None else {prepares: result, **values}
                 self._record(step.of or self.main, **{k: v.float().mean() for k, v in values.items()})
             if step.of is None:
                 continue

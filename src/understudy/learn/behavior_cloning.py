@@ -6,22 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Batch, Unsupported, UserError, part
+from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
 from ..data.window import ColumnSamplingWeights, SamplingWeights
 from ..heads.base import TargetNetworkHead
 from ..nets.base import capture_intermediates
 from ..nets.ema import EMADecay, WarmupDecay
 from ..policy import Policy
-from .fit import LearnerConfig
-from .gradient_learner import GradientLearner
+from .algorithm import Algorithm, Net, loss
 from .optimizer import OptimizerConfig
-from .sample_weights import FixedWeights, LearnedWeightFunction, SampleWeights, UniformWeights
+from .sample_weights import LearnedWeightFunction, SampleWeights, UniformWeights
 
 AuxiliaryLossFunction = Callable[[Policy, Batch, Generator, Mapping[str, Tensor]], Tensor]
 """`function(policy, batch, rng, captured)` returns the loss of each window, (B,), not reduced. `captured` has the
@@ -68,7 +67,7 @@ def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> No
 
 
 @part
-class BehaviorCloning(LearnerConfig):
+class BehaviorCloning(Algorithm):
     """Minimize `sum(weight * loss) / sum(weight)` over the steps that are not padding, plus auxiliary losses.
 
     Args:
@@ -98,60 +97,50 @@ class BehaviorCloning(LearnerConfig):
     def next_obs(self):
         return any(loss.next_obs for loss in self.auxiliary_losses)
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BehaviorCloningLearner:
-        return BehaviorCloningLearner(self, policy, seed, steps, data)
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        if self.optimizer.compile and (readers := [loss for loss in self.auxiliary_losses if loss.captures]):
+            raise Unsupported(f"{type(readers[0]).__name__} captures {readers[0].captures[0]!r}, and compiled networks "
+                              "offer no activations", where="BehaviorCloning",
+                              hint="set optimizer.compile to False")
+        losses = tuple(loss.build(policy) for loss in self.auxiliary_losses)
+        head, weights = policy.config.head, self.sample_weights.build(policy, data)
+        return {"policy": Net(policy, self.optimizer, average=self.ema,
+                              target=head.target_decay if isinstance(head, TargetNetworkHead) else None),
+                "auxiliary_losses": Net(losses, trained_with="policy"),
+                "weights": Net(weights, weights.optimizer if isinstance(weights, LearnedWeightFunction) else None)}
 
+    def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler | None:
+        if self.sampling_column is None:
+            return None
+        return policy.training_windows(data, extra=self.extra, next_obs=self.next_obs,
+                                       sampling_weights=ColumnSamplingWeights(self.sampling_column))
 
-class BehaviorCloningLearner(GradientLearner):
-    """Learner of `BehaviorCloning`."""
+    def new_data(self, nets: Any, data: Dataset) -> None:
+        nets.weights.fit(data)
 
-    config: BehaviorCloning
+    def end_update(self, nets: Any) -> None:
+        nets.weights.after_update(nets.policy)
+        update_lagged(nets.auxiliary_losses, nets.policy)
 
-    def __init__(self, config: BehaviorCloning, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        self.captures = {name: loss for loss in config.auxiliary_losses for name in loss.captures}
-        if self.captures and config.optimizer.compile:
-            name, loss = next(iter(self.captures.items()))
-            raise Unsupported(f"{type(loss).__name__} captures {name!r}, and compiled networks offer no activations",
-                              where="BehaviorCloning", hint="set optimizer.compile to False")
-        self.auxiliary_losses = tuple(loss.build(policy) for loss in config.auxiliary_losses)
-        self.register("policy", policy, config.optimizer,
-                      auxiliary=[loss for loss in self.auxiliary_losses if isinstance(loss, nn.Module)])
-        self.average_weights("policy", config.ema)
-        head = policy.config.head
-        self.target_policy = (self.target_network("policy", head.target_decay)
-                              if isinstance(head, TargetNetworkHead) else None)
-        self.sample_weights = config.sample_weights.build(policy, data)
-        if isinstance(self.sample_weights, LearnedWeightFunction):
-            self.register("weights", self.sample_weights, self.sample_weights.optimizer)
-        elif isinstance(self.sample_weights, nn.Module):
-            self.register("weights", self.sample_weights)
+    @loss("weights")
+    def weights_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of weights that learn."""
+        return nets.weights.loss(batch, nets.policy, rng)
 
-    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        column = self.config.sampling_column
-        sampler = super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
-        self.sample_weights.fit(data)
-        return sampler
+    def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor | None:
+        """Returns the weights of windows or steps. None if all count the same."""
+        return None if isinstance(nets.weights, UniformWeights) else nets.weights(batch, nets.policy)
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch, function = batch.to(self.device), self.sample_weights
-        if isinstance(function, LearnedWeightFunction):
-            self.minimize("weights", lambda part, rng: function.loss(part, self.policy, rng), batch)
-        with torch.no_grad() if isinstance(function, FixedWeights) else self.evaluation():
-            weights = function(batch, self.policy)
-        self.minimize("policy", self.policy_loss, batch, weights)
-        metrics = self.end_update()
-        function.after_update(self.policy)
-        update_lagged(self.auxiliary_losses, self.policy)
-        return metrics
-
-    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
+    @loss("policy", weights="weight")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
         """Returns the loss of the head, (B, H), then the loss of each auxiliary loss, (B,), not reduced."""
-        with capture_intermediates(self.captures) as captured:
-            loss = self.policy.loss(batch, rng, self.target_policy, self.config.n_noise_samples)
-        for name, auxiliary_loss in self.captures.items():
+        captures = {name: loss for loss in self.auxiliary_losses for name in loss.captures}
+        target = nets.target.policy if isinstance(nets.policy.config.head, TargetNetworkHead) else None
+        with capture_intermediates(captures) as captured:
+            loss = nets.policy.loss(batch, rng, target, self.n_noise_samples)
+        for name, auxiliary_loss in captures.items():
             if name not in captured:
                 raise UserError(f"{type(auxiliary_loss).__name__} needs the activation {name!r}, which this policy "
                                 "does not record", where="BehaviorCloning",
                                 hint="use networks that record it, or another auxiliary loss")
-        return loss, *(f(self.policy, batch, rng, captured) for f in self.auxiliary_losses)
+        return loss, *(f(nets.policy, batch, rng, captured) for f in nets.auxiliary_losses)

@@ -18,7 +18,7 @@ from ..core import Batch, Unsupported, UserError, key
 from ..data import one_hot
 from ..nets import linear
 from ..nets.ema import EMA
-from .algorithm import Algorithm, Engine
+from .algorithm import Engine
 from .fit import Learner, LearnerConfig
 from .gradient_learner import Loss
 from .optimizer import OptimizerState
@@ -50,7 +50,7 @@ class _Graph:
 def capture(learner: Learner, *, compiled: bool = True) -> None:
     """Lets the updates of a learner run as graphs from now on: see `CapturedUpdates`."""
     if not isinstance(learner, Engine):
-        raise _unsupported(learner.config, "this learner, such as that of cloning or PPO, has no `Engine`")
+        raise _unsupported(learner.config, "this learner, such as that of PPO, has no `Engine`")
     learner.captured = CapturedUpdates(learner, compiled=compiled)
 
 
@@ -342,8 +342,6 @@ class _Draws(TorchFunctionMode):
 def _check(engine: Engine) -> None:
     """Raises Unsupported if updates of this engine do more than a graph can."""
     config, optimizers = engine.config, engine.optimizers.values()
-    if type(config).end_update is not Algorithm.end_update:
-        raise _unsupported(config, "an update ends with the function `end_update`")
     if engine.device.type != "cpu":
         raise _unsupported(config, f"graphs are captured on CPUs so far, and this is {engine.device}")
     if engine.processes.count > 1:

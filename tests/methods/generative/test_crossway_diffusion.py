@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Feature, Unsupported
@@ -56,7 +57,7 @@ def windows(learner, present=True):
 
 def test_the_loss_reaches_the_encoder_and_the_way_down_alone():
     learner = new_learner()
-    learner.policy_loss(windows(learner), seeded())[1].sum().backward()
+    call_step(learner, "policy_loss", windows(learner), seeded())[1].sum().backward()
     reached = {name for name, p in learner.policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert all(name in reached for name, _ in learner.policy.named_parameters() if name.startswith(
         ("encoder.", "net.time_mlp", "net.down", "net.middle")) and not name.endswith("resize.bias"))
@@ -67,7 +68,7 @@ def test_the_loss_reaches_the_encoder_and_the_way_down_alone():
 def test_the_loss_of_known_decoders_has_a_closed_form(present):
     """A decoder of constants, and one that copies what it reads, over two draws of noise: without shifts and crops."""
     learner = new_learner("crossway-diffusion", BottleneckReconstruction(weight=0.5), draws=2)
-    (loss,), batch = learner.auxiliary_losses, windows(learner, present)
+    (loss,), batch = learner.nets.auxiliary_losses, windows(learner, present)
     pictures, numbers = loss.decoders
     nn.init.zeros_(pictures.fine.weight)
     pictures.fine.bias.data = torch.tensor([0.2, -0.4, 1.0])
@@ -83,14 +84,15 @@ def test_the_loss_of_known_decoders_has_a_closed_form(present):
     expected = wrong.square().mean((1, 2, 3)) + (of_pictures.mean(1) if present else of_pictures[:, 1])
     torch.testing.assert_close(loss(learner.policy, batch, seeded(), captured), 0.5 * expected)
     assert learner.policy.training  # shifts would change what the encoder reads
-    torch.testing.assert_close(learner.policy_loss(batch, seeded())[1], 0.5 * expected)
+    torch.testing.assert_close(call_step(learner, "policy_loss", batch, seeded())[1], 0.5 * expected)
 
 
 def test_the_loss_of_diffusion_stays_as_it_is():
     crossway, plain = new_learner(), new_learner("diffusion-policy")
-    assert len(crossway.auxiliary_losses) == 1 and not plain.auxiliary_losses
+    assert len(crossway.nets.auxiliary_losses) == 1 and not plain.nets.auxiliary_losses
     batch = windows(plain)
-    assert torch.equal(crossway.policy_loss(batch, seeded())[0], plain.policy_loss(batch, seeded())[0])
+    losses = [call_step(learner, "policy_loss", batch, seeded())[0] for learner in (crossway, plain)]
+    assert torch.equal(*losses)
 
 
 def test_the_policy_that_acts_and_is_saved_has_no_decoder(tmp_path):

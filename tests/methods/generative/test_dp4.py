@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fixtures.learning import call_step
 from torch import nn
 
 from understudy.core import Feature
@@ -36,13 +37,13 @@ def new_learner(**changes):
 
 
 def of_the_scene(learner, batch):
-    return learner.policy_loss(batch, torch.Generator().manual_seed(3))[1]
+    return call_step(learner, "policy_loss", batch, torch.Generator().manual_seed(3))[1]
 
 
 def test_the_loss_of_constant_pictures_has_a_closed_form():
     """The present is that of the observation, without shifts. The future is the observation after the chunk."""
     learner = new_learner(present=0.5, future=0.25)
-    (scene,) = learner.auxiliary_losses
+    (scene,) = learner.nets.auxiliary_losses
     for decoders, color in ((scene.present_decoders, 0.2), (scene.future_decoders, -0.6)):
         for layer in (decoders[0].fine, decoders[1][-1]):
             nn.init.zeros_(layer.weight)

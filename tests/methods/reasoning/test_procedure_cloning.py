@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from fixtures.learning import call_step
 
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
@@ -231,14 +232,14 @@ def test_an_auxiliary_prediction_is_the_likelihood_of_the_column_and_trains_the_
     policy = Policy(config, data.features()).fit_statistics(data)
     built = learner.build(policy, 0, 4, data)
     batch = built.batch_sampler(data).batch(8, 0)
-    function = built.auxiliary_losses[0]
+    function = built.nets.auxiliary_losses[0]
     for parameter in function.parameters():
         torch.nn.init.zeros_(parameter)
-    auxiliary_loss = built.policy_loss(batch, torch.Generator().manual_seed(0))[1]
+    auxiliary_loss = call_step(built, "policy_loss", batch, torch.Generator().manual_seed(0))[1]
     torch.testing.assert_close(auxiliary_loss, torch.full((8,), 0.5 * 12 * np.log(2)))  # all classes are equally likely
     for parameter in function.parameters():
         torch.nn.init.normal_(parameter)
-    built.policy_loss(batch, torch.Generator().manual_seed(0))[1].sum().backward()
+    call_step(built, "policy_loss", batch, torch.Generator().manual_seed(0))[1].sum().backward()
     assert built.policy.encoder.layers[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in built.policy.net.parameters())
 

@@ -105,7 +105,7 @@ def test_the_method_learns_to_predict_encodings_of_both_columns():
     policy = Policy(config, FEATURES).fit_statistics(data)
     fast = replace(method.learner.optimizer, lr=3e-3, warmup_steps=0)
     learner = replace(method.learner, optimizer=fast).build(policy, 0, 80, data)
-    (function,), sampler = learner.auxiliary_losses, learner.batch_sampler(data)
+    (function,), sampler = learner.nets.auxiliary_losses, learner.batch_sampler(data)
     batch = sampler.gather(np.arange(0, 120, 2))
     before = loss_of(policy, function, batch).mean().item()
     for n in range(80):

@@ -104,7 +104,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """also train on episodes whose recording was interrupted"""
     compile: bool = False
     """compile whole updates, which takes half a minute or more: those of small networks then take about two thirds of
-    the time or less; not for cloning and PPO"""
+    the time or less; not for PPO"""
     tensorboard: bool = False
     """also log to RUN/tensorboard"""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None

@@ -12,7 +12,8 @@ from ...core import Above, AtLeast, Batch, Below, Context, HeadSpec, UserError, 
 from ...data.episode import Dataset
 from ...data.window import Windows
 from ...heads.likelihood.regression import Regression
-from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, BehaviorCloningLearner
+from ...learn.algorithm import Engine
+from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.fit import LearnerConfig
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
@@ -127,7 +128,7 @@ class GradientBlend(LearnerConfig):
     estimation_steps: Annotated[int, AtLeast(1)] = 500
     held_out: Annotated[float, Above(0), Below(1)] = 0.2
 
-    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BehaviorCloningLearner:
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Engine:
         *columns, everything = self.estimate(policy, data, seed)
         weights = tuple(float(weight / max(everything, 1e-6)) for weight in columns)
         cloning = BehaviorCloning(steps, self.batch_size, self.optimizer,

@@ -147,6 +147,8 @@ class CapturedUpdates:
             except RuntimeError as error:
                 raise _unsupported(self.engine.config, "an update reads a value that it computes, or has a shape that "
                                    f"depends on one ({str(error).splitlines()[0]})") from None
+        if dependent := [str(node.target) for node in graph.graph.nodes if _has_dependent_shape(node)]:
+            raise _unsupported(self.engine.config, f"an update has shapes that depend on its values ({dependent[0]})")
         captured = _Graph(graph, names, draws.calls, trained)
         self._check_graph(captured, leaves)
         return replace(captured, run=_compiled(graph)) if self.compiled else captured
@@ -252,9 +254,10 @@ class _Traced(Engine):
         self.put(self.adams[name].parameters, leaves)
         self._logged = {}
         number, self._n_calls = self._n_calls, self._n_calls + 1
-        terms = loss(batch, self.draws.generator(number))
-        value = self._weighting(weights, batch, normalize).reduce(name, terms, slice(None), (
-            batch.mask.shape[0], batch.mask.shape[1]))
+        with self.optimizers[name].autocast():
+            terms = loss(batch, self.draws.generator(number))
+            value = self._weighting(weights, batch, normalize).reduce(name, terms, slice(None), (
+                batch.mask.shape[0], batch.mask.shape[1]))
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
         with torch.no_grad():
             norm = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
@@ -349,15 +352,25 @@ def _check(engine: Engine) -> None:
     if any(o.config.accumulation_steps > 1 for o in optimizers):
         raise _unsupported(config, "batches are accumulated", "set --optimizer.accumulation-steps to 1, or train "
                            "without --compile")
-    if any(o.precision != "fp32" for o in optimizers):
-        raise _unsupported(config, "only numbers of 32 bits are captured", "set --optimizer.precision to fp32, or "
+    if any(o.precision == "fp16" for o in optimizers):
+        raise _unsupported(config, "gradients of fp16 are scaled", "set --optimizer.precision to bf16 or fp32, or "
                            "train without --compile")
+    if not any(o.parameters for o in optimizers):
+        raise _unsupported(config, "there are no weights to train")
     if any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for m in engine.all_modules()):
         raise _unsupported(config, "a network has dropout", "set its dropout to 0, or train without --compile")
 
 
 def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without --compile") -> Unsupported:
     return Unsupported(f"updates cannot be compiled: {reason}", where=type(config).__name__, hint=hint)
+
+
+def _has_dependent_shape(node: torch.fx.Node) -> bool:
+    """Whether the shape of what it computes depends on values, or what it computes is no tensor."""
+    tags = getattr(node.target, "tags", ())
+    if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
+        return any(index.meta["val"].dtype == torch.bool for index in node.args[1] if index is not None)
+    return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
 
 def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
@@ -380,7 +393,8 @@ def _traceable() -> Iterator[None]:
     """Within the block, layers are operations that the compiler of PyTorch knows, and one-hot codes read no value."""
     linear.IS_TRACED, one_hot.READS_VALUES = True, False
     try:
-        yield
+        with torch.backends.mkldnn.flags(enabled=False):  # else a recurrent layer is an operation without gradient
+            yield
     finally:
         linear.IS_TRACED, one_hot.READS_VALUES = False, True
 

@@ -369,7 +369,7 @@ def _has_dependent_shape(node: torch.fx.Node) -> bool:
     """Whether the shape of what it computes depends on values, or what it computes is no tensor."""
     tags = getattr(node.target, "tags", ())
     if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
-        return any(index.meta["val"].dtype == torch.bool for index in node.args[1] if index is not None)
+        return any(node.meta["val"].dtype == torch.bool for node in node.all_input_nodes[1:])
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
 
@@ -391,12 +391,13 @@ def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
 @contextmanager
 def _traceable() -> Iterator[None]:
     """Within the block, layers are operations that the compiler of PyTorch knows, and one-hot codes read no value."""
+    onednn: Any = torch.backends.mkldnn
     linear.IS_TRACED, one_hot.READS_VALUES = True, False
+    before, onednn.enabled = onednn.enabled, False  # else a recurrent layer is an operation without a gradient
     try:
-        with torch.backends.mkldnn.flags(enabled=False):  # else a recurrent layer is an operation without gradient
-            yield
+        yield
     finally:
-        linear.IS_TRACED, one_hot.READS_VALUES = False, True
+        linear.IS_TRACED, one_hot.READS_VALUES, onednn.enabled = False, True, before
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:

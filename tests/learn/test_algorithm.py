@@ -137,6 +137,12 @@ def test_what_a_step_names_must_be_there():
         @loss("policy", weights="wieght")
         def policy_loss(self, nets, batch, rng):
             return super().policy_loss(nets, batch, rng)
+    class NoOptimizer(Halves):
+        def networks(self, policy, data):
+            nets = super().networks(policy, data)
+            return {**nets, "value": replace(nets["value"], optimizer=None)}
+    with pytest.raises(ConfigError, match=r"value_loss: the network 'value' has weights, but no optimizer"):
+        build(NoOptimizer())
     with pytest.raises(ConfigError, match=r"OtherNetwork.value_loss: .* has no network 'valu'(.|\n)*'value'"):
         build(OtherNetwork())
     with pytest.raises(ConfigError, match="OtherWeights.policy_loss: the method has no 'wieght'"):

@@ -34,7 +34,8 @@ class Net:
         module: The network, or several parts as a tuple. Losses read it as `nets.NAME`. Networks that one optimizer
             trains and averages together are an `nn.ModuleDict`: losses read each by its own name, and a checkpoint
             stores each. Anything else that losses read is neither trained nor stored.
-        optimizer: Optimizer of its weights. None for a network that is only stored. Losses of it are left out.
+        optimizer: Optimizer of its weights. None for a network without weights or with frozen ones, whose losses are
+            left out, or one that is only stored.
         target: Decay of a slowly updated copy, which losses read as `nets.target.NAME`. None for no copy.
         average: Decay of averaged weights, which act and are stored in place of the network's. Without a `target`,
             losses read them as `nets.target.NAME`. None for none.
@@ -230,6 +231,9 @@ class Engine(GradientLearner):
             if step.of is not None and step.of not in self.declared:
                 raise unknown_name("network", step.of, self.declared, place, owner="the method",
                                    hint="name one of its `networks`")
+            if step.of is not None and step.of not in self.optimizers and _has_weights(self.declared[step.of].module):
+                raise ConfigError(f"the network {step.of!r} has weights, but no optimizer", where=place,
+                                  hint="give Net an optimizer, or freeze the weights (requires_grad_(False))")
             for name in filter(None, (step.weights, step.times)):
                 if getattr(self.config, name, None) is None:
                     raise ConfigError(f"the method has no {name!r}", where=place,
@@ -323,6 +327,11 @@ class Engine(GradientLearner):
         terms, values = _divided(result)
         self.log(**values)
         return terms
+
+
+def _has_weights(module: Any) -> bool:
+    """Whether a network has weights that can be trained."""
+    return isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters())
 
 
 def _divided(result: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -46,6 +46,14 @@ that oneDNN multiplies no faster than MKL, IQL was 1.2 times as fast as in d3rlp
     "compiled_updates": ("Compiled updates", """
 The same updates as one compiled graph (`--compile`, see [Compiled updates](runs.md#compiled-updates)), compared with
 d3rlpy's and with ours that are not compiled. Compilation takes place once, and its time is in the notes."""),
+    "eager_updates": ("Updates against those of before", """
+Updates of a method for each class of learners, and of some that clone, not compiled, against the last commit before
+learners had one engine (the "peer"). Networks and batch sizes are those of the methods, unless the line names a batch
+size. The states are equal bit for bit. Each side is a process; they take turns, and other programs kept both cores busy.
+
+Large networks gain by memory that is kept for the next update. Small ones gain by lists of the optimizer, seeds of
+dropout and factors of normalization that are not made anew. The rest of their time are matrix products and other
+operations of PyTorch, which only compilation joins."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

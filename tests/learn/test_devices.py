@@ -40,6 +40,18 @@ def test_a_share_is_those_rows_of_the_batch(data):
         assert torch.equal(part.extra["index"], whole.extra["index"][4:9])
 
 
+def test_seeds_hold_within_the_block_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with pytest.raises(ZeroDivisionError), devices.seeded(5, CPU):
+        drawn = torch.rand(2)
+        _ = 1 / 0
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(2), drawn)
+
+
 def test_batches_made_ahead_are_the_same_batches():
     batch_numbers = []
 

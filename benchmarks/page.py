@@ -49,11 +49,12 @@ d3rlpy's and with ours that are not compiled. Compilation takes place once, and 
     "eager_updates": ("Updates against those of before", """
 Updates of a method for each class of learners, and of some that clone, not compiled, against the last commit before
 learners had one engine (the "peer"). Networks and batch sizes are those of the methods, unless the line names a batch
-size. The states are equal bit for bit. Each side is a process; they take turns, and other programs kept both cores busy.
+size. The table has the mean of all, the slowest, and some others; those of all are in `benchmarks/results`. States are
+equal bit for bit. Each side is a process; they take turns, and other programs kept both cores busy.
 
-Large networks gain by memory that is kept for the next update. Small ones gain by lists of the optimizer, seeds of
-dropout and factors of normalization that are not made anew. The rest of their time are matrix products and other
-operations of PyTorch, which only compilation joins."""),
+CQL, Cal-QL and `diffusion-policy` gain most, much of it because freed memory is kept for the next update. Others gain by
+lists of the optimizer, seeds of dropout and factors of normalization that are not made anew. The rest of their time are
+matrix products and other operations of PyTorch, which only compilation joins. So the mean misses its goal."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

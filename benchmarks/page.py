@@ -52,9 +52,9 @@ learners had one engine (the "peer"). Networks and batch sizes are those of the 
 size. The table has the mean of all, the slowest, and some others; those of all are in `benchmarks/results`. States are
 equal bit for bit. Each side is a process; they take turns, and other programs kept both cores busy.
 
-CQL, Cal-QL and `diffusion-policy` gain most, much of it because freed memory is kept for the next update. Others gain by
-lists of the optimizer, seeds of dropout and factors of normalization that are not made anew. The rest of their time are
-matrix products and other operations of PyTorch, which only compilation joins. So the mean misses its goal."""),
+CQL, Cal-QL and `diffusion-policy` gain most, much of it because freed memory is kept for the next update. Others gain
+by lists of the optimizer, seeds of dropout and factors of normalization that are not made anew. The rest of their time
+are matrix products and other operations of PyTorch, which only compilation joins. So the mean misses its goal."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

@@ -342,7 +342,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         + " learns a reward from them")
     candidates, dropped = ({name: "" for name in methods}, {}) if methods else candidate_methods(properties)
     asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
-             "methods": list(candidates), "episodes": episodes, "seed": seed}
+             "methods": list(candidates), "episodes": episodes, "seed": seed,
+             "method options": ((training or {}).get("options") or {}).get("method_options") or None}
     for line in properties.sentences():
         say(line)
     build = build or partial(find_method, trust=trust)
@@ -457,10 +458,8 @@ class _Trials:
         file = folder.with_name(f"{folder.name}.json")
         if file.exists():
             stored = read_json(file)
-            if "failed" in stored:
-                return FailedTrial(**stored)
-            return MethodTrial(name, seed, stored["updates"], stored["seconds"], stored["metric"],
-                               tuple(stored["values"]))
+            return FailedTrial(**stored) if "failed" in stored else MethodTrial(
+                name, seed, stored["updates"], stored["seconds"], stored["metric"], tuple(stored["values"]))
         began, updates = time.perf_counter(), self.updates[name]
         try:
             train(self.methods[name], self.data, folder, steps=updates, seed=seed, save_freq=updates,

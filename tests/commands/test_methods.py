@@ -8,7 +8,9 @@ import re
 import pytest
 
 from understudy.cli import main
-from understudy.methods import describe_methods, method_families
+from understudy.commands.parts.method import build_method
+from understudy.commands.parts.options import flag_of
+from understudy.methods import describe_methods, find_method, method_families
 
 
 def listed(capsys, *arguments):
@@ -44,3 +46,15 @@ def test_a_family_that_stands_in_place_of_a_method_is_told(name, capsys):
     ("dqn", "Number of collection rounds. 0 to learn"), ("history-iql", "Number of observations in a history.")])
 def test_options_of_functions_and_of_classes_are_explained(name, meaning, capsys):
     assert meaning in listed(capsys, name)
+
+
+def test_the_document_of_a_method_has_its_options_by_the_names_that_train_takes(capsys):
+    """And by which runs store them."""
+    [document] = json.loads(listed(capsys, "iql", "--json"))
+    options = document["options"]
+    assert (options["expectile"], options["batch_size"], options["optimizer.lr"]) == (0.7, 256, 3e-4)
+    words = [str(word) for name in ("expectile", "batch_size", "optimizer.lr", "policy.trunk.width")
+             for word in (flag_of(name), options[name])]
+    assert build_method("iql", words[:-2], words[-2:], None, ()) == find_method("iql")
+    [document] = json.loads(listed(capsys, "act", "--json"))
+    assert document["options"]["policy.window.horizon"] == find_method("act").policy.window.horizon

@@ -36,10 +36,13 @@ from .parts.groups import (
     TrustOption,
     command_options,
 )
-from .parts.run_options import run_options
+from .parts.options import options_of, split_arguments
+from .parts.run_options import option_texts, run_options
 
 if TYPE_CHECKING:
     from ..choose import MethodChoice, Standing
+    from ..core import Schema
+    from ..learn.method import Method
 
 
 @command_options
@@ -50,6 +53,9 @@ class ChooseOptions(DeviceOption, ColumnsOption, HtmlOption, JsonOption, TrustOp
     the same starts of ENV. Methods that are worse are dropped, the others get further training seeds, until one is left
     or the time is over. Without ENV the methods are judged by the error of the actions that they predict in held-out
     episodes, which is weaker evidence. After Ctrl-C the same command continues.
+
+    Options of the methods are set as in `understudy train`, such as --batch-size 64, for all candidates. Name those
+    that have them with --methods.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -70,12 +76,20 @@ class ChooseOptions(DeviceOption, ColumnsOption, HtmlOption, JsonOption, TrustOp
     """train although an audit finds an error with this code"""
 
 
+FLAGS = tuple(option.flag for option in options_of(ChooseOptions))
+
+
 def main(args: list[str]) -> None:
-    o = parse(ChooseOptions, "choose", args)
+    own, options, changes = split_arguments(args, ChooseOptions)
+    o = parse(ChooseOptions, "choose", own)
     from ..choose import ROWS, choose_method, trial_run
     from ..envs import make
     from ..learn.devices import choose_device
     from ..learn.method import Method
+    from .parts.method import build_method
+
+    def build(name: str, features: Schema) -> Method:
+        return build_method(name, options, changes, features, o.trust, flags=FLAGS)
 
     with Output(o.json) as out:
         budget, device = parse_duration(o.budget), str(choose_device(o.device))
@@ -84,21 +98,21 @@ def main(args: list[str]) -> None:
         try:
             choice = choose_method(data, o.out, env=env, budget=budget, methods=o.methods, episodes=o.episodes,
                                    seed=o.seed, device=device, trust=o.trust,
-                                   say=lambda line: print(line, file=sys.stderr),
+                                   say=lambda line: print(line, file=sys.stderr), build=build,
                                    training={"command": "understudy choose " + shlex.join(args),
-                                             "options": run_options("choose", o)})
+                                             "options": run_options("choose", o, option_texts([*options, *changes]))})
         finally:
             if env is not None:
                 env.close()
         _print_choice(choice, out)
         trial = Method.load(trial_run(o.out, choice.recommended, o.seed), o.trust)
         acts, env_options = example_evaluation(data, trial, o.env, env) or (None, None)
-        commands = _next_commands(o, choice, acts, env_options)
+        commands = _next_commands(o, [*options, *changes], choice, acts, env_options)
         if o.html is not None:
             write_choice_page(choice, o.html, commands)
             out.print(f"Report written to {o.html}")
-        out.suggest(*(command for command, _ in commands),
-                    *([] if o.html is not None else [_again(o, "--html", unused_path("choice.html"))]))
+        again = _again(o, "--html", unused_path("choice.html"), *options, *changes)
+        out.suggest(*(command for command, _ in commands), *([again] if o.html is None else []))
         out.print_json(choice.to_json())
 
 
@@ -147,11 +161,12 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
                       "sign-flip tests on the same starts, at 5 % for all tests together.")
 
 
-def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
+def _next_commands(o: ChooseOptions, method_options: list[str], c: MethodChoice, acts: str | None,
                    conditions: list[str] | None) -> list[tuple[str, str]]:
     """Useful next commands, each with a description.
 
     Args:
+        method_options: Options of the methods that were given, as words.
         acts: The environment in which the policies act, if one is known.
         conditions: What the policy must be told while it acts, with examples. None if there are none.
     """
@@ -160,15 +175,16 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
     run, trial = unused_path("run"), trial_run(o.out, c.recommended, o.seed)
     function = c.recommended if ":" in c.recommended else None
     commands = [(command_line("train", c.recommended, o.data, "--out", run, *given_options(o, "columns", "ignore"),
-                              *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
+                              *method_options, *trust_options(o.trust, function, trial)),
+                 "Train the recommended method in full:")]
     if acts:
         trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
         if conditions is not None:
             commands.append((command_line("eval", run, acts, "--episodes", 100, *conditions, *trust, *_new(own, trust)),
                              "Judge it on new starts:"))
         if c.env is None and not conditions:  # a candidate must find all that it reads in the environment
-            commands.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
-                             "Choose again, with policies that act:"))
+            commands.append((_again(o, "--env", acts, "--out", unused_path("choice"), *method_options,
+                                    *_new(own, o.trust)), "Choose again, with policies that act:"))
     return commands
 
 

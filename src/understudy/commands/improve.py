@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from .parts.improve_robot import (
 )
 from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
+from .parts.options import change_fields, options_of, parse_changes, split_arguments
 from .parts.run_options import (
     improve_options_of,
     learns_interrupted,
@@ -59,22 +61,29 @@ if TYPE_CHECKING:
     from ..learn.run import Run
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
 N_STARTS = 100  # of each comparison, but on a robot
+PROG, FLAGS = "understudy improve", tuple(option.flag for option in options_of(ImproveOptions))
 
 
 def main(args: list[str]) -> None:
-    o = parse(ImproveOptions, "improve", args)
+    own, *of_method = split_arguments(args, ImproveOptions)
+    o = parse(ImproveOptions, "improve", own)
     check_robot_options(o)
     if o.robot is None and not o.compare:
         o = replace(o, compare=N_STARTS)
     with Output(o.json) as out, ExitStack() as resources:
-        _Command(o, "understudy improve " + shlex.join(args), out, resources).run()
+        _Command(o, [*chain(*of_method)], "understudy improve " + shlex.join(args), out, resources).run()
 
 
 @dataclass(frozen=True)
 class _Command:
-    """One call of the command."""
+    """One call of the command.
+
+    Args:
+        method_options: Options of the method that the user gave, as words.
+    """
 
     o: ImproveOptions
+    method_options: list[str]
     command: str
     out: Output
     resources: ExitStack
@@ -92,7 +101,7 @@ class _Command:
         self._check_resumed(env_name)
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
-            RobotImprovement(o, self.command, self.out, self.resources, classifier, self._begun).run(
+            RobotImprovement(o, self._origin(method), self.out, self.resources, classifier, self._begun).run(
                 data, held_out, method, stages, learns_interrupted(o.run))
             return
         env = self._make(env_name, COMPARISON_ROWS)
@@ -106,8 +115,7 @@ class _Command:
         if isinstance(method.wrapper, NoiseSteeringWrapper):
             data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
-              env=collection_env, person=person, val_fraction=held_out, command=self.command,
-              options=run_options("improve", o),
+              env=collection_env, person=person, val_fraction=held_out, **self._origin(method),
               include_interrupted=learns_interrupted(o.run), callbacks=(partial(print_round, o.rounds),),
               progress=False)
         self._print_result(run, env_name, env, base, data)
@@ -146,7 +154,15 @@ class _Command:
         acts_best = o.robot is not None and o.compare and o.method not in LEARNS_FROM_ITSELF
         improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate,
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
-        return env_name, data, held_out, *improvement.build(o.method)
+        method, stages = improvement.build(o.method)
+        return env_name, data, held_out, change_fields(method, self.method_options, PROG, FLAGS), stages
+
+    def _origin(self, method: Method) -> dict[str, Any]:
+        """The command and its options, for the run to store."""
+        from .parts.method import method_options_to_json
+
+        given_values = method_options_to_json(parse_changes(method, self.method_options, PROG))
+        return {"command": self.command, "options": run_options("improve", self.o, given_values)}
 
     @cached_property
     def _begun(self) -> ImproveOptions | None:

@@ -67,6 +67,8 @@ def _print_schemes(out: Output) -> None:
 
 
 def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
+    from .parts.method import method_options, method_options_to_json
+
     method, described = find_method(name, trust=trust), describe_method(name)
     if described is not None:
         details = {"Paper": described["paper"],
@@ -79,7 +81,9 @@ def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
     trusted = [part for package in trust for part in ("--trust", package)]
     out.suggest(command_line("train", name, "DATA", "--out", "RUN", *trusted),
                 command_line("train", name, "--help", *trusted))
-    out.print_json([] if described is None else [described])
+    fields = {path: value for path, _, value in settable_fields(method)}
+    options = method_options_to_json({**fields, **method_options(name, trust)})
+    out.print_json([] if described is None else [{**described, "options": options}])
 
 
 COST_NOTE = "CPU time on one core, on 20 observed numbers or on what the method needs (images of 64 x 64 pixels)"
@@ -104,11 +108,10 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Gr
     """Tables of the options of a method's function and of all fields of the method, with their defaults."""
     from .parts.method import method_option_texts, method_options
 
-    texts = method_option_texts(name, method, trust)
     # --steps is an option of train
     options = {flag_of(key): value for key, value in method_options(name, trust).items() if key != "steps"}
     fields = {flag_of(path): value for path, _, value in settable_fields(method) if path != "learner.steps"}
-    texts = {flag_of(key): text for key, text in texts.items()}
+    texts = {flag_of(key): text for key, text in method_option_texts(name, method, trust).items()}
     own = {**options, **{flag: value for flag, value in fields.items() if flag in texts and flag not in options}}
     tables = [OptionTable([("to set", "default", "meaning"), *(
         (flag, _value_text(value), texts.get(flag, "")) for flag, value in own.items())]), ""] if own else []

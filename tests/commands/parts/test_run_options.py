@@ -26,6 +26,7 @@ from understudy.commands.parts.run_options import (
 from understudy.commands.parts.train_options import TrainOptions
 from understudy.core import ConfigError
 from understudy.hints import command_line
+from understudy.learn.method import Method
 from understudy.policy import find_checkpoint
 
 ODD = ["--prior", "other's \"prior\" data/*.npz", "--columns", "state=q 1,q2", "action=u;ü", "--env=--seed 9",
@@ -145,10 +146,35 @@ def test_a_command_names_the_damaged_entry(provenance, call):
 
 
 def test_the_trials_of_choose_store_its_options(place, call, tmp_path):
-    status, _, err = call("choose", place / "demos", "--methods", "knn", "vinn", "--budget", "1s", "--out",
-                          tmp_path / "choice", "--seed", 2, "--device", "cpu")
+    words = ["choose", place / "demos", "--methods", "bc", "bc-gmm", "--steps", 20, "--out", tmp_path / "choice",
+             "--budget", "9s", "--seed", 2, "--device", "cpu", "--batch-size", 16]
+    status, out, err = call(*words, "--optimizer.lr=0.002")
     assert status == 0, err
-    stored = read_provenance(tmp_path / "choice" / "knn-2")["options"]
-    assert {name: stored[name] for name in ("command", "data", "methods", "budget", "seed")} == {
-        "command": "choose", "data": str(place / "demos"), "methods": ["knn", "vinn"], "budget": "1s", "seed": 2}
-    assert trained_on(tmp_path / "choice" / "knn-2").resolve() == (place / "demos").resolve()
+    assert sum(line.count(" --steps 20 --batch-size 16 --optimizer.lr=0.002") for line in out.splitlines()) == 3
+    run = tmp_path / "choice" / "bc-gmm-2"
+    stored, learner = read_provenance(run)["options"], Method.load(run).learner
+    assert {name: stored[name] for name in ("command", "data", "methods", "seed", "method_options")} == {
+        "command": "choose", "data": str(place / "demos"), "methods": ["bc", "bc-gmm"], "seed": 2,
+        "method_options": {"steps": "20", "batch_size": "16", "optimizer.lr": "0.002"}}
+    assert (learner.steps, learner.batch_size, learner.optimizer.lr) == (20, 16, 0.002)
+    assert trained_on(run).resolve() == (place / "demos").resolve()
+    refused(call(*words), "have method options {", "another --out")
+    refused(call("choose", place / "demos", "--methods", "bc", "knn", "--expectile", 0.9, "--out", tmp_path / "other"),
+            "understudy train bc: there is no option --expectile")
+    refused(call("choose", place / "demos", "--bugdet", "1s", "--out", tmp_path / "other"), "did you mean '--budget'?")
+    assert not (tmp_path / "other").exists()
+
+
+def test_options_of_a_method_are_set_in_improve(place, call, tmp_path):
+    words = ["improve", place / "a", "--with", "dagger", "--supervisor", "scripted", "--rounds", 1, "--episodes", 2,
+             "--steps", 1, "--compare", 2, "--device", "cpu", "--out", tmp_path / "run"]
+    refused(call(*words, "--batch-sise", 4), "understudy improve: there is no option --batch-sise", "'--batch-size'?")
+    refused(call(*words, "--optimizer.lr", -1), "--optimizer.lr: lr is -1.0, but must be above 0")
+    assert not (tmp_path / "run").exists()
+    status, _, err = call(*words, "--env", "fork", "--batch-size", 4, "--optimizer.lr", 3e-5)
+    assert status == 0, err
+    learner = Method.load(tmp_path / "run").learner
+    assert (learner.batch_size, learner.optimizer.lr) == (4, 3e-5)
+    stored = stored_options(tmp_path / "run")
+    assert stored["method_options"] == {"batch_size": 4, "optimizer.lr": 3e-5}
+    assert (stored["command"], stored["run"], stored["method"]) == ("improve", str(place / "a"), "dagger")

@@ -47,6 +47,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
     begins the episode again and q stops. Every finished episode is on the disk, and the same command continues.
 
+    The options of the method are set as in `understudy train`, such as --batch-size 64 --optimizer.lr 1e-4.
+
     With --robot you supervise with --supervisor keyboard, gamepad or leader (--teleop TYPE). Nothing moves before you
     press enter. Rounds are compared in blind trials that you judge (--compare N); without it none is promoted.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,6 @@ from .interactive import judge_pairs
 from .options import refuse_given
 from .policies import ROWS, load_actor
 from .robot_options import command_keys, flush_input, show_session, tell_slow_cameras
-from .run_options import run_options
 from .sequential import fewest_rollouts
 from .unblocked_output import unblocked_output
 
@@ -102,12 +102,13 @@ class RobotImprovement:
     """One call of the command with a robot.
 
     Args:
+        origin: The command and its options, for the run to store.
         classifier: What says that an episode succeeds, and how often it is wrong. None if only the person does.
         begun: Options of the call that began the run. None if this one does.
     """
 
     o: ImproveOptions
-    command: str
+    origin: Mapping[str, Any]
     out: Output
     resources: ExitStack
     classifier: tuple[SuccessClassifier, FrameRates] | None
@@ -145,8 +146,7 @@ class RobotImprovement:
         self.resources.enter_context(robot)
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
-              person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, command=self.command,
-              options=run_options("improve", o),
+              person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, **self.origin,
               include_interrupted=include_interrupted, callbacks=(partial(_print_round, o.rounds),), progress=False)
         self._print_result(run)
 

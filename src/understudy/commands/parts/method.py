@@ -61,14 +61,19 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
 
 
 def given_options_of_method(method: Method, name: str, args: Sequence[str], trust: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a method that a command gives, and their values as JSON data, such as {"optimizer.lr": 0.001}.
+    """The options of a method that a command gives, as JSON data.
 
     Args:
         method: What `build_method` made of them.
     """
     options, changes = _divide(args, method_options(name, trust))
-    values = {**_parse_options(find_function(name, trust), options),
-              **parse_changes(method, changes, command_line("train", name))}
+    return method_options_to_json({**_parse_options(find_function(name, trust), options),
+                                   **parse_changes(method, changes, command_line("train", name))})
+
+
+def method_options_to_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of options of a method as JSON data, such as {"optimizer.lr": 0.001}, from those of fields by their paths.
+    """
     return {key.removeprefix("learner."): type(value).__name__ if is_dataclass(value) else
             list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 

@@ -1,14 +1,14 @@
 """What a run was made with: the options of its command, as the run stores them, and where its data are.
 
 The entry "options" of a provenance.json has the name of the "command", the value of each of its options by the name of
-the field, and for `train` also "method_options": the options of the method that were given.
+the field, and "method_options": the options of the method that were given.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,17 +71,21 @@ def options_of_old_command(command: str) -> dict[str, Any]:
     if name != "train":
         return {"command": name}
     own, options, changes = split_arguments(args, TrainOptions)
+    return run_options(name, read_options(TrainOptions, name, own), option_texts([*options, *changes]))
+
+
+def option_texts(words: Sequence[str]) -> dict[str, Any]:
+    """Options of methods whose types are not known, as JSON data: {"batch_size": "64", "some_flag": True}."""
     texts: dict[str, list[str]] = {}
     key = ""
-    for word in (*options, *changes):
+    for word in words:
         if is_option(word):
             flag, equals, text = word.partition("=")
             key = flag.removeprefix("--").replace("-", "_")
             texts[key] = [text] if equals else []
         else:
             texts[key].append(word)
-    return run_options(name, read_options(TrainOptions, name, own), {
-        key: values[0] if len(values) == 1 else values or True for key, values in texts.items()})
+    return {key: values[0] if len(values) == 1 else values or True for key, values in texts.items()}
 
 
 def train_options_of(run: Path) -> TrainOptions | None:

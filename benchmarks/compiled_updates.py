@@ -1,7 +1,11 @@
-"""Compiled updates, against d3rlpy's and against the same without compilation: python benchmarks/compiled_updates.py
+"""Compiled updates, against those of other libraries and without compilation: python benchmarks/compiled_updates.py
 
 Networks, data and batches are those of benchmarks/offline_rl.py. All sides take turns in one process with one thread.
-The note has the processor time of the first updates, which compile, without what the cache of PyTorch has from before.
+d3rlpy's updates are not compiled, and OGBench's are, by JAX. The note has the processor time of the first updates,
+which compile, without what the cache of PyTorch has from before.
+
+OGBench's agents need OGBENCH_IMPLS, as in benchmarks/offline_rl.py. `d3rlpy` or `ogbench` after the command measures
+against that library alone, and keeps the other lines.
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ import measure
 measure.one_thread()
 
 import os  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 
 import offline_rl  # noqa: E402
 
-AGAINST_D3RLPY, WITHOUT_AVX512 = 2.5, 2.2
+AGAINST_D3RLPY, WITHOUT_AVX512, AGAINST_JAX = 2.5, 2.2, 1.2
 
 
 def lines_of_d3rlpy() -> list[measure.Line]:
@@ -35,6 +40,14 @@ def lines_of_d3rlpy() -> list[measure.Line]:
     return lines
 
 
+def lines_of_ogbench() -> list[measure.Line]:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    return [offline_rl.against_jax(name, compiled=True, goal=AGAINST_JAX) for name in offline_rl.AGENTS]
+
+
 if __name__ == "__main__":
-    peer_lines, versions = measure.beside({"d3rlpy": lines_of_d3rlpy}, ("torch", "numpy", "d3rlpy"))
-    measure.save("compiled_updates", peer_lines, packages=(), more={"versions": versions})
+    parts = {"d3rlpy": lines_of_d3rlpy, "ogbench": lines_of_ogbench}
+    measured = measure.beside(parts, ("torch", "numpy", "d3rlpy", "jax", "flax"))
+    if len(sys.argv) > 1:
+        measured = measure.with_stored("compiled_updates", *measured)
+    measure.save("compiled_updates", measured[0], packages=(), more={"versions": measured[1]})

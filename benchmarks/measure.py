@@ -229,6 +229,7 @@ def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence
            ) -> tuple[list[Line], dict[str, str]]:
     """The lines of several peers, and the versions of `packages`: each part runs in this script started anew, in the
     environment of the peer that it is named by ("" for none). A peer that cannot be installed gives a line saying so.
+    Peers that the command line names run alone.
     """
     if len(sys.argv) == 4 and sys.argv[1] == "--beside":
         name, out = sys.argv[2:]
@@ -243,7 +244,7 @@ def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence
         sys.exit()
     lines, installed = [], dict.fromkeys(packages, "not installed")
     with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(parts):
+        for number, name in enumerate([name for name in parts if name in sys.argv[1:]] or parts):
             out = Path(folder) / f"{number}.json"
             subprocess.run([sys.executable, sys.argv[0], "--beside", name, str(out)], check=True)
             document = json.loads(out.read_text(encoding="utf-8"))
@@ -253,9 +254,9 @@ def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence
 
 
 def restored(line: dict) -> Line:
-    """From `asdict`."""
+    """From `asdict`, or from a file of results."""
     kinds = {"ours": Figure, "peer": Figure, "ratio": Ratio}
-    return Line(**{k: kinds[k](**v) if k in kinds and v is not None else v for k, v in line.items()})
+    return Line(**{k: kinds[k](**v) if k in kinds and v is not None else v for k, v in line.items() if k != "met"})
 
 
 # -- results ------------------------------------------------------------------------------------------------------
@@ -279,6 +280,15 @@ def versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def with_stored(name: str, lines: Sequence[Line], versions: dict[str, str]) -> tuple[list[Line], dict[str, str]]:
+    """The lines and versions of benchmarks/results/NAME.json, with new ones in the place of those of the same name."""
+    path = RESULTS / f"{name}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"lines": [], "versions": {}}
+    installed = {k: v for k, v in versions.items() if v != "not installed"}
+    return [*({line["what"]: restored(line) for line in stored["lines"]} | {line.what: line for line in lines}).values()
+            ], {**versions, **stored["versions"], **installed}
 
 
 def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch", "numpy"), more: dict | None = None

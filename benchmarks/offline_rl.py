@@ -15,6 +15,8 @@ The note has the time of compilation.
 IQL, TD3+BC, AWAC and CQL are compared with the single files of CORL and their own store of transitions, if CORL names
 its repository. AWAC and CQL have networks of 256 x 3 there, and so here. Its CQL clones its first 100,000 updates,
 which is left out.
+
+`d3rlpy`, `imitation` or `ogbench` after the command measures against that library alone, and keeps the other lines.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import measure
 measure.one_thread()
 
 STATE, ACTION, EPISODES, STEPS, BATCH, WIDTH = 17, 6, 20, 1000, 256, 256
+AGENTS = ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql")
 UPDATES = 20  # of one call
 UPDATES_OF_IMITATION = 200  # each call of it prepares an epoch
 
@@ -312,24 +315,29 @@ def jax_agent(name: str) -> Callable[[], object]:
     return updates
 
 
-def lines_of_ogbench() -> list[measure.Line]:
+def against_jax(name: str, *, compiled: bool = False, goal: float = 1.0) -> measure.Line:
+    """The line of a goal-conditioned agent, whose peer is compiled in any case."""
     if "OGBENCH_IMPLS" not in os.environ:
         raise measure.NotInstalled("OGBENCH_IMPLS names no folder")
     sys.path.insert(0, os.environ["OGBENCH_IMPLS"])
-    lines, sizes = [], dict.fromkeys(("qrl", "crl"), {"latent_dim": 512})
-    for name in ("gcbc", "gcivl", "gciql", "qrl", "crl", "hiql"):
-        peer = jax_agent(name)
-        first = measure.cpu(peer)
-        seconds = measure.interleaved({"ours": named_method(name, **sizes.get(name, {})), "OGBench": peer}, repeats=7)
-        compilation = first - seconds["OGBench"][0]
-        lines.append(measure.compared(f"{name}, updates, against OGBench's JAX agent", seconds, "ours", "OGBench",
-                                      amount=UPDATES, unit="1/s", goal=1.0,
-                                      note=f"OGBench's compilation: {compilation:.1f} s"))
-    return lines
+    sides = {"ours": named_method(name, compiled=compiled, **({"latent_dim": 512} if name in ("qrl", "crl") else {})),
+             "OGBench": jax_agent(name)}
+    first = {side: measure.cpu(work) for side, work in sides.items()}
+    seconds = measure.interleaved(sides, repeats=7)
+    compilation = {side: first[side] - seconds[side][0] for side in sides}
+    ours = f"compilation: {compilation['ours']:.0f} s, " if compiled else ""
+    return measure.compared(f"{name}, {'compiled ' * compiled}updates, against OGBench's JAX agent", seconds, "ours",
+                            "OGBench", amount=UPDATES, unit="1/s", goal=goal,
+                            note=f"{ours}OGBench's{'' if compiled else ' compilation'}: {compilation['OGBench']:.1f} s")
+
+
+def lines_of_ogbench() -> list[measure.Line]:
+    return [against_jax(name) for name in AGENTS]
 
 
 if __name__ == "__main__":
-    peer_lines, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation,
-                                           "": lines_of_corl, "ogbench": lines_of_ogbench},
-                                          ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
-    measure.save("offline_rl", peer_lines, packages=(), more={"versions": versions})
+    parts = {"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation, "": lines_of_corl, "ogbench": lines_of_ogbench}
+    measured = measure.beside(parts, ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
+    if len(sys.argv) > 1:
+        measured = measure.with_stored("offline_rl", *measured)
+    measure.save("offline_rl", measured[0], packages=(), more={"versions": measured[1]})

@@ -11,6 +11,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import measure
 
@@ -45,7 +46,8 @@ masks, weights, logged values, gradient norms and normalization. On a processor 
 that oneDNN multiplies no faster than MKL, IQL was 1.2 times as fast as in d3rlpy, TD3+BC 1.3, cloning 1.7."""),
     "compiled_updates": ("Compiled updates", """
 The same updates as one compiled graph (`--compile`, see [Compiled updates](runs.md#compiled-updates)), compared with
-d3rlpy's and with ours that are not compiled. Compilation takes place once, and its time is in the notes."""),
+d3rlpy's, with those of OGBench's agents, which JAX compiles, and with ours that are not compiled. Compilation takes
+place once, and its time is in the notes."""),
     "eager_updates": ("Updates against those of before", """
 Updates of a method for each class of learners, and of some that clone, not compiled, against the last commit before
 learners had one engine (the "peer"). Networks and batch sizes are those of the methods, unless the line names a batch
@@ -140,6 +142,10 @@ The three slowest parts, in plain code and in understudy. Before: conv1d over (B
 inputs of the network computed again in every step of the sampler, one environment after the other. After:
 understudy's code, with packed weights for the chunk. Profilers slow down code with many calls; the ratios were measured
 without one."""),
+    "gpu_goals": ("Goals on a GPU", """
+Updates of methods at their defaults, with the data on the GPU, and training steps of ACT and of Diffusion Policy beside
+LeRobot's. `python benchmarks/gpu.py goals train` measures both within 8 minutes, with the goals that were set. No GPU
+has been at hand since."""),
     "gpu_methods": ("On a GPU", """
 Updates of methods at their defaults on a GPU and on the processor of the same machine, in wall-clock time.
 
@@ -152,8 +158,8 @@ recorded as a CUDA graph.
 plans (`deploy.cuda_graph`), data on the device (`data.device_windows`), and updates in a second process. Of its last
 run 140 of 144 tests had passed, and none failed, when the time was up.
 
-Several GPUs have not been tried. The training step and the latency were not compared with LeRobot on a GPU
-(`python benchmarks/gpu.py train latency`)."""),
+Several GPUs have not been tried. The latency was not compared with LeRobot's on a GPU
+(`python benchmarks/gpu.py latency`)."""),
     "gpu_data": ("Batches for a GPU", """
 Training with two cameras: batches that the processor makes between the updates (peer), batches that it makes during
 the update before, and data that stay on the GPU, as they do if they fill at most a quarter of its free memory."""),
@@ -244,7 +250,10 @@ def main() -> int:
 def write() -> None:
     results = {name: json.loads(file.read_text()) for name in ROWS
              if (file := measure.RESULTS / f"{name}.json").exists()}
-    parts = [HEAD, _overview(results)]
+    tables = {name: importlib.import_module(name) for name in TABLES}
+    judged = {name: [{**asdict(line), "met": line.met} for line in module.lines()]
+              for name, module in tables.items() if hasattr(module, "lines")}
+    parts = [HEAD, _overview([*(result["lines"] for result in results.values()), *judged.values()])]
     for name, (title, says) in ROWS.items():
         parts.append(f"## {title}\n\n{says.strip()}")
         if name in results:
@@ -252,14 +261,15 @@ def write() -> None:
         elif (measure.HERE / f"{name}.py").exists():
             parts.append(f"`python benchmarks/{name}.py` has not been run.")
     for name, (title, says) in TABLES.items():
-        parts.append(f"## {title}\n\n{says.strip()}\n\n{importlib.import_module(name).page()}\n\n"
+        goals = f"{_lines_table(judged[name])}\n\n" if name in judged else ""
+        parts.append(f"## {title}\n\n{says.strip()}\n\n{goals}{tables[name].page()}\n\n"
                      f"<small>`python benchmarks/{name}.py`</small>")
     PAGE.write_text("\n\n".join(p.strip() for p in parts) + "\n")
     print(PAGE)
 
 
-def _overview(findings: dict) -> str:
-    goals = [line for result in findings.values() for line in result["lines"] if line["met"] is not None]
+def _overview(lines_of_tables: list[list[dict]]) -> str:
+    goals = [line for lines in lines_of_tables for line in lines if line["met"] is not None]
     met = sum(line["met"] for line in goals)
     return (f"Of {len(goals)} goals that were set in advance, {met} are met and {len(goals) - met} are not. "
             "The tables show which.")
@@ -267,14 +277,16 @@ def _overview(findings: dict) -> str:
 
 def _table(result: dict) -> str:
     machine, versions = result["machine"], result["versions"]
-    lines = ["| | ours | peer | ratio | goal | |", "|---|--:|--:|--:|--:|---|"]
-    lines += [_row(line) for line in result["lines"]]
     origin = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
             f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     pictures = "".join(f"\n\n{words}:\n\n![{words}](images/{name})"
                        for name, words in result.get("pictures", {}).items())
     remark = f"\n\n{result['says']}" if "says" in result else ""
-    return "\n".join(lines) + remark + pictures + f"\n\n<small>{origin}</small>"
+    return _lines_table(result["lines"]) + remark + pictures + f"\n\n<small>{origin}</small>"
+
+
+def _lines_table(lines: list[dict]) -> str:
+    return "\n".join(["| | ours | peer | ratio | goal | |", "|---|--:|--:|--:|--:|---|", *map(_row, lines)])
 
 
 def _row(line: dict) -> str:

@@ -35,7 +35,8 @@ class Bench(Toy):
     Args:
         way: Whether a pillar stands between start and target, which the expert passes on either side.
         gust: Standard deviation of the pushes, as a fraction of the largest step.
-        part: Fractions of the width and the height in which targets lie.
+        part: Fractions of the width and the height in which targets lie. In reach, less than 1 means only the near
+            places, and more only the far ones.
         gripper: The largest action of the gripper.
         turn: Angle by which the target of reach moves around the center in a step.
     """
@@ -65,7 +66,8 @@ class Bench(Toy):
         place = np.stack([0.1 + 0.35 * u[:, 2], 0.1 + 0.8 * u[:, 3]], 1)
         goal = np.stack([0.55 + 0.35 * self.part[0] * u[:, 4], 0.1 + 0.8 * self.part[1] * u[:, 5]], 1)
         if self.cameras:  # near one of four places
-            place = 0.2 + 0.6 * (u[:, 2:4] < 0.5 * (np.array(self.part) == 1)) + 0.08 * (u[:, 4:6] - 0.5)
+            far = np.select([np.array(self.part) == 1, np.array(self.part) > 1], [0.5, 1.0])  # chance of the far places
+            place = 0.2 + 0.6 * (u[:, 2:4] < far) + 0.08 * (u[:, 4:6] - 0.5)
         if self.way:
             hand = np.stack([0.05 + 0.05 * u[:, 0], 0.45 + 0.1 * u[:, 1]], 1)
             place = goal = np.stack([0.9 + 0.05 * u[:, 2], 0.45 + 0.1 * u[:, 3]], 1)
@@ -339,59 +341,76 @@ def _limited(env: Env, part: int = 6) -> Env:
     return Done(env, lambda action, obs: action.clamp(*bounds), low=middle - half, high=middle + half)
 
 
-def _elsewhere(env: Env, corner: float = 0.02) -> Env:
+def _elsewhere(env: Env, *corner: float) -> Env:
     """The hand starts in a corner."""
     initial_state = env.initial_state
 
     def in_corner(key):
         state = initial_state(key)
-        return {**state, "hand": (corner + 0.1 * state["hand"]).astype(np.float32)}
+        return {**state, "hand": (np.array(corner) + 0.1 * state["hand"]).astype(np.float32)}
     env.initial_state = in_corner
     return env
 
 
 FAULTS: dict[str, Callable[[Env], Env]] = {
     "sign_y": _part(ACTION, 1, lambda a: -a), "sign_x": _part(ACTION, 0, lambda a: -a),
+    "sign_grip": _part(ACTION, 2, lambda a: -a), "sensor_sign_grip": _part(STATE, 2, lambda s: -s),
     "mirror_x": _part(ACTION, 0, lambda a: 1 - a), "mirror_y": _part(ACTION, 1, lambda a: 1 - a),
+    "mirror_wrist": _part(ACTION, 2, lambda a: 1 - a),
     "sensor_sign_y": _part(STATE, 1, lambda s: -s), "sensor_sign_x": _part(STATE, 0, lambda s: -s),
     "scale_x": _part(ACTION, 0, lambda a: 0.4 * a), "scale_y": _part(ACTION, 1, lambda a: 2 * a),
+    "faster_x": _part(ACTION, 0, lambda a: 1.8 * a),
     "swapped_actions": _order(ACTION, [1, 0, 2]), "swapped_grip": _order(ACTION, [0, 2, 1]),
     "rolled_actions": _order(ACTION, [2, 0, 1]), "rolled_back": _order(ACTION, [1, 2, 0]),
+    "swapped_ends": _order(ACTION, [2, 1, 0]), "swapped_y_opening": _order(STATE, [0, 2, 1]),
+    "exchanged_ends": _order(PLACES, [3, 1, 2, 0]),
     "swapped_states": _order(STATE, [1, 0, 2]), "swapped_opening": _order(STATE, [2, 1, 0]),
     "exchanged_places": _order(PLACES, [2, 3, 0, 1]), "exchanged_axes": _order(PLACES, [1, 0, 3, 2]),
     "millimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([1000.0, 1000, 1])}),
     "centimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([100.0, 100, 1])}),
+    "decimeters": lambda env: Seen(env, lambda obs: {**obs, STATE: obs[STATE] * torch.tensor([10.0, 10, 1])}),
     "offset_x": _part(ACTION, 0, lambda a: a + 0.5), "down_y": _part(ACTION, 1, lambda a: a - 0.4),
     "offset_y": _part(ACTION, 1, lambda a: a + 0.12), "left_x": _part(ACTION, 0, lambda a: a - 0.15),
+    "back_x": _part(ACTION, 0, lambda a: a - 0.35), "raised_wrist": _part(ACTION, 2, lambda a: a + 0.15),
     "rate_told": lambda env: Slower(env, 2, True), "rate_untold": lambda env: Slower(env, 2, False),
     "rate_third_told": lambda env: Slower(env, 3, True), "rate_third_untold": lambda env: Slower(env, 3, False),
+    "rate_quarter_told": lambda env: Slower(env, 4, True), "rate_quarter_untold": lambda env: Slower(env, 4, False),
     "stuck_y": _part(STATE, 1, lambda s: torch.full_like(s, 0.4)),
     "stuck_x": _part(STATE, 0, lambda s: torch.full_like(s, 0.6)),
+    "stuck_grip": _part(STATE, 2, lambda s: torch.full_like(s, 0.5)), "dead_grip": _part(ACTION, 2, lambda a: 0 * a),
     "dead_x": _part(ACTION, 0, lambda a: torch.zeros_like(a)), "dead_y": _part(ACTION, 1, lambda a: 0 * a),
-    "limited": _limited, "very_limited": lambda env: _limited(env, 8),
-    "elsewhere": _elsewhere, "opposite": lambda env: _elsewhere(env, 0.88),
-    "noisy": _noisy, "noisy_less": lambda env: _noisy(env, 0.1),
+    "limited": _limited, "very_limited": lambda env: _limited(env, 8), "less_limited": lambda env: _limited(env, 5),
+    "elsewhere": lambda env: _elsewhere(env, 0.02, 0.02), "opposite": lambda env: _elsewhere(env, 0.88, 0.88),
+    "aside": lambda env: _elsewhere(env, 0.88, 0.02),
+    "noisy": _noisy, "noisy_less": lambda env: _noisy(env, 0.1), "noisy_least": lambda env: _noisy(env, 0.07),
     "renamed_camera": _renamed(SIDE, "observation.images.wrist"),
     "renamed_top": _renamed(TOP, "observation.images.head"),
+    "renamed_side": _renamed(SIDE, "observation.images.side_camera"),
     "added": lambda env: Done(env, lambda action, obs: action + obs[STATE]),
     "subtracted": lambda env: Done(env, lambda action, obs: action - obs[STATE]),
+    "subtracted_hand": lambda env: Done(env, lambda action, obs: action - obs[STATE] * torch.tensor([1.0, 1, 0])),
     "height": _part(STATE, 2, lambda s: s + 0.5), "left": _part(STATE, 0, lambda s: s - 0.3),
+    "up": _part(STATE, 1, lambda s: s + 0.4),
     "swapped_cameras": lambda env: Seen(env, lambda obs: {**obs, TOP: obs[SIDE], SIDE: obs[TOP]}),
     "bgr": _images(lambda x: x.flip(-1)), "bgr_side": _images(lambda x: x.flip(-1), SIDE),
     "bgr_top": _images(lambda x: x.flip(-1), TOP), "dark": _images(lambda x: 0.3 * x),
-    "dim": _images(lambda x: 0.45 * x), "flipped": _images(lambda x: x.flip(1)),
+    "dim": _images(lambda x: 0.45 * x), "dusk": _images(lambda x: 0.55 * x), "turned": _images(lambda x: x.flip(1, 2)),
+    "flipped": _images(lambda x: x.flip(1)),
     "mirrored": _images(lambda x: x.flip(2)), "zoomed": _images(_zoomed),
-    "zoomed_more": _images(lambda x: _zoomed(x, 4)),
+    "zoomed_more": _images(lambda x: _zoomed(x, 4)), "zoomed_less": _images(lambda x: _zoomed(x, 8)),
     "black_top": _images(torch.zeros_like, TOP), "black_side": _images(torch.zeros_like, SIDE),
-    "larger": _larger, "smaller": lambda env: _larger(env, 0.5),
+    "black_both": _images(torch.zeros_like),
+    "larger": _larger, "smaller": lambda env: _larger(env, 0.5), "half_larger": lambda env: _larger(env, 1.5),
     "frozen_top": lambda env: Late(env, 0, (TOP,), frozen=True),
     "frozen_side": lambda env: Late(env, 0, (SIDE,), frozen=True),
-    **{f"late_cameras_{k}": (lambda env, k=k: Late(env, k, (TOP, SIDE))) for k in (6, 9)},
-    **{f"late_{k}": (lambda env, k=k: LateActions(env, k)) for k in (3, 5, 7, 8, 11, 14)},
-    **{f"late_sensors_{k}": (lambda env, k=k: Late(env, k)) for k in (2, 4, 5, 8)}}
-OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "storm": {"gust": 0.8}, "half": {"part": (0.4, 1.0)},
-           "strip": {"part": (1.0, 0.4)}, "small": {"gripper": 0.004}, "tiny": {"gripper": 0.002},
-           "turn": {"turn": 0.03}}
+    "frozen_both": lambda env: Late(env, 0, (TOP, SIDE), frozen=True),
+    **{f"late_cameras_{k}": (lambda env, k=k: Late(env, k, (TOP, SIDE))) for k in (6, 7, 9)},
+    **{f"late_{k}": (lambda env, k=k: LateActions(env, k)) for k in (3, 5, 6, 7, 8, 11, 13, 14)},
+    **{f"late_sensors_{k}": (lambda env, k=k: Late(env, k)) for k in (2, 3, 4, 5, 8)}}
+OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "gale": {"gust": 0.7}, "storm": {"gust": 0.8},
+           "half": {"part": (0.4, 1.0)}, "strip": {"part": (1.0, 0.4)}, "window": {"part": (0.6, 0.6)},
+           "right": {"part": (2.0, 1.0)}, "small": {"gripper": 0.004}, "little": {"gripper": 0.003},
+           "tiny": {"gripper": 0.002}, "turn": {"turn": 0.03}}
 
 
 def __getattr__(name: str):

@@ -38,14 +38,14 @@ class Bench(Toy):
         part: Fractions of the width and the height in which targets lie. In reach, less than 1 means only the near
             places, and more only the far ones.
         gripper: The largest action of the gripper.
-        turn: Angle by which the target of reach moves around the center in a step.
+        turn: Angle by which the target of reach moves around the center in a step. Every 12 steps it may turn back.
     """
 
     state_columns = (STATE, "simulator.state")
 
     def __init__(self, rows=1, limit=90, cameras=0, way=False, gust=0.0, part=(1.0, 1.0), gripper=1.0, turn=0.0):
         self.cameras, self.way, self.gust, self.part, self.gripper = cameras, way, gust, part, gripper
-        self.turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
+        self.turn = turn
         self.speed, self.closing = (0.015, 0.12) if cameras else (0.02, 0.25)
         places = named_vector("object.x", "object.y", "goal.x", "goal.y")
         parts = named_vector("x", "y", "wrist" if cameras else "gripper")
@@ -66,8 +66,8 @@ class Bench(Toy):
         place = np.stack([0.1 + 0.35 * u[:, 2], 0.1 + 0.8 * u[:, 3]], 1)
         goal = np.stack([0.55 + 0.35 * self.part[0] * u[:, 4], 0.1 + 0.8 * self.part[1] * u[:, 5]], 1)
         if self.cameras:  # near one of four places
-            far = np.select([np.array(self.part) == 1, np.array(self.part) > 1], [0.5, 1.0])  # chance of the far places
-            place = 0.2 + 0.6 * (u[:, 2:4] < far) + 0.08 * (u[:, 4:6] - 0.5)
+            chances = np.select([np.array(self.part) == 1, np.array(self.part) > 1], [0.5, 1.0])  # of the far places
+            place = 0.2 + 0.6 * (u[:, 2:4] < chances) + 0.08 * (u[:, 4:6] - 0.5)
         if self.way:
             hand = np.stack([0.05 + 0.05 * u[:, 0], 0.45 + 0.1 * u[:, 1]], 1)
             place = goal = np.stack([0.9 + 0.05 * u[:, 2], 0.45 + 0.1 * u[:, 3]], 1)
@@ -100,7 +100,9 @@ class Bench(Toy):
         closed = s["opening"][:, 0] < CLOSED
         failure = (distance(s["hand"], (0.5, 0.5)) < PILLAR) & self.way
         if self.cameras:
-            s["object"] = 0.5 + (s["object"] - 0.5) @ self.turned
+            radius, sign = s["object"] - 0.5, np.sign(normal(self.key, self.clock // 12, (1,), stream=4).numpy())
+            across = sign * radius[:, ::-1] * (-1, 1)
+            s["object"] = (0.5 + np.cos(self.turn) * radius + np.sin(self.turn) * across).astype(np.float32)
         if self.cameras or self.way:
             success = (distance(s["hand"], s["object"]) < 0.1) & ~failure
         else:
@@ -410,7 +412,7 @@ FAULTS: dict[str, Callable[[Env], Env]] = {
 OPTIONS = {"way": {"way": True}, "gust": {"gust": 0.6}, "gale": {"gust": 0.7}, "storm": {"gust": 0.8},
            "half": {"part": (0.4, 1.0)}, "strip": {"part": (1.0, 0.4)}, "window": {"part": (0.6, 0.6)},
            "right": {"part": (2.0, 1.0)}, "small": {"gripper": 0.004}, "little": {"gripper": 0.003},
-           "tiny": {"gripper": 0.002}, "turn": {"turn": 0.03}}
+           "tiny": {"gripper": 0.002}, "turn": {"turn": 0.04}}
 
 
 def __getattr__(name: str):

@@ -12,7 +12,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.diagnose import fit_checks
 from understudy.diagnose.base import ORDER, Outcome, RunDiagnosis, RunFinding, sort_findings
-from understudy.diagnose.fit_checks import FitErrors
+from understudy.diagnose.fit_checks import ChunkTrials, FitErrors
 from understudy.evaluate.stats import clopper_pearson
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
@@ -153,8 +153,40 @@ def test_episodes_that_are_decided_at_the_start():
 def test_plans_of_which_fewer_steps_are_executed(successes, replanned, levels):
     """By the sign test: 8 of 8 pairs have p = 0.004, 7 of 7 have 0.008, 5 of 5 have 0.03, and 4 of 4 have 0.06."""
     first, second = ([i < n for i in range(20)] for n in (successes, replanned))
-    findings = list(fit_checks.check_chunks(first, second, 8))
+    findings = list(fit_checks.check_chunks([ChunkTrials(1, first, second)], 8))
     assert [(f.code, f.level, f.value) for f in findings] == [("chunk-too-long", level, 8) for level in levels]
+    assert not list(fit_checks.check_chunks([], 8))
+
+
+def test_the_number_of_executed_steps_that_helps_most():
+    """In gusts, a quarter of a plan was better than one step of it, which was all that was tried."""
+    failed = [False] * 20
+    trials = [ChunkTrials(steps, failed, [i < n for i in range(20)]) for steps, n in ((1, 2), (5, 8))]
+    finding, = fit_checks.check_chunks(trials, 20)
+    assert (finding.level, finding.healthy) == ("warning", (1, 5))  # p = 0.008 for two numbers
+    assert "If it executes 5, 8 of the same do" in finding.message and finding.command[-1] == "5"
+    assert not list(fit_checks.check_chunks([replace(trials[1], shorter=[i < 5 for i in range(20)]), trials[0]], 20))
+
+
+def test_long_plans_are_named_before_their_error():
+    """Chunks of 40 in gusts were called underfit."""
+    chunk, = fit_checks.check_chunks([ChunkTrials(5, [False] * 20, [i < 8 for i in range(20)])], 20)
+    underfit, = fit_checks.check_fit(FitErrors(0.9, 0.95), True)
+    for findings, expected in (([underfit, chunk], ["chunk-too-long", "underfit"]), ([underfit], ["underfit"])):
+        judged = sort_findings(fit_checks.judge_by_outcome(findings, Outcome(0, 20)))
+        assert [f.code for f in judged] == expected
+    assert judged[0].level == "fault"
+
+
+@pytest.mark.parametrize(("errors", "n_successes", "codes_and_levels"), [
+    (FitErrors(0.05, None), 5, [("overfit", "warning")]), (FitErrors(0.05, None), 15, []),
+    (FitErrors(0.05, 0.2), 5, []), (FitErrors(0.5, None), 5, [])])
+def test_without_held_out_episodes_trials_say_whether_it_generalizes(errors, n_successes, codes_and_levels):
+    """Of 3 demonstrations, of which none was held out, nothing was said."""
+    outcome = Outcome(n_successes, 20)
+    assert codes(fit_checks.check_fit(errors, True, outcome=outcome)) == codes_and_levels
+    assert not list(fit_checks.check_fit(errors, False, outcome=outcome))
+    assert not list(fit_checks.check_fit(errors, True, is_own=False, outcome=outcome))
 
 
 def test_a_policy_that_was_not_shown_all_windows():

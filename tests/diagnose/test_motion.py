@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from understudy.audit.motion import fit_lags
-from understudy.diagnose.motion import (
-    check_motion,
-    check_recorded_lag,
-    motion_model,
-    trimmed_least_squares,
-    unit_of_ratio,
-)
+from understudy.diagnose.effects import trimmed_least_squares
+from understudy.diagnose.motion import check_motion, check_recorded_lag, motion_model, unit_of_ratio
 
 B = np.array([[1.0, 0.2], [0.0, 0.5]])
 NAMES, STATES = ["pan", "lift"], ["state[pan]", "state[lift]"]
@@ -88,6 +83,64 @@ def test_an_offset_is_in_standard_deviations_of_the_action():
 def test_an_offset_behind_limits():
     finding = only({"effect": lambda a, s: np.clip(a + [0.0, 0.9], -1, 1)}, "calibration-drift")
     assert finding.value > 0.25
+
+
+@pytest.mark.parametrize("gain", [1.8, 2.0, 4.0])
+def test_a_larger_scale_behind_limits(gain):
+    """Many steps are at a limit with each scale. These were taken for steps as in the data."""
+    recorded, probes = ([(s, np.clip(a, -2, 2)) for s, a in part] for part in (
+        episodes(lambda a, s: np.clip(a, -2, 2)),
+        episodes(lambda a, s: np.clip(gain * np.clip(a, -2, 2), -2, 2), n=6, seed=1)))
+    finding, = check_motion(fit_motion(recorded), recorded, probes, NAMES, STATES)
+    assert (finding.code, finding.value) == ("action-scale", pytest.approx(gain, rel=0.1))
+
+
+@pytest.mark.parametrize("convention", [1, -1])
+def test_another_convention_behind_limits(convention):
+    """Positions of small spread, which are added to velocities or subtracted, were called drift or another scale."""
+    rng = np.random.default_rng(3)
+
+    def walks(n, convention):
+        out = []
+        for _ in range(n):
+            actions = np.clip(np.repeat(rng.normal(size=(20, 2)), 4, 0), -1, 1)
+            states = [0.2 + 0.6 * rng.random(2)]
+            for a in actions:
+                states.append(np.clip(states[-1] + 0.02 * np.clip(a + convention * states[-1], -1, 1), 0, 1))
+            out.append((np.array(states), actions))
+        return out
+    recorded = walks(40, 0)
+    assert not list(check_motion(fit_motion(recorded), recorded, walks(10, 0), NAMES, STATES))
+    finding, = check_motion(fit_motion(recorded), recorded, walks(10, convention), NAMES, STATES)
+    assert (finding.code, finding.value) == ("action-convention", convention)
+
+
+def test_positions_subtracted_from_targets():
+    """The arm rests at half of its target, so that the actions were said to have half of their effect."""
+    rng = np.random.default_rng(4)
+
+    def follow(n, convention):
+        out = []
+        for _ in range(n):
+            actions = 0.5 + 0.2 * rng.normal(size=2) + np.cumsum(0.03 * rng.normal(size=(60, 2)), axis=0)
+            states = [actions[0] / (1 - convention) + 0.05 * rng.normal(size=2)]
+            for a in actions:
+                way = 0.3 * (a + convention * states[-1] - states[-1])
+                states.append(states[-1] + np.clip(way, -0.03, 0.03))
+            out.append((np.array(states), actions))
+        return out
+    recorded = follow(40, 0)
+    assert not list(check_motion(fit_motion(recorded), recorded, follow(10, 0), NAMES, STATES))
+    finding, = check_motion(fit_motion(recorded), recorded, follow(10, -1), NAMES, STATES)
+    assert (finding.code, finding.value) == ("action-convention", -1)
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.5, "constant-sensor"), (1.0, "action-scale")])
+def test_a_component_with_one_value(value, code):
+    """Within its range a sensor hangs. At an end of it, a joint may be held there."""
+    recorded, probes = at_walls(20), [(np.full_like(s, value), a) for s, a in at_walls(10, 1)]
+    finding, = check_motion(fit_motion(recorded), recorded, probes, ["grip"], ["state[grip]"])
+    assert (finding.code, finding.level) == (code, "fault")
 
 
 @pytest.mark.parametrize("delay", [1, 2, 3])

@@ -161,3 +161,5 @@ def test_limits():
     unit, = limits([[57.3, -57.3]] * 10)
     assert unit.code == "action-units" and unit.value == pytest.approx(57.3) and "degrees" in unit.message
     assert unit.command[3:5] == ("--scale", "action[pan,lift]=0.0175")
+    unit, = limits([[47.0, -47.0]] * 10)  # which does not reach its limits
+    assert unit.value == 57.3

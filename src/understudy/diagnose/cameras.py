@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -123,19 +123,19 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
     if len(halves) < 2 or sum(len(states) for _, states in halves) < FEWEST_IMAGES or not observed:
         return
     scale = np.maximum(np.concatenate([states for _, states in halves]).std(0), 1e-9)
-    held_out = [(_read(halves[1 - k], images) - states) / scale for k, (images, states) in enumerate(halves)]
+    held_out = [(_reader(*halves[1 - k])(images) - states) / scale for k, (images, states) in enumerate(halves)]
     kept = np.flatnonzero(np.mean([np.square(missed).mean(0) for missed in held_out], axis=0) < READ)
     if not len(kept):
         return
     everything = [np.concatenate(part) for part in zip(*halves, strict=True)]
     usual = float(np.quantile(np.concatenate([np.linalg.norm(missed[:, kept], axis=1) for missed in held_out]), 0.25))
     low, high = everything[1][:, kept].min(0), everything[1][:, kept].max(0)
-    reads = []
+    reads, read = [], _reader(*everything)
     for images, rows, states in observed:  # where states are as in the data
         usual_rows = ((states[rows][:, kept] >= low) & (states[rows][:, kept] <= high)).all(1)
-        reads.append((_read(everything, images[usual_rows]), rows[usual_rows], states))
-    errors = {k: np.concatenate([np.linalg.norm(((read - states[np.maximum(rows - k, 0)]) / scale)[rows >= k][:, kept],
-                                                axis=1) for read, rows, states in reads]) for k in DELAYS}
+        reads.append((read(images[usual_rows]), rows[usual_rows], states))
+    errors = {k: np.concatenate([np.linalg.norm(((place - states[np.maximum(rows - k, 0)]) / scale)[rows >= k][:, kept],
+                                                axis=1) for place, rows, states in reads]) for k in DELAYS}
     if len(errors[0]) < FEWEST_IMAGES:
         return
     errors = {k: each for k, each in errors.items() if len(each) > len(errors[0]) / 2}
@@ -154,15 +154,15 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
             ("inspect", "DATA", "--html", "data.html"), location)
 
 
-def _read(training: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
-    """States (N, D) that a linear model reads from images. It is fitted to images and states."""
-    size = training[0][0].size
-    pixels, new = (part.reshape(len(part), size).astype(np.float64) for part in (training[0], images))
-    center, middle = training[1].mean(0), pixels.mean(0)
-    pixels, new = pixels - middle, new - middle
+def _reader(images: np.ndarray, states: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A linear model, fitted to images and states, that reads states (N, D) from images."""
+    center, pixels = states.mean(0), images.reshape(len(images), -1).astype(np.float64)
+    middle = pixels.mean(0)
+    pixels -= middle
     square = pixels.T @ pixels
     square[np.diag_indices_from(square)] += RIDGE * np.trace(square) / len(square) + 1e-9
-    return center + new @ np.linalg.solve(square, pixels.T @ (training[1] - center))
+    weights = np.linalg.solve(square, pixels.T @ (states - center))
+    return lambda new: center + (new.reshape(len(new), len(middle)) - middle) @ weights
 
 
 def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:

@@ -57,13 +57,14 @@ class FitErrors:
     prediction: float | None = None
 
 
-def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: float = np.inf
-              ) -> Iterator[RunFinding]:
+def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: float = np.inf,
+              outcome: Outcome | None = None) -> Iterator[RunFinding]:
     """Finds a policy that fits its data too little, or too closely.
 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
         passes: How many times it was shown each recorded window in training.
+        outcome: How often it succeeds. Where nothing was held out, this alone says whether it generalizes.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
@@ -86,6 +87,14 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: 
             f"{errors.held_out:.0%} on held-out ones: it knows them by heart",
             errors.held_out, (0, 1), "record more demonstrations, or take an earlier checkpoint",
             ("plot", "RUN"), Location(feature="action"))
+    elif (is_own and is_cloning and errors.held_out is None and errors.trained < BARELY and outcome is not None
+          and outcome.is_low):
+        yield RunFinding(
+            "overfit", "warning", f"the error of the policy is {errors.trained:.0%} of that of the average action on "
+            f"episodes that it was trained on, no episode was held out, and {outcome}: it may know the demonstrations "
+            "by heart", outcome.successes / outcome.episodes, (0.5, None),
+            "record more demonstrations, and hold some of them out in the next training (--val-fraction 0.1)",
+            ("record", "ENV", "--out", "more", "--episodes", "50"), Location(feature="action"))
     elif errors.prediction is not None and errors.last_action is not None and errors.prediction > errors.last_action:
         yield RunFinding(
             "last-action", "note", "on held-out episodes, repeating the last action is nearer to the recorded ones "
@@ -269,8 +278,11 @@ def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[R
 
     Those of the fit are notes then, and warnings from half of the episodes on. Where demonstrations do the same in
     several ways, the error is large although the policy does one of them. So are actions that may be stored early:
-    where the policy succeeds, the robot reacts late.
+    where the policy succeeds, the robot reacts late. Where shorter plans help, long ones are hard to fit, and a large
+    error of theirs is a warning.
     """
+    if any(f.code == "chunk-too-long" for f in findings):
+        findings = [replace(f, level="warning") if (f.code, f.level) == ("underfit", "fault") else f for f in findings]
     if 2 * outcome.successes < outcome.episodes:
         return list(findings)
     level: Level = "note" if outcome.successes >= SUCCEEDS * outcome.episodes else "warning"
@@ -301,25 +313,47 @@ def _decided(episodes: Iterable[Episode]) -> float:
     return float(np.mean(decided)) if decided else 0.0
 
 
-def check_chunks(successes: Sequence[bool], shorter: Sequence[bool], steps: int) -> Iterator[RunFinding]:
-    """Finds that success rises if the policy plans again after every step.
+@dataclass(frozen=True)
+class ChunkTrials:
+    """Whether a policy succeeds, by start, as it is and with plans of which fewer steps are executed."""
+
+    n_action_steps: int
+    successes: Sequence[bool]
+    shorter: Sequence[bool]
+
+    @property
+    def gains(self) -> int:
+        """Starts from which only the shorter plans succeed."""
+        return sum(b > a for a, b in zip(self.successes, self.shorter, strict=True))
+
+    @property
+    def losses(self) -> int:
+        """Starts from which only the plans as they are succeed."""
+        return sum(a > b for a, b in zip(self.successes, self.shorter, strict=True))
+
+    @property
+    def chance(self) -> float:
+        """p-value of the sign test."""
+        n = self.gains + self.losses
+        return float(scipy.stats.binomtest(self.gains, n, alternative="greater").pvalue) if n else 1.0
+
+
+def check_chunks(trials: Sequence[ChunkTrials], steps: int) -> Iterator[RunFinding]:
+    """Finds that success rises if fewer steps of each plan are executed.
 
     Args:
-        successes: Whether the policy succeeds, by start.
-        shorter: The same with plans of which one step is executed, from the same starts.
-        steps: Steps of a plan that it executes.
+        trials: Those of each number of executed steps that was tried.
+        steps: Steps of a plan that the policy executes.
     """
-    gains, losses = (sum(a > b for a, b in zip(*pair, strict=True))
-                 for pair in ((shorter, successes), (successes, shorter)))
-    chance = scipy.stats.binomtest(gains, gains + losses, alternative="greater").pvalue if gains + losses else 1.0
-    if chance < LIKELY:
+    best = min(trials, key=lambda trial: trial.chance, default=None)
+    if best is not None and (chance := len(trials) * best.chance) < LIKELY:  # Bonferroni
         yield RunFinding(
             "chunk-too-long", "fault" if chance < CHANCE else "warning",
-            f"the policy executes {steps} steps of each plan, and {sum(successes)} of {len(successes)} episodes "
-            f"succeed. If it plans again after every step, {sum(shorter)} of the same do",
-            steps, (1, 1), "execute fewer steps of each plan",
-            ("eval", "RUN", "ENV", "--executor", "receding-horizon", "--executor.n-action-steps", "1"),
-            Location(feature="action"))
+            f"the policy executes {steps} steps of each plan, and {sum(best.successes)} of {len(best.successes)} "
+            f"episodes succeed. If it executes {best.n_action_steps}, {sum(best.shorter)} of the same do",
+            steps, (1, best.n_action_steps), "execute fewer steps of each plan",
+            ("eval", "RUN", "ENV", "--executor", "receding-horizon", "--executor.n-action-steps",
+             str(best.n_action_steps)), Location(feature="action"))
 
 
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:

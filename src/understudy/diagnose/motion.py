@@ -8,7 +8,7 @@ action from that of the state, which episodes of the policy cannot: its actions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -19,89 +19,30 @@ from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, st
 from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 from .base import RunFinding, correct_data, correct_order
+from .effects import (
+    GAINS,
+    OFFSET,
+    Effect,
+    MotionModel,
+    explain_effect,
+    is_as_commanded,
+    is_stuck,
+    least_rows,
+    regress_effect,
+)
 
 Episodes = Sequence[Transitions]
 
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
 EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
-GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
 HARDLY = 0.05  # effect of an action of another joint, or of a motor that is off
-OFFSET = 0.25  # of the standard deviation of the action
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
-BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
-NEAR, AGREE, RANGE = 0.1, 0.3, 0.5  # see _constant_difference
 CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
 JUDGED = 0.2  # smallest effect in the data, as that of the model: a component with less is not judged
 SELDOM = 0.1  # of the usual fraction of steps in which a component moves: it hardly moves
 NOISE = 0.5  # noise of an observation, as a fraction of its usual change
 SLOW = 1  # steps by which most robots react late
-
-
-@dataclass(frozen=True)
-class MotionModel:
-    """A linear model of the motion in the data.
-
-    Attributes:
-        lag: Steps from an action to the motion that it explains.
-        driven: For each action component that drives one, the component of the state.
-    """
-
-    fit: MotionFit
-    lag: int
-    driven: dict[int, int]
-
-    @property
-    def weights_of_states(self) -> np.ndarray:
-        """The change by the state, (D, D)."""
-        return self.fit.state_action.weights[1:-self.fit.n_actions]
-
-    @property
-    def weights_of_actions(self) -> np.ndarray:
-        """The change by the action, (A, D)."""
-        return self.fit.state_action.weights[-self.fit.n_actions:]
-
-    @property
-    def action_std(self) -> np.ndarray:
-        return self.fit.state_action.spread[-self.fit.n_actions:]
-
-    @property
-    def unexplained(self) -> float:
-        """Unexplained fraction of the change of the driven components."""
-        return float(self.fit.unexplained_parts[sorted(set(self.driven.values()))].mean())
-
-    def missed(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> np.ndarray:
-        """Errors of the predicted changes, (N, D)."""
-        return self.fit.state_action.residual(np.concatenate([states, actions], 1), changes)
-
-    def error(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
-        """Error of the predicted changes: usual changes, the mean of the driven components.
-
-        It is the median of the steps in which a component moves, so that speed limits and contacts matter little.
-        """
-        missed = np.abs(self.missed(states, actions, changes))
-        return float(np.mean([_median_error(missed[:, d], self.is_free(changes, d)) / self.fit.change[d]
-                              for d in sorted(set(self.driven.values()))]))
-
-    def is_free(self, changes: np.ndarray, d: int) -> np.ndarray:
-        """Steps in which a component of the state moves, (N,): it neither rests nor is at a wall."""
-        return np.abs(changes[:, d]) > BLOCKED * self.fit.change[d]
-
-
-@dataclass(frozen=True)
-class _Effect:
-    """What a component of the action does in new episodes, see `_compare_effect`.
-
-    Attributes:
-        error: As that of `MotionModel`.
-        moved_by: The component of the action that moves what this one moves in the data.
-    """
-
-    gain: float
-    offset: float
-    convention: float
-    error: float
-    moved_by: int
 
 
 def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
@@ -193,28 +134,30 @@ def _noise(model: MotionModel, d: int, states: np.ndarray, actions: np.ndarray, 
     return float(np.sqrt(max(-np.mean(missed[1:] * missed[:-1]), 0))) if len(missed) > 1 else 0.0
 
 
-def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, _Effect]:
+def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, Effect]:
     """Effects of the components of the action in new episodes, relative to those in the data."""
     effects = {}
     for i, d in model.driven.items():
         free, usually_free = (model.is_free(rows[2], d) for rows in (own, usual))
         expected = usually_free.mean() * len(free)
-        if usually_free.sum() < _least_rows(model):
+        if usually_free.sum() < least_rows(model):
             continue
-        reference = _compare_effect(model, i, d, *(column[usually_free] for column in usual))
+        usual_rows, own_rows = ([column[part] for column in rows]
+                                for rows, part in ((usual, usually_free), (own, free)))
+        reference = regress_effect(model, i, d, *usual_rows)
         if reference.gain < JUDGED:
             continue
-        if free.sum() < SELDOM * expected and expected > _least_rows(model):
-            effects[i] = _Effect(0.0, 0.0, 0.0, np.inf, i)
-        elif free.sum() >= _least_rows(model):
-            effect = _compare_effect(model, i, d, *(column[free] for column in own))
-            effects[i] = replace(effect, gain=effect.gain / reference.gain, offset=effect.offset - reference.offset,
+        if free.sum() < SELDOM * expected and expected > least_rows(model):
+            effects[i] = Effect(0.0, 0.0, 0.0, np.inf, i, is_stuck(usual[0][:, d], own[0][:, d]))
+        elif free.sum() >= least_rows(model):
+            effect = (explain_effect(model, i, d, *own_rows)
+                      if is_as_commanded(explain_effect(model, i, d, *usual_rows)) else None)
+            if effect is None:
+                effect = regress_effect(model, i, d, *own_rows)
+                effect = replace(effect, gain=effect.gain / reference.gain,
                                  convention=effect.convention - reference.convention)
+            effects[i] = effect
     return effects
-
-
-def _least_rows(model: MotionModel) -> int:
-    return 5 * (2 + model.fit.n_actions)
 
 
 def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, action_names: Sequence[str],
@@ -228,14 +171,14 @@ def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, actio
             the motion.
     """
     own = _rows(probes, model.lag)
-    if len(own[0]) < _least_rows(model):
+    if len(own[0]) < least_rows(model):
         return None
     order, ordered = _best_order(model, *own)
     changes: list[tuple[float, float, dict[int, int] | int]] = [(ordered, model.error(*own), order)]
     for delay in DELAYS:
         lags = range(model.lag + min(delay, 0), model.lag + max(delay, 0) + 1)
         later, usual = (_rows(probes, lag, lags) for lag in (model.lag + delay, model.lag))
-        if len(later[0]) >= _least_rows(model):
+        if len(later[0]) >= least_rows(model):
             changes.append((model.error(*later), model.error(*usual), delay))
     clear = [each for each in changes if each[1] > EXACT and each[0] < CLEAR * each[1]]
     error, usual, change = min(clear or changes, key=lambda each: each[0])
@@ -317,54 +260,7 @@ def _latency(steps: int, evidence: str) -> RunFinding:
         ("replay", "DATA", "ENV"), Location(feature="action"))
 
 
-def _compare_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
-                    ) -> _Effect:
-    """The gain of an action component, its offset in standard deviations, and how much more it depends on the state.
-
-    1 more means that what acts adds the state to the action, -1 that it subtracts it. Only what many steps have in
-    common is an offset: an average would also have the pushes of contacts.
-    """
-    weights_of_actions = model.weights_of_actions[:, d]
-    effect, usual = weights_of_actions[i], model.fit.change[d]
-    spread = max(model.action_std[i], 1e-9)
-    missed = model.missed(states, actions, changes)[:, d]
-    executed = missed / effect + actions[:, i]
-    if (constant := _constant_difference(executed / spread, actions[:, i] / spread)) is not None:
-        missed = np.abs(effect * (executed - actions[:, i] - spread * constant))
-        return _Effect(1.0, constant, 0.0, float(np.median(missed) / usual), i)
-    center = model.fit.state_action.shift
-    place = actions - center[-actions.shape[1]:]
-    moved = [d, *sorted({*model.driven.values()} - {d})]
-    columns = np.column_stack([np.ones(len(place)), states[:, moved] - center[moved], place])
-    open_change = missed + actions @ weights_of_actions
-    weights, errors = trimmed_least_squares(columns, open_change)
-    gain, extra = weights[1 + len(moved) + i] / effect, weights[1] / effect
-    convention = float(extra) if abs(extra) > 4 * errors[1] / abs(effect) else 0.0
-    missed = np.abs(open_change - columns @ weights)
-    more = np.abs(weights[1 + len(moved):] - weights_of_actions) / np.abs(effect)  # beyond the data
-    more[i] = abs(gain)
-    other = int(np.argmax(more))
-    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / usual),
-                   other if more[other] > GAINS[0] / 2 else i)
-
-
-def _constant_difference(executed: np.ndarray, actions: np.ndarray) -> float | None:
-    """The constant by which many executed actions differ from the commanded ones, in standard deviations.
-
-    The others are contacts and limits. It is a constant if a fraction `AGREE` of the steps differ by it, within `NEAR`,
-    and if these actions have a fraction `RANGE` of the spread of all.
-    """
-    difference = executed - actions
-    ordered = np.sort(difference)
-    counts = np.searchsorted(ordered, ordered + 2 * NEAR) - np.arange(len(ordered))
-    first = int(np.argmax(counts))
-    agree = (difference >= ordered[first]) & (difference <= ordered[first] + 2 * NEAR)
-    if agree.mean() < AGREE or actions[agree].std() < RANGE * actions.std():
-        return None
-    return float(np.median(difference[agree]))
-
-
-def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+def _gain_findings(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
                    ) -> Iterator[RunFinding]:
     if not effects:
         return
@@ -390,6 +286,13 @@ def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Seque
             f"{format_list(names[k] for k in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
             "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
             Location(feature="action"))
+    elif stuck := [i for i in changed if effects[i].is_stuck]:
+        parts = format_list(state_names[model.driven[i]] for i in stuck)
+        yield RunFinding(
+            "constant-sensor", "fault", f"{parts} never changes, and in the data action "
+            f"{format_list(names[i] for i in stuck)} moves it: the sensor hangs, or is not connected", 0,
+            (GAINS[0], None), "look at the sensor and at what reads it", ("inspect", "DATA"),
+            Location(feature=state_names[model.driven[stuck[0]]]))
     elif changed and (moved_by := {i: effects[i].moved_by for i in changed if effects[i].moved_by != i}):
         yield _order_finding(model, moved_by, "as a model of the new motion says", names, state_names)
     elif changed:
@@ -425,26 +328,6 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
         "wrong, correct the data, and train again",
         correct_data("--scale", f"action[{','.join(names[k] for k in changed)}]={1 / unit_factor(1 / gains[i]):.3g}"),
         Location(feature=names[i]))
-
-
-def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares without the tenth of the rows with the largest errors, which contacts cause.
-
-    Returns:
-        The weights and their standard errors, (K,) each.
-    """
-    kept = np.ones(len(y), bool)
-    for _ in range(3):
-        weights = np.linalg.lstsq(x[kept], y[kept], rcond=1e-9)[0]
-        error = np.abs(y - x @ weights)
-        kept = error <= np.quantile(error, 0.9)
-    variance = np.square(error[kept]).sum() / max(kept.sum() - x.shape[1], 1)
-    inverse = np.linalg.pinv(x[kept].T @ x[kept])
-    return weights, np.sqrt(np.maximum(np.diag(inverse), 0) * variance)
-
-
-def _median_error(missed: np.ndarray, free: np.ndarray) -> float:
-    return float(np.median(missed[free])) if free.any() else 0.0
 
 
 def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

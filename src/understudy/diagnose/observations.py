@@ -243,7 +243,7 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
         unit = unit_of_ratio(size)
         yield RunFinding(
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
-            "times the limits of what acts" + (f", as between {unit}" if unit else ""), size, (0, FAR),
+            "times the limits of what acts" + (f", as between {unit}" if unit else ""), unit_factor(size), (0, FAR),
             "bring the actions of the data and of what acts to one unit. If those of the data are wrong, correct the "
             "data, and train again",
             correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),

@@ -75,7 +75,7 @@ class Observed:
         episodes: Episodes of the policy, or single observations of a robot that does not move.
         probes: Episodes with recorded actions. None for none.
         moves: Whether anything moves. A robot that is only read rests anywhere.
-        replanned: Episodes from the same starts, in which one step of each plan was executed. None for none.
+        shorter: Trials with plans of which fewer steps were executed.
         n_action_steps: Steps of a plan that the policy executes.
     """
 
@@ -84,7 +84,7 @@ class Observed:
     episodes: Dataset
     probes: Dataset | None = None
     moves: bool = True
-    replanned: Dataset | None = None
+    shorter: Sequence[fit_checks.ChunkTrials] = ()
     n_action_steps: int = 1
 
 
@@ -101,13 +101,29 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
     if data is not None and data.features()["action"].shape == feature.shape and feature.kind == "vector" and (
             whole := list(islice((i for i, e in enumerate(data) if has_action(e).all()), REPEATED))):
         probes = rollout(RecordedActions.of(data.select(whole)), env, PROBES, tuning_seed(seed), first=episodes)
-    replanned, n_action_steps = None, 1
+    shorter, n_action_steps = [], 1
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, RecedingHorizon):
         n_action_steps = actor.executor.n_action_steps
         if n_action_steps > 1 and sum(successes := _successes(policy_episodes)) < fit_checks.SUCCEEDS * len(successes):
-            every_step = replace(actor, executor=replace(actor.executor, n_action_steps=1))
-            replanned = rollout(every_step, env, episodes, tuning_seed(seed))
-    return Observed(env.features, env.metadata, policy_episodes, probes, True, replanned, n_action_steps)
+            shorter = _try_shorter_plans(actor, actor.executor, env, successes, tuning_seed(seed))
+    return Observed(env.features, env.metadata, policy_episodes, probes, True, shorter, n_action_steps)
+
+
+def _try_shorter_plans(actor: PolicyActor, executor: RecedingHorizon, env: Env, successes: Sequence[bool], seed: int
+                       ) -> list[fit_checks.ChunkTrials]:
+    """Executes one step, and a quarter of the steps, of each plan. What helps, but not surely, is tried once more."""
+    def succeeds(steps: int, starts: int, first: int = 0) -> list[bool]:
+        changed = replace(actor, executor=replace(executor, n_action_steps=steps))
+        return _successes(rollout(changed, env, starts, seed, first=first))
+    lengths = sorted({1, max(1, executor.n_action_steps // 4)})
+    trials = [fit_checks.ChunkTrials(steps, successes, succeeds(steps, len(successes))) for steps in lengths]
+    best = min(trials, key=lambda trial: trial.chance)
+    if best.gains > best.losses and len(trials) * best.chance >= fit_checks.CHANCE:
+        first, more = len(successes), 2 * len(successes)
+        own, shorter = (succeeds(steps, more, first) for steps in (executor.n_action_steps, best.n_action_steps))
+        trials[trials.index(best)] = fit_checks.ChunkTrials(best.n_action_steps, [*successes, *own],
+                                                            [*best.shorter, *shorter])
+    return trials
 
 
 @dataclass(frozen=True)
@@ -147,13 +163,14 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         observed: Where the policy acts. None to check the run and the data alone.
     """
     findings, checked, unchecked = [], ["checkpoint"], []
+    outcome = _outcome(curves, step, recorded, observed)
     if step is not None:
         findings += fit_checks.check_checkpoint(curves, step)
     if recorded is None:
         unchecked.append("fit, statistics and actions: there are no data to compare with")
     else:
         try:
-            findings += _data_findings(trained, recorded, step)
+            findings += _data_findings(trained, recorded, step, outcome)
             checked += ["fit", "statistics", "recorded actions", "deployed actor"]
         except (Unsupported, NoActions) as error:  # no recorded action is one of this policy
             unchecked.append(f"fit, statistics and actions: {error.problem}")
@@ -164,7 +181,6 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         is_shifted = any(f.code == "action-shift" for f in findings)
         findings += _observed_findings(trained, recorded, observed, is_shifted)
         checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
-    outcome = _outcome(curves, step, recorded, observed)
     if outcome is not None:
         findings = fit_checks.judge_by_outcome(findings, outcome)
         if outcome.place is None and not any(f.level == "fault" for f in findings):
@@ -191,7 +207,8 @@ def _outcome(curves: TrainingCurves, step: int | None, recorded: Recorded | None
 # -- the run and its data ---------------------------------------------------------------------------------------------
 
 
-def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None) -> Iterator[RunFinding]:
+def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None, outcome: Outcome | None
+                   ) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
     acting, held_out_acting = (
         [i for i in numbers if role(policy.config.target) != "action" or has_action(data[i]).all()]
@@ -208,7 +225,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None) ->
     passes = step * batch_size / max(len(policy.windows(training)), 1) if step and batch_size else np.inf
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)
-        yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own, passes)
+        yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own, passes, outcome)
     yield from fit_checks.check_statistics(policy, training)
     yield from fit_checks.check_constants(policy, training)
     if isinstance(method.learner, BehaviorCloning) and not method.wrapper and len(learned) and passes >= 1:
@@ -252,8 +269,7 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
     if successes := _successes(observed.episodes):
         yield from fit_checks.check_trials(successes)
-        if observed.replanned is not None:
-            yield from fit_checks.check_chunks(successes, _successes(observed.replanned), observed.n_action_steps)
+        yield from fit_checks.check_chunks(observed.shorter, observed.n_action_steps)
     if recorded is None:
         return
     if recorded.data.fps and observed.metadata.get("fps") and abs(
@@ -283,7 +299,9 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
     findings += _camera_findings(sample, episodes, observed.moves, names)
     read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
     model, bounds = _motion_model(data, observed, read)
-    stronger = ("observation-units", "constant-sensor", "sign-flip")
+    limits = list(_limits(recorded, observed))
+    findings += [f for f in limits if f.code == "action-units"]  # limits cut such actions off, whatever they do
+    stronger = ("observation-units", "action-units", "constant-sensor", "sign-flip")
     if not any(f.code in stronger and f.level == "fault" for f in findings):
         moved = []
         if not is_shifted and model is not None and observed.probes is not None:
@@ -297,8 +315,8 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
-    for f in _limits(recorded, observed):
-        alike = bounds is not None and (f.code, f.level) == ("limits-bind", "fault")  # as in the data
+    for f in (f for f in limits if f.code != "action-units"):
+        alike = bounds is not None and f.level == "fault"  # as in the data
         findings.append(replace(f, level="note") if alike else f)
     yield from _merged(findings)
 

@@ -2,7 +2,8 @@
 
 A word with bars has one alternative for each set: "late 4|6|5" is "late 4" in the set `open`, "late 6" in the set
 `judged` and "late 5" in the set `fresh`. So the sets have the same kinds of faults, with other sizes, components,
-cameras and directions. In `reach`, the target moves where chunks are long: in gusts, as in `carry`, they did no harm.
+cameras and directions. In `reach`, the target moves where chunks are long, and changes its direction: in gusts, as in
+`carry`, and while it moved in one direction, long chunks did no harm.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The benchmark of the diagnosis: its cases in two sets, and what the page says of the stored results."""
+"""The benchmark of the diagnosis: its cases in three sets, and what the page says of the stored results."""
 
 import json
+from itertools import combinations
 
 import pytest
 from folders import BENCHMARKS
@@ -16,15 +17,23 @@ def benchmark(monkeypatch):
     return diagnose
 
 
-def test_there_are_90_cases_in_two_sets_that_differ(benchmark):
+def test_there_are_90_cases_in_three_sets_that_differ(benchmark):
     for kind, cases in benchmark.KINDS.items():
-        opened, judged = (benchmark.cases_of(which, kind) for which in benchmark.SETS)
-        for chosen in (opened, judged):
+        sets = [benchmark.cases_of(which, kind) for which in benchmark.SETS]
+        for chosen in sets:
             assert len(cases) == len({case.name for case in chosen}) == 30
             assert all(case.codes for case in chosen) == (kind != "sound")
-        assert "|" not in "".join(case.name for case in (*opened, *judged))
+            assert "|" not in "".join(case.name for case in chosen)
         if kind != "sound":
-            assert sum(a.name != b.name for a, b in zip(opened, judged, strict=True)) > 15
+            for one, other in combinations(sets, 2):
+                assert sum(a.name != b.name for a, b in zip(one, other, strict=True)) > 15
+
+
+def test_a_word_with_bars_has_one_alternative_for_each_set(benchmark):
+    opened, judged, fresh = (benchmark.KINDS["carry"][0].of(which) for which in benchmark.SETS)
+    assert [case.data for case in (opened, judged, fresh)] == ["late 1", "late 2", "late 3"]
+    assert [case.size for case in (opened, judged, fresh)] == [1, 2, 3]
+    assert fresh.name == "carry: actions stored 3 steps late"
 
 
 def test_the_page_says_what_is_stored(benchmark, capsys):
@@ -35,8 +44,9 @@ def test_the_page_says_what_is_stored(benchmark, capsys):
 
 
 def test_results_are_of_cases_of_their_set(benchmark):
-    stored = json.loads((BENCHMARKS / "results" / "diagnose.json").read_text())["after"]
-    assert set(stored) == set(benchmark.SETS)
-    for which, results in stored.items():
-        assert results.keys() <= {case.name for case in benchmark.cases_of(which)}
-    assert stored["judged"].keys() == {case.name for case in benchmark.cases_of("judged")}
+    stored = json.loads((BENCHMARKS / "results" / "diagnose.json").read_text())
+    assert set(stored["after"]) == set(benchmark.SETS)
+    for sets in stored.values():
+        for which, results in sets.items():
+            assert results.keys() <= {case.name for case in benchmark.cases_of(which)}
+    assert stored["after"]["fresh"].keys() == {case.name for case in benchmark.cases_of("fresh")}

@@ -257,17 +257,17 @@ def pilot(names: list[str], folder: Path) -> None:
 def table() -> None:
     """Prints each kind and set, before and after, then each case."""
     results = read_json(FILE)
-    print("| | " + " | ".join(f"{which}, {label}" for which in SETS for label in results) + " |")
-    print("|---|" + "---|" * len(SETS) * len(results))
+    columns = [(which, label) for which in SETS for label in results if which in results[label]]
+    print("| | " + " | ".join(f"{which}, {label}" for which, label in columns) + " |")
+    print("|---|" + "---|" * len(columns))
     for title, kinds, key in (("right fault first", ("carry", "reach"), "right"),
                               ("right size, where one is named", ("carry", "reach"), "size_right"),
                               ("no fault in a sound run", ("sound",), "right")):
         cells = []
-        for which in SETS:
+        for which, label in columns:
             names = {case.name for kind in kinds for case in cases_of(which, kind)}
-            for label in results:
-                judged = [r[key] for n, r in results[label].get(which, {}).items() if n in names and key in r]
-                cells.append(f"{sum(judged)} of {len(judged)}" if judged else "")
+            judged = [r[key] for n, r in results[label][which].items() if n in names and key in r]
+            cells.append(f"{sum(judged)} of {len(judged)}" if judged else "")
         print(f"| {title} | " + " | ".join(cells) + " |")
     for which in SETS:
         print(f"\n| {which} | " + " | ".join(results) + " |\n|---|" + "---|" * len(results))

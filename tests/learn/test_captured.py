@@ -9,13 +9,15 @@ from torch._inductor import config as inductor
 
 from understudy.core import Diverged, Feature, Unsupported, UserError
 from understudy.learn.algorithm import Engine
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.captured import capture
 from understudy.learn.critic import CriticConfig
 from understudy.learn.method import training_data
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
-from understudy.methods import find_method
+from understudy.methods import find_method, method_files
 from understudy.methods.offline_rl.iql import IQL
+from understudy.nets.unet import UNet
 from understudy.policy import Policy
 from understudy.testing.methods import example_columns, example_data, with_trained_stages
 
@@ -56,6 +58,56 @@ def test_graphs_compute_what_eager_updates_do(name):
         metrics, others = eager.update(batch), captured.update(batch)
     assert metrics == pytest.approx(others, rel=1e-4, abs=1e-4)
     assert_equal_states(eager, captured, 2e-4)
+
+
+WITH_DROPOUT = """
+    act act-jepa arp attention-tuner bc-transformer-gmm bet cec contextvla decision-transformer dit-policy
+    dualmind ec-diffuser fast maskdp mdt midas mode one-shot pasta vq-bet"""
+CAPTURED = """
+    bc bc-bins bc-gmm bc-rnn-gmm bottleneck-bc ccil fourier-transporter gcbc hbc ibc interactive-language iris
+    keyframe-bc style-bc adaflow beso bid-flow-policy consistency-training crossway-diffusion diffusion-bc
+    diffusion-policy dp3 dp4 flow-policy interpolant-policy mean-flow-policy mip normalizing-flow-policy ptp
+    sgac shortcut-policy streaming-diffusion-policy streaming-flow-policy training-time-rtc
+    manipulate-by-seeing dagger iterative-inversion vpt idql procedure-cloning thought-cloning
+    bc-inverse-dynamics class-contrastive dynamo icvf mcr behavior-retrieval mcnn skill-retrieval
+    decision-diffuser udrl groot-2 omnijarvis opal play-lmp"""
+REFUSED = {  # methods that clone, and why their updates cannot be captured
+    **dict.fromkeys(WITH_DROPOUT.split(), "has dropout"),
+    **dict.fromkeys(("knn", "retrieve-align-replay", "search-bc", "vinn"), "no weights to train"),
+    "irm-bc": "shapes that depend on its values", "chauffeurnet": "depends on more than its inputs"}
+ROUNDED = ("fourier-transporter", "ibc")  # in numbers of 64 bits they agree to 1e-10 after 20 updates
+FAST = ("bc", "bc-gmm", "flow-policy")
+
+
+def test_each_method_that_clones_is_captured_or_refused_with_a_reason():
+    names = [name for name in method_files()
+             if isinstance(find_method(name, example_columns(name)).learner, BehaviorCloning)]
+    assert sorted(names) == sorted([*CAPTURED.split(), *REFUSED])
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in CAPTURED.split()])
+def test_graphs_of_cloning_compute_what_eager_updates_do_and_never_wait_for_a_value(name):
+    eager, captured, sampler = build(name)
+    capture(captured, compiled=False)
+    is_large = isinstance(captured.policy.config.trunk, UNet)  # whose updates take seconds
+    for step in range(3 if is_large or name in ROUNDED else 20):
+        batch = sampler.batch(32, step)
+        assert set(eager.update(batch)) == set(captured.update(batch))
+    assert_equal_states(eager, captured, 2e-4)
+    for graph in captured.captured.graphs.values():
+        operations = {str(node.target) for node in graph.run.graph.nodes}
+        assert not [name for name in operations if any(word in name for word in (
+            "_local_scalar_dense", "nonzero", "is_nonzero", "aten.equal", "masked_select"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_cloning_that_cannot_be_captured_is_refused(name):
+    learner, _, sampler = build(name)
+    with pytest.raises(Unsupported, match=REFUSED[name]):
+        capture(learner, compiled=False)
+        learner.update(sampler.batch(8, 0))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from itertools import chain, repeat
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -136,7 +136,7 @@ class CapturedUpdates:
         if any(isinstance(bound, ReturnBound) for bound in bounds) and ("extra", REWARD) not in leaves:
             raise _unsupported(self.engine.config, "rewards are computed in the update")
         state = [t.detach().clone() for t in self.state]
-        with _traceable(), self._unchanged_buffers():
+        with _traceable(self.engine), self._unchanged_buffers():
             function(*state, *leaves.values())
             draws.is_replay = True
             rates = torch.tensor(self._rates(trained)).unbind()
@@ -389,11 +389,13 @@ def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _traceable() -> Iterator[None]:
+def _traceable(engine: Engine) -> Iterator[None]:
     """Within the block, layers are operations that the compiler of PyTorch knows, and one-hot codes read no value."""
     onednn: Any = torch.backends.mkldnn
     linear.IS_TRACED, one_hot.READS_VALUES = True, False
-    before, onednn.enabled = onednn.enabled, False  # else a recurrent layer is an operation without a gradient
+    before = onednn.enabled
+    if any(isinstance(m, nn.RNNBase) for m in engine.all_modules()):  # else an operation without a gradient
+        onednn.enabled = False
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """Compiled updates, against those of other libraries and without compilation: python benchmarks/compiled_updates.py
 
 Networks, data and batches are those of benchmarks/offline_rl.py. All sides take turns in one process with one thread.
-d3rlpy's and imitation's updates are not compiled, and OGBench's are, by JAX. The note has the processor time of the first updates,
-which compile, without what the cache of PyTorch has from before.
+Updates of d3rlpy and imitation are not compiled, and OGBench's are, by JAX. The note has the processor time of the
+first updates, which compile, without what the cache of PyTorch has from before.
 
 OGBench's agents need OGBENCH_IMPLS, as in benchmarks/offline_rl.py. `d3rlpy`, `imitation` or `ogbench` after the
 command measures against that library alone, and keeps the other lines.

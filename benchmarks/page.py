@@ -46,8 +46,8 @@ masks, weights, logged values, gradient norms and normalization. On a processor 
 that oneDNN multiplies no faster than MKL, IQL was 1.2 times as fast as in d3rlpy, TD3+BC 1.3, cloning 1.7."""),
     "compiled_updates": ("Compiled updates", """
 The same updates as one compiled graph (`--compile`, see [Compiled updates](runs.md#compiled-updates)), compared with
-d3rlpy's, with those of OGBench's agents, which JAX compiles, and with ours that are not compiled. Compilation takes
-place once, and its time is in the notes."""),
+those of d3rlpy and imitation, with those of OGBench's agents, which JAX compiles, and with ours that are not compiled.
+Compilation takes place once, and its time is in the notes."""),
     "eager_updates": ("Updates against those of before", """
 Updates of a method for each class of learners, and of some that clone, not compiled, against the last commit before
 learners had one engine (the "peer"). Networks and batch sizes are those of the methods, unless the line names a batch

@@ -51,8 +51,10 @@ Compilation takes place once, and its time is in the notes."""),
     "eager_updates": ("Updates against those of before", """
 Updates of a method for each class of learners, and of some that clone, not compiled, against the last commit before
 learners had one engine (the "peer"). Networks and batch sizes are those of the methods, unless the line names a batch
-size. The table has the mean of all, the slowest, and some others; those of all are in `benchmarks/results`. States are
-equal bit for bit. Each side is a process; they take turns, and other programs kept both cores busy.
+size. States are equal bit for bit.
+
+The table has the mean of all, the slowest, and some others; those of all are in `benchmarks/results`. Each side is a
+process; they take turns, and other programs kept both cores busy.
 
 CQL, Cal-QL and `diffusion-policy` gain most, much of it because freed memory is kept for the next update. Others gain
 by lists of the optimizer, seeds of dropout and factors of normalization that are not made anew. The rest of their time

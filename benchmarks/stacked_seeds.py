@@ -1,65 +1,79 @@
-"""Training of five seeds as one batched network, and one after the other: python benchmarks/stacked_seeds.py
+"""Updates of five seeds as one graph, compiled and not, and one after the other: python benchmarks/stacked_seeds.py
 
-Prints milliseconds of CPU time for one update of all five seeds, batches included, and their ratio: the median of seven
-turns, with the least and the greatest, on one thread. Both ways are timed in turns. Networks are stacked here whatever
-their size. The limit `MAX_WEIGHTS` of `understudy.learn.stacked` comes from this table.
+Batches are of 256 transitions with 17 observed numbers and 6 actions, as in benchmarks/offline_rl.py, drawn anew for
+each seed and update. All ways take turns in one process with one thread. The note has the processor time of the first
+updates, which capture and compile, without what the cache of PyTorch has from before. The limits `MAX_WEIGHTS` and
+`MIN_UPDATES` of `understudy.learn.stacked` come from this table.
 """
 
 from __future__ import annotations
 
-import copy
-import statistics
-import time
+import measure
 
-import torch
+measure.one_thread()
 
-from understudy import Method, PolicyConfig, Window, make, rollout
-from understudy.heads.denoising.flow import Flow
-from understudy.heads.likelihood.gmm import GMM
-from understudy.heads.likelihood.regression import Regression
-from understudy.learn import stacked
-from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.td3 import TD3
-from understudy.nets.mlp import MLP
+import itertools  # noqa: E402
+import os  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 
-SEEDS, TURNS, UPDATES = range(5), 7, 40
+import offline_rl  # noqa: E402
+
+SEEDS, UPDATES = range(5), 20
+GOAL = 6.0  # for IQL at width 64, compiled
 
 
-def compare(name: str, method: Method, data) -> None:
-    trainings = [stacked._prepare(method, data, seed, {}) for seed in SEEDS]
-    together = stacked._StackedLearner([copy.deepcopy(training.learner) for training in trainings])
+def ways(name: str, width: int) -> dict[str, Callable[[], object]]:
+    """Makes updates of five seeds, by the ways to do so."""
+    from understudy import Method, PolicyConfig
+    from understudy.data.episode import Dataset, Episode
+    from understudy.heads.likelihood.gaussian import Gaussian
+    from understudy.heads.likelihood.regression import Regression
+    from understudy.learn import stacked
+    from understudy.learn.critic import CriticConfig
+    from understudy.learn.critics.td3 import TD3
+    from understudy.learn.stacked_updates import StackedUpdates
+    from understudy.methods.offline_rl.iql import IQL
+    from understudy.nets.encoders import ConcatEncoder
+    from understudy.nets.feed_forward import FeedForward
 
-    def separately(number: int) -> None:
-        for training in trainings:
-            training.learner.update(training.batch(number))
-    times = {way: [] for way in ("separate", "stacked")}
-    for turn in range(TURNS):
-        for way, update in (("separate", separately),
-                            ("stacked", lambda number: together.update([t.batch(number) for t in trainings]))):
-            began = time.process_time()
-            for number in range(turn * UPDATES, (turn + 1) * UPDATES):
-                update(number)
-            times[way].append((time.process_time() - began) / UPDATES * 1e3)
-    ratios = [one / other for one, other in zip(*times.values(), strict=True)]
-    n_weights = sum(p.numel() for o in trainings[0].learner.optimizers.values() for p in o.parameters)
-    print(f"{name:<28}{n_weights:>9,}{statistics.median(times['separate']):>10.1f}"
-          f"{statistics.median(times['stacked']):>9.1f}{statistics.median(ratios):>8.2f}"
-          f"  [{min(ratios):.2f}, {max(ratios):.2f}]", flush=True)
+    networks = (width, width)
+    head, learner = {"IQL": (Gaussian(), IQL(critic=CriticConfig(networks))),
+                     "TD3+BC": (Regression(), TD3(critic=CriticConfig(networks)))}[name]
+    method = Method(PolicyConfig(head, FeedForward(networks), ConcatEncoder()), learner=learner)
+    data = Dataset([Episode(columns) for columns in offline_rl.episodes()])
+
+    def trainings() -> list:
+        return [stacked.prepare(method, data, seed, {}) for seed in SEEDS]
+
+    def together(compiled: bool) -> Callable[[], object]:
+        prepared, number = trainings(), itertools.count()
+        updates = StackedUpdates([training.learner for training in prepared], compiled=compiled)
+        return lambda: [updates.update([training.batch(n) for training in prepared])
+                        for n in itertools.islice(number, UPDATES)]
+
+    def separately() -> Callable[[], object]:
+        prepared, number = trainings(), itertools.count()
+        return lambda: [training.learner.update(training.batch(n))
+                        for n in itertools.islice(number, UPDATES) for training in prepared]
+    return {"separate": separately(), "at once": together(False), "compiled": together(True)}
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    env = make("fork", 16)
-    data = rollout(env.expert(), env, episodes=30, seed=1)
-    print(f"{'five seeds':<28}{'weights':>9}{'separate':>10}{'stacked':>9}{'ratio':>8}")
-    for width in (64, 128, 256):
-        learners = {"regression": (Regression(), BehaviorCloning(1000)), "flow": (Flow(), BehaviorCloning(1000)),
-                    "mixture": (GMM(), BehaviorCloning(1000)),
-                    "TD3+BC": (Regression(), TD3(1000, bc_weight=0.4, critic=CriticConfig(hidden=(width, width))))}
-        for name, (head, learner) in learners.items():
-            policy = PolicyConfig(head, MLP(width, 1), window=Window(2, 8))
-            compare(f"{name}, width {width}", Method(policy, learner=learner), data)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    lines = []
+    for name, width in (("IQL", 64), ("IQL", 128), ("IQL", 256), ("TD3+BC", 64)):
+        sides = ways(name, width)
+        spent = {way: measure.cpu(sides[way]) for way in ("at once", "compiled")}
+        seconds = measure.interleaved(sides, repeats=7)
+        for way, words in (("compiled", "compiled, "), ("at once", "")):
+            goal = GOAL if (name, width, way) == ("IQL", 64, "compiled") else None
+            lines.append(measure.compared(
+                f"{name}, width {width}, five seeds at once, {words}against one after the other", seconds, way,
+                "separate", amount=UPDATES, unit="1/s", goal=goal,
+                note=f"{'compilation' if words else 'capture'}: {spent[way]:.0f} s"))
+            print(lines[-1], flush=True)
+    measure.save("stacked_seeds", lines, packages=("torch", "numpy"))
 
 
 if __name__ == "__main__":

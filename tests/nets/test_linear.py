@@ -80,3 +80,18 @@ def test_products_in_a_graph_have_the_values_and_slopes_of_pytorch():
     assert [node.target for node in graph.graph.nodes].count(torch.ops.understudy.products.default) == 3
     torch.testing.assert_close(graph(a, b), traced(a, b))
     assert module.products(a.double(), b.mT.double()) is module.products(a[..., :4], b[:, :, :4].mT) is NotImplemented
+
+
+@pytest.mark.parametrize("axes", [(0, 0, 0), (0, 0, None), (0, None, 0), (None, 0, 0)])
+def test_in_a_graph_vmap_batches_layers(axes):
+    inputs = [value if axis == 0 else value[0] for value, axis in zip(
+        (drawn(3, 6, 5, 7), drawn(3, 4, 7), drawn(3, 4)), axes, strict=True)]
+    result = torch.vmap(torch.ops.understudy.linear, axes)(*inputs)
+    torch.testing.assert_close(result, torch.vmap(F.linear, axes)(*inputs))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0)])
+def test_in_a_graph_vmap_batches_products(axes):
+    a, b = drawn(3, 2, 5, 7), drawn(3, 2, 7, 4)
+    a = a if axes[0] == 0 else a[0]
+    torch.testing.assert_close(torch.vmap(torch.ops.understudy.products, axes)(a, b), a @ b)

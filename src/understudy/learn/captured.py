@@ -26,10 +26,12 @@ from .targets import REWARD, ReturnBound
 
 MOST_DEVIATION = 0.02  # of the moments of gradients of a graph, as a fraction of what the update changes
 Draw = tuple[Callable[..., Tensor], tuple, dict[str, Any]]
+Leaves = dict[tuple[str, ...], Tensor]  # the tensors of a batch
+Moments = dict[str, list[Tensor]]  # the first moments by the names of networks
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
     """A captured update.
 
     Args:
@@ -71,7 +73,7 @@ class CapturedUpdates:
     def __init__(self, engine: Engine, *, compiled: bool = True):
         _check(engine)
         self.engine, self.compiled = engine, compiled
-        self.graphs: dict[Any, _Graph] = {}
+        self.graphs: dict[Any, Graph] = {}
         self.copies: list[EMA] = [*engine.averages.values(), *engine.targets.values()]
         self.read_state()
 
@@ -85,40 +87,68 @@ class CapturedUpdates:
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Makes an update of the weights, and returns its metrics."""
-        leaves = dict(_leaves(batch))
-        due = self.engine.due_steps(self.engine.n_updates)
-        form = tuple(due), tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves.items())
+        leaves = leaves_of(batch)
+        form = self.form_of(leaves)
         if form not in self.graphs:
             self.graphs[form] = self._capture(leaves)
         graph = self.graphs[form]
-        rates = self._rates(graph.trained)
         with torch.no_grad():
-            inputs = *self.state, *leaves.values(), *self._noise(graph.draws), *torch.tensor(rates).unbind()
+            inputs = *self.state, *leaves.values(), *self.noise(graph), *self.rates(graph)
             *values, is_finite = graph.run(*inputs).tolist()
         metrics = dict(zip(graph.metrics, values, strict=True))
         if is_finite:
-            for name in graph.trained:
-                self.adams[name].count += 1
-            for ema in self.copies:
-                ema.updates += 1
-                ema.copy_buffers()
+            self.count_update(graph)
         return metrics
 
-    def _noise(self, draws: dict[int | None, list[Draw]]) -> Iterator[Tensor]:
-        for number, calls in draws.items():
+    def count_update(self, graph: Graph) -> None:
+        """Counts an update, on which the rates of later ones depend."""
+        for name in graph.trained:
+            self.adams[name].count += 1
+        for ema in self.copies:
+            ema.updates += 1
+            ema.copy_buffers()
+
+    def copy_counts(self, other: CapturedUpdates) -> None:
+        """Takes the numbers of updates of another learner of the same method."""
+        for name, adam in self.adams.items():
+            adam.count = other.adams[name].count
+        for ema, other_ema in zip(self.copies, other.copies, strict=True):
+            ema.updates = other_ema.updates
+
+    def form_of(self, leaves: Leaves) -> Any:
+        """Returns what decides which graph an update needs: the steps that are due, and the shapes of the batch."""
+        due = self.engine.due_steps(self.engine.n_updates)
+        return tuple(due), tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves.items())
+
+    def noise(self, graph: Graph) -> Iterator[Tensor]:
+        """Returns what the steps of an update draw."""
+        for number, calls in graph.draws.items():
             rng = self.engine.generator() if number is None else Generator(self.engine.device).manual_seed(
                 key(self.engine.loss_key(self.engine.n_calls + number), 0))
             for function, args, kwargs in calls:
                 yield function(*args, **kwargs, generator=rng)
 
+    def rates(self, graph: Graph) -> Sequence[Tensor]:
+        """Returns step size, correction of the second moments and factor of the weights of each loss, then the weight
+        of each copy.
+        """
+        return torch.tensor(self._rates(graph.trained)).unbind()
+
     def _rates(self, trained: Sequence[str]) -> list[float]:
-        """Step size, correction of the second moments and factor of the weights of each loss; weight of each copy."""
         rates: list[float] = []
         for i, name in enumerate(trained):
             rates += self.adams[name].rates(self.engine.n_updates, 1 + trained[:i].count(name))
         return rates + [1 - ema.decay.value(ema.updates + 1) for ema in self.copies]
 
-    def _capture(self, leaves: dict[tuple[str, ...], Tensor]) -> _Graph:
+    def _capture(self, leaves: Leaves) -> Graph:
+        graph = self.trace(leaves)
+        inputs, moments, _ = self.trial(graph, leaves)
+        run_trial(graph.run, inputs, self.engine.config)
+        self.check(inputs, moments, MOST_DEVIATION)
+        return replace(graph, run=compiled(graph.run)) if self.compiled else graph
+
+    def trace(self, leaves: Leaves) -> Graph:
+        """Returns the graph of an update with such a batch, which is neither compared nor compiled."""
         draws, trained, names = _Draws(), list[str](), list[str]()
 
         def function(*inputs: Tensor) -> Tensor:
@@ -139,19 +169,17 @@ class CapturedUpdates:
         with _traceable(self.engine), self._unchanged_buffers():
             function(*state, *leaves.values())
             draws.is_replay = True
-            rates = torch.tensor(self._rates(trained)).unbind()
-            noise = list(self._noise(draws.calls))
+            graph = Graph(function, names, draws.calls, trained)
+            inputs = *state, *leaves.values(), *self.noise(graph), *self.rates(graph)
             try:
                 trace = make_fx(function, {torch.ops.aten.bmm.default: linear.products}, tracing_mode="real")
-                graph = trace(*state, *leaves.values(), *noise, *rates)
+                run = trace(*inputs)
             except RuntimeError as error:
                 raise _unsupported(self.engine.config, "an update reads a value that it computes, or has a shape that "
                                    f"depends on one ({str(error).splitlines()[0]})") from None
-        if dependent := [str(node.target) for node in graph.graph.nodes if _has_dependent_shape(node)]:
+        if dependent := [str(node.target) for node in run.graph.nodes if _has_dependent_shape(node)]:
             raise _unsupported(self.engine.config, f"an update has shapes that depend on its values ({dependent[0]})")
-        captured = _Graph(graph, names, draws.calls, trained)
-        self._check_graph(captured, leaves)
-        return replace(captured, run=_compiled(graph)) if self.compiled else captured
+        return replace(graph, run=run)
 
     @contextmanager
     def _unchanged_buffers(self) -> Iterator[None]:
@@ -164,32 +192,34 @@ class CapturedUpdates:
                 buffer.copy_(value)
             raise _unsupported(self.engine.config, "an update changes a buffer, such as a running mean")
 
-    def _check_graph(self, graph: _Graph, leaves: dict[tuple[str, ...], Tensor]) -> None:
-        """Raises Unsupported if the graph computes something else in another update, with the rows in another order."""
+    def trial(self, graph: Graph, leaves: Leaves) -> tuple[list[Tensor], Moments, dict[str, float]]:
+        """Returns inputs of a graph in another update, with the rows in another order, and its moments and metrics."""
         engine, now = self.engine, self.engine.n_updates
         due = engine.due_steps(now)
         later = next((n for n in range(now + 1, now + 50) if engine.due_steps(n) == due), now)
         others = {path: leaf.flip(0) for path, leaf in leaves.items()}
-        state, twin = [t.detach().clone() for t in self.state], copy.deepcopy(engine, {id(self): None})
+        twin = copy.deepcopy(engine, {id(self): None})
         twin.n_updates = later
         twin.make_steps(_batch(others))
         try:
             engine.n_updates = later  # which noise and rates depend on
-            with torch.no_grad():
-                graph.run(*state, *others.values(), *self._noise(graph.draws),
-                          *torch.tensor(self._rates(graph.trained)).unbind())
-        except RuntimeError as error:
-            raise _unsupported(engine.config, f"an update has shapes that depend on its values ({error})") from None
+            inputs = [*(t.detach().clone() for t in self.state), *others.values(), *self.noise(graph),
+                      *self.rates(graph)]
         finally:
             engine.n_updates = now
+        moments = {name: twin.optimizers[name].moments()[0] for name in self.adams}
+        return inputs, moments, twin.end_update(moves_copies=False)
+
+    def check(self, state: Sequence[Tensor], moments: Moments, most_deviation: float) -> None:
+        """Raises Unsupported if the moments in the state of a graph are not those that an update makes."""
         new_state = iter(state)
         for name, adam in self.adams.items():
             # The first steps of AdamW hardly depend on the size of a gradient, but its moments do.
             _, means, _ = ([next(new_state) for _ in adam.parameters] for _ in range(3))
             old, new, expected = (torch.cat([t.detach().flatten() for t in tensors]) for tensors in (
-                adam.means, means, twin.optimizers[name].moments()[0]))
-            if (new - expected).norm() > MOST_DEVIATION * (expected - old).norm() + 1e-7:
-                raise _unsupported(engine.config, f"an update of {name!r} depends on more than its inputs")
+                adam.means, means, moments[name]))
+            if (new - expected).norm() > most_deviation * (expected - old).norm() + 1e-7:
+                raise _unsupported(self.engine.config, f"an update of {name!r} depends on more than its inputs")
 
 
 class _Adam:
@@ -205,8 +235,8 @@ class _Adam:
 
     @count.setter
     def count(self, value: int) -> None:
-        for counter in self.counters:
-            counter.fill_(value)
+        if self.counters:
+            torch._foreach_add_(self.counters, value - self.count)
 
     def rates(self, update: int, more: int) -> list[float]:
         count, (beta, beta2), rate = self.count + more, self.config.betas, self.optimizer.rate(update)
@@ -238,7 +268,7 @@ class _Traced(Engine):
             for ema, averages in self.averages_now:
                 weight = next(rates)
                 for average, value in zip(averages, ema.sources, strict=True):
-                    moved = torch.lerp(average, sources.get(id(value), value.detach()), weight)
+                    moved = torch.lerp(average, sources[id(value)] if id(value) in sources else value.detach(), weight)
                     average.copy_(torch.where(self.is_finite, moved, average))
             for name, lists in self.before.items():
                 for olds, news in zip(lists, self.now[name], strict=True):
@@ -373,7 +403,17 @@ def _has_dependent_shape(node: torch.fx.Node) -> bool:
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
 
-def _compiled(graph: torch.fx.GraphModule) -> Callable[..., Tensor]:
+def run_trial(run: Callable[..., Tensor], inputs: Sequence[Tensor], config: LearnerConfig) -> Tensor:
+    """Runs a graph with other inputs than those of its capture, and raises Unsupported if it cannot."""
+    try:
+        with torch.no_grad():
+            return run(*inputs)
+    except RuntimeError as error:
+        raise _unsupported(config, f"an update has shapes that depend on its values ({error})") from None
+
+
+def compiled(graph: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns a graph as machine code, which is made in the first call."""
     run = torch.compile(graph, fullgraph=True, dynamic=False,  # the form of a batch is checked before
                         options={"guard_filter_fn": lambda guards: [False for _ in guards]})
 
@@ -402,6 +442,11 @@ def _traceable(engine: Engine) -> Iterator[None]:
         linear.IS_TRACED, one_hot.READS_VALUES, onednn.enabled = False, True, before
 
 
+def leaves_of(batch: Batch) -> Leaves:
+    """Returns the tensors of a batch by their paths."""
+    return dict(_leaves(batch))
+
+
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """The tensors of a batch, with their paths."""
     if isinstance(value, Tensor):
@@ -414,8 +459,8 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield from _leaves(part, (*path, name))
 
 
-def _batch(leaves: dict[tuple[str, ...], Tensor]) -> Batch:
-    """The batch of these tensors: see `_leaves`."""
+def _batch(leaves: Leaves) -> Batch:
+    """The batch of these tensors: see `leaves_of`."""
     tree: dict[str, Any] = {}
     for path, tensor in leaves.items():
         node = tree

@@ -99,6 +99,27 @@ torch.library.impl("understudy::products", "cpu", lambda a, b: torch.stack([
 torch.library.register_fake("understudy::products", lambda a, b: a.new_empty(*a.shape[:-1], b.shape[-1]))
 
 
+def _vmap_linear(info, in_dims, x, weight, bias):
+    x, weight, bias = _with_rows(info, in_dims, x, weight, bias)
+    product = torch.ops.understudy.products(x.flatten(1, -2), weight.mT)
+    return (product if bias is None else product + bias.unsqueeze(1)).unflatten(1, x.shape[1:-1]), 0
+
+
+def _vmap_products(info, in_dims, *factors):
+    a, b = (x.flatten(0, 1) for x in _with_rows(info, in_dims, *factors))
+    return torch.ops.understudy.products(a, b).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _with_rows(info, in_dims, *tensors):
+    """The tensors with the axis of `vmap` in front."""
+    return [x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims, strict=True)]
+
+
+torch.library.register_vmap("understudy::linear", _vmap_linear)
+torch.library.register_vmap("understudy::products", _vmap_products)
+
+
 class _Linear(torch.autograd.Function):
     """(N, in) -> (N, out). The gradients are products of the same kind, so they can be differentiated again."""
 

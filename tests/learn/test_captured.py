@@ -62,11 +62,11 @@ def test_graphs_compute_what_eager_updates_do(name):
 
 WITH_DROPOUT = """
     act act-jepa arp attention-tuner bc-transformer-gmm bet cec contextvla decision-transformer dit-policy
-    dualmind ec-diffuser fast maskdp mdt midas mode one-shot pasta vq-bet"""
+    dualmind ec-diffuser fast maskdp mdt midas mode one-shot pasta ptp vq-bet"""
 CAPTURED = """
     bc bc-bins bc-gmm bc-rnn-gmm bottleneck-bc ccil fourier-transporter gcbc hbc ibc interactive-language iris
     keyframe-bc style-bc adaflow beso bid-flow-policy consistency-training crossway-diffusion diffusion-bc
-    diffusion-policy dp3 dp4 flow-policy interpolant-policy mean-flow-policy mip normalizing-flow-policy ptp
+    diffusion-policy dp3 dp4 flow-policy interpolant-policy mean-flow-policy mip normalizing-flow-policy
     sgac shortcut-policy streaming-diffusion-policy streaming-flow-policy training-time-rtc
     manipulate-by-seeing dagger iterative-inversion vpt idql procedure-cloning thought-cloning
     bc-inverse-dynamics class-contrastive dynamo icvf mcr behavior-retrieval mcnn skill-retrieval

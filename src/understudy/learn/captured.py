@@ -387,7 +387,8 @@ def _check(engine: Engine) -> None:
                            "train without --compile")
     if not any(o.parameters for o in optimizers):
         raise _unsupported(config, "there are no weights to train")
-    if any(getattr(m, "p", 0) or getattr(m, "dropout", 0) for m in engine.all_modules()):
+    rates = (getattr(m, name, 0) for m in engine.all_modules() for name in ("p", "dropout"))
+    if any(rate for rate in rates if isinstance(rate, float)):  # else `dropout` is a module, whose rate is `p`
         raise _unsupported(config, "a network has dropout", "set its dropout to 0, or train without --compile")
 
 

@@ -92,7 +92,8 @@ def test_methods(call):
         assert list(m) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
         assert list(m["cost"]) == ["weights", "train_seconds", "plan_ms"]
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
-    assert document(call("methods", "act", "--json")) == [m for m in methods if m["name"] == "act"]
+    (act,) = document(call("methods", "act", "--json"))
+    assert act.pop("options")["policy.head.latent_dim"] == 32 and act == next(m for m in methods if m["name"] == "act")
     status, out, _ = call("methods", "diffusion-policy")
     assert status == 0 and "--trunk" in out and "--policy.head.n-steps" in out
     described = next(m for m in methods if m["name"] == "diffusion-policy")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch._inductor import config as inductor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from understudy.core import Diverged, Feature, Unsupported, UserError
-from understudy.learn.algorithm import Engine
+from understudy.learn.algorithm import Algorithm, Engine
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.captured import capture
 from understudy.learn.critic import CriticConfig
@@ -108,6 +109,52 @@ def test_cloning_that_cannot_be_captured_is_refused(name):
     with pytest.raises(Unsupported, match=REFUSED[name]):
         capture(learner, compiled=False)
         learner.update(sampler.batch(8, 0))
+
+
+LEARNERS = [name for name in sorted(method_files())
+            if isinstance(learner := find_method(name, example_columns(name)).learner, Algorithm)
+            and not isinstance(learner, BehaviorCloning)]  # those have a test of their own
+REASONS = ("changes a buffer", "rewards are computed", "reads a value", "depends on more than", "dropout",
+           "shapes that depend", "no weights to train")
+
+
+def waits_for_the_host(node: torch.fx.Node) -> bool:
+    """Whether an operation reads a value, copies to another device, or has a shape that depends on values."""
+    if node.target is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.meta["val"].dtype == torch.bool for index in node.args[1])
+    tags = set(getattr(node.target, "tags", ()))
+    return bool(tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}) \
+        or node.kwargs.get("device") not in (None, torch.device("cpu"))
+
+
+def test_what_waits_for_the_host_is_known():
+    def waiting(x):
+        return x[x > 0], x.nonzero(), x.sum().item()
+    graph = make_fx(waiting, tracing_mode="symbolic", _error_on_data_dependent_ops=False)(torch.randn(4))
+    assert [node.target for node in graph.graph.nodes if waits_for_the_host(node)] == [
+        torch.ops.aten.index.Tensor, torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_no_graph_waits_for_the_host(name):
+    """Each kind of update of every learner, such as those with and without a step of the policy."""
+    learner, _, sampler = build(name)
+    first_updates = {tuple(learner.due_steps(n)): n for n in reversed(range(learner.steps))}.values()
+
+    def updates():
+        capture(learner, compiled=False)
+        for number in sorted(first_updates):
+            learner.n_updates = number
+            learner.update(sampler.batch(8, number))
+    try:
+        updates()
+    except Unsupported as error:
+        assert any(reason in error.problem for reason in REASONS)
+        assert name not in ("bc", "diffusion-policy", "iql", "td3-bc", "sac", "cql", "hiql", "dqn")
+    else:
+        waiting = [node for graph in learner.captured.graphs.values() for node in graph.run.graph.nodes
+                   if waits_for_the_host(node)]
+        assert len(learner.captured.graphs) == len(first_updates) and not waiting
 
 
 @pytest.mark.slow

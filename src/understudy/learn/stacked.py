@@ -32,7 +32,7 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
     initial weights, order of the data, noise, gradient clipping and averaged weights are those of the seed.
 
     The updates of all seeds are one graph if `train --compile` can compile those of the method (see `StackedUpdates`).
-    Five seeds of `iql` with networks of width 64 then take less than half of the time, and compiled a fifth.
+    Five seeds of `iql` with networks of width 64 then take three fifths of the time, and compiled a quarter.
 
     One after the other train networks of more than 100,000 weights that are not compiled, trainings of less than 500
     updates, methods with a reward model or that collect episodes, and all whose updates cannot be captured, or not be
@@ -44,8 +44,8 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
         seeds: Seeds, as `fit_method` uses them.
         stages: For each seed, stages that are already trained, by name.
         env: The environment in which the method collects episodes.
-        compile: Whether PyTorch compiles the graph of the seeds, which takes about 20 seconds of `iql` and pays from
-            about 3,000 updates on. It needs a C++ compiler.
+        compile: Whether PyTorch compiles the graph of the seeds, which takes about 30 seconds of `iql` and pays from
+            about 6,000 updates on. It needs a C++ compiler.
         log: Called with a sentence if the seeds are trained one after the other.
 
     Raises:

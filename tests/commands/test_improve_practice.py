@@ -20,7 +20,7 @@ from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.evaluation import evaluate, evaluation_of, validation_seed
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, WrappedActor
 from understudy.improve.promotion import Promotion
-from understudy.learn.critics.td3 import TD3
+from understudy.learn.critics.off_policy_actor_critic import ActorCritic
 from understudy.learn.method import load_actor
 from understudy.learn.run import Run
 
@@ -157,8 +157,8 @@ def test_killed_at_any_time_it_is_the_same_run(name, base, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["residual", "rlpd"])
 def test_a_critic_that_is_not_finite_is_named_with_the_update(name, improve, tmp_path, monkeypatch):
-    value, number = TD3.target_value, itertools.count(1)
-    monkeypatch.setattr(TD3, "target_value",
+    value, number = ActorCritic.bootstrapped, itertools.count(1)
+    monkeypatch.setattr(ActorCritic, "bootstrapped",
                         lambda *args: value(*args) * (torch.nan if next(number) == 3 else 1))
     refused(improve(name, "--out", tmp_path / "run", *SHORT), "update 3", "the loss of 'critic' is nan",
             "lower the learning rate")

@@ -227,7 +227,8 @@ class _Adam:
 
     def __init__(self, optimizer: OptimizerState):
         self.optimizer, self.config, self.parameters = optimizer, optimizer.config, optimizer.parameters
-        self.means, self.squares, self.counters = optimizer.moments()
+        self.means, self.squares, counters = optimizer.moments()
+        self.counters = [*{id(counter): counter for counter in counters}.values()]  # weights may share one
 
     @property
     def count(self) -> int:

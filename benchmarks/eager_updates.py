@@ -1,8 +1,8 @@
 """Updates of learners that are not compiled, against those of an earlier commit: python benchmarks/eager_updates.py
 
     python benchmarks/eager_updates.py [METHOD[:BATCH] ...]      against the last commit before learners had one engine
-    git worktree add /tmp/base COMMIT
-    python benchmarks/eager_updates.py --base /tmp/base/src      against any other
+    git worktree add ../base COMMIT
+    python benchmarks/eager_updates.py --base ../base/src        against any other
 
 Each side is a process with one thread. They take turns of some updates, with the networks, batch size and example data
 of the method, and equal batches. Without METHOD there is one method for each class of learners, and several that clone.

@@ -1,4 +1,4 @@
-"""Lines of methods, and of learners beside d3rlpy's and OGBench's: python benchmarks/learner_lines.py [--page]
+"""Lines of methods, and of learners compared with d3rlpy's and OGBench's: python benchmarks/learner_lines.py [--page]
 
 With --methods in place of --page, only the files of all methods are counted, at the commit `BEFORE` and now, and the
 table is printed. These are all their lines.

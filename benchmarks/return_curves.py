@@ -11,7 +11,7 @@ their own settings but for the random steps; their critics of SAC learn at 1e-3.
 After every 1,000 or 2,000 steps the deterministic policy is evaluated from the same starts, 100 of Pendulum-v1 and 20
 of CartPole-v1, whose time is not counted. One cell is one seed of one library on one thread; its file in
 benchmarks/results/return-curves has the steps, the returns and the CPU seconds of the training, compilation included:
-that of JAX, and that of SAC in a row of its own, which begins without what the cache of PyTorch has from before.
+that of JAX, and that of SAC in another row, which starts without what the cache of PyTorch has from before.
 The seconds were taken out of cells of SAC on Hopper from a slower machine. Cells that are there are not run again. With
 --page, only the table is printed: the mean return at the end, the CPU seconds in all, and the steps and CPU seconds
 until the mean return first reaches the level, each with the 95 % interval over seeds (Student's t).

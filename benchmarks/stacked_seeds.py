@@ -1,7 +1,7 @@
 """Updates of five seeds as one graph, compiled and not, and one after the other: python benchmarks/stacked_seeds.py
 
-Batches are of 256 transitions with 17 observed numbers and 6 actions, as in benchmarks/offline_rl.py, drawn anew for
-each seed and update. All ways take turns in one process with one thread. The note has the processor time of the first
+Batches are of 256 transitions with 17 observed numbers and 6 actions, as in benchmarks/offline_rl.py, drawn for each
+seed and update. All ways take turns in one process with one thread. The note has the processor time of the first
 updates, which capture and compile, without what the cache of PyTorch has from before. The limits `MAX_WEIGHTS` and
 `MIN_UPDATES` of `understudy.learn.stacked` come from this table.
 """
@@ -44,7 +44,7 @@ def ways(name: str, width: int) -> dict[str, Callable[[], object]]:
     data = Dataset([Episode(columns) for columns in offline_rl.episodes()])
 
     def trainings() -> list:
-        return [stacked.prepare(method, data, seed, {}) for seed in SEEDS]
+        return [stacked.prepare_training(method, data, seed, {}) for seed in SEEDS]
 
     def together(compiled: bool) -> Callable[[], object]:
         prepared, number = trainings(), itertools.count()

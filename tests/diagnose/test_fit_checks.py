@@ -182,7 +182,7 @@ def test_long_plans_are_named_before_their_error():
     (FitErrors(0.05, None), 5, [("overfit", "warning")]), (FitErrors(0.05, None), 15, []),
     (FitErrors(0.05, 0.2), 5, []), (FitErrors(0.5, None), 5, [])])
 def test_without_held_out_episodes_trials_say_whether_it_generalizes(errors, n_successes, codes_and_levels):
-    """Of 3 demonstrations, of which none was held out, nothing was said."""
+    """Nothing was said of 3 demonstrations without a held-out one."""
     outcome = Outcome(n_successes, 20)
     assert codes(fit_checks.check_fit(errors, True, outcome=outcome)) == codes_and_levels
     assert not list(fit_checks.check_fit(errors, False, outcome=outcome))

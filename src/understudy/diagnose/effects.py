@@ -165,7 +165,7 @@ def regress_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
     more[i] = abs(gain)
     other = int(np.argmax(more))
     return Effect(float(gain), 0.0, convention, float(np.median(missed) / usual),
-                   other if more[other] > GAINS[0] / 2 else i)
+                  other if more[other] > GAINS[0] / 2 else i)
 
 
 def is_stuck(usual: np.ndarray, own: np.ndarray) -> bool:

@@ -64,7 +64,7 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
         passes: How many times it was shown each recorded window in training.
-        outcome: How often it succeeds. Where nothing was held out, this alone says whether it generalizes.
+        outcome: In how many episodes it succeeds. Where nothing was held out, this alone says whether it generalizes.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
@@ -315,7 +315,7 @@ def _decided(episodes: Iterable[Episode]) -> float:
 
 @dataclass(frozen=True)
 class ChunkTrials:
-    """Whether a policy succeeds, by start, as it is and with plans of which fewer steps are executed."""
+    """Whether a policy succeeds, by start, as it is and if it executes fewer steps of each plan."""
 
     n_action_steps: int
     successes: Sequence[bool]

@@ -75,7 +75,7 @@ class Observed:
         episodes: Episodes of the policy, or single observations of a robot that does not move.
         probes: Episodes with recorded actions. None for none.
         moves: Whether anything moves. A robot that is only read rests anywhere.
-        shorter: Trials with plans of which fewer steps were executed.
+        shorter: Trials in which fewer steps of each plan were executed.
         n_action_steps: Steps of a plan that the policy executes.
     """
 

@@ -71,7 +71,7 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
     trainings = list(zip(data_sets, seeds, stages_of_seeds, strict=True))
     reason = reason_against_stacking(method) if len(seeds) > 1 else "there is one seed"
     if reason is None:
-        prepared = [prepare(method, *training) for training in trainings]
+        prepared = [prepare_training(method, *training) for training in trainings]
         reason = _train_at_once(prepared, compile)
         if reason is None:
             return tuple(training.result() for training in prepared)
@@ -120,7 +120,8 @@ class _Prepared:
         return FitResult(self.untrained.method, modules, self.untrained.features)
 
 
-def prepare(method: Method, data: Dataset, seed: int, stages: Mapping[str, FitResult]) -> _Prepared:
+def prepare_training(method: Method, data: Dataset, seed: int, stages: Mapping[str, FitResult]) -> _Prepared:
+    """Does what `fit_method` does before the first update."""
     calls: list[tuple[Any, Callable[[int], Batch], int]] = []
 
     def keep(learner, batch, steps, **options):

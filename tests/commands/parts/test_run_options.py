@@ -140,6 +140,11 @@ def test_a_damaged_entry_is_named_with_its_file(provenance, change, key, problem
     assert problem in str(error.value)
 
 
+def test_an_entry_without_options_of_the_method_has_none(provenance):
+    options = {name: value for name, value in stored_options(provenance()).items() if name != "method_options"}
+    assert train_arguments(provenance(options=options))[0] == "train"
+
+
 def test_a_command_names_the_damaged_entry(provenance, call):
     refused(call("diagnose", provenance(options=["train"])), "provenance.json: options: ['train'] is not an object",
             "take the file from a copy")

@@ -127,7 +127,7 @@ def flag_of(path: str) -> str:
 
 
 def flag_words(flag: str, values: Sequence[object]) -> list[object]:
-    """An option and its values as words of a command: ["--freeze", "net"], and ["--task=-x"] for what begins with -."""
+    """An option and its values as words of a command: ["--freeze", "net"], and ["--task=-x"] for what starts with -."""
     return [f"{flag}={values[0]}"] if len(values) == 1 and is_option(path_text(values[0])) else [flag, *values]
 
 

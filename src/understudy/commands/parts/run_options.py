@@ -119,7 +119,7 @@ def train_arguments(run: Path, data: Path | str | None = None, without: Collecti
     """The arguments of the command train that made a run. None if another command did.
 
     Args:
-        data: The path of other data, in place of its own.
+        data: The path of other data.
         without: Names of options that are left out.
     """
     if (o := train_options_of(run)) is None:
@@ -127,7 +127,7 @@ def train_arguments(run: Path, data: Path | str | None = None, without: Collecti
     defaults = {f.name: f.default for f in fields(o)}
     words = [word for option in options_of(TrainOptions) if not option.is_positional and option.name not in without
              and (value := getattr(o, option.name)) != defaults[option.name] for word in option_words(option, value)]
-    for name, value in stored_options(run)["method_options"].items():
+    for name, value in stored_options(run).get("method_options", {}).items():
         values = value if isinstance(value, list) else () if value is True else (value,)
         words += flag_words(flag_of(name), [str(v).lower() if v is None or isinstance(v, bool) else v for v in values])
     return ["train", o.method, *filter(None, [data or o.data]), *words]

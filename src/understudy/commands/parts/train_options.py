@@ -38,7 +38,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     method: Annotated[str, Positional, arg(metavar="METHOD")]
     """a method's name (understudy methods), module:function, or a method.json"""
     data: Annotated[Path | None, Positional, arg(metavar="DATA")] = None
-    """a file or folder of demonstrations; without it a method that collects episodes begins with random actions in the
+    """a file or folder of demonstrations; without it a method that collects episodes starts with random actions in the
     environment of --env"""
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""

@@ -17,7 +17,7 @@ from ..critic import Critic, mix_networks
 from ..optimizer import OptimizerConfig
 from ..rewards.reward_models import RewardedConfig, RewardedEngine, RewardModelConfig
 from ..rewards.transport_reward import EpisodeRewardConfig
-from ..targets import ReturnBound, td_loss, td_terms
+from ..targets import ReturnBound, mean_over_steps, td_loss, td_terms
 from .critic_learning import CriticLearningConfig, draw_plans
 
 
@@ -97,6 +97,10 @@ class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
         """Returns the rewards of the steps plus the discounted value of what follows, (..., B)."""
         reward, bootstrap = td_terms(batch, self.discount, self.n_step)
         return reward + bootstrap * value
+
+    def distance(self, nets: Any, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
+        return mean_over_steps((coded - nets.policy.encode_batch(batch)).square(), batch.mask)
 
     @loss("critic", when=critic_is_due)
     def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from ...data.episode import Dataset
 from ...policy import Policy
 from ..algorithm import MetricBound, Net, loss
 from ..critic import Critic
-from ..targets import ReturnBound, mean_over_steps
+from ..targets import ReturnBound
 from .off_policy_actor_critic import ActorCritic, policy_is_due
 
 
@@ -87,10 +87,6 @@ class SAC(ActorCritic):
             target_entropy = self.target_entropy * coded[0].numel()
             terms = (*terms, -nets.temperature.log * (log_prob.detach() + target_entropy))
         return (*terms, {"temperature": temperature, "entropy": -log_prob})
-
-    def distance(self, nets: Any, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
-        return mean_over_steps((coded - nets.policy.encode_batch(batch)).square(), batch.mask)
 
 
 class Temperature(nn.Module):

@@ -95,10 +95,6 @@ class TD3(ActorCritic):
         """Returns the coded plans of a policy, (B, H, A)."""
         return policy.sample(policy.context(obs), rng)
 
-    def distance(self, nets: Any, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
-        return mean_over_steps((coded - nets.policy.encode_batch(batch)).square(), batch.mask)
-
     def _following_distance(self, nets: Any, coded: Tensor, batch: Batch) -> Tensor:
         """Mean squared distance of coded plans to the stored actions that follow a window, (B,). 0 without any."""
         assert batch.next is not None

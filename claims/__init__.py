@@ -1,1 +1,0 @@
-"""Published statements as experiments, by the families of the ledger, with their texts and records."""

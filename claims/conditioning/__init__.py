@@ -1,1 +1,0 @@
-"""Experiments of the family conditioning of the ledger."""

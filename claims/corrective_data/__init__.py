@@ -1,1 +1,0 @@
-"""Experiments of the family corrective-data of the ledger."""

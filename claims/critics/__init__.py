@@ -1,1 +1,0 @@
-"""Experiments of the family critics: which part of a critic decides how wrong its values are?"""

@@ -1,1 +1,0 @@
-"""Experiments of the family data-curation of the ledger."""

@@ -1,1 +1,0 @@
-"""Experiments of the family demonstrations-in-rl: how demonstrations enter reinforcement learning."""

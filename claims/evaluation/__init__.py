@@ -1,1 +1,0 @@
-"""Experiments of the family evaluation of the ledger."""

@@ -1,1 +1,0 @@
-"""What one piece of feedback is worth, where all values can be computed."""

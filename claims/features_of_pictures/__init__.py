@@ -1,1 +1,0 @@
-"""Experiments on encoders of pictures that are trained first, or with the policy: with which objective?"""

@@ -1,1 +1,0 @@
-"""Experiments on encoders that are trained on states first: with which objective?"""

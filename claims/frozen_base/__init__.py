@@ -1,1 +1,0 @@
-"""Experiments of the family frozen-base: a policy that practises while it stays as it is."""

@@ -1,1 +1,0 @@
-"""Experiments of the family goals-from-play: goals that are named after the data were recorded."""

@@ -1,1 +1,0 @@
-"""Experiments on histories: what must be learned so that a history helps?"""

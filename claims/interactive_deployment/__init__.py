@@ -1,1 +1,0 @@
-"""Experiments of the family interactive-deployment of the ledger."""

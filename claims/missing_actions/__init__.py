@@ -1,1 +1,0 @@
-"""Experiments on few or no recorded actions: how to clone then."""

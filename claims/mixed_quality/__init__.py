@@ -1,1 +1,0 @@
-"""Experiments about demonstrations of mixed quality."""

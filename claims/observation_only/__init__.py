@@ -1,1 +1,0 @@
-"""Experiments of the family observation-only of the ledger."""

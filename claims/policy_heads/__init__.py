@@ -1,1 +1,0 @@
-"""Experiments of the family policy-heads of the ledger."""

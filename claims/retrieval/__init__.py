@@ -1,1 +1,0 @@
-"""Experiments of the family retrieval of the ledger."""

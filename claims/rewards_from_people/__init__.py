@@ -1,1 +1,0 @@
-"""Experiments of the family rewards-from-people: what to ask people, and whether reinforcement learning is worth it."""

@@ -1,1 +1,0 @@
-"""Experiments of the family sequence-execution of the ledger."""

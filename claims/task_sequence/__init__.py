@@ -1,1 +1,0 @@
-"""What must be kept of earlier tasks when a policy learns one task after another."""

@@ -1,1 +1,0 @@
-"""Experiments of the family token-policies of the ledger."""

@@ -1,0 +1,181 @@
+"""Writes the pages about evidence from tables, systems, advice and published numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from understudy.files import write_json, write_text
+
+from . import advice, published
+from .systems import STATUSES, System, systems
+from .tables import Comparison, Family, Measure, Table, families, format_figure
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MADE = "<!-- made by python -m evidence pages: change the source, not this page -->"
+MAX_WORDS = 120  # of the text of a family
+_W, _H = 160, 20
+
+
+def write_pages() -> list[Path]:
+    """Writes all pages, and the advice that ships with the package.
+
+    Returns:
+        The files.
+    """
+    everything = families()
+    pages = {"evidence/index.md": _index(everything), "evidence/systems.md": _systems(systems()),
+             "evidence/advice.md": advice.page(), "published.md": published.page(),
+             **{f"evidence/{name.replace('_', '-')}.md": family_page(family) for name, family in everything.items()}}
+    for name, text in pages.items():
+        write_text(DOCS / name, text)
+    write_json(ROOT / "src/understudy/advice.json", advice.survivors())
+    return [*(DOCS / name for name in pages), ROOT / "src/understudy/advice.json"]
+
+
+def family_page(family: Family) -> str:
+    """The page of a family: its question, and each table with its comparisons."""
+    if (words := len(family.text.split())) > MAX_WORDS:
+        raise ValueError(f"{family.folder / 'family.toml'}: the text has {words} words, and at most {MAX_WORDS}")
+    parts = [f"# {family.question}", MADE, family.text]
+    for table in family.tables.values():
+        parts += [f"## {table.title} {{#{table.name}}}", table.text]
+        if table.shows_nothing:
+            parts.append(f"*No comparison can be read: {table.shows_nothing}*")
+        parts += ["\n".join(_rows(table, measure)) for measure in table.measures]
+        parts.append(_origin(table))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _rows(table: Table, name: str) -> list[str]:
+    measure, record = table.family.measure(name), table.record["figures"][name]
+    comparisons = table.comparisons(name)
+    reach = max((abs(v) for c in comparisons for v in (c.low, c.high)), default=1.0) or 1.0
+    shown = name + (", %" if measure.percent else "") + (" (lower is better)" if measure.lower else "")
+    lines = [f"| arm | {shown} | compared with | difference | |", "|---|--:|---|--:|---|"]
+    for arm in (arm for arm in table.arms if arm in record):
+        own = [c for c in comparisons if c.arm == arm and not table.shows_nothing]
+        label = f"{arm} *(ablation)*" if arm in (table.ablations or {}) else arm
+        first = f"| {label} | {format_figure(float(np.mean(record[arm])), measure)} |"
+        lines += [f"{first if i == 0 else '| | |'} {c.rival} | {_difference(c, measure)} | {picture(c, measure, reach)} |"
+                  for i, c in enumerate(own)] or [f"{first} | | |"]
+    return lines
+
+
+def _difference(comparison: Comparison, measure: Measure) -> str:
+    low, high = (format_figure(v, measure, signed=True) for v in (comparison.low, comparison.high))
+    return f"{format_figure(comparison.difference, measure, signed=True)} [{low}, {high}] **{comparison.word}**"
+
+
+def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
+    """SVG of a difference and its interval, around 0 and the margin. `reach` is at the edge."""
+    def x(value: float) -> float:
+        return round(_W / 2 * (1 + min(max(value / (1.1 * reach), -1), 1)), 1)
+    margin = measure.margin or 0.0
+    label = f"{comparison.word}: {comparison.difference:.3g} from {comparison.low:.3g} to {comparison.high:.3g}"
+    return (f'<svg class="difference {comparison.word}" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" role="img" '
+            f'aria-label="{escape(label)}"><rect x="{x(-margin)}" width="{x(margin) - x(-margin):.1f}" height="{_H}"/>'
+            f'<path class="zero" d="M{_W / 2} 0V{_H}"/><path d="M{x(comparison.low)} {_H / 2}H{x(comparison.high)}"/>'
+            f'<circle cx="{x(comparison.difference)}" cy="{_H / 2}" r="4"/></svg>')
+
+
+def _origin(table: Table) -> str:
+    record = table.record
+    seeds, commits = record["seeds"], ", ".join(f"`{commit[:8]}`" for commit in record["commits"])
+    kind = "Exploratory: made before the rules of these tables. " if record["exploratory"] else ""
+    again = f"`python -m evidence run {table.name}`" if table.experiment else f"`{table.was}` of that commit"
+    other = sum(entry["design"] == "another" for entry in record.get("earlier", []))
+    earlier = f" {other} earlier runs had another design." if other else ""
+    return (f"*{kind}{len(seeds)} training seeds from {seeds[0]}, {record['seconds'] / 60:.0f} CPU minutes, commit "
+            f"{commits}, {again}.{earlier}*")
+
+
+def _index(everything: dict[str, Family]) -> str:
+    counts = Counter(system.status for system in systems())
+    lines = [
+        "# Evidence", MADE,
+        "This part of the documentation shows what understudy can do and how that is known. There are four kinds of "
+        "evidence, and each has its own page.",
+        "- [Advice that was tested](advice.md): sentences for practitioners. Each was tested on new seeds in two worlds.\n"
+        "- [Systems](systems.md): " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
+        + f", of {counts.total()} published systems.\n"
+        "- [Published numbers](../published.md): figures of papers and other libraries, and the same here.\n"
+        "- Family tables, below: which method suits a situation.",
+        "## How to read a table",
+        "The first arm is what a practitioner would try first. Every other arm is compared with it on the same training "
+        "seeds, demonstrations and starts. The difference has a 95 % interval of Student's t over training seeds, and one "
+        "of four words.",
+        "- **better** or **worse**: the interval excludes 0.\n- **equal**: the interval lies within the margin, the gray "
+        "band of the picture.\n- **open**: neither. More seeds would be needed.",
+        "Intervals are not adjusted for the number of comparisons. A table that is marked *exploratory* is older than "
+        "these rules: its seeds may have been looked at, and its margin was chosen for another rule. An *ablation* lacks "
+        "the mechanism of another arm, and is compared with that arm.",
+        "## Families", "| question | tables |", "|---|---|"]
+    body = "\n\n".join(lines[:-2]) + "\n\n" + "\n".join(lines[-2:]) + "\n"
+    return body + "\n".join(
+        f"| [{family.question}]({name.replace('_', '-')}.md) | "
+        + ", ".join(f"[{table.title}]({name.replace('_', '-')}.md#{table.name})" for table in family.tables.values())
+        + " |" for name, family in everything.items()) + "\n"
+
+
+FILTER = """<p class="filter"><label>Family <select id="family"><option></option>{families}</select></label>
+<label>Status <select id="status"><option></option>{statuses}</select></label> <output id="shown"></output></p>
+<script>
+const choose = (id, i) => row => !document.getElementById(id).value
+  || row.cells[i].textContent === document.getElementById(id).value;
+function show() {{
+  const rows = [...document.querySelectorAll(".md-typeset tbody tr")];
+  const tests = [choose("family", 2), choose("status", 3)];
+  rows.forEach(row => row.hidden = !tests.every(test => test(row)));
+  document.getElementById("shown").textContent = rows.filter(row => !row.hidden).length + " systems";
+}}
+for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
+document.addEventListener("DOMContentLoaded", show);
+</script>"""
+
+
+def _systems(rows: list[System]) -> str:
+    counts = Counter(system.status for system in rows)
+    names = sorted({system.family for system in rows})
+    options = {key: "".join(f"<option>{escape(v)}</option>" for v in values)
+               for key, values in (("families", names), ("statuses", STATUSES))}
+    head = "\n\n".join([
+        "# Systems", MADE,
+        f"understudy keeps a list of {len(rows)} published systems. This table says how to use each one, which test shows "
+        "that it is right, and where it is compared with the plainest rival.",
+        "- **works**: there is a use and a test, and a comparison with the plainest rival is better, or equal at a lower "
+        "cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no experiment of this "
+        "size could show a difference.\n- **experiment only**: there is an experiment, and nothing that a person would "
+        "use, or no test.\n- **missing**: the rest.",
+        "It has " + ", ".join(f"{counts[status]} that are *{status}*" for status in STATUSES) + ".",
+        FILTER.format(**options)])
+    lines = ["| row | system | family | status | use | right | compared |", "|---|---|---|---|---|---|---|"]
+    return head + "\n\n" + "\n".join([*lines, *map(_system_line, rows)]) + "\n"
+
+
+def _system_line(system: System) -> str:
+    name = f"[{system.name}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.name
+    uses = "<br>".join(f"`{use}`" for use in filter(None, system.use.split("; ")))
+    tests = "<br>".join(_test(test) for test in filter(None, system.right.split("; ")))
+    comparison = system.comparison
+    compared = "" if comparison is None else f"{_table_link(system)}: {comparison.arm} {comparison.word}"
+    why = compared or system.works or system.note
+    cells = (system.row, name, system.family, system.status, uses, tests, why)
+    return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
+
+
+def _test(test: str) -> str:
+    what = re.search(r" \((.+)\)$", test)
+    title = escape(test.split(" (")[0], quote=True)
+    return f'<span title="{title}">{escape(what[1]) if what else "test"}</span>'
+
+
+def _table_link(system: System) -> str:
+    from .tables import find_table
+    table = find_table(system.works.split(" | ")[0])
+    return f"[{table.name}]({table.family.name.replace('_', '-')}.md#{table.name})"

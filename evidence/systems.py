@@ -1,0 +1,174 @@
+"""The table of systems: what a user types, the test that shows it right, and where it is compared with a plain rival.
+
+`systems.tsv` has one line for each row of the ledger. `status` is computed from its entries.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib
+import inspect
+import re
+import shlex
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from understudy.core import UserError, unknown_name
+
+from .tables import Comparison, find_table
+
+FILE = Path(__file__).parent / "systems.tsv"
+ROOT = Path(__file__).parents[1]
+COLUMNS = ("row", "name", "family", "title", "arxiv", "use", "right", "works", "note")
+Status = Literal["works", "no gain", "not at this scale", "experiment only", "missing"]
+STATUSES: tuple[Status, ...] = ("works", "no gain", "not at this scale", "experiment only", "missing")
+NOT_AT_THIS_SCALE = "not at this scale: "
+TEST = re.compile(r"(tests/\S+\.py)::(\w+)(?:\[[^\]]*\])?(?: \((.+)\))?")
+PYTHON = re.compile(r"(understudy(?:\.\w+)*):(\w+(?:\.\w+)*)(?:\(([\w, ]*)\))?")
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Attributes:
+        row: Its number in the ledger, three digits.
+        use: Commands and names of Python, separated by "; ". `understudy train hiql`, or `understudy.module:Name(field)`.
+        right: Tests, separated by "; ": `tests/test_file.py::test_name (what it compares with)`.
+        works: "TABLE | ARM | RIVAL | MEASURE | lower COST", the last two optional; or "not at this scale: " and why.
+        note: Why something is missing, or what is left out.
+    """
+
+    row: str
+    name: str
+    family: str
+    title: str
+    arxiv: str
+    use: str
+    right: str
+    works: str
+    note: str
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison with the plainest rival that `works` names."""
+        if not self.works or self.works.startswith(NOT_AT_THIS_SCALE):
+            return None
+        table, arm, rival, *rest = self.works.split(" | ")
+        return find_table(table).compare(arm, rival, rest[0] if rest and rest[0] else "success")
+
+    @property
+    def status(self) -> Status:
+        """The status by the rules of the table."""
+        comparison = self.comparison
+        if not self.use or not self.right:
+            return "experiment only" if comparison is not None else "missing"
+        if comparison is None:
+            return "not at this scale" if self.works else "missing"
+        is_cheaper = len(self.works.split(" | ")) > 4
+        if comparison.word == "better" or comparison.word == "equal" and is_cheaper:
+            return "works"
+        return "not at this scale" if comparison.word == "open" else "no gain"
+
+
+def systems() -> list[System]:
+    """All systems, in the order of the file.
+
+    Raises:
+        UserError: A line has too few columns, or a number that is used twice.
+    """
+    with FILE.open(encoding="utf-8", newline="") as file:
+        head, *lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if tuple(head) != COLUMNS:
+        raise UserError(f"the columns must be {', '.join(COLUMNS)}", where=f"{FILE}, line 1", hint="separate them by tabs")
+    rows: dict[str, System] = {}
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(COLUMNS) or not re.fullmatch(r"\d{3}", line[0]) or line[0] in rows:
+            raise UserError(f"the line has {len(line)} columns, or its number is not three digits or used twice",
+                            where=f"{FILE}, line {number}", hint=f"columns: {', '.join(COLUMNS)}")
+        rows[line[0]] = System(*line)
+    return list(rows.values())
+
+
+def table() -> list[dict[str, str]]:
+    """The table as `python -m evidence systems --json` prints it."""
+    return [{**{key: value for key, value in asdict(system).items() if key not in ("title", "arxiv")},
+             "status": system.status} for system in systems()]
+
+
+def problems(system: System) -> list[str]:
+    """What the entries of a system name and does not exist."""
+    found = [problem for use in filter(None, system.use.split("; ")) if (problem := _wrong_use(use))]
+    found += [problem for test in filter(None, system.right.split("; ")) if (problem := _wrong_test(test))]
+    try:
+        system.comparison  # noqa: B018
+    except (UserError, ValueError) as error:
+        found.append(f"works: {error}")
+    return found
+
+
+def _wrong_use(use: str) -> str | None:
+    if match := PYTHON.fullmatch(use):
+        module, path, arguments = match.groups()
+        try:
+            value = importlib.import_module(module)
+            for name in path.split("."):
+                value = getattr(value, name)
+            known = inspect.signature(value).parameters if arguments else {}
+        except (ImportError, AttributeError) as error:
+            return f"use: {use}: {error}"
+        wrong = [name for name in re.findall(r"\w+", arguments or "") if name not in known]
+        return f"use: {use} has no argument {', '.join(wrong)}" if wrong else None
+    if not use.startswith("understudy "):
+        return f"use: {use} is neither a command nor understudy.module:Name"
+    return _wrong_command(shlex.split(use)[1:])
+
+
+def _wrong_command(words: list[str]) -> str | None:
+    from understudy.commands.parts.command_list import COMMANDS
+    if words[0] not in COMMANDS:
+        return str(unknown_name("command", words[0], COMMANDS))
+    text = help_of(words[0])
+    for word in words[1:]:
+        if word.startswith("--") and not re.search(rf"{re.escape(word.split('.')[0])}\b", text):
+            return f"use: understudy {words[0]} has no option {word}"
+    if words[0] == "train" and len(words) > 1 and not words[1].isupper():
+        from understudy.methods import method_files
+        if words[1] not in method_files():
+            return str(unknown_name("method", words[1], method_files()))
+    for option, value in zip(words[1:], words[2:], strict=False):
+        if option.startswith("--") and re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in text:
+            return f"use: the help of understudy {words[0]} does not name {option} {value}"
+    return None
+
+
+@cache
+def help_of(command: str) -> str:
+    """What `understudy COMMAND --help` prints."""
+    import contextlib
+    import io
+
+    from understudy.cli import main
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return printed.getvalue()
+
+
+def _wrong_test(test: str) -> str | None:
+    match = TEST.fullmatch(test)
+    if match is None:
+        return f"right: {test} is not tests/file.py::test_name (what it compares with)"
+    file, name, _ = match.groups()
+    if not (ROOT / file).is_file():
+        return f"right: {file} does not exist"
+    return None if name in _tests_of(file) else f"right: {file} has no {name}"
+
+
+@cache
+def _tests_of(file: str) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef)}

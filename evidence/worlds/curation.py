@@ -1,0 +1,151 @@
+"""Parts of claims about which demonstrations to learn from.
+
+A source gives every step a weight for every arm. An arm learns from the steps with its weights, with the same number of
+updates on batches of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from evidence.measures import ROWS
+from evidence.memo import Memo
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.envs import make
+from understudy.envs.base import Env
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.planners import FixedBatch
+from understudy.heads.base import Head
+from understudy.heads.likelihood.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+
+
+@dataclass(frozen=True)
+class CuratedMethod:
+    """A method that learns from steps sampled in proportion to the column "keep.CURATION".
+
+    Args:
+        curation: Name of the curation.
+    """
+
+    method: Method
+    curation: str
+
+
+def cloning_method(
+    lr: float, head: Head | None = None, window: Window | None = None, n_action_steps: int = 1, steps: int = 500
+) -> Method:
+    """A small behavior cloning method on vectors.
+
+    Args:
+        head: The head. By default a regression.
+        window: The window. By default one step.
+        n_action_steps: Number of actions of each chunk that are executed.
+    """
+    policy = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
+    return Method(
+        policy, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
+    )
+
+
+def curated_arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
+    """One arm for each name of a curation, all with the same options for tuning."""
+    return tuple(Arm(b, tuple(CuratedMethod(o, b) for o in options)) for b in by)
+
+
+def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split: int = 0, **options) -> Dataset:
+    """Successful rollouts of an actor.
+
+    Args:
+        split: Different numbers give independent draws with the same seed.
+
+    Returns:
+        The first `episodes` rollouts that succeed.
+    """
+    return first_successes(actor, make(env, rows=ROWS, **options), episodes, seed, split)
+
+
+def first_successes(actor: Actor, env: Env, episodes: int, seed: int, split: int = 0) -> Dataset:
+    """As `successful_rollouts`, in an environment that is there."""
+    successes: list[Episode] = []
+    for more in range(20):
+        first = 100_000 * split + 1000 * more
+        rollouts = rollout(actor, env, max(episodes, 5), recording_seed(seed), first=first)
+        successes += [e for e in rollouts if e.metadata["success"]]
+        if len(successes) >= episodes:
+            return Dataset(successes[:episodes], rollouts.metadata)
+    raise RuntimeError(f"{env.metadata['env']}: hardly any demonstration succeeds")
+
+
+def with_keep_columns(
+    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray], metadata=None
+) -> Dataset:
+    """Adds a column "keep.NAME" of weights for each name.
+
+    Args:
+        weights: For each name, one weight per episode or one array of weights per step, (T,).
+        metadata: Metadata of the result. By default those of `data`.
+    """
+    out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
+                      for name, values in weights.items()}) for i, e in enumerate(data)]
+    return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
+
+
+_loaded_datasets = Memo(12)
+
+
+def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, int], Dataset]:
+    """Wraps the `load` of a source in a cache, because every arm loads the same seeds."""
+    def load(self, seed):
+        return _loaded_datasets.get((self, seed), lambda: load_function(self, seed))
+    return load
+
+
+def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
+    """Trains on the steps that have a weight for this arm. Statistics for normalization exclude episodes without such a
+    step.
+
+    Args:
+        method: The method, and the name of its curation.
+        data: Demonstrations with columns "keep.NAME".
+    """
+    column, inner = f"keep.{method.curation}", method.method
+    weighted_episodes = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
+    of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
+    return fit_method(of_state, weighted_episodes, seed, sampling_weights=lambda e: e.steps[column]).policy
+
+
+def curated_success(
+    experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
+    """Trains a curated method and rolls it out.
+
+    Args:
+        method: The method, and the name of its curation.
+        data: Demonstrations with columns "keep.NAME".
+
+    Returns:
+        "success", 0 or 1 per start, and every value "NAME.CURATION" among the "figures" of the data's metadata, one per
+        run.
+    """
+    policy = train_curated(method, data, seed)
+    environment = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
+    actor = PolicyActor(FixedBatch(policy, ROWS), method.method.executor)
+    rollouts = rollout(actor, environment, episodes, seed=starts)
+    figures = {k.removesuffix(f".{method.curation}"): [float(v)] for k, v in data.metadata.get("figures", {}).items()
+               if k.endswith(f".{method.curation}")}
+    return {"success": [float(e.metadata["success"]) for e in rollouts], **figures}

@@ -1,1 +1,1 @@
-"""What was shown with understudy: systems, family tables, advice and published numbers. Run it by `python -m evidence`."""
+"""Evidence about understudy: systems, family tables, advice and published numbers. `python -m evidence` runs it."""

@@ -55,7 +55,10 @@ class Sentence:
         return [(self.tables or {})[world].compare(self.arm, self.rival, self.measure) for world in self.worlds]
 
     def p_value(self) -> float:
-        """The larger p-value of the two worlds: paired t-tests over training seeds. With a margin, two one-sided tests."""
+        """The larger p-value of the two worlds, of paired t-tests over training seeds.
+
+        With a margin, each is the larger of two one-sided tests.
+        """
         return max(self._p_value((self.tables or {})[world]) for world in self.worlds)
 
     def _p_value(self, table: Table) -> float:
@@ -134,11 +137,11 @@ def page() -> str:
     """The page of advice: what survived, what did not hold up, and what is not judged yet."""
     every, survives = sentences(), judge()
     parts = ["# Advice that was tested", MADE,
-             f"Each of these {len(every)} sentences states one comparison with what a practitioner would try first. The "
-             "sentence, its comparison and its seeds were fixed before the run. It was judged on new training seeds in the "
-             "world where it was found, and in a second world that was drawn at random from public ones.",
-             "A sentence survives if the comparison holds in both worlds. The larger p-value of both counts, and Holm's "
-             "method corrects for the number of sentences."]
+             f"Each of these {len(every)} sentences states one comparison with what a practitioner would try first. "
+             "The sentence, its comparison and its seeds were fixed before the run. It was judged on new training "
+             "seeds in the world where it was found, and in a second one that was drawn at random from public worlds.",
+             "A sentence survives if the comparison holds in both worlds. The larger p-value of both counts, and "
+             "Holm's method corrects for the number of sentences."]
     groups = (("What held up", [n for n in every if survives.get(n)]),
               ("What did not hold up", [n for n in every if survives.get(n) is False]),
               ("Not judged yet", [n for n in every if n not in survives]))

@@ -13,7 +13,7 @@ from understudy.files import write_json, write_text
 
 from . import advice, published
 from .systems import STATUSES, System, systems
-from .tables import Comparison, Family, Measure, Table, families, format_figure
+from .tables import Comparison, Family, Measure, Table, families, find_table, format_figure
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -62,8 +62,8 @@ def _rows(table: Table, name: str) -> list[str]:
         own = [c for c in comparisons if c.arm == arm and not table.shows_nothing]
         label = f"{arm} *(ablation)*" if arm in (table.ablations or {}) else arm
         first = f"| {label} | {format_figure(float(np.mean(record[arm])), measure)} |"
-        lines += [f"{first if i == 0 else '| | |'} {c.rival} | {_difference(c, measure)} | {picture(c, measure, reach)} |"
-                  for i, c in enumerate(own)] or [f"{first} | | |"]
+        cells = [f" {c.rival} | {_difference(c, measure)} | {picture(c, measure, reach)} |" for c in own] or [" | | |"]
+        lines += [start + cell for start, cell in zip([first, *["| | |"] * (len(cells) - 1)], cells, strict=True)]
     return lines
 
 
@@ -77,9 +77,8 @@ def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
     def x(value: float) -> float:
         return round(_W / 2 * (1 + min(max(value / (1.1 * reach), -1), 1)), 1)
     margin = measure.margin or 0.0
-    label = f"{comparison.word}: {comparison.difference:.3g} from {comparison.low:.3g} to {comparison.high:.3g}"
-    return (f'<svg class="difference {comparison.word}" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" role="img" '
-            f'aria-label="{escape(label)}"><rect x="{x(-margin)}" width="{x(margin) - x(-margin):.1f}" height="{_H}"/>'
+    return (f'<svg class="difference {comparison.word}" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" '
+            f'aria-hidden="true"><rect x="{x(-margin)}" width="{x(margin) - x(-margin):.1f}" height="{_H}"/>'
             f'<path class="zero" d="M{_W / 2} 0V{_H}"/><path d="M{x(comparison.low)} {_H / 2}H{x(comparison.high)}"/>'
             f'<circle cx="{x(comparison.difference)}" cy="{_H / 2}" r="4"/></svg>')
 
@@ -99,22 +98,22 @@ def _index(everything: dict[str, Family]) -> str:
     counts = Counter(system.status for system in systems())
     lines = [
         "# Evidence", MADE,
-        "This part of the documentation shows what understudy can do and how that is known. There are four kinds of "
-        "evidence, and each has its own page.",
-        "- [Advice that was tested](advice.md): sentences for practitioners. Each was tested on new seeds in two worlds.\n"
+        "These pages show what understudy can do and how that is known. There are four kinds of evidence, and each has "
+        "its own page.",
+        "- [Advice that was tested](advice.md): sentences for practitioners. Each was tested in two worlds.\n"
         "- [Systems](systems.md): " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
         + f", of {counts.total()} published systems.\n"
         "- [Published numbers](../published.md): figures of papers and other libraries, and the same here.\n"
         "- Family tables, below: which method suits a situation.",
         "## How to read a table",
-        "The first arm is what a practitioner would try first. Every other arm is compared with it on the same training "
-        "seeds, demonstrations and starts. The difference has a 95 % interval of Student's t over training seeds, and one "
-        "of four words.",
-        "- **better** or **worse**: the interval excludes 0.\n- **equal**: the interval lies within the margin, the gray "
-        "band of the picture.\n- **open**: neither. More seeds would be needed.",
+        "The first arm is what a practitioner would try first. Every other arm is compared with it on the same "
+        "training seeds, demonstrations and starts. The difference has a 95 % interval of Student's t over training "
+        "seeds, and one of four words.",
+        "- **better** or **worse**: the interval excludes 0.\n- **equal**: the interval lies within the margin, the "
+        "gray band of the picture.\n- **open**: neither. More seeds would be needed.",
         "Intervals are not adjusted for the number of comparisons. A table that is marked *exploratory* is older than "
-        "these rules: its seeds may have been looked at, and its margin was chosen for another rule. An *ablation* lacks "
-        "the mechanism of another arm, and is compared with that arm.",
+        "these rules: its seeds may have been looked at, and its margin was chosen for another rule. An *ablation* "
+        "lacks the mechanism of another arm, and is compared with that arm.",
         "## Families", "| question | tables |", "|---|---|"]
     body = "\n\n".join(lines[:-2]) + "\n\n" + "\n".join(lines[-2:]) + "\n"
     return body + "\n".join(
@@ -146,12 +145,12 @@ def _systems(rows: list[System]) -> str:
                for key, values in (("families", names), ("statuses", STATUSES))}
     head = "\n\n".join([
         "# Systems", MADE,
-        f"understudy keeps a list of {len(rows)} published systems. This table says how to use each one, which test shows "
-        "that it is right, and where it is compared with the plainest rival.",
-        "- **works**: there is a use and a test, and a comparison with the plainest rival is better, or equal at a lower "
-        "cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no experiment of this "
-        "size could show a difference.\n- **experiment only**: there is an experiment, and nothing that a person would "
-        "use, or no test.\n- **missing**: the rest.",
+        f"This table of {len(rows)} published systems says how to use each one, which test shows that it is right, and "
+        "where it is compared with the plainest rival.",
+        "- **works**: there is a use and a test, and a comparison with the plainest rival is better, or equal at a "
+        "lower cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no "
+        "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "
+        "that a person would use, or no test.\n- **missing**: the rest.",
         "It has " + ", ".join(f"{counts[status]} that are *{status}*" for status in STATUSES) + ".",
         FILTER.format(**options)])
     lines = ["| row | system | family | status | use | right | compared |", "|---|---|---|---|---|---|---|"]
@@ -176,6 +175,5 @@ def _test(test: str) -> str:
 
 
 def _table_link(system: System) -> str:
-    from .tables import find_table
     table = find_table(system.works.split(" | ")[0])
     return f"[{table.name}]({table.family.name.replace('_', '-')}.md#{table.name})"

@@ -98,7 +98,8 @@ def write_figures(path: Path, record: dict[str, Any]) -> None:
     """Writes figures, one line per arm."""
     head = json.dumps({key: value for key, value in record.items() if key != "figures"}, indent=1)[:-2]
     measures = ",\n".join(
-        f"  {json.dumps(measure)}: {{\n" + ",\n".join(f"   {json.dumps(arm)}: {json.dumps(v)}" for arm, v in arms.items())
-        + "\n  }" for measure, arms in record["figures"].items())
+        f"  {json.dumps(measure)}: {{\n"
+        + ",\n".join(f"   {json.dumps(arm)}: {json.dumps(values)}" for arm, values in arms.items()) + "\n  }"
+        for measure, arms in record["figures"].items())
     os.makedirs(path.parent, exist_ok=True)
     write_text(path, f'{head},\n "figures": {{\n{measures}\n }}\n}}\n')

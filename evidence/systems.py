@@ -36,7 +36,7 @@ class System:
 
     Attributes:
         row: Its number in the ledger, three digits.
-        use: Commands and names of Python, separated by "; ". `understudy train hiql`, or `understudy.module:Name(field)`.
+        use: Commands and names of Python, separated by "; ": `understudy train hiql`, `understudy.module:Name(field)`.
         right: Tests, separated by "; ": `tests/test_file.py::test_name (what it compares with)`.
         works: "TABLE | ARM | RIVAL | MEASURE | lower COST", the last two optional; or "not at this scale: " and why.
         note: Why something is missing, or what is left out.
@@ -83,7 +83,8 @@ def systems() -> list[System]:
     with FILE.open(encoding="utf-8", newline="") as file:
         head, *lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     if tuple(head) != COLUMNS:
-        raise UserError(f"the columns must be {', '.join(COLUMNS)}", where=f"{FILE}, line 1", hint="separate them by tabs")
+        raise UserError(f"the columns must be {', '.join(COLUMNS)}", where=f"{FILE}, line 1",
+                        hint="separate them by tabs")
     rows: dict[str, System] = {}
     for number, line in enumerate(lines, 2):
         if len(line) != len(COLUMNS) or not re.fullmatch(r"\d{3}", line[0]) or line[0] in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -101,7 +100,7 @@ class Table:
     title: str
     text: str
     rival: str
-    rows: Mapping[str, str]
+    rows: Mapping[str, str] | None = None
     experiment: str | None = None
     was: str = ""
     measures: tuple[str, ...] = ("success",)
@@ -210,10 +209,13 @@ class Family:
             if not entry.get("rival"):
                 raise UserError(f"{name} has no plainest rival", where=self.folder / "family.toml",
                                 hint='name the arm: rival = "..."')
-            lists = {key: tuple(map(lambda v: tuple(v) if isinstance(v, list) else v, value))
-                     for key, value in entry.items() if isinstance(value, list)}
-            tables[name] = Table(self, name, **{**entry, **lists})
+            values: dict[str, Any] = {key: _frozen(value) for key, value in entry.items()}
+            tables[name] = Table(self, name, **{**values, "text": values["text"].strip()})
         return tables
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -248,4 +250,4 @@ def format_figure(value: float, measure: Measure, *, signed: bool = False) -> st
     """A figure as text: percent without its sign, or three digits."""
     if measure.percent:
         return f"{100 * value:{'+' if signed else ''}.0f}"
-    return json.loads(json.dumps(f"{value:{'+' if signed else ''}.3g}"))
+    return f"{value:{'+' if signed else ''}.3g}"

@@ -27,8 +27,7 @@ help:
 	@echo "make docs         the site, into site/"
 	@echo "make bench        all benchmarks with their peers, and docs/benchmarks.md"
 	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
-	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
-	@echo "make probes       compare the probes of all claims with the stored ones, with three sets of instructions"
+	@echo "make evidence     write the pages about evidence (python -m evidence run NAME runs an experiment)"
 	@echo "make same         test that moved code computes the same as at a commit (BASE=COMMIT)"
 	@echo "make clean        remove .venv and what was built"
 
@@ -64,17 +63,8 @@ docs: .venv/docs
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-claims: .venv/test
-	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
-	$(BIN)/understudy claims run --all --workers $(JOBS) $(ARGS); status=$$?; \
-	$(BIN)/understudy claims table; exit $$status
-
-probes: .venv/test
-	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
-	for capability in default avx2 avx512; do \
-		echo "ATEN_CPU_CAPABILITY=$$capability"; \
-		ATEN_CPU_CAPABILITY=$$capability $(BIN)/understudy claims check $(ARGS) || exit; \
-	done
+evidence: .venv/test
+	$(BIN)/python -m evidence pages
 
 # Run it after changing a bound: pip resolves everything anew, and what it took is written down.
 constraints:
@@ -125,4 +115,4 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo test test-slow test-long test-gpu test-newest lint bench openpi docs claims probes constraints same clean
+.PHONY: help demo test test-slow test-long test-gpu test-newest lint bench openpi docs evidence constraints same clean

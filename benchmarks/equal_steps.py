@@ -32,7 +32,6 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from understudy.claims.folder import open_claims  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
@@ -53,9 +52,9 @@ from understudy.nets.encoders import ConcatEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402
 
-open_claims()
-from claims.worlds.human_steps import HumanStepsCollector, expert_steps  # noqa: E402
-from claims.worlds.peg import WeakPeg  # noqa: E402
+sys.path.insert(0, str(measure.HERE.parent))
+from evidence.worlds.human_steps import HumanStepsCollector, expert_steps  # noqa: E402
+from evidence.worlds.peg import WeakPeg  # noqa: E402
 
 RIVALS = ("cloning", "more demonstrations")
 METHODS = ("dagger", "hg-dagger", "safe", "lazy", "ensemble", "iwr", "sirius", "rlif", "thrifty")

@@ -42,7 +42,6 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from understudy.claims.folder import open_claims  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.base import Env, HasExpert  # noqa: E402
@@ -60,8 +59,8 @@ from understudy.learn.method import load_actor, load_policy  # noqa: E402
 from understudy.learn.run import Run  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
 
-open_claims()
-from claims.worlds.frozen_base import LeftCounts, flow_method  # noqa: E402
+sys.path.insert(0, str(measure.HERE.parent))
+from evidence.worlds.frozen_base import LeftCounts, flow_method  # noqa: E402
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 BASE, RIVAL = "the first policy", "rival"

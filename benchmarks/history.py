@@ -10,7 +10,7 @@ The settings are written here before any run, and the remedies have their defaul
 `one observation` and `five observations`: with 100 demonstrations and 3,000 updates 1.00, 0.92 and not tried; with 30
 and 3,000 0.84, 0.67 and 0.41; with 15 and 3,000 0.60, 0.49 and 0.36; with 30 and 1,000 0.81, 0.65 and 0.42.
 
-Left out: past-token prediction, which has a claim of its own (`past-token-prediction`), and `action_dependence`, which
+Left out: past-token prediction, which has a table of its own (`past-token-prediction`), and `action_dependence`, which
 needs a cause that is seen in the first steps, and here the person comes later.
 
 The cells, one for each training seed and policy, are kept in results/history/. A run that was stopped continues.

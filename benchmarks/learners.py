@@ -1,17 +1,17 @@
 """Which learner for which data: the learners of three questions on equal terms:
 python benchmarks/learners.py [mixed | rewards | goals | --tiny | --page]
 
-- mixed: good and poor episodes with rewards, and no environment. The world of the claim `weighted-strata`: 100 episodes
+- mixed: good and poor episodes with rewards, and no environment. The world of the table `weighted-strata`: 100 episodes
   of the fork by demonstrators with noise from 0.1 to 0.8 m/s, half of whom aim through the pillar. Each step costs
   0.01. `td3-bc` learns without practice. Cloning learns all episodes, those that succeeded, or the quarter with the
   largest returns.
-- rewards: three demonstrations without rewards, and an environment to practice in. The world of the claims
+- rewards: three demonstrations without rewards, and an environment to practice in. The world of the tables
   `lipschitz-reward` and `transport-from-a-clone`: the fork with gusts, in which all episodes have 40 steps. The
   demonstrations are successes, so that filtered cloning is cloning. Practice has 15 rounds of 4 episodes, with one
   update for each step. `gail`, which learns from its newest round only, has its own rounds of 1,024 steps: 2 of them,
   which are about as many steps, and 23, which are about ten times as many. Cloning of 50 demonstrations is the rival of
   practice.
-- goals: walks without a task, and a goal that is given while acting. The world of the claim `hilbert-directions`: 100
+- goals: walks without a task, and a goal that is given while acting. The world of the table `hilbert-directions`: 100
   walks of four rooms that must be stitched. They have no outcome or reward by which cloning could be filtered.
 
 Methods have their defaults, except that all arms of a question have the same networks (two layers of 64), batches
@@ -19,7 +19,7 @@ Methods have their defaults, except that all arms of a question have the same ne
 numbers were chosen for the time that they take. Nothing is tuned, and no arm is left out after its run.
 
 The rule, written before the first judged run: success in 300 starts, which are the same for all arms, and 5 training
-seeds, which no claim or pilot of one has. Each seed has new data. All pairs of arms are compared on the same seeds and
+seeds, which no table or pilot of one has. Each seed has new data. All pairs of arms are compared on the same seeds and
 starts, by an interval over both, and the p-values of a question are adjusted by Holm's method. Arms that share a letter
 cannot be told apart. The advice names the plainest arm that shares a letter with the best.
 
@@ -46,11 +46,12 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 sys.path.insert(0, str(measure.HERE.parent))
-from claims.goals_from_play.named_goals import Walks  # noqa: E402
-from claims.mixed_quality.mixed_demonstrations import GradedDemonstrations  # noqa: E402
-from claims.rewards_by_matching.matching_rewards import Successes, WindyFork  # noqa: E402
-from understudy.claims.arm_tables import ArmColumn, arm_table  # noqa: E402
-from understudy.claims.base import DemonstrationSource  # noqa: E402
+from arm_tables import ArmColumn, arm_table  # noqa: E402
+
+from evidence.experiment import DemonstrationSource  # noqa: E402
+from evidence.families.bad_demonstrations.mixed_demonstrations import GradedDemonstrations  # noqa: E402
+from evidence.families.goals.named_goals import Walks  # noqa: E402
+from evidence.families.matching_rewards.matching_rewards import Successes, WindyFork  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.mixture import DATASET_NAME  # noqa: E402
 from understudy.data.operations import Filter, Operation, Select  # noqa: E402

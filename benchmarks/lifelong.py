@@ -1,10 +1,10 @@
 """What is forgotten of a task by its age, and what earlier tasks give to a new one:
 python benchmarks/lifelong.py [ARM ... | --tiny | --page]
 
-The world, networks and laws are those of the claim `power-law-rehearsal`: eight tasks one after the other, three orders
+The world, networks and laws are those of the table `power-law-rehearsal`: eight tasks one after the other, three orders
 for each training seed. After each task, all eight are measured on 50 starts. From this matrix the page shows success by
 the number of tasks learned since (0: just learned), and success in a task that has not been learned yet, which is what
-the earlier ones give to it. The seeds are not those of the claim, nor of its pilots. Intervals are over training seeds
+the earlier ones give to it. The seeds are not those of the table, nor of its pilots. Intervals are over training seeds
 and orders (`two_level_rate`). All this was fixed before the first run.
 
 The cells, one for each training seed and arm, are kept in results/lifelong/. A run that was stopped continues.
@@ -24,14 +24,13 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from understudy.claims.folder import open_claims  # noqa: E402
 from understudy.evaluate.evaluation import validation_seed  # noqa: E402
 from understudy.evaluate.plots import Axis, curves  # noqa: E402
 from understudy.evaluate.stats import Interval, two_level_rate  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
 
-open_claims()
-from claims.task_sequence.what_to_keep import N_ORDERS, N_TASKS, Sequence, TaskDemonstrations, successes  # noqa: E402
+sys.path.insert(0, str(measure.HERE.parent))
+from evidence.families.task_sequence.what_to_keep import N_ORDERS, N_TASKS, Sequence, TaskDemonstrations, successes  # noqa: E402
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "lifelong.svg"
 SEEDS, STARTS = range(870, 875), 50

@@ -222,10 +222,6 @@ at the time.
 CPU seconds of SAC on Hopper leave out what ran on the slower machine: seeds 1 and 2 of SBX, seed 2 of
 stable-baselines3, and seed 1 of ours, which took 140,000 steps where the others took 80,000 and 75,000. At their pace
 that is about 1,500 CPU seconds, so that the row is too favorable."""),
-    "family_cost": ("Cost of the claims", """
-CPU minutes of each family of claims, as planned before any ran, and as their records say. A family was to take 60 at
-most. What several claims of a family share counts for each, so that the sums are upper bounds. Pilots and replaced runs
-are not counted. The last seven families have not run."""),
     "learner_lines": ("Lines of a learner", """
 Code of each learner beside d3rlpy's and OGBench's, without docstrings, comments, imports and blank lines. Lines have up
 to 120 characters here and in OGBench, and 80 in d3rlpy, so that statements, in parentheses, compare better than lines.

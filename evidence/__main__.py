@@ -19,7 +19,8 @@ def run(name: str) -> None:
     everything, tables, sentences = families(), all_tables(), advice.sentences()
     cells = [cell["cell"] for cell in published.cells()]
     if name in cells:
-        return published.run(name)
+        published.run(name)
+        return
     if name in sentences:
         names = list(sentences[name].worlds)
     elif name in everything:

@@ -91,7 +91,8 @@ def sentences() -> dict[str, Sentence]:
         if wrong := [world for world in entry["worlds"] if world not in tables]:
             raise UserError(f"the sentence {name!r} names no table: {', '.join(wrong)}", where=FILE,
                             hint="describe it in a family.toml of evidence/families")
-        found[name] = Sentence(name, **{**entry, "worlds": tuple(entry["worlds"])}, tables=tables)
+        values: dict[str, Any] = {**entry, "worlds": tuple(entry["worlds"])}
+        found[name] = Sentence(name, **values, tables=tables)
     return found
 
 

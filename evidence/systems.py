@@ -14,7 +14,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from understudy.core import UserError, unknown_name
 
@@ -115,7 +115,7 @@ def _wrong_use(use: str) -> str | None:
     if match := PYTHON.fullmatch(use):
         module, path, arguments = match.groups()
         try:
-            value = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
             for name in path.split("."):
                 value = getattr(value, name)
             known = inspect.signature(value).parameters if arguments else {}

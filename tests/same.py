@@ -36,6 +36,7 @@ def take_probe(name: str) -> tuple[str, object]:
 def take_snapshot(workers: int) -> dict[str, object]:
     """Everything that is compared, by its place."""
     from understudy.claims.records import all_claims
+
     from understudy.cli import COMMANDS
 
     methods = {m["name"]: m for m in json.loads(run_command("methods", "--json"))}

@@ -16,7 +16,7 @@ PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "di
 ADAPTERS = {("envs/simulators/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot")}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILES = sorted(ROOT.rglob("*.py"))
-CLAIMS = ROOT.parents[1] / "claims"
+EVIDENCE = REPOSITORY / "evidence"
 
 
 @cache
@@ -25,17 +25,17 @@ def trees():
 
 
 @cache
-def claim_trees():
-    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(CLAIMS.rglob("*.py"))]
+def evidence_trees():
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(EVIDENCE.rglob("*.py"))]
 
 
 def benchmark_trees():
     return [(path, ast.parse(path.read_text(encoding="utf-8")))
-            for path in sorted((CLAIMS.parent / "benchmarks").rglob("*.py"))]
+            for path in sorted((REPOSITORY / "benchmarks").rglob("*.py"))]
 
 
 def place(path):
-    return path.relative_to(ROOT if path.is_relative_to(ROOT) else CLAIMS.parent).as_posix()
+    return path.relative_to(ROOT if path.is_relative_to(ROOT) else REPOSITORY).as_posix()
 
 
 @cache
@@ -187,7 +187,7 @@ def test_heads_do_not_know_each_other():
 
 
 def test_nothing_unsafe_and_no_peer_is_imported():
-    bad = [f"{place(path)}:{line} {'.'.join(name)}" for path, tree in (*trees(), *claim_trees())
+    bad = [f"{place(path)}:{line} {'.'.join(name)}" for path, tree in (*trees(), *evidence_trees())
            for line, name in imported(path, tree)
            if name[0] in UNSAFE | PEERS and (place(path), name[0]) not in ADAPTERS]
     assert not bad, bad
@@ -210,7 +210,7 @@ def calls(tree):
 
 def test_no_file_can_run_code():
     bad = []
-    for path, tree in (*trees(), *claim_trees()):
+    for path, tree in (*trees(), *evidence_trees()):
         for node, name in calls(tree):
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
             if (name in ("eval", "exec", "compile", "__import__", "os.system", "builtins.eval", "builtins.exec")
@@ -221,14 +221,15 @@ def test_no_file_can_run_code():
     assert not bad, bad
 
 
-def test_claims_know_understudy_and_their_family():
-    """They share worlds. Nothing in understudy names a claim."""
-    for path, tree in claim_trees():
-        family = path.parent.name
-        for line, name in imported(path, tree):
-            assert name[0] != "claims" or name[1] in ("worlds", family), f"{place(path)}:{line} imports {name}"
+def test_families_of_evidence_share_worlds_alone():
+    """Nothing in understudy imports evidence."""
+    for path, tree in evidence_trees():
+        if path.is_relative_to(EVIDENCE / "families"):
+            for line, name in imported(path, tree):
+                other = name[:2] == ("evidence", "families") and name[2:3] != (path.parent.name,)
+                assert not other, f"{place(path)}:{line} imports {name}"
     for path, tree in trees():
-        assert not [line for line, name in imported(path, tree) if name[0] == "claims"], f"{place(path)} names a claim"
+        assert not [line for line, name in imported(path, tree) if name[0] == "evidence"], f"{place(path)}"
 
 
 def test_capabilities_are_interfaces():
@@ -269,7 +270,7 @@ def test_parts_of_one_method_are_in_its_file():
             users.setdefault(part, set()).add(path)
     lone_parts = set()
     for part in FILES:
-        own = [path for path in users.get(part, ()) if parts(path)[0] != "claims"]
+        own = list(users.get(part, ()))
         if parts(part)[0] in ROOMS_OF_PARTS and len(own) == 1 and method_of(own[0]):
             lone_parts.add(part.relative_to(ROOT).as_posix())
     assert not lone_parts - set(ONE_USER), "move them into the file of the method, or say in ONE_USER why they stay"
@@ -321,8 +322,6 @@ def test_commands_in_messages_are_quoted():
     names = {"method", "subcommand", "name", "fps", "task", "command"}  # words of the program or of a fixed list
     unquoted = []
     for path, tree in trees():
-        if parts(path)[0] == "claims":
-            continue
         for node in (n for n in nodes(tree) if isinstance(n, ast.JoinedStr)):
             for text, value in zip(node.values, node.values[1:], strict=False):
                 if not (isinstance(text, ast.Constant) and isinstance(value, ast.FormattedValue)
@@ -337,7 +336,6 @@ MAX_LINES, MAX_PARAMETERS = 60, 8  # of a function, besides its docstring
 BY_NAME = "is called by users, who give all but the first parameters by name"
 LONG = {
     "choose.py:choose_method": BY_NAME,
-    "claims/kit.py:experiment": BY_NAME,
     "data/recording/recorder.py:__init__": BY_NAME,
     "evaluate/recording.py:record_episodes": BY_NAME,
     "evaluate/robustness.py:sweep_severities": BY_NAME,
@@ -389,8 +387,8 @@ def test_local_names_say_what_they_hold():
     example = ast.parse("class A:\n    near: float = 0.1\n    def f(self, far):\n        left, (wrong, x) = far\n"
                         "        return [mine.seen for mine in x if (lost := mine)], self.rest\n")
     assert vague_locals(example) == 4
-    counts = {path.relative_to(CLAIMS.parent).as_posix(): vague_locals(tree)
-              for path, tree in (*trees(), *claim_trees(), *benchmark_trees())}
+    counts = {path.relative_to(REPOSITORY).as_posix(): vague_locals(tree)
+              for path, tree in (*trees(), *evidence_trees(), *benchmark_trees())}
     risen = {file: n for file, n in counts.items() if n > VAGUE_LOCALS.get(file, 0)}
     assert not risen, f"name what these locals hold, which the words of VAGUE do not say: {risen}"
     fallen = {file: counts.get(file, 0) for file, n in VAGUE_LOCALS.items() if counts.get(file, 0) < n}
@@ -421,8 +419,8 @@ def test_other_names_say_what_they_are():
                         "    except ValueError as lost:\n        match told:\n            case [known, *rest]:\n"
                         "                pass\n            case {'a': shown, **gone}:\n                pass\n")
     assert vague_names(example) == 13
-    counts = {path.relative_to(CLAIMS.parent).as_posix(): vague_names(tree)
-              for path, tree in (*trees(), *claim_trees(), *benchmark_trees())}
+    counts = {path.relative_to(REPOSITORY).as_posix(): vague_names(tree)
+              for path, tree in (*trees(), *evidence_trees(), *benchmark_trees())}
     changed = {file: n for file, n in counts.items() if n != VAGUE_NAMES.get(file, 0)}
     assert not changed, f"name what these are, or lower the numbers of VAGUE_NAMES: {changed}"
     assert VAGUE_NAMES.keys() <= counts.keys(), "files of VAGUE_NAMES that do not exist"

@@ -350,9 +350,9 @@ def test_a_replaceable_function_is_documented_and_sent_as_itself():
 
 
 def test_what_trains_and_rolls_out_is_replaced_wherever_it_was_imported():
+    from evidence import measures
     from understudy import fit
     from understudy.audit.scores import keyframes, network_scores
-    from understudy.claims import measures
     from understudy.evaluate import rollout
     from understudy.learn import fit_method
 

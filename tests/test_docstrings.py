@@ -61,7 +61,7 @@ def wrong(source: str) -> list[str]:
     return [f"{name}: {n}" for name, n, inherits in undocumented if not (inherits and n in inherited)]
 
 
-FILES = [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "claims").rglob("*.py"))]
+FILES = [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "evidence").rglob("*.py"))]
 
 
 def name_of(path) -> str:

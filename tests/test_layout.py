@@ -8,7 +8,7 @@ from folders import REPOSITORY, TESTS
 
 ROOT = REPOSITORY / "src" / "understudy"
 FILES = sorted(ROOT.rglob("*.py"))
-CLAIMS = sorted((REPOSITORY / "claims").rglob("*.py"))
+EVIDENCE = sorted((REPOSITORY / "evidence").rglob("*.py"))
 BENCHMARKS = sorted((REPOSITORY / "benchmarks").rglob("*.py"))
 
 
@@ -23,14 +23,10 @@ LONG_FILES = {
     "benchmarks/heads.py": 700,
     "benchmarks/published.py": 630,
     "benchmarks/serving.py": 520,
-    "claims/exact_feedback/worth_of_feedback.py": 520,
     "src/understudy/audit/action_motion.py": 640,
     "src/understudy/audit/checks.py": 710,
     "src/understudy/audit/file_checks.py": 510,
     "src/understudy/choose.py": 640,
-    "src/understudy/claims/base.py": 550,
-    "src/understudy/claims/ledger.py": 640,
-    "src/understudy/claims/probe.py": 530,
     "src/understudy/commands/parts/common.py": 580,
     "src/understudy/commands/train.py": 830,
     "src/understudy/core.py": 790,
@@ -60,14 +56,14 @@ LONG_FILES = {
 
 
 def test_folders_are_small():
-    sizes = {place(folder): len(list(folder.glob("*.py"))) for folder in {path.parent for path in (*FILES, *CLAIMS)}}
+    sizes = {place(folder): len(list(folder.glob("*.py"))) for folder in {path.parent for path in (*FILES, *EVIDENCE)}}
     large = {folder: n for folder, n in sizes.items() if n > MAX_MODULES}
     assert "src/understudy/learn/critics" in sizes and not large, f"divide {large}"
 
 
 def test_files_are_short():
     sizes = {place(path): len(path.read_text(encoding="utf-8").splitlines())
-             for path in (*FILES, *CLAIMS, *BENCHMARKS, *TESTS.rglob("*.py"))}
+             for path in (*FILES, *EVIDENCE, *BENCHMARKS, *TESTS.rglob("*.py"))}
     long = {file: n for file, n in sizes.items() if n > LONG_FILES.get(file, MAX_FILE_LINES)}
     assert not long, f"divide these, or write less: {long}"
     short = {file for file in LONG_FILES if sizes.get(file, 0) <= MAX_FILE_LINES}
@@ -83,7 +79,7 @@ def is_export(node):
 
 
 def test_packages_have_exports_alone():
-    logic = [f"{place(path)}:{node.lineno}" for path in (*FILES, *CLAIMS) if path.stem == "__init__"
+    logic = [f"{place(path)}:{node.lineno}" for path in (*FILES, *EVIDENCE) if path.stem == "__init__"
              for node in ast.parse(path.read_text(encoding="utf-8")).body if not is_export(node)]
     assert not logic, f"move it to a module: {logic}"
     example = ast.parse("'A.'\nfrom a import b\n__getattr__, __all__ = b()\nc = 1\ndef __dir__(): pass\nb()\n")

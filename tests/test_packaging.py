@@ -14,7 +14,7 @@ from folders import REPOSITORY
 
 SOURCES = {p.relative_to(REPOSITORY / "src").as_posix() for p in (REPOSITORY / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
-PAGE |= {"understudy/claims/ledger.html", "understudy/deploy/onnx_runner.mjs"}
+PAGE |= {"understudy/advice.json", "understudy/deploy/onnx_runner.mjs"}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         strays = [n for n in whole.namelist() if not re.match(r"understudy(-[\d.]+\.dist-info)?/", n)]
         assert not strays
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
-        assert not [n for n in whole.namelist() if n.startswith("claims/") or n.endswith("ledger.tsv")]
-    assert list((REPOSITORY / "claims").glob("*/records/*.figures.json"))  # in the repository alone
+        assert not [n for n in whole.namelist() if n.startswith("evidence/") or n.endswith("systems.tsv")]
+    assert list((REPOSITORY / "evidence").glob("families/*/figures/*.json"))  # in the repository alone
     assert wheel.stat().st_size < 2_500_000
     assert sdist.stat().st_size < 5_000_000
 

@@ -105,23 +105,6 @@ def test_methods(call):
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 
-def test_claims(call, tmp_path):
-    claims = document(call("claims", "list", "--json"))
-    for claim in claims:
-        assert list(claim) == ["name", "rows", "statement", "advice", "verdict", "reason", "stale", "date", "seconds",
-                               "command"]
-        assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
-        assert claim["command"] == f"understudy claims run {claim['name']}"
-        assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])
-    assert len(claims) >= 5
-    page = tmp_path / "ledger.md"
-    assert document(call("claims", "table", "--out", page, "--json")) == {"page": str(page)}
-    assert all(c["name"] in page.read_text() for c in claims)
-    refused(call("claims", "run", claims[0]["name"] + "x"), f"did you mean '{claims[0]['name']}'")
-    refused(call("claims", "run"), "name")
-    refused(call("claims", "list", "any"), "takes no names", "leave them out; --family FAMILY lists some")
-
-
 def test_closed_standard_streams_lead_nowhere(tmp_path):
     """No file gets the number of a closed stream, and with it what is printed."""
     args = ["record", "fork", "--episodes", "2", "--out"]

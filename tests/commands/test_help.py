@@ -140,8 +140,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
-    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows",
-    "claims run --all --workers"])
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows"])
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
@@ -168,10 +167,6 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
 @pytest.mark.parametrize(
     "args, says",
     [
-        ("claims list --out page.md", "--out: is for table only\n  -> leave it out"),
-        ("claims list --all", "--all: is for run --all only\n  -> leave it out"),
-        ("claims run --all --budget 1x", "--budget: '1x' is not a time such as 90s, 30m or 2h\n  -> such as"),
-        ("claims run nothing", "there is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: at most 100,000 can be planned, not 99,999,"),
         ("compare a a --env fork", "the policy a is named twice\n  -> there is nothing to tell apart"),
         (
@@ -205,8 +200,6 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
      "  -> did you mean 'scripted'? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: 'gpu' is not auto, cpu, cuda or mps\n  -> "),
-    (["claims", "runn"],
-     "understudy claims: 'runn' is not list, pilot, run, check, judge, spot-check or table\n  -> did you mean 'run'? "),
     (["train", "bc"], "understudy train: missing --out RUN\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: needs a value, but has none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: needs a value, but has none\n  -> "),

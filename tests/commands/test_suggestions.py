@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import REPOSITORY
 
 from understudy import cli, demo
-from understudy.claims.probe import Confirmation
 from understudy.cli import main
 from understudy.commands.parts.conditions import example_evaluation, example_options, is_judged
 from understudy.core import Feature
@@ -24,8 +22,6 @@ from understudy.methods import find_method
 
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
          "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
-
-CLAIMS = REPOSITORY / "claims"
 
 
 def small(line: str, names: dict[str, str]) -> list[str]:
@@ -65,7 +61,7 @@ def follow(tmp_path, monkeypatch, capsys):
         visited, queue = set(), [([str(a) for a in args], 0, "")]
         while queue:
             words, at, file = queue.pop(0)
-            kind = (*words[: 2 if words[0] == "claims" else 1], *sorted(w for w in words if w.startswith("--")))
+            kind = (words[0], *sorted(w for w in words if w.startswith("--")))
             if at and kind in visited:
                 continue
             visited.add(kind)
@@ -126,40 +122,6 @@ def test_bags_are_read_by_the_proposed_mapping(follow, shared):
     assert suggested >= {("inspect", "--json"), ("convert", "--map")} and ("train", "--device", "--map", "--out",
                                                                            "--save-freq", "--steps") in suggested
     assert len(open_dataset("demonstrations")) == len(open_dataset("bags", mapping="map.json"))
-
-
-@pytest.fixture
-def restored_claims():
-    """Puts the modules of this repository's claims back, whose place those of a copy take."""
-    def modules():
-        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "claims"}
-    before = modules()
-    yield
-    for name in modules():
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.mark.slow
-def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys, restored_claims):
-    """Runs of hours are left out: nothing is due, and the claim that is named runs no cell."""
-    run_names = []
-    monkeypatch.chdir(Path(shutil.copytree(CLAIMS, "repository/claims")).parent)
-    monkeypatch.setattr("understudy.claims.folder.PACKAGE", Path.cwd() / "src/understudy")
-    Path("pyproject.toml").touch()
-    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, revision, log: run_names.append(claim.name)
-                        or {
-        "name": claim.name, "verdict": "holds", "reason": ""})
-    monkeypatch.setattr("understudy.claims.probe.store_all", lambda names: [])
-    monkeypatch.setattr("understudy.claims.scheduler.due_claims", lambda entries: [])
-    suggested = follow("claims", "list", NAME="diffusion-bc", depth=2)
-    assert suggested == {("claims", "list"), ("claims", "run"), ("claims", "run", "--all", "--budget"),
-                         ("claims", "table")}
-    assert Path("docs/ledger.md").exists() and run_names == ["diffusion-bc"]
-    monkeypatch.setattr("understudy.claims.probe.confirm_all", lambda names, trust_source: [Confirmation("due")])
-    assert main(["claims", "check", "act-ensembling"]) == 3
-    line, = suggestions(capsys.readouterr().out)
-    assert main(shlex.split(line)[1:]) == 0 and run_names == ["diffusion-bc", "act-ensembling"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from evidence.families.token_policies.component_tokens import (
     LINKS,
     SENSORS,
@@ -13,6 +12,7 @@ from evidence.families.token_policies.component_tokens import (
     pretrained_method,
     with_permuted_embeddings,
 )
+
 from understudy.core import keys
 from understudy.evaluate.rollout import rollout
 from understudy.learn.method import training_data

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from claims.rewards_by_matching import composite_motion as claim
+
 from understudy.data.episode import Dataset, Episode
 from understudy.learn.critics.ppo import ADVANTAGE
 from understudy.policy import Policy

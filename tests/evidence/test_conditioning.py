@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from claims.conditioning import (
     composed_constraints,
     few_labels,
@@ -16,6 +15,7 @@ from claims.conditioning import (
     weakly_labeled_skills,
     which_instruction,
 )
+
 from evidence.worlds import named_places, sign_corridor
 from understudy.data.episode import Dataset, Episode
 from understudy.data.segments import CutSegments

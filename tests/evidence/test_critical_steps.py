@@ -1,8 +1,8 @@
 """The world and the arms of the claim on critical steps are as they say."""
 
 import numpy as np
-
 from claims.data_curation import critical_steps
+
 from understudy.evaluate.rollout import rollout
 from understudy.testing import check_env
 

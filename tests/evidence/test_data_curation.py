@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from evidence.families.bad_demonstrations.dataset_quality import (
     GOAL,
     HIGH_QUALITY,
@@ -21,6 +20,7 @@ from evidence.families.bad_demonstrations.dataset_quality import (
 from evidence.families.bad_demonstrations.extraneous_segments import DetourExpert, _f1_score
 from evidence.families.bad_demonstrations.out_of_dynamics import infer_actions, sharpen
 from evidence.families.measuring.behavior_entropy import SidedDemonstrations, side_of_pillar
+
 from evidence.worlds.curation import CuratedMethod, cloning_method, curated_arms, train_curated, with_keep_columns
 from understudy.data.episode import Episode
 from understudy.envs.toys.fork import ForkExpert

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from evidence.families.policy_heads.diffusion_components import BINS, Carry
+
 from understudy.core import keys
 from understudy.evaluate.rollout import rollout
 from understudy.testing import check_env

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from claims.observation_only import drawings as claim
+
 from understudy.data.episode import Episode
 from understudy.testing import check_env
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import drawn_scenes as claim
+
 from understudy.nets.base import capture_intermediates
 from understudy.policy import Policy
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import encoder_ranks as claim
-from evidence.experiment import expert_of
 from understudy.claims.runner import _spread
+
+from evidence.experiment import expert_of
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.evaluate.rollout import rollout

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fixtures.claim_worlds import directions
-
 from claims.evaluation import functional_manipulation as fmb
 from claims.evaluation import imitation_promise, pretrained_behavior
 from claims.interactive_deployment import preemptive_restart
+from fixtures.claim_worlds import directions
+
 from evidence.memo import empty_memos
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.rollout import rollout

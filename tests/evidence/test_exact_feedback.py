@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
-
 from claims.exact_feedback import worth_of_feedback as worth
-from evidence.families.rewards_from_people.worth_of_feedback import Batch, InverseToNumber, Person, backward, coach_step, smoothed
+
+from evidence.families.rewards_from_people.worth_of_feedback import (
+    Batch,
+    InverseToNumber,
+    Person,
+    backward,
+    coach_step,
+    smoothed,
+)
 
 RNG = np.random.default_rng(0)
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import frozen_encoders as claim
+
 from understudy.core import Batch
 from understudy.data.episode import Dataset, Episode
 from understudy.policy import Policy

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from evidence.families.policy_heads.fourier_transport import (
     SlotTable,
     TurnedDemonstrations,
@@ -12,6 +11,7 @@ from evidence.families.policy_heads.fourier_transport import (
     rotate,
     wrap_angle,
 )
+
 from understudy.core import HeadSpec
 from understudy.evaluate.rollout import rollout
 from understudy.nets.transformer import Transformer

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import fourth_goal as claim
+
 from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.policy import Policy
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.features_of_states import goal_pictures as claim
+
 from understudy.envs.toys.four_rooms import HALF
 from understudy.policy import Policy
 

@@ -6,9 +6,22 @@ import numpy as np
 import torch
 
 from evidence.families.matching_rewards.expert_starts import Matching, right_actions
-from evidence.families.matching_rewards.growing_discount import GOALS, NOISE, SPREAD, START, TABLE, TwoGoals, WithoutActions
+from evidence.families.matching_rewards.growing_discount import (
+    GOALS,
+    NOISE,
+    SPREAD,
+    START,
+    TABLE,
+    TwoGoals,
+    WithoutActions,
+)
 from evidence.families.matching_rewards.one_demonstration import TABLE as ARMS
-from evidence.families.matching_rewards.one_demonstration import OneWithoutActions, SquaredDistance, TimedGoals, tracking_errors
+from evidence.families.matching_rewards.one_demonstration import (
+    OneWithoutActions,
+    SquaredDistance,
+    TimedGoals,
+    tracking_errors,
+)
 from understudy.data.episode import Dataset
 from understudy.envs.toys.mdp import combination_lock
 from understudy.envs.toys.particle import ParticleExpert

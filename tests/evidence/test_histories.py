@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from claims.histories import bisimulation
+
 from understudy.core import Context
 from understudy.data.column_changes import LastAction
 from understudy.policy import Policy

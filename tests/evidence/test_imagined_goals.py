@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from claims.features_of_states import imagined_goals as claim
 from fixtures.learning import call_step
 
-from claims.features_of_states import imagined_goals as claim
 from understudy.core import keys
 from understudy.data.episode import Dataset
 from understudy.learn.fit_method import fit_method

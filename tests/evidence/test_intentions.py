@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.features_of_states import intentions as claim
+
 from understudy.envs.toys.four_rooms import STEPS
 from understudy.learn.objectives.value_objectives import INTENT, OUTCOME
 from understudy.policy import Policy

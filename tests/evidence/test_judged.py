@@ -6,8 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from evidence.families.rewards_from_people.marked_steps import WINDOW, expert_actions, judged_steps, progress, steps_to_go
-from evidence.families.rewards_from_people.ranked_actions import CLICK, GOOD, MixedQuality, drawn_states, quality, ranked
+from evidence.families.rewards_from_people.marked_steps import (
+    WINDOW,
+    expert_actions,
+    judged_steps,
+    progress,
+    steps_to_go,
+)
+from evidence.families.rewards_from_people.ranked_actions import (
+    CLICK,
+    GOOD,
+    MixedQuality,
+    drawn_states,
+    quality,
+    ranked,
+)
 from evidence.families.rewards_from_people.rated_episodes import DONE, ORDER, JudgedTasks, PermutedScores
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from claims.rewards_by_matching import matching_rewards as claim
 from fixtures.learning import call_step
 
-from claims.rewards_by_matching import matching_rewards as claim
 from understudy.evaluate.rollout import rollout
 from understudy.learn.method import resolve_references
 from understudy.policy import Policy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from claims.mixed_quality import mixed_demonstrations
+
 from evidence.families.bad_demonstrations.mixed_demonstrations import DRAW, MedianBlockWeights, ReplacedActions
 from understudy.data.episode import Episode
 

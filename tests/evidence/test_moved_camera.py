@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import moved_camera as claim
+
 from understudy.policy import Policy
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from claims.task_sequence import what_to_store as sequence
+
 from evidence.families.task_sequence.what_to_store import OfflineSequence, Steps, learned_weights, observed_in, world
 from understudy.core import keys
 from understudy.data.episode import Dataset, Episode

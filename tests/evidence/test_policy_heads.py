@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from claims.policy_heads import (
     beso_three_steps,
     fused_experts,
@@ -14,6 +13,7 @@ from claims.policy_heads import (
     self_chosen_curriculum,
     two_level_minibatch,
 )
+
 from understudy.audit.action_motion import check_action_lag
 from understudy.core import HeadSpec
 from understudy.data.window import Window

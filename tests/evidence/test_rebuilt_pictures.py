@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from claims.features_of_pictures import rebuilt_pictures as claim
+
 from evidence.memo import empty_memos
 from understudy.nets.base import capture_intermediates
 from understudy.policy import Policy

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.representation import future_encodings as future
+
 from understudy.core import Context
 from understudy.policy import Policy
 

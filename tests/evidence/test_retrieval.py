@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-
 from claims.retrieval import few_demonstrations as few
 from claims.retrieval import vinn_few_demonstrations as vinn
+
 from understudy.envs.toys.peg_insertion import STEP
 from understudy.methods.retrieval.retrieve_align_replay import rotate
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit
-
 from claims.rewards_from_people import compounding_errors as rope
 from claims.rewards_from_people import feature_traces as taught
 from claims.rewards_from_people import similarity_queries as similar
+from scipy.special import expit
+
 from understudy.envs.toys.mdp import tightrope
 
 RIGHT = rope.right_actions(7, 5, 2)

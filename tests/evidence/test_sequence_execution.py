@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.sequence_execution import pooled_history, self_guidance, which_history
+
 from evidence.worlds import sign_corridor
 from understudy.data.window import Window
 from understudy.execute.self_guidance import SelfGuided

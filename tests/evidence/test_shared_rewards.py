@@ -4,10 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from claims.task_sequence import what_rewards_share as share
 from scipy.optimize import minimize
 
-from claims.task_sequence import what_rewards_share as share
-from evidence.families.task_sequence.what_rewards_share import DECAY, DICTIONARY, SPARSITY, Learned, Task, TaskDemonstrations
+from evidence.families.task_sequence.what_rewards_share import (
+    DECAY,
+    DICTIONARY,
+    SPARSITY,
+    Learned,
+    Task,
+    TaskDemonstrations,
+)
 from understudy.learn.rewards.maxent_irl import soft_policy
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from claims.sparse_missions import few_demonstrations as claim
+
 from understudy.data.mixture import DATASET_NAME, ROUND
 from understudy.envs.toys.gridworld_tasks import GridworldTasks, GridworldTasksExpert
 from understudy.evaluate.rollout import rollout

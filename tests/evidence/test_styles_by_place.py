@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evidence.families.representation.styles_by_place import KNOWN, NEW, Adaptation, Places, clearance_of, permute_places
+from evidence.families.representation.styles_by_place import (
+    KNOWN,
+    NEW,
+    Adaptation,
+    Places,
+    clearance_of,
+    permute_places,
+)
 from understudy.data.episode import Episode
 from understudy.data.mixture import DATASET_NAME
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import torch
-
 from claims.task_sequence import which_components as components
+
 from evidence.families.task_sequence.which_components import ContextDemonstrations, Course, Reservoir
 from understudy import config
 

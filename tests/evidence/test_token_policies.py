@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from claims.token_policies import cross_episodic_curriculum as cross
 from claims.token_policies import dual_phase, masked_trajectories, procedure_cloning
+
 from evidence.worlds import named_places
 from understudy.core import keys
 from understudy.data.episode import Dataset, Episode

@@ -1,8 +1,8 @@
 """The grid and the control of the claim about practice that is told to have succeeded."""
 
 import numpy as np
-
 from claims.observation_only import told_success as claim
+
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.evaluate.rollout import rollout

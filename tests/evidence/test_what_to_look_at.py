@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-
 from claims.representation import what_to_look_at as claim
+
 from understudy.core import keys
 from understudy.data.episode import Episode
 from understudy.policy import Policy

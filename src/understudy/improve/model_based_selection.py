@@ -27,7 +27,7 @@ class ModelBasedSelection(RetentionRule):
 
     Rounds must be tasks (`TaskSequenceCollector`). The episodes before the first round are the first task, and the
     newest task stays whole. States and actions must be numbers. The authors' code was not found; this follows the
-    abstract. The claim `offline-experience-replay` leaves open whether it beats random steps.
+    abstract.
 
     Args:
         n_steps: Number of steps that stay of each earlier task.

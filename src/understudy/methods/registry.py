@@ -36,7 +36,7 @@ class MethodInfo:
 
     Args:
         paper: Authors, year and arXiv number, and how the method differs from the paper.
-        when: When to choose the method: the rest of a sentence that starts with "Choose it". It says what claims and
+        when: When to choose the method: the rest of a sentence that starts with "Choose it". It says what
             benchmarks found, also if it speaks against the method.
         rows: Rows of the ledger, if it is in there.
         needs: What the data must have, and what must be given while acting. `find_method` checks each `Need` that has

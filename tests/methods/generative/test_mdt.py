@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from claims.conditioning import few_labels
 from scipy import stats
 
-from claims.conditioning import few_labels
 from understudy.core import Batch, Context, Feature, UserError, keys
 from understudy.data.augment import ModalityDropout
 from understudy.data.column_changes import OptionalColumn

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from claims.conditioning import moved_goals
+
 from understudy.checkpoint import FromStage, load_module, save_module
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from claims.conditioning.dichotomy_of_control import (
     RETURN_CONDITIONED,
     BanditEpisodes,
     expected_and_promised,
     future_conditioned,
 )
+
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims.token_policies import behavior_codes as claim
 from fixtures.learning import call_step
 from scipy import stats
 
-from claims.token_policies import behavior_codes as claim
 from understudy.core import ConfigError, Context, Feature, HeadSpec, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn

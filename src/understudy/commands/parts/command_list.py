@@ -47,7 +47,6 @@ COMMANDS = {
     "compare": Command("Judge", "compare policies: which differences are significant", True),
     "plan": Command("Judge", "calculate how many rollouts a comparison needs"),
     "robustness": Command("Judge", "measure success as the environment changes", True),
-    "claims": Command("Judge", "test published statements by experiments", True),
     "diagnose": Command("Improve", "say why a policy fails although its loss fell"),
     "improve": Command("Improve", "improve a trained policy by corrections, in rounds", True),
     "judge": Command("Improve", "say which of two motions is better, to learn a reward", True),

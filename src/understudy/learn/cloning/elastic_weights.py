@@ -55,7 +55,7 @@ def elastic_penalty(parameters: Iterable[Tensor], fisher: Iterable[Tensor], old:
 class EWC(AuxiliaryLoss):
     """Keeps a policy near the weights of earlier tasks: ``weight / 2 * sum(fisher * (parameter - old)^2)`` for each.
 
-    Start from the weights of the last task (`continue_from`). The claim `lifelong-components` compares it with replay.
+    Start from the weights of the last task (`continue_from`).
 
     Args:
         anchors: Files of `save_anchor`, one for each earlier task.

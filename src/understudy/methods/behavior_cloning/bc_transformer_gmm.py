@@ -9,7 +9,7 @@ from ..registry import method
 
 @method("the BC-Transformer of robomimic (Mandlekar et al. 2021, arXiv 2108.03298), with half of its "
         "width, and fewer layers",
-        when="if what to do depends on the last ten observations, as with bc-rnn-gmm; no claim has tested it here.")
+        when="if what to do depends on the last ten observations, as with bc-rnn-gmm.")
 def bc_transformer_gmm(n_obs_steps: int = 10, width: int = 256) -> Method:
     """Behavior cloning with a transformer over the last observations, then a mixture of Gaussians.
 

@@ -41,7 +41,7 @@ class LaterObservation:
 
 @method("Mandlekar et al. 2020 (IRIS), arXiv 1911.05321, without its values; HBC of robomimic, arXiv 2108.03298, where "
         "an LSTM acts and the prior of subgoals is a mixture", needs=(NUMBERS,),
-        when="if demonstrations act in several ways that differ by where they go; no claim has tested it here.")
+        when="if demonstrations act in several ways that differ by where they go.")
 def hbc(column: str = "observation.state", subgoal_steps: int = 10, n_action_steps: int = 10) -> Method:
     """Hierarchical behavior cloning: one policy draws where to be some steps later, and another one goes there.
 

@@ -38,7 +38,7 @@ class BestSubgoal(BestOfN):
 
 @method("Mandlekar et al. 2020 (IRIS), arXiv 1911.05321, with the values of implicit Q-learning",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if demonstrations go to several places, and some are worth more; no claim has tested it here.")
+        when="if demonstrations go to several places, and some are worth more.")
 def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_steps: int = 10, n: int = 100,
          features: Schema | None = None) -> Method:
     """Hierarchical behavior cloning that draws several subgoals and goes to the one with the highest value.

@@ -17,8 +17,7 @@ from ..registry import method
 @method("Liu et al. 2022 (MaskDP), arXiv 2211.12740, which trains a network of width 256 on 64 steps with states of "
         "length 1 as targets", rows=("288",),
         needs=(NUMBERS, NUMERIC_STATES, "while acting: a goal, and the number of steps until then"),
-        when="if goals are given with the number of steps until then; cloning with a goal was better in a toy (claim "
-             "masked-trajectories).")
+        when="if goals are given with the number of steps until then.")
 def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float, ...] = (0.15, 0.35, 0.55, 0.75, 0.95),
            column: str = "observation.state") -> Method:
     """Masked decision prediction: complete trajectories with hidden states and actions, and act towards a goal.

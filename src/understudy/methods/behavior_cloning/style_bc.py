@@ -118,8 +118,7 @@ class StyleContrast(AuxiliaryLoss):
 @method("Liu et al. 2022, arXiv 2111.14820, with one demonstration of the place in place of a batch of other scenes",
         rows=("388",), needs=(NUMBERS, OBSERVED_NUMBERS, "several episodes of each of many tasks, which have a name",
                               "while acting: a demonstration"),
-        when="if each place has a style, and a new one few demonstrations; training the style alone did no better than "
-             "everything (claim style-of-a-new-place).")
+        when="if each place has a style, and a new one few demonstrations.")
 def style_bc(inputs: tuple[str, ...] = (), n_frames: int = 8, features: Schema | None = None) -> Method:
     """Behavior cloning that reads the style of a place from one demonstration, and adapts to a place by it.
 

@@ -51,7 +51,7 @@ class BottleneckReconstruction(NetworkObjective):
 
 @method("Li et al. 2023, arXiv 2307.01849, with smaller networks, and the action as what is predicted", rows=("269",),
         needs=(NUMBERS,),
-        when="if a diffusion policy sees pictures; in its claim it succeeded as often without the decoder.")
+        when="if a diffusion policy sees pictures.")
 def crossway_diffusion(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8, weight: float = 0.1
                        ) -> Method:
     """Diffusion policy whose U-Net must also rebuild the observation from what it makes of noisy actions.

@@ -63,7 +63,7 @@ class ScenePrediction(NetworkObjective):
 
 @method("Liu et al. 2025, arXiv 2507.06710, with pictures drawn by convolutions in place of 3-D Gaussians, and smaller "
         "networks", rows=("279",), needs=(NUMBERS,),
-        when="if few demonstrations have pictures; in its claim it did not succeed more often than without drawing.")
+        when="if few demonstrations have pictures.")
 def dp4(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8, present: float = 0.1, future: float = 0.1
         ) -> Method:
     """Diffusion policy whose encoding must also draw the present picture and, with the actions, the later one.

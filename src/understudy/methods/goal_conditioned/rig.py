@@ -116,8 +116,7 @@ class _Practicing(Actor):
 
 @method("Nair et al. 2018 (RIG), arXiv 1807.04742, with independent noise", rows=("231",),
         needs=(NUMBERS, CAMERAS, GIVEN_GOAL, "an environment"),
-        when="if goals are pictures and the robot may practice alone, without rewards; goals that are later states did "
-             "better (claim imagined-goals).")
+        when="if goals are pictures and the robot may practice alone, without rewards.")
 @part
 class RIG(TD3):
     """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.

@@ -22,8 +22,7 @@ from .bco import bco
 
 @method("Monteiro et al. 2020 (ABCO), arXiv 2004.13529, without attention, which is a linear layer for one vector",
         rows=("204",), needs=(SOME_ACTIONS, PRACTICE, "an environment that tells success"),
-        when="if demonstrations have no actions, and the environment says whether an episode succeeded; its claim "
-             "found no gain over bco.")
+        when="if demonstrations have no actions, and the environment says whether an episode succeeded.")
 @part
 class ABCO(BehaviorCloningFromObservation):
     """BCO whose inverse dynamics model learns from successful practice, with all classes of actions equally often.

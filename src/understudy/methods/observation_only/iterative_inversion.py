@@ -77,8 +77,7 @@ def own_steps(episode: Episode) -> np.ndarray:
 @method("Leibovich et al. 2023, arXiv 2211.01724, with frames of numbers in place of an embedding of a video, and a "
         "feed-forward network in place of a transformer", rows=("211",),
         needs=(SOME_NUMBERS, OBSERVED_NUMBERS, PRACTICE, "an environment", "while acting: a demonstration"),
-        when="if demonstrations without actions show different things to do; the labels of `bco` did better in a toy "
-             "(claim iterative-inversion).")
+        when="if demonstrations without actions show different things to do.")
 def iterative_inversion(length: int = 100, n_frames: int = 8, n_rounds: int = 20, n_episodes: int = 20,
                         noise: float = 0.5, inputs: tuple[str, ...] = (), features: Schema | None = None) -> Method:
     """Hindsight: own rollouts, shown demonstrations without actions, tell which actions lead along which trajectory.

@@ -16,8 +16,7 @@ from ..registry import method
 @method("Baker et al. 2022 (VPT), arXiv 2206.11795, whose model reads 128 frames, and whose policy is then improved by "
         "reinforcement learning", rows=("039",),
         needs=(SOME_ACTIONS,),
-        when="if few episodes have actions and many have none, and the next observation shows what was done; cloning "
-             "the few alone did as well in a toy (claim vpt-labels).")
+        when="if few episodes have actions and many have none, and the next observation shows what was done.")
 def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema | None = None) -> Method:
     """Behavior cloning, where an inverse dynamics model of the few steps with actions tells the other actions.
 

@@ -25,8 +25,7 @@ def is_warming_up(method: BEAR, n_updates: int, steps: int) -> bool:
 
 @method("Kumar et al. 2019 (BEAR), arXiv 1906.00949, with a Laplacian kernel, and with the current policy in targets",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and actions must be among those in the data; no claim has "
-             "tested it here.")
+        when="if there are rewards and no environment, and actions must be among those in the data.")
 @part
 class BEAR(ActorCritic):
     """BEAR: follows the critic as long as the policy's actions are among those that the demonstrators take.

@@ -11,7 +11,7 @@ from ..registry import method
 
 @method("Riedmiller 2005, Neural Fitted Q Iteration, with one update of a batch in place of an iteration over all data",
         needs=(CLASSES, STEP_REWARDS),
-        when="if actions are classes, there are rewards, and the data have all actions; no claim has tested it here.")
+        when="if actions are classes, there are rewards, and the data have all actions.")
 def nfq(features: Schema | None = None) -> Method:
     """Neural fitted Q iteration: Q-learning from stored episodes alone, without a lagged network."""
     policy = PolicyConfig(Categorical(), FeedForward((256, 256)), simplest_encoder(features))

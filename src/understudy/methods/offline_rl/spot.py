@@ -20,8 +20,7 @@ from ..registry import method
 
 
 @method("Wu et al. 2022 (SPOT), arXiv 2202.06239, without dropout in the policy", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and demonstrators act in several ways; no claim has tested it "
-             "here.")
+        when="if there are rewards and no environment, and demonstrators act in several ways.")
 @part
 class SPOT(TD3):
     """SPOT: TD3 that is held where the demonstrators' actions are dense, by an autoencoder of them.

@@ -29,7 +29,7 @@ def single_steps(batch: Batch) -> Batch:
 
 @method("Lee and Moon 2023 (TACR), AAMAS, with two critics, noise on target actions, and no rewards in the history",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and a history tells what to do; no claim has tested it here.")
+        when="if there are rewards and no environment, and a history tells what to do.")
 @part
 class TACR(TD3):
     """Transformer actor-critic: a causal transformer over observations and actions, trained as in TD3+BC at each step.

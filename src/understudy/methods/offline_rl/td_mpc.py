@@ -162,7 +162,7 @@ class _LatentModel(nn.Module):
 
 @method("Hansen et al. 2022 (TD-MPC), arXiv 2203.04955, with the losses of Feng et al. 2023, arXiv 2310.16029",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards, and time to plan in each step; no claim has tested it here.")
+        when="if there are rewards, and time to plan in each step.")
 @part
 class TDMPC(Algorithm):
     """TD-MPC: plans in each step by a learned model of encoded observations and by critics, and executes one action.

@@ -16,8 +16,7 @@ from ..registry import method
 
 @method("Brandfonbrener et al. 2023, arXiv 2305.16985, who train the encoder on other episodes with hidden goals: "
         "--stage encoder=RUN", rows=("019",), needs=(NUMBERS_OR_CLASSES,),
-        when="if there are many episodes of other tasks to train the encoder on, and few of this one; no claim has "
-             "tested it here.")
+        when="if there are many episodes of other tasks to train the encoder on, and few of this one.")
 def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Schema | None = None) -> Method:
     """Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.
 

@@ -25,8 +25,7 @@ def hidden_beside_images(features: Schema | None) -> tuple[ConditionDropout, ...
 
 @method("Lee et al. 2025 (CLASS), arXiv 2508.01600, who train the encoder at a tenth of the rate afterwards",
         rows=("257",), needs=(NUMBERS, CAMERAS),
-        when="if cameras differ between episodes and actions are positions; an encoder trained with the policy cannot "
-             "be told from it (claim similar-actions-moved-camera).")
+        when="if cameras differ between episodes and actions are positions.")
 def class_contrastive(horizon: int = 16, quantile: float = 0.025, crop: int = 4, features: Schema | None = None
                       ) -> Method:
     """Behavior cloning with an encoder that first learned from images which of them precede similar actions.

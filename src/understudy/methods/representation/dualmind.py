@@ -153,8 +153,7 @@ class _CrossAttention(nn.Module):
         "actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN", rows=("169",),
         needs=(NUMBERS_OR_CLASSES, "a task in words, or another column that says what to do (--prompt)",
                "while acting: what to do, in words or as a column"),
-        when="if one network serves many named tasks; its first phase is better than a random trunk, but the "
-             "whole could not be told from cloning (claim dual-phase).")
+        when="if one network serves many named tasks.")
 def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
              features: Schema | None = None) -> Method:
     """DualMind: a trunk learns the dynamics without tasks. Frozen, it is steered by a prompt through new layers.

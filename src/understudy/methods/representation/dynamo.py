@@ -18,8 +18,7 @@ from ..registry import method
 
 @method("Cui et al. 2024 (DynaMo), arXiv 2409.12192", rows=("014",),
         needs=(SOME_ACTIONS,),
-        when="if many recordings have no actions (--prior); an encoder trained with the policy was better on small "
-             "pictures (claim latent-dynamics-of-pictures).")
+        when="if many recordings have no actions (--prior).")
 def dynamo(latent: int = 8, length: int = 5, features: Schema | None = None) -> Method:
     """Behavior cloning on a frozen encoder, which was trained to predict observations by hidden actions of its own.
 

@@ -12,8 +12,7 @@ from .dynamo import dynamo
 
 @method("Ghosh et al. 2023 (ICVF), arXiv 2304.04782, who train the encoder on recordings of others: --prior",
         rows=("098",), needs=(SOME_ACTIONS,),
-        when="if many recordings to different goals have no actions (--prior); a plain value of goals did as well "
-             "(claim intentions-of-walks).")
+        when="if many recordings to different goals have no actions (--prior).")
 def icvf(column: str = "observation.state", discount: float = 0.99, features: Schema | None = None) -> Method:
     """Behavior cloning on a frozen encoder, which was trained on values of all outcomes for all intents.
 

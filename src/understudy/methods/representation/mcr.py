@@ -14,8 +14,7 @@ from .class_contrastive import class_contrastive
 
 @method("Jiang et al. 2025 (MCR), arXiv 2410.22325, who train the encoder on recordings of other robots: --stage "
         "encoder=RUN", rows=("357",), needs=(NUMBERS, NUMERIC_STATES, CAMERAS),
-        when="if recordings of other tasks have cameras (--prior); on small pictures, an encoder trained with the "
-             "policy was better (claim dynamics-alignment-fourth-goal).")
+        when="if recordings of other tasks have cameras (--prior).")
 def mcr(column: str = "observation.state", crop: int = 4, features: Schema | None = None) -> Method:
     """Behavior cloning on a frozen encoder, which learned from images their order, the dynamics and the actions.
 

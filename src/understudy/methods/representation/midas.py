@@ -210,8 +210,8 @@ class _MultimodalPromptNet(EncoderNet):
 
 @method("Li et al. 2024, arXiv 2310.09676, with a history, images of objects, and a pretrained language model that "
         "reads the prompt", rows=("172",), needs=(NUMBERS_OR_CLASSES, PROMPTS, "while acting: a prompt, as columns"),
-        when="if prompts mix words and objects; set --keep-motions, or the second stage unlearns the first "
-             "(claim multimodal-prompts).")
+        when="if prompts mix words and objects; set --keep-motions, so that the second stage keeps what the first "
+             "learned.")
 def midas(objects: str = "observation.objects", words: str = "observation.prompt.words",
           prompt_objects: str = "observation.prompt.objects", follow: int = 1, n_frames: int = 3, width: int = 128,
           depth: int = 3, steps: int = 10_000, keep_motions: bool = False, features: Schema | None = None) -> Method:

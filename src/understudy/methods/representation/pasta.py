@@ -288,8 +288,7 @@ class NextTokenPrediction(_TokenObjective):
 
 @method("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on several "
         "robots", rows=("024",), needs=(NUMBERS, "only observations that are numbers"),
-        when="if observations are many single numbers; in a toy, one token for each vector was better than one for "
-             "each number (claim component-tokens).")
+        when="if observations are many single numbers.")
 def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Literal["masked", "next"] = "masked",
           adapt: Literal["all", "last_layer", "none"] = "all") -> Method:
     """Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.

@@ -12,8 +12,7 @@ from ..registry import method
 
 @method("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", rows=("079",),
         needs=(NUMBERS, CAMERAS),
-        when="if there are few demonstrations with cameras and no pretrained image network; no claim has tested it "
-             "here.")
+        when="if there are few demonstrations with cameras and no pretrained image network.")
 def vinn_byol(n_neighbors: int = 5, crop: int = 4, features: Schema | None = None) -> Method:
     """Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.
 

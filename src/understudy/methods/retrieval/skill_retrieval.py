@@ -16,8 +16,7 @@ from ..registry import method
 
 @method("Nasiriany et al. 2022, arXiv 2210.11435 (SAILOR), without the losses that make skills predictable and the "
         "input that tells retrieved pieces from the task's", rows=("178",), needs=(NUMBERS, "prior data (--prior)"),
-        when="if the task is long, has few demonstrations, and shares pieces with prior data; no claim has tested its "
-             "skills here.")
+        when="if the task is long, has few demonstrations, and shares pieces with prior data.")
 def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
     """Skills from prior data, chosen by a policy that learns from a task and from the prior pieces most like it.
 

@@ -16,8 +16,7 @@ from ..registry import method
 
 @method("Chen et al. 2021, arXiv 2106.01345, with 100,000 updates and an embedding of the step within the episode; "
         "here within the history", needs=(NUMBERS_OR_CLASSES, REWARDS, "while acting: a desired return"),
-        when="if the data are of mixed quality with rewards, and a history tells what to do; no claim has tested it "
-             "here.")
+        when="if the data are of mixed quality with rewards, and a history tells what to do.")
 def decision_transformer(n_obs_steps: int = 20, target_return: float | None = None, discount: float = 1.0,
                          features: Schema | None = None) -> Method:
     """Decision Transformer: a causal transformer over returns to go, observations and actions predicts each action.

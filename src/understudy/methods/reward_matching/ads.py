@@ -92,8 +92,7 @@ def longest_increasing_subsequence(numbers: Iterable[int]) -> int:
 
 @method("Liu et al. 2024 (ADS), arXiv 2310.07433, without its encoder of pictures",
         rows=("012",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if demonstrations are few, there is an environment, and later steps need earlier ones; a fixed discount "
-             "did as well in a toy (claim growing-discount).")
+        when="if demonstrations are few, there is an environment, and later steps need earlier ones.")
 @part
 class ADS(TD3):
     """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.

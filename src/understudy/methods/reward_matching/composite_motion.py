@@ -103,8 +103,7 @@ class CompositeModel(RewardModel):
 
 @method("Xu et al. 2023 (Composite Motion Learning), arXiv 2305.03286", rows=("080",),
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
-        when="if parts of a body should move as in different recordings, and a task has a reward in other units (claim "
-             "composite-motion).")
+        when="if parts of a body should move as in different recordings, and a task has a reward in other units.")
 def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, compared: tuple[str, ...] = (),
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:
     """PPO with a discriminator for each part of a body and the reward of a task, whose advantages stay apart.

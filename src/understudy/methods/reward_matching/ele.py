@@ -113,8 +113,7 @@ class ProgressLearning(Algorithm):
 
 @method("Bruce et al. 2023 (ELE), ICLR, with proximal policy optimization in place of Muesli", rows=("174",),
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
-        when="if a reward comes only at the end and demonstrations have no actions; where each stage is paid, it does "
-             "harm (claim progress-and-contrast).")
+        when="if a reward comes only at the end and demonstrations have no actions.")
 def ele(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, span: int = 8, scale: float = 1.0,
         features: Schema | None = None) -> Method:
     """PPO with a reward for progress, which a network has learned from demonstrations without their actions.

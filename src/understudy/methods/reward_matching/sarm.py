@@ -177,8 +177,7 @@ class StageModel(RewardModel):
 
 @method("Chen et al. 2025 (SARM), arXiv 2509.25358, with an LSTM on trained encoders in place of transformers on "
         "frozen CLIP, and without the task in words", needs=(NUMBERS_OR_CLASSES,),
-        when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`. No claim has "
-             "tested it here.")
+        when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`.")
 @part
 class SARM(Algorithm):
     """A reward for the progress of a task, in stages if the data name them, and a policy that clones all steps alike.

@@ -153,8 +153,7 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
 
 @method("Berseth et al. 2023 (VIRL), arXiv 1901.07186, with numbers in place of pictures, and TD3 in place of TRPO",
         rows=("186",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there is one demonstration, and an environment to follow it in; the squared distance of states did "
-             "better in a toy (claim one-demonstration).")
+        when="if there is one demonstration, and an environment to follow it in.")
 @part
 class VIRL(TD3):
     """TD3 with the learned distance of each step, and of all steps so far, from those of a demonstration.

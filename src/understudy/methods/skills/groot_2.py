@@ -156,8 +156,7 @@ class _LabeledFraction:
 
 @method("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the alignment is not "
         "published in code", rows=("309",), needs=(NUMBERS, "a task in words for some episodes"),
-        when="if few of many episodes are described in words; words from a classifier for the others did no worse in a "
-             "toy (claim weakly-labeled-skills).")
+        when="if few of many episodes are described in words.")
 def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64,
             features: Schema | None = None) -> Method:
     """Follows words that few episodes have: they give places in a space of latents that all episodes teach.

@@ -12,7 +12,7 @@ from ..registry import method
 
 
 @method("Ajay et al. 2021, arXiv 2010.13611, its imitation learning, whose networks are recurrent",
-        when="if episodes are long and made of pieces that return; no claim has tested it here.")
+        when="if episodes are long and made of pieces that return.")
 def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
     """An autoencoder learns skills of ten steps, and a policy learns which skill to begin.
 

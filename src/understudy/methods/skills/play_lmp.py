@@ -16,7 +16,7 @@ from ..registry import method
 
 @method("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and mixtures of "
         "logistics", rows=("114",), needs=(NUMBERS, GIVEN_GOAL),
-        when="if the data are play without tasks and a goal is given while acting; no claim has tested it here.")
+        when="if the data are play without tasks and a goal is given while acting.")
 def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: int = 32, beta: float = 0.01) -> Method:
     """Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.
 

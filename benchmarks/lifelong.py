@@ -9,7 +9,7 @@ and orders (`two_level_rate`). All this was fixed before the first run.
 
 The cells, one for each training seed and arm, are kept in results/lifelong/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/lifelong-tiny/. --page writes the table
-and the picture of docs/improvement/what-must-not-be-forgotten.md from the cells that there are.
+and the picture of docs/runs.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def page_text(tiny: bool) -> str:
         write_text(PICTURE, figure.standalone_svg())
     return "\n".join([
         "Success in percent by the number of tasks learned since. The laws and the world are those of "
-        "`power-law-rehearsal` below, the training seeds are others (`python benchmarks/lifelong.py`).", "", *lines, "",
-        f"![Success in a task by the number of tasks learned since](../images/{PICTURE.name})"])
+        "the table [power-law-rehearsal](evidence/task-sequence.md#power-law-rehearsal), the training seeds are others "
+        "(`python benchmarks/lifelong.py`).", "", *lines, "",
+        f"![Success in a task by the number of tasks learned since](images/{PICTURE.name})"])
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def main() -> None:
             if not (file := cell_path(arm, seed, o.tiny)).exists() and time.monotonic() < o.until:
                 write_json(file, cell := run_cell(arm, seed, o.tiny))
                 print(f"{arm}, seed {seed}: {cell['seconds']} s", file=sys.stderr, flush=True)
-    measure.publish("lifelong", page_text(o.tiny), "improvement/what-must-not-be-forgotten.md", o.tiny)
+    measure.publish("lifelong", page_text(o.tiny), "runs.md", o.tiny)
 
 
 if __name__ == "__main__":

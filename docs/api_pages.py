@@ -35,7 +35,6 @@ PAGES = {
     "deploy": ("Deployment", ("deploy", "studio.html_page")),
     "serve": ("Serving", ("serve",)),
     "testing": ("Contract tests", ("testing",)),
-    "claims": ("Claims", ("claims.base", "claims.kit", "claims.measures")),
 }
 
 

@@ -26,7 +26,7 @@ CHOICES = (
     ("are few episodes of this task and many of others", ("behavior-retrieval", "skill-retrieval",
                                                          "bc-inverse-dynamics"), "Their gain is not shown here yet."),
     ("have wrong actions in unknown places", ("bc", "robust-bc"),
-     "`bc --policy.head.norm l1` was better in [a claim](ledger.md). [Audit](audit.md) finds some of them."),
+     "`bc --policy.head.norm l1` trusts single actions less. [Audit](audit.md) finds some of them."),
     ("have cameras", ("diffusion-policy", "act", "vinn"), "[Encoders and trunks](encoders.md) lists image networks."),
     ("have point clouds", ("dp3",), "[Encoders and trunks](encoders.md) explains the columns."),
     ("are single picks and places, seen from above", ("fourier-transporter",), "Its networks turn with the image."),
@@ -89,7 +89,7 @@ FAMILY = """# {title}
 
 {made}
 
-These methods {summary}. [All methods](../methods.md). Numbers such as 047 are rows of the [ledger](../ledger.md).
+These methods {summary}. [All methods](../methods.md). Numbers such as 047 are rows of the [table of systems](../evidence/systems.md).
 
 | method | choose it |
 |---|---|
@@ -109,7 +109,7 @@ Every command ends with one of these exit statuses:
 | 0 | the command finished, whatever its verdict |
 | 1 | an error in understudy itself |
 | 2 | an error that you can fix; a message on standard error explains it, and `--debug` shows where it came from |
-| 3 | an audit found errors, a claim is due for a run, or more steps of `act` than allowed were clipped, stale or late |
+| 3 | an audit found errors, or more steps of `act` than allowed were clipped, stale or late |
 | 130 | interrupted; the same command continues |
 
 With `--json`, a command prints one JSON document on standard output and nothing else there.
@@ -205,7 +205,7 @@ def _method(f, method) -> str:
         parts["collection"] = method.collection
     if method.wrapper is not None:
         parts["wrapper"] = method.wrapper
-    rows = {"paper": f["paper"], "needs": "; ".join(f["needs"]), "ledger": ", ".join(f["rows"]),
+    rows = {"paper": f["paper"], "needs": "; ".join(f["needs"]), "row of the table of systems": ", ".join(f["rows"]),
             "costs": f"{weights} weights, {training} of training, {plan} for a plan",
             **{name: f"`{_brief(part)}`" for name, part in parts.items()},
             "inference": ", ".join(f"`{_brief(part)}`" for part in method.inference),

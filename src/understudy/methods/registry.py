@@ -38,7 +38,7 @@ class MethodInfo:
         paper: Authors, year and arXiv number, and how the method differs from the paper.
         when: When to choose the method: the rest of a sentence that starts with "Choose it". It says what
             benchmarks found, also if it speaks against the method.
-        rows: Rows of the ledger, if it is in there.
+        rows: Rows of the table of systems, docs/evidence/systems.md, if it is in there.
         needs: What the data must have, and what must be given while acting. `find_method` checks each `Need` that has
             a check. The parts of the method that read a column check the others when the training starts.
     """
@@ -172,7 +172,7 @@ def describe_methods() -> list[dict]:
     Methods of other packages are listed and not loaded.
 
     Returns:
-        For each method "name", "family", "rows" of the ledger, "paper", "needs" (requirements of the data),
+        For each method "name", "family", "rows" of the table of systems, "paper", "needs" (requirements of the data),
         "summary", "when" to choose it, and "cost" (see `method_costs`; None if it was not measured).
     """
     return list(_descriptions())

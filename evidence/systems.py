@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import importlib
 import inspect
+import io
 import re
 import shlex
 from dataclasses import asdict, dataclass
@@ -16,7 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from understudy.audit.scores.registry import SCORES
+from understudy.cli import main
+from understudy.commands.parts.command_list import COMMANDS
+from understudy.commands.parts.method import method_options
 from understudy.core import UserError, unknown_name
+from understudy.learn.execution import EXECUTION_SCHEMES
+from understudy.methods import method_files
 
 from .tables import Comparison, find_table
 
@@ -129,33 +137,32 @@ def _wrong_use(use: str) -> str | None:
 
 
 def _wrong_command(words: list[str]) -> str | None:
-    from understudy.commands.parts.command_list import COMMANDS
-    if words[0] not in COMMANDS:
-        return str(unknown_name("command", words[0], COMMANDS))
-    text = help_of(words[0])
-    for word in words[1:]:
-        if word.startswith("--") and not re.search(rf"{re.escape(word.split('.')[0])}\b", text):
-            return f"use: understudy {words[0]} has no option {word}"
-    if words[0] == "train" and len(words) > 1 and not words[1].isupper():
-        from understudy.methods import method_files
-        if words[1] not in method_files():
-            return str(unknown_name("method", words[1], method_files()))
-    for option, value in zip(words[1:], words[2:], strict=False):
-        if option.startswith("--") and re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in text:
-            return f"use: the help of understudy {words[0]} does not name {option} {value}"
+    command, *rest = words
+    if command not in COMMANDS:
+        return str(unknown_name("command", command, COMMANDS))
+    known = output_of(command, "--help")
+    if command == "train" and rest and not rest[0].isupper():
+        if rest[0] not in method_files():
+            return str(unknown_name("method", rest[0], method_files()))
+        own = " ".join(f"--{name}" for name in method_options(rest[0])).replace("_", "-")
+        known += output_of("methods", rest[0]) + own
+    for option, value in zip(rest, [*rest[1:], ""], strict=False):
+        if not option.startswith("--"):
+            continue
+        if not re.search(rf"{re.escape(option)}(?![\w-])", known):
+            return f"use: understudy {' '.join(words[:2])} has no option {option}"
+        values = {"--score": SCORES, "--executor": EXECUTION_SCHEMES}.get(option, known)
+        if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in values:
+            return f"use: understudy {command} {option} does not know {value}"
     return None
 
 
 @cache
-def help_of(command: str) -> str:
-    """What `understudy COMMAND --help` prints."""
-    import contextlib
-    import io
-
-    from understudy.cli import main
+def output_of(*words: str) -> str:
+    """What a command prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main(list(words))
     return printed.getvalue()
 
 

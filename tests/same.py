@@ -1,14 +1,13 @@
 """Checks that a change moved code and changed no behavior: make same BASE=COMMIT
 
-Compares this checkout with a commit: the probes of all claims with exactly equal numbers, the help of all commands, and
-the names, needs and summaries of all methods. Snapshots of commits are kept in build/same/.
+Compares this checkout with a commit: the help of all commands, and the names, needs and summaries of all
+methods. Snapshots of commits are kept in build/same/.
 """
 
 import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,28 +21,13 @@ def output_of(*command: str, **options) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout
 
 
-def take_probe(name: str) -> tuple[str, object]:
-    from understudy.claims.base import MissingRequirement
-    from understudy.claims.probe import take
-    from understudy.claims.records import find_claim
-
-    try:
-        return name, take(find_claim(name))["numbers"]
-    except MissingRequirement as error:
-        return name, f"needs {error.where}"
-
-
 def take_snapshot(workers: int) -> dict[str, object]:
     """Everything that is compared, by its place."""
-    from understudy.claims.records import all_claims
-
     from understudy.cli import COMMANDS
 
     methods = {m["name"]: m for m in json.loads(run_command("methods", "--json"))}
     helps = {f"help of {name}": run_command(name, "--help") for name in COMMANDS}
-    with ProcessPoolExecutor(workers) as pool:
-        probes = dict(pool.map(take_probe, all_claims()))
-    return helps | {f"method {name}": methods[name] for name in methods} | {f"probe {k}": v for k, v in probes.items()}
+    return helps | {f"method {name}": methods[name] for name in methods}
 
 
 def snapshot_of(commit: str, workers: str) -> dict[str, object]:

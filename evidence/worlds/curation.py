@@ -20,9 +20,8 @@ from understudy.envs import make
 from understudy.envs.base import Env
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.execute.planners import FixedBatch
 from understudy.heads.base import Head
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -60,11 +59,6 @@ def cloning_method(
     return Method(
         policy, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
     )
-
-
-def curated_arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
-    """One arm for each name of a curation, all with the same options for tuning."""
-    return tuple(Arm(b, tuple(CuratedMethod(o, b) for o in options)) for b in by)
 
 
 def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split: int = 0, **options) -> Dataset:
@@ -127,25 +121,3 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
     weighted_episodes = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
     of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
     return fit_method(of_state, weighted_episodes, seed, sampling_weights=lambda e: e.steps[column]).policy
-
-
-def curated_success(
-    experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
-) -> dict[str, list[float]]:
-    """Trains a curated method and rolls it out.
-
-    Args:
-        method: The method, and the name of its curation.
-        data: Demonstrations with columns "keep.NAME".
-
-    Returns:
-        "success", 0 or 1 per start, and every value "NAME.CURATION" among the "figures" of the data's metadata, one per
-        run.
-    """
-    policy = train_curated(method, data, seed)
-    environment = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
-    actor = PolicyActor(FixedBatch(policy, ROWS), method.method.executor)
-    rollouts = rollout(actor, environment, episodes, seed=starts)
-    figures = {k.removesuffix(f".{method.curation}"): [float(v)] for k, v in data.metadata.get("figures", {}).items()
-               if k.endswith(f".{method.curation}")}
-    return {"success": [float(e.metadata["success"]) for e in rollouts], **figures}

@@ -1,0 +1,18 @@
+"""An arm of each family, trained with a seed of pilots, reaches its level: its world can be solved."""
+
+import numpy as np
+import pytest
+
+from evidence.tables import families
+
+ARMS = {
+    "bad_demonstrations": ("replaced-actions", "clean actions"),
+}
+
+
+@pytest.mark.parametrize("family", ARMS)
+def test_an_arm_reaches_its_level(family):
+    table, arm = ARMS[family]
+    experiment, seed = families()[family].tables[table].load_experiment(), 0
+    values = experiment.measure(experiment, experiment.arms[arm], experiment.source.load(seed), seed, 100, seed)
+    assert np.mean(values["success"]) >= experiment.levels[arm]

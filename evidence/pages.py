@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MADE = "<!-- made by python -m evidence pages: change the source, not this page -->"
 MAX_WORDS = 120  # of the text of a family
-_W, _H = 160, 20
 
 
 def write_pages() -> list[Path]:
@@ -73,14 +72,13 @@ def _difference(comparison: Comparison, measure: Measure) -> str:
 
 
 def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
-    """SVG of a difference and its interval, around 0 and the margin. `reach` is at the edge."""
-    def x(value: float) -> float:
-        return round(_W / 2 * (1 + min(max(value / (1.1 * reach), -1), 1)), 1)
-    margin = measure.margin or 0.0
-    return (f'<svg class="difference {comparison.word}" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" '
-            f'aria-hidden="true"><rect x="{x(-margin)}" width="{x(margin) - x(-margin):.1f}" height="{_H}"/>'
-            f'<path class="zero" d="M{_W / 2} 0V{_H}"/><path d="M{x(comparison.low)} {_H / 2}H{x(comparison.high)}"/>'
-            f'<circle cx="{x(comparison.difference)}" cy="{_H / 2}" r="4"/></svg>')
+    """A difference with its interval and margin. 0 is in the middle, and `reach` at the edge; docs/style.css draws it."""
+    def place(value: float) -> int:
+        return round(50 * (1 + min(max(value / (1.1 * reach), -1), 1)))
+    places = {"low": comparison.low, "high": comparison.high, "mean": comparison.difference,
+              "margin": measure.margin or 0.0}
+    style = ";".join(f"--{name}:{place(value)}" for name, value in places.items())
+    return f'<i class="difference {comparison.word}" style="{style}"></i>'
 
 
 def _origin(table: Table) -> str:

@@ -72,7 +72,7 @@ def _difference(comparison: Comparison, measure: Measure) -> str:
 
 
 def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
-    """A difference with its interval and margin, which docs/style.css draws. 0 is in the middle, `reach` at the edge."""
+    """A difference with its interval and margin, drawn by docs/style.css. 0 is in the middle, `reach` at the edge."""
     def place(value: float) -> int:
         return round(50 * (1 + min(max(value / (1.1 * reach), -1), 1)))
     places = {"low": comparison.low, "high": comparison.high, "mean": comparison.difference,

@@ -7,6 +7,7 @@ from evidence.tables import families
 
 ARMS = {
     "bad_demonstrations": ("replaced-actions", "clean actions"),
+    "retrieval": ("retrieval-compared", "cloning of seven each"),
 }
 
 

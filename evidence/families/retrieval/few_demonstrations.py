@@ -1,23 +1,17 @@
-"""Rows 079, 178, 249, 262 and 316 in one world: few demonstrations, and which way to look them up."""
+"""Few demonstrations, and which way to look them up."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from evidence.families.retrieval.retrieve_align_replay import (
-    EFFECTOR,
-    LAST_STEPS,
-    OUTLINE,
-    PEG,
-    VIEW,
-    RandomPoses,
-    RandomRetrieval,
-    WristView,
-)
+import torch
 
 from evidence.experiment import TRUSTED, DemonstrationSource, Experiment
 from evidence.measures import deployed_actor, flags
 from understudy.checkpoint import FromStage
+from understudy.core import Feature, normal, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset
@@ -27,10 +21,12 @@ from understudy.data.relabel import FirstObservation, MotionToFirst
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.episode_wrappers import DemoStateReset
+from understudy.envs.observation_wrappers import ObservationTransform
 from understudy.envs.toys.peg_insertion import OUTLINES, STEP, PegInsertion
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor
 from understudy.execute.base import Executor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.following import FollowDemonstration
@@ -47,16 +43,33 @@ from understudy.learn.cloning.skill_autoencoder import SkillAutoencoder
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
-from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay
+from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay, PlanarFrame
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
+PEG, HOLE = "observation.state", "observation.environment_state"
+VIEW, OUTLINE = "observation.view", "observation.outline"
 ROWS = 100  # environments side by side
 TOLERANCE = 0.0015  # m, of the hole
+LAST_STEPS = 6  # of a demonstration, which are repeated
+EFFECTOR = PlanarFrame(PEG, ())
 FAST = OptimizerConfig(lr=3e-3)
 TASK, PRIOR, DEMONSTRATION = "task", "prior", "demonstration"
+
+
+class WristView(ObservationTransform):
+    """Adds the pose of the hole from the peg with the outline, scaled to a deviation of about 1, and the outline."""
+
+    def transform_features(self, features):
+        return {**features, VIEW: Feature("float32", (12,)), OUTLINE: Feature("float32", (8,))}
+
+    def transform_obs(self, obs):
+        hole = PlanarFrame(PEG, (HOLE,)).transform_obs(obs, {})[0][HOLE]
+        angle, outline = hole[:, 2:3], (hole[:, 3:] - 0.08) / 0.014
+        turn = math.sqrt(2) * torch.cat([angle.cos(), angle.sin()], 1)
+        return {**obs, VIEW: torch.cat([hole[:, :2] / 0.3, turn, outline], 1), OUTLINE: outline}
 
 
 class PegFrame(WrappedEnv):
@@ -67,16 +80,29 @@ class PegFrame(WrappedEnv):
 
 
 @dataclass(frozen=True)
+class RandomPoses(Actor):
+    """Moves to random poses around the first one, a new one every 12 steps."""
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key), "first": obs[PEG].clone()}
+
+    def act(self, obs, state):
+        place = 2 * uniform(state["key"], state["count"] // 12, (3,), stream=5) - 1
+        motion = (state["first"] + place * torch.tensor([0.7, 0.7, 1.0]) - obs[PEG]) / torch.from_numpy(STEP)
+        motion = motion / motion.abs().amax(1, keepdim=True).clamp(min=1)
+        motion = motion + 0.1 * normal(state["key"], state["count"], (3,), stream=6)
+        return motion.float(), {**state, "count": state["count"] + 1}
+
+
+@dataclass(frozen=True)
 class TaskAndLog(DemonstrationSource):
-    """A few demonstrations, and a log of the robot that does not say what is in it.
+    """A demonstration of each outline (the part "task"), and a log of the robot that does not say what is in it.
 
     Args:
-        n_task: Demonstrations of each outline: the part "task".
-        n_hidden: Further ones in the part "prior".
+        n_hidden: Further demonstrations of each outline in the part "prior".
         play: Episodes of the part "prior" in which the robot moves away from where a demonstration ends.
     """
 
-    n_task: int = 1
     n_hidden: int = 6
     play: int = 40
 
@@ -84,19 +110,24 @@ class TaskAndLog(DemonstrationSource):
         task, hidden = [], []
         for outline in range(OUTLINES):
             env = PegInsertion(14, tolerance=TOLERANCE, outlines=(outline,))
-            demonstrations = list(rollout(
-                env.expert(), WristView(env), 12, recording_seed(seed), first=10_000 * outline
-            ).filter(lambda e: e.metadata["success"]))
-            task += demonstrations[:self.n_task]
-            hidden += demonstrations[self.n_task:self.n_task + self.n_hidden]
+            rollouts = rollout(env.expert(), WristView(env), 12, recording_seed(seed), first=10_000 * outline)
+            successes = list(rollouts.filter(lambda e: e.metadata["success"]))
+            task, hidden = task + successes[:1], hidden + successes[1:1 + self.n_hidden]
         starts = Crop(-LAST_STEPS, 1 - LAST_STEPS).apply(Dataset(task))
         env = WristView(DemoStateReset(PegInsertion(self.play, 60, TOLERANCE), starts))
         play = rollout(RandomPoses(), env, self.play, recording_seed(seed), first=100_000)
         data = mix(task=(Dataset(task), 1.0), prior=(Dataset(hidden) + play, 1.0))[0]
-        episodes = [EFFECTOR.transform_episode(e) for e in data]
-        n_known = OUTLINES * (self.n_task + self.n_hidden)
-        return Dataset([replace(e, metadata={**e.metadata, DEMONSTRATION: i < n_known})
-                        for i, e in enumerate(episodes)], data.metadata)
+        return Dataset([replace(e, metadata={**e.metadata, DEMONSTRATION: i < OUTLINES * (1 + self.n_hidden)})
+                        for i, e in enumerate(map(EFFECTOR.transform_episode, data))], data.metadata)
+
+
+@dataclass(frozen=True)
+class RandomRetrieval(AlignedReplay):
+    """Chooses a demonstration at random."""
+
+    def retrieve(self, obs, key):
+        n = len(cast(Any, self.retriever).net.keys)
+        return (uniform(key, torch.zeros_like(key), (1,), stream=7)[:, 0] * n).long().clamp(max=n - 1)
 
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
@@ -121,13 +152,16 @@ def looked_up(n_neighbors: int, executor: Executor | None = None, horizon: int =
                    executor=executor or RecedingHorizon())
 
 
+def retrieved(key: FromStage, stage: Method, *transforms, **more) -> Method:
+    """Cloning of the demonstrations, and as often of the tenth of the log that is nearest to them."""
+    learner = BehaviorCloning(1000, 128, FAST, sampling_column=SAMPLING_WEIGHT)
+    return Method(policy_of(Regression()), RecedingHorizon(), learner, (Retrieve(key, fraction=0.1), *transforms),
+                  (Stage(key.stage, stage, PRIOR),), **more)
+
+
 def behavior_retrieval() -> Method:
-    """Cloning of the demonstrations, and as often of the 10 % of the steps of the log that are nearest to them."""
     learner = StateActionVAE(4, widths=(64, 64), steps=1000, batch_size=128)
-    embedding = Stage("embedding", Method(policy_of(Regression()), learner=learner), dataset=PRIOR)
-    return Method(policy_of(Regression()), RecedingHorizon(), BehaviorCloning(
-        1000, 128, FAST, sampling_column=SAMPLING_WEIGHT),
-        (Retrieve(FromStage("embedding", "embedding"), fraction=0.1),), (embedding,))
+    return retrieved(FromStage("embedding", "embedding"), Method(policy_of(Regression()), learner=learner))
 
 
 def skills(period: int = 5) -> Method:
@@ -135,12 +169,9 @@ def skills(period: int = 5) -> Method:
     prior = PolicyConfig(Gaussian(temperature=1.0), MLP(64, 1), codec=Normalizer(target="identity"), inputs=(VIEW,))
     low = PolicyConfig(Gaussian(), MLP(64, 1), codec=Normalizer(unscaled=(SKILL,)), inputs=(VIEW, SKILL))
     learner = SkillAutoencoder(period, prior=prior, posterior=MLP(64, 1), steps=1000)
-    stage = Method(low, learner=learner, transforms=(ConstantColumn(SKILL, (0.0,) * 8),))
     posterior = FromStage("skills", "posterior")
-    return Method(policy_of(Regression()), RecedingHorizon(), BehaviorCloning(
-        1000, 128, FAST, sampling_column=SAMPLING_WEIGHT),
-        (Retrieve(posterior, fraction=0.1), LatentLabels(posterior)), (Stage("skills", stage, dataset=PRIOR),),
-        wrapper=SkillWrapper(FromStage("skills"), period))
+    return retrieved(posterior, Method(low, learner=learner, transforms=(ConstantColumn(SKILL, (0.0,) * 8),)),
+                     LatentLabels(posterior), wrapper=SkillWrapper(FromStage("skills"), period))
 
 
 def replay(executor: type[AlignedReplay] = AlignedReplay) -> Method:

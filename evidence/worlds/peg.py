@@ -21,7 +21,6 @@ class PegDemonstrations(DemonstrationSource):
     episodes: int
     tolerance: float = TOLERANCE
     outlines: tuple[int, ...] = OUTLINES
-    probe_sizes = {"episodes": 8}
 
     @cached_load
     def load(self, seed):

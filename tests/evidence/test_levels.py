@@ -7,6 +7,7 @@ from evidence.tables import families
 
 ARMS = {
     "bad_demonstrations": ("replaced-actions", "clean actions"),
+    "corrections": ("proliferated-demonstration", "100 demonstrations"),
     "retrieval": ("retrieval-compared", "cloning of seven each"),
 }
 

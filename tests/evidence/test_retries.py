@@ -1,4 +1,4 @@
-"""Row 276: the script of one attempt, and the episodes of each kind."""
+"""The script of one attempt, and the episodes of each kind."""
 
 from __future__ import annotations
 

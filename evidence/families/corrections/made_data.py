@@ -1,4 +1,4 @@
-"""Rows 118, 369, 234 and 333: demonstrations that are made of a few."""
+"""Demonstrations that are made of a few."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from understudy.execute.wrappers import ActionWrapper, wrapped_env_name
 from understudy.heads.likelihood.regression import Regression
 from understudy.improve.generation import DemoGeneration, MovableObject, SegmentRule, SymmetryAugmentation
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.critic import CriticConfig
-from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights, SampleWeights, UniformWeights
@@ -54,24 +52,17 @@ FAST = OptimizerConfig(lr=1e-3)
 
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
-    """"success" of the trained actor, with its wrapper. "outside": the same among the starts of the bar world that no
-    copy of the first demonstration can have."""
+    """"success" of the trained actor, with its wrapper."""
     env = make(experiment.env, rows=ROWS, trust=TRUSTED)
-    rollouts = rollout(train_once(experiment, method, data, seed).actor, env, episodes, seed=starts)
-    if experiment.env != "arms":
-        return flags(rollouts)
-    first, *others = (np.asarray(e.steps[STATE][0])[[*BAR.components, *END.components]] for e in (data[0], *rollouts))
-    outside = [(np.abs(at - first) > (*BAR.reach, *END.reach)).any() for at in others]
-    successes = np.array(flags(rollouts)["success"])[outside]
-    return {**flags(rollouts), "outside": [float(successes.mean()) if len(successes) else 0.0]}
+    return flags(rollout(train_once(experiment, method, data, seed).actor, env, episodes, seed=starts))
 
 
 def select(n_episodes: int | None) -> tuple[Operation, ...]:
-    """The first episodes. None: all, which are fewer in a probe."""
+    """The first episodes. None: all."""
     return () if n_episodes is None else (Select(tuple(range(n_episodes))),)
 
 
-# -- 118: key poses of two hands, at the bar and where it is carried to ----------------------------------------------
+# -- key poses of two hands, at the bar and where it is carried to ---------------------------------------------------
 
 HANDS = WaypointWrapper((0, 1, 2, 3))
 BAR, END = MovableObject((4, 5), (0,), (0.3, 0.0)), MovableObject((10, 11), (1,), (0.4, 0.15))
@@ -135,57 +126,42 @@ BARS = Experiment(TaughtKeyPoses(), env="arms", measure=success, first_seed=620,
     "wrong key poses": proliferated(
         MovableObject(BAR.components, END.steps, BAR.reach), MovableObject(END.components, BAR.steps, END.reach))})
 
-# -- 369: segments of three walks, elsewhere in rooms whose walls end an episode -------------------------------------
+# -- segments of three walks, elsewhere in rooms whose walls end an episode ------------------------------------------
 
 ROOMS_ENV = "evidence.worlds.one_goal_rooms:OneGoalRooms"
 CLONING = BehaviorCloning(2000, 128, FAST)
-TD3_BC = TD3(2000, 128, OptimizerConfig(
-    lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None), CriticConfig((64, 64)), discount=0.97,
-    bc_weight=0.4)
 
 
 @dataclass(frozen=True)
 class NearerToGoal(SegmentRule):
-    """Segments that end in a cell from which fewer cells are to be walked, or at the goal.
-
-    Args:
-        sign: -1 accepts those from which more are to be walked.
-    """
-
-    sign: int = 1
+    """Segments that end in a cell from which fewer cells are to be walked, or at the goal."""
 
     def accepts(self, segment):
         goal = cell_of(np.array(GOAL), CELLS)
         x, y = cell_of(segment.steps[STATE][[0, -1]], CELLS).T
         before, after = STEPS[CELLS * goal[0] + goal[1]][x, y]
-        return bool(self.sign * (before - after) > 0) or self.sign > 0 and bool(segment.steps["next.reward"].any())
+        return bool(before > after) or bool(segment.steps["next.reward"].any())
 
 
-def walk(learner, n_episodes: int | None, *operations: Operation) -> Method:
+def walk(n_episodes: int | None, *operations: Operation) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), window=Window(1, 1), inputs=(STATE,))
-    return Method(policy, RecedingHorizon(), learner, transforms=(*select(n_episodes), *operations))
+    return Method(policy, RecedingHorizon(), CLONING, transforms=(*select(n_episodes), *operations))
 
 
-def moved(learner, rule: SegmentRule | None) -> Method:
-    return walk(learner, 3, SymmetryAugmentation(ROOMS_ENV, 3000, 10, 0.1, 7.9, rule, trust=TRUSTED))
+def moved(rule: SegmentRule | None) -> Method:
+    return walk(3, SymmetryAugmentation(ROOMS_ENV, 3000, 10, 0.1, 7.9, rule, trust=TRUSTED))
 
 
 ROOMS = Experiment(ExpertDemonstrations(ROOMS_ENV, 105), measure=success, first_seed=640, episodes=300,
                    levels={"cloning, 100 walks": 0.7}, arms={
-    "cloning, guided": moved(CLONING, NearerToGoal()),
-    "cloning, random": moved(CLONING, None),
-    "TD3+BC, guided": moved(TD3_BC, NearerToGoal()),
-    "TD3+BC, random": moved(TD3_BC, None),
-    "cloning, 3 walks": walk(CLONING, 3),
-    "cloning, 100 walks": walk(CLONING, None),
-    "cloning, away": moved(CLONING, NearerToGoal(-1)),
-    "TD3+BC, away": moved(TD3_BC, NearerToGoal(-1))})
+    "cloning, guided": moved(NearerToGoal()),
+    "cloning, random": moved(None),
+    "cloning, 3 walks": walk(3),
+    "cloning, 100 walks": walk(None)})
 
-N_DRIVES, N_PATHS = 10, 20
-LOOKS = ((5, 0.01), (10, 0.015), (20, 0.025))
+# -- states beside few drives, whose actions lead back to them -------------------------------------------------------
 
-# -- 234: states beside few drives, whose actions lead back to them -------------------------------------------------
-
+N_DRIVES = 10
 GUSTS = {"success": 1.0, "strong gusts": 2.0}  # rad/s^2
 
 
@@ -194,23 +170,6 @@ def in_gusts(experiment, method: Method, data: Dataset, seed: int, episodes: int
     actor = train_once(experiment, method, data, seed).actor
     return {name: flags(rollout(actor, LaneDriving(ROWS, gust=gust), episodes, seed=starts))["success"]
             for name, gust in GUSTS.items()}
-
-
-class ReversedLabels(CorrectiveLabels):
-    """Labels with the sign of the model's change reversed, whose actions lead away from demonstrated states."""
-
-    def label(self, goal, action, rows):
-        return goal + self.change(goal, action, rows)
-
-
-class TrueLabels(CorrectiveLabels):
-    """Labels by what the world does in place of the model."""
-
-    def change(self, state, action, rows):
-        env, at = LaneDriving(len(rows)), self.noise > 0
-        road = torch.from_numpy(np.stack([e.steps["simulator.state"][t + at] for e, t in rows]))
-        env.restore(torch.arange(len(rows)), {STATE: state, "simulator.state": road})
-        return env.step(action).obs[STATE] - state
 
 
 def drive(n_episodes: int | None, *operations: Operation, noise: float = 0.0, slope_weight: float = 0.1) -> Method:
@@ -226,23 +185,22 @@ def drive(n_episodes: int | None, *operations: Operation, noise: float = 0.0, sl
                   (Stage("dynamics", dynamics),) if operations else ())
 
 
-def corrected(labels: type[CorrectiveLabels] = CorrectiveLabels, **options) -> Method:
-    return drive(N_DRIVES, labels(FromStage("dynamics"), 3.0, 5, max_error=10.0), **options)
+def corrected(**options) -> Method:
+    return drive(N_DRIVES, CorrectiveLabels(FromStage("dynamics"), 3.0, 5, max_error=10.0), **options)
 
 
 SPREAD = (0.35, 0.1, 0.9, 0.3, 0.05, 0.05, 0.05, 17.0, 0.9, 0.35, 0.35, 0.35)  # of the state, in demonstrations
-GUSTY = Experiment(ExpertDemonstrations("lane_driving", 100), measure=in_gusts, first_seed=700, n_seeds=20, looks=LOOKS,
-                   episodes=300, levels={"100 drives": 0.9}, arms={
+GUSTY = Experiment(ExpertDemonstrations("lane_driving", 100), measure=in_gusts, first_seed=700, episodes=300,
+                   levels={"100 drives": 0.9}, arms={
     "CCIL": corrected(),
     "without continuity": corrected(slope_weight=0.0),
-    "true dynamics": corrected(TrueLabels),
     "cloning": drive(N_DRIVES),
     "cloning with noise": drive(N_DRIVES, noise=0.02),
-    "100 drives": drive(None),
-    "reversed model": corrected(ReversedLabels)})
+    "100 drives": drive(None)})
 
-# -- 333: bent paths, and losses against the edges of the lane and the box -------------------------------------------
+# -- bent paths, and losses against the edges of the lane and the box ------------------------------------------------
 
+N_PATHS = 20
 AHEAD = (3, 6, 9, 12)  # steps to the points of a path
 STILL = SelectComponents(STATE, (0, 2, 4, 5, 6, 7, 8))  # without heading, yaw rate and past offsets
 
@@ -308,11 +266,10 @@ def path(n_episodes: int | None, bent: type[TrajectoryPerturbation] | None = Non
                   transforms=(*select(n_episodes), *perturbation, *(() if motion else (STILL,))), wrapper=FollowPath())
 
 
-PATHS = Experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, n_seeds=20, looks=LOOKS,
-                   episodes=300, levels={"100 drives without motion": 0.9}, arms={
+PATHS = Experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, n_seeds=20, episodes=300,
+                   levels={"100 drives without motion": 0.9}, arms={
     "M0": path(N_PATHS),
     "M1": path(N_PATHS, TrajectoryPerturbation),
-    "M2": path(N_PATHS, TrajectoryPerturbation, 1.0),
     "M3": path(N_PATHS, TrajectoryPerturbation, 2.0),
     "M4": path(N_PATHS, TrajectoryPerturbation, 2.0, dropout=0.5),
     "M0 without motion": path(N_PATHS, motion=False),

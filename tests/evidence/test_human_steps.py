@@ -1,16 +1,14 @@
-"""Row 348: equally many steps of a supervisor, the world in which it helps, and the control."""
+"""Equally many steps of a supervisor, and the world in which it helps."""
 
 import itertools
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from evidence.families.corrections.corrections import AfterInterventionLabel, fitted_rise
 from evidence.worlds.curation import cloning_method
 from evidence.worlds.human_steps import HumanStepsCollector, expert_steps, human_steps
 from evidence.worlds.peg import WeakPeg
-from understudy.data.episode import Dataset, Episode
+from understudy.data.episode import Episode
 from understudy.data.mixture import ROUND
 from understudy.envs import make
 from understudy.envs.shifts import WeakActuators
@@ -75,18 +73,3 @@ def test_demonstrations_have_the_steps_that_were_asked_for():
     env = make("fork", rows=1)
     lengths = list(map(len, expert_steps(env, 50, 7, 100)))
     assert sum(lengths[:-1]) < 50 <= sum(lengths)
-
-
-def test_the_control_gives_the_class_to_the_steps_after_a_takeover():
-    flags = np.array([0] * 20 + [1] * 3 + [0] * 4 + [1] * 2 + [0] * 18, bool)
-    episode = Episode({"observation.state": np.zeros((48, 1), "f"), "action": np.zeros((47, 1), "f"),
-                       "intervention": flags})
-    classes = AfterInterventionLabel()(episode).steps["intervention_class"]
-    assert list(classes) == [1] * 20 + [2] * 3 + [3] * 4 + [2] * 2 + [3] * 15 + [1] * 3
-    (demonstration,) = Dataset([episode.replace({"intervention": None})]).map(AfterInterventionLabel())
-    assert not np.any(demonstration.steps["intervention_class"])
-
-
-@pytest.mark.parametrize(("values", "rise"), [([0.1, 0.3, 0.5], 0.4), ([0.4, 0.2, 0.2, 0.0], -0.36), ([0.3], 0.0)])
-def test_the_rise_is_that_of_the_line_of_least_squares(values, rise):
-    assert fitted_rise(values) == pytest.approx(rise)

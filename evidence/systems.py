@@ -69,12 +69,17 @@ class System:
         return find_table(table).compare(arm, rival, rest[0] if rest and rest[0] else "success")
 
     @property
+    def shows_nothing(self) -> bool:
+        """Whether the table says that no comparison can be read from it."""
+        return bool(find_table(self.works.split(" | ")[0]).shows_nothing)
+
+    @property
     def status(self) -> Status:
         """The status by the rules of the table."""
         comparison = self.comparison
         if not self.use or not self.right:
             return "experiment only" if comparison is not None else "missing"
-        if comparison is None:
+        if comparison is None or self.shows_nothing:
             return "not at this scale" if self.works else "missing"
         is_cheaper = len(self.works.split(" | ")) > 4
         if comparison.word == "better" or comparison.word == "equal" and is_cheaper:

@@ -27,6 +27,7 @@ def test_every_entry_exists(system):
 def test_the_status_follows_from_the_comparison(monkeypatch, word, works, status):
     compared = None if word is None else Comparison("a", "b", "success", 0.0, 0.0, 0.0, word)
     monkeypatch.setattr(System, "comparison", compared)
+    monkeypatch.setattr(System, "shows_nothing", False)
     assert replace(ONE, works=works).status == status
     assert replace(ONE, works=works, right="").status == ("experiment only" if word else "missing")
 

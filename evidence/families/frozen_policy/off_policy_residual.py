@@ -69,7 +69,6 @@ class OffPolicy(Imprecise):
     from_scratch: bool = False
     is_stabilized: bool = True
 
-
     def method(self, practice: Practice, base: Method) -> Method:
         method = (rlpd if self.from_scratch else residual)(practice, base)
         learner, wrapper = method.learner, method.wrapper

@@ -52,8 +52,7 @@ def refined(experiment, option: Imprecise, data: Dataset, seed: int, episodes: i
 PPO = Imprecise(learns="corrections")
 TABLE = Experiment(PegDemonstrations(20, TOLERANCE, OUTLINES), env="peg_insertion",
                    env_options=(("tolerance", TOLERANCE), ("outlines", OUTLINES)), measure=refined, first_seed=1640,
-                   episodes=300, levels={"base": 0.3, "10 times the demonstrations": 0.7},
-                   arms={
+                   episodes=300, levels={"base": 0.3, "10 times the demonstrations": 0.7}, arms={
     "base": Imprecise(),
     "residual PPO": PPO,
     "10 times the demonstrations": Imprecise(times=10),

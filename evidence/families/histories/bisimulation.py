@@ -134,8 +134,7 @@ def walked(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
 
 
 BISIMULATION, PLAIN, KNOWN = "bisimulation", "history", "true cell"
-TABLE = Experiment(Halves(), env="tabular", first_seed=1780, episodes=200, measure=walked, levels={KNOWN: 0.9},
-                   arms={
+TABLE = Experiment(Halves(), env="tabular", first_seed=1780, episodes=200, measure=walked, levels={KNOWN: 0.9}, arms={
     PLAIN: history_iql(),
     BISIMULATION: history_iql(Bisimulation((64,), DISCOUNT, WEIGHT)),
     KNOWN: history_iql(inputs=(CELL,), n_obs_steps=1),

@@ -114,7 +114,6 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
 MATCHING = OptimalTransportReward()
 TABLE = Experiment(
     WithoutActions(), env=f"{__name__}:TwoGoals", measure=practiced, first_seed=1900, episodes=100,
-
     levels={"discount 0.9": 0.3}, arms={
     "discount 0.99": Practice(TD3(discount=0.99, reward=MATCHING)),
     "discount 0.9": Practice(TD3(discount=0.9, reward=MATCHING)),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import scipy.stats
 
 from evidence.experiment import TRUSTED, Experiment
 from evidence.families.matching_rewards.matching_rewards import CONSTANT, EXPERT, N_EPISODES, Practice, Successes
@@ -54,25 +53,8 @@ def practiced(experiment, option: Practice, data, seed: int, episodes: int, star
             "slope": [float(np.mean(slopes))]}
 
 
-@dataclass(frozen=True)
-class SteepRewardsAreWorse(Rule):
-    """Over the arms of a training seed, the return falls in rank with the length of the reward's gradient."""
-
-    arms: tuple[str, ...]
-
-    def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        columns = ([np.array(measurements[arm][name]).mean(1) for arm in self.arms] for name in ("slope", "return"))
-        pairs = zip(*map(np.transpose, columns), strict=True)
-        ranks = np.array([[scipy.stats.spearmanr(*pair).statistic] for pair in pairs])
-        mean = difference(ranks, np.zeros_like(ranks), "real", level)
-        condition = Condition("slope: rank correlation with the return", mean.estimate, mean.low, mean.high, "below",
-                              0.0, smallest_effect("slope", measures))
-        return RuleResult(condition.verdict, (condition,))
-
-
 PENALTIES = {"none": 0.0, "penalty": 10.0}
 ARMS = {f"{name}, {rate:g}": matched(rate, weight) for rate in RATES for name, weight in PENALTIES.items()}
 TABLE = Experiment(Successes(), env="evidence.families.matching_rewards.matching_rewards:WindyFork", measure=practiced,
                    first_seed=880, episodes=300, levels={"penalty, 0.0005": 0.68},
-
                    arms={**ARMS, "in name only": matched(5e-4, 1e-6)})

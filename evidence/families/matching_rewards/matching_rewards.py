@@ -111,10 +111,8 @@ def practice(learner: ROT, is_cloned: bool = True) -> Practice:
 
 FILTERED = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=FromStage("clone"))
 UNWEIGHTED = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=None, fixed_weight=0.0)
-TABLE = Experiment(Successes(), env=f"{__name__}:WindyFork", measure=practiced, first_seed=760, n_seeds=10,
-                   looks=((5, 0.02), (10, 0.03)), episodes=300, levels={"OT alone": 0.68},
-
-                   arms={
+TABLE = Experiment(Successes(), env=f"{__name__}:WindyFork", measure=practiced, first_seed=760,
+                   episodes=300, levels={"OT alone": 0.68}, arms={
     "ROT": practice(FILTERED),
     "OT alone": practice(UNWEIGHTED, is_cloned=False),
     "uniform plan": practice(replace(FILTERED, reward=OptimalTransportReward("uniform")))})

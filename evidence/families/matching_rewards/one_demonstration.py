@@ -126,7 +126,6 @@ def practiced(experiment, option: OneStepPractice, data: Dataset, seed: int, epi
 
 TABLE = Experiment(
     OneWithoutActions(), env=f"{__name__}:TimedGoals", measure=practiced, first_seed=1940, episodes=100,
-
     levels={"squared distance": 0.5}, arms={
     "frame + sequence": OneStepPractice(VIRL()),
     "frame": OneStepPractice(VIRL(reward=SiameseReward(sequence_weight=0.0))),

@@ -179,7 +179,6 @@ def mirrored(episode: Episode) -> Episode:
 
 
 TABLE = Experiment(Drawings(), measure=drawn_again, first_seed=5210, episodes=200,
-
                    levels={"with actions": 0.7, "steering": 0.5}, arms={
     "steering": Drawn(practicing()),
     "own commands": Drawn(practicing(steering=0.0)),

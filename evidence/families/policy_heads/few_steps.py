@@ -102,8 +102,7 @@ def reflow(n_steps: int, learner: type[ReflowPolicy] = ReflowPolicy) -> SampledM
     return SampledMethod(after_teacher(FLOW, Flow(), again), Flow(n_steps))
 
 
-REFLOW = Experiment(DEMONSTRATIONS, measure=success_and_bend, first_seed=400, levels={"flow, 16 steps": 0.7},
-                    arms={
+REFLOW = Experiment(DEMONSTRATIONS, measure=success_and_bend, first_seed=400, levels={"flow, 16 steps": 0.7}, arms={
     "reflow, 1 step": reflow(1),
     "flow, 1 step": SampledMethod(FLOW, Flow(1)),
     "flow, 16 steps": SampledMethod(FLOW, Flow(16)),
@@ -223,9 +222,7 @@ def equal_steps(n_steps: int) -> AdaFlow:
 ADAPTIVE = adaflow(AdaFlow(20, max_error=0.2))
 UNINFORMED = adaflow(UninformedAdaFlow(20, max_error=0.2), UninformedAdaFlow())
 STEPS = Experiment(ForkDemonstrations(100), env="fork", measure=success_and_evaluations, first_seed=410,
-                   levels={"20 steps": 0.7, "equal steps": 0.1},
-
-                   arms={
+                   levels={"20 steps": 0.7, "equal steps": 0.1}, arms={
     "adaptive": ADAPTIVE,
     "20 steps": adaflow(equal_steps(20)),
     "equal steps": EqualSteps(ADAPTIVE),

@@ -158,4 +158,3 @@ TABLE = Experiment(Layouts(), env=f"{__name__}:Egocentric", measure=practiced, f
     "cloned alone, 2": Practice(cloning="alone"),
     "2, shuffled": Practice(is_shuffled=True),
     "10 layouts, shuffled": Practice("diverse", is_shuffled=True)})
-USES = TABLE.restrict(("cloned first, 2", "cloned beside, 2", "cloned alone, 2", "PPO"))

@@ -110,8 +110,7 @@ RIVALS = {
     "without alignment": of_frames(ORDER, ACTIONS),
     "time-contrastive": of_frames(ORDER)}
 TABLE = Experiment(PushesToFourth(), env="push-images", first_seed=3570, episodes=100, measure=pushed,
-                   levels={"state": 0.8},
-                   arms={
+                   levels={"state": 0.8}, arms={
     "MCR": of_frames(ORDER, ALIGNMENT, ACTIONS),
     **RIVALS,
     "without actions": of_frames(ORDER, ALIGNMENT),

@@ -192,8 +192,7 @@ RIVALS = {
     "inverse dynamics": frozen(InverseDynamics())}
 MEASURES = "progress", f"progress{OF_NEIGHBORS}"
 TABLE = Experiment(PushesToGoals(), env="push-images", first_seed=1850, episodes=100, measure=pushed,
-                   levels={"state": 0.8},
-                   arms={
+                   levels={"state": 0.8}, arms={
     "DynaMo": frozen(LatentDynamics(trunk=SEQUENCE), LENGTH),
     **RIVALS,
     "end to end": cloning((PICTURE, OWN), "task", encoder=CAMERA, augmentations=SHIFTS),

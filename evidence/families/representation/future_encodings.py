@@ -121,8 +121,7 @@ def pushed(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
 
 PREDICTOR = Transformer(32, 1, 4)
 ACT, RAW, JEPA = "ACT", "raw future", "ACT-JEPA"
-TABLE = Experiment(Pushes(), env="push", first_seed=1760, episodes=200, measure=pushed, levels={ACT: 0.3},
-                   arms={
+TABLE = Experiment(Pushes(), env="push", first_seed=1760, episodes=200, measure=pushed, levels={ACT: 0.3}, arms={
     ACT: cloning(),
     RAW: cloning(RawPrediction(COLUMNS, PREDICTOR)),
     JEPA: cloning(LatentPrediction(COLUMNS, PREDICTOR)),

@@ -139,8 +139,7 @@ def pushed(experiment, arm: Seen, data: Dataset, seed: int, episodes: int, start
 
 
 TABLE = Experiment(PushesInViews(), env="push-images", first_seed=2570, episodes=100, measure=pushed,
-                   levels={"end to end, fixed camera": 0.5},
-                   arms={
+                   levels={"end to end, fixed camera": 0.5}, arms={
     "CLASS": by_actions(MOVED, SoftInfoNCE()),
     "time-contrastive": pretrained(MOVED, TimeContrastive(), lookahead=4),
     "BYOL": pretrained(MOVED, BYOL()),

@@ -99,7 +99,6 @@ BLEND = GradientBlend(1200, 128, FAST, 300)
 ALONE, FUSED, BLENDED = "state alone", "fused", "G-Blend"
 TABLE = Experiment(FlightsWithSensor(), env="particle", first_seed=1600, n_seeds=5, episodes=100,
                    measure=action_error,
-
                    arms={
     ALONE: method(cloning(), STATE),
     "sensor alone": method(cloning(), SENSOR),

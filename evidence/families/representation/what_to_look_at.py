@@ -122,8 +122,7 @@ def driving(experiment, masked: Masked, data: Dataset, seed: int, episodes: int,
 
 FREE, EVERYTHING = "mask, free starts", "everything"
 DRIVING = Experiment(DriveDemonstrations(), env=f"{__name__}:LitDrive", measure=driving, first_seed=740,
-                     n_seeds=20, looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=300, levels={"camera": 0.9},
-                     arms={
+                     n_seeds=20, looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=300, levels={"camera": 0.9}, arms={
     EVERYTHING: Masked("all"),
     "mask, natural starts": Masked("natural"),
     FREE: Masked("free"),
@@ -218,8 +217,7 @@ def is_near(episode: Episode) -> bool:
 
 GRASPING = Experiment(ExpertDemonstrations(f"{__name__}:HandleTable", 40),
                       measure=Rollouts((("within 0.08 m", is_near),)), first_seed=5400, n_seeds=8,
-                      looks=((3, 0.01), (5, 0.015), (8, 0.025)), episodes=300, levels={"full, 40 x 40": 0.6},
-                      arms={
+                      looks=((3, 0.01), (5, 0.015), (8, 0.025)), episodes=300, levels={"full, 40 x 40": 0.6}, arms={
     "crop": grasp(12, CROP),
     "full": grasp(12, at=None),
     "full + center": grasp(12),

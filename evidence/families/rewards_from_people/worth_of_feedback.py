@@ -460,7 +460,6 @@ class InverseToNumber(Rule):
 
 TABLE = Experiment(
     Demonstrations(), env="tabular", measure=learn_and_measure, first_seed=840, episodes=20,
-
     arms={
         **{f"{n} demonstrations": Explored(n) for n in NUMBERS},
         "optimism": Explored(), "16 as transitions": Explored(16, "transitions"), "clone of 64": Cloned(64),

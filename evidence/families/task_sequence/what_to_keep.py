@@ -199,8 +199,7 @@ def final_success(experiment, arm: Sequence, data: Dataset, seed: int, episodes:
 
 TABLE = Experiment(
     TaskDemonstrations(), env="particle", env_options=(("fully_observed", True),), measure=final_success,
-    first_seed=860, episodes=50, levels={"all at once": 0.65},
-    arms={
+    first_seed=860, episodes=50, levels={"all at once": 0.65}, arms={
         "one after the other": Sequence(), "all at once": Sequence(joint=True), "EWC": Sequence(elastic=0.1),
         "uniform": Sequence("uniform"), "power law": Sequence("power"), "weak power law": Sequence("power", 0.5),
         "exponential": Sequence("exponential"), "longest ago": Sequence("power", -1.0),

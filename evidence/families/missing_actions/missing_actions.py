@@ -32,7 +32,6 @@ from understudy.policy import PolicyConfig
 CONSTANT = OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
 TD3_BC = TD3(2000, 128, CONSTANT, CriticConfig((64, 64)), discount=0.97, bc_weight=0.4)
 CLONING = BehaviorCloning(1000, 128, OptimizerConfig(lr=1e-3))
-NOW, NEXT = Window(1), Window(2, obs_offset=1)  # the present observation, and also the next
 
 
 class FeatureRooms(RandomFeatureObs):
@@ -59,19 +58,18 @@ class PartlyLabeled(DemonstrationSource):
                         for e, part in zip(rollouts, parts, strict=True)], rollouts.metadata)
 
 
-def method(learner, *transforms, stages=(), window: Window = NOW) -> Method:
-    policy = PolicyConfig(Regression(), MLP(64, 1), window=window, inputs=("observation.state",))
+def method(learner, *transforms, stages=(), window: Window | None = None) -> Method:
+    policy = PolicyConfig(Regression(), MLP(64, 1), window=window or Window(), inputs=("observation.state",))
     return Method(policy, RecedingHorizon(), learner, transforms, stages)
 
 
-def pseudo_labeled(window: Window) -> Method:
-    inverse = Stage("inverse", method(CLONING, window=window), dataset="task")
+def pseudo_labeled() -> Method:
+    inverse = Stage("inverse", method(CLONING, window=Window(2, obs_offset=1)), dataset="task")
     return method(TD3_BC, PseudoLabel(FromStage("inverse")), stages=(inverse,))
 
 
 TABLE = Experiment(PartlyLabeled(), measure=closed_loop, env=f"{__name__}:FeatureRooms", first_seed=660, episodes=300,
                    levels={"all actions": 0.4}, arms={
-    "pseudo-labels": pseudo_labeled(NEXT),
+    "pseudo-labels": pseudo_labeled(),
     "labeled episodes": method(TD3_BC, Filter(DATASET_NAME, equals=("task",))),
-    "all actions": method(TD3_BC),
-    "without the next observation": pseudo_labeled(NOW)})
+    "all actions": method(TD3_BC)})

@@ -97,5 +97,4 @@ TABLE = Experiment(ObservedAndPractice(f"{__name__}:HiddenRooms"), measure=pract
     "BCO": from_observation(),
     "with actions": WITH_ACTIONS,
     "without noise": from_observation(SignatureGate()),
-    "without gate": from_observation(label_noise=1.0),
-    "exchanged": from_observation(SignatureGate(fooling=False), 1.0)})
+    "without gate": from_observation(label_noise=1.0)})

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from claims.goals_from_play import clips
 
+from evidence.families.goals import clips
 from evidence.families.goals.named_goals import Walks
 
 

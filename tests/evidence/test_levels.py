@@ -8,6 +8,10 @@ from evidence.tables import families
 ARMS = {
     "bad_demonstrations": ("replaced-actions", "clean actions"),
     "corrections": ("proliferated-demonstration", "100 demonstrations"),
+    "goals": ("distance-weighted-cloning-of-play", "GCBC"),
+    "missing_actions": ("action-free-episodes", "all actions"),
+    "observations": ("initial-state-interventions", "camera"),
+    "pictures": ("latent-dynamics-of-pictures", "state"),
     "retrieval": ("retrieval-compared", "cloning of seven each"),
 }
 

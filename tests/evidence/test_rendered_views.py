@@ -3,16 +3,13 @@
 import numpy as np
 import torch
 
-from evidence.families.representation.rendered_views import (
-    BOTH,
+from evidence.families.pictures.rendered_views import (
     FRONT,
     HALF,
     PLACES,
-    TABLE,
     TEACHER,
     TOP,
     OtherScenes,
-    SwappedShapes,
     TwoShapes,
     ViewsAsSamples,
     pixels_of_cells,
@@ -66,9 +63,5 @@ def test_arms_draw_what_they_say():
     batch, zero = Batch({}, torch.zeros(4, 1, 2), torch.ones(4, 1, dtype=torch.bool), extra), torch.arange(4)
     both = torch.cat([extra[TOP], extra[TEACHER]], 4)[:, 0]
     np.testing.assert_array_equal(OtherScenes((TOP, TEACHER)).targets(batch), both[(zero - 1) % 4])
-    swapped = SwappedShapes((TOP, TEACHER)).targets(batch)
-    np.testing.assert_array_equal(swapped[::2], both[::2])
-    np.testing.assert_array_equal(swapped[1::2], both[1::2][..., [0, 1, 2, 5, 4, 3]])
     more = ViewsAsSamples().apply(data)
     np.testing.assert_array_equal(pictures(more, FRONT), torch.cat([pictures(data, FRONT), pictures(data, TOP)]))
-    assert {arm.name for arm in TABLE.experiment.arms} >= {BOTH, "none"}

@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evidence.families.representation.styles_by_place import (
-    KNOWN,
-    NEW,
-    Adaptation,
-    Places,
-    clearance_of,
-    permute_places,
-)
+from evidence.families.observations.styles_by_place import KNOWN, NEW, Adaptation, Places, clearance_of
 from understudy.data.episode import Episode
 from understudy.data.mixture import DATASET_NAME
 
@@ -33,13 +26,6 @@ def test_each_place_has_its_clearance_and_the_few_episodes_are_among_the_many():
         episodes = [e for e in data if e.metadata["task"] == f"{clearance} m"]
         passed = [clearance_of(e) for e in episodes if e.metadata["success"]]  # others end at the pillar
         assert len(episodes) == 5 and np.mean(passed) == pytest.approx(clearance, abs=0.06)
-
-
-def test_permuted_places_are_known_ones_and_say_nothing():
-    data = Places(episodes=20).load(0).map(permute_places)
-    tasks = [e.metadata["task"] for e in data][:100]
-    assert set(tasks) == {f"{c} m" for c in KNOWN}
-    assert len(set(tasks[:20])) > 2  # of one place
 
 
 def test_an_arm_trains_its_parts_on_the_few_episodes_alone():

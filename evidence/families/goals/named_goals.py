@@ -20,7 +20,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.behavior_cloning.gcbc import gcbc
 from understudy.methods.goal_conditioned.dwsl import DWSL
 from understudy.methods.goal_conditioned.gcivl import GCIVL
-from understudy.methods.goal_conditioned.hilp import DIRECTION, HILP
+from understudy.methods.goal_conditioned.hilp import HILP
 from understudy.methods.goal_conditioned.hiql import HIQL
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
@@ -62,13 +62,6 @@ class RandomHILP(HILP):
         return {"critic/score": self.value_bound()}
 
 
-class PermutedHILP(HILP):
-    """HILP whose rewards are those of the directions of other steps."""
-
-    def reward(self, nets, batch):
-        return super().reward(nets, batch.replace(obs={**batch.obs, DIRECTION: batch.obs[DIRECTION].roll(1, 0)}))
-
-
 def goal_rollouts(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
                   ) -> dict[str, list[float]]:
     """Success of the actor that a method deploys, with its subgoals or directions."""
@@ -79,11 +72,7 @@ def goal_rollouts(experiment, method: Method, data: Dataset, seed: int, episodes
 
 
 def small(method: Method, style: str, learner: type | None = None) -> Method:
-    """The method with networks of two layers of 64 and 4,000 updates, on the walks of one style.
-
-    Args:
-        learner: The class that learns in place of the method's own.
-    """
+    """The method, or another learner, with two layers of 64 and 4,000 updates, on the walks of one style."""
     changes = {"steps": 4000, "batch_size": 128, "optimizer": CONSTANT}
     if hasattr(method.learner, "critic"):
         changes["critic"] = CriticConfig((64, 64), ConcatEncoder(), layer_norm=True)
@@ -95,14 +84,21 @@ def small(method: Method, style: str, learner: type | None = None) -> Method:
                    transforms=(Filter(DATASET_NAME, equals=(style,)), *method.transforms))
 
 
-TABLE = Experiment(Walks(), env="four_rooms", measure=goal_rollouts, first_seed=740, episodes=300,
-                   levels={"GCBC, play": 0.4}, arms={
-    **{f"GCBC, {style}": small(gcbc(), style) for style in STYLES},
-    **{f"DWSL, {style}": small(DWSL(n_bins=75).method(), style) for style in STYLES[:3]},
-    "GCIVL, play-80": small(GCIVL().method(), "play-80"),
-    "HILP, stitch": small(HILP().method(), "stitch"),
-    "HILP, random phi": small(HILP().method(), "stitch", RandomHILP),
-    "GCIVL, stitch": small(GCIVL().method(), "stitch"),
-    "HIQL, stitch": small(HIQL().method(), "stitch"),
-    "permuted goals": small(DWSL(n_bins=75).method(), "play-80", PermutedDWSL),
-    "permuted directions": small(HILP().method(), "stitch", PermutedHILP)})
+def table(arms: dict[str, Method], **levels: float) -> Experiment:
+    return Experiment(Walks(), env="four_rooms", measure=goal_rollouts, first_seed=740, episodes=300, arms=arms,
+                      levels=levels)
+
+
+DWSL_METHOD, GCIVL_METHOD, HILP_METHOD = DWSL(n_bins=75).method(), GCIVL().method(), HILP().method()
+RANDOM_WALKS = table({
+    "GCBC": small(gcbc(), "play-80"),
+    "DWSL": small(DWSL_METHOD, "play-80"),
+    "GCIVL": small(GCIVL_METHOD, "play-80"),
+    "permuted goals": small(DWSL_METHOD, "play-80", PermutedDWSL)})
+PLAY = table({"GCBC": small(gcbc(), "play"), "DWSL": small(DWSL_METHOD, "play")}, GCBC=0.4)
+STITCHED = table({
+    "GCBC": small(gcbc(), "stitch"),
+    "HILP": small(HILP_METHOD, "stitch"),
+    "GCIVL": small(GCIVL_METHOD, "stitch"),
+    "HIQL": small(HIQL().method(), "stitch"),
+    "random phi": small(HILP_METHOD, "stitch", RandomHILP)}, GCBC=0.3)

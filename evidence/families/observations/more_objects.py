@@ -161,8 +161,9 @@ SETS = ec_diffuser(width=64)
 SETS = replace(SETS, learner=replace(SETS.learner, steps=2000))
 ACTIONS = replace(SETS, learner=replace(SETS.learner, auxiliary_losses=()))
 FLAT = replace(ACTIONS, policy=replace(SETS.policy, trunk=MLP(256, 2), encoder=ConcatEncoder()))
-TABLE = Experiment(Layouts(), env="evidence.families.representation.more_objects:Layout", measure=success_with_more,
-                   first_seed=1740, n_seeds=6, looks=((3, 0.02), (6, 0.03)), episodes=200, levels={"set": 0.7}, arms={
+TABLE = Experiment(Layouts(), env="evidence.families.observations.more_objects:Layout", measure=success_with_more,
+                   first_seed=1740, n_seeds=6, episodes=200, levels={"set": 0.7},
+                   arms={
     "set": SETS,
     "actions alone": ACTIONS,
     "flat": FLAT,

@@ -22,7 +22,7 @@ from understudy.envs import make
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 
-ARMS = {arm.name: arm.options[0] for arm in TABLE.experiment.arms}
+ARMS = TABLE.arms
 
 
 def test_the_expert_swings_the_pendulum_up():
@@ -55,7 +55,7 @@ def test_arms_differ_in_the_critic_alone():
 
 def test_the_lowest_score_is_that_of_a_policy_within_the_training():
     small = replace(PolicyOnly("at once"), n_rounds=2, n_updates=4, cloned=5)
-    values = practised(TABLE.experiment, small, SwingUps(2).load(0), 0, 4, 7)
+    values = practised(TABLE, small, SwingUps(2).load(0), 0, 4, 7)
     assert np.mean(values[LOWEST]) <= np.mean(values[SCORE]) and len(values[LOWEST]) == 4
-    cloned = practised(TABLE.experiment, replace(small, n_rounds=0), SwingUps(2).load(0), 0, 4, 7)
+    cloned = practised(TABLE, replace(small, n_rounds=0), SwingUps(2).load(0), 0, 4, 7)
     assert cloned[LOWEST] == cloned[SCORE]

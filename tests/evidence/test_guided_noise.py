@@ -23,8 +23,8 @@ from understudy.envs import make
 from understudy.improve.data_guided_exploration import DataGuidedExploration
 from understudy.policy import Policy
 
-ARMS = {arm.name: arm.options[0] for arm in TABLE.experiment.arms}
-ABLATION = dict(TABLE.ablations)["permuted"].option
+ARMS = TABLE.arms
+ABLATION = TABLE.arms["permuted"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,6 @@ def test_steps_are_counted_until_half_of_the_goals_are_reached(monkeypatch):
     small, successes = replace(ARMS["RLPD"], n_rounds=2, n_steps=30), iter([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     monkeypatch.setattr("evidence.families.reinforcement.guided_noise.rollout_policy", lambda *args: None)
     monkeypatch.setattr("evidence.families.reinforcement.guided_noise.flags", lambda _: {"success": next(successes)})
-    values = practised(TABLE.experiment, small, UnsteadyWalks(2).load(0), 0, 2, 7)
+    values = practised(TABLE, small, UnsteadyWalks(2).load(0), 0, 2, 7)
     assert values["success"] == [1.0, 1.0] and values[DURING] == pytest.approx([2 / 3, 1 / 3])
     assert 0 < values[STEPS][0] <= LIMIT  # those of the first round

@@ -80,7 +80,7 @@ def test_demonstrations_show_no_actions_and_arms_differ_in_their_discount_alone(
     assert len(shown) == len(expert) > 0
     assert np.array_equal(shown[0].steps["observation.state"], expert[0].steps["observation.state"])
     assert abs(np.corrcoef(shown[0].steps["action"][:, 0], expert[0].steps["action"][:, 0])[0, 1]) < 0.5
-    methods = {arm.name: arm.options[0].method for arm in TABLE.experiment.arms}
+    methods = {name: option.method for name, option in TABLE.arms.items()}
     assert methods["ADS"].learner.n_step == 3 and methods["linear"].learner.threshold == 0
     for method in methods.values():
         assert method.collection == methods["ADS"].collection
@@ -106,7 +106,7 @@ def test_tracking_errors_warp_time_and_standing_still_has_one():
 
 def test_the_squared_distance_is_that_of_steps_with_the_same_number():
     data = OneWithoutActions().load(0)
-    policy = Policy(ARMS.experiment.arms[0].options[0].method.policy, data.features()).fit_statistics(data)
+    policy = Policy(ARMS.arms["squared distance"].method.policy, data.features()).fit_statistics(data)
     model, own = SquaredDistance().build(policy, data), rollout(ParticleExpert(noise=0.3), TimedGoals(1), 1, seed=3)
     codec = policy.codec.encode_obs
     coded = [codec({"observation.state": torch.as_tensor(np.array(e.steps["observation.state"]))[:, None]})
@@ -116,7 +116,7 @@ def test_the_squared_distance_is_that_of_steps_with_the_same_number():
 
 
 def test_arms_of_one_demonstration_differ_in_their_reward_alone():
-    methods = {arm.name: arm.options[0].method for arm in ARMS.experiment.arms}
+    methods = {name: option.method for name, option in ARMS.arms.items()}
     first = methods["squared distance"]
     for name, method in methods.items():
         assert (method.collection, method.policy) == (first.collection, first.policy)

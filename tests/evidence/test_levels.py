@@ -12,6 +12,9 @@ ARMS = {
     "missing_actions": ("action-free-episodes", "all actions"),
     "observations": ("initial-state-interventions", "camera"),
     "pictures": ("latent-dynamics-of-pictures", "state"),
+    "matching_rewards": ("growing-discount", "discount 0.9"),
+    "policy_heads": ("reflow-one-step", "flow, 16 steps"),
+    "reinforcement": ("dgn", "RLPD"),
     "retrieval": ("retrieval-compared", "cloning of seven each"),
 }
 

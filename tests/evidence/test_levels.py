@@ -9,6 +9,7 @@ ARMS = {
     "bad_demonstrations": ("replaced-actions", "clean actions"),
     "corrections": ("proliferated-demonstration", "100 demonstrations"),
     "goals": ("distance-weighted-cloning-of-play", "GCBC"),
+    "histories": ("memory-compared", "what is hidden"),
     "missing_actions": ("action-free-episodes", "all actions"),
     "observations": ("initial-state-interventions", "camera"),
     "pictures": ("latent-dynamics-of-pictures", "state"),

@@ -1,4 +1,4 @@
-"""Row 180: an encoder of histories learns to predict, from episodes that turn by lot, and a policy on it from few."""
+"""An encoder of histories learns to predict, from episodes that turn by lot, and a policy on it from few."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from evidence.experiment import DemonstrationSource, Experiment
 from evidence.measures import flags, train_policy
@@ -33,13 +32,11 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.recurrent import RecurrentEncoder
-from understudy.policy import Policy, PolicyConfig
+from understudy.policy import PolicyConfig
 
 LENGTH, N_NOISE, ROWS = 3.0, 4, 25
 STATE, NOISE, CUE, REWARD = "observation.state", "observation.noise", "simulator.state", "next.reward"
 HISTORY, HORIZON, FUTURE = 40, 8, 40
-RANK, ACCURACY = "rank correlation", "accuracy of the reward"
-FIRST_HELD_OUT = 200_000  # number of the first episode on which encodings are probed
 PREDICTIONS, UPDATES = 600, 400  # updates of encoders, and of policies
 OPTIMIZER = OptimizerConfig(lr=3e-3)
 
@@ -62,10 +59,6 @@ def corridor() -> Env:
     return NoiseColumns(MemoryCorridor(ROWS, length=LENGTH), N_NOISE)
 
 
-def turns_by_lot(episodes: int, seed: int, first: int = 0) -> Dataset:
-    return rollout(TurnsByLot(LENGTH), corridor(), episodes, recording_seed(seed), first=first)
-
-
 @dataclass(frozen=True)
 class LotAndExpert(DemonstrationSource):
     """Episodes that turn by lot (part "prior"), with their rewards, and episodes of the expert (part "task")."""
@@ -74,36 +67,33 @@ class LotAndExpert(DemonstrationSource):
     n_task: int = 15
 
     def load(self, seed):
-        by_lot = turns_by_lot(self.episodes, seed)
-        to_light = rollout(MemoryExpert(LENGTH), corridor(), self.n_task, recording_seed(seed),
-                           first=100_000)
+        by_lot = rollout(TurnsByLot(LENGTH), corridor(), self.episodes, recording_seed(seed))
+        to_light = rollout(MemoryExpert(LENGTH), corridor(), self.n_task, recording_seed(seed), first=100_000)
         parts = ["prior"] * len(by_lot) + ["task"] * len(to_light)
         return Dataset([replace(e, metadata={**e.metadata, DATASET_NAME: part})
                         for e, part in zip([*by_lot, *to_light], parts, strict=True)], by_lot.metadata)
 
 
-def policy_config(width: int = 32, horizon: int = HORIZON) -> PolicyConfig:
-    encoder = RecurrentEncoder(width, layers=1, row_encoder=ConcatEncoder())
+def policy_config(horizon: int = HORIZON) -> PolicyConfig:
+    encoder = RecurrentEncoder(32, layers=1, row_encoder=ConcatEncoder())
     return PolicyConfig(Regression(), FeedForward((64,)), encoder, window=Window(HISTORY, horizon),
                         inputs=(STATE, NOISE))
 
 
-def cloning(*changes, updates: int = PREDICTIONS + UPDATES, policy: PolicyConfig | None = None, **more) -> Method:
-    return Method(policy or policy_config(), RecedingHorizon(4), BehaviorCloning(updates, 64, OPTIMIZER), changes,
-                  **more)
+def cloning(*changes, updates: int = PREDICTIONS + UPDATES, **more) -> Method:
+    return Method(policy_config(), RecedingHorizon(4), BehaviorCloning(updates, 64, OPTIMIZER), changes, **more)
 
 
 TASK = Filter(DATASET_NAME, equals=("task",))
 
 
-def decoupled(width: int = 32, reward_weight: float = 1.0, *changes, predictions: int = PREDICTIONS,
-              updates: int = UPDATES) -> Method:
+def decoupled(*changes, reward_weight: float = 1.0, predictions: int = PREDICTIONS) -> Method:
     """An encoder that learns by prediction on all episodes, and a policy on it, frozen, that clones the expert's."""
     objective = ObservationPrediction((64,), reward_weight)
     learner = RepresentationLearning((objective,), predictions, 64, optimizer=OPTIMIZER)
-    stage = Stage("encoder", Method(policy_config(width, FUTURE), learner=learner, transforms=changes))
+    stage = Stage("encoder", Method(policy_config(FUTURE), learner=learner, transforms=changes))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
-    return cloning(TASK, updates=updates, policy=policy_config(width), stages=(stage,), initialize_from=(frozen,))
+    return cloning(TASK, updates=UPDATES, stages=(stage,), initialize_from=(frozen,))
 
 
 def permute_rewards(episode: Episode) -> Episode:
@@ -115,49 +105,10 @@ def permute_rewards(episode: Episode) -> Episode:
     return episode.replace({REWARD: np.asarray(episode.steps[REWARD]) * np.float32(2 * draw - 1)})
 
 
-def final_encodings(policy: Policy, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """What a linear function of the encoding before the last action, times the side of the turn, reads; the rewards."""
-    windows = policy.windows(data)
-    batch = windows.gather(windows.episode_ends - 1)
-    with torch.no_grad():
-        flat = policy.eval().context(batch.obs).flat().numpy().astype(float)
-    side = np.sign(batch.obs[STATE][:, -1, 1:2].numpy())
-    rewards = np.array([float(e.steps[REWARD][-1]) for e in data])
-    return side * np.concatenate([flat, np.ones((len(flat), 1))], 1), rewards
-
-
-def reward_accuracy(policy: Policy, data: Dataset, seed: int) -> float:
-    """How often the sign of the final reward of new episodes follows from the encoding, by ridge regression."""
-    x, y = final_encodings(policy, data)
-    weights = np.linalg.solve(x.T @ x + 1e-2 * len(x) * np.eye(x.shape[1]), x.T @ y)
-    x, y = final_encodings(policy, turns_by_lot(200, seed, FIRST_HELD_OUT))
-    return float(np.mean(np.sign(x @ weights) == y))
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """Six encoders of each seed: three widths, with and without the reward as a target."""
-
-    widths: tuple[int, ...] = (4, 16, 32)
-    predictions: int = PREDICTIONS
-    updates: int = UPDATES
-
-    def methods(self) -> list[Method]:
-        return [decoupled(width, weight, predictions=self.predictions, updates=self.updates)
-                for width in self.widths for weight in (0.0, 1.0)]
-
-
-def remembered(experiment, option, data: Dataset, seed, episodes, starts):
-    """Trains, and turns in the corridor. Of several encoders: the rank correlation of accuracy and success."""
-    def values(method):
-        policy = train_policy(experiment, method, data, seed)
-        actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
-        return {**flags(rollout(actor, corridor(), episodes, seed=starts)),
-                ACCURACY: [reward_accuracy(policy, data, seed)]}
-    if isinstance(option, Method):
-        return values(option)
-    pairs = np.array([[np.mean(v[ACCURACY]), np.mean(v["success"])] for v in map(values, option.methods())])
-    return {RANK: [float(np.nan_to_num(spearmanr(*pairs.T).statistic))]}
+def remembered(experiment, method: Method, data: Dataset, seed, episodes, starts):
+    """"success": whether it turns to the right side."""
+    actor = PolicyActor(FixedBatch(train_policy(experiment, method, data, seed), ROWS), method.executor)
+    return flags(rollout(actor, corridor(), episodes, seed=starts))
 
 
 SEES_CUE = replace(policy_config(), encoder=ConcatEncoder(), window=Window(1, HORIZON), inputs=(STATE, NOISE, CUE))
@@ -166,8 +117,7 @@ TABLE = Experiment(LotAndExpert(), env="memory", first_seed=1700, episodes=300, 
     "prediction": decoupled(),
     "without the reward": decoupled(reward_weight=0.0),
     "end to end": cloning(TASK),
-    "six encoders": Encoders(),
     "end to end, all successes": cloning(Filter("success", equals=(True,))),
     "random encoder": decoupled(predictions=0),
-    "the cue": cloning(TASK, policy=SEES_CUE),
-    "permuted rewards": decoupled(32, 1.0, permute_rewards)})
+    "the cue": replace(cloning(TASK), policy=SEES_CUE),
+    "permuted rewards": decoupled(permute_rewards)})

@@ -1,12 +1,10 @@
-"""Rows 038, 068, 304 and 344 in one world: what to do with the past."""
+"""What to do with the past."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from evidence.families.histories.past_token_prediction import DIFFUSION, FUTURE, HISTORY, PAST
-from evidence.families.histories.pooled_history import RepeatedStep
 
 from evidence.experiment import DemonstrationSource, Experiment, expert_of
 from evidence.measures import ROWS, deployed_actor, flags
@@ -27,11 +25,15 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
-from understudy.nets.base import Encoder
+from understudy.nets.base import Encoder, EncoderNet
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
+HISTORY, FUTURE = 12, 4  # observed rows, and actions from the current one on
+PAST = HISTORY - 1
+DIFFUSION = Diffusion(5, n_train_steps=50, prediction="sample")
+WHOLE_PLANS = Diffusion(16, prediction="sample")
 STATE, VISITED = "observation.state", "simulator.state"
 RESULT, READ = "procedure", "observation.procedure"  # what the expert has computed: as a target, and to be read
 
@@ -52,6 +54,26 @@ class ExplainedDemonstrations(DemonstrationSource):
         at, first = episode.steps[STATE][:, :2], episode.steps[STATE][:, 4:6]
         onward = np.maximum.accumulate(np.linalg.norm(at - first, axis=1) < 0.04).astype(np.float32)[:, None]
         return episode.replace({READ: onward, RESULT: onward[:-1]})
+
+
+@dataclass(frozen=True)
+class RepeatedStep(Encoder):
+    """The observation of the current step in place of those of past steps."""
+
+    encoder: Encoder
+
+    def build(self, features, n_obs_steps):
+        return _RepeatedStepNet(self.encoder.build(features, n_obs_steps))
+
+
+class _RepeatedStepNet(EncoderNet):
+    def __init__(self, encoder: EncoderNet):
+        super().__init__()
+        self.encoder = encoder
+        self.tokens, self.width, self.token_obs_steps = encoder.tokens, encoder.width, encoder.token_obs_steps
+
+    def forward(self, obs, rng=None):
+        return self.encoder({name: x[:, -1:].expand_as(x) for name, x in obs.items()}, rng)
 
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
@@ -97,7 +119,6 @@ def streaming(head: Diffusion, executor: Executor) -> Method:
     return method_of(policy_of(head, Window(HISTORY, 16)), executor)
 
 
-WHOLE_PLANS = Diffusion(16, prediction="sample")
 TABLE = Experiment(ExplainedDemonstrations(), env="particle", measure=success, first_seed=660, n_seeds=5, episodes=200,
                    levels={"history": 0.3, "what is hidden": 0.8}, arms={
     "one observation": method_of(policy_of(DIFFUSION, Window(1, FUTURE))),

@@ -26,7 +26,7 @@ class Sentence:
 
     Attributes:
         sentence: What to do, as a practitioner reads it.
-        quotes: What kind of situation it is about, by which commands look it up.
+        topics: By which commands look it up: see `understudy.advice.advice_about`.
         arm: The arm that follows the advice, the same in both worlds.
         rival: The plainest rival.
         worlds: Names of the two tables. The first is where the comparison was found.
@@ -42,7 +42,7 @@ class Sentence:
     worlds: tuple[str, str]
     measure: str = "success"
     margin: float | None = None
-    quotes: str = ""
+    topics: tuple[str, ...] = ()
     tables: Mapping[str, Table] | None = None
 
     @property
@@ -91,7 +91,7 @@ def sentences() -> dict[str, Sentence]:
         if wrong := [world for world in entry["worlds"] if world not in tables]:
             raise UserError(f"the sentence {name!r} names no table: {', '.join(wrong)}", where=FILE,
                             hint="describe it in a family.toml of evidence/families")
-        values: dict[str, Any] = {**entry, "worlds": tuple(entry["worlds"])}
+        values: dict[str, Any] = {**entry, "worlds": tuple(entry["worlds"]), "topics": tuple(entry.get("topics", ()))}
         found[name] = Sentence(name, **values, tables=tables)
     return found
 
@@ -113,10 +113,10 @@ def table() -> list[dict[str, Any]]:
              "survives": survives.get(name)} for name, sentence in sentences().items()]
 
 
-def survivors() -> list[dict[str, str]]:
+def survivors() -> list[dict[str, Any]]:
     """What ships with the package: the sentences that survive, and their figures."""
     survives = judge()
-    return [{"name": name, "quotes": sentence.quotes, "sentence": sentence.sentence, "figures": _figures(sentence)}
+    return [{"name": name, "topics": list(sentence.topics), "sentence": sentence.sentence, "figures": _figures(sentence)}
             for name, sentence in sentences().items() if survives.get(name)]
 
 

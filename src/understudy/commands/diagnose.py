@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..advice import advice_about
 from ..core import MissingAction, UserError
 from ..hints import escape_control
 from ..serve.address import served_address
@@ -98,7 +99,8 @@ def main(args: list[str]) -> None:
                       f"  -> {finding.remedy}" + (f": {command}" if command else ""))
         if result.findings:
             out.print()
-        out.print(result.headline, *(f"not checked: {text}" for text in result.unchecked))
+        out.print(result.headline, *(f"not checked: {text}" for text in result.unchecked),
+                  *advice_about(*(f"diagnose {finding.code}" for finding in result.findings)))
         if following:
             out.print("Try next:", *(f"  {text}: {command}" for text, command in following))
         if o.html is not None:

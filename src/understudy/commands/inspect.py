@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from ..advice import advice_about
 from ..core import Feature, UserError, is_read_by_default, role
 from ..methods import find_method, recommend
 from .parts.common import (
@@ -92,7 +93,8 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
               *(["", _range_table(data)] if len(data) else []))
     if tasks := task_counts(data):
         out.print("", *_task_lines(tasks))
-    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
+    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]),
+              *advice_about("inspect"))
 
 
 def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 from tyro.conf import Positional, arg
 
+from ..advice import advice_about
 from ..methods import describe_method, describe_methods, find_method, method_families
 from .parts.common import Output, command_line, parse, plain_table
 from .parts.groups import JsonOption, TrustOption, command_options
@@ -72,11 +73,11 @@ def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
     method, described = find_method(name, trust=trust), describe_method(name)
     if described is not None:
         details = {"Paper": described["paper"],
-                   "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
+                   "Rows of the table of systems": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
         if costs := cost_texts(described["cost"]):
             details["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
         out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
-                  *(f"{title}: {text}" for title, text in details.items() if text), "")
+                  *(f"{title}: {text}" for title, text in details.items() if text), *advice_about(f"methods {name}"), "")
     out.print(settings_table(name, method, trust))
     trusted = [part for package in trust for part in ("--trust", package)]
     out.suggest(command_line("train", name, "DATA", "--out", "RUN", *trusted),

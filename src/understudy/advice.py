@@ -1,0 +1,19 @@
+"""Advice that was tested in two worlds: the sentences of docs/evidence/advice.md that held up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .files import read_json
+
+FILE = Path(__file__).with_suffix(".json")
+
+
+def advice_about(*topics: str) -> list[str]:
+    """Sentences about any of these topics, each with its figures.
+
+    Args:
+        topics: "choose", "inspect", or a command and its subject, such as "methods iql" or "diagnose underfit".
+    """
+    return [f"Tested advice: {entry['sentence']} {entry['figures']}." for entry in read_json(FILE)
+            if set(topics) & set(entry["topics"])]

@@ -16,11 +16,11 @@ from evidence.families.pictures.frozen_encoders import (
     STATE,
     Frozen,
     NearPush,
-    Pushed,
     PushesToGoals,
     cloning,
     end_to_end,
     part,
+    pushed,
 )
 from understudy.data.augment import ConditionDropout
 from understudy.data.episode import Dataset
@@ -76,7 +76,7 @@ def of_frames(*objectives, steps: int = 600) -> Frozen:
 
 
 ORDER, ALIGNMENT, ACTIONS = OrderedContrastive(), DynamicsAlignment(OWN), ActionPrediction()
-TABLE = Experiment(PushesToFourth(), env="push-images", first_seed=3570, episodes=100, measure=Pushed(FourthPush),
+TABLE = Experiment(PushesToFourth(), env=f"{__name__}:FourthPush", first_seed=3570, episodes=100, measure=pushed,
                    levels={"state": 0.8}, arms={
     "MCR": of_frames(ORDER, ALIGNMENT, ACTIONS),
     "without alignment": of_frames(ORDER, ACTIONS),

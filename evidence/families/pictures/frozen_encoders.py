@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from evidence.experiment import DemonstrationSource, Experiment, expert_of
+from evidence.experiment import TRUSTED, DemonstrationSource, Experiment, expert_of
 from evidence.measures import flags, train_once
 from understudy.core import Feature
 from understudy.data.augment import RandomShift
@@ -15,6 +15,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
 from understudy.data.window import Window
+from understudy.envs import make
 from understudy.envs.base import Env
 from understudy.envs.observation_wrappers import ObservationTransform
 from understudy.envs.toys.push import Push
@@ -139,25 +140,20 @@ def progress(episode: Episode) -> float:
     return 1.0 if episode.metadata["success"] else max(0.0, float(1 - remaining[-1] / remaining[0]))
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """A measure: "progress" and "success" of a policy, which on a frozen encoder learns from the part "task"."""
-
-    env: type[Env]
-
-    def __call__(self, experiment, arm: Frozen | Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
-        env: Env = self.env(ROWS)
-        if isinstance(arm, Frozen):
-            env = EncodedPictures(env, train_once(experiment, arm.encoder, data, seed).policy)
-            encoded = Dataset([env.transform_episode(e) for e in part("task").apply(data)])
-            policy = fit_method(cloning((FEATURES, OWN), "task"), encoded, seed).policy
-        else:
-            policy = train_once(experiment, arm, data, seed).policy
-        rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon()), env, episodes, seed=starts)
-        return {"progress": [progress(e) for e in rollouts], "success": flags(rollouts)["success"]}
+def pushed(experiment, arm: Frozen | Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
+    """"progress" and "success" of a policy, which on a frozen encoder learns from the part "task"."""
+    env = make(experiment.env, ROWS, TRUSTED)
+    if isinstance(arm, Frozen):
+        env = EncodedPictures(env, train_once(experiment, arm.encoder, data, seed).policy)
+        encoded = Dataset([env.transform_episode(e) for e in part("task").apply(data)])
+        policy = fit_method(cloning((FEATURES, OWN), "task"), encoded, seed).policy
+    else:
+        policy = train_once(experiment, arm, data, seed).policy
+    rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon()), env, episodes, seed=starts)
+    return {"progress": [progress(e) for e in rollouts], "success": flags(rollouts)["success"]}
 
 
-TABLE = Experiment(PushesToGoals(), env="push-images", first_seed=1850, episodes=100, measure=Pushed(NearPush),
+TABLE = Experiment(PushesToGoals(), env=f"{__name__}:NearPush", first_seed=1850, episodes=100, measure=pushed,
                    levels={"state": 0.8}, arms={
     "DynaMo": frozen(LatentDynamics(trunk=Transformer(64, 2)), 5),
     "random": frozen(TimeContrastive(), steps=0),

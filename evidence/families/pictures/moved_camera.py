@@ -9,15 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from evidence.experiment import DemonstrationSource, Experiment, expert_of
-from evidence.families.pictures.frozen_encoders import (
-    FAST,
-    OWN,
-    ROWS,
-    SHIFTS,
-    NearPush,
-    Pushed,
-    end_to_end,
-)
+from evidence.families.pictures.frozen_encoders import FAST, OWN, ROWS, SHIFTS, NearPush, end_to_end, pushed
 from understudy.checkpoint import FromStage
 from understudy.core import uniform
 from understudy.data.augment import ConditionDropout
@@ -75,8 +67,8 @@ def pretrained(objective, window: Window | None = None, target: str = "", lookah
     return replace(method, stages=(stage,), initialize_from=(InitializeFrom(FromStage("encoder"), load=("encoder",)),))
 
 
-TABLE = Experiment(PushesInViews(), env="push-images", first_seed=2570, episodes=100, measure=Pushed(MovedCamera),
-                   arms={
+TABLE = Experiment(PushesInViews(), env=f"{__name__}:MovedCamera", first_seed=2570, episodes=100, measure=pushed,
+                   levels={"end to end": 0.3}, arms={
     "CLASS": pretrained(SoftInfoNCE(), Window(horizon=LENGTH, action_offset=1), OWN, batch_size=128),
     "time-contrastive": pretrained(TimeContrastive(), lookahead=4),
     "BYOL": pretrained(BYOL()),

@@ -14,7 +14,8 @@ def tested(tmp_path, monkeypatch):
     """Replaces the advice that ships with the package."""
     monkeypatch.setattr(advice, "FILE", tmp_path / "advice.json")
     write_json(advice.FILE, [
-        {"name": "one", "topics": ["inspect", "methods iql"], "sentence": "Look first.", "figures": "90 % against 50 %"},
+        {"name": "one", "topics": ["inspect", "methods iql"], "sentence": "Look first.",
+         "figures": "90 % against 50 %"},
         {"name": "other", "topics": ["choose"], "sentence": "Try two.", "figures": "80 % against 70 %"}])
 
 

@@ -123,7 +123,8 @@ def _print_choice(c: MethodChoice, out: Output) -> None:
             for s in c.standings)
     out.print(plain_table((*_header(c), ""), rows),
               *(f"not tried: {name}, {why}" for name, why in c.skipped.items()),
-              *(f"failed: {name}, {why}" for name, why in c.failed.items()), "", " ".join(c.verdict_parts()), *advice_about("choose"))
+              *(f"failed: {name}, {why}" for name, why in c.failed.items()), "", " ".join(c.verdict_parts()),
+              *advice_about("choose"))
 
 
 def _header(c: MethodChoice) -> tuple[str, ...]:

@@ -77,7 +77,8 @@ def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
         if costs := cost_texts(described["cost"]):
             details["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
         out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
-                  *(f"{title}: {text}" for title, text in details.items() if text), *advice_about(f"methods {name}"), "")
+                  *(f"{title}: {text}" for title, text in details.items() if text),
+                  *advice_about(f"methods {name}"), "")
     out.print(settings_table(name, method, trust))
     trusted = [part for package in trust for part in ("--trust", package)]
     out.suggest(command_line("train", name, "DATA", "--out", "RUN", *trusted),

@@ -96,7 +96,7 @@ AT_THE_ROOT = {"architecture", "docs", "docstrings", "field_choices", "field_ran
 
 
 def test_tests_are_in_the_folder_of_what_they_test():
-    folders = {path.parent.relative_to(ROOT) for path in FILES} | {Path("benchmarks")}
+    folders = {path.parent.relative_to(ROOT) for path in FILES} | {Path("benchmarks"), Path("evidence")}
     for path in TESTS.rglob("test_*.py"):
         place = path.relative_to(TESTS)
         assert place.parent in folders, f"{place}: the folders of tests are those of understudy"

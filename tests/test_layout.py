@@ -50,7 +50,6 @@ LONG_FILES = {
     "src/understudy/evaluate/stats.py": 520,
     "src/understudy/execute/planners.py": 710,
     "src/understudy/execute/wrappers.py": 510,
-    "src/understudy/heads/base.py": 580,
     "src/understudy/improve/collection.py": 780,
     "src/understudy/learn/train.py": 1000,
     "src/understudy/policy.py": 1050,

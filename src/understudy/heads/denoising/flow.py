@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from ...core import AtLeast, Context, Unsupported, part
-from ..base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, guided_velocity, sample_times
+from ..base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, sample_times
 from ..coupling import optimal_transport
+from ..guidance import guided_velocity
 from ..paths import LinearPath
 from ..solvers import Euler, Solver, check_solver, integrate
 

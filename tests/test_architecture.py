@@ -174,7 +174,7 @@ def test_every_mistake_is_told_a_way_out():
     assert {"NonFiniteAction", "Unsupported"} < kinds and not silent, f"say what to do: {silent}"
 
 
-HEAD_PARTS = ("base", "coupling", "paths", "solvers")  # what heads share
+HEAD_PARTS = ("base", "coupling", "guidance", "paths", "solvers")  # what heads share
 
 
 def test_heads_do_not_know_each_other():

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -59,15 +60,14 @@ from .files import read_json, write_json
 from .heads.base import (
     Cost,
     DenoisingHead,
-    EnergyCost,
     Head,
     LikelihoodHead,
-    LimitedCost,
     PreconditionedHead,
     StepwiseHead,
     TargetNetworkHead,
     TemperatureHead,
 )
+from .heads.guidance import DirectCost, EnergyCost, LimitedCost
 from .hints import command_line, path_text, unit_hint
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
@@ -164,7 +164,12 @@ class NetworkGuidance(ABC):
 
 
 class CostGuidance(ABC):
-    """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
+    """Guidance that lowers a cost of the estimated clean chunk at each denoising step.
+
+    If `through_network` is False, no gradient of the plan's costs passes the network: see `heads.guidance.DirectCost`.
+    """
+
+    through_network: bool = True
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
         """Returns the guidance of some rows: see `NetworkGuidance.select_rows`."""
@@ -190,15 +195,15 @@ class LimitedCostGuidance(CostGuidance):
     """Guidance whose cost is at least 0, and whose strength saturates.
 
     No sampling step is guided past the point where the cost would be 0, however large the cost is: see
-    `heads.base.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
+    `heads.guidance.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
     """
 
 
 class EnergyGuidance(CostGuidance):
     """Guidance whose cost is an energy: plans are drawn from the density of the policy times ``exp(-cost)``.
 
-    The effect does not depend on the number of sampling steps: see `heads.base.EnergyCost`. Costs of other guides that
-    act at the same time keep their own strength.
+    The effect does not depend on the number of sampling steps: see `heads.guidance.EnergyCost`. Costs of other guides
+    that act at the same time keep their own strength.
     """
 
 
@@ -710,12 +715,7 @@ class Policy(CheckpointModule, StepwisePlanner):
             absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
             return self.context({**obs, **absent})
 
-        def encode(action):
-            return self.encode(action, obs)
-
-        def decode(coded):
-            return self.decode(coded, obs)
-
+        encode, decode = partial(self.encode, obs=obs), partial(self.decode, obs=obs)
         wraps = [guide.for_head(head) for guide in guides if isinstance(guide, NetworkGuidance)]
         for guide in wraps:
             net = guide.guided_net(net, without, encode)
@@ -726,7 +726,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             return coded
 
         def total(parts) -> Cost | None:
-            return (lambda x: cast(Tensor, sum(g.cost(fixed(x), encode, decode) for g in parts))) if parts else None
+            cost = (lambda x: cast(Tensor, sum(g.cost(fixed(x), encode, decode) for g in parts))) if parts else None
+            return cost if cost is None or all(g.through_network for g in parts) else DirectCost(cost)
         energies = [g for g in guides if isinstance(g, EnergyGuidance)]
         pulls = [g for g in guides if isinstance(g, CostGuidance) and not isinstance(g, EnergyGuidance)]
         cost = total(pulls)
@@ -1045,6 +1046,5 @@ def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[st
 def _check_columns(names, features: Schema, where: str = "data set") -> None:
     for name in names:
         if name not in features:
-            if name == "action":
-                raise missing_action(features, where)
-            raise unknown_name("column", name, sorted(filter(None, features)), where)
+            columns = sorted(filter(None, features))
+            raise missing_action(features, where) if name == "action" else unknown_name("column", name, columns, where)

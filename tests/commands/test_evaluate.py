@@ -36,7 +36,7 @@ def interval(value, name):
 def test_eval(call, place):
     evaluation = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
     assert list(evaluation) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
-                                "trial_gain", "detection", "checkpoint", "behavior"]
+                                "trial_gain", "generalization_gap", "detection", "checkpoint", "behavior"]
     assert (evaluation["env"], evaluation["episodes"], evaluation["paired"]) == ("fork", 30, None)
     assert evaluation["success"]["estimate"] == evaluation["successes"] / 30
     interval(evaluation["success"], "estimate")
@@ -45,6 +45,32 @@ def test_eval(call, place):
     assert set(other["paired"]) == {"against", "difference", "low", "high", "p"}
     assert other["paired"]["against"] == str(place / "a")
     assert other["paired"]["difference"] == pytest.approx((other["successes"] - evaluation["successes"]) / 30)
+
+
+def test_the_generalization_gap_is_that_of_two_evaluations(call, place, tmp_path, monkeypatch):
+    (tmp_path / "storm.py").write_text("from understudy import make\n\n\ndef fork(rows):\n"
+                                       "    return make('fork', rows, gust=1.0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ("--episodes", 30, "--trust", "storm", "--json")
+    calm, storm = (document(call("eval", place / "a", env, *args)) for env in ("fork", "storm:fork"))
+    both = document(call("eval", place / "a", "storm:fork", *args, "--train-env", "fork"))
+    gap = both["generalization_gap"]
+    assert (both["successes"], gap["env"], gap["of"]) == (storm["successes"], "fork", "success")
+    assert (gap["successes"], gap["success"], gap["return"]) == (calm["successes"], calm["success"], calm["return"])
+    assert gap["difference"] == pytest.approx((calm["successes"] - storm["successes"]) / 30)
+    (log,) = (place / "a" / "eval").glob("storm*.jsonl")
+    assert json.loads(log.read_text().splitlines()[-1])["generalization_gap"] == gap
+    status, out, _ = call("eval", place / "a", "storm:fork", *args[:-1], "--train-env", "fork", "--html",
+                          tmp_path / "gap.html")
+    sentence = f"In the training environment fork: {calm['successes']} of 30. Generalization gap, fork minus storm:fork"
+    assert status == 0 and sentence in out and sentence in (tmp_path / "gap.html").read_text()
+
+
+@pytest.mark.parametrize("options", [("--sequential", "--threshold", 0.5), ("--against", "b")])
+def test_a_generalization_gap_needs_one_run_and_a_fixed_number_of_episodes(call, place, options):
+    refused(call("eval", place / "a", "fork", "--train-env", "maze:8", *options), "--train-env", "needs one run")
+    refused(call("eval", place / "a", place / "demos", "--train-env", "fork"), "--train-env", "needs one run")
+    refused(call("eval", place / "a", "fork", "--train-env", "fork"), "--train-env", "there is no gap")
 
 
 def test_json_is_alone_even_where_a_library_greets(call, place, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ PAGE = (REPOSITORY / "docs/json.md").read_text(encoding="utf-8")
 NAMED = ("behavior.metrics", "runs[].curves")
 WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evaluations", "behavior.against",
          "behavior.metrics.NAME.demonstrations", "behavior.modes.conditional_entropy",
-         "behavior.discriminator_accuracy", "skipped", "failed")
+         "behavior.discriminator_accuracy", "behavior.support", "skipped", "failed")
 
 
 def documented(title):
@@ -111,8 +111,9 @@ def test_eval_in_an_environment(call, place):
     trials = call("eval", place / "a", "fork@trials=2", "--episodes", 4, "--json")
     call("calibrate", place / "b", "fork", "--score", "novelty", "--rate", 0.3, "--episodes", 30, "--json")
     detected = call("eval", place / "b", "fork", "--episodes", 12, "--json", "--detect")
-    check("understudy eval RUN ENV", alone, both, trials, detected)
-    assert alone["trials"] is alone["trial_gain"] is None and len(trials["trials"]) == 2
+    gap = call("eval", place / "a", "fork", "--episodes", 12, "--json", "--train-env", "fork@trials=1")
+    check("understudy eval RUN ENV", alone, both, trials, detected, gap)
+    assert alone["trials"] is alone["trial_gain"] is alone["generalization_gap"] is None and len(trials["trials"]) == 2
     assert trials["trials"][-1]["successes"] == trials["successes"]
     assert alone["behavior"]["against"] is None
     assert set(both["behavior"]["against"]) == set(alone["behavior"]) - {"against"}

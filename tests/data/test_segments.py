@@ -23,6 +23,7 @@ from understudy.execute.instruction import INSTRUCTION, InstructedActor, LiveSpe
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_actor, training_data
 from understudy.methods import find_method
+from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy
 from understudy.testing import ContractViolation, check_speaker
 
@@ -257,6 +258,25 @@ def test_a_policy_follows_another_instruction_at_once(discrete):
         action, state = actor.act(obs, state)
         actions.append(float(action[0, 0]))
     assert actions == pytest.approx([1, 1, 3, 1], abs=0.3)
+
+
+def test_for_each_sentence_the_policy_acts_as_its_segments_do_on_average():
+    """The mean is what minimizes the squared error. "a" covers the first 20 steps and "b" the steps 10 to 40, whose
+    actions are 0 (10 steps), 3 (10 steps) and 6 (20 steps). The actions -30 of the rest are in no segment."""
+    action = np.repeat([0.0, 3, 6, -30], (10, 10, 20, 20)).astype(np.float32)[:, None]
+    data = Dataset([Episode({STATE: np.zeros((61, 1), np.float32), "action": action},
+                            {"segments": [[0, 20, "a"], [10, 40, "b"]]})])
+    method = find_method("interactive-language", column=None, max_bytes=1)
+    method = replace(method, policy=replace(method.policy, trunk=FeedForward((32,))),
+                     learner=replace(method.learner, steps=100))
+    speaker = ScheduledSpeaker(((0, "a"), (1, "b"), (2, "a")))
+    actor, actions = InstructedActor(fit_method(method, data, 0).actor, speaker, TaskText(1)), []
+    obs = {STATE: torch.zeros(1, 1)}
+    state = actor.start(obs, keys(0, [0]))
+    for _ in range(3):
+        action, state = actor.act(obs, state)
+        actions.append(float(action[0, 0]))
+    assert actions == pytest.approx([1.5, 5, 1.5], abs=0.15)
 
 
 def test_a_person_may_say_something_else_at_any_step():

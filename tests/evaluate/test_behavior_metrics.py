@@ -40,7 +40,7 @@ def test_beside_puts_them_together(shaky):
     )
     document = metrics.to_json()
     assert set(document) == {"metrics", "modes", "discriminator_accuracy", "earth_movers_distance", "latency",
-                             "failures", "missing", "scaled_by"}
+                             "support", "failures", "missing", "scaled_by"}
     assert len(metrics.summary_lines()) == 4 + len(metrics.failures)
 
 

@@ -10,7 +10,15 @@ from scipy import stats as scipy_stats
 
 from understudy.core import UserError
 from understudy.evaluate import independent, planning, stats
-from understudy.evaluate.planning import max_correlation, paired_power, plan, plan_rate, rate_power, unpaired_power
+from understudy.evaluate.planning import (
+    fit_power_law,
+    max_correlation,
+    paired_power,
+    plan,
+    plan_rate,
+    rate_power,
+    unpaired_power,
+)
 from understudy.evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
 
@@ -193,3 +201,42 @@ def test_a_correlation_that_cannot_be_has_no_power(first, second, correlation):
     with pytest.raises(ValueError, match=f"cannot have a correlation of {correlation:g}"):
         paired_power(first, second, 50, correlation)
     assert 0 < paired_power(0.5, 0.9, 50, max_correlation(0.5, 0.9)) <= 1
+
+
+def test_a_power_law_by_hand():
+    """Logarithms 0, 1, 2 and 0, -3, -3: the slope is -3/2, the residuals are 1/2, -1, 1/2. So their variance with one
+    degree of freedom is 3/2, that of the slope 3/4, and that of a new point at 3 is 3/2 (1 + 1/3 + 4/2) = 5 about -5.
+    """
+    law = fit_power_law(np.exp([0, 1, 2]), np.exp([0, -3, -3]))
+    t = 12.706204736  # of one degree of freedom, as tables have it
+    assert [law.exponent.estimate, law.exponent.low, law.exponent.high] == pytest.approx(
+        [-1.5, -1.5 - t * math.sqrt(0.75), -1.5 + t * math.sqrt(0.75)])
+    at_3 = law.predict(math.exp(3))
+    assert [math.log(v) for v in (at_3.estimate, at_3.low, at_3.high)] == pytest.approx(
+        [-5, -5 - t * math.sqrt(5), -5 + t * math.sqrt(5)])
+
+
+def test_an_exact_law_is_found_and_goes_on():
+    law = fit_power_law([10, 20, 40, 80], [8, 4, 2, 1])  # 80 / n
+    assert (law.exponent.low, law.exponent.estimate, law.exponent.high) == pytest.approx((-1, -1, -1))
+    assert law.predict(160).estimate == pytest.approx(0.5) and law.predict(160).high == pytest.approx(0.5)
+
+
+def test_intervals_of_a_power_law_contain_the_truth_as_often_as_promised():
+    rng, sizes = np.random.default_rng(0), np.array([20, 40, 80, 160])
+    laws = [fit_power_law(sizes, 2 * sizes**-0.5 * np.exp(rng.normal(0, 0.2, 4)), level=0.8) for _ in range(1000)]
+    covered = np.mean([law.exponent.low <= -0.5 <= law.exponent.high for law in laws])
+    predicted = np.mean([p.low <= 2 * 640**-0.5 * math.exp(rng.normal(0, 0.2)) <= p.high
+                         for p in (law.predict(640) for law in laws)])
+    assert covered == pytest.approx(0.8, abs=0.04) and predicted == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("sizes, errors, message", [
+    ([1, 2, 4], [0.5, 0.4], r"not \(2,\) for \(3,\)"),
+    ([1, 2, 0], [0.5, 0.4, 0.3], r"numbers of demonstrations\[2\] is 0, .*leave that training out"),
+    ([1, 2, 4], [0.5, 0.0, 0.3], r"errors\[1\] is 0, .*\(failures \+ 0.5\) / \(episodes \+ 1\)"),
+    ([1, 2, 4], [0.5, math.nan, 0.3], r"errors\[1\] is nan"),
+    ([1, 2, 2], [0.5, 0.4, 0.3], "at least three different numbers of demonstrations, not 2")])
+def test_what_no_power_law_fits(sizes, errors, message):
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        fit_power_law(sizes, errors)

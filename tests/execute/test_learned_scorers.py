@@ -23,10 +23,10 @@ from understudy.execute.steering import (
     ComposedPolicies,
     ScorerGuided,
 )
-from understudy.heads.base import EnergyCost
 from understudy.heads.denoising.diffusion import Diffusion
 from understudy.heads.denoising.edm import EDM
 from understudy.heads.denoising.flow import Flow
+from understudy.heads.guidance import EnergyCost
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.paths import edm_scales
 from understudy.heads.solvers import DPMSolverPP, Midpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -31,12 +31,14 @@ from understudy.execute.steering import (
     Steered,
     steer_actor,
 )
-from understudy.heads.base import LimitedCost, cost_gradient
 from understudy.heads.denoising.adaflow import AdaFlow
 from understudy.heads.denoising.diffusion import Diffusion
+from understudy.heads.denoising.edm import EDM
 from understudy.heads.denoising.flow import Flow
+from understudy.heads.guidance import LimitedCost, cost_gradient
 from understudy.heads.likelihood.bins import Bins
 from understudy.heads.likelihood.regression import Regression
+from understudy.heads.one_step.consistency import Consistency
 from understudy.heads.one_step.mean_flow import MeanFlow
 from understudy.heads.one_step.shortcut import Shortcut
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -45,7 +47,7 @@ from understudy.learn.method import Method, Stage, build_actor, build_planner, l
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
 from understudy.nets.mlp import MLP
-from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
+from understudy.policy import ClassifierFreeGuidance, CostGuidance, Policy, PolicyConfig
 from understudy.testing import check_executor, random_batch
 
 KEY = torch.arange(3)
@@ -303,6 +305,65 @@ def test_live_points_steer_from_the_next_plan_on_until_they_are_cleared():
         live.plan(obs, noise)
     with pytest.raises(UserError, match="must be finite"):
         replace(live, points=lambda: ((math.nan, 0.0),)).plan(obs, noise)
+
+
+@dataclass(frozen=True)
+class TowardsOne(CostGuidance):
+    scale: float
+    through_network: bool = False
+
+    def cost(self, coded_action, encode, decode):
+        return 0.5 * self.scale * (coded_action - 1).square().sum((1, 2))
+
+
+class LinearVelocity(torch.nn.Module):
+    """The velocity -0.8 x + 0.5."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, t, context):
+        self.calls.append(x.requires_grad)
+        return -0.8 * x + 0.5
+
+
+@pytest.mark.parametrize("through_network", [False, True])
+def test_a_gradient_that_stops_at_the_network_steps_as_flowchef(through_network):
+    """FlowChef's algorithm, with the rate s for the cost |clean - 1|^2 / 2: at each of N Euler steps,
+    clean = x + (1 - t) v, then x <- x - s (clean - 1), then x <- x + v / N with the v from before. Guidance weights of
+    at most 2 are constant. The step of a guided velocity is weight * scale / N, which is s. Through the network, the
+    gradient has the further factor 1 - 0.8 (1 - t)."""
+    policy, _ = random_batch(flow(Flow(5, max_guidance_weight=2.0)))
+    policy.net, rate = LinearVelocity(), 0.3
+    obs = {k: torch.randn(3, 2, f.size) for k, f in policy.features.items() if k != "action"}
+    noise = policy.noise(KEY, torch.zeros_like(KEY))
+    plan = policy.plan(obs, noise, (TowardsOne(rate * 5 / 2, through_network),))
+    x = noise.double().numpy()
+    for k in range(5):
+        velocity = -0.8 * x + 0.5
+        clean = x + (1 - k / 5) * velocity
+        x = x - rate * (clean - 1) * (1 - 0.8 * (1 - k / 5) if through_network else 1) + velocity / 5
+    assert torch.allclose(policy.encode(plan, obs), torch.tensor(x).float(), atol=1e-5)
+    assert policy.net.calls == [False, True] * 5 if through_network else policy.net.calls == [False] * 5
+
+
+@pytest.mark.parametrize("head", [Flow(4), Flow(4, prediction="sample"), Diffusion(n_steps=4), EDM(n_steps=4),
+                                  Consistency(n_steps=2), Shortcut(), MeanFlow()], ids=lambda head: type(head).__name__)
+def test_a_gradient_that_stops_at_the_network_guides_every_head_towards_a_lower_cost(head):
+    policy, batch = random_batch(flow(head))
+    noise = policy.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
+    costs = [TowardsOne(1.0).cost(policy.encode(policy.plan(batch.obs, noise, guides), batch.obs), None, None)
+             for guides in ((), (TowardsOne(0.1),))]
+    assert (costs[1] < costs[0]).all()
+
+
+def test_steering_passes_on_that_the_gradient_stops_at_the_network():
+    policy, batch = random_batch(flow())
+    policy.net = LinearVelocity()
+    noise = policy.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
+    Steered(policy, ((1.0, 2.0),), through_network=False).plan(batch.obs, noise)
+    assert policy.net.calls == [False] * 4
 
 
 def test_an_actor_is_steered_inside_what_wraps_it():

@@ -3,10 +3,12 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from fixtures.networks import arguments, built, rng
+from safetensors.torch import load_file
 from torch import nn
 
 from understudy.core import HeadSpec, UserError
@@ -48,7 +50,10 @@ def original_names(net, widths):
 
 
 def original(w, x, k, condition, step_width, levels, groups):
-    """What that network computes, from its weights by name: x (B, H, A), k (B,) as it embeds it, condition (B, C)."""
+    """What that network computes, from its weights by name: x (B, H, A), k (B,) as it embeds it, condition (B, C).
+
+    `test_the_plain_writing_gives_the_numbers_of_lerobot` compares it with LeRobot.
+    """
     def conv(x, name, **kw):
         return F.conv1d(x, w[f"{name}.weight"], w[f"{name}.bias"], **kw)
 
@@ -82,6 +87,24 @@ def original(w, x, k, condition, step_width, levels, groups):
         x = block(block(torch.cat([x, skips.pop()], 1), f"up_modules.{i}.0"), f"up_modules.{i}.1")
         x = F.conv_transpose1d(x, w[f"up_modules.{i}.2.conv.weight"], w[f"up_modules.{i}.2.conv.bias"], 2, 1)
     return conv(convolved(x, "final_conv.0.block"), "final_conv.1").transpose(1, 2)
+
+
+def test_the_plain_writing_gives_the_numbers_of_lerobot(shared):
+    """Its class DiffusionConditionalUnet1d is that of diffusion_policy; lerobot 0.4.4 computed the outputs."""
+    folder = shared / "fixtures" / "lerobot_policies" / "diffusion_state"
+    if not folder.is_dir():
+        pytest.skip("no fixtures of LeRobot policies")
+    stored = load_file(folder / "pretrained_model" / "model.safetensors")
+    names = {"diffusion.unet.": "", ".conv1": ".blocks.0", ".conv2": ".blocks.1", "_modules.0.2": "_modules.0.2.conv"}
+    w = {}
+    for name, weight in stored.items():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        w[name] = weight
+    inputs, outputs = (dict(np.load(folder / f"{part}.npz")) for part in ("inputs", "outputs"))
+    noise, k, condition, want = map(torch.from_numpy, (
+        inputs["noise"], inputs["train.timesteps"], outputs["global_condition"], outputs["unet"]))
+    torch.testing.assert_close(original(w, noise, k.float(), condition, 32, 2, 8), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [(16,), (8, 16), (8, 16, 24)])

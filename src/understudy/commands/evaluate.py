@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import ConfigError, DataError, Diverged, UserError, role
+from ..files import replace_nonfinite
 from ..hints import path_text
 from ..user_code import refuse_python_file
 from .calibrate import doubt_source, load_detector
@@ -136,6 +137,12 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
         refuse_given(o, ("labels",), "needs --interactive, where a person says how a trial went",
                      "leave it out: an environment decides itself what is a success")
     behavior_metrics.check_options(o)
+    if o.against or o.interactive or o.sequential or is_recorded_data:
+        refuse_given(o, ("train_env",), "needs one run, an environment, and a fixed number of episodes",
+                     command_line("eval", o.run, "ENV", "--train-env", o.train_env))
+    if o.train_env is not None and o.train_env == o.target:
+        raise UserError(f"{o.target} is the environment to evaluate in, too, so there is no gap", where="--train-env",
+                        hint="name the environment of the training data here, and a new one as ENV")
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
     if not is_recorded_data:
         refuse_given(o, ("fitted_q", "discount"), "estimates a value from recorded episodes, and there are none here",
@@ -162,7 +169,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
-    env, evaluation, other, behaved = _roll_out(o, detector, demonstrations)
+    env, evaluation, other, training, behaved = _roll_out(o, detector, demonstrations)
     detection = None
     if detector is not None:
         result = detector.evaluate(evaluation.episodes)
@@ -173,6 +180,10 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     evaluations = dict(zip(names, (e for e in (evaluation, other) if e is not None), strict=True))
     behavior = dict(zip(names, behaved, strict=True))
     _print_trials(evaluations, out)
+    gap_text, gap = "", None
+    if training is not None:
+        gap_text, gap = _generalization_gap(o, training, evaluation)
+        out.print("", gap_text)
     if o.save:
         out.print(f"Episodes written to {o.save}")
     in_detail = o.details or o.repeats or o.demonstrations is not None  # which are given for these figures alone
@@ -180,6 +191,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     document = evaluation.to_json(other, path_text(o.against))
     successes = None if evaluation.successes is None else evaluation.successes.tolist()
     each = {"success": successes, "return": evaluation.episode_returns.tolist()}
+    document["generalization_gap"] = gap
     append_result(o, {**document, "seed": o.seed, "each": each})
     commands = _next_commands(o, evaluation, other)
     if o.html is not None:
@@ -188,7 +200,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
 
         curves = {name: TrainingCurves.load(run) for name, run in zip(names, runs, strict=True) if not has_no_run(run)}
         write_report(o.html, env=env, runs=evaluations, training={n: run for n, run in curves.items() if run.curves},
-                     behavior=behavior, commands=commands)
+                     behavior=behavior, commands=commands, gap=gap_text)
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
     out.print_json({**document, "detection": detection,
@@ -197,8 +209,9 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
 
 
 def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: Dataset | None
-              ) -> tuple[Env, Evaluation, Evaluation | None, list[BehaviorMetrics]]:
-    """The closed environment, the evaluation of the run and of `against`, and the behavior of each."""
+              ) -> tuple[Env, Evaluation, Evaluation | None, Evaluation | None, list[BehaviorMetrics]]:
+    """The closed environment, the evaluation of the run, of `against` and in `train_env`, and the behavior of the first
+    two."""
     from ..envs import make
     from ..evaluate.evaluation import with_common_success
     from .parts.kept_episodes import KeptEpisodes
@@ -209,11 +222,27 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
                                   None if detector is None else doubt_source(
                                       o.run, detector.method.score, detector.demonstrations))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target, kept)
+        training = None
+        if o.train_env is not None:
+            with closing(make(o.train_env, min(o.rows, o.episodes), o.trust)) as training_env:
+                training = evaluate_run(o.run, training_env, o, None, o.train_env, kept)
         if other is not None:
             (evaluation,), (other,) = with_common_success([[evaluation], [other]])
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
-    return env, evaluation, other, behaved
+    return env, evaluation, other, training, behaved
+
+
+def _generalization_gap(o: EvalOptions, training: Evaluation, evaluation: Evaluation) -> tuple[str, dict[str, Any]]:
+    """The gap in words, and as the document has it."""
+    from ..evaluate.comparison import describe_generalization_gap, generalization_gap
+
+    assert o.train_env is not None and o.target is not None
+    gap = generalization_gap(training, evaluation)
+    document = training.to_json()
+    return describe_generalization_gap(training, gap, (o.train_env, o.target)), {
+        "env": o.train_env, "of": gap.metric, "successes": document["successes"], "success": document["success"],
+        "return": document["return"], **replace_nonfinite(gap.to_json())}
 
 
 def _print_evaluation(o: EvalOptions, out: Output, env: Env, evaluation: Evaluation, other: Evaluation | None) -> None:
@@ -270,7 +299,7 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
         commands += [(second[0], "Another training seed, to see how much depends on it:"),
                      (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
     if o.html is None:
-        page = again(o.episodes, *given_options(o, "against"), "--html", unused_path("report.html"))
+        page = again(o.episodes, *given_options(o, "against", "train_env"), "--html", unused_path("report.html"))
         commands.append((page, "The same as a page:"))
     return commands
 

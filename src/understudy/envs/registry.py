@@ -46,7 +46,7 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
         "lane_driving": ("lane_driving", "LaneDriving")}
 # toy -> the option that stands behind its name after ":", and its type
 VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str),
-            "planar_arms": ("task", str), "tabletop": ("control", str)}
+            "maze": ("levels", int), "planar_arms": ("task", str), "tabletop": ("control", str)}
 # what is recorded here has no goal, so that nothing is a success -> the same world with goals
 WITH_GOALS = {f"four_rooms:{style}": "four_rooms" for style in ("play", "play-40", "play-80", "stitch", "noisy")}
 

@@ -25,6 +25,7 @@ from .behavior.demo_distance import (
 )
 from .behavior.latency import LatencySummary
 from .behavior.scaling import TrajectoryScaling, evenly_spaced, evenly_spaced_indices
+from .behavior.support import SuccessBySupport, success_by_support
 from .failures import FailureGroup, FailurePictures, group_failures
 from .stats import LEVEL, Interval
 
@@ -95,6 +96,7 @@ class BehaviorMetrics:
         missing: For each missing part, what would be needed.
         scaled_by: The data whose standard deviations are the units of all components: "demonstrations" or "episodes"
             (the rollouts themselves).
+        support: Success from starts that demonstrations show, and from others. None for too few of one kind.
         failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
     """
 
@@ -107,6 +109,7 @@ class BehaviorMetrics:
     missing: tuple[str, ...]
     seed: int
     scaled_by: Literal["demonstrations", "episodes"] = "episodes"
+    support: SuccessBySupport | None = None
     failure_figures: tuple[FailurePictures, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class BehaviorMetrics:
             "modes": self.modes and self.modes.to_json(),
             "discriminator_accuracy": self.discriminator_accuracy and asdict(self.discriminator_accuracy),
             "earth_movers_distance": self.distribution_distance and self.distribution_distance.to_json(),
+            "support": self.support and self.support.to_json(),
             "latency": self.latency and self.latency.to_json(),
             "failures": [g.to_json() for g in self.failures],
             "missing": list(self.missing),
@@ -144,8 +148,7 @@ class BehaviorMetrics:
                 if math.isfinite(distance)
             ]
             out += [f"Earth mover's distance from the demonstrations: {', '.join(each)}."] if each else []
-        if self.latency is not None:
-            out.append(self.latency.describe())
+        out += [part.describe() for part in (self.support, self.latency) if part is not None]
         return out
 
     def summary_lines(self) -> list[str]:
@@ -197,15 +200,16 @@ def measure_behavior(
         missing.append("several ways: the environment names none, and the trajectories form no clear groups")
     elif ways.conditional_entropy is None:
         missing.append("several ways from one and the same start: not rolled out (--repeats 8)")
-    alike = apart = None
+    alike = apart = support = None
     if demonstrations is not None:
         alike = discriminator_accuracy(episodes, demonstrations, view, fps or 1.0, level) if view.n_components else None
         apart = distribution_distance(episodes, demonstrations, view)
+        support = success_by_support(episodes, demonstrations, view, level)
         if alike is None:
             missing.append("whether it passes for a demonstration: fewer than 10 episodes of each")
     return BehaviorMetrics(metrics, ways, alike, apart, latency, group_failures(episodes, env, index), tuple(missing),
                            int(episodes[0].metadata.get("seed", 0)),
-                           "episodes" if demonstrations is None else "demonstrations")
+                           "episodes" if demonstrations is None else "demonstrations", support)
 
 
 def _episode_metrics(

@@ -1,4 +1,5 @@
-"""Compare several policies, or methods with several training seeds, on the same starts."""
+"""Compare several policies, or methods with several training seeds, on the same starts, or one policy in two
+environments."""
 
 from __future__ import annotations
 
@@ -15,12 +16,17 @@ from ..core import UserError
 from ..files import replace_nonfinite
 from ..hints import join_and
 from .evaluation import (
+    Evaluation,
     MethodRuns,
     PairedComparison,
     _as_runs,
     _format_difference,
+    _format_interval,
+    _success_counts,
     aggregate_seeds,
     compare,
+    compare_outcomes,
+    format_p_value,
     with_common_success,
 )
 from .multiple_comparisons import RankInterval, compact_letter_display, holm, rank_intervals
@@ -168,6 +174,41 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
     pairs = tuple(PairwiseResult(i, j, p, float(q), _episodes_needed(groups[i], groups[j], p, alpha))
                   for (i, j), p, q in zip(index_pairs, comparisons, adjusted, strict=True))
     return Comparison(groups[0][0].env, of, names, estimates, pairs, len(groups[0][0].episodes), len(groups[0]), level)
+
+
+def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEVEL) -> PairedComparison:
+    """How much better a policy is where it was trained than in a new environment: training minus new.
+
+    Episodes of the same number and seed draw the same random numbers, so they are pairs. If the two environments make
+    nothing common of these, such as mazes of other walls, the outcomes of a pair are unrelated. The interval is then as
+    wide as that of two independent samples.
+
+    Args:
+        training: Rollouts in the environment, or the levels, of the training data.
+        new: As many rollouts with the same seed in another environment, or in other levels.
+
+    References:
+        Mediratta et al. (2023), The Generalization Gap in Offline Reinforcement Learning, arXiv 2312.05742.
+    """
+    ((training,), (new,)) = with_common_success([[training], [new]])
+    if (training.seed, len(training.episodes)) != (new.seed, len(new.episodes)):
+        raise UserError(f"the rollouts are no pairs: {len(training.episodes)} of seed {training.seed} in "
+                        f"{training.env}, and {len(new.episodes)} of seed {new.seed} in {new.env}",
+                        where="generalization_gap", hint="evaluate both with the same seed and number of episodes")
+    if training.successes is not None and new.successes is not None:
+        return compare_outcomes(training.successes, new.successes, "success", level)
+    return compare_outcomes(training.episode_returns, new.episode_returns, "return", level)
+
+
+def describe_generalization_gap(training: Evaluation, gap: PairedComparison, names: tuple[str, str]) -> str:
+    """The gap in words.
+
+    Args:
+        names: Of the training environment, and of the new one.
+    """
+    return (f"In the training environment {names[0]}: {_success_counts([training], gap.metric)}. Generalization gap, "
+            f"{names[0]} minus {names[1]}: {_format_difference(gap.difference, gap.metric)}, "
+            f"{_format_interval(gap, lambda v: _format_difference(v, gap.metric))}, {format_p_value(gap.p_value)}.")
 
 
 def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:

@@ -1,9 +1,13 @@
-"""Sample-size planning: how many rollouts a question needs, by the exact power of the tests that answer it."""
+"""Sample-size planning.
+
+How many rollouts a question needs, by the exact power of the tests that answer it, and what more demonstrations would
+bring, by a power law.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +16,7 @@ import scipy
 
 from ..core import UserError
 from .sequential import SequentialDifferenceTest, SequentialRateTest
-from .stats import LEVEL
+from .stats import LEVEL, Interval
 
 ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
 MAX_ROLLOUTS = 100_000  # upper bound of rollouts of each policy
@@ -88,6 +92,78 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
     )
     wins, goes_on = _rate_test_outcome(SequentialRateTest(threshold, 1 - alpha), rate, 3 * fixed + 200)
     return RateTestPlan(fixed, *_sequential_sample_size(wins, goes_on, 1.0, power, fixed))
+
+
+# -- demonstrations -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """An error that falls as a power of the number of demonstrations: `scale * n**exponent`.
+
+    Attributes:
+        log_sizes: Logarithms of the numbers of demonstrations, (points,).
+        spread: Standard deviation of the logarithm of the error about the law.
+    """
+
+    exponent: Interval
+    scale: float
+    log_sizes: np.ndarray
+    spread: float
+
+    def predict(self, demonstrations: float) -> Interval:
+        """The error of one more training with this number of demonstrations, and its prediction interval.
+
+        The interval holds if the law goes on beyond the numbers that were tried, which no data inside them show. An
+        upper limit of a failure rate may exceed 1.
+        """
+        x, n = math.log(demonstrations), len(self.log_sizes)
+        squares = np.square(self.log_sizes - self.log_sizes.mean()).sum()
+        error = self.spread * math.sqrt(1 + 1 / n + (x - self.log_sizes.mean()) ** 2 / squares)
+        margin = error * float(scipy.stats.t.isf((1 - self.exponent.level) / 2, n - 2))
+        y = math.log(self.scale) + self.exponent.estimate * x
+        return Interval(*(math.exp(v) for v in (y, y - margin, y + margin)), self.exponent.level)
+
+
+def fit_power_law(demonstrations: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray,
+                  level: float = LEVEL) -> PowerLaw:
+    """Fits a power law to errors at several numbers of demonstrations (or of environments), by least squares of both
+    logarithms.
+
+    The points scatter about the law because trainings differ and because rollouts are few. The interval of the exponent
+    is Student's t interval of that scatter, so four points give a wide one. A line fits the logarithms of almost
+    anything that falls: leave out the largest number, and see whether `PowerLaw.predict` finds it.
+
+    Args:
+        demonstrations: Number of demonstrations of each training, (points,), at least three different ones. Trainings
+            with other seeds are points of their own.
+        errors: Failure rate (1 less success) or another error of each training, above 0, (points,).
+
+    References:
+        Lin et al. (2024), Data Scaling Laws in Imitation Learning for Robotic Manipulation, arXiv 2410.18647.
+    """
+    sizes, values = np.asarray(demonstrations, float), np.asarray(errors, float)
+    if sizes.ndim != 1 or sizes.shape != values.shape:
+        raise UserError(f"there must be one error for each number of demonstrations, not {values.shape} for "
+                        f"{sizes.shape}", where="fit_power_law", hint="such as fit_power_law([25, 50, 100], "
+                        "[0.5, 0.4, 0.3])")
+    for name, numbers, hint in (
+            ("numbers of demonstrations", sizes, "leave that training out"),
+            ("errors", values, "a power law never reaches 0: if some training has no failure, give (failures + 0.5) / "
+                               "(episodes + 1) of all")):
+        for i in np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0))):
+            raise UserError(f"{name}[{i}] is {numbers[i]:g}, and must be finite and above 0", where="fit_power_law",
+                            hint=hint)
+    if (n_sizes := len(np.unique(sizes))) < 3:
+        raise UserError(f"a power law needs at least three different numbers of demonstrations, not {n_sizes}",
+                        where="fit_power_law",
+                        hint="train on fewer episodes, too: understudy view make DATA --sample N")
+    x, y = np.log(sizes), np.log(values)
+    line = scipy.stats.linregress(x, y)
+    margin = line.stderr * float(scipy.stats.t.isf((1 - level) / 2, len(x) - 2))
+    exponent = Interval(float(line.slope), float(line.slope - margin), float(line.slope + margin), level)
+    residuals = y - line.intercept - line.slope * x
+    return PowerLaw(exponent, math.exp(line.intercept), x, math.sqrt(np.square(residuals).sum() / (len(x) - 2)))
 
 
 # -- power --------------------------------------------------------------------------------------------------------

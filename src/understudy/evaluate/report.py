@@ -274,16 +274,19 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
-                 behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = ()
-                 ) -> Path:
+                 behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
+                 gap: str = "") -> Path:
     """Writes a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
+        gap: The generalization gap of the first, in words.
     """
     names, judged = list(runs), list(runs.values())
     verdict = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
+    if gap:
+        sections.append(Section("Generalization gap", (Paragraph(_unicode_minus(gap)),)))
     if alarms := tuple(Paragraph(line) for e in judged for line in e.alarms.splitlines()):
         sections.append(Section("Alarms", alarms))
     if behavior:

@@ -24,7 +24,7 @@ class RetryActor(Actor):
     Args:
         actor: Acts in one attempt. It begins where the failed attempt ended, so it must first let go, for example.
         failed: Called with the observation, {column: (B, ...)}. Returns whether the attempt has failed, (B,) bool. A
-            new attempt begins at the step at which this becomes true.
+            new attempt begins at the step at which this becomes true, which needs an earlier observation.
         max_attempts: Largest number of attempts in an episode. The last one continues after it failed.
 
     References:
@@ -40,17 +40,23 @@ class RetryActor(Actor):
     max_attempts: Annotated[int, AtLeast(1)] = 100
 
     def start(self, obs, key):
-        return {"inner": self.actor.start(obs, key), "key": key, ATTEMPT: torch.ones_like(key),
-                "failed": torch.zeros_like(key, dtype=torch.bool)}
+        attempt = torch.ones_like(key)
+        return {"inner": self.actor.start(obs, _attempt_keys(key, attempt)), "key": key, ATTEMPT: attempt,
+                "failed": self.failed(obs)}
 
     def act(self, obs, state):
         failed, inner = self.failed(obs), state["inner"]
         begins = failed & ~state["failed"] & (state[ATTEMPT] < self.max_attempts)
         attempt, rows = state[ATTEMPT] + begins, begins.nonzero().flatten()
         if len(rows):
-            numbers = zip(state["key"][rows].tolist(), attempt[rows].tolist(), strict=True)
-            key = torch.cat([keys(of_episode, [number]) for of_episode, number in numbers])
+            key = _attempt_keys(state["key"][rows], attempt[rows])
             inner = put(inner, rows, self.actor.start(take(obs, rows), key))
         action, inner = self.actor.act(obs, inner)
         return action, pass_record({"key": state["key"], ATTEMPT: attempt, "failed": failed}, inner,
                                    {ATTEMPT: attempt[:, None]})
+
+
+def _attempt_keys(key: Tensor, attempt: Tensor) -> Tensor:
+    """A key for each attempt, (B,). The first has another key than the episode, too: if the actor itself makes
+    attempts, its second one would else have the key of the second one here."""
+    return torch.cat([keys(*one) for one in zip(key.tolist(), attempt.unsqueeze(1).tolist(), strict=True)])

@@ -215,6 +215,7 @@ class PathCost(LimitedCostGuidance):
         components: The D components of the action that move the position.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
         skip: Number of steps of the chunk that lie in the past. They have moved the position already.
+        through_network: Whether the gradient passes back through the network: see `CostGuidance`.
     """
 
     points: Tensor
@@ -223,6 +224,7 @@ class PathCost(LimitedCostGuidance):
     step: float | None
     scale: float
     skip: int = 0
+    through_network: bool = True
 
     def select_rows(self, rows):
         return replace(self, start=self.start[rows])
@@ -298,9 +300,12 @@ class Steered(PlannerWrapper):
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
         scale: Strength of the guidance, at least 0. 0 is the plain policy.
+        through_network: Whether the gradient passes back through the network. False saves the second evaluation and
+            the backward pass of each step. It suits flows with nearly straight paths, such as `reflow-policy`.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
+        Patel et al. (2025), FlowChef: Steering Rectified Flow Models in the Vector Field, arXiv:2412.00100.
     """
 
     planner: Planner | Unresolved = None
@@ -309,6 +314,7 @@ class Steered(PlannerWrapper):
     components: tuple[int, ...] = (0, 1)
     step: Annotated[float | None, Above(-math.inf), Below(math.inf)] = None
     scale: Annotated[float, AtLeast(0), Below(math.inf)] = 1.0
+    through_network: bool = True
 
     def __post_init__(self):
         if not callable(self.points):
@@ -356,7 +362,7 @@ class Steered(PlannerWrapper):
             return self.planner.plan(obs, noise, guides)
         now = obs[self.column][:, -1, list(self.components)].float()
         cost = PathCost(torch.tensor(points, device=now.device), now, self.components, self.step, self.scale,
-                        self._skip)
+                        self._skip, self.through_network)
         return self.planner.plan(obs, noise, (*guides, cost))
 
 

@@ -2,13 +2,37 @@
 
 import numpy as np
 import pytest
+import torch
 from fixtures.scored import data, episode, line
 
 from understudy.audit.scores import (
     Compatibility,
     Expertise,
 )
-from understudy.core import UserError
+from understudy.audit.scores.network_scores import fit_regression
+from understudy.core import UserError, replaced
+
+
+def two_members(state, action, members, steps, seed):
+    """Members of an ensemble that predict the actions (0, 0) and (state, 0)."""
+    return lambda x: torch.stack([torch.cat([0 * x, 0 * x], 1), torch.cat([x, 0 * x], 1)])
+
+
+def test_error_novelty_and_compatibility_worked_out_by_hand():
+    """The base has mean 0 and standard deviation 1, so that units do not matter. At the state 1 and the action (2, 1)
+    the members are wrong by (-2, -1) and (-1, -1): the mean of the squares is (4 + 1 + 1 + 1) / 4. They differ by
+    (1, 0), which has the standard deviation (1/2, 0) and the mean 1/4. The mean of the members would be wrong by
+    (-1.5, -1) and have an error of 1.625."""
+    base = data(episode([-1, 1, -1, 1], [[-1, -1], [-1, 1], [1, -1], [1, 1]]))
+    new = data(episode([1, 1, 2, 3], [[2, 1], [1, 0], [0, 2], [2, 2]]), episode([0, 0, 0], [[1, 1], [0, 1], [0, 0]]))
+    with replaced({fit_regression: two_members}):
+        comparison = Compatibility(base, 2.0, 0.6, n_members=2).compare_to_base(new)
+        assert [e.tolist() for e in comparison.error] == [[1.75, 0.25, 3.0, 3.25], [1.0, 0.5, 0.0]]
+        assert [u.tolist() for u in comparison.novelty] == [[0.25, 0.25, 0.5, 0.75], [0, 0, 0]]
+        steps = Compatibility(base, 2.0, 0.6, n_members=2).steps(new)
+        assert [s.tolist() for s in steps] == [[0.125, 0.875, 0, 1], [0.5, 0.75, 1]]  # 1 - error / 2; the last is novel
+        for limits, bad in (((2.0, 0.6), [1, 0]), ((2.0, 0.8), [2, 0]), ((0.6, 0.6), [2, 1]), ((0.6, 0.0), [0, 0])):
+            assert Compatibility(base, *limits, n_members=2).compare_to_base(new).n_incompatible().tolist() == bad
 
 
 def test_compatibility_refuses_another_way_where_it_knows_and_not_where_it_does_not():

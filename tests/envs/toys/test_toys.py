@@ -178,6 +178,7 @@ def test_numbered_mazes_are_the_same_again_and_others_are_others():
     assert len(set(zip(level, walls, strict=True))) == 5  # a number is one maze
     assert not set(walls) & set(seen(levels=5, first=12)[1])
     assert set(seen()[0]) == {-1} and len(set(seen()[1])) > 190
+    assert (env := envs.make("maze:5")).levels == 5 and env.metadata["env"] == "maze:5"
     for invalid_options in ({"levels": -1}, {"first": -2}, {"cells": 1}):
         with pytest.raises(UserError, match=f"{next(iter(invalid_options))}="):
             envs.make("maze", **invalid_options)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.heads import EMPTY, rng, velocity
-from scipy import stats
+from scipy import integrate, stats
 
 from understudy.core import Unsupported
 from understudy.heads.base import RampTimes
@@ -69,6 +69,12 @@ def test_times_of_flow_have_their_densities():
         0.999 * (1 - stats.beta(1.5, 1).ppf(1 - u.double().numpy()))).float())
     torch.testing.assert_close(Flow(time_distribution="logit_normal")._time_quantile(u), torch.tensor(
         1 / (1 + np.exp(-stats.norm.ppf(u.double().numpy())))).float())
+    density = lambda t: np.exp(4 * t) + np.exp(4 * (1 - t))  # noqa: E731
+    whole, (a, b) = integrate.quad(density, 0, 1)[0], Flow(time_distribution="u_shaped")._time_quantile(
+        torch.tensor([0.0, 1.0])).tolist()
+    assert (a, b) == pytest.approx((0, 1), abs=1e-6)
+    times = Flow(time_distribution="u_shaped")._time_quantile(u)
+    assert [integrate.quad(density, 0, t)[0] / whole for t in times.tolist()] == pytest.approx(u.tolist(), abs=1e-5)
     assert torch.equal(Flow()._time_quantile(u), u)
     assert Flow(time_distribution="logit_normal")._time_quantile(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
     with pytest.raises(Unsupported):

@@ -41,6 +41,20 @@ def test_it_takes_the_motion_that_comes_nearest_to_the_goal():
     assert torch.equal(HEAD.sample(Adding(), CONTEXT, torch.zeros(2, 2, 0)), MOTIONS[[2, 0]])
 
 
+def test_a_classifier_worked_out_by_hand():
+    """From (2, 0) the motions lead to (0, 3), (0, -1), (2, 0) and (3, 4). Their cosines with the goal (0, 5) are 1, -1,
+    0 and 4/5, so that the logits at the temperature 1/2 are 2, -2, 0 and 1.6, and the loss of a motion is the logarithm
+    of the sum of their exponentials, 2.6010, minus its own logit."""
+    net, head = Adding(), MotionClassifier(4, 0.5)
+    net.motions = torch.tensor([[[-2.0, 3.0]], [[-2.0, -1.0]], [[0.0, 0.0]], [[1.0, 4.0]]])
+    context = Context(torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]), torch.ones(1, 2, dtype=torch.bool))
+    assert head.sample(net, context, torch.zeros(1, 1, 0)).tolist() == [[[-2.0, 3.0]]]
+    context, mask = context.repeat(4), torch.ones(4, 1, dtype=torch.bool)
+    demonstrated = net.motions + torch.tensor([0.3, -0.4])  # each is nearest to its own motion
+    loss = head.loss(net, context, demonstrated, mask, torch.Generator()).flatten()
+    torch.testing.assert_close(loss, torch.tensor([0.6010, 4.6010, 2.6010, 1.0010]), atol=1e-4, rtol=0)
+
+
 def test_motions_are_the_centers_of_whole_chunks():
     rng, net = np.random.default_rng(0), SimpleNamespace(motions=torch.zeros(3, 2, 2))
     centers = torch.tensor(rng.normal(size=(3, 2, 2)) * 5).float()

@@ -46,6 +46,23 @@ def test_mip(head):
     torch.testing.assert_close(plan, torch.full((1, 2, 2), t))  # f(f(0, 0), t) of this trunk
 
 
+@pytest.mark.parametrize("head, expected", [
+    # Of the network x / 2 + t + 1, for the action 3. The code's first look is 1 for 3, its second 1.5 + 1.9 for 3.
+    (MIP(noise_scale=0.0, loss_balance="equal"), 4 + 0.16),
+    (MIP(noise_scale=0.0), (4 / 0.81 + 0.16 / 0.01) * 2 / (1 / 0.81 + 1 / 0.01)),
+    (MIP(noise_scale=4.0), (4 / 0.81 + 0.20 / 0.01) * 2 / (1 / 0.81 + 1 / 0.01)),  # 0.1 * 4 n / 2 has variance 0.04
+    # The paper's first look is 1 for 2.7, and its second 1.35 + 1.9 for 3.
+    (MIP(noise_scale=0.0, loss_balance="equal", scale_first_target=True), 2.89 + 0.0625),
+    (MIP(noise_scale=0.0, scale_first_target=True), (2.89 / 0.81 + 0.0625 / 0.01) * 2 / (1 / 0.81 + 1 / 0.01)),
+], ids=named)
+def test_the_loss_of_a_linear_network_worked_out_by_hand(head, expected):
+    net, n = SimpleNamespace(trunk=lambda x, t, context: 0.5 * x + t + 1, coded_dim=1), 40_000
+    loss = head.loss(net, EMPTY, torch.full((n, 1, 1), 3.0), torch.ones(n, 1, dtype=torch.bool), rng())
+    assert loss.mean().item() == pytest.approx(expected, abs=0.01 if head.noise_scale else 1e-5)
+    plan = head.sample(net, EMPTY, torch.zeros(1, 1, 0))
+    torch.testing.assert_close(plan, torch.full((1, 1, 1), 2.4))  # the first look is 1, and the second 0.5 + 0.9 + 1
+
+
 def test_mip_without_the_second_look_is_regression_with_the_same_network():
     head, net = MIP(two_steps=False, scale_first_target=True), two_looks([])
     assert torch.equal(head.loss(net, EMPTY, ACTION, MASK, rng()), ACTION.square().mean(-1))

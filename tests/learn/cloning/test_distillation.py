@@ -150,6 +150,23 @@ def test_reflow_trains_on_what_the_teacher_makes_of_the_noise():
     torch.testing.assert_close(errors[1], torch.full_like(errors[1], 0.49), atol=1e-5, rtol=0)
 
 
+def test_the_pseudo_huber_norm_of_reflow_is_nearly_the_norm_of_the_error_of_a_chunk():
+    """The velocities of teacher and policy differ by 0.7 in all components, so that a chunk of n steps of 2 components
+    has the norm 0.7 sqrt(2 n). With c = 0 the loss would be 0.7 / sqrt(2 n)."""
+    teacher, policy = build_policy(Flow()), build_policy(Flow())
+    teacher.net = Function(lambda x, t: torch.full_like(x, 0.7))
+    policy.net = Function(lambda x, t: torch.zeros_like(x))
+    learner = ReflowPolicy(teacher, teacher_steps=3, norm="pseudo_huber").build(policy, 0, 10, random_dataset(FEATURES))
+    batch = random_batch(policy)
+    loss = call_step(learner, "distillation_loss", batch, rng())
+    lengths = batch.mask.sum(1)
+    assert set(lengths.tolist()) == {1, 2, 3}
+    # (sqrt(0.49 * 2 n + (0.00108 n)^2) - 0.00108 n) / 2n, by hand:
+    for n, value in ((3, 0.285234), (2, 0.349460), (1, 0.494435)):
+        torch.testing.assert_close(loss[lengths == n], torch.full_like(loss[lengths == n], value), atol=2e-5, rtol=0)
+
+
+
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
 def test_reflow_makes_the_flow_to_two_points_straight(prediction):
     """The exact flow to -1 and 1, whose one-step plans are their mean 0, and a network trained on its pairs."""

@@ -9,7 +9,8 @@ from fixtures.learning import call_step
 
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Unsupported
-from understudy.data.episode import Dataset
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.envs.wrappers import WrappedEnv
@@ -20,6 +21,7 @@ from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
 from understudy.learn.critics.noise_aliasing import CHUNK, NoiseAliasing, demonstrated_chunks, with_chunks
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -73,6 +75,40 @@ def test_demonstrations_are_cut_into_chunks(demonstrations, steering):
     assert cut.steps["next.reward"].sum() == pytest.approx(episode.steps["next.reward"].sum())
     assert cut.steps["next.terminated"].tolist() == [False] * (n - 1) + [True]
     assert with_chunks(Dataset([cut]), steering)[0] is cut
+
+
+class Folded(Policy):
+    """A frozen policy to which all negative noise is the same."""
+
+    def plan(self, obs, noise, guides=()):
+        return 1.5 - noise.clamp(min=0)
+
+
+def test_what_is_known_of_a_chunk_holds_for_every_noise_that_leads_to_it():
+    """The second of two steps gives 1 - (a - 1/2)^2. Episodes have no noise, and their column of noise is wrong."""
+    data = Dataset([Episode({STATE: np.array([[0], [1], [1]], np.float32), "action": np.full((2, 1), a, np.float32),
+                             "next.reward": np.array([0, 1 - (a - 0.5) ** 2], np.float32),
+                             "next.terminated": np.array([False, True])}) for a in np.linspace(0, 1.5, 64)])
+    torch.manual_seed(0)
+    config = PolicyConfig(Flow(n_steps=1), MLP(8, 1), codec=Normalizer("identity", "identity"), window=Window(1, 1))
+    steering = NoiseSteeringWrapper(Folded(config, data.features()).eval(), 1)
+    chunks = Dataset([e.replace({"action": np.array([[-1.5], [1.5]], np.float32)})
+                      for e in demonstrated_chunks(data, steering)])
+    policy = Policy(PolicyConfig(SquashedGaussian(), FeedForward((16,))), chunks.features()).fit_statistics(chunks)
+    learner = NoiseAliasing(batch_size=64, temperature=0.01, target_entropy=None, steering=steering, target_decay=0.95,
+                            critic=CriticConfig(hidden=(32, 32)), optimizer=OptimizerConfig(
+                                lr=3e-3, lr_schedule="constant")).build(policy, 0, 600, chunks)
+    sampler = learner.batch_sampler(learner.annotate(chunks, None))
+    for n in range(600):
+        learner.update(sampler.batch(64, n, 0))
+    noise = torch.tensor([-1.4, -1.0, -0.6, -0.2, 0.2, 0.6, 1.0, 1.4])
+    with torch.no_grad():
+        first, last = (learner.nets.noise_critic.scores({STATE: torch.full((8, 1, 1), x)}, noise.view(8, 1, 1)).mean(0)
+                       for x in (0.0, 1.0))
+        steered = policy.plan({STATE: torch.ones(1, 1, 1)}, torch.zeros(1, *policy.noise_shape)).item()
+    torch.testing.assert_close(last, 1 - (noise.clamp(min=0) - 1) ** 2, atol=0.2, rtol=0)
+    torch.testing.assert_close(first, torch.full((8,), 0.99), atol=0.15, rtol=0)  # data's own actions have 0.75
+    assert steered == pytest.approx(1, abs=0.4)
 
 
 def test_the_critic_learns_of_chunks_by_temporal_differences(learner_and_batch):

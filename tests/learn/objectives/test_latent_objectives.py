@@ -87,6 +87,55 @@ def test_latent_dynamics_by_hand_and_its_inverse_model_trains():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.inverse.output_layer.parameters())
 
 
+class Stub(torch.nn.Module):
+    """A network that returns some components of its input."""
+
+    def __init__(self, components):
+        super().__init__()
+        self.components = components
+
+    def forward(self, x, t, context):
+        return x[..., self.components]
+
+
+@pytest.mark.parametrize("predicted, distances", [
+    ([0, 1], (1.5, 0.12)),  # the encoding itself: cosines of 0, -1, and of 24/25, 4/5
+    ([2, 3], (0.0, 0.0)),  # the hidden action, which is all that its step ends with
+])
+def test_the_loss_of_two_windows_worked_out_by_hand(predicted, distances):
+    config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(2), RAW, Window(3), target="")
+    policy = Policy(config, {STATE: Feature("float32", (1,))})
+    loss = LatentDynamics(2, Transformer(8, 1, 2), covariance=0.3, weight=2.0).build(policy)
+    loss.inverse, loss.predictor = Stub([0, 1]), Stub(predicted)
+    encodings = torch.tensor([[[1, 0], [0, 2], [0, -1]], [[3, 4], [4, 3], [1, 0]]], dtype=torch.float32)
+    captured = {"context": encodings, "context_mask": torch.ones(2, 3, dtype=torch.bool)}
+    batch = Batch({STATE: torch.zeros(2, 3, 1)}, torch.zeros(2, 1, 0), torch.ones(2, 1).bool())
+    # The covariance of the components over all six encodings is (24 - 6 * 1.5 * 4/3) / 5 = 2.4.
+    expected = [2 * (distance + 0.3 * 2.4 ** 2) for distance in distances]
+    torch.testing.assert_close(loss(policy, batch, torch.Generator(), captured), torch.tensor(expected))
+
+
+def test_only_the_hidden_action_tells_what_nothing_before_did_and_the_target_has_no_gradient():
+    """Encodings change their sign at random, so that the expected distance of other predictions is 1."""
+    torch.manual_seed(0)
+    config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(2), RAW, Window(3), target="")
+    policy, rng = Policy(config, {STATE: Feature("float32", (1,))}), torch.Generator().manual_seed(0)
+    loss = LatentDynamics(1, Transformer(16, 1, 2), covariance=0.0).build(policy)
+    optimizer, mask = torch.optim.Adam(loss.parameters(), 3e-3), torch.ones(64, 3, dtype=torch.bool)
+    for _ in range(60):
+        sign = 2.0 * torch.randint(0, 2, (64, 3, 1), generator=rng) - 1
+        encodings = (sign * torch.tensor([1.0, 0.5])).requires_grad_()
+        batch = Batch({STATE: sign}, torch.zeros(64, 1, 0), mask[:, :1])
+        value = loss(policy, batch, rng, {"context": encodings, "context_mask": mask}).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value < 0.01
+    loss.predictor.output_layer[1].weight.data.zero_()  # the same prediction of all encodings
+    assert not torch.autograd.grad(loss(policy, batch, rng, {"context": encodings, "context_mask": mask}).sum(),
+                                   encodings)[0].any()
+
+
 def test_a_hidden_action_and_a_prediction_read_nothing_later():
     policy, loss, batch = sequences(5)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fixtures.mean_attention import attend_evenly
 from torch import nn
 
 from understudy.core import Feature, UserError
@@ -64,6 +65,25 @@ def test_the_mean_is_taken_of_what_the_first_blocks_give_for_all_steps():
     h = torch.cat([context.tokens[:, :1], tokens[:, :, -1]], 1)
     reads = torch.tensor([[True, False, False], [True, True, True], [True, True, True]])
     torch.testing.assert_close(later(obs).tokens, later.blocks[2](h, mask=reads))
+
+
+@pytest.mark.parametrize("pool_after, n_padded, expected", [
+    (0, 0, [[7, 0], [6, -2]]), (1, 0, [[5.5, 1.5], [16 / 3, -4 / 3]]), (2, 0, [[4, 3], [14 / 3, -2 / 3]]),
+    (None, 0, [[-1, 5], [9, 1], [14 / 3, -2 / 3]]), (1, 1, [[11, -1], [6, -2]])])
+def test_tokens_worked_out_by_hand(pool_after, n_padded, expected):
+    """Steps are the tokens (1, 3), (9, 1) and (4, 0): normalized (-1, 1), (1, -1) and (1, -1). A block adds the mean of
+    the normalized tokens that are read. The first gives (0, 4), (9, 1) and (13/3, -1/3). The mean of the past is then
+    (4.5, 2.5), normalized (1, -1), so that the second block adds (1, -1) to it and to the current step. Without a mean
+    it adds (1/3, -1/3) to the current step, as the first. The mean before any block is (5, 2)."""
+    net = PooledHistoryEncoder(2, pool_after, 1, encoder=TokenEncoder(2)).build({STATE: Feature("float32", (2,))}, 3)
+    attend_evenly(net)
+    nn.init.eye_(net.encoder.maps[0].weight)
+    for weights in (net.encoder.maps[0].bias, net.token_embedding):
+        nn.init.zeros_(weights)
+    net.norm = nn.Identity()
+    context = net({STATE: torch.tensor([[[1.0, 3], [9, 1], [4, 0]]]), STATE + "?": torch.arange(3)[None] >= n_padded})
+    assert context.mask.all()
+    torch.testing.assert_close(context.tokens[0], torch.tensor(expected).float(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("pool_after", [0, 1, 3, None])

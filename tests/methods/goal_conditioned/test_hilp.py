@@ -114,3 +114,26 @@ def test_a_goal_becomes_a_direction_while_acting():
     expected = policy.plan({STATE: obs[STATE][:, None], DIRECTION: direction[:, None]},
                            torch.zeros(2, *policy.noise_shape))
     torch.testing.assert_close(action, expected[:, 0])
+
+
+def test_distances_are_numbers_of_steps_on_a_chain_and_the_policy_goes_to_either_side():
+    """Episodes walk a chain of 8 states from one end to the other, in both directions. With the discount 0.98, the
+    sum of rewards on the way to a state at d steps is -(1 - 0.98^d) / 0.02: -1, -1.98, -2.94, ... -6.59. An action is 1
+    or -1, and its sign must be that of the goal's side."""
+    one_hot = np.eye(8, dtype=np.float32)
+    data = Dataset([Episode({STATE: one_hot[way], "action": np.diff(way)[:, None].astype(np.float32)})
+                    for way in (np.arange(8), np.arange(8)[::-1])])
+    method = find_method("hilp", data.features(), latent_dim=8)
+    learner = replace(method.learner, steps=300, batch_size=64, discount=0.98, target_decay=0.8,
+                      critic=CriticConfig((64,)), optimizer=replace(method.learner.optimizer, lr=3e-3))
+    method = replace(method, learner=learner, policy=replace(method.policy, trunk=FeedForward((64,))))
+    result = fit_method(method, data, 0)
+    states = torch.eye(8)[:, None]
+    points = result.modules["phi"]({STATE: states, DIRECTION: torch.zeros(8, 1, 8)}).detach()
+    n_steps = torch.arange(8)[:, None] - torch.arange(8)
+    distances = (points.unsqueeze(1) - points.unsqueeze(2)).norm(dim=-1)
+    torch.testing.assert_close(distances.mean(0), (1 - 0.98 ** n_steps.abs()) / 0.02, atol=0.3, rtol=0)
+    here, there = (n_steps != 0).nonzero().T
+    obs = {STATE: states[here, 0], GOAL: states[there, 0]}
+    action, _ = result.actor.act(obs, result.actor.start(obs, keys(0, range(len(here)))))
+    assert torch.equal(action[:, 0].sign(), (there - here).sign().float())

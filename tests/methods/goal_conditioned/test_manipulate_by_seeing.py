@@ -1,12 +1,14 @@
 """Manipulate by Seeing: one network for observation and goal, and the error of predicted encodings."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from understudy.core import Feature, UserError
+from understudy.core import Context, Feature, UserError
+from understudy.heads.energy.motion_classifier import MotionClassifier
 from understudy.methods.goal_conditioned.manipulate_by_seeing import (
     GOAL,
     MotionPrediction,
@@ -61,3 +63,16 @@ def test_the_error_of_a_prediction_is_its_distance_and_moves_both_encodings():
     np.testing.assert_allclose(loss.detach(), ((predicted - target) ** 2).mean(1) * is_whole, rtol=1e-4)
     loss.sum().backward()
     assert later.tokens.grad[:, 0].any() and not later.tokens.grad[:, 1].any()
+
+
+def test_the_error_of_a_prediction_worked_out_by_hand():
+    """The demonstrated motion leads from (2, 0) to (0, 3), and the next observation is (3, 4): the unit vectors (0, 1)
+    and (0.6, 0.8), whose mean squared difference is (0.36 + 0.04) / 2. The chunk of the second row is cut off."""
+    after = Context(torch.tensor([[[3.0, 4.0], [7.0, 7.0]]]).expand(2, -1, -1), torch.ones(2, 2, dtype=torch.bool))
+    policy = SimpleNamespace(config=SimpleNamespace(head=MotionClassifier(1)), training_context=lambda obs, rng: after,
+                             net=lambda x, t, context: x + context.flat().unsqueeze(1),
+                             encode_batch=lambda batch: torch.tensor([[[-2.0, 3.0]]]).expand(2, 1, -1))
+    captured = {"context": torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]).expand(2, -1, -1), "context_mask": after.mask}
+    batch = SimpleNamespace(next=None, mask=torch.tensor([[True], [False]]))
+    error = MotionPrediction().build(policy)(policy, batch, torch.Generator(), captured)
+    torch.testing.assert_close(error, torch.tensor([0.2, 0.0]))

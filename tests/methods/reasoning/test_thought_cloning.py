@@ -107,3 +107,26 @@ def test_the_method_thinks_and_then_acts(discrete):
     assert [bytes(row).rstrip(b"\0").decode() for row in thoughts] == ["left", "go right"]
     torch.testing.assert_close(planner.plan(obs, noise).flatten(), torch.tensor([1.0, 3.0]), rtol=0, atol=0.2)
     assert THOUGHT not in planner.inputs  # nothing has to give it while acting
+
+
+def test_the_optimum_of_both_policies_where_thoughts_are_drawn_by_lot():
+    """By either light the expert thinks "a" or "b", the one of them three times as often, and goes to 1 for "a" and to
+    3 for "b". The smallest loss of a thought is the entropy of these chances, 0.5623. Who acts on the likelier thought
+    goes to 1 or 3, and the mean action of cloning without thoughts would be 1.5 or 2.5."""
+    light, thought = np.repeat([0, 1], 40), np.repeat([0, 1, 0, 1], (30, 10, 10, 30))
+    steps = {STATE: np.eye(2, dtype=np.float32)[np.append(light, 0)], "thought": np.array(["a", "b"])[thought],
+             "action": 1 + 2 * thought[:, None].astype(np.float32)}
+    data = Dataset([Episode(steps, schema={**FEATURES, "action": Feature("float32", (1,))})])
+    method = find_method("thought-cloning", data.features(), max_bytes=1, width=64, steps=200)
+    result = fit_method(method, data, 0)
+    planner = result.method.inference[0].over(result.policy, result.modules)
+    obs = {STATE: torch.eye(2).unsqueeze(1)}
+    noise = planner.noise(keys(0, range(2)), torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(planner.plan(obs, noise).flatten(), torch.tensor([1.0, 3.0]), rtol=0, atol=0.1)
+    thoughts = planner.high
+    labeled = data.map(ThoughtText(max_bytes=1, into="thought.text"))
+    loss = thoughts.loss(thoughts.windows(labeled).gather(np.arange(80)), torch.Generator())
+    assert float(loss.mean()) == pytest.approx(0.5623, abs=0.02)
+    for thought, goes_to in ((ord("a"), 1.0), (ord("b"), 3.0)):  # by either light
+        told = planner.low.plan({**obs, THOUGHT: torch.full((2, 1, 1), thought, dtype=torch.uint8)}, noise["low"])
+        torch.testing.assert_close(told.flatten(), torch.full((2,), goes_to), rtol=0, atol=0.1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.mean_attention import attend_evenly
 
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
@@ -40,6 +41,27 @@ def test_the_prompt_matters_only_where_it_is_read():
     assert not torch.equal(read(obs).tokens, read(other).tokens)
     assert not torch.equal(read(obs).tokens, read(absent).tokens)
     assert torch.equal(unread(obs).tokens, unread(other).tokens)
+
+
+@pytest.mark.parametrize("prompted, given, expected", [
+    (False, True, [[4, 0], [6, 1]]), (True, True, [[1, 7], [3, 8]]), (True, False, [[-12, 4], [-10, 5]])])
+def test_tokens_worked_out_by_hand(prompted, given, expected):
+    """The observation has the tokens (3, 1) and (5, 2), normalized (1, -1) both. The block of the trunk adds the mean
+    of these, and gives (4, 0) and (6, 1). Cross-attention first adds the mean of the learned token (-14, 2) and of the
+    prompt (12, 8), which makes (2, 6) and (4, 7), normalized (-1, 1). Without a prompt it adds (-14, 2)."""
+    features = {name: Feature("float32", (2,)) for name in ("observation.a", "observation.b", "observation.task")}
+    net = PromptedEncoder(prompted=prompted, encoder=TokenEncoder(2), depth=1, heads=1).build(features, 1)
+    attend_evenly(net)
+    net.trunk.norm = torch.nn.Identity()
+    for name, weights in net.named_parameters():
+        if "tokens.maps" in name or "projection" in name:
+            torch.nn.init.zeros_(weights) if weights.ndim == 1 else torch.nn.init.eye_(weights)
+    torch.nn.init.zeros_(net.trunk.position)
+    if prompted:
+        net.prompt.null_token.data[0] = torch.tensor([-14.0, 2])
+    obs = {"observation.a": torch.tensor([[[3.0, 1]]]), "observation.b": torch.tensor([[[5.0, 2]]]),
+           "observation.task": torch.tensor([[[12.0, 8]]]), "observation.task?": torch.tensor([[given]])}
+    torch.testing.assert_close(net(obs).tokens[0], torch.tensor(expected).float(), atol=1e-4, rtol=0)
 
 
 def test_the_trunk_of_the_first_phase_fits_the_second():

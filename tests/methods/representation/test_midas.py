@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.mean_attention import attend_evenly
 
 from understudy.core import DataError, Feature, UserError
 from understudy.data.codec import Normalizer
@@ -76,6 +77,30 @@ def test_the_residual_adds_the_embedding_of_objects_and_nothing_to_words():
     assert not added[[0, 2, 4, 5, 6, 7, 8, 9]].any()
     sizes = [sum(p.numel() for p in net.parameters()) for net in (with_residual, without)]
     assert sizes[0] == sizes[1]
+
+
+def test_tokens_worked_out_by_hand():
+    """Objects are embedded as (1, -1), and the words as (1, 3) and (5, 1). Normalized, the four are (-1, 1) and three
+    times (1, -1), whose mean (0.5, -0.5) the block adds to each. Objects alone get their embedding once more, after the
+    last normalization."""
+    net = build(width=2, heads=1)
+    attend_evenly(net)
+    with torch.no_grad():
+        for weights in (net.object_layers[0][0].weight, net.object_layers[0][2].weight):
+            torch.nn.init.eye_(weights)
+        for weights in (net.object_layers[0][0].bias, net.object_layers[0][2].bias, net.position, net.scene_position):
+            torch.nn.init.zeros_(weights)
+        net.word_embedding.weight[1:3] = torch.tensor([[1.0, 3.0], [5.0, 1.0]])
+        net.norm.weight.fill_(3.0)
+    obs = observation()
+    obs[PROMPT][0, 0, [1, 3]] = torch.tensor([[19.0, 15.0], [18.0, 10.0]])
+    obs[OBJECTS][0, 0] = torch.tensor([[19.0, 15.0], [10.0, 30.0], [12.0, 8.0]])
+    for norm, prompt in ((torch.nn.Identity(), [[1.5, 2.5], [2.5, -2.5], [5.5, 0.5], [2.5, -2.5]]),
+                         (net.norm, [[-3, 3], [4, -4], [3, -3], [4, -4]])):
+        net.norm = norm
+        tokens = net(obs).tokens[0]
+        torch.testing.assert_close(tokens[:4], torch.tensor(prompt).float(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(tokens[7:], torch.tensor([[1.0, -1], [-1, 1], [1, -1]]), atol=1e-4, rtol=0)
 
 
 def test_one_network_embeds_objects_of_prompt_and_scene():

@@ -7,6 +7,7 @@ function that trains and evaluates) must be constructed: `Influence`, `Validatio
 """
 
 from .alignment import Alignment
+from .critical_steps import MarkCriticalSteps
 from .dependence import ActionDependence, action_dependence
 from .episode_stats import (
     Brevity,
@@ -50,6 +51,7 @@ __all__ = [
     "FilterLikeYouTest",
     "Brevity",
     "Influence",
+    "MarkCriticalSteps",
     "MarkKeyframes",
     "Motion",
     "MutualInformation",

@@ -201,11 +201,8 @@ class Criticality(StepScore):
     """Change of the action at each step, in standard deviations of the actions. It is large where a motion starts,
     turns or is corrected.
 
-    It replaces the language model that marks critical steps in ATLaS. It does not rate episodes. The change of the
-    first step is measured from the action 0.
-
-    References:
-        Chen et al. (2025), ATLaS.
+    It does not rate episodes. The change of the first step is measured from the action 0. `MarkCriticalSteps` marks
+    steps by what is intended and by what happens.
     """
 
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:

@@ -35,6 +35,9 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """number of episodes, by default 100; with --sequential the largest number, by default 1000"""
     against: Annotated[Path | None, arg(metavar="RUN2")] = None
     """a second policy to compare with, on the same starts"""
+    train_env: Annotated[str | None, arg(metavar="ENV")] = None
+    """also act in the environment, or the levels, of the training data, and report the generalization gap: how much
+    better the policy is there than in ENV"""
     sequential: bool = False
     """test after every episode and stop as soon as the result is significant or futile"""
     interactive: bool = False

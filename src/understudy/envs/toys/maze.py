@@ -56,8 +56,8 @@ class Maze(Toy):
         self.features = {"observation.state": named_vector("x", "y", "goal.x", "goal.y", unit="m"),
                          "observation.environment_state": Feature("float32", (len(names),), names=names),
                          "action": named_vector("x", "y", unit="m/s")}
-        self.metadata = {"env": "maze", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
-                         "success": f"within {RADIUS} m of the goal"}
+        self.metadata = {"env": f"maze:{levels}" if levels and not first else "maze", "version": 1, "fps": 10,
+                         "limit": limit, "optimum": 1.0, "success": f"within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

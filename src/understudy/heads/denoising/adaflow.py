@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...core import Above, AtLeast, Context, part
 from ...nets.base import precomputed
-from ..base import DenoisingHead, guided_velocity, scan
+from ..base import DenoisingHead, scan
+from ..guidance import guided_velocity
 from ..paths import LinearPath
 
 

@@ -8,16 +8,8 @@ import torch
 
 from ...core import AtLeast, Unsupported, UserError, part
 from ...nets.base import precomputed, time_embedding, with_time_embedding
-from ..base import (
-    DenoisingHead,
-    RampTimes,
-    check_trunk_times,
-    cost_gradient,
-    energy_shift,
-    sample_times,
-    scan,
-    split_energy,
-)
+from ..base import DenoisingHead, RampTimes, check_trunk_times, sample_times, scan
+from ..guidance import cost_gradient, energy_shift, split_energy
 from ..paths import VariancePreservingPath
 from ..solvers import DDIM, DenoisingSolver, DeterministicSolver, check_solver
 

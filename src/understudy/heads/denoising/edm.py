@@ -8,7 +8,8 @@ import torch
 
 from ...core import AtLeast, part
 from ...nets.base import precomputed, time_embedding, with_time_embedding
-from ..base import PreconditionedHead, cost_gradient, energy_shift, scan, split_energy
+from ..base import PreconditionedHead, scan
+from ..guidance import cost_gradient, energy_shift, split_energy
 from ..paths import edm_scales
 from ..solvers import DeterministicSolver, Euler, Solver, check_solver
 

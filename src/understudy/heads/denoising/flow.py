@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ...core import AtLeast, Context, Unsupported, part
-from ..base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, guided_velocity, sample_times
+from ..base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, sample_times
 from ..coupling import optimal_transport
+from ..guidance import guided_velocity
 from ..paths import LinearPath
 from ..solvers import Euler, Solver, check_solver, integrate
 
 NEAR_ACTION = 0.05  # the velocity of a predicted action diverges towards t = 1: times count as at most 1 minus this
+U_SHAPE = 4.0  # how much more often the ends of the path are trained than its middle: cosh(U_SHAPE / 2) times
 
 
 @part
@@ -28,7 +31,8 @@ class Flow(DenoisingHead):
         solver: Integrator. `Euler` evaluates the network once per step, `Midpoint` and `Heun` twice.
         time_distribution: Distribution of training times. ``"uniform"``, which `RampTimes` need; ``"beta"`` puts more
             weight on noisy times, ``t = 0.999 (1 - u)`` with u from Beta(1.5, 1) (pi0); ``"logit_normal"`` on the
-            middle of the path (Stable Diffusion 3).
+            middle of the path (Stable Diffusion 3); ``"u_shaped"`` on both ends, with a density proportional to
+            ``exp(4 t) + exp(4 (1 - t))``, for pairs of noise and action that a flow made (`reflow-policy`).
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
             a rolling buffer (streaming diffusion), or `PrefixTimes` of chunks whose first steps are given
             (training-time action conditioning).
@@ -48,6 +52,7 @@ class Flow(DenoisingHead):
         Esser et al. (2024), Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, arXiv:2403.03206.
         Tong et al. (2024), Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport,
         arXiv:2302.00482.
+        Lee et al. (2024), Improving the Training of Rectified Flows, arXiv:2405.20320, for times at both ends.
         Li and He (2025), Back to Basics: Let Denoising Generative Models Denoise, arXiv:2511.13720, for predicting the
         action. They weight its error like that of the velocity, and we do not.
 
@@ -57,7 +62,7 @@ class Flow(DenoisingHead):
 
     n_steps: Annotated[int, AtLeast(1)] = 10
     solver: Solver = Euler()
-    time_distribution: Literal["uniform", "beta", "logit_normal"] = "uniform"
+    time_distribution: Literal["uniform", "beta", "logit_normal", "u_shaped"] = "uniform"
     times: Literal["shared", "each"] | RampTimes | PrefixTimes = "shared"
     max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
     coupling: Literal["independent", "optimal_transport"] = "independent"
@@ -125,4 +130,6 @@ class Flow(DenoisingHead):
         """Uniform times u as times of the training distribution, by its inverse distribution function."""
         if self.time_distribution == "beta":
             return 0.999 * (1 - (1 - u) ** (1 / 1.5))
+        if self.time_distribution == "u_shaped":
+            return 0.5 + ((2 * u - 1) * math.sinh(U_SHAPE / 2)).asinh() / U_SHAPE
         return torch.special.ndtri(u).sigmoid() if self.time_distribution == "logit_normal" else u

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...core import Above, AtLeast, AtMost, Unsupported, part
 from ...nets.base import precomputed, time_embedding, with_time_embedding
-from ..base import PreconditionedHead, TargetNetworkHead, cost_gradient, scan
+from ..base import PreconditionedHead, TargetNetworkHead, scan
+from ..guidance import cost_gradient
 
 
 @part

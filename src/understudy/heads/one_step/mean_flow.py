@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...core import Above, AtLeast, AtMost, part
-from ..base import DenoisingHead, guided_velocity
+from ..base import DenoisingHead
+from ..guidance import guided_velocity
 from ..paths import LinearPath
 
 

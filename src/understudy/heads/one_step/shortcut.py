@@ -7,7 +7,8 @@ from typing import Annotated
 import torch
 
 from ...core import AtLeast, AtMost, UserError, part
-from ..base import DenoisingHead, TargetNetworkHead, guided_velocity
+from ..base import DenoisingHead, TargetNetworkHead
+from ..guidance import guided_velocity
 from ..paths import LinearPath
 
 

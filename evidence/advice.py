@@ -84,16 +84,17 @@ def sentences() -> dict[str, Sentence]:
     Raises:
         UserError: A sentence names no rival, or a world that is no table.
     """
-    tables, found = all_tables(), {}
+    tables, by_name = all_tables(), {}
     for name, entry in tomllib.loads(FILE.read_text(encoding="utf-8")).items():
         if not entry.get("rival"):
             raise UserError(f"the sentence {name!r} has no rival", where=FILE, hint='name the arm: rival = "..."')
-        if wrong := [world for world in entry["worlds"] if world not in tables]:
-            raise UserError(f"the sentence {name!r} names no table: {', '.join(wrong)}", where=FILE,
+        if unknown := [world for world in entry["worlds"] if world not in tables]:
+            raise UserError(f"the sentence {name!r} names no table: {', '.join(unknown)}", where=FILE,
                             hint="describe it in a family.toml of evidence/families")
-        values: dict[str, Any] = {**entry, "worlds": tuple(entry["worlds"]), "topics": tuple(entry.get("topics", ()))}
-        found[name] = Sentence(name, **values, tables=tables)
-    return found
+        lists = {key: tuple(entry.get(key, ())) for key in ("worlds", "topics")}
+        values: dict[str, Any] = {**entry, **lists}
+        by_name[name] = Sentence(name, **values, tables=tables)
+    return by_name
 
 
 def judge() -> dict[str, bool]:
@@ -116,8 +117,8 @@ def table() -> list[dict[str, Any]]:
 def survivors() -> list[dict[str, Any]]:
     """What ships with the package: the sentences that survive, and their figures."""
     survives = judge()
-    return [{"name": name, "topics": list(sentence.topics), "sentence": sentence.sentence, "figures": _figures(sentence)}
-            for name, sentence in sentences().items() if survives.get(name)]
+    return [{"name": name, "topics": list(one.topics), "sentence": one.sentence, "figures": _figures(one)}
+            for name, one in sentences().items() if survives.get(name)]
 
 
 def _figures(sentence: Sentence) -> str:

@@ -55,8 +55,8 @@ def _rows(table: Table, name: str) -> list[str]:
     measure, record = table.family.measure(name), table.record["figures"][name]
     comparisons = table.comparisons(name)
     reach = max((abs(v) for c in comparisons for v in (c.low, c.high)), default=1.0) or 1.0
-    shown = name + (", %" if measure.percent else "") + (" (lower is better)" if measure.lower else "")
-    lines = [f"| arm | {shown} | compared with | difference | |", "|---|--:|---|--:|---|"]
+    title = name + (", %" if measure.percent else "") + (" (lower is better)" if measure.lower else "")
+    lines = [f"| arm | {title} | compared with | difference | |", "|---|--:|---|--:|---|"]
     for arm in (arm for arm in table.arms if arm in record):
         own = [c for c in comparisons if c.arm == arm and not table.shows_nothing]
         label = f"{arm} *(ablation)*" if arm in (table.ablations or {}) else arm

@@ -89,8 +89,8 @@ def run_cell(name: str, experiment: Experiment, arm: str, seed: int, log: Callab
         figures = {measure: float(f"{np.mean(v):.6g}") for measure, v in values.items()}
         seconds = time.process_time() - began
         write_json(file, {"design": digest, "seconds": seconds, **origin, "figures": figures})
-        shown = ", ".join(f"{measure} {value:.3g}" for measure, value in figures.items())
-        log(f"{name} | {arm} | seed {seed} | {shown} | {seconds:.0f} s")
+        means = ", ".join(f"{measure} {value:.3g}" for measure, value in figures.items())
+        log(f"{name} | {arm} | seed {seed} | {means} | {seconds:.0f} s")
     return read_json(file)
 
 

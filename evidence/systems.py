@@ -115,13 +115,13 @@ def table() -> list[dict[str, str]]:
 
 def problems(system: System) -> list[str]:
     """What the entries of a system name and does not exist."""
-    found = [problem for use in filter(None, system.use.split("; ")) if (problem := _wrong_use(use))]
-    found += [problem for test in filter(None, system.right.split("; ")) if (problem := _wrong_test(test))]
+    wrong_entries = [problem for use in filter(None, system.use.split("; ")) if (problem := _wrong_use(use))]
+    wrong_entries += [problem for test in filter(None, system.right.split("; ")) if (problem := _wrong_test(test))]
     try:
         system.comparison  # noqa: B018
     except (UserError, ValueError) as error:
-        found.append(f"works: {error}")
-    return found
+        wrong_entries.append(f"works: {error}")
+    return wrong_entries
 
 
 def _wrong_use(use: str) -> str | None:
@@ -131,11 +131,11 @@ def _wrong_use(use: str) -> str | None:
             value: Any = importlib.import_module(module)
             for name in path.split("."):
                 value = getattr(value, name)
-            known = inspect.signature(value).parameters if arguments else {}
+            parameters = inspect.signature(value).parameters if arguments else {}
         except (ImportError, AttributeError) as error:
             return f"use: {use}: {error}"
-        wrong = [name for name in re.findall(r"\w+", arguments or "") if name not in known]
-        return f"use: {use} has no argument {', '.join(wrong)}" if wrong else None
+        unknown = [name for name in re.findall(r"\w+", arguments or "") if name not in parameters]
+        return f"use: {use} has no argument {', '.join(unknown)}" if unknown else None
     if not use.startswith("understudy "):
         return f"use: {use} is neither a command nor understudy.module:Name"
     return _wrong_command(shlex.split(use)[1:])
@@ -145,18 +145,18 @@ def _wrong_command(words: list[str]) -> str | None:
     command, *rest = words
     if command not in COMMANDS:
         return str(unknown_name("command", command, COMMANDS))
-    known = output_of(command, "--help")
+    text = output_of(command, "--help")
     if command == "train" and rest and not rest[0].isupper():
         if rest[0] not in method_files():
             return str(unknown_name("method", rest[0], method_files()))
         own = " ".join(f"--{name}" for name in method_options(rest[0])).replace("_", "-")
-        known += output_of("methods", rest[0]) + own
+        text += output_of("methods", rest[0]) + own
     for option, value in zip(rest, [*rest[1:], ""], strict=False):
         if not option.startswith("--"):
             continue
-        if not re.search(rf"{re.escape(option)}(?![\w-])", known):
+        if not re.search(rf"{re.escape(option)}(?![\w-])", text):
             return f"use: understudy {' '.join(words[:2])} has no option {option}"
-        values = {"--score": SCORES, "--executor": EXECUTION_SCHEMES}.get(option, known)
+        values = {"--score": SCORES, "--executor": EXECUTION_SCHEMES}.get(option, text)
         if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in values:
             return f"use: understudy {command} {option} does not know {value}"
     return None

@@ -201,11 +201,11 @@ class Family:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Tables by name, in the order of `family.toml`."""
-        known = {field.name for field in fields(Table)} - {"family", "name"}
+        names = {field.name for field in fields(Table)} - {"family", "name"}
         tables = {}
         for name, entry in _document(self.folder)["tables"].items():
-            if wrong := sorted(set(entry) - known):
-                raise unknown_name("entry", wrong[0], known, f"{self.folder / 'family.toml'}, {name}", hint="")
+            if unknown := sorted(set(entry) - names):
+                raise unknown_name("entry", unknown[0], names, f"{self.folder / 'family.toml'}, {name}", hint="")
             if not entry.get("rival"):
                 raise UserError(f"{name} has no plainest rival", where=self.folder / "family.toml",
                                 hint='name the arm: rival = "..."')
@@ -224,13 +224,13 @@ def _document(folder: Path) -> dict[str, Any]:
 
 def families() -> dict[str, Family]:
     """All families by name."""
-    found = {}
+    by_name = {}
     for file in sorted(FAMILIES.glob("*/family.toml")):
         document = _document(file.parent)
         measures = {name: Measure(**values) for name, values in document.get("measures", {}).items()}
-        found[file.parent.name] = Family(file.parent.name, document["question"], document["text"].strip(), measures,
+        by_name[file.parent.name] = Family(file.parent.name, document["question"], document["text"].strip(), measures,
                                          file.parent)
-    return found
+    return by_name
 
 
 def all_tables() -> dict[str, Table]:

@@ -44,8 +44,8 @@ def nodes(tree):
 
 
 @cache
-def parts(path):
-    return path.relative_to(ROOT).with_suffix("").parts
+def parts(path, root=ROOT):
+    return path.relative_to(root).with_suffix("").parts
 
 
 @cache
@@ -56,7 +56,8 @@ def imported(path, tree):
         if isinstance(node, ast.Import):
             names += [(node.lineno, tuple(a.name.split("."))) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ("understudy", *parts(path))[:-node.level] if node.level else ()
+            own = parts(path, ROOT.parent if path.is_relative_to(ROOT) else REPOSITORY)
+            base = own[:-node.level] if node.level else ()
             module = (*base, *(node.module.split(".") if node.module else ()))
             names += [(node.lineno, (*module, a.name)) for a in node.names]
     return names

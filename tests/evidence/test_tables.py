@@ -111,7 +111,8 @@ def test_a_run_that_was_stopped_continues_with_the_same_figures(table, tmp_path,
 
 def test_a_design_differs_with_the_arm_the_seed_and_the_settings():
     one = Experiment(ExpertDemonstrations("fork", 5), {"a": 1, "b": 2}, 100, run.run_cell)
-    others = [replace(one, episodes=3), replace(one, source=ExpertDemonstrations("fork", 6)), replace(one, first_seed=101)]
+    six = ExpertDemonstrations("fork", 6)
+    others = [replace(one, episodes=3), replace(one, source=six), replace(one, first_seed=101)]
     designs = [run.design(one, "a", 100), run.design(one, "b", 100), run.design(one, "a", 101),
                *(run.design(other, "a", 100) for other in others)]
     assert len(set(designs)) == len(designs) and designs[0] == run.design(replace(one), "a", 100)

@@ -7,9 +7,10 @@ from evidence.tables import families
 
 ARMS = {
     "bad_demonstrations": ("replaced-actions", "clean actions"),
+    "conditioning": ("instructions-compared", "live speaker"),
     "corrections": ("proliferated-demonstration", "100 demonstrations"),
     "goals": ("distance-weighted-cloning-of-play", "GCBC"),
-    "histories": ("memory-compared", "what is hidden"),
+    "histories": ("future-prediction", "the cue"),
     "missing_actions": ("action-free-episodes", "all actions"),
     "observations": ("initial-state-interventions", "camera"),
     "pictures": ("latent-dynamics-of-pictures", "state"),

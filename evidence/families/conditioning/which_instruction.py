@@ -1,28 +1,26 @@
-"""Rows 113, 272 and 280 in one world: how to tell a policy what to do."""
+"""How to tell a policy what to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from evidence.families.conditioning.interactive_language import (
-    BLOCKS,
-    GOAL,
-    N_BLOCKS,
-    STATE,
-    WORDS,
-    MovedBlocks,
-    PlayEpisodes,
-    WatchingSpeaker,
-    ZoneTable,
-    parse_sentence,
-    zones_of_blocks,
-)
 
 from evidence.experiment import TRUSTED, DemonstrationSource, Experiment
 from evidence.measures import deployed_actor, flags
 from evidence.worlds.curation import cached_load
+from evidence.worlds.zone_table import (
+    BLOCKS,
+    GOAL,
+    MISSION,
+    N_BLOCKS,
+    OBJECTS,
+    STATE,
+    WORDS,
+    InstructedTable,
+    MovedBlocks,
+    objects_from,
+)
 from understudy.checkpoint import FromStage
 from understudy.core import Feature
 from understudy.data.codec import Normalizer
@@ -30,6 +28,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
 from understudy.data.segments import CutSegments
 from understudy.envs import make
+from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import Hierarchical
@@ -46,38 +45,7 @@ from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.policy import PolicyConfig
 
 ROWS = 100  # environments side by side
-MISSION, OBJECTS = "observation.mission", "observation.objects"
-N_NAMED = 2  # blocks that a sentence names
 EVENT, NUMBER = "event", "block"  # of each step: what the words of the event say, and which block they name
-
-
-class InstructedTable(ZoneTable):
-    """`ZoneTable` with two named blocks, which says in several ways what is to be done.
-
-    observation.mission (3): the zone of each block, from 1, as one sentence says it, and 0 where it names none.
-    observation.words (3): the same of the block that a watching speaker names at this step. observation.objects (3, 8):
-    position from the hand, color and zone of each block. An episode has 80 steps.
-    """
-
-    def __init__(self, rows: int = 1):
-        super().__init__(rows, 40 * N_NAMED, N_NAMED)
-        words = self.features[GOAL]
-        self.features = {**self.features, MISSION: words, WORDS: words,
-                         OBJECTS: Feature("float32", (N_BLOCKS, 2 + 2 * N_BLOCKS))}
-
-    def observe(self):
-        obs = super().observe()
-        sentences, _ = WatchingSpeaker().speak({k: torch.from_numpy(v) for k, v in obs.items()}, {})
-        return {**obs, MISSION: obs[GOAL],
-                WORDS: np.array([parse_sentence(text.encode()) for text in sentences]),
-                OBJECTS: objects_from(obs[STATE], obs[BLOCKS])}
-
-
-def objects_from(state: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Position from the hand, color and zone of each block, (T, 3, 8)."""
-    at = blocks.reshape(-1, N_BLOCKS, 2)
-    color = np.broadcast_to(np.eye(N_BLOCKS), (len(at), N_BLOCKS, N_BLOCKS))
-    return np.concatenate([at - state[:, None, :2], color, np.eye(3)[zones_of_blocks(at) - 1]], 2).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -86,7 +54,7 @@ class AnnotatedRuns(DemonstrationSource):
     each of its events.
 
     Args:
-        episodes: Number of episodes of play.
+        episodes: Number of episodes of play, of 300 steps.
         n_runs: Number of runs that are labeled, and of which all arms learn.
     """
 
@@ -95,23 +63,28 @@ class AnnotatedRuns(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        runs = CutSegments(MovedBlocks((N_NAMED,)), 2).apply(PlayEpisodes(self.episodes).load(seed))
+        env = InstructedTable(min(ROWS, self.episodes), 300, n_named=0)
+        play = rollout(env.expert(), env, self.episodes, recording_seed(seed))
+        runs = CutSegments(MovedBlocks(2), 2).apply(play)
         chosen = np.random.default_rng(seed).permutation(len(runs))[:self.n_runs]
         return Dataset([annotate(run) for run in runs.select(chosen)])
 
 
 def annotate(run: Episode) -> Episode:
     """A run with its sentence, and the words of the present event at each step."""
-    n, state, blocks = len(run), run.steps[STATE], run.steps[BLOCKS]
-    events = MovedBlocks().detect(run)
+    n, events = len(run), MovedBlocks().detect(run)
     current = np.searchsorted([e.stop for e in events[:-1]], np.arange(n + 1), "right")
-    words = np.array([parse_sentence(e.task.encode()) for e in events])[current]
-    columns = {MISSION: np.tile(parse_sentence(run.metadata["task"].encode()), (n + 1, 1)), WORDS: words,
-               EVENT: words[:-1], NUMBER: words[:-1].argmax(1, keepdims=True), OBJECTS: objects_from(state, blocks)}
-    zones, number = ZoneTable().features[GOAL], Feature("int64", (1,), "discrete", num_classes=(N_BLOCKS,))
-    episode = run.replace(columns)
-    schema = {**episode.schema, MISSION: zones, WORDS: zones, EVENT: zones, NUMBER: number}
-    return replace(episode, schema=schema)
+    words = np.array([zones_named(e.task) for e in events])[current]
+    columns = {MISSION: np.tile(zones_named(run.metadata["task"]), (n + 1, 1)), WORDS: words, EVENT: words[:-1],
+               NUMBER: words[:-1].argmax(1, keepdims=True),
+               OBJECTS: objects_from(run.steps[STATE], run.steps[BLOCKS].reshape(-1, N_BLOCKS, 2))}
+    number = Feature("int64", (1,), "discrete", num_classes=(N_BLOCKS,))
+    schema = {**run.schema, NUMBER: number, **dict.fromkeys((MISSION, WORDS, EVENT), InstructedTable().features[GOAL])}
+    return replace(run.replace(columns), schema=schema)
+
+
+def zones_named(task: str) -> list[int]:
+    return list(map(int, task.split()))
 
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
@@ -166,7 +139,7 @@ def attention(*operations: Operation) -> Method:
 
 
 TABLE = Experiment(
-    AnnotatedRuns(100, 400), env=f"{__name__}:InstructedTable", measure=success, first_seed=1200, n_seeds=5,
+    AnnotatedRuns(100, 400), env=f"{InstructedTable.__module__}:InstructedTable", measure=success, first_seed=1200,
     episodes=300, levels={"one sentence": 0.3, "live speaker": 0.8}, arms={
         "one sentence": cloning(MISSION),
         "attention": attention(),

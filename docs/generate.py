@@ -89,7 +89,7 @@ FAMILY = """# {title}
 
 {made}
 
-These methods {summary}. [All methods](../methods.md). Numbers such as 047 are those of [systems](../evidence/systems.md).
+These methods {summary}. [All methods](../methods.md). Numbers such as 047 are [systems](../evidence/systems.md).
 
 | method | choose it |
 |---|---|

@@ -65,8 +65,8 @@ class System:
         """The comparison with the plainest rival that `works` names."""
         if not self.works or self.works.startswith(NOT_AT_THIS_SCALE):
             return None
-        table, arm, rival, *rest = self.works.split(" | ")
-        return find_table(table).compare(arm, rival, rest[0] if rest and rest[0] else "success")
+        table, arm, rival, *options = self.works.split(" | ")
+        return find_table(table).compare(arm, rival, options[0] if options and options[0] else "success")
 
     @property
     def shows_nothing(self) -> bool:
@@ -142,16 +142,16 @@ def _wrong_use(use: str) -> str | None:
 
 
 def _wrong_command(words: list[str]) -> str | None:
-    command, *rest = words
+    command, *arguments = words
     if command not in COMMANDS:
         return str(unknown_name("command", command, COMMANDS))
     text = output_of(command, "--help")
-    if command == "train" and rest and not rest[0].isupper():
-        if rest[0] not in method_files():
-            return str(unknown_name("method", rest[0], method_files()))
-        own = " ".join(f"--{name}" for name in method_options(rest[0])).replace("_", "-")
-        text += output_of("methods", rest[0]) + own
-    for option, value in zip(rest, [*rest[1:], ""], strict=False):
+    if command == "train" and arguments and not arguments[0].isupper():
+        if arguments[0] not in method_files():
+            return str(unknown_name("method", arguments[0], method_files()))
+        own = " ".join(f"--{name}" for name in method_options(arguments[0])).replace("_", "-")
+        text += output_of("methods", arguments[0]) + own
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if not option.startswith("--"):
             continue
         if not re.search(rf"{re.escape(option)}(?![\w-])", text):

@@ -1,4 +1,4 @@
-"""Parts of claims about which demonstrations to learn from.
+"""Which demonstrations to learn from.
 
 A source gives every step a weight for every arm. An arm learns from the steps with its weights, with the same number of
 updates on batches of the same size.
@@ -17,7 +17,6 @@ from evidence.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.base import Env
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
@@ -62,41 +61,27 @@ def cloning_method(
 
 
 def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split: int = 0, **options) -> Dataset:
-    """Successful rollouts of an actor.
+    """The first `episodes` rollouts of an actor that succeed.
 
     Args:
         split: Different numbers give independent draws with the same seed.
-
-    Returns:
-        The first `episodes` rollouts that succeed.
     """
-    return first_successes(actor, make(env, rows=ROWS, **options), episodes, seed, split)
-
-
-def first_successes(actor: Actor, env: Env, episodes: int, seed: int, split: int = 0) -> Dataset:
-    """As `successful_rollouts`, in an environment that is there."""
-    successes: list[Episode] = []
+    world, successes = make(env, rows=ROWS, **options), list[Episode]()
     for more in range(20):
         first = 100_000 * split + 1000 * more
-        rollouts = rollout(actor, env, max(episodes, 5), recording_seed(seed), first=first)
+        rollouts = rollout(actor, world, max(episodes, 5), recording_seed(seed), first=first)
         successes += [e for e in rollouts if e.metadata["success"]]
         if len(successes) >= episodes:
             return Dataset(successes[:episodes], rollouts.metadata)
-    raise RuntimeError(f"{env.metadata['env']}: hardly any demonstration succeeds")
+    raise RuntimeError(f"{env}: hardly any demonstration succeeds")
 
 
 def with_keep_columns(
-    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray], metadata=None
+    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray]
 ) -> Dataset:
-    """Adds a column "keep.NAME" of weights for each name.
-
-    Args:
-        weights: For each name, one weight per episode or one array of weights per step, (T,).
-        metadata: Metadata of the result. By default those of `data`.
-    """
-    out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
-                      for name, values in weights.items()}) for i, e in enumerate(data)]
-    return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
+    """Adds a column "keep.NAME" for each name: one weight per episode, or one array of weights per step, (T,)."""
+    return Dataset([e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
+                               for name, values in weights.items()}) for i, e in enumerate(data)])
 
 
 _loaded_datasets = Memo(12)

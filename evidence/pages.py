@@ -67,8 +67,10 @@ def _rows(table: Table, name: str) -> list[str]:
 
 
 def _difference(comparison: Comparison, measure: Measure) -> str:
-    low, high = (format_figure(v, measure, signed=True) for v in (comparison.low, comparison.high))
-    return f"{format_figure(comparison.difference, measure, signed=True)} [{low}, {high}] **{comparison.word}**"
+    limits = comparison.difference, comparison.low, comparison.high
+    is_small = max(map(abs, limits)) < 0.015  # as percent they would all be 0 or 1
+    mean, low, high = (format_figure(v, measure, signed=True, digits=2 if is_small else 0) for v in limits)
+    return f"{mean} [{low}, {high}] **{comparison.word}**"
 
 
 def picture(comparison: Comparison, measure: Measure, reach: float) -> str:

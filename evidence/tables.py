@@ -246,8 +246,7 @@ def find_table(name: str) -> Table:
     return tables[name]
 
 
-def format_figure(value: float, measure: Measure, *, signed: bool = False) -> str:
-    """A figure as text: percent without its sign, or three digits."""
-    if measure.percent:
-        return f"{100 * value:{'+' if signed else ''}.0f}"
-    return f"{value:{'+' if signed else ''}.3g}"
+def format_figure(value: float, measure: Measure, *, signed: bool = False, digits: int = 0) -> str:
+    """A figure as text: percent with this many digits, or three digits in all."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}z.{digits}f}" if measure.percent else f"{value:{sign}.3g}"

@@ -186,4 +186,3 @@ TABLE = Experiment(
     "network, 45 demonstrations": RewardLearner("inputs", N_DEMONSTRATIONS + 2 * N_TRACES),
     TRUE: RewardLearner("true features"),
     "half of the traces reversed": RewardLearner("ranked features", reversed=0.5)})
-TABLE = replace(TABLE, experiment=replace(TABLE.experiment, sanity=((TRUE, CORRELATION, 0.9),)))

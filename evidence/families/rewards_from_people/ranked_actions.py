@@ -162,4 +162,3 @@ TABLE = Experiment(
     "any of 8": Choice("random"),
     "one of a clone of 200 more": Choice("corrected"),
     "win and loss swapped at random": Choice("implicit", 3e-5, flipped=0.5)})
-TABLE = replace(TABLE, experiment=replace(TABLE.experiment, sanity=(*TABLE.experiment.sanity, (TRUTH, GAP, 0.1))))

@@ -200,7 +200,7 @@ def course_metrics(experiment, arm: Course, data: Dataset, seed: int, episodes: 
 
 TABLE = Experiment(
     ContextDemonstrations(), env="particle", env_options=(("fully_observed", True),), measure=course_metrics,
-    first_seed=3600, n_seeds=10, looks=((5, 0.02), (10, 0.03)), episodes=30,
+    first_seed=3600, n_seeds=10, episodes=30,
     levels={"all at once, contexts told": 0.8}, arms={
         "one after the other": Course(), "replay": Course(replay=True), "EWC": Course(elastic=WEIGHT),
         "detector": Course(numbers="detected"), "replay, EWC": Course(True, WEIGHT),

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from claims.task_sequence import what_to_keep as sequence
 
+from evidence.families.task_sequence import what_to_keep as sequence
 from evidence.families.task_sequence.what_to_keep import Networks, Sequence, observed_in, rehearsal
 from understudy.data.episode import Dataset, Episode
 

@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import torch
-from claims.task_sequence import which_components as components
 
+from evidence.families.task_sequence import which_components as components
 from evidence.families.task_sequence.which_components import ContextDemonstrations, Course, Reservoir
 from understudy import config
 
 
 def test_every_arm_is_configuration_with_other_entries():
-    arms = [arm.options[0] for arm in components.TABLE.experiment.arms]
+    arms = list(components.TABLE.arms.values())
     documents = [json.loads(json.dumps(config.dump(arm))) for arm in arms]
-    assert [config.load(document, ("claims",)) for document in documents] == arms
+    assert [config.load(document, ("evidence",)) for document in documents] == arms
     assert len({tuple(sorted(document)) for document in documents}) == 1
     assert {(a.replay, a.elastic > 0, a.numbers) for a in arms if not a.joint} >= {
         (replay, elastic, numbers) for replay in (0, 1) for elastic in (0, 1) for numbers in ("none", "detected")}

@@ -14,10 +14,13 @@ ARMS = {
     "missing_actions": ("action-free-episodes", "all actions"),
     "observations": ("initial-state-interventions", "camera"),
     "pictures": ("latent-dynamics-of-pictures", "state"),
-    "matching_rewards": ("growing-discount", "discount 0.9"),
+    "frozen_policy": ("resip", "base"),
+    "matching_rewards": ("transport-from-a-clone", "OT alone"),
     "policy_heads": ("reflow-one-step", "flow, 16 steps"),
     "reinforcement": ("dgn", "RLPD"),
     "retrieval": ("retrieval-compared", "cloning of seven each"),
+    "rewards_from_people": ("rated-episodes", "cloning"),
+    "task_sequence": ("lifelong-components", "all at once, contexts told"),
 }
 
 

@@ -71,7 +71,7 @@ from understudy.nets.feed_forward import FeedForward  # noqa: E402
 HIDDEN, BATCH, RATE = (64, 64), 128, 1e-3
 N_ROUNDS, N_EPISODES = 15, 4  # of practice
 ROWS = 50
-N_PUBLISHED = 3  # training seeds of the cells of docs/published.md
+N_PUBLISHED = 3  # training seeds of the cells of docs/published-tables.md
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Published:
-    """Cells of docs/published.md that answer the question on a larger task.
+    """Cells of docs/published-tables.md that answer the question on a larger task.
 
     Args:
         file: The file of a cell, given an arm and a seed.

@@ -3,7 +3,7 @@
     python benchmarks/published.py            what has not run, one after another; Ctrl-C and go on
     python benchmarks/published.py particle --budget 4m    of one table, no new cell after four minutes
     python benchmarks/published.py door --train            trains, and leaves the judging for later
-    python benchmarks/published.py --page     writes docs/published.md from what has run
+    python benchmarks/published.py --page     writes docs/published-tables.md from what has run
     python benchmarks/published.py --tiny     the toys at a size that only shows that they run
 
 The protocols, fixed before the first run, three training seeds each, nothing tuned:
@@ -111,7 +111,7 @@ from understudy.nets.feed_forward import FeedForward  # noqa: E402
 from understudy.policy import Policy, PolicyConfig  # noqa: E402
 
 DATA = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data"))
-RUNS, RESULTS, PAGE = Path("runs/published"), ALL_RESULTS / "published", Path("docs/published.md")
+RUNS, RESULTS, PAGE = Path("runs/published"), ALL_RESULTS / "published", Path("docs/published-tables.md")
 SEEDS, ROWS = (0, 1, 2), 25
 TOYS = ("particle", "mip")
 CELLS = (*TOYS, "block-pushing", "blocks")  # the third needs PyBullet and a copy of the authors' code
@@ -210,7 +210,7 @@ def judge(name: str, seed: int) -> None:
 
 
 def page() -> str:
-    lines = ["# Published tables", "",
+    lines = ["# Tables of published experiments", "",
              "This page puts cells of understudy beside published ones, with far fewer updates, which the tables and "
              "the text name. A statement is *reproduced* if the interval shows it. A method that has other updates "
              "than its rival, or a toy without a published figure, is called *higher* or *lower*. There are three "

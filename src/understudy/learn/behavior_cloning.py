@@ -50,6 +50,10 @@ class AuxiliaryLoss(ABC):
     def build(self, policy: Policy) -> AuxiliaryLossFunction:
         """Returns the function. If it is a module, its parameters train with the policy, and its state is saved."""
 
+    def build_for(self, policy: Policy, data: Dataset) -> AuxiliaryLossFunction:
+        """Returns the function for a training on these episodes, which a loss may read for what the policy does not."""
+        return self.build(policy)
+
 
 class LaggedAuxiliaryLoss(nn.Module, ABC):
     """The function of an auxiliary loss that keeps a slowly updated copy of a part of the policy."""
@@ -102,7 +106,7 @@ class BehaviorCloning(Algorithm):
             raise Unsupported(f"{type(readers[0]).__name__} captures {readers[0].captures[0]!r}, and compiled networks "
                               "offer no activations", where="BehaviorCloning",
                               hint="set optimizer.compile to False")
-        losses = tuple(loss.build(policy) for loss in self.auxiliary_losses)
+        losses = tuple(loss.build_for(policy, data) for loss in self.auxiliary_losses)
         head, weights = policy.config.head, self.sample_weights.build(policy, data)
         return {"policy": Net(policy, self.optimizer, average=self.ema,
                               target=head.target_decay if isinstance(head, TargetNetworkHead) else None),

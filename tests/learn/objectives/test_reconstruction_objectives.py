@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Batch, Feature
+from understudy.core import Batch, ConfigError, Feature
 from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
 from understudy.learn.objectives.reconstruction_objectives import (
     VAE,
     ObservationPrediction,
@@ -15,8 +18,10 @@ from understudy.learn.objectives.reconstruction_objectives import (
     observation_vector,
 )
 from understudy.learn.objectives.representation import RepresentationLearning
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
+from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
@@ -125,3 +130,67 @@ def test_prediction_of_a_linear_world_with_its_own_matrices_has_no_error():
                                        ObservationPrediction((8,))])
 def test_the_contract(objective):
     check_learner(RepresentationLearning((objective,), batch_size=8))
+
+
+# -- other columns --------------------------------------------------------------------------------------------------
+
+VIEW, CAMERA = "observation.view", "observation.images.side"
+
+
+def episodes_with_views(n=12, steps=20):
+    """The state has five independent components. The view shows the first one twice, in other units, and the second."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for _ in range(n):
+        x = rng.normal(size=(steps, SIZE)).astype(np.float32)
+        view = np.stack([100 * x[:, 0] + 7, -x[:, 0], x[:, 1]], 1)
+        side = np.broadcast_to(np.arange(steps, dtype=np.uint8)[:, None, None, None], (steps, 2, 2, 3))
+        episodes.append(Episode({STATE: x, VIEW: view, CAMERA: side, "action": np.zeros((steps, 1), np.float32)}))
+    return Dataset(episodes)
+
+
+def test_a_narrow_encoding_keeps_what_most_of_the_other_columns_show():
+    """Of one number, linear maps reconstruct the first component, which is two of the three: the third is lost, and
+    with it 1/3 of the variance. All components of the state itself have the same variance."""
+    data = episodes_with_views()
+    config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(1), inputs=(STATE,))
+    learner = RepresentationLearning((Reconstruction((), columns=(VIEW,)),), steps=600, batch_size=240,
+                                     optimizer=OptimizerConfig(lr=3e-2, weight_decay=0.0))
+    method = fit_method(Method(config, learner=learner), data, seed=0)
+    policy = method.policy
+    x = torch.from_numpy(np.concatenate([e.steps[STATE] for e in data]))
+    encoding = policy.context({STATE: x[:, None]}).flat().detach()
+    kept = np.abs(np.corrcoef(encoding[:, 0], x.T.numpy())[0, 1:])
+    assert kept[0] > 0.99 and kept[1:].max() < 0.2
+
+
+def test_other_columns_are_those_of_the_observed_step():
+    """A decoder of zeros with the target as its bias has no loss where the step is that of the observation."""
+    data = episodes_with_views()
+    window = Window(n_obs_steps=2, horizon=3, action_offset=-1)
+    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), ConcatEncoder(), window=window, inputs=(STATE,)),
+                    data.features()).fit_statistics(data)
+    objective = Reconstruction((), weight=2.0, columns=(VIEW, CAMERA))
+    batch = policy.windows(data, extra=objective.columns).batch(8, 0, 0)
+    values = np.concatenate([e.steps[VIEW] for e in data])
+    state, view = batch.obs[STATE][0, -1].numpy(), batch.extra[VIEW][0, 1].numpy()
+    np.testing.assert_allclose(view, [100 * state[0] + 7, -state[0], state[1]], rtol=1e-5)
+    function = objective.build_for(policy, data)
+    function.decoder[0].weight.data.zero_()
+    function.decoder[0].bias.data[:] = torch.tensor([*(view - values.mean(0)) / values.std(0),
+                                                     *[float(batch.extra[CAMERA][0, 1].flatten()[0]) / 255] * 12])
+    context = policy.context(batch.obs)
+    loss = function(policy, batch, torch.Generator(), {"context": context.tokens, "context_mask": context.mask})
+    assert loss.shape == (8,) and loss[0].item() == pytest.approx(0, abs=1e-6) and loss[1] > 1e-3
+    check_learner(RepresentationLearning((Reconstruction((8,), columns=(STATE,)),), batch_size=8))
+
+
+@pytest.mark.parametrize("window, columns, message", [
+    (Window(action_offset=1), (VIEW,), r"action_offset=1, horizon=1\) do not contain the observed step"),
+    (Window(), ("task",), "task contains string")])
+def test_columns_that_cannot_be_reconstructed(window, columns, message):
+    data = episodes_with_views().map(lambda e: e.replace({"task": np.array(["go"] * len(e))}))
+    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), ConcatEncoder(), window=window, inputs=(STATE,)),
+                    data.features())
+    with pytest.raises(ConfigError, match=message):
+        Reconstruction(columns=columns).build_for(policy, data)

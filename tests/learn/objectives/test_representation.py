@@ -153,6 +153,17 @@ def test_forward_dynamics_compares_directions_with_the_target_encoder():
     assert not any(p.requires_grad for p in objective.target.parameters())
 
 
+@pytest.mark.parametrize("scale, expected", [(2.0, 0.0), (-0.5, 12.0)])
+def test_forward_dynamics_is_zero_for_the_direction_of_the_next_encoding_and_four_for_the_opposite(scale, expected):
+    learner, data = new_learner((ForwardDynamics((), weight=3.0),))
+    objective, next_obs = learner.nets.objectives[0], learner.batch_sampler(data).gather(np.arange(8)).next
+    encoding = learner.policy.context(next_obs).flat().detach()
+    objective.predictor.forward = lambda inputs: scale * encoding
+    loss, batch = loss_of(learner, data, 0, rows=8)
+    assert torch.equal(batch.next[STATE], next_obs[STATE])
+    torch.testing.assert_close(loss, torch.full((8,), expected), atol=1e-5, rtol=0)
+
+
 def test_byol_is_zero_for_equal_views_and_four_for_opposite_ones():
     learner, data = new_learner((BYOL(),))
     objective = learner.nets.objectives[0]

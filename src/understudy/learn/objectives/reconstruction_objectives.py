@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from ...core import Above, AtLeast, Unsupported, part
+from ...core import Above, AtLeast, Batch, ConfigError, Schema, Unsupported, part
+from ...data.codec import CodecModule, Normalizer
+from ...data.episode import Dataset
+from ...data.window import Window
 from ...nets.feed_forward import feed_forward_layers
-from ...policy import Policy
+from ...policy import NO_TARGET, Policy
 from ..targets import REWARD
 from .representation_objectives import NetworkObjective, encoding_size, flat_encoding
 
@@ -20,8 +23,12 @@ def observation_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     if cached := list(policy.encoder.cached_features):
         raise Unsupported(f"pixels of {cached[0]!r} are predicted, and batches have its cached features",
                           where="TokenEncoder.cache_features", hint="use cache_features=False")
-    coded = policy.codec.encode_obs(obs)
-    columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
+    return _column_vector(policy.codec, {name: policy.features[name] for name in policy.inputs}, obs)
+
+
+def _column_vector(codec: CodecModule, features: Schema, obs: Mapping[str, Tensor]) -> Tensor:
+    coded = codec.encode_obs(obs)
+    columns = [coded[name] / 255 if f.kind == "image" else coded[name] for name, f in features.items()]
     return torch.cat([column.float().flatten(1) for column in columns], -1)
 
 
@@ -31,14 +38,26 @@ def _target_size(policy: Policy) -> int:
 
 @part
 class Reconstruction(NetworkObjective):
-    """Reconstructs the observation from its encoding (an autoencoder).
+    """Reconstructs the observation from its encoding (an autoencoder), or other columns of the same step.
+
+    Other columns teach the encoder what they show: another camera, a map of depths or classes, the state of a
+    simulator. They are needed in training alone.
 
     Args:
         weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1.
+        columns: Columns to reconstruct instead of the inputs of the policy, numbers or images.
+
+    References:
+        Ze et al. (2023), GNFactor: Multi-Task Real Robot Learning with Generalizable Neural Feature Fields,
+        arXiv:2308.16891, which renders other cameras from its voxels.
     """
 
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
     weight: float = 1.0
+    columns: tuple[str, ...] = ()
+
+    def build_for(self, policy, data):
+        return _ColumnReconstruction(self, policy, data) if self.columns else self.build(policy)
 
     def networks(self, policy):
         return {"decoder": feed_forward_layers((encoding_size(policy), *self.hidden, _target_size(policy)))}
@@ -46,6 +65,32 @@ class Reconstruction(NetworkObjective):
     def loss(self, networks, policy, batch, rng, captured):
         error = networks.decoder(flat_encoding(captured)) - observation_vector(policy, batch.obs)
         return self.weight * error.square().mean(-1)
+
+
+class _ColumnReconstruction(nn.Module):
+    """Reconstructs columns that the policy does not read, with a codec of their own."""
+
+    def __init__(self, objective: Reconstruction, policy: Policy, data: Dataset):
+        super().__init__()
+        self.weight, features = objective.weight, data.features()
+        self.features = {name: features[name] for name in objective.columns}
+        if unfit := [name for name, f in self.features.items() if f.kind not in ("vector", "image")]:
+            raise ConfigError(f"{unfit[0]} contains {self.features[unfit[0]].kind}, and numbers or images can be "
+                              "reconstructed", where="Reconstruction.columns", hint="leave it out")
+        if not 0 <= -policy.window.action_offset < policy.window.horizon:
+            raise ConfigError(f"the chunks of the policy (action_offset={policy.window.action_offset}, "
+                              f"horizon={policy.window.horizon}) do not contain the observed step, whose columns are "
+                              "reconstructed", where="Reconstruction.columns", hint="set window.action_offset to 0")
+        numbers = tuple(name for name, f in self.features.items() if f.kind == "vector")
+        self.codec = Normalizer().build({**self.features, "": NO_TARGET}, numbers, "")
+        self.codec.fit_statistics(lambda: Window().windows(data, numbers, None).scan())
+        size = sum(f.size for f in self.features.values())
+        self.decoder = feed_forward_layers((encoding_size(policy), *objective.hidden, size))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        row = -policy.window.action_offset
+        target = _column_vector(self.codec, self.features, {n: batch.extra[n][:, row:row + 1] for n in self.features})
+        return self.weight * (self.decoder(flat_encoding(captured)) - target).square().mean(-1)
 
 
 @part

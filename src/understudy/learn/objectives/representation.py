@@ -86,7 +86,7 @@ class RepresentationLearning(Algorithm):
             raise ConfigError(f"{type(readers[0]).__name__} reads actions, and the policy has no target",
                               where="RepresentationLearning.objectives",
                               hint="use an objective without actions, such as TimeContrastive()")
-        objectives = tuple(objective.build(policy) for objective in self.objectives)
+        objectives = tuple(objective.build_for(policy, data) for objective in self.objectives)
         return {"policy": Net(policy, self.optimizer, average=self.ema),
                 "objectives": Net(objectives, trained_with="policy")}
 

@@ -62,6 +62,11 @@ class CRL(ScoreMaximizing, GoalValues):
         phi, psi = nets.critic
         return (phi(obs, coded_action) * psi(obs)).sum(-1).amin(0) / math.sqrt(self.latent_dim)
 
+    def logits(self, nets: Any, batch: Batch) -> Tensor:
+        """Returns the scores of each step for the goals of all steps of the batch, (networks, B, B)."""
+        obs, (phi, psi) = toward(nets.policy, batch.obs, VALUE_GOAL), nets.critic
+        return phi(obs, nets.policy.encode_batch(batch)) @ psi(obs).mT / math.sqrt(self.latent_dim)
+
     @loss("policy")
     def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         return self.maximization(nets, batch, rng)
@@ -69,9 +74,7 @@ class CRL(ScoreMaximizing, GoalValues):
     @loss("critic")
     def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean cross-entropy of a step with the goals of all steps in the batch, (B,)."""
-        obs, (phi, psi) = toward(nets.policy, batch.obs, VALUE_GOAL), nets.critic
-        logits = phi(obs, nets.policy.encode_batch(batch)) @ psi(obs).mT
-        logits = logits / math.sqrt(self.latent_dim)  # (networks, steps, goals)
+        logits = self.logits(nets, batch)
         own_goal = torch.eye(len(batch), device=logits.device).expand_as(logits)
         losses = binary_cross_entropy_with_logits(logits, own_goal, reduction="none")
         return losses.mean((0, 2)), {"logit": logits.abs().mean((0, 2))}

@@ -121,7 +121,7 @@ class HistoryIQL(IQL):
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         check_plans_begin_now(policy, type(self).__name__)
         self.critic.check_no_subset()
-        losses = tuple(loss.build(policy) for loss in self.auxiliary_losses)
+        losses = tuple(loss.build_for(policy, data) for loss in self.auxiliary_losses)
         config = replace(self.critic, encoder=policy.config.encoder, share_encoder=True)
         critic, value = config.build(policy), replace(config, n_critics=1).build(policy, action=False)
         for module in (critic, value):

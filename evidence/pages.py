@@ -30,7 +30,7 @@ def write_pages() -> list[Path]:
     everything = families()
     pages = {"evidence/index.md": _index(everything), "evidence/systems.md": _systems(systems()),
              "evidence/advice.md": advice.page(), "published.md": published.page(),
-             **{f"evidence/{name.replace('_', '-')}.md": family_page(family) for name, family in everything.items()}}
+             **{f"evidence/{_page_of(family)}": family_page(family) for family in everything.values()}}
     for name, text in pages.items():
         write_text(DOCS / name, text)
     write_json(ROOT / "src/understudy/advice.json", advice.survivors())
@@ -86,12 +86,12 @@ def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
 def _origin(table: Table) -> str:
     record = table.record
     seeds, commits = record["seeds"], ", ".join(f"`{commit[:8]}`" for commit in record["commits"])
-    kind = "Exploratory: made before the rules of these tables. " if record["exploratory"] else ""
-    again = f"`python -m evidence run {table.name}`" if table.experiment else f"`{table.was}` of that commit"
+    kind = "Exploratory, " if record["exploratory"] else ""
+    again = f"`python -m evidence run {table.name}`" if table.experiment else f"`{table.was}`"
     other = sum(entry["design"] == "another" for entry in record.get("earlier", []))
-    earlier = f" {other} earlier runs had another design." if other else ""
-    return (f"*{kind}{len(seeds)} training seeds from {seeds[0]}, {record['seconds'] / 60:.0f} CPU minutes, commit "
-            f"{commits}, {again}.{earlier}*")
+    earlier = f", {other} earlier runs of another design" if other else ""
+    return (f"*{kind}{len(seeds)} seeds from {seeds[0]}, {record['seconds'] / 60:.0f} CPU minutes, commit {commits}"
+            f"{earlier}: {again}.*")
 
 
 def _index(everything: dict[str, Family]) -> str:
@@ -101,8 +101,8 @@ def _index(everything: dict[str, Family]) -> str:
         "These pages show what understudy can do and how that is known. There are four kinds of evidence, and each has "
         "its own page.",
         "- [Advice that was tested](advice.md): sentences for practitioners. Each was tested in two worlds.\n"
-        "- [Systems](systems.md): " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
-        + f", of {counts.total()} published systems.\n"
+        f"- [Systems](systems.md): which of {counts.total()} published systems are here, by status: "
+        + ", ".join(f"{status} {counts[status]}" for status in STATUSES) + ".\n"
         "- [Published numbers](../published.md): figures of papers and other libraries, and the same here.\n"
         "- Family tables, below: which method suits a situation.",
         "## How to read a table",
@@ -114,12 +114,15 @@ def _index(everything: dict[str, Family]) -> str:
         "Intervals are not adjusted for the number of comparisons. A table that is marked *exploratory* is older than "
         "these rules: its seeds may have been looked at, and its margin was chosen for another rule. An *ablation* "
         "lacks the mechanism of another arm, and is compared with that arm.",
-        "## Families", "| question | tables |", "|---|---|"]
-    body = "\n\n".join(lines[:-2]) + "\n\n" + "\n".join(lines[-2:]) + "\n"
-    return body + "\n".join(
-        f"| [{family.question}]({name.replace('_', '-')}.md) | "
-        + ", ".join(f"[{table.title}]({name.replace('_', '-')}.md#{table.name})" for table in family.tables.values())
-        + " |" for name, family in everything.items()) + "\n"
+        "## Families",
+        "\n".join(f"- [{family.question}]({_page_of(family)}) {len(family.tables)} tables"
+                  for family in everything.values())]
+    return "\n\n".join(lines) + "\n"
+
+
+def _page_of(family: Family) -> str:
+    """The file of a family's page in docs/evidence/."""
+    return f"{family.name.replace('_', '-')}.md"
 
 
 FILTER = """<p class="filter"><label>Family <select id="family"><option></option>{families}</select></label>
@@ -151,7 +154,7 @@ def _systems(rows: list[System]) -> str:
         "lower cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no "
         "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "
         "that a person would use, or no test.\n- **missing**: the rest.",
-        "It has " + ", ".join(f"{counts[status]} that are *{status}*" for status in STATUSES) + ".",
+        "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
         FILTER.format(**options)])
     lines = ["| row | system | family | status | use | right | compared |", "|---|---|---|---|---|---|---|"]
     return head + "\n\n" + "\n".join([*lines, *map(_system_line, rows)]) + "\n"
@@ -176,4 +179,4 @@ def _test(test: str) -> str:
 
 def _table_link(system: System) -> str:
     table = find_table(system.works.split(" | ")[0])
-    return f"[{table.name}]({table.family.name.replace('_', '-')}.md#{table.name})"
+    return f"[{table.name}]({_page_of(table.family)}#{table.name})"

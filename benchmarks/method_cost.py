@@ -25,6 +25,7 @@ import time  # noqa: E402
 from collections.abc import Iterable  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from understudy.core import Feature, Schema, keys  # noqa: E402
@@ -66,8 +67,9 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "maskdp": {**NUMBERS, "observation.goal": NUMBERS["observation.state"]},
     "attention-tuner": {**NUMBERS, "recalled": Feature("int64", (1,))},
     "irm-bc": {**NUMBERS, "place": Feature("int64", (1,))},
-    "preference-reward": {**NUMBERS, "segment": Feature("int64", (1,), "discrete", num_classes=(2,)),
-                          "preference": Feature("int64", (1,), "discrete", num_classes=(3,))},
+    **dict.fromkeys(("flow-dpo", "preference-reward"), {
+        **NUMBERS, "segment": Feature("int64", (1,), "discrete", num_classes=(2,)),
+        "preference": Feature("int64", (1,), "discrete", num_classes=(3,))}),
     "fourier-transporter": {"observation.images.top": CAMERA, "action": Feature("float32", (5,))},
     "chauffeurnet": {**NUMBERS, "action": Feature("float32", (8,))},
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
@@ -85,6 +87,9 @@ def columns(name: str) -> Schema:
 def demonstrations(name: str) -> Dataset:
     """Random episodes of a method's columns, half of them a task and half prior data."""
     data = random_dataset(columns(name), EPISODES, STEPS)
+    if "segment" in columns(name):  # two segments of equal length, the first of which is better
+        segment = np.arange(STEPS).reshape(-1, 1) * 2 // STEPS
+        data = data.map(lambda e: e.replace({"segment": segment, "preference": 2 - 2 * segment}))
     data = Dataset([replace(e, metadata={**e.metadata, "proficiency": 1.0, "task": f"do {i % 5}", "trace": "up"})
                     for i, e in enumerate(data)])
     return mix(task=(data[: EPISODES // 2], 0.5), prior=(data[EPISODES // 2:], 0.5))[0]

@@ -251,6 +251,7 @@ ONE_USER = {
     "learn/objectives/latent_objectives.py": "two objectives, of two rows of the ledger",
     "learn/objectives/reconstruction_objectives.py": "objectives of any encoder, of several rows of the ledger",
     "learn/objectives/value_objectives.py": "an objective of any encoder; with same=1.0 it learns values of goals",
+    "learn/rewards/denoising_preference.py": "two losses, of two rows of the ledger; one has no name",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/lstm.py": "a trunk, with which any head is combined",
     "nets/object_attention.py": "encodes objects for any policy; docs/encoders.md names it",

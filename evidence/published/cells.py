@@ -54,8 +54,7 @@ _SEALS = {"bc": (2090.551, 1516.476, 204.271, 276.242, 2393.254),
           "airl": (2485.889, 938.450, 183.780, 286.699, 1154.921)}
 
 CELLS = {
-    "iq-cartpole": Cell("CartPole-v1, IQ-Learn of one demonstration, every 20th step", 500, "IQ-Learn", 3000, 3000,
-                        needs="IQ-Learn for classes"),
+    "iq-cartpole": Cell("CartPole-v1, IQ-Learn of one demonstration, every 20th step", 500, "IQ-Learn", 3000, 3000),
     "td3-pendulum": Cell("Pendulum-v1, td3", -151.855, ZOO, 10_000, 10_000),
     "ddpg-pendulum": Cell("Pendulum-v1, ddpg", -152.099, ZOO, 10_000, 10_000),
     "ppo-doorkey": Cell("MiniGrid-DoorKey-5x5-v0, ppo", 0.964, ZOO, 15_680, 15_680),

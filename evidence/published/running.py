@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet
 
 from understudy.core import Feature, UserError, unknown_name
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.envs import make
@@ -27,14 +28,16 @@ from understudy.evaluate.evaluation import evaluate
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
 from understudy.files import read_json, write_json
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.improve.collection import random_episodes
+from understudy.learn.critics.action_values import InverseActionValues
 from understudy.learn.critics.td3 import TD3
 from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
-from understudy.policy import Policy
+from understudy.policy import Policy, PolicyConfig
 
 from .cells import CELLS, LAYOUTS
 from .figures import FIGURES, SEEDS, load
@@ -77,13 +80,33 @@ def _commit() -> str:
     return git(["git", "rev-parse", "HEAD"]).strip()
 
 
-def _collected(method: Method, data: Dataset, seed: int, folder: Path, env: Env, judged_in: Env,
-               episodes: int) -> tuple[int, float]:
-    """Trains a method that collects episodes: its updates, and its mean return in other episodes for each seed."""
+def _mean_return(folder: Path, env: Env, episodes: int, seed: int) -> float:
+    """The mean return of a run's last weights, in other episodes for each training seed."""
+    judged = evaluate(load_actor(folder, rows=ROWS), env, episodes, seed).episodes
+    return float(np.mean([np.sum(e.steps["next.reward"]) for e in judged]))
+
+
+def _collected(method: Method, data: Dataset, seed: int, folder: Path, env: Env) -> int:
+    """Trains a method that collects episodes, and returns its updates."""
     train(method, data, folder, seed=seed, val_fraction=0, env=env)
-    judged = evaluate(load_actor(folder, rows=ROWS), judged_in, episodes, seed).episodes
-    return int(Path(read_json(folder / "run.json")["last"]).name), float(
-        np.mean([np.sum(e.steps["next.reward"]) for e in judged]))
+    return int(Path(read_json(folder / "run.json")["last"]).name)
+
+
+def _cartpole(seed: int, folder: Path) -> tuple[int, float]:
+    """Every 20th step of a demonstration of 500 steps, with the observation that follows it."""
+    shown = [e for e in open_dataset(DATA / "imitation/cartpole_expert.npz") if len(e) == 500]
+    steps = shown[np.random.default_rng(seed).integers(len(shown))].steps
+    state, action = np.asarray(steps["observation.state"]), np.asarray(steps["action"]).astype(np.int64)
+    data = Dataset([Episode({"observation.state": state[[t, t + 1]], "action": action[[t]].reshape(1, 1),
+                             "next.terminated": np.zeros(1, bool)}, schema={"action": _classes(2)})
+                    for t in range(0, 500, 20)])
+    policy = PolicyConfig(Categorical(), FeedForward((64, 64), "elu"), codec=Normalizer("identity"))
+    train(Method(policy, learner=InverseActionValues()), data, folder, seed=seed, val_fraction=0)
+    return 3000, _mean_return(folder, make("CartPole-v1", ROWS), 100, seed)
+
+
+def _classes(count: int) -> Feature:
+    return Feature("int64", (1,), "discrete", num_classes=(count,))
 
 
 def _pendulum(name: str, seed: int, folder: Path) -> tuple[int, float]:
@@ -99,7 +122,7 @@ def _pendulum(name: str, seed: int, folder: Path) -> tuple[int, float]:
         learner = replace(learner, critic=replace(learner.critic, hidden=hidden), batch_size=100, discount=0.98,
                           optimizer=CONSTANT)
         method = replace(method, policy=replace(method.policy, trunk=FeedForward(hidden)), learner=learner)
-    return _collected(method, data, seed, folder, env, make("Pendulum-v1", ROWS), 750)
+    return _collected(method, data, seed, folder, env), _mean_return(folder, make("Pendulum-v1", ROWS), 750, seed)
 
 
 def _doorkey(seed: int, folder: Path) -> tuple[int, float]:
@@ -108,7 +131,7 @@ def _doorkey(seed: int, folder: Path) -> tuple[int, float]:
     method = find_method("ppo", data.features(), n_rounds=98, n_steps=1024, n_epochs=10)
     rate = replace(CONSTANT, lr=2.5e-4, grad_clip_norm=0.5)
     method = replace(method, learner=replace(method.learner, optimizer=rate))
-    return _collected(method, data, seed, folder, env, _flat_room(ROWS), 1500)
+    return _collected(method, data, seed, folder, env), _mean_return(folder, _flat_room(ROWS), 1500, seed)
 
 
 def _flat_room(rows: int) -> Env:
@@ -154,7 +177,7 @@ def _play(layout: str, part: str) -> Dataset:
         if step["layout_name"] == layout:
             trials.setdefault(step["trial"], []).append(step)
     rows = json.loads((DATA / "overcooked/layouts.json").read_text())[layout]
-    size, feature = (len(rows), len(rows[0])), Feature("int64", (1,), "discrete", num_classes=(len(MOVES),))
+    size = len(rows), len(rows[0])
 
     def view(state: dict, player: int) -> np.ndarray:
         cells = np.zeros((*size, 5))
@@ -173,10 +196,11 @@ def _play(layout: str, part: str) -> Dataset:
     def episode(steps: list[dict], player: int) -> Episode:
         actions = [MOVES.index(json.loads(step["joint_action"])[player]) for step in steps]
         return Episode({"observation.state": np.stack([view(json.loads(step["state"]), player) for step in steps]),
-                        "action": np.array(actions, np.int64)[:, None]}, schema={"action": feature})
+                        "action": np.array(actions, np.int64)[:, None]}, schema={"action": _classes(len(MOVES))})
     return Dataset([episode(steps, player) for steps in trials.values() for player in (0, 1)])
 
 
 RUNS: dict[str, Callable[[int, Path], tuple[int, float]]] = {
+    "iq-cartpole": _cartpole,
     **{f"{name}-pendulum": partial(_pendulum, name) for name in ("td3", "ddpg", "sac")}, "ppo-doorkey": _doorkey,
     "pointmaze-medium-gcbc": _maze, **{f"overcooked-{name}": partial(_overcooked, name) for name in LAYOUTS}}

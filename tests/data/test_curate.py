@@ -60,6 +60,23 @@ def test_equal_scores_are_nothing_to_choose_by(stored, tmp_path, capsys, monkeyp
     assert views.read_view(tmp_path / "w.json").operations == (Select((0, 1, 2)),)
 
 
+def test_a_score_of_an_environment_needs_its_name(stored, tmp_path, capsys, monkeypatch):
+    from understudy.audit.scores import Transferability
+
+    def steps_and_env(score, data):
+        assert score == Transferability("fork", trust=("mine",))
+        return np.array(data.lengths, float)
+    monkeypatch.setattr(Transferability, "__call__", steps_and_env)
+    args = ["curate", stored / "demos", "--keep", "0.5", "--out", tmp_path / "v.json", "--trust", "mine"]
+    for bad, words in ((["--score", "transferability"], "--score transferability: it needs the environment in which"),
+                       (["--score", "length", "--env", "fork"], "--env: the score length reads no environment"),
+                       (["--score", "transferabilty", "--env", "fork"], "did you mean 'transferability'?")):
+        assert run(*args, *bad) == 2 and words in " ".join(capsys.readouterr().err.split()), bad
+    assert run(*args, "--score", "transferability", "--env", "fork") == 0
+    view = views.read_view(tmp_path / "v.json")
+    assert view.created_with["by"] == "transferability" and view.created_with["settings"]["env"] == "fork"
+
+
 def test_a_view_is_made_shown_listed_and_materialized(stored, tmp_path, capsys):
     path = tmp_path / "v.json"
     assert run("view", "make", stored / "demos", "--out", path, "--filter", "operator=Ada", "--filter", "length>=4",

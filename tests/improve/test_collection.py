@@ -37,6 +37,7 @@ from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.memory.neighbors import Neighbors
+from understudy.improve.batch_composition import PowerLawRehearsal
 from understudy.improve.collection import (
     FIRST_EPISODE,
     CollectionRounds,
@@ -396,18 +397,20 @@ def small(collection) -> Method:
     return method(collection, steps=10)
 
 
-@pytest.mark.parametrize("name", ["supervised", "tasks", *(pytest.param(n, marks=pytest.mark.slow) for n in (
-    "reset", "person", "in control"))])
+@pytest.mark.parametrize("name", ["supervised", "tasks", "rehearsal", *(
+    pytest.param(n, marks=pytest.mark.slow) for n in ("reset", "person", "in control"))])
 def test_collections_keep_their_contract(name, demos):
     methods = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
                "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates=PerNewStep(0.1)),
+               "rehearsal": CollectionRounds(2, TaskSequenceCollector("mode"), updates=PerNewStep(0.1),
+                                             rehearsal=PowerLawRehearsal()),
                "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate())),
                "in control": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=HumanGate()))}[name]
     data = demos
-    if name == "tasks":
+    if name in ("tasks", "rehearsal"):
         data = Dataset([replace(e, metadata={**e.metadata, "mode": str(i % 3)}) for i, e in enumerate(demos)])
     person = {"person": Constant(0.3), "in control": ScriptedPerson(Constant(0.3))}.get(name)
-    check_collection(small(methods), data, None if name == "tasks" else fork, person)
+    check_collection(small(methods), data, None if name in ("tasks", "rehearsal") else fork, person)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from understudy import make
-from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.core import Feature, Unsupported, UserError, keys, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.envs.base import Env, StepResult
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
@@ -133,6 +134,49 @@ def test_porl_reads_no_demonstration_and_keeps_the_policy_in_the_first_round(mon
                stages={BASE.stage: trained})
     assert len(largest) == 8 and max(largest) < 50
     assert all(torch.equal(w, first) for w in weights[:4]) and not torch.equal(weights[-1], first)
+
+
+class Luck(Env):
+    """Two steps. The probability that an episode succeeds is the second action, whatever the first one was."""
+
+    def __init__(self, rows):
+        self.rows, self.features = rows, {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
+        self.metadata = {"env": "luck", "version": 1, "fps": 1, "limit": 2, "success": "luck", "low": -1.0, "high": 2.0}
+        self.key, self.count = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, 1)
+
+    def reset(self, which, key):
+        self.key[which], self.count[which] = key, 0
+        return {STATE: self.count[which]}
+
+    def step(self, action):
+        self.count, zeros = self.count + 1, torch.zeros_like(self.key)
+        ends = self.count[:, 0] == 2
+        success = ends & (uniform(self.key, zeros, (1,)) < action)[:, 0]
+        return StepResult({STATE: self.count}, zeros.float(), ends, zeros > 0, {"success": success})
+
+
+def test_the_critic_of_porl_learns_the_value_of_the_policy_that_starts_and_then_improves_it():
+    """The policy acts with 0.5, so the value is 0.99 * 0.5 at first and the action itself at the second step."""
+    data = Dataset([Episode({STATE: np.float32([[0], [1], [2]]), "action": np.float32([[-1], [2]]),
+                             "next.success": np.zeros(2, bool), "next.terminated": np.array([False, True])})] * 2)
+    base = Method(PolicyConfig(Regression(), MLP(32, 1), window=Window(1, 1)), learner=BehaviorCloning(1, 8))
+    trained, scores, plans = fit_method(base, data, 0), {}, {}
+    for parameter in trained.policy.net.output_layer[-1].parameters():
+        parameter.data.zero_()  # the middle of the actions, from -1 to 2
+    started = replace(base, stages=(Stage(BASE.stage, base),), initialize_from=(InitializeFrom(BASE),))
+    method = porl(Practice(data, n_rounds=2, n_episodes=600, n_updates=150), started)
+    td3 = method.learner
+    fast = replace(td3, target_decay=0.9, batch_size=64, critic=replace(td3.critic, hidden=(32, 32)),
+                   optimizer=replace(td3.optimizer, lr=3e-3))
+    obs, action = torch.tensor([0.0, 1, 1, 1]).view(4, 1, 1), torch.tensor([0.5, 0.2, 0.5, 0.8]).view(4, 1, 1)
+
+    def watch(step, learner, metrics):
+        if step in (150, 300):
+            scores[step] = learner.nets.critic.scores({STATE: obs}, action).mean(0).detach()
+            plans[step] = learner.policy.plan({STATE: obs}, torch.zeros(4, *learner.policy.noise_shape))[-1].item()
+    fit_method(replace(method, learner=fast), data, 0, env=Luck(200), stages={BASE.stage: trained}, callbacks=[watch])
+    torch.testing.assert_close(scores[150], torch.tensor([0.495, 0.2, 0.5, 0.8]), atol=0.15, rtol=0)
+    assert plans[150] == 0.5 and plans[300] > 0.6
 
 
 def test_the_noise_of_porl_is_a_tenth_of_half_the_range_of_demonstrated_actions():

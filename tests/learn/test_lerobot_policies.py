@@ -16,6 +16,7 @@ import understudy
 from understudy.cli import main
 from understudy.core import Unsupported, UserError, keys
 from understudy.data.window import Window
+from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.denoising.diffusion import Diffusion
@@ -23,6 +24,7 @@ from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
 from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.stages import continue_from
+from understudy.methods.chunking.act import act
 from understudy.nets.pretrained.act import ACTTransformer, grid_positions, sequence_positions
 from understudy.policy import Policy
 
@@ -137,6 +139,22 @@ def test_rollouts_are_those_of_lerobot(name, settings, key, checkpoints, arrays,
         actions.append(action)
     scale = policy.action_scale
     close(torch.stack(actions) / scale, outputs[key] / scale)
+
+
+@torch.no_grad()
+def test_the_method_act_differs_from_lerobot_in_its_two_networks_only(checkpoints, policies, arrays):
+    """With LeRobot's encoder, transformer and weights, its head, normalization and ensemble give LeRobot's actions."""
+    policy, (inputs, outputs), method = policies("act_state"), arrays("act_state"), act(8, ensemble=True)
+    config = replace(method.policy, trunk=policy.config.trunk, encoder=policy.config.encoder, inputs=policy.inputs,
+                     head=replace(method.policy.head, latent_dim=12))
+    assert config == policy.config
+    actor, actions = PolicyActor(policy, method.executor), []
+    steps = [{k: inputs[f"rollout.{k}"][t] for k in policy.inputs} for t in range(10)]
+    state = actor.start(steps[0], keys(0, range(4)))
+    for obs in steps:
+        action, state = actor.act(obs, state)
+        actions.append(action)
+    close(torch.stack(actions) / policy.action_scale, outputs["rollout_ensembled"] / policy.action_scale)
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------

@@ -30,13 +30,15 @@ class CurateOptions(TrustOption, JsonOption):
     """a file or folder of demonstrations, or a view"""
     score: Annotated[str, arg(metavar="SCORE")]
     """a score (higher is better), a number in the metadata of the episodes (success, length), or module:function, which
-    takes a data set and returns one number for each episode"""
+    takes a data set and returns one number for each episode; transferability needs --env"""
     keep: Annotated[float, Above(0), AtMost(1), arg(metavar="FRACTION"), Advice("such as --keep 0.8")]
     """fraction of the episodes to keep; among equal scores, earlier episodes are kept"""
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
     lowest: bool = False
     """keep the lowest values"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """environment in which imitators of the episodes act, for --score transferability"""
 
 
 def main(args: list[str]) -> None:
@@ -50,7 +52,7 @@ def main(args: list[str]) -> None:
     check_absent(o.out)
     with Output(o.json) as out:
         data = open_dataset(demonstrations_path(o.data))
-        score, settings = scores_of(data, o.score, o.trust)
+        score, settings = scores_of(data, o.score, o.trust, o.env)
         if np.isnan(score).all():
             raise UserError(f"none of the {len(score)} episodes has a value", where=f"--score {o.score}",
                             hint="use another score: understudy audit --json shows them all")
@@ -80,30 +82,37 @@ def main(args: list[str]) -> None:
             {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()})
 
 
-def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.ndarray, object]:
+def scores_of(
+    data: Dataset, by: str, trust: tuple[str, ...] = (), env: str | None = None
+) -> tuple[np.ndarray, object]:
     """Scores the episodes of a data set.
 
     Args:
         by: Name of a score, "module:function", or metadata of the episodes that are numbers.
+        env: Name of the environment of the scores that need one.
 
     Returns:
         One number per episode, (E,), and the settings of the score.
     """
     import numpy as np
 
-    from ..audit.scores import SCORES
+    from ..audit.scores import ENV_SCORES, SCORES
     from ..data.operations import episode_values
 
-    if ":" in by or by in SCORES:
-        score = _load_score(by, trust) if ":" in by else SCORES[by]()
+    if env is not None and by not in ENV_SCORES:
+        raise UserError(f"the score {by} reads no environment, only {', '.join(ENV_SCORES)} does", where="--env",
+                        hint=did_you_mean(by, ENV_SCORES) or "leave --env out")
+    if ":" in by or by in SCORES or by in ENV_SCORES:
+        score = _load_score(by, trust) if ":" in by else SCORES[by]() if by in SCORES else _env_score(by, env, trust)
         scores, settings = score(data), _score_settings(score)
     else:
         try:
             scores, settings = episode_values(data, by), None
         except UserError as error:
             if by in error.problem.partition(";")[0]:
-                raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.problem}",
-                                where="--score", hint=did_you_mean(by, SCORES) or error.hint) from None
+                raise UserError(f"there is no score {by!r} (there are {', '.join([*SCORES, *ENV_SCORES])}), and "
+                                f"{error.problem}", where="--score",
+                                hint=did_you_mean(by, [*SCORES, *ENV_SCORES]) or error.hint) from None
             raise
     try:
         scores = np.array([np.nan if v is None else v for v in scores], np.float64)
@@ -154,6 +163,15 @@ def _load_score(name: str, trust: tuple[str, ...]):
         raise UserError(f"{module} has no function {function!r}", where=f"--score {name}",
                         hint="check the name after the colon")
     return scorer() if isinstance(scorer, type) else scorer
+
+
+def _env_score(name: str, env: str | None, trust: tuple[str, ...]):
+    from ..audit.scores import ENV_SCORES
+
+    if env is None:
+        raise UserError("it needs the environment in which imitators of the episodes act", where=f"--score {name}",
+                        hint="add --env ENV, such as a toy's name, a Gymnasium id, metaworld/NAME or module:factory")
+    return ENV_SCORES[name](env, trust=trust)
 
 
 def _score_settings(score):

@@ -46,6 +46,7 @@ from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .action_limits import action_limits, warn_of_action_units
+from .batch_composition import PowerLawRehearsal, flag_halves
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor, PersonGate
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
@@ -505,6 +506,8 @@ class CollectionRounds(DataCollection):
             from before them. A robot waits only if they take longer.
         leave_out: Columns of flags. Steps at which one is true are stored and not learned. They divide an episode, so
             that no return goes beyond them.
+        rehearsal: How much of each batch comes from each earlier round, which is a task of its own. None to draw all
+            steps equally often.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -528,6 +531,7 @@ class CollectionRounds(DataCollection):
     collect_with: Literal["last", "best"] = "last"
     updates_meanwhile: bool = False
     leave_out: tuple[str, ...] = ()
+    rehearsal: PowerLawRehearsal | None = None
 
     def __post_init__(self):
         if self.updates_meanwhile and self.reset_learner:
@@ -540,6 +544,12 @@ class CollectionRounds(DataCollection):
         if self.half_where and (self.mixture_weights or self.sampling_weights or self.leave_out):
             raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
                             hint="leave it out, or mixture_weights, sampling_weights and leave_out")
+        if self.rehearsal and (self.mixture_weights or self.half_where):
+            raise UserError("both say what a batch consists of", where="CollectionRounds.rehearsal",
+                            hint="leave it out, or mixture_weights and half_where")
+        if self.rehearsal and not isinstance(self.collector, TaskSequenceCollector):
+            raise UserError(f"the rounds of {type(self.collector).__name__} are no tasks",
+                            where="CollectionRounds.rehearsal", hint="leave it out, or use TaskSequenceCollector")
 
     @property
     def learns_first_data(self):
@@ -628,14 +638,16 @@ class CollectionRounds(DataCollection):
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
         if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
-            for name in ("mixture_weights", "half_where", "leave_out"):
+            for name in ("mixture_weights", "half_where", "leave_out", "rehearsal"):
                 if getattr(self, name):
                     raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",
                                     where=f"CollectionRounds.{name}", hint="leave it out")
             return learner.batch_sampler(first.union(data), self.sampling_weights)
         if self.half_where:
-            return _halves(learner, data, self.half_where)
+            return flag_halves(learner, data, self.half_where)
         learned = Dataset(UnflaggedParts(data, self.leave_out), data.metadata) if self.leave_out else data
+        if self.rehearsal:
+            return self.rehearsal.sampler(learner, learned, self.sampling_weights)
         collected = [ROUND in episode.metadata for episode in learned]
         if not self.mixture_weights or all(collected) or not any(collected):
             if any(collected) and isinstance(getattr(learner.config, "reward", None), ConstantReward):
@@ -658,27 +670,6 @@ class CollectionRounds(DataCollection):
             return {"score": float(np.mean(alone)), IS_SUCCESS: 1.0}
         returns = _summary(0, episodes, episodes).get("round/return")
         return {} if returns is None or any(aided) else {"score": returns, IS_SUCCESS: 0.0}
-
-
-def _halves(learner: Learner, data: Dataset, column: str) -> BatchSampler:
-    """Draws as many windows from where a flag is true as from elsewhere. From all steps if it has one value."""
-    flags = np.concatenate([np.asarray(e.steps[column][:len(e)], bool).reshape(-1) for e in data])
-    if flags.all() or not flags.any():
-        return learner.batch_sampler(data)
-    samplers = [learner.batch_sampler(data, FlagSamplingWeights(column, value)) for value in (True, False)]
-    return MixtureSampler(samplers, (0.5, 0.5))
-
-
-@dataclass(frozen=True)
-class FlagSamplingWeights:
-    """Draws windows from the steps at which a column of flags has a value, all equally often."""
-
-    column: str
-    value: bool
-
-    def __call__(self, episode: Episode) -> np.ndarray:
-        flags = np.asarray(episode.steps[self.column][:len(episode)], bool).reshape(-1)
-        return (flags == self.value).astype(float)
 
 
 def _mark_round(number: int, episode: Episode) -> Episode:

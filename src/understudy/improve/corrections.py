@@ -18,6 +18,7 @@ from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformW
 from ..learn.targets import REWARD, TERMINATED
 from .collection import CollectionRounds, DemonstrationsAsInterventions
 from .gates import INTERVENTION
+from .step_rating import MARKED, MarkDemonstrations
 from .unlearned_steps import UNDONE, UNLEARNED, LearnedStepWeights, UnlearnedColumns
 
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
@@ -94,7 +95,8 @@ class EndAtSuccess:
 
 
 ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterventions, PreInterventionLabel,
-                    EndAtSuccess, InterventionPenalty, UndoneTakeovers)  # by methods of `understudy improve`
+                    EndAtSuccess, InterventionPenalty, UndoneTakeovers,  # by methods of `understudy improve`
+                    MarkDemonstrations)
 
 
 def without_added_parts(method: Method) -> Method:
@@ -106,9 +108,9 @@ def without_added_parts(method: Method) -> Method:
         if isinstance(weights, LearnedStepWeights):
             weights = weights.weights
         if isinstance(weights, ClassBalancedWeights) or isinstance(weights, ColumnWeights) and (
-                weights.column == INTERVENTION):
+                weights.column in (INTERVENTION, MARKED)):
             weights = UniformWeights()
-        column = None if learner.sampling_column == INTERVENTION else learner.sampling_column
+        column = None if learner.sampling_column in (INTERVENTION, MARKED) else learner.sampling_column
         learner = replace(learner, sample_weights=weights, sampling_column=column)
     return replace(method, transforms=transforms, learner=learner, collection=None)
 

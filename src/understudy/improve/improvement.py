@@ -27,6 +27,7 @@ from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
 from .practice import BASE, Practice, check_numbers, dppo, dsrl, dsrl_na, porl, residual, residual_ppo, rlpd
 from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
+from .step_rating import IS_GOOD, MARKED, MarkDemonstrations, MarkGoodSteps
 from .supervisors import PolicySupervisor, acting_method
 from .unlearned_steps import UNLEARNED
 from .updates import PerRound
@@ -50,7 +51,8 @@ class Improvement:
         n_updates: Updates after each round. None for as many in all as the run had.
         intervention_rate: Fraction of the policy's steps at which it asks for help, for methods in which it asks.
         collect_with: Whose policy acts in a round, "last" or "best": see `CollectionRounds`.
-        rater: The run of an `episode_rater`, which says in place of success what `filtered` learns.
+        rater: The run of an `episode_rater` or of a `step_rater`, which says in place of success what `filtered`
+            learns.
     """
 
     run: Path
@@ -96,7 +98,7 @@ class Improvement:
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)
             stages[stage] = stage_folder(folder.parents[1] if folder.parent.name == "checkpoints" else folder, stage)
-        if self.rater is not None:
+        if self.rater is not None and not self.rates_steps:
             check_rater(Method.load(self.rater, self.trust).policy)
         for stage, run in ((SUPERVISOR, self.supervisor), (RATER, self.rater)):
             if isinstance(run, Path):
@@ -136,6 +138,11 @@ class Improvement:
         return CollectionRounds(self.n_rounds, RolloutCollector(self.n_episodes, supervisor=supervisor, gate=gate),
                                 updates=PerRound(n_updates), compare_rounds=True, collect_with=self.collect_with,
                                 **fields)
+
+    @property
+    def rates_steps(self) -> bool:
+        """Whether the rater is a `step_rater`."""
+        return self.rater is not None and Method.load(self.rater, self.trust).policy.target == IS_GOOD
 
     @property
     def has_interventions(self) -> bool:
@@ -222,7 +229,17 @@ def _watched_practice(method: Method) -> Method:
         rounds.collector, supervisor="person", gate=HumanGate())))
 
 
+def _marked_steps(improvement: Improvement, method: Method) -> Method:
+    """Learns the demonstrations, and the steps of collected episodes that a rater calls good."""
+    assert isinstance(method.learner, BehaviorCloning)
+    learner = replace(method.learner, sample_weights=ColumnWeights(MARKED, 1.0, 0.0), sampling_column=MARKED)
+    return replace(method, transforms=(*method.transforms, MarkDemonstrations()), learner=learner,
+                   collection=improvement.rounds(method, relabel=(MarkGoodSteps(FromStage(RATER)),)))
+
+
 def _filtered(improvement: Improvement, method: Method) -> Method:
+    if improvement.rates_steps:
+        return _marked_steps(improvement, method)
     retention = SuccessfulEpisodes() if improvement.rater is None else ScoreThreshold(FromStage(RATER))
     if not improvement.has_interventions:
         return replace(method, collection=improvement.rounds(method, retention=retention))

@@ -13,8 +13,8 @@ from .base import Trunk, TrunkNet, check_not_causal, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 
-Activation = Literal["relu", "gelu", "silu", "tanh"]
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+Activation = Literal["relu", "gelu", "silu", "elu", "tanh"]
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "elu": nn.ELU, "tanh": nn.Tanh}
 
 
 def feed_forward_layers(sizes: Sequence[int], activation: Activation = "relu", layer_norm: bool = False

@@ -36,9 +36,9 @@ class Transformer(Trunk):
             history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
             ``"cross"``.
         encoder_depth: Number of layers over the context alone, before the action steps read it.
-            ``Transformer(512, 1, 8, encoder_depth=4)`` is the network of ACT. Auxiliary losses can capture the
-            attention weights of layer i as "context_attention.i": (B, heads, queries, keys), where queries and keys are
-            a token that is always present, followed by the tokens of the context.
+            ``Transformer(512, 1, 8, encoder_depth=4)`` has the size of ACT's network, which is `ACTTransformer`.
+            Auxiliary losses can capture the attention weights of layer i as "context_attention.i": (B, heads, queries,
+            keys), where queries and keys are a token that is always present, followed by the tokens of the context.
         causal: Action step i reads only action steps 0 to i (and the whole context).
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
         n_frequencies: Number of Fourier frequencies that embed each time.

@@ -96,6 +96,24 @@ def test_scores_turn_with_the_scene(head, is_equivariant):
         assert same == is_equivariant
 
 
+@pytest.mark.parametrize("head", [FOURIER, PLAIN])
+def test_an_object_fits_the_slot_that_shows_it_turned(head):
+    """With pixels as features, scores are correlations: 4 pixels of the object match 4 of a slot twice as bright.
+
+    The slot is at row 11 and column 10, and shows the object turned by 270 degrees counterclockwise.
+    """
+    net, scene = build(head), torch.zeros(1, 1, SIDE, SIDE)
+    net.crop_net = net.scene_net = torch.nn.Identity()
+    shape = torch.tensor([[0.0, 1, 0], [0, 1, 0], [0, 1, 1]])  # an L around its middle
+    scene[0, 0, 3:6, 4:7], scene[0, 0, 10:13, 9:12] = shape, 2 * torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0]])
+    scores = net.place_logits(scene, torch.tensor([4 * SIDE + 5])).view(-1, SIDE, SIDE) * 7  # divided by sqrt(7 * 7)
+    turn = len(scores) * 3 // 4
+    assert scores.argmax().item() == (turn * SIDE + 11) * SIDE + 10
+    if head is PLAIN:  # of the angles of the copies alone
+        assert scores[turn, 11, 10].item() == pytest.approx(8, abs=1e-4)
+        assert scores[0, 4, 5].item() == pytest.approx(4, abs=1e-4)
+
+
 def test_the_angle_turns_with_what_is_picked():
     """Turning only the crop by 90 degrees shifts the scores by 90 degrees, and the places stay."""
     net, rng = build(FOURIER), torch.Generator().manual_seed(0)

@@ -12,12 +12,12 @@ from fixtures.learning import call_step
 from fixtures.tables import STATE, few_actions
 
 from understudy.core import ConfigError, Feature, Unsupported
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.critics.action_values import ActionValues, check_classes, class_logits
+from understudy.learn.critics.action_values import ActionValues, InverseActionValues, check_classes, class_logits
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
@@ -107,3 +107,43 @@ def test_values_are_exact_in_a_table(options, n_kept, tolerance):
     chosen, stored = logits.argmax(1).numpy(), batch.action[:, 0, 0].numpy()
     pairs = set(zip(states.tolist(), stored.tolist(), strict=True))
     assert all(pair in pairs for pair in zip(states.tolist(), chosen.tolist(), strict=True))
+
+
+# -- IQ-Learn ---------------------------------------------------------------------------------------------------------
+
+
+def test_inverse_values_keep_the_contract_of_learners():
+    check_learner(InverseActionValues(batch_size=8, temperature=0.5), (CLASSES,))
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(False, 0.3699), (True, 0.8911)])
+def test_the_loss_of_iq_learn_is_that_worked_out_by_hand(ends, expected):
+    """Scores 0 and ln 3 of both observations, temperature 1, discount 0.5, and the second class.
+
+    V = ln 4. If the episode goes on, r = ln 3 - ln 2 = 0.4055, and the loss is ln 4 - ln 2 - r + r^2 / 2. If it ends,
+    r = ln 3 = 1.0986, and the loss is ln 4 - r + r^2 / 2.
+    """
+    features = {STATE: Feature("float32", (2,)), "action": Feature("int64", (1,), "discrete", num_classes=(2,))}
+    data = Dataset([Episode({STATE: np.eye(2, dtype=np.float32), "action": np.array([[1]]),
+                             "next.terminated": np.array([ends])}, schema=features)])
+    policy = Policy(CLASSES, features).fit_statistics(data)
+    learner = InverseActionValues(batch_size=1, temperature=1.0, discount=0.5).build(policy, 0, 1, data)
+    with torch.no_grad():
+        *others, bias = learner.nets.policy.net.parameters()
+        for weights in others:
+            weights.zero_()
+        bias.copy_(torch.tensor([0.0, np.log(3)]))
+    batch = policy.windows(data, extra=("next.terminated",), next_obs=True).gather(np.array([0]))
+    assert call_step(learner, "inverse_loss", batch, RNG).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_iq_learn_takes_the_class_that_was_demonstrated_in_each_state():
+    rng = np.random.default_rng(0)
+    features = {STATE: Feature("float32", (4,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+    states, shown = rng.integers(4, size=200), np.array([2, 0, 1, 2])
+    episodes = [Episode({STATE: np.eye(4, dtype=np.float32)[[s, rng.integers(4)]], "action": shown[[s]][:, None],
+                         "next.terminated": np.array([False])}, schema=features) for s in states]
+    method = Method(CLASSES, learner=InverseActionValues(steps=300, optimizer=CONSTANT))
+    policy = fit_method(method, Dataset(episodes), 0).policy
+    scores = class_logits(policy, {STATE: torch.eye(4)[:, None]})
+    assert scores.argmax(-1).tolist() == shown.tolist()

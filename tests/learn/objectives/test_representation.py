@@ -15,8 +15,9 @@ from fixtures.staged import contents, run
 from torch import nn
 
 from understudy.checkpoint import FromStage
-from understudy.core import ConfigError, Feature, Unsupported
+from understudy.core import Batch, ConfigError, Feature, Unsupported
 from understudy.data.augment import ColorJitter, GaussianNoise
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.denoising.flow import Flow
@@ -73,7 +74,8 @@ def loss_of(learner, data, number: int, rows: int = 8):
     RepresentationLearning(ALL, batch_size=8),
     RepresentationLearning((BYOL(16, 8),), batch_size=8, lookahead=5, optimizer=OptimizerConfig(accumulation_steps=2)),
     BehaviorCloning(batch_size=8, auxiliary_losses=(InverseDynamics(), BYOL(16, 8))),
-], ids=["all objectives", "BYOL", "with cloning"])
+    RepresentationLearning((ForwardDynamics((16,), two_way=True),), batch_size=8),
+], ids=["all objectives", "BYOL", "with cloning", "two ways"])
 def test_the_contract_of_learners(config):
     check_learner(config)
 
@@ -162,6 +164,50 @@ def test_forward_dynamics_is_zero_for_the_direction_of_the_next_encoding_and_fou
     loss, batch = loss_of(learner, data, 0, rows=8)
     assert torch.equal(batch.next[STATE], next_obs[STATE])
     torch.testing.assert_close(loss, torch.full((8,), expected), atol=1e-5, rtol=0)
+
+
+def copying_policy(features):
+    """A policy whose encoding of two numbers is these numbers."""
+    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), TokenEncoder(2), Normalizer("identity", "identity")),
+                    features)
+    for p in policy.encoder.parameters():
+        p.data.copy_(torch.eye(2) if p.ndim == 2 else torch.zeros(2))
+    return policy
+
+
+def test_two_ways_add_the_backward_distance_by_hand():
+    """An encoding is the observation. Each goes from (1, 0) to (0, 2), and both networks say (0, 1) whatever they read:
+    right for the later one, and for the earlier one wrong by a right angle, whose squared distance at unit length is 2.
+    """
+    features = {STATE: Feature("float32", (2,)), "action": Feature("float32", (1,))}
+    policy = copying_policy(features)
+    first, last = torch.tensor([[[1.0, 0.0]]] * 3), torch.tensor([[[0.0, 2.0]]] * 3)
+    batch = Batch({STATE: first}, torch.zeros(3, 1, 1), torch.ones(3, 1).bool(), next={STATE: last})
+    context = policy.context(batch.obs)
+    torch.testing.assert_close(context.flat(), first[:, 0])
+    for two_way, weight, expected in ((False, 1.0, 0.0), (True, 1.0, 2.0), (True, 3.0, 6.0)):
+        objective = ForwardDynamics((), weight=weight, two_way=two_way).build(policy)
+        for linear in (objective.predictor[0], objective.backward_predictor and objective.backward_predictor[0]):
+            if linear is not None:
+                linear.weight.data.zero_()
+                linear.bias.data.copy_(torch.tensor([0.0, 1.0]))
+        loss = objective(policy, batch, torch.Generator(), {
+            "context": context.tokens, "context_mask": context.mask})
+        torch.testing.assert_close(loss, torch.full((3,), expected))
+
+
+def test_backward_predictions_read_the_actions():
+    """The step is the action, so that a linear network that knows it finds the earlier observation exactly."""
+    features = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}
+    policy = copying_policy(features)
+    first, action = torch.randn(8, 1, 2), torch.randn(8, 1, 2)
+    batch = Batch({STATE: first}, action, torch.ones(8, 1).bool(), next={STATE: first + action})
+    objective, context = ForwardDynamics((), two_way=True).build(policy), policy.context(batch.obs)
+    for linear, sign in ((objective.predictor[0], 1), (objective.backward_predictor[0], -1)):
+        linear.weight.data.copy_(torch.cat([torch.eye(2), sign * torch.eye(2)], 1))
+        linear.bias.data.zero_()
+    loss = objective(policy, batch, torch.Generator(), {"context": context.tokens, "context_mask": context.mask})
+    torch.testing.assert_close(loss, torch.zeros(8), atol=1e-5, rtol=0)
 
 
 def test_byol_is_zero_for_equal_views_and_four_for_opposite_ones():

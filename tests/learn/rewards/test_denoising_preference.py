@@ -10,7 +10,7 @@ from torch import nn
 
 from understudy.core import Unsupported, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.data.window import Window
+from understudy.data.window import Goal, Window
 from understudy.execute.planners import BestOfN
 from understudy.heads.denoising.diffusion import Diffusion
 from understudy.heads.denoising.flow import Flow
@@ -19,7 +19,8 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.rewards.denoising_preference import DenoisingPreference, ImplicitReward
+from understudy.learn.rewards.denoising_preference import ChunkComparisons, DenoisingPreference, ImplicitReward
+from understudy.methods.reward_matching.flow_dpo import FlowDPO
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, check_scorer
@@ -66,7 +67,8 @@ class Constant(nn.Module):
 
 
 def test_contracts():
-    check_learner(DenoisingPreference(batch_size=8), [config(head) for head in HEADS])
+    check_learner(DenoisingPreference(batch_size=8), [config(head) for head in HEADS] + [config(window=Window(2, 3))])
+    check_learner(FlowDPO(batch_size=8), [config(HEADS[1]), config(HEADS[1], Window(2, 3, -1))])
     for head in HEADS:
         learner, batch = built(comparisons(), head)
         check_scorer(learner.nets.reward, batch.obs, batch.action)
@@ -128,8 +130,62 @@ def test_the_best_of_several_actions_is_the_preferred_one_and_the_policy_stays()
     assert 0.35 < float((plans[0] > 0).float().mean()) < 0.65 and float((plans[1] > 0).float().mean()) > 0.95
 
 
+def chunk_comparisons() -> Dataset:
+    """One comparison of segments of three steps, the first of which is better. Actions reach from -1 to 1."""
+    action = np.float32([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1], [0, 0]])
+    return Dataset([Episode({STATE: np.arange(18, dtype=np.float32).reshape(6, 3), "action": action,
+                             "segment": np.repeat([[0], [1]], 3, 0), "preference": np.repeat([[2], [0]], 3, 0)})])
+
+
+def test_chunks_and_observations_stay_within_a_segment():
+    pairs = ChunkComparisons(chunk_comparisons(), (STATE, "action"), Window(2, 2))
+    obs, chunk, mask = pairs.windows(torch.tensor([0]), "action", torch.device("cpu"))
+    assert (obs[STATE][:, :, 0] / 3).tolist() == [[0, 0], [0, 1], [1, 2], [3, 3], [3, 4], [4, 5]]
+    assert chunk[:, 0].tolist() == chunk_comparisons()[0].steps["action"].tolist()
+    assert mask.tolist() == [[True, True], [True, True], [True, False]] * 2
+    assert all(chunk[i, 1].tolist() == chunk[i + 1, 0].tolist() for i in (0, 1, 3, 4))
+
+
+@pytest.mark.parametrize("horizon, margin", [(1, -0.6), (2, -1.2)])
+def test_flow_dpo_of_constant_velocities_is_a_closed_form(horizon, margin):
+    """For constant velocities v and v0, time and noise cancel out of the differences: the error of a chunk a for the
+    noise e is the mean of (v - a + e)^2, and improvement(a) - improvement(b) = 2 mean((v - v0) (a - b)).
+
+    Here v - v0 = (0.6, 0). The first components of the actions are (1, 0, -1) and (0, 1, 0), and differ by (1, -1, -1).
+    Means over two components of the chunks of one step are (0.6, -0.6, -0.6), with the sum -0.6. Of two steps they are
+    (0, -0.6, -0.6), because the last one is cut off, with the sum -1.2. The data's first segment is better.
+    """
+    data = chunk_comparisons()
+    policy = Policy(config(Flow(), Window(1, horizon)), data.features()).fit_statistics(data)
+    policy.net = Constant([0.6, 0.0])
+    learner = FlowDPO(beta=3.0).build(policy, 0, 10, data)
+    learner.nets.reference.net = Constant([0.0, 0.0])
+    loss = call_step(learner, "preference_loss", learner.batch_sampler(data).batch(32, 0), torch.Generator())
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    expected = np.log1p(np.exp(-3.0 / 2 * margin))
+    torch.testing.assert_close(loss, torch.full((32,), expected, dtype=loss.dtype), atol=2e-3, rtol=0)
+
+
+def test_the_loss_of_chunks_is_the_sum_over_the_steps_of_a_segment():
+    """Constant estimates c: the improvement of a chunk is the mean of (c0 - a)^2 - (c - a)^2 over its steps.
+
+    For c = (0.5, 0) and c0 = 0 that of a step is a / 2 - 1 / 8 for its first component a. For (1, 0, -1) the chunks of
+    two steps have (1, -3, -5) / 8, where the last one is cut off, and for (0, 1, 0) they have (1, 1, -1) / 8. The
+    difference of the sums is -1.
+    """
+    data = chunk_comparisons()
+    policy = Policy(config(HEADS[0], Window(1, 2)), data.features()).fit_statistics(data)
+    learner = DenoisingPreference(beta=3.0).build(policy, 0, 10, data)
+    learner.nets.reward.tuned.net, learner.nets.reward.base.net = Constant([0.5, 0.0]), Constant([0.0, 0.0])
+    loss = call_step(learner, "preference_loss", learner.batch_sampler(data).batch(8, 0), torch.Generator())
+    torch.testing.assert_close(loss, torch.full((8,), -1 / (1 + np.exp(3.0))), atol=1e-5, rtol=0)
+
+
 def test_other_policies_are_refused():
     data = comparisons()
-    for other in (config(Regression()), config(window=Window(1, 4)), config(window=Window(2, 1))):
-        with pytest.raises(Unsupported, match=r"(?s)single actions.*Window\(1, 1\)"):
+    windows = Window(goals=(Goal(STATE),)), Window(2, obs_offset=1)
+    for other in (config(Regression()), *(config(window=window) for window in windows)):
+        with pytest.raises(Unsupported, match=r"(?s)plans that are denoised.*without goals"):
             DenoisingPreference().build(Policy(other, data.features()), 0, 10, data)
+    with pytest.raises(Unsupported, match="velocities, and Diffusion has none"):
+        FlowDPO().build(Policy(config(), data.features()), 0, 10, data)

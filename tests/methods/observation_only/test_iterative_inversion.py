@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from understudy import make
 from understudy.commands.train import _check_policy_fits
-from understudy.core import DataError, DataWarning
+from understudy.core import DataError, DataWarning, Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.mixture import ROUND, MixtureWeights, mix
+from understudy.envs.base import Env, StepResult
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.demonstrated import NUMBER
@@ -21,6 +23,8 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.methods.observation_only.iterative_inversion import SteeredCollector, own_steps
+from understudy.nets.ema import ConstantDecay
+from understudy.nets.feed_forward import FeedForward
 from understudy.testing import check_collection
 
 STATE = "observation.state"
@@ -85,6 +89,41 @@ def test_rollouts_are_shown_demonstrations_and_are_learned_as_what_they_became(t
         seen = episode.steps[STATE]
         assert (episode.steps[frames[0]] == seen[0]).all() and (episode.steps[frames[-1]] == seen[-1]).all()
         assert len(np.unique(episode.steps[NUMBER])) == 1 and episode.steps[NUMBER][0, 0] < len(starts)
+
+
+class Curve(Env):
+    """A single step from 0 to F(a) = a + sin(a) / 2."""
+
+    def __init__(self, rows):
+        self.rows, self.features = rows, {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
+        self.metadata = {"env": "curve", "version": 1, "fps": 1, "limit": 1, "success": None, "low": -6.0, "high": 6.0}
+
+    def reset(self, which, key):
+        return {STATE: torch.zeros(len(which), 1)}
+
+    def step(self, action):
+        zeros = torch.zeros(self.rows)
+        return StepResult({STATE: action + action.sin() / 2}, zeros, zeros == 0, zeros > 0)
+
+
+def test_rounds_converge_to_the_inverse_of_the_environment():
+    """Demonstrations show F(4). Practice had actions up to 1, from which the first policy extrapolates wrongly."""
+    demonstration = Episode({STATE: np.array([[0], [4 + np.sin(4) / 2]], np.float32)})
+    practice = Dataset([Episode({STATE: np.array([[0], [a + np.sin(a) / 2]], np.float32),
+                                 "action": np.array([[a]], np.float32)}) for a in np.linspace(-1, 1, 32)])
+    parts = mix(task=(Dataset([demonstration] * 2), 0.5), prior=(practice, 0.5))[0]
+    method = find_method("iterative-inversion", parts.features(), length=1, n_frames=2, n_rounds=4, n_episodes=32,
+                         noise=0.3)
+    fast = replace(method.learner, batch_size=32, ema=ConstantDecay(0.9),
+                   optimizer=replace(method.learner.optimizer, lr=3e-3))
+    method = replace(method, policy=replace(method.policy, trunk=FeedForward((64, 64))), learner=fast,
+                     collection=replace(method.collection, initial_updates=150, updates=PerRound(60)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*constant in the first episodes", DataWarning)  # start and progress
+        policy = fit_method(method, parts, 0, env=Curve(32)).policy
+    obs = {name: torch.zeros(1, 1, 1) for name in policy.inputs}
+    obs["observation.demonstration.1"][:] = 4 + np.sin(4) / 2
+    assert policy.plan(obs, torch.zeros(1, *policy.noise_shape)).item() == pytest.approx(4, abs=0.1)
 
 
 def test_demonstrations_are_not_learned_from():

@@ -85,6 +85,7 @@ def test_it_keeps_the_contract_of_learners():
     policies = [policy_config(head, n_obs_steps=2) for head in (SquashedGaussian(), SquashedGaussian("free"))]
     check_learner(SMALL, policies)
     check_learner(replace(SMALL, max_kl=1e-6, entropy_weight=0.1), policies[1:])
+    check_learner(replace(SMALL, cloning_weight=0.5), policies[1:])
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
@@ -204,6 +205,42 @@ def test_the_divergence_from_a_reference_has_the_exact_gradient():
     exact.backward()
     for gradient, parameter in zip(gradients, learner.policy.net.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+# -- demonstrations -------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_cloning_has_the_exact_gradient():
+    """Without advantages only cloning is left, and the gradient of the cross entropy in the logits is p - q, with
+    demonstrated frequencies q = (0, 1/4, 3/4)."""
+    def with_actions(*actions):
+        n = len(actions)
+        steps = {STATE: np.zeros((n + 1, 1), np.float32), "action": np.array(actions)[:, None],
+                 "next.reward": np.zeros(n, np.float32), "next.terminated": np.arange(n) == n - 1}
+        return Episode(steps, schema=CLASSES)
+    data = Dataset([with_actions(2, 1, 2, 2), replace(with_actions(0, 1, 2, 0), metadata={"expert": False})])
+    learner = learner_on(data, replace(SMALL, cloning_weight=0.3, batch_size=4), head=Categorical())
+    batch = learner.batch_sampler(learner.annotate(data, 0)).batch(4, 0)
+    assert sorted(batch.action.flatten().tolist()) == [0, 0, 1, 2]
+    batch = batch.replace(extra={**batch.extra, ADVANTAGE: torch.zeros(4, 1)})
+    batch.others["expert"] = learner.policy.windows(data.select([0]), extra=learner.batch_columns).gather(np.arange(4))
+    learner.policy_loss(batch, torch.Generator()).mean().backward()
+    with torch.no_grad():
+        p = learner.policy.log_prob(learner.policy.context({STATE: torch.zeros(3, 1, 1)}), torch.eye(3)[:, None],
+                                    torch.ones(3, 1, dtype=torch.bool)).exp()[:, 0]
+    bias = [parameter for parameter in learner.policy.net.parameters() if parameter.shape == (3,)][-1]
+    torch.testing.assert_close(bias.grad, 0.3 * (p - torch.tensor([0.0, 0.25, 0.75])), rtol=1e-4, atol=1e-6)
+
+
+def test_demonstrations_keep_the_policy_near_what_they_do():
+    """The reward is for class 0, and demonstrations show class 2."""
+    env = make("tabular:bandit", 8)
+    data = random_episodes(env, 50, 0).map(lambda e: replace(
+        e.replace({"action": np.full_like(e.steps["action"], 2)}), metadata={}, schema=e.schema))
+    method = bandit_method(4)
+    likely = {weight: probabilities(fit_method(replace(method, learner=replace(method.learner, cloning_weight=weight)),
+                                               data, 0, env=env).policy, env) for weight in (0.0, 10.0)}
+    assert likely[0.0][2] < 0.3 and likely[10.0][2] > 0.8
 
 
 def bandit_method(n_rounds: int = 8, **fields) -> Method:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.networks import pytorch_layer
 from torch.nn import functional as F
 
-from understudy.core import Feature, UserError
+from understudy.core import Batch, Feature, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.methods.representation.act_jepa import LatentPrediction, TransformerEncoder, act_jepa
@@ -44,6 +46,41 @@ def test_the_encoder_keeps_its_contract():
                 "observation.kind": Feature("int64", (2,), "discrete", num_classes=(3, 4))}
     del features["action"]
     check_encoder(TransformerEncoder(8, 1, 2), features)
+
+
+def test_the_encoder_is_pytorchs_over_tokens_with_sinusoids():
+    """The same weights in `nn.TransformerEncoderLayer`, for three steps of which the last is absent in one row."""
+    policy, _, _ = prepared(depth=2)
+    net, x = policy.encoder, torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer, place = net.columns[1].maps[0], net.places[1]  # inputs are sorted
+    angles = np.arange(3)[:, None] / 10_000 ** (np.arange(0, WIDTH, 2) / WIDTH)
+    tokens = x.numpy() @ layer.weight.detach().numpy().T + (layer.bias + place).detach().numpy()
+    tokens[..., ::2] += np.sin(angles)
+    tokens[..., 1::2] += np.cos(angles)
+    h, present = torch.from_numpy(tokens), torch.tensor([[True, True, True], [True, True, False]])
+    for block in net.layers:
+        h = pytorch_layer(block)(h, src_key_padding_mask=~present)
+    context = net({STATE: x, f"{STATE}?": present})
+    torch.testing.assert_close(context.tokens[present], F.layer_norm(h, (WIDTH,))[present], rtol=1e-4, atol=1e-5)
+    assert torch.equal(context.mask, present)
+
+
+def test_the_error_of_four_coming_signs_worked_out_by_hand():
+    """Targets are a vector of unit numbers or its opposite, by the sign of the state, and a quarter of it is predicted.
+
+    Errors are 3/4 and 5/4. Sinusoids are negligible beside tokens of 1000.
+    """
+    columns, vector = {STATE: Feature("float32", (1,)), "action": FEATURES["action"]}, torch.tensor([1.0, -1.0] * 4)
+    policy = Policy(PolicyConfig(Regression(), FeedForward((8,)), TransformerEncoder(WIDTH, 0, 2), window=Window(1, 4),
+                                 codec=Normalizer("identity", "identity")), columns)
+    policy.encoder.columns[0].maps[0].weight.data = 1000 * vector.unsqueeze(1)
+    function = LatentPrediction((STATE,), Transformer(8, 1, 2), DECAY, weight=2.0).build(policy)
+    for parameter in function.predictor.output_layer[1].parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.ndim > 1 else vector / 4
+    states = torch.tensor([[1.0, 1, -1, 1], [-1, -1, -1, 1], [-1, 1, 1, 1]]).unsqueeze(-1)
+    mask = torch.tensor([[True] * 4, [True] * 4, [True, False, False, False]])
+    batch = Batch({STATE: states[:, :1]}, torch.zeros(3, 4, 2), mask, {STATE: states})
+    torch.testing.assert_close(loss_of(policy, function, batch), torch.tensor([1.75, 2.25, 2.5]), rtol=1e-2, atol=0)
 
 
 def test_targets_are_tokens_and_sinusoids_at_unit_scale():

@@ -1,9 +1,9 @@
 """Published scores of demonstrations with one interface: Score(data) returns one number per episode, higher is better.
 
 The scores in `SCORES` have defaults and need only the data. Those of `NETWORK_SCORES` train small networks. The others
-take seconds for 100,000 steps. Scores that need more (a policy and its rollouts, episodes that are known to be good, a
-function that trains and evaluates) must be constructed: `Influence`, `ValidationWeights`, `FilterLikeYouTest`,
-`Datamodel`.
+take seconds for 100,000 steps. Those of `ENV_SCORES` need the name of an environment. Scores that need more (a policy
+and its rollouts, episodes that are known to be good, a function that trains and evaluates) must be constructed:
+`Influence`, `ValidationWeights`, `FilterLikeYouTest`, `Datamodel`.
 """
 
 from .alignment import Alignment
@@ -33,10 +33,12 @@ from .neighbors import (
     Unimodality,
 )
 from .network_scores import Compatibility, Expertise
-from .registry import NETWORK_SCORES, SCORE_MEANINGS, SCORES
+from .registry import ENV_SCORES, NETWORK_SCORES, SCORE_MEANINGS, SCORES
 from .selection import select_within_budget
+from .transferability import Transferability
 
 __all__ = [
+    "ENV_SCORES",
     "NETWORK_SCORES",
     "SCORES",
     "SCORE_MEANINGS",
@@ -60,6 +62,7 @@ __all__ = [
     "Smoothness",
     "StateDiversity",
     "StateSimilarity",
+    "Transferability",
     "TransitionDiversity",
     "ValidationWeights",
     "LocalUnimodality",

@@ -1,4 +1,4 @@
-"""The scores that need nothing but the data, by name."""
+"""Scores by name: those that need nothing but the data, and those that also need an environment."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .neighbors import (
     Unimodality,
 )
 from .network_scores import Compatibility, Expertise
+from .transferability import Transferability
 
 _TABLE: dict[str, tuple[Callable[[], Score], str]] = {  # each score, and what a high one means
     "action-variance": (ActionVariance, "all episodes act alike in this state"),
@@ -49,3 +50,4 @@ _TABLE: dict[str, tuple[Callable[[], Score], str]] = {  # each score, and what a
 SCORES = {name: make for name, (make, _) in _TABLE.items()}
 SCORE_MEANINGS = {name: meaning for name, (_, meaning) in _TABLE.items()}
 NETWORK_SCORES = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each
+ENV_SCORES = {"transferability": Transferability}  # those of an environment in which a policy acts

@@ -245,11 +245,12 @@ def shows_observations(name: str, features: Schema) -> bool:
 
 
 def is_judge(method: Method) -> bool:
-    """Whether a method trains a classifier of success or a rater of episodes, which do not act."""
+    """Whether a method trains a classifier of success or a rater, which do not act."""
     from ...improve.rating import SCORE
+    from ...improve.step_rating import IS_GOOD
     from ...improve.success import SUCCEEDS
 
-    return method.policy.target in (SCORE, SUCCEEDS)
+    return method.policy.target in (SCORE, IS_GOOD, SUCCEEDS)
 
 
 def is_judged(data: Dataset) -> bool:

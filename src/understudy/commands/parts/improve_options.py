@@ -69,7 +69,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
     on held-out frames are printed"""
     rater: Annotated[Path | None, arg(metavar="RUN4")] = None
-    """with filtered: a rater of whole episodes, which says in place of success what is learned (docs/improving.md)"""
+    """with filtered: a rater of whole episodes or of single steps, which says in place of success what is learned
+    (docs/improving.md)"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5

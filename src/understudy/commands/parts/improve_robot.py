@@ -69,7 +69,12 @@ def success_lines(o: ImproveOptions, success: str) -> list[str]:
     Args:
         success: Who says what success is. Empty if there is no classifier.
     """
+    from ...improve.step_rating import IS_GOOD
+    from ...learn.method import Method
+
     rated = f"learned: what {o.rater} scores above 0.5, or above the mean of RUN's episodes of the task"
+    if o.rater is not None and Method.load(o.rater, o.trust).policy.target == IS_GOOD:
+        rated = f"learned: the steps that {o.rater} scores above 0.5"
     return [f"success: {success}"] * bool(success) + [rated] * (o.rater is not None)
 
 

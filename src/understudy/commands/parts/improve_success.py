@@ -20,9 +20,11 @@ def check_reads(planner: Planner, option: str, env: Env) -> None:
     Args:
         option: How the user named it, such as "--success RUN".
     """
+    from ...improve.step_rating import TAKEN
     from ...policy import check_features
 
-    check_features(planner, env.features, f"{option}, in {env.metadata['env']}", resized=True, columns=planner.inputs,
+    columns = tuple(name for name in planner.inputs if name != TAKEN)
+    check_features(planner, env.features, f"{option}, in {env.metadata['env']}", resized=True, columns=columns,
                    hint="train it on episodes of this environment")
 
 

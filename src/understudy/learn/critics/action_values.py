@@ -1,4 +1,5 @@
-"""Values of actions that are classes: deep Q-learning and its conservative form, whose policies have them as logits."""
+"""Values of actions that are classes, which a policy has as its logits: deep Q-learning, its conservative form, and
+IQ-Learn."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core import AtLeast, AtMost, Batch, Context, Unsupported, part
+from ...core import Above, AtLeast, AtMost, Batch, Context, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.likelihood.categorical import Categorical
 from ...nets.quantile_layer import draw_levels
@@ -78,6 +79,55 @@ class ActionValues(Algorithm):
         best = class_logits(nets.policy if self.double else target, batch.next).argmax(1)[None, :, None]
         reward, bootstrap = td_terms(batch, self.discount)
         return reward + bootstrap * class_quantiles(target, batch.next).take_along_dim(best, -1)[..., 0]
+
+
+@part
+class InverseActionValues(Algorithm):
+    """IQ-Learn for classes: the logits of the policy are soft values that make demonstrated steps rewarding.
+
+    With V(s) = temperature * logsumexp(Q(s, .) / temperature), the reward of a step is r = Q(s, a) - discount * V(s').
+    Each demonstrated step raises r, lowers V(s) - discount * V(s'), and keeps r^2 / (4 * divergence_weight) small. It
+    learns from stored steps alone.
+
+    Args:
+        discount: Discount per step.
+        temperature: Weight of the entropy, in units of the reward.
+        divergence_weight: Weight of the chi-square divergence: a large one allows large rewards.
+
+    References:
+        Garg et al. (2021), IQ-Learn: Inverse soft-Q Learning for Imitation, arXiv:2106.12142.
+        Wulfmeier et al. (2024), Imitating Language via Scalable Inverse Reinforcement Learning, arXiv:2409.01369.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 3000
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    temperature: Annotated[float, Above(0)] = 0.001
+    divergence_weight: Annotated[float, Above(0)] = 0.5
+
+    extra = (TERMINATED,)
+    next_obs = True
+
+    def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
+        check_classes(policy, type(self).__name__)
+        return {"policy": Net(policy, self.optimizer)}
+
+    @loss("policy")
+    def inverse_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of the values of a demonstrated step, (B,)."""
+        assert batch.next is not None
+        scores = class_logits(nets.policy, batch.obs)
+        goes_on = 1 - batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].float()
+        after = self.discount * goes_on * self.value(class_logits(nets.policy, batch.next))
+        reward = (scores * nets.policy.encode_batch(batch)[:, 0]).sum(-1) - after
+        divergence = reward.square() / (4 * self.divergence_weight)
+        return self.value(scores) - after - reward + divergence, {"reward": reward}
+
+    def value(self, scores: Tensor) -> Tensor:
+        """Returns the value of the softmax policy of scores, with its entropy, (B,)."""
+        return self.temperature * (scores / self.temperature).logsumexp(-1)
 
 
 def class_logits(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:

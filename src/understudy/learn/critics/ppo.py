@@ -56,6 +56,8 @@ class PPO(RewardedConfig):
             soon as it is larger. None for no limit.
         kl_reference: A policy, such as a cloned one, from which the divergence is kept small.
         kl_weight: Weight of that divergence.
+        cloning_weight: Weight of the loss of behavior cloning, on a batch of demonstrations beside each batch. They
+            need rewards, like all episodes.
         reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
             round before its updates. None: the rewards of the data.
         reward_every: Updates of the policy for each one of the reward model.
@@ -65,6 +67,8 @@ class PPO(RewardedConfig):
         Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation,
         arXiv:1506.02438.
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
+        Andres et al. (2023), Using Offline Data to Speed Up Reinforcement Learning in Procedurally Generated
+        Environments, arXiv:2304.09825 (`cloning_weight`; they make updates of cloning alone between those of PPO).
         Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
     """
 
@@ -81,11 +85,16 @@ class PPO(RewardedConfig):
     max_kl: Annotated[float | None, Above(0)] = None
     kl_reference: FromStage | Policy | None = None
     kl_weight: Annotated[float, AtLeast(0)] = 0.1
+    cloning_weight: Annotated[float, AtLeast(0)] = 0.0
     reward: RewardModelConfig | FromStage | None = None
     reward_every: Annotated[int, AtLeast(1)] = 1
 
     def __post_init__(self):
         self.check_discount(self.discount)
+
+    @property
+    def compares(self):
+        return self.cloning_weight > 0 or RewardedConfig.compares.fget(self)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PPOLearner:
         return PPOLearner(self, policy, seed, steps, data)
@@ -205,8 +214,8 @@ class PPOLearner(RewardedLearner):
         return self.end_update()
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the clipped objective, less the entropy, plus the divergence from the reference, for each step, (B,).
-        """
+        """Returns the clipped objective, less the entropy, plus the divergence from the reference and the loss of
+        cloning, for each step, (B,)."""
         config, log_prob = self.config, self.log_prob(self.policy, batch)
         advantage = self.column(batch, ADVANTAGE) * self.density_weights(log_prob)
         ratio = (log_prob - self.column(batch, LOG_PROB)).exp()
@@ -216,6 +225,8 @@ class PPOLearner(RewardedLearner):
         loss = loss.mean(1)
         if config.entropy_weight:
             loss = loss - config.entropy_weight * self.policy.entropy(self.policy.context(batch.obs), rng).sum(1)
+        if config.cloning_weight:
+            loss = loss + config.cloning_weight * self.policy.loss(batch.others["expert"], rng)[:, 0]
         return loss
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:

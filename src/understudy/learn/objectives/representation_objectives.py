@@ -162,10 +162,14 @@ class ForwardDynamics(RepresentationObjective):
     Args:
         target_decay: Fraction of the target encoder that each update keeps.
         weight: Factor of the loss: the squared distance of the two encodings at unit length.
+        two_way: Whether a second network predicts backward, too: the encoding before a chunk from the encoding after
+            it and the actions. The two losses are added.
 
     References:
         Schwarzer et al. (2021), Data-Efficient Reinforcement Learning with Self-Predictive Representations,
         arXiv:2007.05929.
+        Tang et al. (2023), Understanding Self-Predictive Learning for Reinforcement Learning, arXiv:2212.03319, for the
+        two ways.
         Wei et al. (2023), Is Imitation All You Need? Generalized Decision-Making with Dual-Phase Training,
         arXiv:2307.07909, whose code uses the encoder itself as the target.
     """
@@ -173,6 +177,7 @@ class ForwardDynamics(RepresentationObjective):
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     weight: float = 1.0
+    two_way: bool = False
 
     next_obs = reads_actions = True
 
@@ -184,14 +189,21 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
     def __init__(self, config: ForwardDynamics, policy: Policy):
         super().__init__()
         size = encoding_size(policy)
+        sizes = size + policy.window.horizon * policy.codec.width, *config.hidden, size
         self.config, self.target = config, TargetEncoder(policy, config.target_decay)
-        self.predictor = projector_layers(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
+        self.predictor = projector_layers(*sizes)
+        self.backward_predictor = projector_layers(*sizes) if config.two_way else None
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None
         actions = policy.encode_batch(batch).flatten(1)
         prediction = self.predictor(torch.cat([flat_encoding(captured), actions], -1))
-        return self.config.weight * _cosine_loss(prediction, self.target(policy, batch.next, rng))
+        loss = _cosine_loss(prediction, self.target(policy, batch.next, rng))
+        if self.backward_predictor is not None:
+            after = policy.training_context(batch.next, rng).flat()
+            earlier = self.backward_predictor(torch.cat([after, actions], -1))
+            loss = loss + _cosine_loss(earlier, self.target(policy, batch.obs, rng))
+        return self.config.weight * loss
 
     def after_update(self, policy):
         self.target.update(policy)

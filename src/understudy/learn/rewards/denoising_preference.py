@@ -1,8 +1,9 @@
-"""Preferences between single actions: a tuned copy of a denoising policy tells which of its actions are better."""
+"""Preferences between actions or chunks: a tuned copy of a denoising policy tells which of its plans are better."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -14,12 +15,64 @@ from torch import Generator, Tensor
 from ...checkpoint import RETRAIN, Scorer
 from ...core import Above, AtLeast, Batch, Unsupported, part
 from ...data.episode import Dataset
+from ...data.window import Window
 from ...files import read_json, write_json
 from ...heads.base import DenoisingHead
 from ...policy import Policy
 from ..algorithm import Algorithm, Net, loss
 from ..optimizer import OptimizerConfig
 from .preference_reward import PREFERENCE, SEGMENT, Comparisons
+
+
+def denoising_error(policy: Policy, obs: Mapping[str, Tensor], plan: Tensor, t: Tensor, noise: Tensor,
+                    mask: Tensor | None = None) -> Tensor:
+    """Returns the mean squared error of the estimated clean plan, in coded units, (B,).
+
+    Args:
+        obs: Observation windows, (B, To, ...).
+        plan: Plans in world units, (B, H, A).
+        t: Times, (B, draws).
+        noise: Noise of coded plans, (B, draws, H, width).
+        mask: True at the steps that count, (B, H). None for all.
+    """
+    head, coded = cast(DenoisingHead, policy.config.head), policy.encode(plan, obs)
+    mask = torch.ones_like(coded[..., 0]) if mask is None else mask.float()
+    coded = (coded * mask.unsqueeze(-1)).repeat_interleave(t.shape[1], 0)
+    times = t.reshape(-1, 1).expand(coded.shape[:2])
+    x = head.interpolate(coded, noise.flatten(0, 1), times.unsqueeze(-1))
+    clean = head.predict_clean(policy.net, policy.context(obs).repeat(t.shape[1]), x, times)
+    error = (clean - coded).square().mean(2).unflatten(0, t.shape).mean(1)
+    return (error * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class ChunkComparisons(Comparisons):
+    """Comparisons with the observations and the chunk at each step, within the segment of the step.
+
+    As everywhere, the observation before the first step of a segment is its first one, and the steps of a chunk after
+    its last one are masked.
+    """
+
+    def __init__(self, data: Dataset, names: tuple[str, ...], window: Window):
+        super().__init__(data, names)
+        self.obs_rows = torch.zeros(*self.sign.shape, window.n_obs_steps, dtype=torch.int64)
+        self.chunk_rows = torch.zeros(*self.sign.shape, window.horizon, dtype=torch.int64)
+        self.chunk_mask = torch.zeros(self.chunk_rows.shape, dtype=torch.bool)
+        for number, segment in itertools.product(range(len(self.sign)), (1, -1)):
+            rows = (self.sign[number] == segment).nonzero().flatten()
+            position = torch.arange(len(rows)).unsqueeze(1)
+            past = position + torch.arange(1 - window.n_obs_steps, 1)
+            ahead = position + window.action_offset + torch.arange(window.horizon)
+            self.obs_rows[number, rows] = rows[past.clamp(min=0)]
+            self.chunk_rows[number, rows] = rows[ahead.clamp(0, len(rows) - 1)]
+            self.chunk_mask[number, rows] = (ahead >= 0) & (ahead < len(rows))
+
+    def windows(self, numbers: Tensor, target: str, device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Returns observations (B * T, To, ...), chunks (B * T, H, A) and their masks (B * T, H) of comparisons."""
+        def gather(column: Tensor, rows: Tensor) -> Tensor:
+            return column[numbers[:, None, None], rows[numbers]].flatten(0, 1).to(device)
+        obs = {name: gather(column, self.obs_rows) for name, column in self.columns.items() if name != target}
+        return obs, gather(self.columns[target], self.chunk_rows).float(), \
+            self.chunk_mask[numbers].flatten(0, 1).to(device)
 
 
 class ImplicitReward(Scorer):
@@ -52,25 +105,12 @@ class ImplicitReward(Scorer):
     def forward(self, obs, plan):
         return self.improvement(obs, plan, self.t.expand(len(plan), -1), self.noise.expand(len(plan), -1, -1, -1))
 
-    def improvement(self, obs: Mapping[str, Tensor], plan: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Returns the error of the base minus that of the tuned policy, (B,).
-
-        Args:
-            obs: Observation windows, (B, To, ...).
-            plan: Plans in world units, (B, H, A).
-            t: Times, (B, draws).
-            noise: Noise of coded plans, (B, draws, H, width).
-        """
-        def error(policy: Policy) -> Tensor:
-            head = cast(DenoisingHead, policy.config.head)
-            coded = policy.encode(plan, obs).repeat_interleave(t.shape[1], 0)
-            times = t.reshape(-1, 1).expand(coded.shape[:2])
-            x = head.interpolate(coded, noise.flatten(0, 1), times.unsqueeze(-1))
-            clean = head.predict_clean(policy.net, policy.context(obs).repeat(t.shape[1]), x, times)
-            return (clean - coded).square().unflatten(0, t.shape).mean((1, 2, 3))
+    def improvement(self, obs: Mapping[str, Tensor], plan: Tensor, t: Tensor, noise: Tensor,
+                    mask: Tensor | None = None) -> Tensor:
+        """Returns the error of the base minus that of the tuned policy, (B,): see `denoising_error`."""
         with torch.no_grad():
-            base = error(self.base)
-        return base - error(self.tuned)
+            base = denoising_error(self.base, obs, plan, t, noise, mask)
+        return base - denoising_error(self.tuned, obs, plan, t, noise, mask)
 
     def save(self, folder):
         for name in ("tuned", "base"):
@@ -85,11 +125,12 @@ class ImplicitReward(Scorer):
 
 @part
 class DenoisingPreference(Algorithm):
-    """Tunes a copy of a denoising policy, until it denoises preferred actions better than before, and others worse.
+    """Tunes a copy of a denoising policy, until it denoises preferred plans better than before, and others worse.
 
-    The data are comparisons, as for `PreferenceLearning`: segments of one step are two actions. The loss is
-    ``-sigmoid(beta * (improvement of the better - improvement of the worse))`` at a random time, with the same noise.
-    It is bounded, so that wrong answers count little.
+    The data are comparisons, as for `PreferenceLearning`: segments of one step are two actions. Of longer segments, the
+    plans at all steps are compared, as far as they lie within the segment, and their improvements are added. The loss
+    is ``-sigmoid(beta * (improvement of the better - improvement of the worse))`` at a random time, with the same
+    noise. It is bounded, so that wrong answers count little.
 
     The policy stays as it is: let it start with trained weights (`InitializeFrom`). The module "reward" has the copy,
     and ``BestOfN(scorer="reward", n=8)`` takes the best of the actions that the policy draws.
@@ -110,24 +151,34 @@ class DenoisingPreference(Algorithm):
     extra = (SEGMENT, PREFERENCE)
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
-        if not isinstance(policy.config.head, DenoisingHead) or policy.window.n_obs_steps + policy.window.horizon > 2:
-            raise Unsupported("preferences are about single actions that are denoised", where="DenoisingPreference",
-                              hint="use a policy with the head Diffusion or Flow, and Window(1, 1)")
+        head, window = policy.config.head, policy.window
+        if not isinstance(head, DenoisingHead) or window.goals or window.obs_pad_mask or window.obs_offset:
+            raise Unsupported("preferences are about plans that are denoised, for the observations of a segment",
+                              where=type(self).__name__, hint="use a policy with the head Diffusion or Flow, and a "
+                              "Window without goals, obs_pad_mask and obs_offset")
         return {"policy": Net(policy),
                 "reward": Net(ImplicitReward(copy.deepcopy(policy), copy.deepcopy(policy)), self.optimizer),
-                "comparisons": Net(Comparisons(data, (*policy.inputs, policy.config.target)))}
+                "comparisons": Net(ChunkComparisons(data, (*policy.inputs, policy.config.target), window))}
 
     @loss("reward")
     def preference_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of as many random comparisons as the batch has rows, (B,)."""
-        pairs, policy, count = nets.comparisons, nets.policy, len(batch)
+        sign, arguments = self.draw(nets, len(batch), rng)
+        margin = (nets.reward.improvement(*arguments).reshape(sign.shape) * sign).sum(1)
+        return -(self.beta * margin).sigmoid(), {"agreement": (margin > 0).float()}
+
+    def draw(self, nets: Any, count: int, rng: Generator) -> tuple[Tensor, tuple[Any, ...]]:
+        """Draws comparisons, with one time and noise for both segments of each.
+
+        Returns:
+            The sign of each step (count, T): 1 in the better segment, -1 in the other and 0 where padded or equal. And
+            the arguments of `denoising_error` after the policy, for count * T plans.
+        """
+        pairs, policy = nets.comparisons, nets.policy
         drawn = pairs.draw(count, rng)
         sign, better = (x[drawn].to(rng.device) for x in (pairs.sign, 2 * pairs.first_is_better - 1))
-        obs = pairs.steps(drawn, rng.device)
-        action = obs.pop(policy.config.target).float()
+        obs, chunk, mask = pairs.windows(drawn, policy.config.target, rng.device)
         t = torch.rand(count, 1, generator=rng, device=rng.device)
-        noise = torch.randn(count, 1, 1, policy.codec.width, generator=rng, device=rng.device)
+        noise = torch.randn(count, 1, policy.window.horizon, policy.codec.width, generator=rng, device=rng.device)
         t, noise = (x.repeat_interleave(sign.shape[1], 0) for x in (t, noise))
-        improvement = nets.reward.improvement(obs, action, t, noise).reshape(sign.shape)
-        margin = better * (improvement * sign).sum(1)
-        return -(self.beta * margin).sigmoid(), {"agreement": (margin > 0).float()}
+        return better.unsqueeze(1) * sign, (obs, chunk, t, noise, mask)

@@ -37,7 +37,7 @@ CHOICES = (
      "`gcbc` is the simplest; the others also join pieces of episodes."),
     ("are of mixed quality and have rewards", ("iql", "fql", "udrl"),
      "The last one is told a return while acting. See [Which learner](learners.md)."),
-    ("have actions at few steps", ("vpt", "ss-orl"), "See [Which learner](learners.md#missing-actions)."),
+    ("have actions at few steps", ("vpt", "ss-orl"), "See [Which learner](evidence/missing-actions.md)."),
     ("can be extended: an expert or a person says what to do", ("dagger",), "See [Improving](improving.md)."),
 )
 

@@ -147,7 +147,7 @@ def _systems(rows: list[System]) -> str:
     options = {key: "".join(f"<option>{escape(v)}</option>" for v in values)
                for key, values in (("families", names), ("statuses", STATUSES))}
     head = "\n\n".join([
-        "# Systems", MADE,
+        "---\nhide: [navigation, toc]\n---", "# Systems", MADE,
         f"This table of {len(rows)} published systems says how to use each one, which test shows that it is right, and "
         "where it is compared with the plainest rival.",
         "- **works**: there is a use and a test, and a comparison with the plainest rival is better, or equal at a "
@@ -155,20 +155,26 @@ def _systems(rows: list[System]) -> str:
         "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "
         "that a person would use, or no test.\n- **missing**: the rest.",
         "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
-        FILTER.format(**options)])
-    lines = ["| row | system | family | status | use | right | compared |", "|---|---|---|---|---|---|---|"]
-    return head + "\n\n" + "\n".join([*lines, *map(_system_line, rows)]) + "\n"
+        FILTER.format(**options), '<div class="systems" markdown>'])
+    lines = ["| row | system | family | status | use | right: compared with | works |", "|---|---|---|---|---|---|---|"]
+    return head + "\n\n" + "\n".join([*lines, *map(_system_line, rows)]) + "\n\n</div>\n"
 
 
 def _system_line(system: System) -> str:
     name = f"[{system.name}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.name
-    uses = "<br>".join(f"`{use}`" for use in filter(None, system.use.split("; ")))
+    uses = "<br>".join(map(_use, filter(None, system.use.split("; "))))
     tests = "<br>".join(_test(test) for test in filter(None, system.right.split("; ")))
     comparison = system.comparison
     compared = "" if comparison is None else f"{_table_link(system)}: {comparison.arm} {comparison.word}"
     why = compared or system.works or system.note
     cells = (system.row, name, system.family, system.status, uses, tests, why)
     return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
+
+
+def _use(use: str) -> str:
+    """A command without its first word, or the name of a part. The whole is shown when pointed at."""
+    short = use.removeprefix("understudy ") if " " in use.split("(")[0] else use.split(":")[-1]
+    return f'<code title="{escape(use, quote=True)}">{escape(short)}</code>'
 
 
 def _test(test: str) -> str:

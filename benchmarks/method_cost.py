@@ -67,6 +67,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "maskdp": {**NUMBERS, "observation.goal": NUMBERS["observation.state"]},
     "attention-tuner": {**NUMBERS, "recalled": Feature("int64", (1,))},
     "irm-bc": {**NUMBERS, "place": Feature("int64", (1,))},
+    "skill-bc": {**NUMBERS, "skill": Feature("int64", (1,), "discrete", num_classes=(8,))},
     **dict.fromkeys(("flow-dpo", "preference-reward"), {
         **NUMBERS, "segment": Feature("int64", (1,), "discrete", num_classes=(2,)),
         "preference": Feature("int64", (1,), "discrete", num_classes=(3,))}),

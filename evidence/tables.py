@@ -85,7 +85,6 @@ class Table:
         title: What is compared, in one line.
         text: World, data, budget, and what each arm is told that others are not.
         rival: The plainest rival, an arm.
-        rows: The arm that shows a row of the ledger, by the number of the row.
         experiment: Where its code is, "module:NAME" in the folder of the family. None: it is exploratory, and its code
             is in the commits that the figures name.
         was: Module of the code in these commits, where `experiment` is None.
@@ -100,7 +99,6 @@ class Table:
     title: str
     text: str
     rival: str
-    rows: Mapping[str, str] | None = None
     experiment: str | None = None
     was: str = ""
     measures: tuple[str, ...] = ("success",)

@@ -10,7 +10,7 @@ class Cell:
     Attributes:
         task: Task, method and measure.
         published: The figure. None where nobody has published one.
-        source: Where it is published, a key of `SOURCES`.
+        source: Where it is published, which page.md describes.
         updates: Updates of the network behind the published figure.
         planned: Updates of a run here. 0 where a cell of benchmarks/ made the figures.
         unit: "%" for a rate in percent, whose interval may be 10 points to either side; else that of a score.
@@ -29,19 +29,6 @@ class Cell:
 
 
 ZOO, OGBENCH, CORL, CS285, SEALS = "rl-baselines3-zoo", "OGBench", "CORL", "CS285", "imitation"
-SOURCES = {
-    ZOO: "the trained agents of rl-baselines3-zoo (`benchmark.md` of commit 22e3ff2), one run of each; its "
-         "hyperparameters, actions without noise, and as many episodes as it has, but 1,500 of DoorKey",
-    "IQ-Learn": "the README of Garg et al. 2021 (arXiv 2106.12142)",
-    OGBENCH: "Park et al. 2025 (arXiv 2410.20092), eight runs of each; five goals of 50 episodes",
-    CORL: "Tarasov et al. 2022 (arXiv 2210.07105), the last weights of four runs; 100 episodes",
-    CS285: "the course CS285, single runs in an older simulator with another body",
-    SEALS: "the benchmark summary of imitation 1.0, ten runs of each",
-    "Overcooked": "play of people (Carroll et al. 2019, arXiv 1910.05789), whose held-out log loss nobody published",
-    "TD3": "Fujimoto et al. 2018 (arXiv 1802.09477), ten runs, read at 100,000 steps",
-    "BeT": "Chi et al. 2023 (arXiv 2303.04137), three runs of 50 episodes",
-    "IBC": "Florence et al. 2021 (arXiv 2109.00137), who say it in words: 95 % up to N = 16, explicit up to N = 8",
-}
 LAYOUTS = ("asymmetric_advantages", "coordination_ring", "cramped_room", "random0", "random3")
 GPU, M = "a GPU", 1_000_000
 _MAZE = {"gcbc-narrow": 9, "gcivl": 63, "gciql": 53, "qrl": 82, "crl": 29, "hiql": 79}

@@ -57,10 +57,10 @@ def status(cell: Cell, figures: Sequence[dict[str, Any]]) -> str:
         return f"not run: needs {cell.needs}" if cell.needs else "not run"
     if cell.published is None:
         return "no published figure"
-    made, mean = _updates(figures) / cell.updates, interval([figure["value"] for figure in figures])
+    share, mean = _updates(figures) / cell.updates, interval([figure["value"] for figure in figures])
     widest = 10 if cell.unit == "%" else abs(cell.published) / 10
-    if made < 0.5 or not cell.same_sizes or len(figures) < 3 or (mean.high - mean.low) / 2 > widest:
-        return f"approached ({100 * min(made, 1):.3g} % of the updates)"
+    if share < 0.5 or not cell.same_sizes or len(figures) < 3 or (mean.high - mean.low) / 2 > widest:
+        return f"approached ({100 * min(share, 1):.3g} % of the updates)"
     if mean.low <= cell.published <= mean.high:
         return "reproduced"
     return "above" if mean.low > cell.published else "below"

@@ -96,17 +96,14 @@ def _cartpole(seed: int, folder: Path) -> tuple[int, float]:
     """Every 20th step of a demonstration of 500 steps, with the observation that follows it."""
     shown = [e for e in open_dataset(DATA / "imitation/cartpole_expert.npz") if len(e) == 500]
     steps = shown[np.random.default_rng(seed).integers(len(shown))].steps
+    classes = Feature("int64", (1,), "discrete", num_classes=(2,))
     state, action = np.asarray(steps["observation.state"]), np.asarray(steps["action"]).astype(np.int64)
     data = Dataset([Episode({"observation.state": state[[t, t + 1]], "action": action[[t]].reshape(1, 1),
-                             "next.terminated": np.zeros(1, bool)}, schema={"action": _classes(2)})
+                             "next.terminated": np.zeros(1, bool)}, schema={"action": classes})
                     for t in range(0, 500, 20)])
     policy = PolicyConfig(Categorical(), FeedForward((64, 64), "elu"), codec=Normalizer("identity"))
     train(Method(policy, learner=InverseActionValues()), data, folder, seed=seed, val_fraction=0)
     return 3000, _mean_return(folder, make("CartPole-v1", ROWS), 100, seed)
-
-
-def _classes(count: int) -> Feature:
-    return Feature("int64", (1,), "discrete", num_classes=(count,))
 
 
 def _pendulum(name: str, seed: int, folder: Path) -> tuple[int, float]:
@@ -177,7 +174,7 @@ def _play(layout: str, part: str) -> Dataset:
         if step["layout_name"] == layout:
             trials.setdefault(step["trial"], []).append(step)
     rows = json.loads((DATA / "overcooked/layouts.json").read_text())[layout]
-    size = len(rows), len(rows[0])
+    size, classes = (len(rows), len(rows[0])), Feature("int64", (1,), "discrete", num_classes=(len(MOVES),))
 
     def view(state: dict, player: int) -> np.ndarray:
         cells = np.zeros((*size, 5))
@@ -188,15 +185,15 @@ def _play(layout: str, part: str) -> Dataset:
                 cells[y, x, 3:] = item["state"][1] / 3, item["state"][2] / 20
         parts: list[Any] = [cells.ravel()]
         for who in (state["players"][player], state["players"][1 - player]):
-            place, held = np.zeros(size), who.get("held_object", {}).get("name")
+            place, carried = np.zeros(size), who.get("held_object", {}).get("name")
             place[who["position"][1], who["position"][0]] = 1
-            parts += [place.ravel(), [move == who["orientation"] for move in MOVES[:4]], [held == t for t in THINGS]]
+            parts += [place.ravel(), [move == who["orientation"] for move in MOVES[:4]], [carried == t for t in THINGS]]
         return np.concatenate(parts).astype(np.float32)
 
     def episode(steps: list[dict], player: int) -> Episode:
         actions = [MOVES.index(json.loads(step["joint_action"])[player]) for step in steps]
         return Episode({"observation.state": np.stack([view(json.loads(step["state"]), player) for step in steps]),
-                        "action": np.array(actions, np.int64)[:, None]}, schema={"action": _classes(len(MOVES))})
+                        "action": np.array(actions, np.int64)[:, None]}, schema={"action": classes})
     return Dataset([episode(steps, player) for steps in trials.values() for player in (0, 1)])
 
 

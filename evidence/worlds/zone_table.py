@@ -170,9 +170,9 @@ class PlayExpert(Actor):
         idle = (state["wander"] > 1)[:, None]
         has = (closed > 0.5) & (gap[rows, block] < 1e-6)[:, None]
         ahead = torch.where(idle, state["to"], torch.where(has, goal, blocks[rows, block])) - hand
-        far = ahead.norm(dim=1, keepdim=True)
-        takes, arrives = ~idle & ~has & (far < 0.6 * GRASP), has & (far < 0.6 * GRASP)
-        tremble = self.noise * far.div(SPEED).clamp(0.05, 1) * normal(state["key"], state["count"], (2,), stream=2)
+        distance = ahead.norm(dim=1, keepdim=True)
+        takes, arrives = ~idle & ~has & (distance < 0.6 * GRASP), has & (distance < 0.6 * GRASP)
+        tremble = self.noise * distance.div(SPEED).clamp(0.05, 1) * normal(state["key"], state["count"], (2,), stream=2)
         velocity = torch.where(takes | arrives, 0.0, (ahead / SPEED).clamp(-1, 1) + tremble)
         action = torch.cat([velocity, torch.where(takes | has & ~arrives, 1.0, -1.0)], 1).float()
         done = arrives[:, 0]

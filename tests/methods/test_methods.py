@@ -53,15 +53,15 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "dwsl", "gcivl", "hilp", "hiql",
-                 "abco", "bco", "cilo", "vpt", "discrete-bcq", "discrete-cql", "history-iql", "iql",
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "skill-bc", "dwsl", "gcivl",
+                 "hilp", "hiql", "abco", "bco", "cilo", "vpt", "discrete-bcq", "discrete-cql", "history-iql", "iql",
                  "nfq", "discrete-sac", "dqn", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics",
                  "dualmind", "dynamo", "icvf", "midas", "knn", "vinn", "arp", "decision-transformer",
                  "dichotomy-of-control", "udrl", "composite-motion", "ele", "gail", "sarm", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "cilo", "attention-tuner", "composite-motion", "ele", "gail", "interactive-language", "history-iql",
     "iql", "ppo", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp", "omnijarvis", "discrete-bcq",
-    "discrete-cql", "discrete-sac", "dqn", "nfq"]
+    "discrete-cql", "discrete-sac", "dqn", "nfq", "skill-bc"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -331,7 +331,7 @@ WITHOUT = {
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),
     "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
-    needs.PLACES.text: (STATES, "there is no column place"),
+    needs.PLACES.text: (STATES, "there is no column place"), needs.SKILLS.text: (STATES, "there is no column 'skill'"),
     "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
         STATES, "column 'subtask': it is missing"),
     "a field of the episodes that orders the demonstrators": (STATES, "there is no field 'proficiency'"),

@@ -231,6 +231,8 @@ ENDS = Need("which steps ended an episode (next.terminated)", {"next.terminated"
 THOUGHTS = Need("the thought of the expert at each step, as text (thought)", {"thought": TEXT})
 SUBTASKS = Need("a column of text that says what is done at each step, or segments in the metadata of the episodes",
                 {"subtask": TEXT})
+SKILLS = Need("a column with the number of the skill that is due at each step (skill)", {
+    "skill": {"dtype": "int64", "shape": (1,), "kind": "discrete", "num_classes": (8,)}})
 RECALLED_STEPS = Need("a column with the distances to the recalled steps",
                       {"recalled": {"dtype": "int64", "shape": (1,)}})
 PLACES = Need("a column with the number of the place, or of another condition, of each step",

@@ -94,8 +94,8 @@ def _collected(method: Method, data: Dataset, seed: int, folder: Path, env: Env)
 
 def _cartpole(seed: int, folder: Path) -> tuple[int, float]:
     """Every 20th step of a demonstration of 500 steps, with the observation that follows it."""
-    shown = [e for e in open_dataset(DATA / "imitation/cartpole_expert.npz") if len(e) == 500]
-    steps = shown[np.random.default_rng(seed).integers(len(shown))].steps
+    learned = [e for e in open_dataset(DATA / "imitation/cartpole_expert.npz") if len(e) == 500]
+    steps = learned[np.random.default_rng(seed).integers(len(learned))].steps
     classes = Feature("int64", (1,), "discrete", num_classes=(2,))
     state, action = np.asarray(steps["observation.state"]), np.asarray(steps["action"]).astype(np.int64)
     data = Dataset([Episode({"observation.state": state[[t, t + 1]], "action": action[[t]].reshape(1, 1),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.core import ConfigError, Unsupported, UserError
+from understudy.core import ConfigError, Feature, Unsupported, UserError, keys
 from understudy.data.augment import ConditionDropout, ModalityDropout, RandomMasking
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
@@ -37,6 +37,7 @@ from understudy.heads.denoising.edm import EDM
 from understudy.heads.denoising.flow import Flow
 from understudy.heads.guidance import LimitedCost, cost_gradient
 from understudy.heads.likelihood.bins import Bins
+from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.one_step.consistency import Consistency
 from understudy.heads.one_step.mean_flow import MeanFlow
@@ -48,7 +49,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
 from understudy.nets.mlp import MLP
 from understudy.policy import ClassifierFreeGuidance, CostGuidance, Policy, PolicyConfig
-from understudy.testing import check_executor, random_batch
+from understudy.testing import check_executor, random_batch, random_dataset
 
 KEY = torch.arange(3)
 
@@ -107,6 +108,39 @@ def gaussian(head, center):
     policy, _ = random_batch(flow(head))
     policy.net = Score(head, center)
     return policy
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, *probabilities):
+        super().__init__()
+        self.logits = torch.tensor(probabilities).log() + len(probabilities)  # up to a constant
+
+    def forward(self, x, t, context):
+        return self.logits.expand(*x.shape[:2], -1)
+
+
+def test_logits_of_classes_compose_as_emulated_fine_tuning():
+    """A large policy has the probabilities (.5, .3, .2), a small one (.6, .2, .2), and (.2, .2, .6) after its tuning.
+    At b = 1 the emulated one has (.5 / 3, .3, .2 * 3) up to their sum, 1.0667, and so (.156, .281, .5625)."""
+    features = {"observation.state": Feature("float32", (2,)),
+                "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+    data = random_dataset(features)
+    policies = [Policy(PolicyConfig(Categorical(temperature=1.0), MLP(8)), data.features()).fit_statistics(data)
+                for _ in range(3)]
+    for policy, probabilities in zip(policies, ((0.5, 0.3, 0.2), (0.2, 0.2, 0.6), (0.6, 0.2, 0.2)), strict=True):
+        policy.net.trunk = Logits(*probabilities)
+    emulated = ComposedPolicies(policies[0], tuple(policies[1:]), (1.0, 1.0, -1.0))
+    n = 20_000
+    plan = emulated.plan({"observation.state": torch.zeros(n, 1, 2)},
+                         emulated.noise(keys(0, range(n)), torch.zeros(n, dtype=torch.int64)))
+    shares = torch.bincount(plan.flatten().long(), minlength=3) / n
+    torch.testing.assert_close(shares, torch.tensor([0.15625, 0.28125, 0.5625]), atol=0.015, rtol=0)  # 4 deviations
+    with pytest.raises(Unsupported, match="drawn before"):
+        one = Policy(PolicyConfig(Categorical(autoregressive=True), MLP(8)), data.features())
+        ComposedPolicies(one, (one,), (0.5, 0.5))
+    with pytest.raises(Unsupported, match="Categorical answers at once"):
+        emulated.plan({"observation.state": torch.zeros(1, 1, 2)}, torch.zeros(1, *policies[0].noise_shape),
+                      (ClassifierFreeGuidance(("observation.state",)),))
 
 
 def test_composed_policies_read_what_each_reads():

@@ -54,14 +54,14 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "skill-bc", "dwsl", "gcivl",
-                 "hilp", "hiql", "abco", "bco", "cilo", "vpt", "discrete-bcq", "discrete-cql", "history-iql", "iql",
-                 "nfq", "discrete-sac", "dqn", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics",
-                 "dualmind", "dynamo", "icvf", "midas", "knn", "vinn", "arp", "decision-transformer",
-                 "dichotomy-of-control", "udrl", "composite-motion", "ele", "gail", "sarm", "omnijarvis"]
+    "hilp", "hiql", "abco", "bco", "cilo", "vpt", "discrete-bcq", "discrete-cql", "history-iql", "iql", "nfq",
+    "discrete-sac", "dqn", "dvpo", "loop", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics",
+    "dualmind", "dynamo", "icvf", "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control",
+    "udrl", "composite-motion", "ele", "gail", "sarm", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "cilo", "attention-tuner", "composite-motion", "ele", "gail", "interactive-language", "history-iql",
-    "iql", "ppo", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp", "omnijarvis", "discrete-bcq",
-    "discrete-cql", "discrete-sac", "dqn", "nfq", "skill-bc"]
+    "iql", "dvpo", "loop", "ppo", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp", "omnijarvis",
+    "discrete-bcq", "discrete-cql", "discrete-sac", "dqn", "nfq", "skill-bc"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 

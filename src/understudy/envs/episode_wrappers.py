@@ -73,6 +73,26 @@ class DemoStateReset(EnvWrapper):
         return {k: np.array(episode.steps[k][t]) for k in names}
 
 
+class RepeatedStarts(EnvWrapper):
+    """Each start is that of several episodes, one after the other, so that their returns can be compared.
+
+    What the environment draws later is the same, too, if it draws from the key of the episode.
+
+    Args:
+        n_repeats: Number of episodes from each start.
+    """
+
+    def __init__(self, env: Env, n_repeats: int):
+        super().__init__(env)
+        self.n_repeats, self.keys_of_starts = n_repeats, torch.zeros(0, dtype=torch.int64)
+
+    def reset(self, which, key):
+        n = len(self.keys_of_starts)
+        all_keys = torch.cat([self.keys_of_starts, key])
+        self.keys_of_starts = all_keys[torch.arange(len(all_keys)) // self.n_repeats * self.n_repeats]
+        return self.env.reset(which, self.keys_of_starts[n:])
+
+
 class FixedHorizonEnv(EnvWrapper):
     """All episodes last until the limit, so that their length tells nothing about success.
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Annotated, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint import Scorer
 from ..core import Above, AtLeast, Below, ConfigError, Context, Unsupported, UserError, part, take
-from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
+from ..heads.likelihood.categorical import Categorical
+from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy, sampling_guides
 from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
 from .planners import PlannerWrapper, ScoredPlanner, Unresolved
@@ -62,7 +63,7 @@ class ComposedConditions(NetworkGuidance):
 class _OtherPolicies(NetworkGuidance):
     """The weighted mean of the predictions of several networks. The first weight is that of the guided one."""
 
-    nets: tuple[nn.Module, ...]
+    nets: tuple[Any, ...]
     contexts: tuple[Context, ...]
     weights: tuple[float, ...]
 
@@ -85,11 +86,17 @@ class ComposedPolicies(PlannerWrapper):
     under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
     of sampling are taken in coded actions.
 
+    Of policies with the head `Categorical` the logits are averaged. With the weights ``(1, b, -b)``, a policy and two
+    others, the second of which was tuned from the third, the policy acts as if it had been tuned likewise (emulated
+    fine-tuning).
+
     Args:
-        planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
+        planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`, or is `Categorical`.
         weights: Weight of each policy, that of `planner` first. They sum to 1.
 
     References:
+        Mitchell et al. (2024), An Emulator for Fine-Tuning Large Language Models using Small Language Models,
+        arXiv:2310.12962.
         Wang et al. (2024), PoCo: Policy Composition from and for Heterogeneous Robot Learning, arXiv:2402.02511.
     """
 
@@ -116,11 +123,16 @@ class ComposedPolicies(PlannerWrapper):
         if not isinstance(first_policy, Policy):
             raise UserError(f"the first policy is a {type(first_policy).__name__}", where=class_name,
                             hint="compose policies first, then wrap the composition")
-        _ = first_policy.head  # raises Unsupported for a head that answers in one step
+        if not isinstance(head := first_policy.config.head, Categorical):
+            _ = first_policy.head  # raises Unsupported for a head that answers in one step
+        elif head.autoregressive or head.draw_levels:
+            raise Unsupported("the logits of a class depend on what was drawn before", where=class_name,
+                              hint="use Categorical with autoregressive=False and draw_levels=False")
         for number, other in enumerate(self.others, 1):
             for name, a, b in (("head", first_policy.config.head, other.config.head),
                                ("window", first_policy.window, other.window),
-                               ("action_dim", first_policy.action_dim, other.action_dim)):
+                               ("action_dim", first_policy.action_dim, other.action_dim),
+                               ("number of classes", first_policy.target.num_classes, other.target.num_classes)):
                 if a != b:
                     raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=class_name,
                                     hint="train both with the same head and window")
@@ -140,8 +152,16 @@ class ComposedPolicies(PlannerWrapper):
 
     def plan(self, obs, noise, guides=()):
         contexts = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
-        guidance = _OtherPolicies(tuple(p.net for p in self.others), contexts, self.weights)
-        return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, guidance))
+        first, own_obs = cast(Policy, self.planner), {k: obs[k] for k in self.planner.inputs}
+        if not isinstance(first.config.head, Categorical):
+            guidance = _OtherPolicies(tuple(p.net for p in self.others), contexts, self.weights)
+            return first.plan(own_obs, noise, (*guides, guidance))
+        if sampling_guides(guides):
+            _ = first.guided_head  # raises Unsupported
+        guidance = _OtherPolicies(tuple(p.net.trunk for p in self.others), contexts, self.weights)
+        net = SimpleNamespace(trunk=guidance.guided_net(first.net.trunk, None, None), layers=None,
+                              num_classes=first.net.num_classes)
+        return first.codec.decode(first.config.head.sample(net, first.context(own_obs), noise), own_obs)
 
 
 @dataclass(frozen=True)

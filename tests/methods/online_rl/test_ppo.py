@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 import torch
 
 from understudy import make
-from understudy.checkpoint import FromStage
+from understudy.checkpoint import FromStage, Scorer
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import evaluate
 from understudy.heads.likelihood.categorical import Categorical
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.likelihood.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
+    FIRST_EPISODE,
     CollectionRounds,
     RolloutCollector,
     TemperatureExploration,
@@ -42,6 +45,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.methods import find_method
+from understudy.methods.online_rl.loop import loop
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig
@@ -101,6 +105,86 @@ def test_advantages_are_direct_sums_and_time_limits_are_no_ends(decay):
         np.testing.assert_allclose(annotated.steps[ADVANTAGE], sums, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(annotated.steps[RETURN], np.array(sums) + value[:-1], rtol=1e-4, atol=1e-5)
         assert annotated.metadata[FIRST_UPDATE] == 0 and annotated.steps[LOG_PROB].shape == (len(episode),)
+
+
+def test_an_episode_is_compared_with_the_others_of_its_group():
+    """LOOP, with a discount of 0.5. The returns of the first group are 1, 4 and 0.25. The means of the others are
+    2.125, 0.625 and 2.5. The last episode is alone in its group."""
+    rewards = [[1.0, 0.0], [2.0, 4.0], [0.0, 0.0, 1.0], [2.0]]
+    data = Dataset([e.replace({"next.reward": np.float32(r)}) for e, r in zip(
+        episodes([2, 2, 3, 1], [True] * 4), rewards, strict=True)])
+    learner = learner_on(data, replace(SMALL, discount=0.5, group_size=3))
+    annotated = learner.annotate(data, 0)
+    assert [e.steps[ADVANTAGE].tolist() for e in annotated] == [
+        pytest.approx([a] * n) for a, n in ((-1.125, 2), (3.375, 2), (-2.25, 3), (0.0, 1))]
+
+
+def test_advantages_of_groups_are_not_standardized_and_train_no_value():
+    data = episodes([8, 8], [True, True])
+    learner = learner_on(data, replace(SMALL, group_size=2))
+    losses, seen = learner.minimize, {}
+
+    def minimize(name, function, batch):
+        seen[name] = batch.extra[ADVANTAGE]
+        return losses(name, function, batch)
+    learner.minimize = minimize
+    annotated = learner.annotate(data, 0)
+    batch = learner.batch_sampler(annotated).batch(8, 0)
+    learner.update(batch)
+    assert list(seen) == ["policy"] and torch.equal(seen["policy"], batch.extra[ADVANTAGE])
+
+
+def test_episodes_of_a_group_begin_alike_and_act_differently():
+    data = random_episodes(make("particle", 3, limit=6), 4, 0)
+    method = replace(loop(2, 3, 4, 1, data.features()), policy=replace(policy_config(), inputs=()))
+    method = replace(method, learner=replace(method.learner, steps=8, batch_size=8))
+    with tempfile.TemporaryDirectory() as folder:
+        train(method, data, folder + "/run", env=make("particle", 5, limit=6))
+        collected = [e for round in ("000000", "000001") for e in open_dataset(f"{folder}/run/collection/{round}")]
+    assert [e.metadata["number"] - FIRST_EPISODE for e in collected] == list(range(24))  # groups are consecutive
+    starts = np.stack([np.concatenate([v[0].ravel() for k, v in sorted(e.steps.items()) if k.startswith("observation")])
+                       for e in collected]).reshape(6, 4, -1)
+    actions = np.stack([e.steps["action"][0] for e in collected]).reshape(6, 4, -1)
+    assert (starts == starts[:, :1]).all() and len(np.unique(starts[:, 0], axis=0)) == 6
+    assert len(np.unique(actions.reshape(24, -1), axis=0)) == 24
+
+
+class Product(Scorer):
+    """The score of an action is the state times the action."""
+
+    inputs, features = (STATE,), NUMBERS
+
+    def forward(self, obs, plan):
+        return obs[STATE][:, -1, 0] * plan[:, 0, 0]
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = staticmethod(save)
+
+
+def test_scores_of_a_frozen_critic_are_the_advantages():
+    """DVPO: neither rewards nor a value count, and no value is trained."""
+    data = episodes([4, 4], [True, False])
+    learner = learner_on(data, replace(SMALL, critic=Product()))
+    annotated = learner.annotate(data, 0)
+    for episode, scored in zip(data, annotated, strict=True):
+        product = episode.steps[STATE][:-1, 0] * episode.steps["action"][:, 0]
+        np.testing.assert_allclose(scored.steps[ADVANTAGE], product, rtol=1e-5)
+    before = {k: v.clone() for k, v in learner.value.state_dict().items()}
+    policy = {k: v.clone() for k, v in learner.policy.state_dict().items()}
+    learner.update(learner.batch_sampler(annotated).batch(8, 0))
+    assert all(torch.equal(v, before[k]) for k, v in learner.value.state_dict().items())
+    assert any(not torch.equal(v, policy[k]) for k, v in learner.policy.state_dict().items())
+
+
+def test_a_frozen_critic_that_cannot_be_used_is_refused():
+    with pytest.raises(ConfigError, match="both say what an advantage is"):
+        replace(SMALL, critic=FromStage("values", "critic"), group_size=2)
+    critic = Product()
+    critic.inputs = ("observation.other",)
+    with pytest.raises(Unsupported, match="the critic reads observation.other"):
+        learner_on(episodes([4], [True]), replace(SMALL, critic=critic))
 
 
 def test_densities_are_those_of_the_policy_that_acted():

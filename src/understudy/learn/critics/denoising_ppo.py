@@ -90,6 +90,9 @@ class DenoisingPPOLearner(PPOLearner):
         if self.config.reward is not None:
             raise Unsupported("a learned reward judges single steps, and an action here is a chunk",
                               where="DenoisingPPO.reward", hint="leave it out: the data have the rewards")
+        if self.config.group_size is not None or self.config.critic is not None:
+            raise Unsupported("chunks have values here", where="DenoisingPPO",
+                              hint="leave group_size and critic out, or use PPO with a head that has a density")
 
     def exploring_actor(self, actor: Actor) -> Actor:
         """Returns the actor that adds noise to the denoising steps of the deployed one, and records them."""

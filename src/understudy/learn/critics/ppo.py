@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from typing import Annotated, cast
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ...checkpoint import FromStage
-from ...core import Above, AtLeast, AtMost, Batch, Unsupported, part
+from ...checkpoint import FromStage, Scorer
+from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Unsupported, part
 from ...data.batch_sampler import BatchSampler, SourcesSampler
 from ...data.episode import Dataset
 from ...data.window import Windows
@@ -61,6 +61,11 @@ class PPO(RewardedConfig):
         reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
             round before its updates. None: the rewards of the data.
         reward_every: Updates of the policy for each one of the reward model.
+        group_size: Number of consecutive episodes of a round from the same start. The advantage of all steps of an
+            episode is then its return minus the mean return of the others of its group (leave one out, as in LOOP),
+            which is not standardized. There is no value. None for a value.
+        critic: A critic that a stage trained. It stays as it is, and its scores of the actions are the advantages (as
+            in DVPO). There is no value, and rewards do not count. None for a value.
 
     References:
         Schulman et al. (2017), Proximal Policy Optimization Algorithms, arXiv:1707.06347.
@@ -70,6 +75,10 @@ class PPO(RewardedConfig):
         Andres et al. (2023), Using Offline Data to Speed Up Reinforcement Learning in Procedurally Generated
         Environments, arXiv:2304.09825 (`cloning_weight`; they make updates of cloning alone between those of PPO).
         Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
+        Chen et al. (2025), Reinforcement Learning for Long-Horizon Interactive LLM Agents (LOOP), arXiv:2502.01600
+        (`group_size`).
+        Huang et al. (2025), Lean and Mean: Decoupled Value Policy Optimization with Global Value Guidance (DVPO),
+        arXiv:2502.16944 (`critic`).
     """
 
     steps: Annotated[int, AtLeast(0)] = 20_000
@@ -88,8 +97,12 @@ class PPO(RewardedConfig):
     cloning_weight: Annotated[float, AtLeast(0)] = 0.0
     reward: RewardModelConfig | FromStage | None = None
     reward_every: Annotated[int, AtLeast(1)] = 1
+    group_size: Annotated[int | None, AtLeast(2)] = None
+    critic: FromStage | Scorer | None = None
 
     def __post_init__(self):
+        if self.group_size is not None and self.critic is not None:
+            raise ConfigError("both say what an advantage is", where="PPO.critic", hint="leave it out, or group_size")
         self.check_discount(self.discount)
 
     @property
@@ -115,6 +128,11 @@ class PPOLearner(RewardedLearner):
         if isinstance(reference, Policy) and reference.window != policy.window:
             raise Unsupported(f"the window of the reference is {reference.window}, and that of the policy "
                               f"{policy.window}", where="PPO.kl_reference", hint="train both with the same window")
+        if isinstance(config.critic, Scorer):
+            config.critic.to(policy.device).eval()
+            if missing := set(config.critic.inputs) - set(policy.inputs):
+                raise Unsupported(f"the critic reads {', '.join(sorted(missing))}, which the policy does not",
+                                  where="PPO.critic", hint="train both on the same columns")
         config.value.check_no_subset()
         weights = torch.tensor(config.objective_weights(policy.inputs))
         self.objective_weights = (weights / weights.mean()).to(policy.device)  # (K,)
@@ -144,26 +162,32 @@ class PPOLearner(RewardedLearner):
         ends = np.cumsum(episodes.lengths)
         last = torch.zeros(ends[-1], dtype=torch.bool)
         last[ends - 1] = True
-        log_prob, reference, reward, value, next_value, terminated = columns
+        log_prob, reference, reward, value, next_value, terminated, score = columns
         if round is not None:
             self.reward_units = [unit or float(x.square().mean().sqrt()) for unit, x in zip(
                 self.reward_units, reward.T, strict=True)]
         reward = reward / torch.tensor([unit or 1.0 for unit in self.reward_units])
-        advantage = gae(reward, value, next_value, terminated.bool()[:, None], last[:, None], self.config.discount,
-                        self.config.gae_decay)
+        if isinstance(self.config.critic, Scorer):
+            advantage = score[:, None].expand_as(reward)
+        elif self.config.group_size is None:
+            advantage = gae(reward, value, next_value, terminated.bool()[:, None], last[:, None], self.config.discount,
+                            self.config.gae_decay)
+        else:
+            advantage = left_out_advantage(reward, episodes.lengths, self.config.group_size, self.config.discount)
         return self._with_columns(episodes, {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference,
                                              ADVANTAGE: advantage.squeeze(1), RETURN: (advantage + value).squeeze(1)})
 
     def _judge(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Log-density, that of the reference and termination of each step, (B,), with reward, value and next value of
-        each objective, (B, K)."""
-        batch = batch.to(self.device)
+        """Log-density, that of the reference, termination and score of each step, (B,), with reward, value and next
+        value of each objective, (B, K)."""
+        batch, critic = batch.to(self.device), self.config.critic
         assert batch.next is not None
         with self.evaluation():
             log_prob, reference_log_prob = (x[:, 0] for x in self.log_probs(batch))
             reward = batch.extra[REWARD] if self.reward is None else self.reward.objectives(batch, self.policy)
             columns = (log_prob, reference_log_prob, reward.float(), self.values(batch.obs), self.values(batch.next),
-                       batch.extra[TERMINATED][:, 0].float())
+                       batch.extra[TERMINATED][:, 0].float(),
+                       critic(batch.obs, batch.action) if isinstance(critic, Scorer) else log_prob)
         return tuple(column.cpu() for column in columns)
 
     def values(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -207,10 +231,12 @@ class PPOLearner(RewardedLearner):
             self.stopped_round = self.round_start
         if self.stopped_round != self.round_start:
             stored = batch.extra[ADVANTAGE]
-            advantage = self.objective_weights * self._standardized(self.column(batch, ADVANTAGE))
+            advantage, is_grouped = self.column(batch, ADVANTAGE), self.config.group_size is not None
+            advantage = self.objective_weights * (advantage if is_grouped else self._standardized(advantage))
             advantage = (advantage if stored.ndim == 2 else advantage[:, None]).expand_as(stored)
             self.minimize("policy", self.policy_loss, batch.replace(extra={**batch.extra, ADVANTAGE: advantage}))
-            self.minimize("value", self.value_loss, batch)
+            if not is_grouped and self.config.critic is None:
+                self.minimize("value", self.value_loss, batch)
         return self.end_update()
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
@@ -272,6 +298,20 @@ class PPOLearner(RewardedLearner):
     def restore(self, tensors, metadata):
         super().restore(tensors, metadata)
         self.stopped_round = metadata["stopped_round"]
+
+
+def left_out_advantage(reward: Tensor, lengths: Sequence[int], group_size: int, discount: float) -> Tensor:
+    """Returns the return of the episode of each step, minus the mean return of the others of its group, (T, ...).
+
+    An episode without others in its group has the advantage 0.
+
+    Args:
+        reward: Reward of each step, (T, ...).
+        lengths: Number of steps of each episode. As many consecutive ones as `group_size` are a group.
+    """
+    returns = torch.stack([(discount ** torch.arange(len(r)).to(r) @ r) for r in reward.split(list(lengths))])
+    advantages = [(group - group.mean(0)) * len(group) / max(len(group) - 1, 1) for group in returns.split(group_size)]
+    return torch.cat(advantages).repeat_interleave(torch.tensor(lengths), 0)
 
 
 class EpochSampler(BatchSampler):

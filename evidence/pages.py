@@ -41,7 +41,7 @@ def family_page(family: Family) -> str:
     """The page of a family: its question, and each table with its comparisons."""
     if (words := len(family.text.split())) > MAX_WORDS:
         raise ValueError(f"{family.folder / 'family.toml'}: the text has {words} words, and at most {MAX_WORDS}")
-    parts = [f"# {family.question}", MADE, family.text]
+    parts = [f"# {family.question}", MADE, _paragraphs(family.text)]
     for table in family.tables.values():
         parts += [f"## {table.title} {{#{table.name}}}", table.text]
         if table.shows_nothing:
@@ -49,6 +49,15 @@ def family_page(family: Family) -> str:
         parts += ["\n".join(_rows(table, measure)) for measure in table.measures]
         parts.append(_origin(table))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _paragraphs(text: str) -> str:
+    """A text of more than 80 words in two paragraphs."""
+    sentences = re.split(r"(?<=[.?!*])\s+(?=[A-Z*])", " ".join(text.split()))
+    if len(text.split()) <= 80:
+        return text
+    half = min(range(1, len(sentences)), key=lambda i: abs(len(text) / 2 - len(" ".join(sentences[:i]))))
+    return " ".join(sentences[:half]) + "\n\n" + " ".join(sentences[half:])
 
 
 def _rows(table: Table, name: str) -> list[str]:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from understudy.audit.scores.registry import SCORES
+from understudy.audit.scores.registry import ENV_SCORES, SCORES
 from understudy.cli import main
 from understudy.commands.parts.command_list import COMMANDS
 from understudy.commands.parts.method import method_options
@@ -156,7 +156,7 @@ def _wrong_command(words: list[str]) -> str | None:
             continue
         if not re.search(rf"{re.escape(option)}(?![\w-])", text):
             return f"use: understudy {' '.join(words[:2])} has no option {option}"
-        values = {"--score": SCORES, "--executor": EXECUTION_SCHEMES}.get(option, text)
+        values = {"--score": {**SCORES, **ENV_SCORES}, "--executor": EXECUTION_SCHEMES}.get(option, text)
         if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in values:
             return f"use: understudy {command} {option} does not know {value}"
     return None

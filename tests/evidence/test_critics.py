@@ -59,7 +59,7 @@ def test_the_first_critic_estimates():
 def test_each_arm_lacks_what_it_says():
     arms = {name: asdict(option) for name, option in TABLE.arms.items()}
     lacking = {name: {k for k, v in arm.items() if v != arms["TD3"][k]} for name, arm in arms.items()}
-    assert lacking == {"TD3": set(), "DDPG": {"n_critics", "policy_delay", "target_noise"}, "no minimum": {"n_critics"},
+    assert lacking == {"TD3": set(), "DDPG": {"n_critics", "policy_delay", "target_noise"},
                        "no delay": {"policy_delay"}, "no smoothing": {"target_noise"}, "equal critics": {"n_critics"}}
     learner = ActorCritic(1, 1, 0.0).method.learner
     assert (learner.critic.n_critics, learner.policy_delay, learner.target_noise, learner.bc_weight) == (1, 1, 0, 0)

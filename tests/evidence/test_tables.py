@@ -139,6 +139,8 @@ def test_every_table_can_be_read(name):
         return
     experiment = table.load_experiment()
     assert set(table.arms) <= set(experiment.arms) and table.record["seeds"] == list(experiment.seeds)
+    designs = {run.design(experiment, arm, experiment.first_seed) for arm in experiment.arms}
+    assert len(designs) == len(experiment.arms), "two arms compute the same"
 
 
 @pytest.mark.parametrize("name", families())

@@ -132,12 +132,10 @@ def checked(experiment, option: ActorCritic, data, seed: int, episodes: int, sta
             "success": [float(e.steps[STATE][-1, 0] > 0.95) for e in rollouts]}
 
 
-PARTS = ("no minimum", "no delay", "no smoothing")
 TABLE = Experiment(RandomTorques(), env="Pendulum-v1", first_seed=2000, episodes=100, measure=checked,
                    levels={"TD3": 0.8, "DDPG": 0.8}, arms={
     "TD3": ActorCritic(),
     "DDPG": ActorCritic(n_critics=1, policy_delay=1, target_noise=0.0),
-    "no minimum": ActorCritic(n_critics=1),
     "no delay": ActorCritic(policy_delay=1),
     "no smoothing": ActorCritic(target_noise=0.0),
     "equal critics": ActorCritic(n_critics=1)})

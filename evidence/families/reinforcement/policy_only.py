@@ -149,5 +149,4 @@ TABLE = Experiment(SwingUps(), measure=practised, first_seed=2890, episodes=50, 
     "cloned": PolicyOnly(n_rounds=0),
     "PORL": PolicyOnly(),
     "at once": PolicyOnly("at once"),
-    "IQL": PolicyOnly("IQL"),
-    "no critic phase": PolicyOnly("at once")})
+    "IQL": PolicyOnly("IQL")})

@@ -203,5 +203,4 @@ TABLE = Experiment(
         "one after the other": Sequence(), "all at once": Sequence(joint=True), "EWC": Sequence(elastic=0.1),
         "uniform": Sequence("uniform"), "power law": Sequence("power"), "weak power law": Sequence("power", 0.5),
         "exponential": Sequence("exponential"), "longest ago": Sequence("power", -1.0),
-        "uniform, 5 kept": Sequence("uniform", kept=5), "uniform, 20 kept": Sequence("uniform", kept=20),
-        "no task reappears": Sequence()})
+        "uniform, 5 kept": Sequence("uniform", kept=5), "uniform, 20 kept": Sequence("uniform", kept=20)})

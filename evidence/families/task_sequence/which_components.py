@@ -207,5 +207,4 @@ TABLE = Experiment(
         "replay, detector": Course(True, numbers="detected"), "EWC, detector": Course(False, WEIGHT, "detected"),
         "all three": Course(True, WEIGHT, "detected"), "all at once": Course(joint=True),
         "all at once, contexts told": Course(joint=True, numbers="true"),
-        "all three, random": Course(True, WEIGHT, "random"),
-        "random changes": Course(True, WEIGHT, "random")})
+        "all three, random": Course(True, WEIGHT, "random")})

@@ -27,7 +27,7 @@ def write_pages() -> list[Path]:
     Returns:
         The files.
     """
-    everything = families()
+    everything = {name: family for name, family in families().items() if name != "advice"}  # it has its own page
     pages = {"evidence/index.md": _index(everything), "evidence/systems.md": _systems(systems()),
              "evidence/advice.md": advice.page(), "published.md": published.page(),
              **{f"evidence/{_page_of(family)}": family_page(family) for family in everything.values()}}

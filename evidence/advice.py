@@ -140,8 +140,8 @@ def page() -> str:
     every, survives = sentences(), judge()
     parts = ["# Advice that was tested", MADE,
              f"Each of these {len(every)} sentences states one comparison with what a practitioner would try first. "
-             "The sentence, its comparison and its seeds were fixed before the run. It was judged on new training "
-             "seeds in the world where it was found, and in a second one that was drawn at random from public worlds.",
+             "The sentence, its comparison and its seeds are fixed before the run. It is judged on new training seeds "
+             "in a toy of the kind in which it was found, and in a second world that is drawn from public ones.",
              "A sentence survives if the comparison holds in both worlds. The larger p-value of both counts, and "
              "Holm's method corrects for the number of sentences."]
     groups = (("What held up", [n for n in every if survives.get(n)]),

@@ -9,7 +9,9 @@ from evidence import advice
 from evidence.advice import Sentence, paired_p_value
 from evidence.tables import Family, Table
 from understudy.core import UserError
+from understudy.diagnose.base import ORDER
 from understudy.files import write_json
+from understudy.methods import method_files
 
 D = np.array([0.1, 0.3, 0.5])  # mean 0.3, standard error 0.1155, t = 2.5981; two-sided p of t(2) is 0.12169
 
@@ -79,5 +81,8 @@ def test_a_sentence_without_a_rival_or_a_world_is_refused(tmp_path, monkeypatch,
         advice.sentences()
 
 
-def test_the_sentences_of_the_repository_can_be_judged():
-    assert set(advice.judge()) <= set(advice.sentences()) and len(advice.sentences()) <= 16
+def test_the_sentences_of_the_repository_can_be_judged_and_looked_up():
+    sentences = advice.sentences()
+    assert set(advice.judge()) <= set(sentences) and len(sentences) <= 16
+    about = {"choose", "inspect", *(f"methods {m}" for m in method_files()), *(f"diagnose {code}" for code in ORDER)}
+    assert {topic for sentence in sentences.values() for topic in sentence.topics} <= about

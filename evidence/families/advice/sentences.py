@@ -117,13 +117,6 @@ LOST = {"everything": clone(Regression()), "successes": clone(Regression(), tran
 LOST_HERE = here("fork", 40, 7120, LOST, failures=True, lost_share=0.5, options=(("spread", 0.25),))
 LOST_THERE = there(drawn(TASKS, 6)[0], 20, 7120, LOST, failures=True, lost_share=0.5)  # sweep-into-v3
 
-# -- train on --------------------------------------------------------------------------------------------------------
-
-UPDATES = {"250 updates": clone(Flow(), 8, 4, updates=250), "4,000 updates": clone(Flow(), 8, 4, updates=4000)}
-UPDATES_HERE = here("fork", 50, 7200, UPDATES)
-# 250 updates suffice in coffee-button-v3 (1.0), which was drawn first.
-UPDATES_THERE = there(drawn(TASKS, 10)[1], 10, 7200, UPDATES)  # door-open-v3
-
 # -- average the weights where batches are small ----------------------------------------------------------------------
 
 AVERAGE = {"last weights": clone(Regression(), batch=8, inputs=(), ema=ConstantDecay(0.0)),

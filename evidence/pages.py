@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from html import escape
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from understudy.files import write_json, write_text
+from understudy.files import write_text
 
 from . import advice, published
 from .systems import STATUSES, System, systems
@@ -27,14 +28,20 @@ def write_pages() -> list[Path]:
     Returns:
         The files.
     """
+    texts = pages()
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
+
+
+def pages() -> dict[Path, str]:
+    """The text of each page, and of the advice that ships with the package."""
     everything = {name: family for name, family in families().items() if name != "advice"}  # it has its own page
-    pages = {"evidence/index.md": _index(everything), "evidence/systems.md": _systems(systems()),
+    texts = {"evidence/index.md": _index(everything), "evidence/systems.md": _systems(systems()),
              "evidence/advice.md": advice.page(), "published.md": published.page(),
              **{f"evidence/{_page_of(family)}": family_page(family) for family in everything.values()}}
-    for name, text in pages.items():
-        write_text(DOCS / name, text)
-    write_json(ROOT / "src/understudy/advice.json", advice.survivors())
-    return [*(DOCS / name for name in pages), ROOT / "src/understudy/advice.json"]
+    shipped = json.dumps(advice.survivors(), indent=1, ensure_ascii=False) + "\n"
+    return {**{DOCS / name: text for name, text in texts.items()}, ROOT / "src/understudy/advice.json": shipped}
 
 
 def family_page(family: Family) -> str:

@@ -132,6 +132,8 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
         features["action"] = Feature("float32", (sizes[name],))
     if name in ("discrete-bcq", "discrete-cql", "discrete-sac", "dqn", "nfq"):
         features["action"] = Feature("int64", (1,), "discrete", num_classes=(3,))
+    if name == "skill-bc":
+        features["skill"] = Feature("int64", (1,), "discrete", num_classes=(3,))
     if name in ("flow-dpo", "preference-reward"):
         features |= {k: Feature("int64", (1,), "discrete", num_classes=(3,)) for k in ("segment", "preference")}
     for part in find_method(name, features).transforms:

@@ -70,7 +70,7 @@ CAPTURED = """
     diffusion-policy dp3 dp4 flow-policy interpolant-policy mean-flow-policy mip normalizing-flow-policy
     sgac shortcut-policy streaming-diffusion-policy streaming-flow-policy training-time-rtc
     manipulate-by-seeing dagger iterative-inversion vpt idql procedure-cloning thought-cloning
-    bc-inverse-dynamics class-contrastive dynamo icvf mcr behavior-retrieval mcnn skill-retrieval
+    bc-inverse-dynamics class-contrastive dynamo icvf mcr behavior-retrieval mcnn skill-bc skill-retrieval
     decision-diffuser udrl groot-2 omnijarvis opal play-lmp act act-jepa bet cec contextvla dit-policy dualmind
     ec-diffuser maskdp mdt midas one-shot pasta ptp vq-bet"""
 REFUSED = {  # methods that clone, and why their updates cannot be captured

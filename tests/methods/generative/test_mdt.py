@@ -1,13 +1,11 @@
 """Goals that are given in several ways: one token, one goal at a time, alignment and foresight in closed form."""
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from claims.conditioning import few_labels
 from scipy import stats
 
 from understudy.core import Batch, Context, Feature, UserError, keys
@@ -202,12 +200,3 @@ def test_what_is_given_is_marked_in_the_data_and_while_acting():
     assert marks(ObservationWrapper(actor, {TASK: torch.zeros_like(words), GOAL: torch.ones(2)})) == [True, False]
     hidden = {GOAL: torch.ones(2), GOAL + "?": torch.tensor(False)}
     assert marks(ObservationWrapper(actor, hidden)) == [False, False]
-
-
-@pytest.mark.slow
-def test_a_policy_follows_words_that_few_episodes_have():
-    """Two of about 37 episodes to each of eight places have a word. A policy that ignores it reaches one of them."""
-    experiment = replace(few_labels.PLAY, source=few_labels.LabeledPlay(300, per_place=2))
-    (option,) = few_labels.ARMS[0].options
-    measures = few_labels.prompted_success(experiment, option, experiment.source.load(0), 0, 200, 0)
-    assert np.mean(measures["success"]) > 0.7 and np.mean(measures["goal success"]) > 0.9

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from fixtures.grid_maze import GridMaze
 from fixtures.learning import call_step
 
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError, keys
@@ -248,8 +249,6 @@ def test_an_auxiliary_prediction_is_the_likelihood_of_the_column_and_trains_the_
 
 
 def test_the_method_finds_the_way_in_a_corridor_that_it_has_not_seen():
-    from claims.token_policies.procedure_cloning import GridMaze
-
     env = GridMaze(20, levels=10)
     data = rollout(env.expert(), env, 20, seed=0)
     method = find_method("procedure-cloning", data.features(), channels=16, n_layers=2, n_steps=40)

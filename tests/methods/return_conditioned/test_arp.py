@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from claims.conditioning import moved_goals
 
 from understudy.checkpoint import FromStage, load_module, save_module
-from understudy.core import UserError
+from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.evaluate.rollout import rollout
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.methods.return_conditioned.arp import CalibratedScorer, ScoredReturn, ScorerCalibration, TaskContrast
 from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
-from understudy.testing import check_column_change, check_env, check_learner
+from understudy.testing import check_column_change, check_learner
 
 RETURN = "observation.return_to_go"
 
@@ -34,6 +31,21 @@ def episode(scores, task=0):
     n = len(scores) - 1
     return Episode({"observation.state": np.array(scores, np.float32)[:, None], "action": np.zeros((n, 1), np.float32),
                     "observation.task": np.full((n + 1, 1), task), "next.reward": np.zeros(n, np.float32)})
+
+
+VIEW, TASK = "observation.view", "observation.task"
+SCENE = PolicyConfig(Regression(), FeedForward((128, 128)), ConcatEncoder(), inputs=(VIEW, TASK))
+
+
+def captioned_views(n, seed):
+    """Views of boxes of four colors, three cells ahead on both sides, with the word for one: a near one more often."""
+    rng, rate = np.random.default_rng(seed), np.exp(-np.arange(3.0))
+    colors = rng.integers(4, size=(n, 2, 3))
+    word = colors[np.arange(n), rng.integers(2, size=n), rng.choice(3, size=n, p=rate / rate.sum())]
+    view = np.eye(4, dtype=np.float32)[colors].reshape(n, 24)
+    schema = {TASK: Feature("int64", (1,), "discrete", num_classes=(4,))}
+    return Dataset([Episode({VIEW: view[i:i + 1], TASK: word[i:i + 1, None], "action": np.zeros((1, 1), np.float32)},
+                            schema=schema) for i in range(n)])
 
 
 DATA = Dataset([episode([3, 1, 4, 9]), episode([2, 6, 8])])  # the last observation has no action
@@ -63,9 +75,8 @@ def test_a_checkpoint_keeps_the_scorer_and_its_calibration(tmp_path):
     loaded = load_module(tmp_path / "function", (__name__.split(".")[0],))
     assert isinstance(loaded, CalibratedScorer) and loaded.scorer is first_number
     assert (float(loaded.minimum), float(loaded.target_return)) == (1.0, 6.0)
-    data = moved_goals.captioned_views(50, 0)
-    scene = replace(moved_goals.SCENE, window=moved_goals.SCENE.window)
-    scorer = fit_method(Method(scene, learner=TaskContrast(encoder=ConcatEncoder(), steps=2)), data, 0)
+    data = captioned_views(50, 0)
+    scorer = fit_method(Method(SCENE, learner=TaskContrast(encoder=ConcatEncoder(), steps=2)), data, 0)
     whole = CalibratedScorer(scorer.modules["scorer"]).calibrate(data, 0.9)
     save_module(whole, tmp_path / "module")
     loaded = load_module(tmp_path / "module")
@@ -83,43 +94,16 @@ def test_learners_of_scorers_keep_their_contract():
 
 def test_the_contrastive_scorer_prefers_what_the_words_say():
     """On new views, the word for a box beside the walker scores higher than a word for no box that is seen."""
-    scorer = fit_method(Method(moved_goals.SCENE, learner=TaskContrast(encoder=ConcatEncoder(), steps=300)),
-                        moved_goals.captioned_views(1000, 0), 0).modules["scorer"]
-    views, higher = moved_goals.captioned_views(200, 1), []
+    scorer = fit_method(Method(SCENE, learner=TaskContrast(encoder=ConcatEncoder(), steps=300)),
+                        captioned_views(1000, 0), 0).modules["scorer"]
+    views, higher = captioned_views(200, 1), []
     for view in views:
         view_obs = {k: torch.from_numpy(np.repeat(v, 4, 0)) for k,
                     v in view.steps.items() if k.startswith("observation.")}
-        view_obs[moved_goals.TASK] = torch.arange(4)[:, None]
-        boxes = moved_goals.boxes_of_color(view_obs, torch.arange(4))
+        view_obs[TASK] = torch.arange(4)[:, None]
+        boxes = view_obs[VIEW].reshape(4, 2, 3, 4)[torch.arange(4), :, :, torch.arange(4)].bool().any(1)
         with torch.no_grad():
             score = scorer(view_obs)
         if (absent := ~boxes.any(1)).any():
             higher.append(bool(score[boxes[:, 0]].min() > score[absent].max()))
     assert np.mean(higher) > 0.9
-
-
-def test_the_aisle_keeps_its_contract_and_its_expert_takes_the_box():
-    for side in ("any", "right", "left"):
-        check_env(lambda rows, side=side: moved_goals.Aisle(rows, limit=8, side=side))
-        env = moved_goals.Aisle(20, side=side)
-        episodes = rollout(env.expert(), env, 40, seed=1)
-        assert all(e.metadata["success"] for e in episodes)
-        first = [{k: v[0] for k, v in e.steps.items() if k != "action"} for e in episodes]
-        boxes = np.stack([s["simulator.state"][1:].reshape(2, -1) == s[moved_goals.TASK] for s in first])
-        assert (boxes.sum((1, 2)) == 1).all()
-        assert boxes.any(2).any(0).tolist() == {"any": [True, True], "right": [True, False],
-                                                "left": [False, True]}[side]
-    timed = rollout(env.expert(), moved_goals.Aisle(20, timed=True), 40, seed=1)
-    assert all(e.steps[RETURN][0, 0] == len(e) for e in timed)
-
-
-@pytest.mark.slow
-def test_the_return_leads_to_the_other_side_and_wrong_words_do_not():
-    experiment = replace(moved_goals.MOVED, source=moved_goals.RightSideEpisodes(150))
-    data, options = experiment.source.load(0), {arm.name: arm.options[0] for arm in moved_goals.ARMS}
-    options["wrong words"] = replace(options["ARP"], wrong_words=True)
-    measures = {name: moved_goals.success_on_both_sides(experiment, option, data, 0, 200, 0)
-                for name, option in options.items() if name != "clock"}
-    success = {name: float(np.mean(values["success"])) for name, values in measures.items()}
-    assert success["ARP"] > success["text cloning"] + 0.2 > success["wrong words"] + 0.4
-    assert np.mean(measures["text cloning"]["training success"]) > 0.9

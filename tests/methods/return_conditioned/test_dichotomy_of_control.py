@@ -7,12 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from claims.conditioning.dichotomy_of_control import (
-    RETURN_CONDITIONED,
-    BanditEpisodes,
-    expected_and_promised,
-    future_conditioned,
-)
 
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.codec import Normalizer
@@ -110,13 +104,3 @@ def test_wrong_policies_are_refused():
         build(replace(POLICY, window=Window(2, 1)))
     with pytest.raises(ConfigError, match="lookahead is 0"):
         DichotomyOfControl(0)
-
-
-@pytest.mark.slow
-def test_conditioning_on_the_return_promises_luck_and_a_latent_without_luck_does_not():
-    """Wins 0.5 and 0.3, chosen 2 to 8. Given a win, arm 0 was chosen in 0.1 / (0.1 + 0.24) of all cases: 0.359."""
-    data = BanditEpisodes(1000).load(0)
-    asked = expected_and_promised(None, RETURN_CONDITIONED, data, 0, 200, 1)
-    free = expected_and_promised(None, future_conditioned(5.0), data, 0, 200, 1)
-    assert abs(sum(asked["return"]) / 200 - 0.359) < 0.03 and asked["promise"] == [1.0]
-    assert sum(free["return"]) / 200 > 0.45 and abs(free["promise"][0] - 0.5) < 0.15

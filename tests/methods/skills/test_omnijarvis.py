@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from claims.token_policies import behavior_codes as claim
 from fixtures.learning import call_step
 from scipy import stats
 
@@ -16,9 +15,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import ShiftedStarts
-from understudy.data.relabel import SelectColumns
 from understudy.data.text_columns import TaskText
-from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.likelihood.categorical import Categorical
@@ -34,7 +31,7 @@ from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.quantization import FSQ
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, check_latent_encoder, check_learner, random_dataset
+from understudy.testing import check_latent_encoder, check_learner, random_dataset
 
 STATE, TASK = "observation.state", "observation.task"
 FEATURES = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,))}
@@ -237,63 +234,3 @@ def test_the_method_learns_classes_too():
     obs = {STATE: torch.eye(2), TASK: words}
     action, _ = result.actor.act(obs, result.actor.start(obs, torch.arange(2)))
     assert action.tolist() == [[0], [2]]
-
-# -- the claim --------------------------------------------------------------------------------------------------------
-
-
-def test_errands_keep_the_contract_and_their_expert_always_does_them():
-    for repeats in (False, True):
-        check_env(lambda rows, repeats=repeats: claim.Errands(rows, limit=30, repeats=repeats))
-        episodes = rollout(claim.ErrandsExpert(noise=0), claim.Errands(20, repeats=repeats), 60, seed=1)
-        assert all(e.metadata["success"] for e in episodes)
-        again = [len(set(e.steps[claim.TASK][0].tolist())) < 4 for e in episodes]
-        assert 0.7 < np.mean(again) < 0.9 if repeats else not any(again)
-
-
-def test_a_wrong_place_ends_the_episode():
-    env = claim.Errands(2)
-    env.reset(torch.arange(2), torch.arange(2))
-    due = env.state["task"][:, 0]
-    place = np.where(np.arange(2) == 0, due, (due + 1) % claim.N_PLACES)
-    env.state["at"] = claim.PLACES[place] * np.float32(0.8)
-    out = env.step(torch.from_numpy(claim.PLACES[place]))
-    assert out.terminated.tolist() == [False, True] and not out.info["success"].any()
-    assert out.obs[claim.STATE][:, 2].tolist() == [1, 0]
-
-
-def test_codes_are_exchanged_by_a_permutation_of_all():
-    quantizer = claim.QUANTIZER
-    learner = new_learner(random_dataset(FEATURES, 2, 8), width=3, quantizer=quantizer)
-    wrapper = claim.ExchangedCodes(learner.modules["policy"], 10, quantizer=quantizer)
-    level = torch.cartesian_prod(*map(torch.arange, quantizer.levels))
-    exchanged = quantizer.to_levels(wrapper._column_value(level))
-    assert len(exchanged.unique(dim=0)) == quantizer.n_codes and (exchanged != level).any(1).float().mean() > 0.9
-    assert claim.fraction_used(level) == 1 and claim.fraction_used(level.clamp(max=2)) == pytest.approx(0.6)
-
-
-def test_the_arms_of_the_claim_learn_and_act():
-    experiment = replace(claim.MISSIONS, source=claim.ErrandsEpisodes(6, repeats=True))
-    data, measures = experiment.source.load(1), {}
-    for arm in experiment.arms:
-        (option,) = arm.options
-        stages = tuple(replace(s, method=replace(s.method, learner=replace(s.method.learner, steps=2)))
-                       for s in option.method.stages)
-        short = replace(option, method=replace(option.method, learner=claim.learner(2), stages=stages))
-        measures[arm.name] = claim.success_and_levels(experiment, short, data, 1, 3, 1)
-    assert all(len(f["success"]) == 3 for f in measures.values())
-    assert {name for name, f in measures.items() if "levels used" in f} == {"codes", "no memory", "expert's codes"}
-
-
-def test_the_codes_of_the_expert_are_those_of_its_pieces():
-    """From the recorded states of an expert without noise, its codes are the labels of its episodes."""
-    env = claim.Errands(4)
-    data = rollout(claim.ErrandsExpert(noise=0), env, 4, seed=1)
-    features = {claim.STATE: data.features()[claim.STATE], "action": data.features()["action"]}
-    few = data.map(SelectColumns(tuple(features)))
-    learner = new_learner(few, width=3, quantizer=claim.QUANTIZER)
-    posterior = learner.modules["posterior"]
-    labels = claim.QUANTIZER.to_levels(posterior.latents(few))
-    starts = np.concatenate([[0], np.cumsum([len(e) for e in data])[:-1]])
-    obs = {k: torch.from_numpy(np.stack([e.steps[k][5] for e in data])) for k in env.state_columns}
-    level, _ = claim.ExpertCodes(posterior, ()).act(obs, {"key": torch.zeros(4, dtype=torch.int64)})
-    assert torch.equal(level, labels[starts + 5])

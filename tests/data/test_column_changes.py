@@ -87,7 +87,8 @@ EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastA
 
 # Columns that functions of recorded episodes add, and what gives them while acting.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",
-            "observation.procedure": "IteratedPlanner", "observation.thought": "Hierarchical"}
+            "observation.procedure": "IteratedPlanner", "observation.thought": "Hierarchical",
+            "observation.skill_class": "Hierarchical"}
 
 
 def test_there_is_an_example_of_every_column_change():

@@ -110,7 +110,7 @@ def test_demonstrations_without_rewards_and_of_classes_are_refused(tmp_path):
         assert not Run(tmp_path / name).saved_steps()
     classes = random_episodes(make("tabular:bandit", 2), 10, 0)
     for name in ("sac", "td3"):
-        with pytest.raises(UserError, match=r"classes, but this method learns numbers\n.*discrete-sac, dqn, dvpo, loop, ppo"):
+        with pytest.raises(UserError, match=r"but this method learns numbers\n.*discrete-sac, dqn, dvpo, loop, ppo"):
             find_method(name, classes.features())
     for name in ("dqn", "discrete-sac", "discrete-cql"):
         with pytest.raises(UserError, match=r"the actions are numbers, .*\n.*sac, td3 and cql"):

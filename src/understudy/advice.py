@@ -13,7 +13,8 @@ def advice_about(*topics: str) -> list[str]:
     """Sentences about any of these topics, each with its figures.
 
     Args:
-        topics: "choose", "inspect", or a command and its subject, such as "methods iql" or "diagnose underfit".
+        topics: A command and its subject: "choose ways" (demonstrators act in several), "inspect failures" (some
+            episodes fail), "methods iql" or "diagnose underfit".
     """
     return [f"Tested advice: {entry['sentence']} {entry['figures']}." for entry in read_json(FILE)
             if set(topics) & set(entry["topics"])]

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .advice import advice_about
 from .audit.scores.neighbors import LocalUnimodality
 from .core import Schema, UserError, role
 from .data.episode import Dataset
@@ -100,6 +101,7 @@ class DataProperties:
                 "different ways"
                 + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
                    f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
+            sentences += advice_about("choose ways") if self.two_ways >= MANY else []
         return [*sentences, *self.learners.values()]
 
 

@@ -84,5 +84,6 @@ def test_a_sentence_without_a_rival_or_a_world_is_refused(tmp_path, monkeypatch,
 def test_the_sentences_of_the_repository_can_be_judged_and_looked_up():
     sentences = advice.sentences()
     assert set(advice.judge()) <= set(sentences) and len(sentences) <= 16
-    about = {"choose", "inspect", *(f"methods {m}" for m in method_files()), *(f"diagnose {code}" for code in ORDER)}
+    about = {"choose ways", "inspect failures", *(f"methods {name}" for name in method_files()),
+             *(f"diagnose {code}" for code in ORDER)}
     assert {topic for sentence in sentences.values() for topic in sentence.topics} <= about

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..advice import advice_about
 from ..hints import format_duration, pluralize
 from .parts.common import (
     Output,
@@ -123,8 +122,7 @@ def _print_choice(c: MethodChoice, out: Output) -> None:
             for s in c.standings)
     out.print(plain_table((*_header(c), ""), rows),
               *(f"not tried: {name}, {why}" for name, why in c.skipped.items()),
-              *(f"failed: {name}, {why}" for name, why in c.failed.items()), "", " ".join(c.verdict_parts()),
-              *advice_about("choose"))
+              *(f"failed: {name}, {why}" for name, why in c.failed.items()), "", " ".join(c.verdict_parts()))
 
 
 def _header(c: MethodChoice) -> tuple[str, ...]:

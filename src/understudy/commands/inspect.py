@@ -93,8 +93,7 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
               *(["", _range_table(data)] if len(data) else []))
     if tasks := task_counts(data):
         out.print("", *_task_lines(tasks))
-    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]),
-              *advice_about("inspect"))
+    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
 
 
 def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
@@ -205,7 +204,7 @@ def _task_lines(tasks: Mapping[str, int]) -> list[str]:
 
 
 def _success_lines(data) -> list[str]:
-    """The number of successful episodes, if the data contain it."""
+    """The number of successful episodes, if the data contain it, and advice if some failed."""
     from ..audit.label_checks import is_flag
 
     ended = [bool(e.metadata["success"]) for e in data if is_flag(e.metadata.get("success"))]
@@ -213,4 +212,5 @@ def _success_lines(data) -> list[str]:
     if not ended:
         return []
     others = f"; {unknown} other{'s have' if unknown > 1 else ' has'} no outcome" if unknown else ""
-    return [f"{sum(ended)} of {len(ended)} succeeded{others}"]
+    advice = advice_about("inspect failures") if 0 < sum(ended) < len(ended) else []
+    return [f"{sum(ended)} of {len(ended)} succeeded{others}", *advice]

@@ -93,16 +93,15 @@ class DataProperties:
     def sentences(self) -> list[str]:
         """The properties in words."""
         rate = f" at {self.fps:g} a second" if self.fps else ""
-        cameras = f"{self.cameras} camera{'s' * (self.cameras > 1)}" if self.cameras else "no camera"
+        cameras = f"{self.cameras or 'no'} camera{'s' * (self.cameras > 1)}"
         sentences = [f"{self.episodes} episodes, {self.steps} steps{rate}; {cameras}; actions are {self.actions}."]
         if self.two_ways is not None:
             sentences.append(
                 f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two clearly "
-                "different ways"
-                + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
-                   f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
-            sentences += advice_about("choose ways") if self.two_ways >= MANY else []
-        return [*sentences, *self.learners.values()]
+                "different ways" + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
+                    f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
+        advice = advice_about("choose ways") if (self.two_ways or 0) >= MANY else []
+        return [*sentences, *advice, *self.learners.values()]
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class DataProperties:
         if self.two_ways is not None:
             sentences.append(
                 f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two clearly "
-                "different ways" + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
-                    f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
+                "different ways" + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY
+                                    else f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
         advice = advice_about("choose ways") if (self.two_ways or 0) >= MANY else []
         return [*sentences, *advice, *self.learners.values()]
 

@@ -96,10 +96,10 @@ class DataProperties:
         cameras = f"{self.cameras or 'no'} camera{'s' * (self.cameras > 1)}"
         sentences = [f"{self.episodes} episodes, {self.steps} steps{rate}; {cameras}; actions are {self.actions}."]
         if self.two_ways is not None:
-            sentences.append(
-                f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two clearly "
-                "different ways" + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY
-                                    else f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
+            effect = (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
+                      f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else ".")
+            sentences.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in "
+                             f"two clearly different ways{effect}")
         advice = advice_about("choose ways") if (self.two_ways or 0) >= MANY else []
         return [*sentences, *advice, *self.learners.values()]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fixtures.hands import Hand
 
+from understudy.advice import advice_about
 from understudy.cli import _report_interrupt, main
 from understudy.commands.act import _may_begin
 from understudy.commands.inspect import _success_lines
@@ -335,7 +336,7 @@ def test_episodes_without_an_outcome_are_counted():
     def succeeded(*outcomes):
         steps = {"action": np.zeros((1, 1), np.float32)}
         return _success_lines(Dataset([Episode(steps, {} if x is None else {"success": x}) for x in outcomes]))
-    assert succeeded(True, False) == ["1 of 2 succeeded"] and succeeded(None) == []
+    assert succeeded(True, False) == ["1 of 2 succeeded", *advice_about("inspect failures")] and succeeded(None) == []
     assert succeeded(True, None, True) == ["2 of 2 succeeded; 1 other has no outcome"]
     assert succeeded(None, None, False) == ["0 of 1 succeeded; 2 others have no outcome"]
 

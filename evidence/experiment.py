@@ -68,7 +68,7 @@ class Experiment:
         env: Name of the environment. By default that of the source.
         n_seeds: Number of training seeds.
         episodes: Starts of each training seed.
-        levels: Least success by the names of arms. Where one is not reached, the table says so and shows nothing else.
+        levels: Least success by the names of arms. The slow tests train one arm of each family and check its level.
     """
 
     source: DemonstrationSource

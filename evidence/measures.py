@@ -100,7 +100,7 @@ class StackedSeeds:
 
     Values are those of the measure, except for rounding. Each arm must be a `Method` that the measure trains with
     `train_policy` or `train_once` on the demonstrations as they are. Where a run continues, the seeds that are left are
-    trained at once. Tuning and probes train one seed.
+    trained at once.
     """
 
     measure: Callable[..., dict[str, list[float]]] = closed_loop

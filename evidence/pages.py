@@ -13,12 +13,12 @@ import numpy as np
 from understudy.files import write_text
 
 from . import advice, published
+from .advice import MADE
 from .systems import STATUSES, System, systems
 from .tables import Comparison, Family, Measure, Table, families, find_table, format_figure
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MADE = "<!-- made by python -m evidence pages: change the source, not this page -->"
 MAX_WORDS = 120  # of the text of a family
 
 

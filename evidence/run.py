@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import time
@@ -29,10 +28,10 @@ PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotic
 
 
 def provenance() -> dict[str, Any]:
-    """The commit, the date, and versions of packages. A working tree that differs is marked by "+changes"."""
+    """The commit, the date, and versions of packages. Changed or new files are marked by "+changes"."""
     def git(*command: str) -> str:
         return subprocess.run(("git", *command), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", "src", "evidence/*.py")
+    changes = git("status", "--porcelain", "--", "src", "evidence/*.py")
     versions = {"understudy": metadata.version("understudy")}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -101,5 +100,4 @@ def write_figures(path: Path, record: dict[str, Any]) -> None:
         f"  {json.dumps(measure)}: {{\n"
         + ",\n".join(f"   {json.dumps(arm)}: {json.dumps(values)}" for arm, values in arms.items()) + "\n  }"
         for measure, arms in record["figures"].items())
-    os.makedirs(path.parent, exist_ok=True)
     write_text(path, f'{head},\n "figures": {{\n{measures}\n }}\n}}\n')

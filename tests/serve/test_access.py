@@ -1,6 +1,7 @@
 """The handshake, tokens, TLS and limits."""
 
 import re
+import socket
 import ssl
 import subprocess
 import time
@@ -89,6 +90,18 @@ def test_tls(tmp_path):
     with pytest.raises(UserError, match="both"):
         tls_context(cert, None)
     assert isinstance(tls_context(cert, key), ssl.SSLContext)
+
+
+def test_no_session_ticket_comes_while_a_client_writes(tmp_path):
+    """A ticket broke about one in 500 connections of `Client`, which reads and writes in two threads."""
+    cert, key = certificate(tmp_path)
+    trusted = ssl.create_default_context(cafile=cert)
+    with BackgroundServer(policy_service(), replace(ANY, tls=tls_context(cert, key))) as server, \
+            socket.create_connection((ANY.host, server.server.port)) as plain, \
+            trusted.wrap_socket(plain, server_hostname=ANY.host) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert connection.version() == "TLSv1.3" and not connection.session.has_ticket
 
 
 def test_a_token_that_others_could_read_is_a_warning(tmp_path):

@@ -81,6 +81,9 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
                         hint="give the files of the certificate and of its private key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Before Python 3.13, a client that reads a session ticket in one thread while another thread writes breaks its
+    # connection. The client of websockets does so at its start.
+    context.num_tickets = 0
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:  # ssl.SSLError is one

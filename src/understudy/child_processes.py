@@ -1,4 +1,4 @@
-"""Processes that this one spawns."""
+"""Child processes: starting them, and ending them with their parent."""
 
 from __future__ import annotations
 

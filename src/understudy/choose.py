@@ -67,7 +67,7 @@ Metric = Literal["success", "return", "error"]
 
 @dataclass(frozen=True)
 class DataProperties:
-    """What the data say before any training.
+    """Properties of a data set that matter for the choice of a method.
 
     Args:
         fps: Steps per second. None if unknown.

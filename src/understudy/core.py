@@ -156,25 +156,25 @@ class Limit:
 
 
 class AtLeast(Limit):
-    """The smallest number."""
+    """Limit of a field: the smallest allowed number."""
 
     word, holds = "at least", operator.ge
 
 
 class AtMost(Limit):
-    """The largest number."""
+    """Limit of a field: the largest allowed number."""
 
     word, holds = "at most", operator.le
 
 
 class Above(Limit):
-    """A number that is too small. All larger ones are allowed."""
+    """Limit of a field: only larger numbers are allowed."""
 
     word, holds = "above", operator.gt
 
 
 class Below(Limit):
-    """A number that is too large. All smaller ones are allowed."""
+    """Limit of a field: only smaller numbers are allowed."""
 
     word, holds = "below", operator.lt
 

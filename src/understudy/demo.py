@@ -53,7 +53,7 @@ ROWS = 16  # rows of every batch that a network gets in the evaluation
 
 
 def method(head: Head) -> Method:
-    """The method with this head. The first two methods of the demo differ only in their heads."""
+    """Builds one of the first two methods of the demo, which differ only in their heads."""
     return Method(PolicyConfig(head, window=Window(2, 8)), RecedingHorizon(N_ACTION_STEPS),
                   BehaviorCloning(steps=STEPS))
 

@@ -22,7 +22,7 @@ _LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "resets", "sign-
 
 @dataclass(frozen=True)
 class Purpose:
-    """A question about episodes that one score answers. Its lowest values are meant.
+    """A reason to look at episodes, such as outliers, and the score whose lowest values show them.
 
     Args:
         meaning: What it means that an episode is listed, and what to do.

@@ -1,1 +1,1 @@
-"""Demonstrations: episodes, windows over them, and what stands between the world's units and the network's."""
+"""Data sets of demonstrations: episodes, windows over them, formats, views, augmentations and normalization."""

@@ -1,4 +1,4 @@
-"""Functions from an episode to an episode, whose columns are not computed while acting.
+"""Relabeling: changes of recorded episodes, which add columns that are not computed while acting.
 
 The environment, a planner or `execute.actor.ObservationWrapper` gives such a column, such as the goal of `Hindsight`.
 """

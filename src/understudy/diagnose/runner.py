@@ -1,4 +1,4 @@
-"""Runs all checks of a run that can be run with what there is."""
+"""Runs all checks of a diagnosis for which there are data, rollouts or a robot."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known of where the policy acts.
+    """What was observed where the policy acts: rollouts, or a connected robot.
 
     Args:
         metadata: "fps", and "low" and "high" where the actions are limited.

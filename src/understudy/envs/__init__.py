@@ -1,4 +1,4 @@
-"""Where policies act: bundled toys, and adapters to the simulators that others wrote."""
+"""Environments in which policies act: bundled toys, and adapters to the simulators of other packages."""
 
 from ..lazy_exports import lazy_exports
 

@@ -308,6 +308,6 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
 
 
 def _import_quietly(module: str) -> ModuleType:
-    """Simulators greet when they are imported."""
+    """Imports a module without its output, because simulators print greetings."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Worlds that differ from the one a policy was trained in, by a measured amount.
+"""Shifts: changes of an environment by a measured amount, for tests of robustness.
 
 Every shift has a severity in natural units. Severity 0 is the environment itself, bit for bit. What is drawn for it is
 decided by each row's key (stream 7 what is drawn at every step, 9 what is drawn once an episode), so that an episode

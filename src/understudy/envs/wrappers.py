@@ -1,4 +1,4 @@
-"""Environments that are made of environments."""
+"""Environment wrappers: changed actions and observations, and learned rewards."""
 
 from __future__ import annotations
 

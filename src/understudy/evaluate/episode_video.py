@@ -1,4 +1,4 @@
-"""A chosen episode as something to look at."""
+"""Film strips: frames of an episode's camera, for reports."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class PolicyValue:
                 f"and {self.remaining:.3g} may be still to come. Make more: --updates. {text}")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, and what it does not say."""
+        """The estimate and its limits, as JSON data."""
         return {**asdict(self), "settled": self.is_settled, "note": NOTE}
 
 

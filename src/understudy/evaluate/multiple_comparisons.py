@@ -13,7 +13,7 @@ import numpy as np
 
 
 def bonferroni(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values, in the given order.
+    """Adjusted p-values by Bonferroni's method, in the given order.
 
     The probability that any true null hypothesis falls below alpha is at most alpha, whatever the dependence of the
     tests (Dunn 1961).
@@ -23,7 +23,7 @@ def bonferroni(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """As `bonferroni`, with the same guarantee, and never larger.
+    """Adjusted p-values by Holm's method: the guarantee of `bonferroni`, and never larger.
 
     The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
     """

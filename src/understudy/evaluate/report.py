@@ -1,4 +1,4 @@
-"""One file that tells what came out: nothing is loaded from elsewhere, light or dark as its reader likes it."""
+"""Reports: the results of an evaluation as one HTML file that loads nothing, in a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Paragraph(Content):
 
 @dataclass(frozen=True)
 class StatTiles(Content):
-    """(name, value) each."""
+    """A row of values with their names: (name, value) each."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -125,7 +125,7 @@ class StatTiles(Content):
 
 @dataclass(frozen=True)
 class Figures(Content):
-    """(title, figure, caption) each; side by side where there is room."""
+    """Figures with titles and captions, side by side where there is room: (title, figure, caption) each."""
 
     items: tuple[tuple[str, Figure, str], ...]
 
@@ -140,7 +140,7 @@ class Figures(Content):
 
 @dataclass(frozen=True)
 class Table(Content):
-    """Cells that are numbers, or numbers with intervals, stand at the right. A column without any text is left out."""
+    """A table. Numbers, and numbers with intervals, stand at the right. A column without any text is left out."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str | float | Interval, ...], ...]
@@ -159,7 +159,7 @@ class Table(Content):
 
 @dataclass(frozen=True)
 class Columns(Content):
-    """(title, contents) each; side by side where there is room."""
+    """Contents with titles, side by side where there is room: (title, contents) each."""
 
     items: tuple[tuple[str, tuple[Content, ...]], ...]
 
@@ -208,7 +208,7 @@ class Details(Content):
 
 @dataclass(frozen=True)
 class Commands(Content):
-    """(command, what it does) each."""
+    """Commands with what each does: (command, what it does) each."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -474,7 +474,7 @@ def capitalize_first(text: str) -> str:
 
 
 def _is_positive(series) -> bool:
-    """A logarithmic axis has no place for the others: a likelihood's loss passes through 0."""
+    """Whether all values are positive, as a logarithmic axis needs. A likelihood's loss passes through 0."""
     return all(value > 0 for _, values in series.values() for value in values)
 
 

@@ -245,7 +245,7 @@ def two_level_rate(
 
 
 def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
-    """`two_level_rate` of a real measure."""
+    """Interval for the mean of a real measure over new training seeds and new starts, as `two_level_rate`."""
     return two_level_rate(values, level, kind="real")
 
 

@@ -266,7 +266,7 @@ def _picklable_error(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class _Worker:
-    """`rows` is 0 until the worker is ready. `pending` has the numbers of its episodes that have not come back."""
+    """A worker. `rows` is 0 until it is ready. `pending` has the numbers of its episodes that have not come back."""
 
     handle: Any
     rows: int = 0
@@ -275,7 +275,7 @@ class _Worker:
 
 
 class _ProcessBackend:
-    """Processes of this machine."""
+    """Workers that are processes of this machine."""
 
     def __init__(self, setup: WorkerSetup, count: int):
         try:
@@ -341,7 +341,7 @@ def connect_ray() -> tuple[ModuleType, bool]:
 
 
 class _RayBackend:
-    """Of a cluster, one for each processor."""
+    """Workers in a Ray cluster, one for each processor."""
 
     def __init__(self, setup: WorkerSetup):
         ray, self.began = connect_ray()
@@ -392,7 +392,7 @@ class _RayWorker:
             daemon=True).start()
 
     def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
-        """All that it says of a share, or that it is ready."""
+        """The messages of the worker: that it is ready, and the episodes of its share."""
         if share:
             self.inbox.put(share)
         while True:

@@ -1,4 +1,4 @@
-"""Acting from a demonstration: what to do is shown instead of told."""
+"""Actor that is shown a demonstration of the task while it acts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acting in attempts: a script starts again when a test reports that it failed."""
+"""Actor that starts again, within an episode, when a test reports that its attempt failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steering while acting: conditions or policies together, a learned scorer, and points or paths that a person gives."""
+"""Steering while acting: several conditions or policies together, a learned scorer, or points from a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rolling buffer of partly denoised actions."""
+"""Executor of streaming diffusion: a rolling buffer of partly denoised actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One action per integration step of a flow in action space."""
+"""Executor of streaming flow: one action for each integration step of a flow in action space."""
 
 from __future__ import annotations
 

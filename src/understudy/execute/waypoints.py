@@ -1,4 +1,4 @@
-"""Actions that are places to go to."""
+"""Wrapper whose actions are waypoints, to which the body goes on a straight line."""
 
 from __future__ import annotations
 

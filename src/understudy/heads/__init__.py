@@ -1,1 +1,1 @@
-"""Heads, one file each: what the output of a network means."""
+"""Policy heads, one file each: losses and samplers for the output of a network."""

@@ -1,4 +1,4 @@
-"""Heads: what the output of a network means. Each has its loss and its sampling side by side in one file.
+"""Interface of policy heads: each has its loss and its sampler side by side in one file.
 
 A head is a frozen dataclass without weights. Everything that it learns or fits is in the module that `build` returns.
 Shapes: B batch rows, H steps of a chunk, A width of one coded step, K times that a network reads.
@@ -26,7 +26,7 @@ CodedBatches = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context
 
 
 class Head(ABC):
-    """The meaning of a network's output: a loss to train it and a function that samples chunks from it."""
+    """A policy head: the loss that trains a network, and the function that samples chunks of actions from it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
 

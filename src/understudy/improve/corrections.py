@@ -1,4 +1,4 @@
-"""What is learned from takeovers: half of each batch, weights for classes of steps, or rewards."""
+"""Learning from takeovers by sampling (IWR), by weights (Sirius) or by rewards (RLIF)."""
 
 from __future__ import annotations
 

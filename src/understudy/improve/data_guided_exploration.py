@@ -1,4 +1,4 @@
-"""Exploration along what demonstrations did differently from the policy."""
+"""Exploration noise in the directions in which demonstrations differ from the policy (DGN)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIMIZER = OptimizerConfig(lr=3e-4, weight_decay=3e-2, lr_schedule="constant") 
 
 @part
 class DataGuidedExploration(Exploration):
-    """Adds Gaussian noise along what demonstrations did differently from the policy (DGN).
+    """Adds Gaussian noise in the directions in which demonstrations differ from the policy (DGN).
 
     Before each round a new network learns the covariance, given the observation, of demonstrated actions minus those
     that the policy plans without noise. The mean of the noise is 0. Limits are those of `GaussianExploration`.

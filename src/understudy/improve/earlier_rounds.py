@@ -1,4 +1,4 @@
-"""What an improved run has learned beside its first data: the episodes of its rounds."""
+"""The episodes that an improved run has learned: its first data, and those of its rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A retention rule for one task after another: the steps stay that a policy would come by."""
+"""Retention rule for a sequence of tasks: keeps the steps that a policy would visit, by a learned model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fit_transitions(table: StepTable, n_updates: int, seed: int) -> NetworkEnsem
 
 
 def roll_out(table: StepTable, model: NetworkEnsemble, action: np.ndarray, n_steps: int, seed: int) -> list[int]:
-    """Steps that roll-outs in a model come by, without repetition, in their order.
+    """Steps that roll-outs in a model visit, each once, in their order.
 
     A roll-out ends at the last step of an episode, or when it is as long as the longest one.
 

@@ -1,1 +1,1 @@
-"""What computes: encoders of observations and trunks. None of them knows what its output means."""
+"""Networks of policies: encoders of observations, and trunks. Heads give their output a meaning."""

@@ -21,7 +21,7 @@ class Pace:
         self._due = clock()
 
     def restart(self) -> None:
-        """Begins now."""
+        """Starts counting the turns of the loop from now."""
         self._due = self.clock()
 
     def wait(self) -> None:

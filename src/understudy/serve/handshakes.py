@@ -49,7 +49,7 @@ class PendingHandshakes:
         self._transports.pop(connection, None)
 
     def close(self) -> None:
-        """Drops all."""
+        """Drops all connections whose handshake is not done."""
         for transport in self._transports.values():
             transport.abort()
         self._transports.clear()

@@ -69,7 +69,7 @@ class RerunView:
         self._n_steps += 1
 
     def show(self, text: str) -> None:
-        """The line of text is not logged."""
+        """Ignores the line of text, which the Rerun viewer does not show."""
 
     def _run(self) -> None:
         lower_priority()

@@ -317,7 +317,7 @@ class PolicyServer:
         return Reply({**values, "fallback": kind})
 
     def _extras(self, request: Request, reply: Reply) -> dict[str, object]:
-        """What only clients of understudy get."""
+        """The entries of a reply that only clients of understudy get."""
         if not request.options:
             return {}
         extras: dict[str, object] = {} if reply.checkpoint is None else {"checkpoint": reply.checkpoint}

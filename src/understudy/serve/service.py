@@ -1,4 +1,4 @@
-"""What a server asks for replies."""
+"""Interface of the service that a server asks for replies."""
 
 from __future__ import annotations
 

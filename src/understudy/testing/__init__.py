@@ -1,4 +1,4 @@
-"""What every part promises. Shipped, so that someone else's head, codec or trunk can be held to it as well.
+"""Contract tests of parts: whether a head, codec, trunk or other part of your own keeps its interface.
 
 Each function raises AssertionError saying which promise was broken. None of them needs data.
 """

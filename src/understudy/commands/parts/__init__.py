@@ -1,1 +1,1 @@
-"""What commands share and are made of."""
+"""Code that several commands share."""

@@ -39,7 +39,7 @@ _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 class _Keys(KeyMap):
     def column(self, key, feature=None):
-        """Parts of tuples are numbered, and parts of actions and outcomes start with their columns."""
+        """The column of a key: parts of tuples are numbered, and parts of actions start with their column."""
         key = re.sub(r"(?<=/)_index_(\d+)(?=/|$)", r"\1", key)
         top, slash, within = key.partition("/")
         return super().column(self.columns.get(top, top) + slash + within, feature)
@@ -85,7 +85,7 @@ class _MinariSource(ChunkedSource):
         return space
 
     def leaf_space(self, key: str) -> dict | None:
-        """The space of "observations/nested/goal"."""
+        """The space at a path such as "observations/nested/goal"."""
         top, *within = key.split("/")
         space = self.spaces.get(top)
         for name in within:

@@ -143,7 +143,7 @@ def _number(value, place: str) -> float:
 
 
 def _kitchen(place: str, row: dict, layouts: dict) -> np.ndarray:
-    """(H, W) of single characters."""
+    """The layout of the kitchen, (H, W) of single characters."""
     grid = _json(row, "layout", place) if row.get("layout") else layouts.get(row["layout_name"])
     if grid is None:
         raise UserError(f"the layout {row['layout_name']!r} is not known", where=place,

@@ -279,7 +279,7 @@ class RldsSource(MemmapSource):
         return values[: int(self.rows(name)[e])]
 
     def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
-        """(steps of the record, *shape)."""
+        """The values of a feature in a record, (steps, *shape)."""
         return _tensor(leaf, self._record(e)[leaf.key], int(self._steps[e]))
 
     def read_text(self, name, episode):

@@ -195,7 +195,7 @@ class ZarrSource(MemmapSource):
             return np.asarray(self._arrays[key][begin:end])
 
     def _check_blosc(self, key, begin, end):
-        """A chunk says how long it is, which its decoder takes for granted."""
+        """Checks the declared length of a chunk before it is decoded."""
         codecs = self._codecs[key]
         if not self.path.is_dir() or codecs[-1:] != ["blosc"]:  # zip files have checksums
             return

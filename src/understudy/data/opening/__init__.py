@@ -1,1 +1,1 @@
-"""What opens paths: other names of columns, parts of damaged sources, views, shards."""
+"""Opening data sets: columns with other names, damaged sources, views and shards."""

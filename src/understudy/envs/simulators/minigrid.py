@@ -81,7 +81,7 @@ class MiniGridRoom(gymnasium.Wrapper):
 
 
 class MiniGridMission(MiniGridRoom):
-    """Of BabyAI, with its bot, which watches what is done and plans again."""
+    """A level of BabyAI with its bot as the expert, which watches what is done and plans again."""
 
     def reset(self, *, seed=None, options=None):
         obs, info = super().reset(seed=seed, options=options)

@@ -108,7 +108,7 @@ class PointMaze(GoalEnv):
     column = "pointmaze-"
 
     def set_goal(self, goal: np.ndarray) -> None:
-        """goal: (2,), metres."""
+        """Sets the goal, (2,), in meters."""
         self.goal = goal
         self.unwrapped.set_goal(goal_xy=goal)
 
@@ -164,7 +164,7 @@ class GoalVector(RenderableGymVector):
 
 
 class ReachingVector(GoalVector, ExpertVector):
-    """With an expert."""
+    """A goal-conditioned environment of OGBench that has an expert."""
 
 
 class MazeVector(ReachingVector, MujocoVector):

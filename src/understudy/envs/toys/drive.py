@@ -1,4 +1,4 @@
-"""A car, a crossing, and a brake light on the dashboard: what goes along with an action is not what causes it."""
+"""A toy with causal confusion: a car at a crossing, whose dashboard shows a light when it brakes."""
 
 from __future__ import annotations
 

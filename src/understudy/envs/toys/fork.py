@@ -1,4 +1,4 @@
-"""A fork: around a pillar, left or right, both equally good. The mean of the two is the pillar."""
+"""A toy with two equally good ways, left and right around a pillar. Their mean hits the pillar."""
 
 from __future__ import annotations
 

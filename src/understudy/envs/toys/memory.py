@@ -1,4 +1,4 @@
-"""A T-shaped corridor: a cue seen at the start says where to turn at its end."""
+"""A toy that needs memory: a cue at the start of a T-shaped corridor says where to turn at its end."""
 
 from __future__ import annotations
 

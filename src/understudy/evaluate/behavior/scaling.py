@@ -51,11 +51,11 @@ class TrajectoryScaling:
         return TrajectoryScaling(columns, names, center, component_scale(states), action_scale)
 
     def states(self, episode: Episode) -> np.ndarray:
-        """(T or T + 1, S), about the mean; what was seen last is among them."""
+        """Scaled states about their mean, (T or T + 1, S), including the final observation."""
         return (concat_columns(episode, self.columns) - self.center) / self.scale
 
     def actions(self, episode: Episode) -> np.ndarray | None:
-        """(T, A), from zero."""
+        """Scaled actions, which are not shifted, (T, A)."""
         if self.action_scale is None:
             return None
         return concat_columns(episode, ("action",))[:len(episode)] / self.action_scale

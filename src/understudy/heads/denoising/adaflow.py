@@ -95,5 +95,5 @@ class AdaFlow(DenoisingHead):
 
 
 def _can_stop(x: Tensor) -> bool:
-    """Whether values may decide what runs: not while a program is traced or captured as a CUDA graph."""
+    """Whether values may decide the number of steps: not while a program is traced or captured as a CUDA graph."""
     return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,4 +1,4 @@
-"""Energy-based: score chunks, and search for the one of lowest energy."""
+"""Energy-based heads: they score chunks of actions, and search for the one with the lowest energy."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
 
 
 def _cross_entropy(energy):
-    """Of the first candidate among all, (B, ...), from energies (B, N, ...)."""
+    """Cross-entropy of the first candidate among all, (B, ...), from energies (B, N, ...)."""
     return energy[:, 0] + (-energy).logsumexp(1)
 
 

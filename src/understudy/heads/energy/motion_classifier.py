@@ -1,4 +1,4 @@
-"""Motions to a goal: the one after which the predicted encoding is nearest to that of the goal."""
+"""Head that takes the motion after which the predicted encoding is nearest to that of the goal."""
 
 from __future__ import annotations
 

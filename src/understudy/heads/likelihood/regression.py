@@ -1,4 +1,4 @@
-"""Regression: one action per observation."""
+"""Regression head: predicts one chunk of actions for each observation."""
 
 from __future__ import annotations
 

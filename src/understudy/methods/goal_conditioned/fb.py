@@ -133,7 +133,7 @@ def _mean_of_others(pairs: Tensor) -> Tensor:
 
 
 def embed(backward: Representation, obs) -> Tensor:
-    """B of observations, (B, D)."""
+    """The backward representation of observations, (B, D)."""
     return on_sphere(backward(obs)[0])
 
 

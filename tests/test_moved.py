@@ -14,7 +14,7 @@ from folders import TESTS
 from safetensors.torch import load_file
 
 from understudy import config, moved
-from understudy.checkpoint import FromStage
+from understudy.checkpoint import FromStage, find_checkpoint
 from understudy.core import ConfigError, Feature, UserError, keys
 from understudy.data.missing_actions import LabeledSteps
 from understudy.execute.bidirectional import BidirectionalDecoding
@@ -40,7 +40,7 @@ from understudy.learn.validation import Validation
 from understudy.methods import find_method
 from understudy.methods.offline_rl.cql import CQL
 from understudy.methods.offline_rl.spot import SPOT
-from understudy.policy import ClassifierFreeGuidance, find_checkpoint
+from understudy.policy import ClassifierFreeGuidance
 
 BEFORE = TESTS / "fixtures" / "before_moves"
 METHODS = json.loads((BEFORE / "methods.json").read_text())

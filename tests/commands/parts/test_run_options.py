@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.cli import refused
 
+from understudy.checkpoint import find_checkpoint
 from understudy.cli import main
 from understudy.commands.parts.common import read_options, read_provenance
 from understudy.commands.parts.improve_options import ImproveOptions
@@ -27,7 +28,6 @@ from understudy.commands.parts.train_options import TrainOptions
 from understudy.core import ConfigError
 from understudy.hints import command_line
 from understudy.learn.method import Method
-from understudy.policy import find_checkpoint
 
 ODD = ["--prior", "other's \"prior\" data/*.npz", "--columns", "state=q 1,q2", "action=u;ü", "--env=--seed 9",
        "--reward-clip", "-1", "2.5", "--image-size", "48", "64", "--stage", "a b=runs/-é", "--stage", "c=$HOME",

@@ -110,7 +110,7 @@ def _options_of(run: Path, command: str, owner: type[T]) -> T | None:
 
 
 def _provenance_file(run: Path) -> Path:
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     return find_checkpoint(run) / "provenance.json"
 
@@ -138,7 +138,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
     None if another command than train made the run, or if the command would mean something else in this folder.
     """
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     o = train_options_of(run)
     if o is None or not find_checkpoint(run).resolve().is_relative_to(o.out.resolve()):

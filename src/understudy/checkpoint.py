@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from .hints import command_line, path_text
 FEATURES = "features.json"
 WEIGHTS = "weights.safetensors"
 RETRAIN = "take another checkpoint of the run, or train it again"
+FIRST_LOADED_VERSION = (0, 3)  # checkpoints of earlier versions name code by paths that are gone
 
 T = TypeVar("T")
 
@@ -255,9 +257,29 @@ def find_checkpoint(folder: Path | str) -> Path:
 
     "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
     better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
-    `is_lerobot_checkpoint`. Raises UserError if there is no checkpoint.
+    `is_lerobot_checkpoint`. Raises UserError if there is no checkpoint, or if an earlier version wrote it.
     """
-    folder = Path(folder)
+    checkpoint = _weights_folder(Path(folder))
+    check_version(checkpoint)
+    return checkpoint
+
+
+def check_version(checkpoint: Path) -> None:
+    """Raises UserError for a checkpoint of an understudy version whose checkpoints cannot be loaded any more."""
+    from . import __version__
+
+    version = config.written_version(checkpoint)
+    if version in (None, __version__) or (numbers := re.match(r"(\d+)\.(\d+)", version)) is None:
+        return
+    if tuple(map(int, numbers.groups())) < FIRST_LOADED_VERSION:
+        run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+        raise UserError(f"understudy {version} wrote this run, and understudy {__version__} loads none from before "
+                        f"version {'.'.join(map(str, FIRST_LOADED_VERSION))}", where=run,
+                        hint=f"train it again, into another folder; its data can be used as they are: "
+                             f"{_training_command(checkpoint, run)}")
+
+
+def _weights_folder(folder: Path) -> Path:
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
     if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:

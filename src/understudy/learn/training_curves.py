@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import find_checkpoint, is_lerobot_checkpoint
+from ..config import current_name
 from ..core import role
 from ..execute.wrappers import SkillWrapper
 from ..files import read_json
-from ..moved import current_name
 from .run import IS_SUCCESS, Run, comparable_scores
 
 LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl

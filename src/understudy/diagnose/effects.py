@@ -33,11 +33,6 @@ class MotionModel:
     driven: dict[int, int]
 
     @property
-    def weights_of_states(self) -> np.ndarray:
-        """The change by the state, (D, D)."""
-        return self.fit.state_action.weights[1:-self.fit.n_actions]
-
-    @property
     def weights_of_actions(self) -> np.ndarray:
         """The change by the action, (A, D)."""
         return self.fit.state_action.weights[-self.fit.n_actions:]

@@ -86,8 +86,8 @@ def test_packages_have_exports_alone():
 
 
 # Tests at the root that are of no module at the root of the package.
-AT_THE_ROOT = {"architecture", "docs", "docstrings", "earlier_versions", "field_choices", "field_ranges", "gpu", "layout",
-               "packaging", "real_arm_page", "real_input", "skips", "slow_tests"}
+AT_THE_ROOT = {"architecture", "docs", "docstrings", "earlier_versions", "field_choices", "field_ranges", "gpu",
+               "layout", "packaging", "real_arm_page", "real_input", "skips", "slow_tests"}
 
 
 def test_tests_are_in_the_folder_of_what_they_test():

@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import other_statistics
 from scipy import stats as scipy_stats
 
 from understudy.evaluate import independent, multiple_comparisons, stats
@@ -291,9 +292,9 @@ INTERVALS = {
     "Wilson": (AVERAGE, one_rate, stats.wilson),
     "Jeffreys' posterior": (AVERAGE, one_rate, stats.beta_posterior),
     "Tango, paired": (ABOUT, paired, lambda a, b, c, d: tango(b, c, a + b + c + d)),
-    "Newcombe, paired": (ABOUT, paired, stats.newcombe_paired),
+    "Newcombe, paired": (ABOUT, paired, other_statistics.newcombe_paired),
     "Miettinen–Nurminen, unpaired": (ABOUT, two_rates, independent.miettinen_nurminen),
-    "Newcombe, unpaired": (ABOUT, two_rates, independent.newcombe_independent),
+    "Newcombe, unpaired": (ABOUT, two_rates, other_statistics.newcombe_independent),
     "mean: BCa, widened": (ABOUT, values(stats.bootstrap_mean, draws=400)),
     "mean: BCa": (ABOUT, values(bootstrap)),
     "mean: percentile": (ABOUT, values(lambda x: bootstrap(x, method="percentile"))),
@@ -317,7 +318,7 @@ TESTS = {
     "permutation of runs": ("at most 5 %", exchanged),
     "not inferior, paired": ("about 5 %", at_the_margin, noninferiority_p_value),
     "equivalent, paired": ("about 5 %", at_the_margin, equivalence_p_value),
-    "15 pairs, Bonferroni": ("at most 5 %", families(multiple_comparisons.bonferroni)),
+    "15 pairs, Bonferroni": ("at most 5 %", families(other_statistics.bonferroni)),
     "15 pairs, Holm": ("at most 5 %", families(multiple_comparisons.holm)),
     "15 pairs, not adjusted": ("none", families(np.asarray)),
     "`SequentialRateTest`, always looking": ("at most 5 %", verdicts_of_a_rate),

@@ -14,10 +14,10 @@ from dataclasses import replace
 import pytest
 
 from understudy import demo
+from understudy.checkpoint import find_checkpoint
 from understudy.commands.parts.common import progress_bar
 from understudy.heads.likelihood.regression import Regression
 from understudy.methods.registry import find_method
-from understudy.policy import find_checkpoint
 
 
 def test_the_first_two_methods_differ_in_the_head_alone_and_the_third_is_what_train_bc_makes():

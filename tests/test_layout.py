@@ -48,7 +48,7 @@ LONG_FILES = {
     "src/understudy/execute/wrappers.py": 510,
     "src/understudy/improve/collection.py": 780,
     "src/understudy/learn/train.py": 1000,
-    "src/understudy/policy.py": 1050,
+    "src/understudy/policy.py": 970,
     "src/understudy/robots/servo_arm.py": 640,
     "src/understudy/studio/html_page.py": 510,
 }
@@ -86,8 +86,8 @@ def test_packages_have_exports_alone():
 
 
 # Tests at the root that are of no module at the root of the package.
-AT_THE_ROOT = {"architecture", "docs", "docstrings", "field_choices", "field_ranges", "gpu", "layout", "packaging",
-               "real_arm_page", "real_input", "skips", "slow_tests"}
+AT_THE_ROOT = {"architecture", "docs", "docstrings", "earlier_versions", "field_choices", "field_ranges", "gpu",
+               "layout", "packaging", "real_arm_page", "real_input", "skips", "slow_tests"}
 
 
 def test_tests_are_in_the_folder_of_what_they_test():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 from . import config
 from .core import Feature, Schema, UserError
 from .files import check_checksum, read_json, write_checksums, write_json
+from .hints import command_line, path_text
 
 FEATURES = "features.json"
 WEIGHTS = "weights.safetensors"
 RETRAIN = "take another checkpoint of the run, or train it again"
+FIRST_LOADED_VERSION = (0, 3)  # checkpoints of earlier versions name code by paths that are gone
 
 T = TypeVar("T")
 
@@ -218,25 +222,6 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
                         hint=hint) from None
 
 
-def find_lerobot_checkpoint(folder: Path) -> Path | None:
-    """Returns the folder `pretrained_model` of a LeRobot checkpoint, or None.
-
-    Args:
-        folder: That folder, the folder of a checkpoint, or the folder of a run of LeRobot (its last checkpoint).
-    """
-    numbered = sorted(f for f in folder.glob("checkpoints/[0-9]*") if f.name.isdigit())
-    places = (folder, folder / "pretrained_model", *(
-        f / "pretrained_model" for f in (folder / "checkpoints" / "last", *reversed(numbered))))
-    # Any model of Hugging Face may have a config.json. Where its type is missing, the loader says so.
-    return next((f for f in places if (f / "config.json").is_file()
-                 and ((f / "model.safetensors").is_file() or (f / "train_config.json").is_file())), None)
-
-
-def is_lerobot_checkpoint(folder: Path) -> bool:
-    """Whether a folder that `policy.find_checkpoint` returned was written by LeRobot."""
-    return (folder / "config.json").is_file() and not (folder / "policy.json").exists()
-
-
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Sets the parameters and buffers of a module. Buffers take the given shapes.
 
@@ -262,3 +247,128 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if name in tensors:
             setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
     module.load_state_dict(tensors)
+
+
+# -- where checkpoints are -------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(folder: Path | str) -> Path:
+    """Returns the folder with the weights: the last checkpoint of a run, or the folder itself.
+
+    "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
+    better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
+    `is_lerobot_checkpoint`. Raises UserError if there is no checkpoint, or if an earlier version wrote it.
+    """
+    checkpoint = _weights_folder(Path(folder))
+    check_version(checkpoint)
+    return checkpoint
+
+
+def check_version(checkpoint: Path) -> None:
+    """Raises UserError for a checkpoint of an understudy version whose checkpoints cannot be loaded any more."""
+    from . import __version__
+
+    version = config.written_version(checkpoint)
+    if version in (None, __version__) or (numbers := re.match(r"(\d+)\.(\d+)", version)) is None:
+        return
+    if tuple(map(int, numbers.groups())) < FIRST_LOADED_VERSION:
+        run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+        raise UserError(f"understudy {version} wrote this run, and understudy {__version__} loads none from before "
+                        f"version {'.'.join(map(str, FIRST_LOADED_VERSION))}", where=run,
+                        hint=f"train it again, into another folder; its data can be used as they are: "
+                             f"{_training_command(checkpoint, run)}")
+
+
+def _weights_folder(folder: Path) -> Path:
+    if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
+        return folder
+    if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
+        return lerobot_folder
+    run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
+    has_started = (run / "checkpoints").is_dir() or (run / ".lock").exists()
+    if (run / "run.json").exists():
+        places = read_json(run / "run.json")
+        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+            raise UserError("the file does not contain the names of checkpoints", where=run / "run.json",
+                            hint=_resume_hint(run))
+        if places and which not in places:
+            raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
+                            hint="train with --eval ENV --save-freq N to keep the best")
+        if places and (run / places[which]).is_dir():
+            return run / places[which]
+        has_started = True
+    if has_started:
+        names = ", ".join(f.name for f in _saved_checkpoints(run / "checkpoints"))
+        raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
+                        + (f"; it has {names}" if names else ""), where=run, hint=_resume_hint(run))
+    raise UserError(f"this is not a trained run or a checkpoint: {_describe_path(folder)}", where=folder, hint=(
+        f"name one of these: {', '.join(map(str, checkpoints))}" if (checkpoints := _saved_checkpoints(folder)) else
+        f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
+        "name the run it was exported from, or export it as FILE.onnx; a .pt2 file is for programs without understudy"
+        if folder.suffix == ".pt2" and folder.exists() else
+        f"train on them: {command_line('train', 'METHOD', folder, '--out', 'RUN')}"
+        if (folder / "meta" / "info.json").exists() else
+        "name the run that is served there" if "://" in path_text(folder) else
+        "check the path, or train one: understudy train METHOD DATA --out RUN"))
+
+
+def read_checkpoint_json(folder: Path, name: str):
+    """Reads a JSON file of a checkpoint."""
+    return read_json(folder / name, replacement_hint(folder))
+
+
+def _describe_path(folder: Path) -> str:
+    if "://" in path_text(folder):
+        return "it is the address of a server"
+    if not folder.exists():
+        return "there is nothing here"
+    if folder.is_file():
+        return "it is a file"
+    return "it holds demonstrations" if (folder / "meta" / "info.json").exists() else "it holds no policy"
+
+
+def _saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that have weights, in order."""
+    return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
+
+
+def _resume_hint(run: Path) -> str:
+    """Advice for a run whose names do not lead to a checkpoint."""
+    checkpoints = _saved_checkpoints(run / "checkpoints")
+    named = f"name one of its checkpoints, {checkpoints[-1]}; or " if checkpoints else ""
+    command = _training_command(checkpoints[-1] if checkpoints else None, run)
+    return f"{named}continue with the command that started the run: {command}"
+
+
+def replacement_hint(folder: Path) -> str:
+    """Advice for an incomplete checkpoint."""
+    if others := [f for f in _saved_checkpoints(folder.parent) if f != folder]:
+        return f"take another checkpoint of the run: {others[-1]}"
+    return f"remove {folder} and train again: {_training_command(folder, folder.parent.parent)}"
+
+
+def _training_command(folder: Path | None, run: Path) -> str:
+    """The command that trains the run, as far as it is known."""
+    with suppress(UserError, AttributeError):
+        if folder is not None and (command := read_json(folder / "provenance.json").get("command")):
+            return str(command)
+    return command_line("train", "METHOD", "DATA", "--out", run if (run / "checkpoints").exists() else "RUN")
+
+
+def find_lerobot_checkpoint(folder: Path) -> Path | None:
+    """Returns the folder `pretrained_model` of a LeRobot checkpoint, or None.
+
+    Args:
+        folder: That folder, the folder of a checkpoint, or the folder of a run of LeRobot (its last checkpoint).
+    """
+    numbered = sorted(f for f in folder.glob("checkpoints/[0-9]*") if f.name.isdigit())
+    places = (folder, folder / "pretrained_model", *(
+        f / "pretrained_model" for f in (folder / "checkpoints" / "last", *reversed(numbered))))
+    # Any model of Hugging Face may have a config.json. Where its type is missing, the loader says so.
+    return next((f for f in places if (f / "config.json").is_file()
+                 and ((f / "model.safetensors").is_file() or (f / "train_config.json").is_file())), None)
+
+
+def is_lerobot_checkpoint(folder: Path) -> bool:
+    """Whether a folder that `find_checkpoint` returned was written by LeRobot."""
+    return (folder / "config.json").is_file() and not (folder / "policy.json").exists()

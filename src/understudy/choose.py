@@ -53,13 +53,13 @@ TIMED_UPDATES = 24
 ROUNDS_OF_ALL = 1.5  # trials of all candidates for which the time of a trial is planned; many are dropped early
 LEAST_UPDATES = 0.05  # fraction of the default number; a candidate that has no time for these is not tried
 ROWS = 16  # rows of every batch that a network gets in rollouts
-FEW = 40  # episodes: with fewer, two ways of acting may not be seen
-PLENTY = 200  # episodes: with as many, a second way would have been seen
+FEW_EPISODES = 40  # with fewer, two ways of acting may not be seen
+ENOUGH_EPISODES = 200  # with as many, a second way would have been seen
 FAST = 30  # steps a second: ten observations are a third of a second
-LEAST_COMPARED = 10  # episodes: with fewer, chance looks like two ways
+MIN_COMPARED_EPISODES = 10  # with fewer, chance looks like two ways
 MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
-MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
-MOST = 0.1  # of the steps, so that one answer is wrong at many of them
+TWO_WAYS_FRACTION = 0.01  # of the steps; toys with one way to act have at most 0.1 %
+LARGE_TWO_WAYS_FRACTION = 0.1  # of the steps, so that one answer is wrong at many of them
 TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
 
 Metric = Literal["success", "return", "error"]
@@ -96,11 +96,11 @@ class DataProperties:
         cameras = f"{self.cameras or 'no'} camera{'s' * (self.cameras > 1)}"
         sentences = [f"{self.episodes} episodes, {self.steps} steps{rate}; {cameras}; actions are {self.actions}."]
         if self.two_ways is not None:
-            effect = (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
-                      f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else ".")
+            effect = (": a method that predicts the mean may act in neither." if self.two_ways >= TWO_WAYS_FRACTION else
+                      f". {self.episodes} episodes may be too few to see them." if _is_few(self) else ".")
             sentences.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in "
                              f"two clearly different ways{effect}")
-        advice = advice_about("choose ways") if (self.two_ways or 0) >= MANY else []
+        advice = advice_about("choose ways") if (self.two_ways or 0) >= TWO_WAYS_FRACTION else []
         return [*sentences, *advice, *self.learners.values()]
 
 
@@ -121,10 +121,10 @@ class CandidateRule:
 
 
 def _is_few(p: DataProperties) -> bool:
-    return p.episodes < FEW
+    return p.episodes < FEW_EPISODES
 
 
-def _has_ways(p: DataProperties, least: float = MANY) -> bool:
+def _has_ways(p: DataProperties, least: float = TWO_WAYS_FRACTION) -> bool:
     return p.two_ways is not None and p.two_ways >= least
 
 
@@ -148,10 +148,10 @@ CANDIDATE_RULES = (
     CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
     CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
                   "at {fps:g} steps a second its ten observations tell little", adds=False),
-    CandidateRule(lambda p: _has_ways(p, MOST), ("mip",),
+    CandidateRule(lambda p: _has_ways(p, LARGE_TWO_WAYS_FRACTION), ("mip",),
                   "it gives one answer, and there are two ways at {two_ways:.1%} of the steps", adds=False),
-    CandidateRule(lambda p: p.two_ways is not None and not _has_ways(p) and p.episodes >= PLENTY, ("diffusion-policy",),
-                  "it is slow, and {episodes} episodes show one way to act", adds=False),
+    CandidateRule(lambda p: p.two_ways is not None and not _has_ways(p) and p.episodes >= ENOUGH_EPISODES,
+                  ("diffusion-policy",), "it is slow, and {episodes} episodes show one way to act", adds=False),
     CandidateRule(lambda p: p.cameras > 0, ("knn", "search-bc"), "it cannot read images", adds=False),
     CandidateRule(lambda p: _is_few(p) and p.cameras > 0 and p.actions == "numbers", ("vinn-byol",),
                   "{episodes} episodes with images"),
@@ -425,7 +425,7 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
     discrete = features["action"].kind == "discrete"
     two_ways = None
     states = any(f.kind == "vector" for k, f in features.items() if role(k) == "observation")
-    if states and not discrete and len(data) >= LEAST_COMPARED:
+    if states and not discrete and len(data) >= MIN_COMPARED_EPISODES:
         subset = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
         score = LocalUnimodality()
         score = replace(score, n_neighbors=min(score.n_neighbors, len(subset) - 1))  # about one of each other episode

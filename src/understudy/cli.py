@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
                 interrupts.raised = time.monotonic()  # so that SIGHUP, which is on its way, changes nothing
                 leave_closed_terminal(signal.SIGHUP)
                 return _report_interrupt(name, args)
-            if interrupts.seen:  # libraries turn an interrupt into errors of their own
+            if interrupts.was_interrupted:  # libraries turn an interrupt into errors of their own
                 return _report_interrupt(name, args)
             return _report_failure(error, debug, args)
 
@@ -95,7 +95,7 @@ class _InterruptGuard:
     ECHO_SECONDS = 2.0  # a closed terminal sends SIGHUP twice, and often SIGTERM too
 
     def __enter__(self):
-        self.seen, self.before, self.later = False, {}, None
+        self.was_interrupted, self.before, self.later = False, {}, None
         self.raised = -math.inf
         if threading.current_thread() is threading.main_thread():
             for number in INTERRUPTS:
@@ -107,7 +107,7 @@ class _InterruptGuard:
         leave_closed_terminal(number)
         if number != signal.SIGINT and time.monotonic() - self.raised < self.ECHO_SECONDS:
             return  # the command is stopping
-        self.seen = True
+        self.was_interrupted = True
         if _is_importing(frame):
             self.later = threading.Timer(0.05, _raise_signal_again, (number,))
             self.later.daemon = True

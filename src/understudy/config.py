@@ -9,15 +9,15 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import repeat
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from . import moved
 from .core import ConfigError, UserError, unknown_name
 from .hints import trust_hint
 from .user_code import import_module
@@ -107,7 +107,7 @@ def _load(data, trust: tuple[str, ...], where: str):
     if not isinstance(data["$"], str):
         raise ConfigError(f"names code by {str(data['$'])[:80]!r}, which is not text", where=where or None,
                           hint="take it from a copy")
-    data = moved.current_document(data)
+    data = current_document(data)
     path, definition = _find(data["$"], trust, where)
     if data.get("call") is False:
         # Only functions defined at the top of that very module: what a module merely imports is not its own.
@@ -180,7 +180,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
 def _find(name: str, trust: tuple[str, ...], where: str):
     """The module path of "package.module:name", and the object or None, if the package is trusted."""
-    path, _, attribute = moved.current_name(name).partition(":")
+    path, _, attribute = current_name(name).partition(":")
     package = path.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
@@ -203,13 +203,45 @@ def _version_hint(package: str, where: str) -> str:
 
     named = re.match(r".*?\.json", where)
     folders = () if named is None else (Path(named[0]).parent, Path(named[0]).parent.parent.parent)  # modules/NAME/
-    file = next((f / "provenance.json" for f in folders if (f / "provenance.json").is_file()), None)
-    written: dict[str, str] = {}
-    with suppress(ValueError, AttributeError):  # a damaged one tells no version
-        written = {} if file is None else json.loads(file.read_text(encoding="utf-8")).get("versions", {})
     if package != "understudy":
         return f"install the version of {package} with which it was written, or correct the name"
-    if (version := written.get("understudy")) and version != __version__:
+    version = next(filter(None, map(written_version, folders)), None)
+    if version is not None and version != __version__:
         return (f"it was written by understudy {version}, and this is {__version__}: install {version} "
                 f"(pip install understudy=={version}), or train it again")
     return f"this is understudy {__version__}: install the version that wrote the file, or correct the name"
+
+
+def written_version(checkpoint: Path) -> str | None:
+    """Returns the version of understudy that wrote the checkpoint in a folder. None if it is not stored."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        version = json.loads((checkpoint / "provenance.json").read_text(encoding="utf-8"))["versions"]["understudy"]
+        return version if isinstance(version, str) else None
+    return None
+
+
+# -- names and fields of earlier versions ------------------------------------------------------------------------------
+
+# A file names code by its import path. Whoever moves or renames something that a file of version 0.3 or later can name,
+# or changes its fields, adds an entry here. Entries name the present place, never another old one.
+MOVED: dict[str, str] = {  # old "module" or "module:Name": the present one
+    # limits of robots, which people write for their arms: those of version 0.2 are read too
+    f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
+    for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
+}
+# old or present "module:Name": function of its JSON, without "$", that returns the present fields
+UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
+
+
+def current_name(name: str) -> str:
+    """Returns the present "module:Name" of a class or function that may have moved."""
+    module, _, attribute = name.partition(":")
+    return MOVED.get(name) or f"{MOVED.get(module, module)}:{attribute}"
+
+
+def current_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the JSON of a dataclass with its present name and fields. Nested dataclasses stay as they are."""
+    old = document["$"]
+    field_values = {name: value for name, value in document.items() if name != "$"}
+    upgrade = UPGRADES.get(old) or UPGRADES.get(current_name(old), dict)
+    return {"$": current_name(old), **upgrade(field_values)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -22,11 +21,13 @@ from torch import Generator, Tensor, nn
 from . import config
 from .checkpoint import (
     CheckpointModule,
-    find_lerobot_checkpoint,
+    find_checkpoint,
     is_lerobot_checkpoint,
     load_features,
     load_tensors,
     load_weights,
+    read_checkpoint_json,
+    replacement_hint,
     save_features,
     save_weights,
 )
@@ -56,7 +57,7 @@ from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
-from .files import read_json, write_json
+from .files import write_json
 from .heads.base import (
     Cost,
     DenoisingHead,
@@ -68,7 +69,7 @@ from .heads.base import (
     TemperatureHead,
 )
 from .heads.guidance import DirectCost, EnergyCost, LimitedCost
-from .hints import command_line, path_text, unit_hint
+from .hints import unit_hint
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -853,12 +854,12 @@ class Policy(CheckpointModule, StepwisePlanner):
         if not isinstance(policy_config, PolicyConfig):
             raise UserError(f"the file holds a {type(policy_config).__name__} instead of a PolicyConfig",
                             where=folder / "policy.json",
-                            hint=_replacement_hint(folder))
-        features = load_features(folder, _replacement_hint(folder))
+                            hint=replacement_hint(folder))
+        features = load_features(folder, replacement_hint(folder))
         _check_columns((*policy_config.inputs, policy_config.target), features, str(folder / "features.json"))
         with without_downloads(folder):
             policy = Policy(policy_config, features)
-        load_weights(policy, folder, _replacement_hint(folder), "policy")
+        load_weights(policy, folder, replacement_hint(folder), "policy")
         return policy.eval().to(device)
 
 
@@ -948,89 +949,6 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
                         hint="store numbers there, such as float32; instructions belong in the column 'task'")
     raise UserError("no policy can read these data: no column is an observation (the columns are "
                     f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))
-
-
-def find_checkpoint(folder: Path | str) -> Path:
-    """Returns the folder with the weights: the last checkpoint of a run, or the folder itself.
-
-    "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
-    better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
-    `checkpoint.is_lerobot_checkpoint`. Raises UserError if there is no checkpoint.
-    """
-    folder = Path(folder)
-    if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
-        return folder
-    if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
-        return lerobot_folder
-    run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
-    has_started = (run / "checkpoints").is_dir() or (run / ".lock").exists()
-    if (run / "run.json").exists():
-        places = read_json(run / "run.json")
-        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-            raise UserError("the file does not contain the names of checkpoints", where=run / "run.json",
-                            hint=_resume_hint(run))
-        if places and which not in places:
-            raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
-                            hint="train with --eval ENV --save-freq N to keep the best")
-        if places and (run / places[which]).is_dir():
-            return run / places[which]
-        has_started = True
-    if has_started:
-        names = ", ".join(f.name for f in _saved_checkpoints(run / "checkpoints"))
-        raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
-                        + (f"; it has {names}" if names else ""), where=run, hint=_resume_hint(run))
-    raise UserError(f"this is not a trained run or a checkpoint: {_describe_path(folder)}", where=folder, hint=(
-        f"name one of these: {', '.join(map(str, checkpoints))}" if (checkpoints := _saved_checkpoints(folder)) else
-        f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
-        "name the run it was exported from, or export it as FILE.onnx; a .pt2 file is for programs without understudy"
-        if folder.suffix == ".pt2" and folder.exists() else
-        f"train on them: {command_line('train', 'METHOD', folder, '--out', 'RUN')}"
-        if (folder / "meta" / "info.json").exists() else
-        "name the run that is served there" if "://" in path_text(folder) else
-        "check the path, or train one: understudy train METHOD DATA --out RUN"))
-
-
-def read_checkpoint_json(folder: Path, name: str):
-    """Reads a JSON file of a checkpoint."""
-    return read_json(folder / name, _replacement_hint(folder))
-
-
-def _describe_path(folder: Path) -> str:
-    if "://" in path_text(folder):
-        return "it is the address of a server"
-    if not folder.exists():
-        return "there is nothing here"
-    if folder.is_file():
-        return "it is a file"
-    return "it holds demonstrations" if (folder / "meta" / "info.json").exists() else "it holds no policy"
-
-
-def _saved_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that have weights, in order."""
-    return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
-
-
-def _resume_hint(run: Path) -> str:
-    """Advice for a run whose names do not lead to a checkpoint."""
-    checkpoints = _saved_checkpoints(run / "checkpoints")
-    named = f"name one of its checkpoints, {checkpoints[-1]}; or " if checkpoints else ""
-    command = _training_command(checkpoints[-1] if checkpoints else None, run)
-    return f"{named}continue with the command that started the run: {command}"
-
-
-def _replacement_hint(folder: Path) -> str:
-    """Advice for an incomplete checkpoint."""
-    if others := [f for f in _saved_checkpoints(folder.parent) if f != folder]:
-        return f"take another checkpoint of the run: {others[-1]}"
-    return f"remove {folder} and train again: {_training_command(folder, folder.parent.parent)}"
-
-
-def _training_command(folder: Path | None, run: Path) -> str:
-    """The command that trains the run, as far as it is known."""
-    with suppress(UserError, AttributeError):
-        if folder is not None and (command := read_json(folder / "provenance.json").get("command")):
-            return str(command)
-    return command_line("train", "METHOD", "DATA", "--out", run if (run / "checkpoints").exists() else "RUN")
 
 
 def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[str, Feature]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from understudy.checkpoint import find_checkpoint
 from understudy.cli import main
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.learn.run import Run
 from understudy.learn.training_curves import TrainingCurves, describe_checkpoint
-from understudy.policy import find_checkpoint
 
 TRAIN = ["--steps", "200", "--save-freq", "50", "--device", "cpu", "--policy.trunk.width", "32"]
 LEAST = "the lowest error on held-out episodes"

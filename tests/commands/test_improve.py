@@ -16,6 +16,7 @@ from fixtures.collections import collected, contents
 from fixtures.killed_training import killed_command
 
 from understudy import make
+from understudy.checkpoint import find_checkpoint
 from understudy.cli import main
 from understudy.commands.parts.improve_page import corrections_of
 from understudy.commands.parts.run_options import trained_on
@@ -33,7 +34,6 @@ from understudy.improve.retention import AllEpisodes, SuccessfulEpisodes
 from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.run import Run
 from understudy.learn.train import train
-from understudy.policy import find_checkpoint
 
 SHORT = ["--rounds", "2", "--episodes", "2", "--steps", "3", "--compare", "6", "--device", "cpu"]
 

@@ -166,13 +166,6 @@ def test_overrides_are_told_from_options():
     )
 
 
-def test_options_of_commands_of_earlier_versions_are_those_of_the_method():
-    """A method had an option --method.columns, and train has another one, --columns."""
-    words = ["one-shot", "d", "--method.columns", "a", "b", "--learner.batch-size", "8", "--out", "r"]
-    assert split_arguments(words, TrainOptions) == (
-        ["one-shot", "d", "--out", "r"], ["--columns", "a", "b", "--batch-size", "8"], [])
-
-
 def test_overrides_reach_the_method(call, place, tmp_path):
     assert (
         call(

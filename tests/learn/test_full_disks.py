@@ -15,10 +15,11 @@ import pytest
 from fixtures.killed_training import save_each_update, start
 from fixtures.runs import Stop, contents, made_up, plain, run
 
+from understudy.checkpoint import find_checkpoint
 from understudy.core import UserError
 from understudy.learn.run import Run, disk_space_errors
 from understudy.learn.stages import copy_run
-from understudy.policy import Policy, find_checkpoint
+from understudy.policy import Policy
 
 
 @pytest.fixture(scope="module")

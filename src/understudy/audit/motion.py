@@ -22,7 +22,7 @@ STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episode
 LAGGED_STEPS = 50_000  # the same for the models of many lags
 CLEAR = 0.5  # factor by which another lag has to reduce what is unexplained
 EXACT = 0.01  # of what the state leaves open: less is explained well enough
-_TOGETHER = 100  # episodes whose squares are summed together
+_EPISODES_PER_SUM = 100  # whose squares are summed together
 _FEWEST = 10  # smallest number of steps per fitted parameter
 _SHARE = 0.2  # of the steps; a larger lag leaves only the ends of episodes
 
@@ -166,7 +166,7 @@ def fit_lags(episodes: Iterable[Transitions], lags: Iterable[int] = LAGS) -> dic
         changes = state_change(s)
         for lag, parts in waiting.items():
             parts.append(lagged(s, a, changes, lag))
-            if len(parts) == _TOGETHER:
+            if len(parts) == _EPISODES_PER_SUM:
                 fits.setdefault(lag, MotionFit(_is_number(parts)))
                 add(lag)
     for lag, parts in waiting.items():

@@ -67,11 +67,11 @@ class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, Robo
 
 def main(args: list[str]) -> None:
     o = parse(DiagnoseOptions, "diagnose", args)
+    from ..checkpoint import find_checkpoint
     from ..diagnose.runner import diagnose
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun
     from ..learn.training_curves import TrainingCurves
-    from ..policy import find_checkpoint
 
     if has_no_run(o.run):
         address = served_address(o.run)

@@ -124,8 +124,8 @@ class _Command:
 
     def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
         """The environment, the data and the held-out episodes, the method and the runs of its stages."""
+        from ..checkpoint import find_checkpoint
         from ..improve.improvement import LEARNS_FROM_ITSELF, Improvement
-        from ..policy import find_checkpoint
 
         o = self.o
         people = dict.fromkeys(DEVICES if o.robot is not None else ("keyboard",), "person")
@@ -414,9 +414,9 @@ class _Command:
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
         """Prints the cost to a person, and the number of demonstrations of the same cost."""
+        from ..checkpoint import find_checkpoint
         from ..data.mixture import ROUND
         from ..hints import pluralize
-        from ..policy import find_checkpoint
 
         o, total, trust = self.o, sum(costs.values()), trust_options(self.o.trust, env_name)
         commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,

@@ -63,9 +63,8 @@ def main(args: list[str]) -> None:
 
 def _next_commands(runs) -> list[tuple[str, str]]:
     """Useful next commands, each with a description: evaluate the run, or compare all runs."""
-    from ..checkpoint import load_features
+    from ..checkpoint import find_checkpoint, load_features
     from ..envs.registry import WITH_GOALS, base_name
-    from ..policy import find_checkpoint
 
     env = recorded_env_of(runs[0].folder)
     is_recorded = env is not None

@@ -116,11 +116,11 @@ class _Training:
 
 
 def _train(o: TrainOptions, options: list[str], changes: list[str], command: str, out: Output) -> None:
+    from ..checkpoint import find_checkpoint
     from ..data.video import parse_image_size
     from ..learn.callbacks import Wandb
     from ..learn.devices import choose_device
     from ..learn.train import train
-    from ..policy import find_checkpoint
     from .parts.method import build_method
 
     build_method(o.method, options, [], None, o.trust, flags=FLAGS)  # refuses a misspelled option before data are read
@@ -487,9 +487,8 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 
 def _refuse_other_network(method: Method, o: TrainOptions) -> None:
     """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
-    from ..checkpoint import is_lerobot_checkpoint
+    from ..checkpoint import find_checkpoint, is_lerobot_checkpoint
     from ..learn.method import Method
-    from ..policy import find_checkpoint
 
     assert o.from_run is not None
     folder = find_checkpoint(o.from_run)

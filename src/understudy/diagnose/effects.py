@@ -11,8 +11,9 @@ from .observations import AT_END
 
 BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
 FEWER = 0.5  # factor by which a less simple explanation has to reduce the unexplained steps
-NEAR, AGREE = 0.1, 0.3  # error of a change, of its usual size or its spread by the action; fraction of steps with less
-RANGE = 0.5  # spread of the actions of these steps, as a fraction of that of all
+MAX_ERROR_FRACTION = 0.1  # largest error of a change, of its usual size or its spread by the action
+MIN_AGREEING_FRACTION = 0.3  # of the steps
+MIN_SPREAD_FRACTION = 0.5  # spread of the actions of these steps, as a fraction of that of all
 END = 0.005  # quantile of the changes that is a limit
 SCALES = [sign * size for size in np.geomspace(1 / 16, 16, 65) for sign in (1, -1) if sign * size != 1]
 OFFSET = 0.25  # of the standard deviation of the action
@@ -31,11 +32,6 @@ class MotionModel:
     fit: MotionFit
     lag: int
     driven: dict[int, int]
-
-    @property
-    def weights_of_states(self) -> np.ndarray:
-        """The change by the state, (D, D)."""
-        return self.fit.state_action.weights[1:-self.fit.n_actions]
 
     @property
     def weights_of_actions(self) -> np.ndarray:
@@ -100,7 +96,7 @@ def explain_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
     effect, spread = model.weights_of_actions[i, d], max(model.action_std[i], 1e-9)
     commanded, usual, change = actions[:, i], model.fit.change[d], changes[:, d]
     missed = model.missed(states, actions, changes)[:, d]
-    executed, margin = missed / effect + commanded, NEAR * min(spread * abs(effect), usual)
+    executed, margin = missed / effect + commanded, MAX_ERROR_FRACTION * min(spread * abs(effect), usual)
     tolerance, (low, high) = margin / abs(effect), np.quantile(change, (END, 1 - END))
     if high - low < 4 * margin:  # it hardly moves
         return None
@@ -110,9 +106,9 @@ def explain_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
         predicted = change - missed + effect * (instead - commanded)
         error = np.abs(np.clip(predicted, low, high) - change)
         agrees, is_open = error <= margin, (predicted >= low - margin) & (predicted <= high + margin)
-        tells = (agrees & is_open).sum() >= max(AGREE * is_open.sum(), least_rows(model))
-        holds = tells and min(is_open.mean(), agrees.mean()) >= AGREE and (
-            commanded[agrees].std() >= RANGE * commanded.std())
+        tells = (agrees & is_open).sum() >= max(MIN_AGREEING_FRACTION * is_open.sum(), least_rows(model))
+        holds = tells and min(is_open.mean(), agrees.mean()) >= MIN_AGREEING_FRACTION and (
+            commanded[agrees].std() >= MIN_SPREAD_FRACTION * commanded.std())
         return float(agrees.mean()) if holds else 0.0, agrees & is_open, float(np.median(error) / usual)
 
     def with_constant(gain: float) -> np.ndarray:

@@ -36,7 +36,7 @@ Episodes = Sequence[Transitions]
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
 EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
-HARDLY = 0.05  # effect of an action of another joint, or of a motor that is off
+MAX_OFF_EFFECT = 0.05  # largest effect of an action of another joint, or of a motor that is off
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
 CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
 JUDGED = 0.2  # smallest effect in the data, as that of the model: a component with less is not judged
@@ -313,7 +313,7 @@ def _gain_findings(effects: dict[int, Effect], model: MotionModel, names: Sequen
 def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[str]) -> RunFinding:
     i = max(changed, key=lambda k: abs(np.log(max(abs(gains[k]), 1e-9))))
     unit = unit_of_ratio(gains[i])
-    if unit is None and abs(gains[i]) < HARDLY:
+    if unit is None and abs(gains[i]) < MAX_OFF_EFFECT:
         return RunFinding(
             "action-scale", "fault", f"an action hardly moves what it moves in the data "
             f"({format_list(names[k] for k in changed)}): {gains[i]:.2g} times as far", gains[i], GAINS,

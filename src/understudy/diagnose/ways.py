@@ -16,7 +16,7 @@ from .base import RunFinding
 
 WINDOWS, ASKED = 4000, 300  # recorded windows among which neighbors are looked for, and plans that are compared
 NEIGHBORS = 16
-NEAR = 0.3  # distance of the neighbors, as a fraction of that of two random windows
+NEIGHBOR_DISTANCE_FRACTION = 0.3  # distance of the neighbors, as a fraction of that of two random windows
 FEWEST = 3  # actions in a group
 APART = 2.0  # gap between two groups of actions, as a multiple of their standard deviation
 MIDDLE = 0.15  # of the gap, on each side: plans that are nearer to a group belong to it
@@ -49,7 +49,7 @@ def check_averaged_ways(policy: Policy, data: Dataset) -> Iterator[RunFinding]:
     plans = policy.plan(obs, noise).flatten(1).double().cpu().numpy() / scale
     distances, neighbors = cKDTree(points).query(points[asked], NEIGHBORS)
     random = float(np.median(np.linalg.norm(points[asked] - points[np.roll(asked, len(asked) // 2)], axis=1)))
-    is_near = distances[:, -1] < NEAR * random
+    is_near = distances[:, -1] < NEIGHBOR_DISTANCE_FRACTION * random
     is_between = np.array([_is_between(plan, chunks[row] / scale) for plan, row in zip(plans, neighbors, strict=True)])
     share = float(np.mean(is_near & is_between))
     if share > AVERAGED:

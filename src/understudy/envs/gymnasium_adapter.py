@@ -101,7 +101,7 @@ class GymVector(Env):
         if not self.started:  # the others need some state too
             with self._named_errors("reset"):
                 obs, _ = self.vec.reset(seed=seeds)
-            self.seen, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
+            self.last_obs, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
         else:
             self._restart(mask, seeds)
         return self._observation()
@@ -110,7 +110,7 @@ class GymVector(Env):
         with self._named_errors("reset"):
             obs, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
         for name, new in self._to_columns(obs, self.rows).items():
-            self.seen[name][mask] = new[mask]
+            self.last_obs[name][mask] = new[mask]
         self.finished[mask] = False
 
     def step(self, action):
@@ -125,14 +125,14 @@ class GymVector(Env):
         obs, reward, terminated, truncated, info = self._step(action)
         terminated, truncated = (check_flags(flags, name, live, self.metadata["env"])
                                  for name, flags in (("terminated", terminated), ("truncated", truncated)))
-        self.seen, self.finished = self._to_columns(obs, self.rows), resting | terminated | truncated
+        self.last_obs, self.finished = self._to_columns(obs, self.rows), resting | terminated | truncated
         self._detect_success_flag(info)
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
             for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
                 self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(add_batch_axis(info["final_obs"][row]), 1).items():
-                    self.seen[name][row] = value[0]
+                    self.last_obs[name][row] = value[0]
             running, ended = self._flags(info, live & ~self.finished), self._flags(last, live & self.finished)
             flags = {k: running[k] | ended[k] for k in running}
         else:
@@ -190,7 +190,7 @@ class GymVector(Env):
             ) from error
 
     def _observation(self):
-        return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}
+        return {k: torch.from_numpy(v.copy()) for k, v in self.last_obs.items()}
 
     def _to_columns(self, obs, rows) -> dict[str, np.ndarray]:
         out = {}

@@ -189,11 +189,11 @@ class MujocoVector(MujocoCameras, Restorable):
     def _observe_restored(self, row: int, steps, i: int) -> None:
         """Puts into `seen` what a row shows that was restored from row i of `steps`."""
         for name, value in self._to_columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
-            self.seen[name][row] = value[0]
+            self.last_obs[name][row] = value[0]
             if {"simulator.state", name} <= set(steps):
                 # After a step MuJoCo shows the positions of sites before its last small step. They cannot be computed
                 # from the state, so the recorded ones are taken.
-                self.seen[name][row] = self._recorded_column(steps, i, name, value[0].size)
+                self.last_obs[name][row] = self._recorded_column(steps, i, name, value[0].size)
 
 
 class Mujoco(MujocoVector):

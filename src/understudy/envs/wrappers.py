@@ -44,7 +44,7 @@ class WrappedEnv(EnvWrapper):
             metadata["low"], metadata["high"] = limits
         self.metadata = {**metadata, "env": wrapped_env_name(env.metadata["env"], wrapper)}
         self.state: State | None = None
-        self.seen: Obs = {}  # what `env` showed; of a row that has ended, what it showed last
+        self.last_obs: Obs = {}  # what `env` showed; of a row that has ended, what it showed last
         self.shown: Obs = {}  # what the actor observes of it
         self.reward = torch.zeros(env.rows)
 
@@ -55,10 +55,10 @@ class WrappedEnv(EnvWrapper):
         if self.state is None:  # the other rows are reset before anyone reads them
             everyone = torch.zeros(self.rows, dtype=key.dtype)
             everyone[which] = key
-            self.seen = dict(obs)
+            self.last_obs = dict(obs)
             self.shown, self.state = self._transform_obs(self.wrapper.start(self._wrapper_obs(), everyone))
             return self.shown
-        self.seen = put(self.seen, which, take(obs, which))
+        self.last_obs = put(self.last_obs, which, take(obs, which))
         state = put(self.state, which, self.wrapper.start(take(self._wrapper_obs(), which), key))
         # All rows together, as in a step: products of matrices differ in their last bits with the number of rows.
         transformed, state = self._transform_obs(state)
@@ -77,7 +77,7 @@ class WrappedEnv(EnvWrapper):
             reward = reward + going * (self.discount**i * out.reward)
             terminated, truncated = terminated | going & out.terminated, truncated | going & out.truncated
             info = _joined_info(info, out.info, going)
-            self.seen = _where_rows(going, out.obs, self.seen)
+            self.last_obs = _where_rows(going, out.obs, self.last_obs)
             self.reward = torch.where(going, out.reward, self.reward)
             transformed, self.state = self._transform_obs(self.state)
             self.shown = _where_rows(going, transformed, self.shown)
@@ -92,7 +92,7 @@ class WrappedEnv(EnvWrapper):
         return StepResult(self.shown, reward, terminated, truncated, info)
 
     def _wrapper_obs(self) -> Obs:
-        return {**self.seen, LAST_REWARD: self.reward}
+        return {**self.last_obs, LAST_REWARD: self.reward}
 
     def _transform_obs(self, state: State) -> tuple[Obs, State]:
         transformed, state = self.wrapper.transform_obs(self._wrapper_obs(), state)

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import config
+from ..checkpoint import find_checkpoint
 from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part, role, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, StepResult
@@ -26,7 +27,7 @@ from ..files import read_json, write_json
 from ..heads.base import LikelihoodHead
 from ..hints import command_line
 from ..learn.run import Run
-from ..policy import Planner, Policy, find_checkpoint
+from ..policy import Planner, Policy
 from . import stats
 from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, evenly_spaced

@@ -10,7 +10,7 @@ import math
 
 import scipy
 
-from .stats import LEVEL, Interval, _check_counts, wilson
+from .stats import LEVEL, Interval, _check_counts
 
 
 def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
@@ -74,20 +74,6 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
     low = -1.0 if estimate <= -1 else scipy.optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) - z, first, middle)
     high = 1.0 if estimate >= 1 else scipy.optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) + z, middle, last)
     return Interval(estimate, float(low), float(high), level)
-
-
-def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
-    """Interval of the same difference as `miettinen_nurminen`, as a second opinion. It uses Wilson's limits of both
-    rates.
-
-    References:
-        Newcombe (1998), Interval Estimation for the Difference between Independent Proportions, method 10.
-    """
-    _check_trials(k1, n1, k2, n2)
-    first, second = wilson(k1, n1, level), wilson(k2, n2, level)
-    d = first.estimate - second.estimate
-    return Interval(d, d - math.hypot(first.estimate - first.low, second.high - second.estimate),
-                    d + math.hypot(first.high - first.estimate, second.estimate - second.low), level)
 
 
 def _constrained_estimate(k1: float, n1: float, k2: float, n2: float, d: float) -> float:

@@ -12,20 +12,11 @@ import numpy as np
 # -- p-values of several tests ------------------------------------------------------------------------------------
 
 
-def bonferroni(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values by Bonferroni's method, in the given order.
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Adjusted p-values of several tests by the method of Holm, in the given order.
 
     The probability that any true null hypothesis falls below alpha is at most alpha, whatever the dependence of the
-    tests (Dunn 1961).
-    """
-    p_values = _check_p_values(p)
-    return np.minimum(p_values * p_values.size, 1.0)
-
-
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values by Holm's method: the guarantee of `bonferroni`, and never larger.
-
-    The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
+    tests. The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
     """
     p_values = _check_p_values(p)
     order = np.argsort(p_values, kind="stable")

@@ -125,30 +125,6 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(estimate, float(low), float(high), level)
 
 
-def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVEL) -> Interval:
-    """Interval of the same difference as `tango`, as a second opinion.
-
-    It combines Wilson's limits of the two proportions with their correlation.
-
-    References:
-        Newcombe (1998), Improved Confidence Intervals for the Difference between Binomial Proportions Based on Paired
-        Data, method 10.
-    """
-    n = both + b + c + neither
-    first, second = wilson(both + b, n, level), wilson(both + c, n, level)
-    margins = (both + b) * (c + neither) * (both + c) * (b + neither)
-    cross = both * neither - b * c
-    if cross > 0:
-        cross = max(cross - n / 2, 0)  # his continuity correction, for positive correlation only
-    phi = cross / math.sqrt(margins) if margins else 0.0
-
-    def reach(x: float, y: float) -> float:
-        return math.sqrt(max(x**2 - 2 * phi * x * y + y**2, 0.0))
-    d = first.estimate - second.estimate
-    return Interval(d, d - reach(first.estimate - first.low, second.high - second.estimate),
-                    d + reach(first.high - first.estimate, second.estimate - second.low), level)
-
-
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p-value of no difference between two paired proportions: a binomial test of the pairs that
     differ. It is 1 if none does.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint import find_checkpoint
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.mixture import ROUND
@@ -21,7 +22,6 @@ from ..learn.method import (
     training_data,
 )
 from ..learn.run import Run
-from ..policy import find_checkpoint
 from .collection import EXECUTED_ACTION, CollectionRounds
 from .gates import INTERVENTION
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..checkpoint import FromStage
+from ..checkpoint import FromStage, find_checkpoint
 from ..core import Unsupported, UserError, unknown_name
 from ..data.episode import Dataset
 from ..evaluate.failure_detection import FailureDetector
@@ -18,7 +18,6 @@ from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method, Stage, find_references, stage_folder
 from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
-from ..policy import find_checkpoint
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
 from .corrections import iwr, rlif, sirius, without_added_parts, without_unlearned_steps
 from .doubt import EitherGate, EnsembleGate, RiskGate

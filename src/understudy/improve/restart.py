@@ -104,7 +104,7 @@ class Attempts(Env):
         self.key = torch.zeros(self.rows, dtype=torch.int64)
         self.count, self.clock, self.total = (torch.zeros_like(self.key) for _ in range(3))
         # Set by the first reset.
-        self.seen: Any = None
+        self.last_obs: Any = None
         self.state: Any = None
         self.reward = torch.zeros(self.rows)  # of the attempt's last step
 
@@ -118,13 +118,13 @@ class Attempts(Env):
 
     def step(self, action):
         self.check_actions(action)
-        plan, state = self.actor.act({**self.seen, LAST_REWARD: self.reward}, self.state)
+        plan, state = self.actor.act({**self.last_obs, LAST_REWARD: self.reward}, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)
         if "success" not in out.info:
             raise UserError("the environment does not report success",
                             where=self.metadata["env"], hint="only then is there anything to try until it is done")
-        self.seen, self.clock, self.total = dict(out.obs), self.clock + 1, self.total + 1
+        self.last_obs, self.clock, self.total = dict(out.obs), self.clock + 1, self.total + 1
         self.reward = out.reward
         success = out.info["success"].clone()
         over = ~success & (out.terminated | out.truncated | (action[:, 0] > 0))
@@ -144,14 +144,14 @@ class Attempts(Env):
         """Starts an attempt in these rows. It depends on the row's key and the number of the attempt."""
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
-        self.seen = self.env.reset(which, key)
+        self.last_obs = self.env.reset(which, key)
         self.reward = put(self.reward, which, torch.zeros(len(which)))
-        new = self.actor.start(take({**self.seen, LAST_REWARD: self.reward}, which), key)
+        new = self.actor.start(take({**self.last_obs, LAST_REWARD: self.reward}, which), key)
         self.state = new if self.state is None else put(self.state, which, new)
         self.clock[which] = 0
 
     def _observation(self):
-        return {**self.seen, CLOCK: self.clock.unsqueeze(1).float()}
+        return {**self.last_obs, CLOCK: self.clock.unsqueeze(1).float()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Any, TypeVar, cast
 import torch
 
 from .. import config
-from ..checkpoint import CheckpointModule, FromStage, is_lerobot_checkpoint, load_module
+from ..checkpoint import (
+    CheckpointModule,
+    FromStage,
+    find_checkpoint,
+    is_lerobot_checkpoint,
+    load_module,
+    read_checkpoint_json,
+)
 from ..core import ConfigError, Feature, Schema, Unsupported, UserError
 from ..data.column_changes import ColumnChange, EpisodeTransform, changed_features
 from ..data.episode import Dataset
@@ -23,15 +30,7 @@ from ..execute.planners import FixedBatch, PlannerWrapper
 from ..execute.wrappers import ActionWrapper, SkillWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..heads.base import MemoryHead
-from ..policy import (
-    Planner,
-    Policy,
-    PolicyConfig,
-    camera_sizes,
-    check_parts,
-    find_checkpoint,
-    read_checkpoint_json,
-)
+from ..policy import Planner, Policy, PolicyConfig, camera_sizes, check_parts
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
 from .fit import LearnerConfig

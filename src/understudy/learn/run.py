@@ -28,7 +28,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..checkpoint import CheckpointModule, is_lerobot_checkpoint, save_module
+from ..checkpoint import CheckpointModule, check_version, is_lerobot_checkpoint, save_module
 from ..core import DataWarning, UserError
 from ..files import (
     check_checksum,
@@ -112,6 +112,8 @@ class Run:
         return training_state
 
     def read_checkpoint_json(self, step: int, name: str):
+        """Reads a JSON file of a checkpoint. Raises UserError if an earlier version wrote it."""
+        check_version(self.checkpoint_path(step))
         return read_json(self.checkpoint_path(step) / name)
 
     @staticmethod

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import config
-from ..checkpoint import CheckpointModule, FromStage, load_tensors
+from ..checkpoint import CheckpointModule, FromStage, find_checkpoint, load_tensors
 from ..core import ConfigError, DataError, DataWarning, Schema, UserError
 from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
 from ..heads.likelihood.categorical import Categorical
-from ..policy import Policy, find_checkpoint
+from ..policy import Policy
 from .critic import Critic
 from .critics.action_values import ActionValues
 from .critics.goal_conditioned import GoalConditioned, check_goals

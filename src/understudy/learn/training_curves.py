@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import is_lerobot_checkpoint
+from ..checkpoint import find_checkpoint, is_lerobot_checkpoint
+from ..config import current_name
 from ..core import role
 from ..execute.wrappers import SkillWrapper
 from ..files import read_json
-from ..moved import current_name
-from ..policy import find_checkpoint
 from .run import IS_SUCCESS, Run, comparable_scores
 
 LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from ..config import UntrustedCode
+from ..config import UntrustedCode, current_name
 from ..core import ConfigError, Schema, missing_action, unknown_name
 from ..hints import command_line, trust_hint
-from ..moved import current_name
 from ..plugins import find_plugins, load_plugin, package_of
 from ..user_code import import_module
 from . import needs as all_needs

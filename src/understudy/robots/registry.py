@@ -151,7 +151,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
             kept = {"clock": robot.clock, "watchdog": robot.watchdog}
             robot, limits = robot.robot, robot.limits
     if config.limits is not None:
-        limits = _read_limits(config.limits)
+        limits = read_limits(config.limits)
     if limits is None:
         names = robot.schema["action"].names or ()
         raise UserError("this robot has no limits" + (f"; its action is {', '.join(names)}" if names else ""),
@@ -344,7 +344,7 @@ def _from_factory(name: str, valid_names: Sequence[str], where: str, trust: Sequ
     return factory(**{k: v for k, v in options.items() if every or k in takes})
 
 
-def _read_limits(path: Path) -> SafetyLimits:
+def read_limits(path: Path) -> SafetyLimits:
     limits = load(read_json(path))
     if not isinstance(limits, SafetyLimits):
         raise ConfigError(f"this describes {type(limits).__name__}, not SafetyLimits", where=path,

@@ -12,7 +12,7 @@ import torch
 from fixtures.cli import TINY, document, proposed, refused
 
 from understudy import load_actor, make
-from understudy.checkpoint import FromStage
+from understudy.checkpoint import FromStage, find_checkpoint
 from understudy.cli import main
 from understudy.commands.export import _example_evaluation
 from understudy.commands.parts.conditions import _distant_components, tell_distant_conditions
@@ -29,7 +29,7 @@ from understudy.execute.adaptive import ChunkBlending
 from understudy.files import read_json
 from understudy.learn.method import Method, TrainedRun, resolve_references, training_data
 from understudy.methods import find_method
-from understudy.policy import Policy, find_checkpoint
+from understudy.policy import Policy
 
 LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", "right"))  # more than 64 bytes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.cli import refused
 
+from understudy.checkpoint import find_checkpoint
 from understudy.cli import main
 from understudy.commands.parts.common import read_options, read_provenance
 from understudy.commands.parts.improve_options import ImproveOptions
@@ -27,7 +28,6 @@ from understudy.commands.parts.train_options import TrainOptions
 from understudy.core import ConfigError
 from understudy.hints import command_line
 from understudy.learn.method import Method
-from understudy.policy import find_checkpoint
 
 ODD = ["--prior", "other's \"prior\" data/*.npz", "--columns", "state=q 1,q2", "action=u;ü", "--env=--seed 9",
        "--reward-clip", "-1", "2.5", "--image-size", "48", "64", "--stage", "a b=runs/-é", "--stage", "c=$HOME",
@@ -79,8 +79,6 @@ def test_options_of_improve_come_back(provenance):
     o = parse_options(ImproveOptions, words, "improve")
     run = provenance(options=json.loads(json.dumps(run_options("improve", o), allow_nan=False)))
     assert improve_options_of(run) == o and train_options_of(run) is train_arguments(run) is None
-    old = provenance(options=..., command=command_line("improve", *words[:-1], "--yes"))
-    assert improve_options_of(old) == o and trained_on(old) == Path("my demos")
 
 
 def test_a_run_stores_what_was_given_to_it_and_is_trained_again_with_it(place, tmp_path, monkeypatch, capsys):
@@ -104,22 +102,10 @@ def test_a_run_stores_what_was_given_to_it_and_is_trained_again_with_it(place, t
     assert methods[0] == methods[1]
 
 
-def test_a_run_that_stores_its_command_alone_is_read(provenance):
-    """As runs of earlier versions do."""
-    o, _ = parsed(["bc", "my demos", "--out", "run", "--seed", "3", *ODD])
-    of_method = ["--method.horizon=8", "--learner.optimizer.lr", "3e-4", "--policy.encoder.points.widths", "8", "16",
-                 "--policy.window.obs-pad-mask", "--optimizer.weight-decay", "-1"]
-    command = command_line("train", "bc", "my demos", "--out", "run", "--seed", "3", *ODD, *of_method)
-    run = provenance(options=..., command=command)
-    assert train_options_of(run) == o and trained_on(run) == Path("my demos")
-    assert stored_options(run)["method_options"] == {
-        "horizon": "8", "optimizer.lr": "3e-4", "policy.encoder.points.widths": ["8", "16"],
-        "policy.window.obs_pad_mask": True, "optimizer.weight_decay": "-1"}
-    assert parsed(shlex.split(command_line(*train_arguments(run)))[2:])[1] == [
-        "--horizon", "8", "--optimizer.lr", "3e-4", "--policy.encoder.points.widths", "8", "16",
-        "--policy.window.obs-pad-mask", "--optimizer.weight-decay", "-1"]
+def test_a_run_of_another_program_has_no_options(provenance):
+    """Its command is for people to read."""
     for command in ("understudy demo --out d", "python mine.py", None):
-        run = provenance(command=command)
+        run = provenance(options=None, command=command)
         assert train_options_of(run) is improve_options_of(run) is reseeded_command(run) is None
 
 

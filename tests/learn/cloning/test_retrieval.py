@@ -12,7 +12,7 @@ from fixtures.staged import call
 from torch import distributions as D
 
 from understudy import config
-from understudy.checkpoint import FromStage
+from understudy.checkpoint import FromStage, find_checkpoint, read_checkpoint_json
 from understudy.core import DataError, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
@@ -28,7 +28,7 @@ from understudy.learn.method import load_modules, training_data
 from understudy.methods import find_method
 from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, PolicyConfig, find_checkpoint, read_checkpoint_json
+from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_latent_encoder, check_learner, random_dataset
 
 STATE = "observation.state"

@@ -161,8 +161,7 @@ def parse_duration(text: str) -> float:
 
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
-    from ...checkpoint import is_lerobot_checkpoint
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint, is_lerobot_checkpoint
 
     folder = find_checkpoint(run)
     if is_lerobot_checkpoint(folder):
@@ -199,7 +198,7 @@ def env_trust_options(env: str | None) -> list[str]:
 
 def read_provenance(run: Path) -> dict[str, Any]:
     """The provenance.json of a run. Empty if there is none, as for an exported file."""
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     if has_no_run(run):
         return {}
@@ -209,8 +208,8 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 def earlier_provenances(run: Path) -> list[dict[str, Any]]:
     """The provenances of the stages of a run, and of the run that it was fine-tuned from. Empty if there are none."""
+    from ...checkpoint import find_checkpoint
     from ...learn.stages import stage_provenances
-    from ...policy import find_checkpoint
 
     checkpoint = None if has_no_run(run) else find_checkpoint(run)
     inside = checkpoint is not None and checkpoint.parent.name == "checkpoints"
@@ -410,7 +409,7 @@ def acting_rate(fps: float | None, *runs: Path) -> float:
 
 def trained_reading(run: Path) -> dict[str, Any]:
     """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     try:
         if not has_no_run(run):

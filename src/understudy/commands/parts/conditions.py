@@ -134,7 +134,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
 
 def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> None:
     """Raises DataError if demonstrations do not have the columns that a policy reads of them."""
-    from ...policy import find_checkpoint, load_features
+    from ...checkpoint import find_checkpoint, load_features
 
     features, trained = data.features(), load_features(find_checkpoint(run), "train it again")
     for name in show.columns:

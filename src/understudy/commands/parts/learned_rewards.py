@@ -37,13 +37,12 @@ def with_changed_rewards(method: Method, data: Dataset, o: Any) -> Method:
     Args:
         o: The options of `understudy train`.
     """
-    from ...checkpoint import FromStage
+    from ...checkpoint import FromStage, find_checkpoint
     from ...data.relabel import ScaledReward
     from ...learn.method import Method, Stage
     from ...learn.rewards.learned_reward import LearnedReward
     from ...learn.rewards.preference_reward import PreferenceReward
     from ...learn.targets import REWARD
-    from ...policy import find_checkpoint
 
     low, high = o.reward_clip or (None, None)
     change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
@@ -83,12 +82,11 @@ def with_progress(method: Method, path: Path, o: Any) -> Method:
         path: The episodes, as errors name them.
         o: The options of `understudy train`.
     """
-    from ...checkpoint import FromStage
+    from ...checkpoint import FromStage, find_checkpoint
     from ...learn.behavior_cloning import BehaviorCloning
     from ...learn.method import Method, Stage
     from ...learn.rewards.progress_weights import PROGRESS_WEIGHT, ProgressWeights
     from ...learn.sample_weights import StoredWeights, UniformWeights
-    from ...policy import find_checkpoint
 
     if o.progress is None:
         refuse_given(o, ("progress_steps", "progress_kappa"), "needs --progress RUN", "name a run of sarm")
@@ -110,7 +108,7 @@ def with_progress(method: Method, path: Path, o: Any) -> Method:
 
 def tell_learned_reward(run: Path) -> None:
     """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     if has_no_run(run):
         return

@@ -97,10 +97,8 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
     into = own
     for word in args:
         if word.startswith("--"):
-            is_own = not word.startswith("--method.")  # how commands of earlier versions name options of a method
-            word = "--" + word[2:].removeprefix("learner.").removeprefix("method.")
             name = word.partition("=")[0]
-            is_own &= name.replace("_", "-") in flags or f"{name.partition('.')[0]}.NAME" in flags  # a field of LeRobot
+            is_own = name.replace("_", "-") in flags or f"{name.partition('.')[0]}.NAME" in flags  # a field of LeRobot
             into = own if is_own else changes if "." in name else of_method
         (own if word == "-h" else into).append(word)
     return own, of_method, changes

@@ -291,7 +291,7 @@ def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
 
 def weights_path(run: Path) -> Path:
     """Path of the weights: the folder of a checkpoint, or the exported file."""
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     return run if has_no_run(run) else find_checkpoint(run)
 
@@ -453,7 +453,7 @@ def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
 
 def run_folder(run: Path) -> Path:
     """The folder of the run. For a checkpoint without a run, the folder of the checkpoint."""
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     folder = find_checkpoint(run)
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
@@ -463,9 +463,8 @@ def append_result(o: EvalOptions, line: dict) -> None:
     """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot."""
     if has_no_run(o.run):
         return
-    from ...checkpoint import is_lerobot_checkpoint
+    from ...checkpoint import find_checkpoint, is_lerobot_checkpoint
     from ...learn.callbacks import log_evaluation
-    from ...policy import find_checkpoint
 
     assert o.target is not None
     folder = find_checkpoint(o.run)

@@ -7,14 +7,13 @@ the field, and "method_options": the options of the method that were given.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...core import ConfigError
-from .common import command_line, option_words, read_options, read_provenance, recorded_data_of, unused_path
+from .common import command_line, option_words, read_provenance, recorded_data_of, unused_path
 from .improve_options import ImproveOptions
 from .options import (
     flag_of,
@@ -23,7 +22,6 @@ from .options import (
     options_from_json,
     options_of,
     options_to_json,
-    split_arguments,
 )
 from .policies import run_folder
 from .train_options import TrainOptions
@@ -43,10 +41,7 @@ def run_options(command: str, o: Any, method_options: Mapping[str, Any] | None =
 
 def stored_options(run: Path) -> dict[str, Any]:
     """The options of the command that made a run, as JSON data. Empty for a run without a command."""
-    provenance = read_provenance(run)
-    if "options" not in provenance:
-        return options_of_old_command(str(provenance.get("command") or ""))
-    if (stored := provenance["options"]) is None:
+    if (stored := read_provenance(run).get("options")) is None:
         return {}
     entries = stored if isinstance(stored, dict) else {}
     for key, value, kind in (("options", stored, dict), ("options.command", entries.get("command"), str),
@@ -55,23 +50,6 @@ def stored_options(run: Path) -> dict[str, Any]:
             raise ConfigError(f"{value!r} is not {'text' if kind is str else 'an object'}",
                               where=f"{_provenance_file(run)}: {key}", hint="take the file from a copy")
     return stored
-
-
-def options_of_old_command(command: str) -> dict[str, Any]:
-    """The options of a run of an earlier version, which stores its command alone, as runs store them now.
-
-    A command is parsed again in this place only. Values of options of the method stay text.
-    """
-    program, name, *args = [*shlex.split(command), "", ""]
-    args = args[:-2]
-    if program != "understudy" or not name:
-        return {}
-    if name == "improve":
-        return run_options(name, read_options(ImproveOptions, name, args))
-    if name != "train":
-        return {"command": name}
-    own, options, changes = split_arguments(args, TrainOptions)
-    return run_options(name, read_options(TrainOptions, name, own), option_texts([*options, *changes]))
 
 
 def option_texts(words: Sequence[str]) -> dict[str, Any]:
@@ -110,7 +88,7 @@ def _options_of(run: Path, command: str, owner: type[T]) -> T | None:
 
 
 def _provenance_file(run: Path) -> Path:
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     return find_checkpoint(run) / "provenance.json"
 
@@ -138,7 +116,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
     None if another command than train made the run, or if the command would mean something else in this folder.
     """
-    from ...policy import find_checkpoint
+    from ...checkpoint import find_checkpoint
 
     o = train_options_of(run)
     if o is None or not find_checkpoint(run).resolve().is_relative_to(o.out.resolve()):

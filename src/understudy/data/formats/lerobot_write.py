@@ -47,8 +47,8 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
-_TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
-_FRAMES_TOGETHER = 1 << 25  # bytes of frames that are in memory at once
+_NUMBER_BYTES_AT_ONCE = 1 << 22  # of numbers for which statistics and tables are computed at once
+_FRAME_BYTES_AT_ONCE = 1 << 25  # of frames that are in memory at once
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
@@ -354,12 +354,13 @@ class _LeRobotWriter:
             for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
-                if loaded and size + more > _TOGETHER:  # a long episode is not copied together with short ones
+                # A long episode is not copied together with short ones.
+                if loaded and size + more > _NUMBER_BYTES_AT_ONCE:
                     self._add_episodes(loaded)
                     loaded, size = [], 0
                 loaded.append(new)
                 size += more
-                if size >= _TOGETHER:
+                if size >= _NUMBER_BYTES_AT_ONCE:
                     self._add_episodes(loaded)
                     loaded, size = [], 0
                 del new  # free it before the next one is read
@@ -375,22 +376,24 @@ class _LeRobotWriter:
 
     def _add_episodes(self, episodes: list[_LoadedEpisode]) -> None:
         """Adds several short episodes at once, because one call for each would take longer than their data."""
-        lengths = np.array([h.length for h in episodes], np.int64)
+        lengths = np.array([episode.length for episode in episodes], np.int64)
         starts = np.cumsum(lengths) - lengths
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
         number = self.plan.info["total_episodes"] + len(self._rows)
         frame = np.arange(steps) - np.repeat(starts, lengths)
         names = [n for n in episodes[0].columns if n not in ("task", INDEX_COLUMNS[0])]
-        frames = {n: [h.columns[n] for h in episodes] for n in names if self.plan.stored(n) in ("image", "video")}
-        columns = {n: _concatenate([h.columns[n][:h.length] for h in episodes]) for n in names if n not in frames}
+        frames = {n: [episode.columns[n] for episode in episodes]
+                  for n in names if self.plan.stored(n) in ("image", "video")}
+        columns = {n: _concatenate([episode.columns[n][:episode.length] for episode in episodes])
+                   for n in names if n not in frames}
         times = self._times(episodes, frame, starts)
-        episode_tasks = [self._tasks(h) for h in episodes]
+        episode_tasks = [self._tasks(episode) for episode in episodes]
         columns |= {"timestamp": times.astype(np.float32), "frame_index": frame,
                     "episode_index": np.repeat(np.arange(number, number + len(episodes)), lengths),
                     "index": first + np.arange(steps),
                     "task_index": np.concatenate([index for _, index in episode_tasks])}
-        rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
-                for i, (h, (tasks, _)) in enumerate(zip(episodes, episode_tasks, strict=True))]
+        rows = [{"episode_index": number + i, "tasks": tasks, "length": episode.length}
+                for i, (episode, (tasks, _)) in enumerate(zip(episodes, episode_tasks, strict=True))]
         for row, place in zip(rows, self._write_data(columns, frames, lengths, first), strict=True):
             row |= place
         for i, (row, at, n) in enumerate(zip(rows, starts, lengths, strict=True)):
@@ -404,9 +407,9 @@ class _LeRobotWriter:
     def _times(self, episodes: list[_LoadedEpisode], frame: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """The time of each step in its episode, in s."""
         times = frame / self.plan.fps
-        for h, at in zip(episodes, starts, strict=True):
-            if INDEX_COLUMNS[0] in h.columns:
-                times[at: at + h.length] = h.columns[INDEX_COLUMNS[0]][:h.length]
+        for episode, at in zip(episodes, starts, strict=True):
+            if INDEX_COLUMNS[0] in episode.columns:
+                times[at: at + episode.length] = episode.columns[INDEX_COLUMNS[0]][:episode.length]
         is_unordered = np.diff(times, prepend=-np.inf) <= 0
         is_unordered[starts] = abs(times[starts]) > 1 / self.plan.fps
         if is_unordered.any():
@@ -423,12 +426,12 @@ class _LeRobotWriter:
 
     def _append_metadata(self, episodes: list[_LoadedEpisode], number: int) -> None:
         """Keeps the metadata and the last observations of the episodes from `number` on."""
-        for i, h in enumerate(episodes, number):
-            last = {n: self._last_value(n, c[h.length:h.length + 1][0]) for n, c in h.columns.items()
-                    if len(c) > h.length and n not in ("task", *INDEX_COLUMNS)}
+        for i, episode in enumerate(episodes, number):
+            last = {n: self._last_value(n, c[episode.length:episode.length + 1][0]) for n, c in episode.columns.items()
+                    if len(c) > episode.length and n not in ("task", *INDEX_COLUMNS)}
             if last:
                 self._last.append({"episode_index": i, **last})
-            self._episode_metadata.append({"episode_index": i, "facts": h.metadata})
+            self._episode_metadata.append({"episode_index": i, "facts": episode.metadata})
 
     def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """The tasks of an episode, and the number of the task of each step."""
@@ -506,7 +509,7 @@ class _LeRobotWriter:
             table = _table(self.plan, self._schema, columns)
             yield from (iter([table.slice(at, n)]) for at, n in zip(starts, lengths.tolist(), strict=True))
             return
-        step = max(1, _FRAMES_TOGETHER // sum(frames[n][0].nbytes // len(frames[n][0]) for n in images))
+        step = max(1, _FRAME_BYTES_AT_ONCE // sum(frames[n][0].nbytes // len(frames[n][0]) for n in images))
 
         def pieces(episode: int, at: int, length: int) -> Iterator[pa.Table]:
             for begin in range(0, length, step):
@@ -530,7 +533,7 @@ class _LeRobotWriter:
                 self._videos[camera] = video.VideoWriter(self._part(camera), self.plan.codec, frames.shape[1:],
                                                          self.plan.fps, self.threads)
                 self._filmed[camera] = 0.0
-        step = max(1, _FRAMES_TOGETHER // max(sum(f.nbytes // len(f) for f in films.values()), 1))
+        step = max(1, _FRAME_BYTES_AT_ONCE // max(sum(f.nbytes // len(f) for f in films.values()), 1))
         for first in range(0, len(times), step) if films else ():
             some = times[first: first + step]
             pieces = {camera: frames[first: first + len(some)] for camera, frames in films.items()}

@@ -92,13 +92,13 @@ class BlockPushing(gymnasium.Env):
         if seed is not None:
             self.simulator._rng = np.random.RandomState(seed)
             self.oracle._env._rng = np.random.RandomState([seed, 1])
-        self.seen, self.steps, self.one, self.advice = self.simulator.reset(), 0, False, None
+        self.last_obs, self.steps, self.one, self.advice = self.simulator.reset(), 0, False, None
         return self._observation(), {"success": False, "one": False}
 
     def step(self, action):
         if self.advice is None and self.steps == 0:
             self.expert_action()  # the expert settles its order of the blocks at the first step
-        self.seen, reward, done, _ = self.simulator.step(np.asarray(action, np.float64))
+        self.last_obs, reward, done, _ = self.simulator.step(np.asarray(action, np.float64))
         self.steps, self.advice = self.steps + 1, None
         self.one = self.one or reward > 0
         return self._observation(), reward, done, self.steps >= self.limit, {"success": done, "one": self.one}
@@ -108,7 +108,7 @@ class BlockPushing(gymnasium.Env):
         step."""
         if self.advice is None:
             first = self.steps == 0
-            step = SimpleNamespace(observation=self.seen, is_first=lambda: first)
+            step = SimpleNamespace(observation=self.last_obs, is_first=lambda: first)
             self.advice = np.asarray(self.oracle._action(step, ()).action)
         return self.advice
 
@@ -119,7 +119,7 @@ class BlockPushing(gymnasium.Env):
         self._disconnect()
 
     def _observation(self):
-        return {"state": np.concatenate([np.ravel(value) for value in self.seen.values()]).astype(np.float32)}
+        return {"state": np.concatenate([np.ravel(value) for value in self.last_obs.values()]).astype(np.float32)}
 
 
 def _disconnect(client) -> None:

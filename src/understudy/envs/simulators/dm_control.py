@@ -73,4 +73,4 @@ class DmControlVector(MujocoVector):
     def _observe_restored(self, row, steps, i):
         env = self.vec.envs[row].env
         for name, value in env.task.get_observation(env.physics).items():
-            self.seen[f"observation.{name}"][row] = np.asarray(value).reshape(-1)
+            self.last_obs[f"observation.{name}"][row] = np.asarray(value).reshape(-1)

@@ -182,5 +182,5 @@ class MazeVector(ReachingVector, MujocoVector):
         single = self.vec.envs[row]
         if "observation.goal" in steps:
             single.set_goal(self._recorded_column(steps, i, "observation.goal", 2))
-        self.seen["observation.state"][row], self.seen["observation.goal"][row] = (
+        self.last_obs["observation.state"][row], self.last_obs["observation.goal"][row] = (
             single.unwrapped.get_xy(), single.goal)

@@ -9,7 +9,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ..advice import advice_about
-from ..core import Feature, UserError, is_read_by_default, role
+from ..core import Feature, UserError, role
 from ..methods import find_method, recommend
 from .parts.common import (
     Output,
@@ -164,17 +164,14 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 def _training_error(data, findings, method: str) -> UserError | None:
     """The error with which training would end before its first update, because of the findings `findings`."""
     from ..audit import raise_on_errors
-    from ..data.image_layout import check_image_layout
-    from ..learn.train import check_method
+    from ..learn.preflight import preflight
 
     features = data.features()
     try:
         raise_on_errors(findings, data.metadata["path"], training_data=data)
-        check_image_layout(features, [n for n in features if is_read_by_default(n, features[n])])
-        check_method(find_method(method, features), data)
     except UserError as error:
         return error
-    return None
+    return preflight(find_method(method, features), data).error
 
 
 def _range_table(data) -> Table:

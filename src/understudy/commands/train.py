@@ -232,7 +232,7 @@ def _record_random(o: TrainOptions) -> None:
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
-    from ..learn.train import validation_episodes
+    from ..learn.training_episodes import validation_episodes
     from .parts.learned_rewards import warn_of_other_data, with_changed_rewards, with_progress
     from .parts.method import build_method, given_options_of_method
 
@@ -326,7 +326,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     from ..data.episode import interrupted_episodes
     from ..learn.method import has_latent_actions
     from ..learn.run import Run
-    from ..learn.train import validation_episodes
+    from ..learn.training_episodes import validation_episodes
 
     method, data = training.method, training.data
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))

@@ -177,9 +177,9 @@ def _check_training(data: Dataset, findings: Sequence[Finding], method: str | No
     try:
         raise_on_errors(findings, data.metadata["path"], training_data=data)
         if not len(data) or "action" not in (features := data.features()):
-            return Preflight(())
+            return Preflight(data, ())
     except UserError as error:
-        return Preflight((error,))
+        return Preflight(data, (error,))
     return preflight(find_method(method or recommend(features), features), data)
 
 

@@ -58,9 +58,10 @@ MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions wit
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known of data and a method before anything is built.
+    """What is known of data and a method before anything is built. A training reads the data from here.
 
     Attributes:
+        recorded: The episodes before the method's transforms.
         findings: What the user should know, in the order in which it was asked. An error is the last one, because what
             is asked later presumes the earlier answers.
         split: The episodes that are not trained on.
@@ -68,6 +69,7 @@ class Preflight:
         episodes: The episodes after the method's transforms. None if these are not known before its stages are trained.
     """
 
+    recorded: Dataset
     findings: tuple[DataWarning | UserError, ...]
     split: EpisodeSplit = EpisodeSplit()
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +121,7 @@ def preflight(method: Method, data: Dataset, *, val_fraction: float | Sequence[i
             findings.extend(_length_findings(split.learned(data)))
     except UserError as error:
         findings.append(error)
-    return Preflight(tuple(findings), split, fingerprints, episodes)
+    return Preflight(data, tuple(findings), split, fingerprints, episodes)
 
 
 def tell(findings: Iterable[DataWarning | UserError], stacklevel: int = 2, *, errors_alone: bool = False) -> None:
@@ -199,7 +201,7 @@ def _expert_findings(method: Method, data: Dataset, excluded: Collection[int]) -
     demonstrations, n_kept = expert_episodes(data), sum(i not in excluded for i in range(len(data)))
     expert = [data[i].metadata for i in demonstrations if i not in excluded]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
-    if imitates and EXPERT in data.features() and (others := sum(
+    if imitates and EXPERT in data[0].steps and (others := sum(
             not np.all(data[i].steps.get(EXPERT, True)) for i in demonstrations)):
         raise DataError(f"{pluralize(others, 'episode')} would count as demonstrations, although the column {EXPERT} "
                         "is False there: the label of an episode is metadata", where=path,
@@ -295,7 +297,7 @@ def episode_findings(method: Method, episodes: TrainingEpisodes, decoded: bool =
         _check_target_steps(data, config.window, config.target)
     yield from value_findings(config, inputs, {name: features[name] for name in read}, data)
     yield from padding_findings(config.window, data)
-    yield from label_findings(method, episodes.learned)
+    yield from label_findings(method, episodes.learned, features)
 
 
 def _check_presence(method: Method, data: Dataset, features: Schema, inputs: Sequence[str], read: Collection[str]
@@ -417,9 +419,9 @@ def padding_findings(window: Window, data: Dataset) -> Iterator[DataWarning]:
                       "or what the method calls it (in Python, another Window).")
 
 
-def label_findings(method: Method, learned: Dataset) -> Iterator[DataWarning]:
+def label_findings(method: Method, learned: Dataset, features: Schema) -> Iterator[DataWarning]:
     """Whether the labels from which a learner learns can be learned from: goals, comparisons, rewards and ends."""
-    learner, features = method.learner, learned.features()
+    learner = method.learner
     if isinstance(learner, GoalConditioned):
         check_goals(learned)
     if {SEGMENT, PREFERENCE} <= set(learner.extra):

@@ -194,7 +194,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
         raise unknown_name("option", name, names, "train")
     run_config, run = RunConfig(**options), Run(Path(out))
     device = devices.choose_device(run_config.device)
-    _check_options(method, data, run, run_config)
+    _check_options(method, run, run_config)
     if run_config.steps is not None:
         method = with_steps(method, run_config.steps, run_config.stages)
     with (devices.deterministic(device), devices.process_group(device) as processes,
@@ -240,7 +240,7 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
         loop.evaluate()
 
 
-def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfig) -> None:
+def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
     """Raises UserError for options that do not fit the method, before anything is computed."""
     if run_config.compile and not isinstance(method.learner, Algorithm):
         raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is no `Algorithm`",
@@ -273,7 +273,7 @@ class _Preparation:
     device: torch.device
     processes: Processes
     resolved: Method  # with the modules of its stages
-    recorded: Schema  # the columns of the data before the method's transforms
+    recorded_columns: Schema  # of the data before the method's transforms
     split: EpisodeSplit
     episodes: TrainingEpisodes
     validation: ValidationEpisodes
@@ -304,13 +304,13 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     checked = preflight(method, data, val_fraction=run_config.val_fraction, stream=run_config.stream,
                         include_interrupted=run_config.include_interrupted)
     tell(checked.findings, stacklevel=3, errors_alone=not processes.first)
-    provenance = make_provenance(data, checked, run_config, device, processes)
-    provenance["data"]["path"] = _path_from(run.folder, data.metadata.get("path"))
+    provenance = make_provenance(checked, run_config, device, processes)
+    provenance["data"]["path"] = _path_from(run.folder, checked.recorded.metadata.get("path"))
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
     documents = _check_or_resume(method, run, run_config, provenance, last)
-    _prepare_stages(method, data, run, run_config, checked.split, processes, is_new=last is None)
+    _prepare_stages(method, checked, run, run_config, processes, is_new=last is None)
     provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
                             for stage in method.stages}
     if processes.first:
@@ -319,18 +319,19 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
         check_same_run(run, last, documents)
         if method.collection is not None or last < method.learner.steps:
             warn_of_other_arithmetic(run.read_checkpoint_json(last, "provenance.json"), provenance)
-    recorded = data.features()
-    resolved, modules = _resolve(method, run, device, recorded)
+    recorded_columns = checked.recorded.features()
+    resolved, modules = _resolve(method, run, device, recorded_columns)
     if (episodes := checked.episodes) is None:  # the stages have trained what the transforms refer to
-        episodes = training_episodes(data, resolved, checked.split)
+        episodes = training_episodes(checked.recorded, resolved, checked.split)
         findings = chain(episode_findings(resolved, episodes), reward_findings(resolved, episodes.learned))
         tell(findings, stacklevel=3, errors_alone=not processes.first)
     if run_config.stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, episodes.learned)
     if processes.first:
         warn_of_learning_rate(method)
-    return _Preparation(run, run_config, device, processes, resolved, recorded, checked.split, episodes,
-                        validation_data(data, resolved, checked.split, episodes.learned), documents, modules, last)
+    validation = validation_data(checked.recorded, resolved, checked.split, episodes.learned)
+    return _Preparation(run, run_config, device, processes, resolved, recorded_columns, checked.split, episodes,
+                        validation, documents, modules, last)
 
 
 def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
@@ -375,7 +376,7 @@ class _RunTraining(MethodTraining):
         collection = method.collection
         self.learner = prepared.build_learner(
             self.data if collection is None else collection.initial_data(self.data))
-        self.recorded = prepared.recorded
+        self.recorded = prepared.recorded_columns
         _check_acts(method, self.learner, self.recorded)
         self.save_freq = run_config.save_freq or (default_save_freq(method.learner.steps) if collection is None
                                                   else None)
@@ -507,7 +508,7 @@ class _CheckpointEvaluation:
     """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
 
     def __init__(self, prepared: _Preparation):
-        self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded
+        self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded_columns
         self.validation, self.score = prepared.config.validation or Validation(), prepared.config.score
         target = prepared.resolved.policy.target
         is_validated = bool(target) and self.method.learner.validates
@@ -562,8 +563,8 @@ def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, 
                 "neither was trained on.", DataWarning, stacklevel=4)  # where `train` is called
 
 
-def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, split: EpisodeSplit,
-                    processes: Processes, is_new: bool) -> None:
+def _prepare_stages(method: Method, checked: Preflight, run: Run, run_config: RunConfig, processes: Processes,
+                    is_new: bool) -> None:
     """Copies the stages that are given, and trains the others of a new run, without the episodes that are held out."""
     for stage in method.stages:
         stage_run = Run(run.folder / "stages" / stage.name)
@@ -572,11 +573,11 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
                 copy_run(run_config.stages[stage.name], stage_run.folder)
             processes.wait()
         elif is_new:
-            part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
-            _train_stage(stage, data.select(part), stage_run, replace(
+            part, callbacks = part_of(checked.recorded, stage.dataset), run_config.stage_callbacks
+            _train_stage(stage, checked.recorded.select(part), stage_run, replace(
                 run_config, steps=None, score=None, save_freq=None, command=None, options=None, resume=True, stages={},
                 compile=False, title=f"stage {stage.name}",
-                val_fraction=[i for i, n in enumerate(part) if n in split.held_out],
+                val_fraction=[i for i, n in enumerate(part) if n in checked.split.held_out],
                 sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
                 callbacks=() if callbacks is None else callbacks(stage, stage_run)))
 
@@ -614,13 +615,14 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
     return data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
 
 
-def make_provenance(data: Dataset, checked: Preflight, run_config: RunConfig, device: torch.device,
-                    processes: Processes) -> dict[str, Any]:
+def make_provenance(checked: Preflight, run_config: RunConfig, device: torch.device, processes: Processes
+                    ) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. Only command and options name folders of this machine.
 
     The path of the data is added by the training, relative to the folder of the run.
     """
-    source, stream = data.metadata, run_config.stream
+    data, stream = checked.recorded, run_config.stream
+    source = data.metadata
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     all_data = data if stream is None else stream

@@ -84,7 +84,7 @@ def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_i
 def refused(data: Dataset, match: str) -> None:
     for learner in (LEARNER, DenoisingPreference(steps=1, batch_size=4)):
         with pytest.raises(DataError, match=match):
-            list(label_findings(Method(POLICY, learner=learner), data))
+            list(label_findings(Method(POLICY, learner=learner), data, data.features()))
 
 
 def test_answers_without_a_preference_are_refused():

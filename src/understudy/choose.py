@@ -39,7 +39,9 @@ from .files import file_name, read_json, replace_nonfinite, write_json
 from .hints import command_line, format_duration, join_and, pluralize
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data, without_made_episodes
-from .learn.train import train, validation_episodes
+from .learn.preflight import preflight, tell
+from .learn.train import train
+from .learn.training_episodes import EpisodeSplit, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method, read_info
 from .methods.needs import is_goal, learners_for, middle_returns
@@ -437,8 +439,7 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
     goals = {} if env is None or state is None else {
         name: f for name, f in env.features.items() if is_goal(name) and f.shape == state.shape}
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
-                          middle_returns(data), learners_for(data, goals), "next.terminated" in features,
-                          bool(goals))
+                          middle_returns(data), learners_for(data, goals), "next.terminated" in features, bool(goals))
 
 
 @dataclass(frozen=True)
@@ -598,6 +599,7 @@ def _check_candidate(method: Method, name: str) -> Method:
 
 def _try_out(method: Method, data: Dataset, env: Env | None, device: str) -> float:
     """Seconds of an update of a method, which is trained for a moment and acts for a step. 0 if it makes only a few."""
+    tell(preflight(method, data, val_fraction=HELD_OUT if env is None else 0.0).findings)
     times: list[float] = []
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
     result = fit_method(short, data, 0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
@@ -620,16 +622,14 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequ
                      trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
     """Minus the energy score of the next `ahead` actions on each held-out episode."""
     policy, method = Policy.load(folder, device=device, trust=trust), without_made_episodes(method)
-    learned = data.select(i for i in range(len(data)) if i not in held_out)
-    scale = target_scale(training_data(learned, method), method.policy.target)
+    scale = target_scale(training_data(EpisodeSplit(tuple(held_out)).learned(data), method), method.policy.target)
     judge = Validation(n_windows=32)
     return "error", tuple(-judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor,
                                           ahead)["energy"] for i in held_out)
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
-    """Mean over seeds and starts; of one seed, over starts. Limits are NaN for numbers of fewer than three starts, or
-    six with one seed."""
+    """Mean over seeds and starts. Limits are NaN for numbers of fewer than three starts, or six with one seed."""
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":

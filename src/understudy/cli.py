@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
                      f"  -> understudy {shlex.join([*suggestions, *args[1:]]) if suggestions else '--help'}")
         return 2
     with _InterruptGuard() as interrupts, warnings.catch_warnings():
-        show: Any = partial(_show_warning, warnings.showwarning)
+        show: Any = partial(_show_warning, warnings.showwarning, set())
         warnings.showwarning = show
         try:
             command_module(name).main(args[1:])
@@ -77,13 +77,15 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it stays open)
 
 
-def _show_warning(otherwise, message, category, *where) -> None:
-    """A warning of ours is printed without the line of code that it came from."""
+def _show_warning(otherwise, printed: set[str], message, category, *where) -> None:
+    """A warning of ours is printed without the line of code that it came from, and once by each command."""
     from .core import DataWarning
 
     in_package = issubclass(category, UserWarning) and os.path.dirname(__file__) in where[0]
     if in_package or issubclass(category, DataWarning):
-        print(escape_control(f"warning: {message}"), file=sys.stderr)
+        if str(message) not in printed:  # several trainings of one command may ask the same of the same data
+            print(escape_control(f"warning: {message}"), file=sys.stderr)
+        printed.add(str(message))
     else:
         otherwise(message, category, *where)
 

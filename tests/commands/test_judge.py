@@ -34,7 +34,7 @@ from understudy.improve.preferences import (
 )
 from understudy.learn.method import Method, load_modules
 from understudy.learn.rewards.learned_reward import LearnedReward
-from understudy.learn.train import validation_episodes
+from understudy.learn.training_episodes import validation_episodes
 
 STATE = "observation.state"
 SHORT = ["--steps", "10", "--device", "cpu"]

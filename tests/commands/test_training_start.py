@@ -10,11 +10,11 @@ import pytest
 
 from understudy.commands import train as train_command
 from understudy.commands.train import ProgressPrinter
-from understudy.core import DataWarning
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
-from understudy.learn.preflight import warn_of_few_steps
+from understudy.learn.preflight import preflight
 from understudy.learn.run import Run
+from understudy.methods import find_method
 
 
 def episodes(*lengths: int) -> Dataset:
@@ -73,9 +73,8 @@ def test_the_remaining_time_is_that_of_the_other_rounds(tmp_path, capsys, monkey
 
 @pytest.mark.parametrize(("lengths", "text"), [((5,), "There is one episode"), ((1, 1, 1), "more than one step")])
 def test_one_episode_and_single_steps_are_worth_a_warning(call, tmp_path, lengths, text):
-    with pytest.warns(DataWarning, match=text):
-        warn_of_few_steps(episodes(*lengths))
-    warn_of_few_steps(episodes(2, 1))
+    few, several = (preflight(find_method("bc"), episodes(*n)).warnings for n in (lengths, (2, 1)))
+    assert any(text in warning for warning in few) and not several
     write_dataset(episodes(*lengths), tmp_path / "d.npz", "npz")
     status, _, err = call("train", "bc", tmp_path / "d.npz", "--out", tmp_path / "run", "--steps", 2)
     assert status == 0 and text in " ".join(err.split())

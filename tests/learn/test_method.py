@@ -18,8 +18,10 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.preflight import episode_findings
 from understudy.learn.sample_weights import ColumnWeights
-from understudy.learn.train import check_method, train
+from understudy.learn.train import train
+from understudy.learn.training_episodes import TrainingEpisodes
 from understudy.methods.behavior_cloning.bc import bc
 from understudy.nets.ema import ConstantDecay
 from understudy.policy import Policy, PolicyConfig
@@ -80,7 +82,7 @@ def test_targets_beyond_every_episode_are_refused_before_training(window, target
         else pytest.raises(UserError, match=f"action_offset={window.action_offset}.*\n  -> look less far")
     )
     with expectation:
-        check_method(method, data)
+        assert not list(episode_findings(method, TrainingEpisodes(data, data)))
     if there:
         assert next(window.windows(data, ("observation.state",), target).scan()).mask.any()
     else:

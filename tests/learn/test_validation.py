@@ -18,8 +18,9 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import Head
 from understudy.heads.likelihood.categorical import Categorical
-from understudy.learn.train import validation_episodes
-from understudy.learn.validation import Validation, check_training_data, energy_score, target_scale
+from understudy.learn.preflight import check_training_data
+from understudy.learn.training_episodes import validation_episodes
+from understudy.learn.validation import Validation, energy_score, target_scale
 from understudy.policy import Policy, PolicyConfig
 
 

@@ -93,12 +93,15 @@ class _Command:
         from ..evaluate.evaluation import validation_seed
         from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
+        from ..learn.preflight import preflight, tell
         from ..learn.run import Run
         from ..learn.train import train
 
         o, run = self.o, Run(self.o.out)
         env_name, data, held_out, method, stages = self._prepare()
         self._check_resumed(env_name)
+        if not isinstance(method.wrapper, NoiseSteeringWrapper):  # it learns from first episodes of its own
+            tell(preflight(method, data, val_fraction=held_out, include_interrupted=learns_interrupted(o.run)).findings)
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
             RobotImprovement(o, self._origin(method), self.out, self.resources, classifier, self._begun).run(

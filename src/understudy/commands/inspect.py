@@ -9,7 +9,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ..advice import advice_about
-from ..core import Feature, UserError, is_read_by_default, role
+from ..core import Feature, UserError, role
 from ..methods import find_method, recommend
 from .parts.common import (
     Output,
@@ -27,10 +27,11 @@ from .parts.conditions import is_judged, shows_observations
 from .parts.groups import HtmlFile, JsonOption, ReadingOptions, command_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from ..audit.base import AuditReport
+    from ..audit.base import AuditReport, Finding
     from ..data.episode import Dataset
+    from ..learn.preflight import Preflight
 
 _SHOWN_TASKS = 10
 
@@ -65,13 +66,15 @@ def main(args: list[str]) -> None:
         else:
             report = AuditReport(find_problems(data, data.metadata["path"]))
         _write_views(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
-        description = {**describe(data), "warnings": [f.message for f in report.findings]}
-        _print_content(o, data, description, report, out)
-        _suggest_next(o, data, description, report, out)
+        checked = _check_training(data, report.findings)
+        description = {**describe(data), "warnings": [*(f.message for f in report.findings), *checked.warnings]}
+        _print_content(o, data, description, [*(f"{f.severity}: {f.message}" for f in report.findings),
+                                              *(f"warning: {text}" for text in checked.warnings)], out)
+        _suggest_next(o, data, description, report, checked.error, out)
         out.print_json(description)
 
 
-def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
+def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any], findings: list[str], out: Output
                    ) -> None:
     """Prints what is in the data, and the findings."""
     from ..data.formats.describe import dataset_features, task_counts
@@ -93,11 +96,11 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
               *(["", _range_table(data)] if len(data) else []))
     if tasks := task_counts(data):
         out.print("", *_task_lines(tasks))
-    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
+    out.print("", *(findings or ["no warnings"]))
 
 
-def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
-                  ) -> None:
+def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport,
+                  refusal: UserError | None, out: Output) -> None:
     """Prints how to train on the data, or what stands against it."""
     from ..methods.needs import learners_for
 
@@ -115,7 +118,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
                     command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
                     command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
         return
-    if refusal := _training_error(data, report.findings, method):
+    if refusal is not None:
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
         if learners:
@@ -123,7 +126,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
         if "preference-reward" in learners:
             method, env = "preference-reward", None  # an episode is two segments, which no environment repeats
         runs = {method: "run", **{name: f"run-{name}" for name in ("iql", "gcivl") if name in learners
-                                  and _training_error(data, report.findings, name) is None}}
+                                  and _check_training(data, report.findings, name).error is None}}
         is_evaluated = env is not None and is_judged(data) and shows_observations(env, data.features())
         reading = given_options(o, "map", "columns", "max_episode_steps")
         cloned, commands = o.data, []
@@ -161,20 +164,23 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
         out.print(f"Written to {o.rerun}: rerun {o.rerun} shows it")
 
 
-def _training_error(data, findings, method: str) -> UserError | None:
-    """The error with which training would end before its first update, because of the findings `findings`."""
-    from ..audit import raise_on_errors
-    from ..data.image_layout import check_image_layout
-    from ..learn.train import check_method
+def _check_training(data: Dataset, findings: Sequence[Finding], method: str | None = None) -> Preflight:
+    """What `understudy train` would say of the data before its first update. Nothing of data without actions.
 
-    features = data.features()
+    Args:
+        findings: Those of an audit.
+        method: The method that is trained. None for the one that suits the columns.
+    """
+    from ..audit import raise_on_errors
+    from ..learn.preflight import Preflight, preflight
+
     try:
         raise_on_errors(findings, data.metadata["path"], training_data=data)
-        check_image_layout(features, [n for n in features if is_read_by_default(n, features[n])])
-        check_method(find_method(method, features), data)
+        if not len(data) or "action" not in (features := data.features()):
+            return Preflight(data, ())
     except UserError as error:
-        return error
-    return None
+        return Preflight(data, (error,))
+    return preflight(find_method(method or recommend(features), features), data)
 
 
 def _range_table(data) -> Table:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +24,8 @@ from .parts.common import (
     Output,
     check_and_decode,
     command_line,
+    decode_once,
+    decoded_features,
     env_trust_options,
     open_trained,
     parse,
@@ -102,10 +104,13 @@ class _Training:
     """What the command trains, and on what.
 
     Args:
+        sources: The episodes of DATA, and those of --prior if there are any.
+        data: Their mixture.
         val_fraction: Fraction of the episodes that is held out, or, of a mixture, the numbers of those of the task.
     """
 
     method: Method
+    sources: tuple[Dataset, ...]
     data: Dataset
     stream: ShardStream | None
     weights: MixtureWeights | None
@@ -136,12 +141,13 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     else:
         refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
-    method, data = training.method, training.data
+    method = training.method
     _check_same_scores(o, method)
     for logger in loggers:
         if isinstance(logger, Wandb):
             logger.add_config(_logged_config(o, method))
     _check_stage_data(o, training, command)
+    data = (training := _with_frames(training, o)).data
     collection_env = _collection_env(method, data, o, training.stages)
     env = None if o.eval is None else _evaluation_env(o, training, o.eval)
     score = None if env is None else _make_score(env, o.rollouts, o.seed)
@@ -232,7 +238,7 @@ def _record_random(o: TrainOptions) -> None:
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
-    from ..learn.train import validation_episodes
+    from ..learn.training_episodes import validation_episodes
     from .parts.learned_rewards import warn_of_other_data, with_changed_rewards, with_progress
     from .parts.method import build_method, given_options_of_method
 
@@ -243,13 +249,13 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     data = _open(_data_path(o), o, check_options) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
-    n_episodes = len(data)
-    data, weights = _with_prior(data, o)
-    val_fraction = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)
+    sources = (data,) if o.prior is None else (data, _open_prior(data, o, o.prior))
+    data, weights = _mix(sources)
+    val_fraction = o.val_fraction if weights is None else validation_episodes(len(sources[0]), o.val_fraction)
     if o.data is None:
         val_fraction = 0.0
     words = _task_relabel(data) if o.language else None
-    features = data.features()
+    features = data.features() if stream is not None else decoded_features(data.features(), o.image_size)
     if "action" not in features:  # perhaps the prior episodes have it
         features |= {name: f for name, f in data[-1].features().items() if name == "action"}
     method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
@@ -262,14 +268,26 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     stages |= {name: run for name, run in (("learned-reward", o.reward), ("learned-progress", o.progress)) if run}
     for name, run in stages.items():
         warn_of_other_data(data, run, f"the run of stage {name}")
-    return _Training(method, data, stream, weights, val_fraction, words, stages, method_options)
+    return _Training(method, sources, data, stream, weights, val_fraction, words, stages, method_options)
+
+
+def _with_frames(training: _Training, o: TrainOptions) -> _Training:
+    """The training with decoded camera frames. What is wrong with the other columns is said before that."""
+    from ..learn.preflight import preflight, tell
+
+    if training.stream is not None or all(f.kind != "image" for f in training.data.features().values()):
+        return training
+    tell(preflight(training.method, training.data, val_fraction=training.val_fraction,
+                   include_interrupted=o.include_interrupted, decoded=False).findings)
+    data, _ = _mix([decode_once(source, o.image_size, " (--image-size)") for source in training.sources])
+    return replace(training, data=data)
 
 
 def _open(path: Path, o: TrainOptions, check: Callable[[Schema], None] | None = None) -> Dataset:
-    """Opens episodes to learn from.
+    """Opens episodes to learn from. Camera frames are not decoded yet: see `_with_frames`.
 
     Args:
-        check: Called with the columns before the data are audited and camera frames are decoded.
+        check: Called with the columns before the data are audited.
     """
     from ..data.opening.column_selection import parse_columns
 
@@ -277,7 +295,7 @@ def _open(path: Path, o: TrainOptions, check: Callable[[Schema], None] | None = 
                         max_episode_steps=o.max_episode_steps)
     if check is not None and "action" in data.features():  # otherwise the prior episodes may have it
         check(data.features())
-    return check_and_decode(data, path, o.image_size, ignore=o.ignore, method=o.method)
+    return check_and_decode(data, path, ignore=o.ignore, decode=False, method=o.method)
 
 
 def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> None:
@@ -326,7 +344,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     from ..data.episode import interrupted_episodes
     from ..learn.method import has_latent_actions
     from ..learn.run import Run
-    from ..learn.train import validation_episodes
+    from ..learn.training_episodes import validation_episodes
 
     method, data = training.method, training.data
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
@@ -409,21 +427,25 @@ def _check_options(own: list[str], options: list[str]) -> None:
         build_method(own[0], options, [], None, _trusted(own), flags=FLAGS)
 
 
-def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
-    """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
-    from ..data.mixture import mix
+def _open_prior(data: Dataset, o: TrainOptions, path: Path) -> Dataset:
+    """The episodes of --prior. Warns if they do not fit those of DATA."""
     from ..evaluate.simulator_versions import other_environments
     from ..learn.train import recorded_simulators
 
-    if o.prior is None:
-        return data, None
     refuse_given(o, ("buffer_size",), "a stream cannot be mixed with the episodes of --prior")
-    prior = _open(o.prior, o)
+    prior = _open(path, o)
     if problem := other_environments(recorded_simulators(prior), recorded_simulators(data)):
-        print(f"warning: --prior {o.prior} has data of {problem}", file=sys.stderr)
+        print(f"warning: --prior {path} has data of {problem}", file=sys.stderr)
     else:
-        warn_of_other_units(data, str(_data_path(o)), prior, f"--prior {o.prior}")
-    return mix(task=(data, 0.5), prior=(prior, 0.5))
+        warn_of_other_units(data, str(_data_path(o)), prior, f"--prior {path}")
+    return prior
+
+
+def _mix(sources: Sequence[Dataset]) -> tuple[Dataset, MixtureWeights | None]:
+    """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior". Or DATA alone."""
+    from ..data.mixture import mix
+
+    return mix(task=(sources[0], 0.5), prior=(sources[1], 0.5)) if len(sources) > 1 else (sources[0], None)
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:

@@ -14,8 +14,9 @@ from ..core import Batch, role
 from ..data.episode import Dataset, episode_fingerprints
 from ..execute.base import Executor
 from ..files import replace_nonfinite
+from ..learn.preflight import check_training_data
 from ..learn.stages import learned_digests
-from ..learn.validation import Validation, check_training_data, energy_score, target_scale
+from ..learn.validation import Validation, energy_score, target_scale
 from ..policy import Policy, check_features
 from . import stats
 from .stats import LEVEL, Interval

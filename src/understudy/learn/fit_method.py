@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
+from ..core import Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
-from ..data.mixture import EXPERT, expert_episodes
 from ..data.opening.stream import ShardStream
 from ..data.packed_columns import check_steps
-from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..execute.chunking import RecedingHorizon
 from ..heads.base import MemoryHead
-from ..hints import pluralize
 from ..policy import Policy
 from . import devices
 from .background_updates import update_meanwhile
 from .data_collection import Training
 from .devices import Processes
-from .fit import Callback, Learner, fit, no_demonstrations
+from .fit import Callback, Learner, fit
 from .method import (
     InitializeFrom,
     Method,
@@ -42,9 +36,9 @@ from .method import (
     resolve_references,
     training_data,
 )
-from .rewards.reward_models import ConstantReward, RewardedConfig, RewardModelConfig
+from .preflight import demonstration_findings, episode_findings, padding_findings, tell
 from .stages import build_learner, check_stage_columns, check_stages, load_weights_from, of_policy, packages_of
-from .validation import check_training_data, warn_of_padding
+from .training_episodes import TrainingEpisodes
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
 
@@ -107,7 +101,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     check_arguments(method, data)
     seed = as_seed(seed, bits=63)
     check_collection(method, env, person, sampling_weights, existing_stages=tuple(stages or ()))
-    check_demonstrations(method, data)
+    check_steps(data)
+    tell(demonstration_findings(method, data))
     chosen_device = devices.choose_device(device)
     stages = dict(stages or {})
     check_stages(method, tuple(stages))
@@ -121,13 +116,13 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     check_stage_columns(method, stage_modules, data.features())
     method = resolve_references(method, stage_modules)
     recorded, data = data.features(), training_data(data, method)
-    warn_of_padding(method.policy.window, data)
+    tell(padding_findings(method.policy.window, data) if policy is not None else
+         episode_findings(method, TrainingEpisodes(data, data)))
 
     def new_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, chosen_device):
             if policy is None:
                 trained = Policy(method.policy, data.features()).to(chosen_device)
-                check_training_data(trained, data)
                 fit_policy(trained, first, method.initialize_from, stage_modules)
             else:
                 # Built again, because an average has no gradients.
@@ -208,7 +203,7 @@ class _MemoryTraining(MethodTraining):
 
 
 def check_arguments(method: Method, data: Dataset) -> None:
-    """Checks the kinds of what a training is given, and that every episode has steps."""
+    """Checks the kinds of what a training is given."""
     if not isinstance(method, Method):
         hint = (f"find_method({method!r}) of understudy.methods finds a method by its name" if isinstance(method, str)
                 else "Method(config) makes a method of a PolicyConfig")
@@ -217,7 +212,6 @@ def check_arguments(method: Method, data: Dataset) -> None:
         hint = (f"open the data first: understudy.open_dataset({str(data)!r})" if isinstance(data, (str, Path))
                 else "Dataset(episodes) makes a data set of a list of episodes")
         raise UserError(f"the data are {_describe_kind(data)}, but must be a Dataset", where="data", hint=hint)
-    check_steps(data)
 
 
 def _describe_kind(value: object) -> str:
@@ -225,76 +219,6 @@ def _describe_kind(value: object) -> str:
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int] = (),
-                         stream: ShardStream | None = None) -> None:
-    """Checks that a method finds the demonstrations that it needs.
-
-    If it shows one, there must be another of its task for each episode. If it compares with them, others must be there.
-    Warns if some episodes have none. `ShowDemonstration` leaves them out, and refuses episodes without a task.
-
-    Args:
-        left_out: Numbers of the episodes that are held out, or not trained on for another reason.
-        stream: The stream of which `data` are the first episodes.
-    """
-    _check_expert_flags(method, data, left_out)
-    if not any(isinstance(part, ShowDemonstration) and not part.own for part in method.transforms):
-        return
-    if stream is not None:
-        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
-                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
-    _check_shown_tasks(data, left_out)
-
-
-def _check_expert_flags(method: Method, data: Dataset, left_out: Collection[int]) -> None:
-    """Checks the demonstrations, and other episodes, that a method imitates or compares."""
-    path, learner = data.metadata.get("path") or "data set", method.learner
-    reward = learner.reward if isinstance(learner, RewardedConfig) else None
-    demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
-    expert = [data[i].metadata for i in demonstrations if i not in left_out]
-    imitates = learner.compares or isinstance(reward, RewardModelConfig)
-    if imitates and EXPERT in data.features() and (others := sum(
-            not np.all(data[i].steps.get(EXPERT, True)) for i in demonstrations)):
-        raise DataError(f"{pluralize(others, 'episode')} would count as demonstrations, although the column {EXPERT} "
-                        "is False there: the label of an episode is metadata", where=path,
-                        hint="save one value per episode; or train on the demonstrations, understudy view make DATA "
-                             "--filter expert=true --out VIEW, with the others as --prior if the method reads them")
-    if imitates and (failures := sum(not metadata.get("success", True) for metadata in expert)):
-        warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
-                      "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
-                      DataWarning, stacklevel=4)
-    if n_kept and not expert and imitates:
-        raise no_demonstrations(data)
-    if isinstance(reward, ConstantReward) and len(expert) < n_kept:
-        raise DataError(f"only {len(expert)} of {n_kept} episodes are demonstrations, but a constant reward is that "
-                        "of all of them", where=path,
-                        hint="leave the others out (understudy view make DATA --delete), or choose dac")
-    if learner.compares and learner.needs_others and method.collection is None and len(demonstrations) == len(data):
-        raise DataError(f"all {len(data)} episodes are demonstrations, and a learner that tells them from others needs "
-                        "both", where=path,
-                        hint="give others as --prior. Those among these episodes are left out by understudy view make "
-                             "DATA --delete NUMBERS --out DEMONSTRATIONS, and are kept by the same with --select")
-
-
-def _check_shown_tasks(data: Dataset, left_out: Collection[int]) -> None:
-    """Checks that there is another demonstration of the task of each episode."""
-    path = data.metadata.get("path") or "data set"
-    tasks = [task_of(episode) for episode in data.iterate_once()]
-    if not tasks or "" in tasks:
-        return
-    if len(set(tasks)) == len(tasks):
-        raise DataError(f"the {len(tasks)} episodes show {len(tasks)} tasks, and no two of them the same", where=path,
-                        hint="record several episodes of each task, or name equal tasks with equal words")
-    trained = [task for i, task in enumerate(tasks) if i not in left_out]
-    alone = sum(n for n in Counter(trained).values() if n == 1)
-    if alone == len(trained):
-        raise DataError(f"the {alone} episodes that are trained on show {alone} tasks, and no two of them the same",
-                        where=path, hint="hold out fewer episodes (--val-fraction), or record more of each task")
-    if alone:
-        warnings.warn(f"{path}: {alone} of {len(trained)} episodes are the only ones of their task. They are left out, "
-                      "because there is no other to show."
-                      + (" Held-out episodes do not count." if left_out else ""), DataWarning, stacklevel=4)
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,

@@ -20,14 +20,10 @@ from ..heads.likelihood.categorical import Categorical
 from ..policy import Policy
 from .critic import Critic
 from .critics.action_values import ActionValues
-from .critics.goal_conditioned import GoalConditioned, check_goals
 from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references, module_names
-from .rewards.preference_reward import PREFERENCE, SEGMENT, check_comparisons
 from .rewards.reward_models import RewardModel
-from .rewards.similarity import SIMILARITY, check_queries
 from .run import Run, disk_space_errors
-from .targets import REWARD, TERMINATED, warn_of_time_limits
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -233,20 +229,6 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
     if isinstance(head, Categorical) and head.draw_levels and not isinstance(method.learner, ActionValues):
         raise ConfigError(f"{type(method.learner).__name__} learns no quantiles of returns, at whatever levels",
                           where="Categorical.draw_levels", hint="leave it out, or train values, as dqn does")
-    if isinstance(method.learner, GoalConditioned):
-        check_goals(data)
-    if {SEGMENT, PREFERENCE} <= set(method.learner.extra):
-        check_comparisons(data)
-    if SIMILARITY in method.learner.extra:
-        check_queries(data)
-    features = data.features()
-    for name in (REWARD, TERMINATED):
-        if name in method.learner.extra and name in features and features[name].size != 1:
-            raise DataError(f"there are {features[name].size} numbers per step, but a learner reads one",
-                            where=f"{data.metadata.get('path', 'data set')}, column {name!r}",
-                            hint="store one number per step, such as the sum of all rewards")
-    if TERMINATED in method.learner.extra and TERMINATED in features:
-        warn_of_time_limits(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:
         if part.into != "policy":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -139,11 +139,11 @@ def check_rewards(data: Dataset) -> None:
                              "with bc")
 
 
-def check_returns(data: Dataset, column: str, target: float | None = None) -> None:
-    """Refuses rewards that are all 0, and warns of equal returns, which tell no episode from another.
+def return_findings(data: Dataset, column: str, target: float | None = None) -> Iterator[DataWarning]:
+    """Refuses rewards that are all 0. The findings are equal returns, which tell no episode from another.
 
     Args:
-        target: The return that is asked for while acting. A warning says if it seems to be in another unit.
+        target: The return that is asked for while acting. A finding says if it seems to be in another unit.
 
     Raises:
         DataError: All rewards are 0.
@@ -151,24 +151,24 @@ def check_returns(data: Dataset, column: str, target: float | None = None) -> No
     place = f"{data.metadata.get('path', 'data set')}, column {column!r}"
     returns = [float(np.sum(e.steps[column][:len(e)])) for e in data]
     if len(returns) > 1 and max(returns) == min(returns) != 0:
-        warnings.warn(f"{place}: the return of all {len(returns)} episodes is {returns[0]:g}, so that the policy does "
-                      "not learn what to do for another one", DataWarning, stacklevel=3)
+        yield DataWarning(f"{place}: the return of all {len(returns)} episodes is {returns[0]:g}, so that the policy "
+                          "does not learn what to do for another one")
     if not any(np.asarray(e.steps[column][:len(e)]).any() for e in data):
         raise DataError("all rewards are 0, so that the returns of all episodes are equal", where=place,
                         hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
                              "(--columns reward=NAME), or clone the actions with bc")
     if target is not None and abs(target) > _FAR * max(map(abs, returns)):
-        warnings.warn(f"{place}: the target return is {target:g}, and the returns of the episodes are from "
-                      f"{min(returns):g} to {max(returns):g}. Use their units", DataWarning, stacklevel=3)
+        yield DataWarning(f"{place}: the target return is {target:g}, and the returns of the episodes are from "
+                          f"{min(returns):g} to {max(returns):g}. Use their units")
 
 
-def warn_of_time_limits(data: Dataset) -> None:
-    """Warns if all episodes terminate after the same number of steps, as if a time limit were an end."""
+def time_limit_findings(data: Dataset) -> Iterator[DataWarning]:
+    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
     if terminate_together(data):
         path = data.metadata.get("path", "data set")
-        warnings.warn(f"{path}: all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time "
-                      f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
-                      "learns that nothing follows.", DataWarning, stacklevel=3)
+        yield DataWarning(f"{path}: all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time "
+                          f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the "
+                          "critic learns that nothing follows.")
 
 
 def _ends(data: Dataset) -> list[bool]:

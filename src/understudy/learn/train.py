@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -21,7 +22,6 @@ from .. import __version__, config
 from ..checkpoint import CheckpointModule
 from ..core import (
     AtLeast,
-    DataError,
     DataWarning,
     Schema,
     Unsupported,
@@ -29,28 +29,21 @@ from ..core import (
     as_seed,
     part,
     role,
-    short_name,
     unknown_name,
 )
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
-from ..data.column_changes import ReturnToGo
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
-from ..data.formats import check_finite, open_dataset, write_dataset
+from ..data.episode import Dataset
+from ..data.formats import open_dataset, write_dataset
 from ..data.formats.remote import url_of
-from ..data.missing_actions import NoActions
-from ..data.opening.column_selection import missing_column_hint
 from ..data.opening.stream import ShardStream
-from ..data.packed_columns import check_columns
-from ..data.segments import CutSegments
 from ..data.tasks import SHOWN_TASK, task_texts
 from ..data.text_columns import TaskText
-from ..data.window import SamplingWeights, Window, Windows
+from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..files import replace_nonfinite, whole_folder
 from ..heads.base import MemoryHead
-from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -66,7 +59,6 @@ from .fit_method import (
     acting_policy,
     check_arguments,
     check_collection,
-    check_demonstrations,
     fit_policy,
     part_of,
 )
@@ -79,15 +71,12 @@ from .method import (
     load_references,
     resolve_references,
     stage_folder,
-    training_data,
     with_steps,
-    without_made_episodes,
 )
 from .model_card import evaluations, write_model_card
-from .objectives.representation import RepresentationLearning
-from .preflight import warn_of_few_steps
-from .rewards.reward_models import RewardedConfig, RewardModelConfig
+from .preflight import VAL_FRACTION, Preflight, episode_findings, preflight, reward_findings, tell
 from .run import IS_SUCCESS, Run, comparable_scores, describe_differences, warn_of_other_arithmetic
+from .same_run import MAX_DIFFERENCES, check_same_run, present_document
 from .stages import (
     build_learner,
     check_stage_columns,
@@ -99,13 +88,18 @@ from .stages import (
     stage_provenances,
     stages_before,
 )
-from .targets import REWARD, TERMINATED, check_returns, check_rewards
-from .validation import Validation, check_training_data, target_scale, warn_of_learning_rate, warn_of_padding
+from .training_episodes import (
+    EpisodeSplit,
+    TrainingEpisodes,
+    ValidationEpisodes,
+    training_episodes,
+    validation_data,
+)
+from .validation import Validation, target_scale, warn_of_learning_rate
 
 Score = Callable[[Actor], float | Mapping[str, Any]]  # higher is better; or metrics, of which "score" is that number
 CURVE_POINTS = 500  # of a training curve
 MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
-MAX_DIFFERENCES = 3  # differences that are listed
 
 
 @part
@@ -148,7 +142,7 @@ class RunConfig:
     device: str | torch.device = "auto"
     score: Score | None = None
     save_freq: Annotated[int | None, AtLeast(1)] = None
-    val_fraction: float | Sequence[int] = 0.1
+    val_fraction: float | Sequence[int] = VAL_FRACTION
     validation: Validation | None = None
     callbacks: Iterable[Callback] = ()
     sampling_weights: SamplingWeights | None = None
@@ -200,7 +194,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
         raise unknown_name("option", name, names, "train")
     run_config, run = RunConfig(**options), Run(Path(out))
     device = devices.choose_device(run_config.device)
-    _check_options(method, data, run, run_config)
+    _check_options(method, run, run_config)
     if run_config.steps is not None:
         method = with_steps(method, run_config.steps, run_config.stages)
     with (devices.deterministic(device), devices.process_group(device) as processes,
@@ -233,20 +227,20 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
         else:
             loop.restore()
             if stream is None:
-                sampler = loop.learner.batch_sampler(loop.annotated(prepared.training), run_config.sampling_weights)
+                sampler = loop.learner.batch_sampler(loop.annotated(loop.data), run_config.sampling_weights)
             elif loop.learner.annotates:
                 raise Unsupported(f"{type(method.learner).__name__} adds columns to all episodes before it trains, and "
                                   "a stream has only some in memory", where="stream",
                                   hint="train without a stream (--buffer-size)")
             else:
                 # A learner that samples in another way than by windows has no stream.
-                sampler = stream.exclude(prepared.excluded).windows(
+                sampler = stream.exclude(prepared.split.excluded).windows(
                     lambda part: cast(Windows, loop.learner.batch_sampler(loop.transform(part))))
             loop.update(sampler, method.learner.steps)
         loop.evaluate()
 
 
-def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfig) -> None:
+def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
     """Raises UserError for options that do not fit the method, before anything is computed."""
     if run_config.compile and not isinstance(method.learner, Algorithm):
         raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is no `Algorithm`",
@@ -254,8 +248,6 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))
     check_collection(method, run_config.env, run_config.person, weights, stream, run_config.stages.keys())
-    if stream is None:  # later episodes of a stream may have words
-        _check_task_texts(method, data)
     window = method.policy.window
     if method.learner.next_obs and window.action_offset + (method.learner.lookahead or window.horizon) < 0:
         raise UserError(
@@ -281,12 +273,10 @@ class _Preparation:
     device: torch.device
     processes: Processes
     resolved: Method  # with the modules of its stages
-    data: Dataset  # all episodes, after the method's transforms
-    training: Dataset
-    judged: Dataset  # the training episodes that were recorded, whose spread is the unit of errors
-    test: Dataset
-    recorded: Schema  # the columns of the data before the transforms
-    excluded: set[int]  # indices of the episodes that are not trained on
+    recorded_columns: Schema  # of the data before the method's transforms
+    split: EpisodeSplit
+    episodes: TrainingEpisodes
+    validation: ValidationEpisodes
     documents: dict[str, Any]  # of each checkpoint, by file name
     modules: Mapping[Any, CheckpointModule]
     last_saved_step: int | None  # step of the checkpoint from which the run continues; None for a new run
@@ -294,17 +284,8 @@ class _Preparation:
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
         method, seed = self.resolved, int(self.config.seed)
-        if {REWARD, TERMINATED} <= set(method.learner.extra):
-            if method.collection is None:
-                check_rewards(episodes)
-            else:  # equal rewards may differ in the rounds
-                check_finite(episodes, (REWARD, TERMINATED))
-        for change in method.transforms:
-            if isinstance(change, ReturnToGo) and method.collection is None:
-                check_returns(episodes, change.column, change.target)
         with devices.seeded(seed, self.device):
-            policy = Policy(method.policy, self.data.features()).to(self.device)
-            check_training_data(policy, self.data)
+            policy = Policy(method.policy, self.episodes.complete.features()).to(self.device)
             # A resumed learner may also read statistics when it is built, but not what takes longer to fit.
             is_new = self.last_saved_step is None or method.collection is not None
             fit_policy(policy, episodes, method.initialize_from, self.modules, fit_head=is_new)
@@ -320,54 +301,37 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     processes.wait()
     last = max(run.saved_steps(), default=None)
     processes.wait()  # before the first one saves anything: all take the same way
-    recorded, (held_out, left_out) = data.features(), _split(data, run_config, processes)
-    excluded = {*held_out, *left_out}
-    check_demonstrations(method, data, excluded, run_config.stream)
-    if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
-        check_method(method, _training_data_quietly(data, method))
-    provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
-    provenance["data"]["path"] = _path_from(run.folder, data.metadata.get("path"))
-    if processes.first and (held_out or method.collection is None or method.learner.compares):  # else often random
-        _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
+    checked = preflight(method, data, val_fraction=run_config.val_fraction, stream=run_config.stream,
+                        include_interrupted=run_config.include_interrupted)
+    tell(checked.findings, stacklevel=3, errors_alone=not processes.first)
+    provenance = make_provenance(checked, run_config, device, processes)
+    provenance["data"]["path"] = _path_from(run.folder, checked.recorded.metadata.get("path"))
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
     documents = _check_or_resume(method, run, run_config, provenance, last)
-    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
+    _prepare_stages(method, checked, run, run_config, processes, is_new=last is None)
     provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
                             for stage in method.stages}
     if processes.first:
         _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
     if last is not None:
-        _check_same_run(run, last, documents)
+        check_same_run(run, last, documents)
         if method.collection is not None or last < method.learner.steps:
             warn_of_other_arithmetic(run.read_checkpoint_json(last, "provenance.json"), provenance)
-    resolved, modules = _resolve(method, run, device, recorded)
-    learned = data.select(i for i in range(len(data)) if i not in excluded)
-    training = training_data(learned, resolved)
-    recording = without_made_episodes(resolved)
-    judged = training if recording is resolved else training_data(learned, recording)
-    test = _held_out_data(data, held_out, resolved)
+    recorded_columns = checked.recorded.features()
+    resolved, modules = _resolve(method, run, device, recorded_columns)
+    if (episodes := checked.episodes) is None:  # the stages have trained what the transforms refer to
+        episodes = training_episodes(checked.recorded, resolved, checked.split)
+        findings = chain(episode_findings(resolved, episodes), reward_findings(resolved, episodes.learned))
+        tell(findings, stacklevel=3, errors_alone=not processes.first)
     if run_config.stream is None and method.collection is None:  # otherwise there are more episodes than these
-        provenance["data"]["tasks"] = trained_tasks(method, training)
-    data = _training_data_quietly(data, resolved)
-    check_method(method, data)
+        provenance["data"]["tasks"] = trained_tasks(method, episodes.learned)
     if processes.first:
-        if run_config.stream is None:
-            warn_of_few_steps(learned)
-        warn_of_padding(method.policy.window, data)
         warn_of_learning_rate(method)
-    return _Preparation(run, run_config, device, processes, resolved, data, training, judged, test, recorded, excluded,
-                        documents, modules, last)
-
-
-def _split(data: Dataset, run_config: RunConfig, processes: Processes) -> tuple[list[int], list[int]]:
-    """The episodes that are held out, and those that are left out because their recording was interrupted."""
-    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
-    held_out = _held_out(data, run_config.val_fraction, left_out)
-    if left_out and processes.first:
-        _warn_of_left_out(left_out, len(data))
-    return held_out, left_out
+    validation = validation_data(checked.recorded, resolved, checked.split, episodes.learned)
+    return _Preparation(run, run_config, device, processes, resolved, recorded_columns, checked.split, episodes,
+                        validation, documents, modules, last)
 
 
 def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
@@ -381,7 +345,7 @@ def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance
         if stored["learner"].get("steps") != method.learner.steps:
             documents["method.json"]["stages"] = stored.get("stages", [])  # finished, with their own numbers of updates
         old_stages = run.read_checkpoint_json(last, "provenance.json").get("stages", {})
-        _check_same_run(run, last, {**documents, "provenance.json": {**provenance, "stages": old_stages}})
+        check_same_run(run, last, {**documents, "provenance.json": {**provenance, "stages": old_stages}})
     return documents
 
 
@@ -392,20 +356,6 @@ def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
     modules = load_references(references, run.folder, packages_of(method), device)
     check_stage_columns(method, modules, recorded)
     return resolve_references(method, modules), modules
-
-
-def _held_out_data(data: Dataset, held_out: list[int], resolved: Method) -> Dataset:
-    if held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions):  # perhaps the others have actions
-            return _training_data_quietly(data.select(held_out), without_made_episodes(resolved))
-    return data.select([])
-
-
-def _training_data_quietly(data: Dataset, method: Method) -> Dataset:
-    """The episodes as the method trains on them, without the warnings that are said of the training episodes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        return training_data(data, method)
 
 
 def default_save_freq(steps: int) -> int:
@@ -420,13 +370,13 @@ class _RunTraining(MethodTraining):
 
     def __init__(self, prepared: _Preparation):
         run_config, method, run = prepared.config, prepared.resolved, prepared.run
-        self.prepared, self.run, self.method, self.data = prepared, run, method, prepared.training
+        self.prepared, self.run, self.method, self.data = prepared, run, method, prepared.episodes.learned
         self.processes, self.seed, self.env, self.person = (prepared.processes, int(run_config.seed), run_config.env,
                                                             run_config.person)
         collection = method.collection
         self.learner = prepared.build_learner(
             self.data if collection is None else collection.initial_data(self.data))
-        self.recorded = prepared.recorded
+        self.recorded = prepared.recorded_columns
         _check_acts(method, self.learner, self.recorded)
         self.save_freq = run_config.save_freq or (default_save_freq(method.learner.steps) if collection is None
                                                   else None)
@@ -558,22 +508,21 @@ class _CheckpointEvaluation:
     """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
 
     def __init__(self, prepared: _Preparation):
-        self.run, self.method, self.test, self.recorded = (prepared.run, prepared.resolved, prepared.test,
-                                                           prepared.recorded)
+        self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded_columns
         self.validation, self.score = prepared.config.validation or Validation(), prepared.config.score
         target = prepared.resolved.policy.target
-        if not target or not prepared.resolved.learner.validates:
-            self.test = self.test.select([])
-        self.scale = target_scale(prepared.judged, target) if target else None
+        is_validated = bool(target) and self.method.learner.validates
+        self.held_out = prepared.validation.held_out if is_validated else Dataset([])
+        self.scale = target_scale(prepared.validation.scale, target) if target else None
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates
         logged = next((line for line in evaluations(self.run) if line["step"] == step), {})
         if not logged or (self.score and "score" not in logged):
             modules, metrics = loop.modules(), {}
-            if len(self.test):
+            if len(self.held_out):
                 policy = cast(Policy, modules["policy"])
-                errors = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
+                errors = self.validation.evaluate(policy, self.held_out, self.scale, self.method.executor)
                 metrics = {f"validation/{k}": v for k, v in errors.items()}
             if self.score:
                 score = self.score(build_actor(self.method, modules, ROWS, features=self.recorded))
@@ -602,71 +551,6 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
     return max(value, key=lambda step: (value[step], step), default=None)
 
 
-def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> list[int]:
-    """Returns the indices of the episodes that are held out for validation, in order.
-
-    A fraction, at least 0 and below 1, holds out at least one of 5 or more episodes if it is above 0, and none of
-    fewer. The choice does not depend on the seed of the training. The indices can also be given.
-    """
-    if not isinstance(val_fraction, (int, float)):
-        if invalid_indices := [i for i in val_fraction if not 0 <= i < episodes]:
-            raise UserError(f"there is no episode {invalid_indices[0]} to hold out; the last one is "
-                            f"{episodes - 1}", where="val_fraction",
-                            hint="episodes are counted from 0")
-        count, order = len(set(val_fraction)), sorted(set(val_fraction))
-    else:
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"the fraction must be at least 0 and below 1, not {val_fraction}", where="val_fraction",
-                            hint="such as 0.1, a tenth; 0 holds out none")
-        count = max(round(val_fraction * episodes), 1) if val_fraction and episodes >= 5 else 0
-        order = np.random.default_rng(0).permutation(episodes).tolist()
-    if count >= episodes:
-        raise UserError(f"all {episodes} episodes are held out, so none is left to train on", where="val_fraction",
-                        hint="hold out fewer, or train on more")
-    return sorted(order[:count])
-
-
-def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -> list[int]:
-    """As `validation_episodes`. A fraction is relative to the episodes that are not left out."""
-    complete = sorted(set(range(len(data))) - set(left_out))
-    if left_out and not complete:
-        raise UserError("every episode was interrupted while it was recorded, so none is left to train on",
-                        where=data.metadata.get("path", "data set"),
-                        hint="record more, or train on them all the same: --include-interrupted "
-                           "(include_interrupted=True in Python)")
-    if isinstance(hold, (int, float)):
-        return [complete[i] for i in validation_episodes(len(complete), hold)]
-    held_out = validation_episodes(len(data), hold)
-    if not set(complete) - set(held_out):
-        raise UserError(f"no episode is left to train on: {len(held_out)} are held out and {len(left_out)} were "
-                        "interrupted", where="val_fraction",
-                        hint="hold out fewer, or include those that were interrupted")
-    return held_out
-
-
-def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
-    numbers = ", ".join(map(str, left_out[:8])) + ", ..." * (len(left_out) > 8)
-    what = ("was interrupted while it was recorded and is" if len(left_out) == 1 else
-            "were interrupted while they were recorded and are")
-    warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. "
-                  f"{command_line('train', '--include-interrupted')} (include_interrupted=True in Python) trains on "
-                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=5)  # where `train` is called
-
-
-def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]) -> None:
-    """Warns of episodes that equal an earlier one, as `inspect` does, and of those that are held out nevertheless."""
-    excluded = {*held_out, *left_out}
-    learned = [digest for i, digest in enumerate(digests) if i not in excluded]
-    used, distinct = [*learned, *(digests[i] for i in held_out)], set(learned)
-    leaked = sum(digests[i] in distinct for i in held_out)
-    if copies := len(used) - len(set(used)):
-        effect = (f"held-out episodes with a copy in training: {leaked} of {len(held_out)}; the validation error is "
-                  "too low, and may choose another best checkpoint" if leaked else "each counts twice in training")
-        warnings.warn(f"copies of earlier episodes: {copies} of {len(used)}; {effect}. "
-                      "understudy inspect lists the copies, and understudy view make --delete leaves them out.",
-                      DataWarning, stacklevel=4)  # where `train` is called
-
-
 def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> None:
     """Warns of held-out episodes that an earlier run was trained on, whose weights are taken over or used."""
     own, held_out = provenance["episodes"], provenance["held_out"]
@@ -679,84 +563,8 @@ def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, 
                 "neither was trained on.", DataWarning, stacklevel=4)  # where `train` is called
 
 
-def _check_task_texts(method: Method, data: Dataset) -> None:
-    """Raises DataError if a method follows words, and no episode has any."""
-    reads_words = any(isinstance(part, TaskText) for part in method.transforms)
-    has_other_labels = any(isinstance(part, CutSegments) for part in method.transforms)
-    if not reads_words or has_other_labels or isinstance(method.learner, RepresentationLearning):
-        return
-    if not any(str(text) for episode in data for text in task_texts(episode)):
-        path = data.metadata.get("path")
-        raise DataError(
-            "no episode has a task in words (the column or the metadata 'task'), and the method learns to follow words",
-            where=path or "data set",
-            hint="give all episodes the same words: "
-                 + command_line("view", "make", path or "DATA", "--out", "told.json", "--label", "task=WORDS")
-                 + "; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
-                 "or choose a method without words, such as gcbc")
-
-
-def check_method(method: Method, data: Dataset) -> None:
-    """Checks that a method can be trained on episodes.
-
-    Args:
-        data: The episodes, after the method's transforms.
-
-    Raises:
-        UserError: A column that the policy or the learner reads is missing, a column contains text instead of
-            numbers, or the data have no observations.
-    """
-    policy_config, features = method.policy, data.features()
-    path = data.metadata.get("path")
-    inputs = policy_inputs(policy_config, features, path or "data set", path or "DATA")
-    if missing := [name for name in method.learner.extra if name not in features]:
-        raise DataError(
-            f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
-            f"{missing[0]}; the columns are {', '.join(features)}",
-            where=path or "data set",
-            hint=missing_column_hint(missing[0], data))
-    if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
-        method.learner.reward.check(inputs, features)
-    drawn = {g.into: g.column for g in policy_config.window.goals}
-    read = [drawn.get(name, name) for name in (*inputs, policy_config.target, *method.learner.extra)]
-    check_columns(data, [name for name in read if name in features])
-    for name in (*policy_config.inputs, policy_config.target):
-        if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
-            raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
-                            where=data.metadata.get("path", "data set"),
-                            hint="store numbers there; instructions belong in the column 'task'")
-    _check_classes(data, [name for name in read if name in features and features[name].kind == "discrete"])
-    if policy_config.target in features:
-        _check_target_steps(data, policy_config.window, policy_config.target)
-
-
-def _check_classes(data: Dataset, names: list[str]) -> None:
-    for name in names:
-        lowest = min((int(np.min(e.steps[name], initial=0)) for e in data), default=0)
-        if lowest < 0:
-            raise DataError(
-                f"{name} has integers from {lowest} on, and integers are read as classes, numbered from 0",
-                where=data.metadata.get("path") or "data set",
-                hint=f"if they are quantities: --columns {short_name(name)}=COLUMN:quantities, or save them as "
-                     "float32; otherwise number the classes from 0")
-
-
-def _check_target_steps(data: Dataset, window: Window, target: str) -> None:
-    """Checks that a target of some window lies in its episode."""
-    if window.action_offset <= 0 < window.action_offset + window.horizon:
-        return
-
-    def reached(episode):  # whether any step of its windows' targets lies in it
-        rows = min(len(episode.steps[target]), len(episode) + 1)
-        return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
-    if not any(map(reached, data)):
-        raise UserError(f"no episode is long enough for the targets of action_offset={window.action_offset} and "
-                        f"horizon={window.horizon}", where="policy.window.action_offset",
-                        hint="look less far, or take longer episodes")
-
-
-def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held_out: list[int],
-                    processes: Processes, is_new: bool) -> None:
+def _prepare_stages(method: Method, checked: Preflight, run: Run, run_config: RunConfig, processes: Processes,
+                    is_new: bool) -> None:
     """Copies the stages that are given, and trains the others of a new run, without the episodes that are held out."""
     for stage in method.stages:
         stage_run = Run(run.folder / "stages" / stage.name)
@@ -765,11 +573,11 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
                 copy_run(run_config.stages[stage.name], stage_run.folder)
             processes.wait()
         elif is_new:
-            part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
-            _train_stage(stage, data.select(part), stage_run, replace(
+            part, callbacks = part_of(checked.recorded, stage.dataset), run_config.stage_callbacks
+            _train_stage(stage, checked.recorded.select(part), stage_run, replace(
                 run_config, steps=None, score=None, save_freq=None, command=None, options=None, resume=True, stages={},
                 compile=False, title=f"stage {stage.name}",
-                val_fraction=[i for i, n in enumerate(part) if n in held_out],
+                val_fraction=[i for i, n in enumerate(part) if n in checked.split.held_out],
                 sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
                 callbacks=() if callbacks is None else callbacks(stage, stage_run)))
 
@@ -781,7 +589,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
         return
     last = max(run.saved_steps())
     old_method = run.read_checkpoint_json(last, "method.json")
-    old_settings = {"method": _present_document(old_method, packages_of(stage.method))}
+    old_settings = {"method": present_document(old_method, packages_of(stage.method))}
     new_settings = {"method": config.dump(stage.method)}
     if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
@@ -807,13 +615,14 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
     return data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
 
 
-def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
-                    device: torch.device, processes: Processes) -> dict[str, Any]:
+def make_provenance(checked: Preflight, run_config: RunConfig, device: torch.device, processes: Processes
+                    ) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. Only command and options name folders of this machine.
 
     The path of the data is added by the training, relative to the folder of the run.
     """
-    source, stream = data.metadata, run_config.stream
+    data, stream = checked.recorded, run_config.stream
+    source = data.metadata
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     all_data = data if stream is None else stream
@@ -824,8 +633,8 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
                  "camera_sizes": source.get("camera_sizes"), "simulators": recorded_simulators(data),
                  "reading": {**source.get("reading", {}),
                              **({"mapping": source["mapping"]} if "mapping" in source else {})}},
-        "episodes": episode_fingerprints(data),
-        "held_out": held_out, "left_out": left_out, "seed": run_config.seed,
+        "episodes": checked.fingerprints,
+        "held_out": list(checked.split.held_out), "left_out": list(checked.split.left_out), "seed": run_config.seed,
         "sampling_weights": config.dump(run_config.sampling_weights), "command": run_config.command,
         "options": run_config.options,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
@@ -881,80 +690,6 @@ def trained_tasks(method: Method, data: Dataset) -> list[str] | None:
         if len(tasks) > 1000:
             return None
     return sorted(tasks)
-
-
-def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
-    """A run continues only with the settings that it was started with."""
-    old_documents = {name: run.read_checkpoint_json(step, name) for name in documents}
-
-    def identity(documents):
-        p = documents["provenance.json"]
-        return {"seed": p["seed"], "data": p["data"]["fingerprint"],
-                "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
-                "stages": p.get("stages", {}), "environment": p.get("collected_in"),
-                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
-                "method": _present_document(documents["method.json"], trust)}
-    trust = config.packages_in(documents["method.json"])
-    differences = list(describe_differences(identity(old_documents), identity(documents)))
-    before, after = (files["method.json"]["learner"].get("steps") for files in (old_documents, documents))
-    only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
-    if only_steps and after > before and documents["method.json"].get("collection") is None:
-        learner = documents["method.json"]["learner"]
-        if _ignores_number_of_updates(learner):
-            return
-        phases = [name for name in _PHASES if learner.get(name)]
-        reason = (f"{phases[0]} {_PHASES[phases[0]]}" if phases else
-                  "its learning rate decreases towards the last of them")
-        raise UserError(f"this run has {before} updates, and {reason}, so it cannot be continued to {after}",
-                        where=run.folder,
-                        hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
-                             f"{after - before} and another --out, or train all {after} updates there" + ("" if phases
-                             else ". Runs with --optimizer.lr-schedule constant can be continued"))
-    if differences:
-        commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
-        old_name, new_name = ((files["provenance.json"].get("options") or {}).get("method")
-                              for files in (old_documents, documents))
-        method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
-        is_longer = all(line.startswith("method.collection.") for line in differences)
-        from_weights = f"where --from {run.folder} starts from the weights of this run, " if is_longer else ""
-        raise UserError("this run was started with other settings: "
-                        + "; ".join(method_change + differences[:MAX_DIFFERENCES])
-                        + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,
-                        hint=f"choose another --out, {from_weights}or " + (
-                            "restore the data, or the version of understudy, with which the same command began it"
-                            if commands[0] and commands[0] == commands[1] else
-                            "give the command it was begun with" + (f": {commands[0]}" if commands[0] else "")))
-
-
-# Fields of learners whose first or last updates differ from the others.
-_PHASES = {"cloning_fraction": "is a fraction of all of them", "warmup_fraction": "is a fraction of all of them",
-           "label_noise": "is 0 in the last tenth of them"}
-
-
-def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
-    """Whether a learner makes the same updates whatever their total number is. False if that is not known."""
-    if not isinstance(name := learner.get("$"), str) or not name.startswith("understudy."):
-        return False
-    if any(learner.get(name) for name in _PHASES):
-        return False
-    parts: list[Any] = [learner]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            if part.get("lr_schedule", "constant") != "constant":
-                return False
-            parts += part.values()
-        elif isinstance(part, list):
-            parts += part
-    return True
-
-
-def _present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON of a value as this version writes it. Unchanged if this version cannot load it."""
-    try:
-        return config.dump(config.load(document, trust))
-    except UserError:
-        return document
 
 
 class DeferredInterrupts:

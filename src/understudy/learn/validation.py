@@ -14,18 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Batch, DataWarning, UserError, is_read_by_default, keys, part, role
+from ..core import AtLeast, Batch, DataWarning, is_read_by_default, keys, part
 from ..data.episode import Dataset
-from ..data.formats import check_finite
-from ..data.packed_columns import check_columns
-from ..data.window import Window
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..hints import command_line
 from ..policy import Policy
 from .method import Method
-
-MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions with more are probably quantities
 
 
 @part
@@ -128,72 +123,6 @@ class Validation:
                 rows.setdefault(name, []).append(window_errors if name == "log loss" else window_errors[has_steps])
         policy.train(training)
         return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
-
-
-def check_training_data(policy: Policy, data: Dataset) -> None:
-    """Checks that all episodes have the columns that a policy reads or predicts, of one shape and finite.
-
-    Images are not read. Actions must be numbers. The error names the first episode that is not so.
-    """
-    _check_target(policy)
-    goals = {g.into: g.column for g in policy.window.goals}
-    features = {goals.get(k, k): f for k, f in policy.features.items() if k}
-    check_columns(data, features)
-    check_finite(data, {k: None for k, f in features.items() if f.kind != "image"})
-    for name in (k for k, f in features.items() if f.dtype == "float64"):
-        _warn_of_rounding(name, data)
-
-
-def _check_target(policy: Policy) -> None:
-    """Refuses actions that are not numbers, and warns of whole numbers that are hardly numbers of choices."""
-    name, target, window = policy.config.target, policy.target, policy.window
-    if role(name) == "action" and name in policy.inputs and window.obs_offset >= window.action_offset:
-        raise UserError(f"the policy reads {name!r} at the step at which it predicts it, and so learns to copy it",
-                        where="PolicyConfig.inputs", hint="leave it out, or read the action of the step before: "
-                        "LastAction() among the transforms")
-    if role(name) == "action" and target.kind not in ("vector", "discrete"):
-        read = "are read as text" if target.kind == "text" else f"have the kind {target.kind!r}"
-        raise UserError(f"Column {name!r} has values of type {target.dtype}, which {read}. A policy predicts numbers.",
-                        where="train", hint="Store actions as float32, or numbers of choices as int64"
-                             + (f", or add --columns {name}=COLUMN:classes." if target.kind == "text" else "."))
-    most = max(target.num_classes or (0,)) if target.kind == "discrete" else 0
-    if most > MANY_CLASSES:
-        warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "
-                      f"{most:,} choices that have no order. If they are quantities, such as pixels, store them as "
-                      f"float32, or add --columns {name}=COLUMN:quantities.", DataWarning, stacklevel=3)
-
-
-def _warn_of_rounding(name: str, data: Dataset) -> None:
-    """Warns of float64 numbers that float32, in which networks compute, rounds by a hundredth of their range."""
-    rows = [column.reshape(len(column), -1) for e in data if len(column := np.asarray(e.steps[name]))]
-    if not rows:
-        return
-    low, high = (function([function(x, 0) for x in rows], 0) for function in (np.min, np.max))
-    rounding = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
-    if (is_lost := (high > low) & (rounding > 0.01 * (high - low))).any():
-        i = is_lost.argmax()
-        warnings.warn(f"Column {name!r} has numbers from {low[i]:.10g} to {high[i]:.10g}. Networks compute in float32, "
-                      f"which rounds them to multiples of {rounding[i]:g}. Subtract a constant, so that they are "
-                      "near 0.", DataWarning, stacklevel=3)
-
-
-def warn_of_padding(window: Window, data: Dataset) -> None:
-    """Warns if a window is so much longer than the episodes that more than two thirds of it are always padding.
-
-    The episodes are those that the policy is trained on, after the method's transforms.
-    """
-    # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
-    # of padding costs little. Most often the first episode is long enough, and no other is read.
-    rows = max(window.n_obs_steps, window.horizon)
-    if not len(data) or any(3 * len(episode) >= rows for episode in data):
-        return
-    longest = max(data.lengths)
-    too_long = {name: n for name in ("horizon", "n_obs_steps") if (n := getattr(window, name)) > 3 * longest}
-    settings = " and ".join(f"{name}={n}" for name, n in too_long.items())
-    options = " or ".join(f"--{name.replace('_', '-')}" for name in too_long)
-    warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
-                  f"steps. More than two thirds of every window are padding. Choose a smaller {options}, or what the "
-                  "method calls it (in Python, another Window).", DataWarning, stacklevel=3)
 
 
 def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -> None:

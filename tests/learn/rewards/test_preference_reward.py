@@ -16,9 +16,9 @@ from understudy.learn.critics.td3 import TD3
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, training_data
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.preflight import label_findings
 from understudy.learn.rewards.denoising_preference import DenoisingPreference
 from understudy.learn.rewards.preference_reward import PreferenceLearning, PreferenceReward
-from understudy.learn.stages import build_learner
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, check_reward_model
@@ -84,7 +84,7 @@ def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_i
 def refused(data: Dataset, match: str) -> None:
     for learner in (LEARNER, DenoisingPreference(steps=1, batch_size=4)):
         with pytest.raises(DataError, match=match):
-            build_learner(Method(POLICY, learner=learner), Policy(POLICY, data.features()), 0, data, {})
+            list(label_findings(Method(POLICY, learner=learner), data, data.features()))
 
 
 def test_answers_without_a_preference_are_refused():

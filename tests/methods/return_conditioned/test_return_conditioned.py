@@ -19,7 +19,8 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
-from understudy.learn.targets import check_returns
+from understudy.learn.preflight import tell
+from understudy.learn.targets import return_findings
 from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder
@@ -78,10 +79,10 @@ def test_equal_returns_are_told(tmp_path):
 def test_a_target_in_another_unit_is_told():
     data = Dataset([e.replace({"next.reward": np.full(len(e), i, "f")}) for i, e in enumerate(random_episodes(3))])
     largest = max(float(e.steps["next.reward"].sum()) for e in data)
-    check_returns(data, "next.reward", 10 * largest)
+    tell(return_findings(data, "next.reward", 10 * largest))
     for target in (10.1 * largest, -10.1 * largest):
         with pytest.warns(DataWarning, match=f"the target return is {target:g}, and the returns of the episodes are"):
-            check_returns(data, "next.reward", target)
+            tell(return_findings(data, "next.reward", target))
 
 
 # -- acting -----------------------------------------------------------------------------------------------------------

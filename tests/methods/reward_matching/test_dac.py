@@ -17,7 +17,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.learn.fit_method import check_demonstrations, fit_method
+from understudy.learn.fit_method import fit_method
+from understudy.learn.preflight import demonstration_findings, tell
 from understudy.learn.train import train
 from understudy.methods import find_method
 
@@ -54,7 +55,7 @@ def test_demonstrations_that_failed_are_named_unless_they_are_no_experts():
     def check(*metadata):
         data = Dataset([Episode(e.steps, {**e.metadata, **facts})
                         for e, facts in zip(demonstrations(0), metadata, strict=False)])
-        check_demonstrations(find_method("dac"), data)
+        tell(demonstration_findings(find_method("dac"), data))
     with pytest.warns(DataWarning, match="1 of 2 demonstrations did not succeed.*--filter success=true"):
         check({"success": False}, {"success": True})
     with warnings.catch_warnings():

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import (
@@ -25,7 +26,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ...config import packages_in
-from ...core import ConfigError, DataWarning, Schema, UserError, missing_action
+from ...core import ConfigError, DataWarning, Feature, Schema, UserError, missing_action
 from ...files import read_json, replace_nonfinite
 from ...hints import LONG_SECONDS, command_line, escape_control, format_duration, is_standard_library
 from ...methods import describe_method, method_names
@@ -502,30 +503,40 @@ def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):
             print(f"{path}: warning: {doubt.message}", file=sys.stderr)
-    return _decode_once(data, image_size, " (--image-size)" if method is not None else "") if decode else data
+    return decode_once(data, image_size, " (--image-size)" if method is not None else "") if decode else data
 
 
 def open_shown(path: Path, run: Path) -> Dataset:
     """Opens demonstrations that a policy is shown. It reads no actions of them."""
-    return _decode_once(open_trained(path, run))
+    return decode_once(open_trained(path, run))
 
 
-def _decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
+def decoded_features(features: Schema, image_size: int | tuple[int, int] | None = None) -> dict[str, Feature]:
+    """The columns of data whose camera frames will be decoded: see `open_data`."""
+    size = _frame_size(features, image_size)
+    return {name: replace(f, shape=(*size, *f.shape[2:])) if f.kind == "image" else f for name, f in features.items()}
+
+
+def _frame_size(features: Schema, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width to which camera frames are decoded, in pixels."""
+    if image_size is not None:
+        return (image_size, image_size) if isinstance(image_size, int) else image_size
+    sizes = {(f.shape[0], f.shape[1]) for f in features.values() if f.kind == "image"}
+    return own if len(sizes) == 1 and max(own := next(iter(sizes))) <= 128 else (96, 96)
+
+
+def decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
+    """Decodes all camera frames of open data, as `open_data` does. The data, if they have none."""
     from ...data import cache
     from ...data.formats import decode_frames, frame_cost
 
-    sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
-    if not sizes:
+    features = data.features()
+    if all(f.kind != "image" for f in features.values()):
         return data
-    size: int | tuple[int, int] = 96
-    if image_size is not None:
-        size = image_size
-    elif len(sizes) == 1 and max(own := next(iter(sizes))) <= 128:
-        size = own
+    high, wide = size = _frame_size(features, image_size)
     cost = frame_cost(data, size)
     if cost.seconds == 0:
         return decode_frames(data, size)
-    high, wide = (size, size) if isinstance(size, int) else size
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels{note}: "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:

@@ -24,7 +24,8 @@ from ...learn.algorithm import Algorithm, Net, loss
 from ...learn.critic import CriticConfig
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, check_returns
+from ...learn.preflight import tell
+from ...learn.targets import REWARD, return_findings
 from ...nets.encoders import ConcatEncoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...nets.linear import Linear
@@ -114,7 +115,7 @@ class DichotomyOfControl(Algorithm):
                       inference=(Hierarchical(BestOfN("prior", "value", n), as_key=self.column),))
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
-        check_returns(data, REWARD)
+        tell(return_findings(data, REWARD))
         _check_policy(self, policy)
         latent = policy.features[self.column]
         columns = {k: policy.features[k] for k in policy.inputs if k != self.column}

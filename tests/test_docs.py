@@ -250,9 +250,18 @@ def test_what_a_terminal_shows_in_the_end(monkeypatch):
     assert session.shown(thin) == session.shown(text) and len(thin) < len(text) / 2
 
 
-def test_every_page_of_the_reference_is_in_the_menu():
-    menu = (REPOSITORY / "mkdocs.yml").read_text()
+def test_the_api_reference_links_every_group():
+    index = (REPOSITORY / "docs" / "api" / "index.md").read_text()
     hook = ast.parse((REPOSITORY / "docs" / "api_pages.py").read_text())
     pages = next(ast.literal_eval(node.value) for node in hook.body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
-    assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}/index.md" not in menu] == []
+    assert [name for name, (title, _) in pages.items() if f"| [{title}]({name}/index.md) |" not in index] == []
+
+
+def test_the_menu_has_at_most_25_pages_and_the_others_are_linked_from_the_home_page():
+    _, _, menu = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:\n")
+    in_menu = re.findall(r": ([\w/-]+\.md)$", menu, re.MULTILINE)
+    assert len(in_menu) <= 25
+    home = re.findall(r"\]\(([\w/-]+\.md)\)", (REPOSITORY / "docs" / "index.md").read_text())
+    pages = {p.relative_to(REPOSITORY / "docs").as_posix() for p in (REPOSITORY / "docs").glob("*.md")}
+    assert pages - {*in_menu, *home} == set()

@@ -54,7 +54,7 @@ SPEED = {
 }
 REAL = {"door": "Adroit door, 25 demonstrations by people", "door-open": "Meta-World door-open, scripted",
         "drawer-open": "Meta-World drawer-open, scripted", "pick-place": "Meta-World pick-place, scripted",
-        "hopper": "Hopper, 2 episodes of an agent", "walker2d": "Walker2d, 2 episodes of an agent"}
+        "hopper": "Hopper, 2 episodes of a trained agent", "walker2d": "Walker2d, 2 episodes of a trained agent"}
 PUBLISHED = {"td3-pendulum": "Pendulum, TD3", "ddpg-pendulum": "Pendulum, DDPG", "hopper-dagger": "Hopper, DAgger",
              "walker2d-dagger": "Walker2d, DAgger", "halfcheetah-dagger": "HalfCheetah, DAgger",
              "halfcheetah-bc": "HalfCheetah, cloning", "ant-dagger": "Ant, DAgger", "ant-bc": "Ant, cloning",
@@ -65,7 +65,7 @@ STATUSES = ("reproduced", "above", "below", "approached", "no published figure",
 DECISIONS = (
     (("Are actions missing", "in the recordings?"), ("vpt, or bco", "with a simulator for practice")),
     (("Is the goal named only", "while the policy acts?"), ("gcbc", "to join pieces: gcivl, hiql")),
-    (("Did some episodes fail?", "Go on with the successes."), ("iql", "if too few of them succeeded")),
+    (("Did some episodes fail?", "Keep the successes."), ("iql", "only if too few succeeded")),
     (("Is there one episode,", "or fewer than 40?"), ("knn, search-bc", "one: retrieve-align-replay")),
     (("Do they do the same", "in several ways?"), ("flow-policy", "in one evaluation: bc-gmm")),
     (("Do only earlier steps", "tell what to do now?"), ("bc-rnn-gmm", "it remembers what it saw")),
@@ -93,11 +93,13 @@ class Axis:
     ticks: Mapping[float, str]
     line: float | None = None
     log: bool = False
+    beside: float = 0.0  # room on the left for names and on the right for figures, which else stand above
 
     def place(self, value: float) -> float:
         a, b, v = ((math.log(x) for x in (self.low, self.high, value)) if self.log
                    else (self.low, self.high, value))
-        return 6 + (WIDTH - 12) * min(max((v - a) / (b - a), 0.0), 1.0)
+        left, right = 6 + self.beside, WIDTH - 6 - self.beside
+        return left + (right - left) * min(max((v - a) / (b - a), 0.0), 1.0)
 
 
 def tag(kind: str, text: str = "", **options: Any) -> str:
@@ -118,7 +120,9 @@ def svg(parts: Iterable[str], height: float, about: str) -> str:
     def colors(theme):
         return "".join(f"--{k}:{v};" for k, v in {**COLORS[theme], "paper": PAPER[theme]}.items())
     style = (f":root{{{colors('light')}}}@media (prefers-color-scheme:dark){{:root{{{colors('dark')}}}}}"
-             f"svg{{font-family:{FONT};font-size:13px;font-variant-numeric:tabular-nums}}text{{fill:var(--ink)}}"
+             f"svg{{font-family:{FONT};font-size:13px;font-variant-numeric:tabular-nums}}"
+             "text{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:6px;stroke-linejoin:round}"
+             ".box+text,.box+text+text{stroke:none}"
              ".soft{fill:var(--soft);font-size:12px}.strong{font-weight:600}path{fill:none;stroke:var(--ink)}"
              ".mono{font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-weight:600}"
              ".grid{stroke:var(--line)}.base{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}"
@@ -158,9 +162,9 @@ def chart(groups: Mapping[str, Sequence[Row]], axis: Axis, draw: Callable[[Row, 
             y += 28
         for row in rows:
             parts += [words(6, y + 14, row.name), words(WIDTH - 6, y + 14, row.said, "soft", "end"),
-                      draw(row, axis, y + 27)]
+                      draw(row, axis, y + (10 if axis.beside else 27))]
             spoken.append(f"{row.name}{f' ({group})' if group else ''}: {row.said}")
-            y += 40
+            y += 22 if axis.beside else 40
         y += 6
     grid = []
     for value, label in axis.ticks.items():
@@ -180,6 +184,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
 def speed() -> str:
     """Times as fast as other libraries, with the 95 % interval over turns."""
     groups = {}
@@ -197,7 +205,7 @@ def published() -> str:
     """How many cells have which status, and those that can be judged as a difference from the published figure."""
     table = cells()
     counts = {s: sum(row["status"].startswith(s) for row in table) for s in STATUSES}
-    shades = ("var(--s2)", "var(--s0)", "var(--bad)", "var(--block)", "var(--panel)", "var(--paper)")
+    shades = ("var(--s2)", "var(--s0)", "var(--bad)", "var(--edge)", "var(--line)", "var(--paper)")
     parts, x, unit = [words(6, 18, f"{len(table)} cells by status", "strong")], 6.0, (WIDTH - 12) / len(table)
     for place, (name, count) in enumerate(counts.items()):
         parts += [tag("rect", x=x, y=28, width=count * unit, height=22, fill=shades[place], stroke="var(--soft)"),
@@ -209,7 +217,7 @@ def published() -> str:
     for row in decided:
         low, middle, high = (100 * (row["here"][k] - row["published"]) / abs(row["published"])
                              for k in ("low", "mean", "high"))
-        rows.append(Row(PUBLISHED[row["cell"]], f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], {row['status']}",
+        rows.append(Row(PUBLISHED[row["cell"]], f"{signed(middle)} % [{signed(low)}, {signed(high)}], {row['status']}",
                         low, middle, high, row["status"] == "below"))
     axis = Axis(-65, 25, {-60: "−60 %", -40: "−40 %", -20: "−20 %", 0: "published", 20: "+20 %"}, 0)
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -229,10 +237,10 @@ def real_input() -> str:
                                         {"estimate": "mean", "low": "low", "high": "high"}.items()}
             low, middle, high = (100 * share[k] for k in ("low", "estimate", "high"))
             rows.append(Row(cell["cell"].split("/")[1], f"{middle:.0f} % [{low:.0f}, {high:.0f}]", low, middle, high))
-        measure = "success" if task not in ("hopper", "walker2d") else "return, of the demonstrations'"
+        measure = "return" if task in ("hopper", "walker2d") else "success"
         groups[f"{title}: {measure}"] = sorted(rows, key=lambda row: (row.name == "untrained", -row.middle))
-    return chart(groups, Axis(0, 100, {0: "0 %", 25: "25 %", 50: "50 %", 75: "75 %", 100: "100 %"}), bar,
-                 "Success on real input.")
+    axis = Axis(0, 100, {v: f"{v} %" for v in (0, 25, 50, 75, 100)}, beside=110.0)
+    return chart(groups, axis, bar, "Success on real input.")
 
 
 def kills() -> str:
@@ -240,9 +248,8 @@ def kills() -> str:
     result = stored("kill")
     rows = []
     for text in result["table"][2:]:
-        what, end, trials, saved, lost, seconds = (cell.strip() for cell in text.strip("|").split("|"))
-        running = f", {seconds} of the running one" if seconds else ""
-        rows.append(Row(f"{what.replace('`', '')}, {end}, {trials} times", f"{saved} saved, {lost} lost{running}",
+        what, end, trials, saved, lost, _ = (cell.strip() for cell in text.strip("|").split("|"))
+        rows.append(Row(f"{what.replace('`', '')}, {end}", f"{trials} trials: {saved} saved, {lost} lost",
                         0, int(saved), 0))
     trained = stored("kill_training")
     killed = [Row(f"{name}, killed {trained['kills']} times", f"{trained['differences']} differences", 0,
@@ -272,7 +279,7 @@ def statistics() -> str:
 def decision() -> str:
     """Questions one below the other. Yes leads to the right, no leads down."""
     height, gap, left, right = 52, 30, 186, 196
-    parts, spoken, y = [], [], 1.0
+    parts, spoken, y = [], [], 2.0
     arrow = "M-7 -4L0 0L-7 4"
     for question, (methods, then) in DECISIONS:
         middle, answer = y + height / 2, WIDTH - right - 1

@@ -113,6 +113,7 @@ Every command ends with one of these exit statuses:
 | 130 | interrupted; the same command continues |
 
 With `--json`, a command prints one JSON document on standard output and nothing else there.
+[Output for programs](json.md) lists its keys.
 
 | command | what it does |
 |---|---|

@@ -462,7 +462,8 @@ def folded(table: list[str]) -> list[str]:
     """A table that is long, behind a line that opens it."""
     if len(table) <= 12:
         return table
-    return ["<details markdown>", f"<summary>The table of {len(table) - 2} heads</summary>", "", *table, "", "</details>"]
+    summary = f"<summary>The table of {len(table) - 2} heads</summary>"
+    return ["<details markdown>", summary, "", *table, "", "</details>"]
 
 
 def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:

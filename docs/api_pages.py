@@ -50,6 +50,18 @@ def group_modules(group: str) -> list[str]:
     return [m for name in PAGES[group][1] for m in modules(name)]
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Lists the groups on the first page of the reference."""
+    return markdown.replace("<!-- groups -->", group_list()) if page.file.src_uri == "api/index.md" else markdown
+
+
+def group_list() -> str:
+    """One line a group, with the first sentence of its first package or module."""
+    return "\n".join(["Each group has a page with all its names:", "", "| group | what it is |", "|---|---|", *(
+        f"| [{title}]({group}/index.md) | {summary(ast.parse(source_file(names[0]).read_text('utf-8')))} |"
+        for group, (title, names) in PAGES.items())])
+
+
 def module_page(group_title: str, module: str) -> str:
     """Guides stand before it in the search. The menu has no entry for it, so its first line leads back."""
     return "\n".join(["---", "search: {boost: 0.3}", "---", f"# understudy.{module}", "",

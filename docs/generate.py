@@ -19,7 +19,8 @@ family. [Which method](which-method.md) leads from your data to one of them, and
 [tries several](choosing.md).
 
 `understudy methods offline-rl` lists the methods of a family, `understudy methods NAME` prints the parts of a method,
-and `understudy train NAME --help` lists every field with its default.
+and `understudy train NAME --help` lists every field with its default. Some have other
+[names in other libraries](other-libraries.md).
 
 ## All methods
 

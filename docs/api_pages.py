@@ -38,30 +38,11 @@ PAGES = {
 }
 
 
-def on_config(config):
-    """Puts the pages of the modules below the entry of their group in the menu."""
-    config.nav = list(map(_with_modules, config.nav))
-    return config
-
-
-def _with_modules(entry):
-    if not isinstance(entry, dict):
-        return entry
-    (title, target), = entry.items()
-    if isinstance(target, list):
-        return {title: list(map(_with_modules, target))}
-    group = target.removeprefix("api/").removesuffix("/index.md")
-    if group not in PAGES or not target.startswith("api/"):
-        return entry
-    return {title: [target, *({_menu_label(group, m): _page(group, m)} for m in group_modules(group))]}
-
-
 def on_files(files, config):
     for group, (title, _) in PAGES.items():
         files.append(File.generated(config, f"api/{group}/index.md", content=group_page(group, title)))
         for module in group_modules(group):
-            text = f"# understudy.{module}\n\n::: understudy.{module}\n"
-            files.append(File.generated(config, _page(group, module), content=text))
+            files.append(File.generated(config, _page(group, module), content=module_page(title, module)))
     return files
 
 
@@ -69,9 +50,27 @@ def group_modules(group: str) -> list[str]:
     return [m for name in PAGES[group][1] for m in modules(name)]
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Lists the groups on the first page of the reference."""
+    return markdown.replace("<!-- groups -->", group_list()) if page.file.src_uri == "api/index.md" else markdown
+
+
+def group_list() -> str:
+    """One line a group, with the first sentence of its first package or module."""
+    return "\n".join(["Each group has a page with all its names:", "", "| group | what it is |", "|---|---|", *(
+        f"| [{title}]({group}/index.md) | {summary(ast.parse(source_file(names[0]).read_text('utf-8')))} |"
+        for group, (title, names) in PAGES.items())])
+
+
+def module_page(group_title: str, module: str) -> str:
+    """Guides stand before it in the search. The menu has no entry for it, so its first line leads back."""
+    return "\n".join(["---", "search: {boost: 0.3}", "---", f"# understudy.{module}", "",
+                      f"[API](../index.md) › [{group_title}](index.md)", "", f"::: understudy.{module}", ""])
+
+
 def group_page(group: str, title: str) -> str:
     """Modules with their public names, one line each. Anchors are those that the names had on this page before."""
-    lines = ["---", "search: {exclude: true}", "---", f"# {title}", ""]
+    lines = ["---", "search: {exclude: true}", "---", f"# {title}", "", "[API](../index.md)", ""]
     for module in group_modules(group):
         page = _page(group, module).removeprefix(f"api/{group}/")
         tree = ast.parse(source_file(module).read_text("utf-8"))
@@ -115,10 +114,6 @@ def summary(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:
     """First paragraph of the docstring, as a cell of a table."""
     text = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
     return text.replace("|", r"\|")
-
-
-def _menu_label(group: str, module: str) -> str:
-    return module.removeprefix(f"{group}.")
 
 
 def _page(group: str, module: str) -> str:

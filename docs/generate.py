@@ -10,55 +10,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 
-# If the data ... -> names of methods, and what to know first.
-CHOICES = (
-    ("show one way to act, or you want a fast baseline", ("bc",), "It trains in half a minute."),
-    ("show several ways to act, such as left and right of an obstacle", ("flow-policy", "diffusion-policy", "bc-gmm"),
-     "A mean of two ways is neither. [Which head](heads.md) compares them."),
-    ("need precise motions", ("flow-policy", "bc"),
-     "With `--prediction sample`. See the task *particle* in [Which head](heads.md)."),
-    ("come from a fast robot, and a plan may take one network evaluation",
-     ("bc-gmm", "reflow-policy", "shortcut-policy"), "The speeds are in [Which head](heads.md)."),
-    ("tell only in earlier steps what to do now", ("bc-rnn-gmm", "attention-tuner"),
-     "[Reading a history](history.md) says when a history harms."),
-    ("are fewer than 40 episodes", ("knn", "search-bc", "mcnn"), "The first two train nothing."),
-    ("are one episode", ("retrieve-align-replay",), "The robot first goes to where it began."),
-    ("are few episodes of this task and many of others", ("behavior-retrieval", "skill-retrieval",
-                                                         "bc-inverse-dynamics"), "Their gain is not shown here yet."),
-    ("have wrong actions in unknown places", ("bc", "robust-bc"),
-     "`bc --policy.head.norm l1` trusts single actions less. [Audit](audit.md) finds some of them."),
-    ("have cameras", ("diffusion-policy", "act", "vinn"), "[Encoders and trunks](encoders.md) lists image networks."),
-    ("have point clouds", ("dp3",), "[Encoders and trunks](encoders.md) explains the columns."),
-    ("are single picks and places, seen from above", ("fourier-transporter",), "Its networks turn with the image."),
-    ("have actions that are classes", ("bc", "knn"), "`understudy methods` shows what the others need."),
-    ("have a task in words", ("interactive-language", "omnijarvis", "groot-2"),
-     "[Instructions in words](language.md) explains the columns."),
-    ("lead to many goals, and a goal is given while acting", ("gcbc", "gcivl", "hiql"),
-     "`gcbc` is the simplest; the others also join pieces of episodes."),
-    ("are of mixed quality and have rewards", ("iql", "fql", "udrl"),
-     "The last one is told a return while acting. See [Which learner](learners.md)."),
-    ("have actions at few steps", ("vpt", "ss-orl"), "See [Which learner](evidence/missing-actions.md)."),
-    ("can be extended: an expert or a person says what to do", ("dagger",), "See [Improving](improving.md)."),
-)
-
-
 METHODS = """# Methods
 
 {made}
 
-A named method is a policy, an executor that runs it, and a learner that trains it. Begin with this table. If you are
-not sure, `understudy choose DATA` [tries several](choosing.md) and says which is best.
-
-<div class="rows choices" markdown>
-
-| If your data ... | choose | know first |
-|---|---|---|
-{choices}
-
-</div>
+A named method is a policy, an executor that runs it, and a learner that trains it. This page lists all of them, by
+family. [Which method](which-method.md) leads from your data to one of them, and `understudy choose DATA`
+[tries several](choosing.md).
 
 `understudy methods offline-rl` lists the methods of a family, `understudy methods NAME` prints the parts of a method,
-and `understudy train NAME --help` lists every field with its default.
+and `understudy train NAME --help` lists every field with its default. Some have other
+[names in other libraries](other-libraries.md).
 
 ## All methods
 
@@ -113,6 +75,7 @@ Every command ends with one of these exit statuses:
 | 130 | interrupted; the same command continues |
 
 With `--json`, a command prints one JSON document on standard output and nothing else there.
+[Output for programs](json.md) lists its keys.
 
 | command | what it does |
 |---|---|
@@ -128,8 +91,7 @@ def methods() -> str:
     from understudy.commands.methods import COST_NOTE
 
     families = "\n\n".join(_family_entry(family, described) for family, described in by_family().items())
-    choices = "\n".join(f"| {data} | {', '.join(map(_method_link, names))} | {note} |" for data, names, note in CHOICES)
-    return METHODS.format(made=MADE, choices=choices, families=families, cost_note=COST_NOTE, schemes=schemes())
+    return METHODS.format(made=MADE, families=families, cost_note=COST_NOTE, schemes=schemes())
 
 
 def family_pages() -> dict[str, str]:

@@ -26,7 +26,7 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
+    "choosing", "deploy", "environments", "improving", "robustness", "runs", "which-method"))]  # more than 5 s each
 NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 
@@ -250,9 +250,26 @@ def test_what_a_terminal_shows_in_the_end(monkeypatch):
     assert session.shown(thin) == session.shown(text) and len(thin) < len(text) / 2
 
 
-def test_every_page_of_the_reference_is_in_the_menu():
-    menu = (REPOSITORY / "mkdocs.yml").read_text()
-    hook = ast.parse((REPOSITORY / "docs" / "api_pages.py").read_text())
-    pages = next(ast.literal_eval(node.value) for node in hook.body
-                 if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
-    assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}/index.md" not in menu] == []
+def test_the_menu_has_at_most_25_pages_and_the_others_are_linked_from_the_home_page():
+    _, _, menu = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:\n")
+    in_menu = re.findall(r": ([\w/-]+\.md)$", menu, re.MULTILINE)
+    assert len(in_menu) <= 25
+    home = re.findall(r"\]\(([\w/-]+\.md)\)", (REPOSITORY / "docs" / "index.md").read_text())
+    pages = {p.relative_to(REPOSITORY / "docs").as_posix() for p in (REPOSITORY / "docs").glob("*.md")}
+    assert pages - {*in_menu, *home} == set()
+
+
+def test_the_pictures_are_those_of_the_stored_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    import pictures
+    stale = [name for name, draw in pictures.PICTURES.items()
+             if (pictures.IMAGES / f"{name}.svg").read_text(encoding="utf-8") != draw()]
+    assert stale == [], "python docs/pictures.py draws them anew"
+
+
+def test_the_decision_page_repeats_advice_that_held_up():
+    page = (REPOSITORY / "docs/which-method.md").read_text(encoding="utf-8")
+    held_up = {a["sentence"] for a in json.loads((REPOSITORY / "src/understudy/advice.json").read_text("utf-8"))}
+    repeated = page.split("## What held up")[1].split("\n## ")[0]
+    assert set(re.findall(r"^- (.+)$", repeated, re.MULTILINE)) == held_up
+    assert len(page.split()) <= 1500

@@ -26,7 +26,7 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
+    "choosing", "deploy", "environments", "from-rewards", "method-parts", "practise", "robustness", "runs", "take-over"))]  # more than 5 s each
 NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 

@@ -26,7 +26,8 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "from-rewards", "method-parts", "practise", "robustness", "runs", "take-over"))]  # more than 5 s each
+    "choosing", "deploy", "environments", "from-rewards", "method-parts", "practise", "robustness", "runs",
+    "take-over"))]  # more than 5 s each
 NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 
@@ -142,6 +143,23 @@ def test_links_between_the_files_lead_somewhere():
             target = link.split("#")[0]
             if target and "://" not in target and not target.startswith("mailto:"):
                 assert (page.parent / target).exists(), f"{page.relative_to(REPOSITORY)}: {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as the site makes them, and those that it sets itself."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = (re.sub(r"[^\w\s-]", "", title).strip().lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return {re.sub(r"[-\s]+", "-", title) for title in titles} | set(re.findall(r"\{#([\w-]+)\}", text))
+
+
+def test_pages_that_the_source_names_exist_with_their_anchors():
+    named = {name for file in (REPOSITORY / "src").rglob("*.py")
+             for name in re.findall(r"\bdocs/[\w/-]+\.md(?:#[\w-]+)?", file.read_text(encoding="utf-8"))}
+    assert "docs/practise.md#a-classifier-of-success" in named
+    for name in named:
+        page, _, anchor = name.partition("#")
+        assert (REPOSITORY / page).exists(), name
+        assert not anchor or anchor in anchors(REPOSITORY / page), name
 
 
 def paragraphs(text: str) -> list[str]:

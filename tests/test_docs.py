@@ -254,7 +254,8 @@ def test_the_recorded_takeover_is_the_page(monkeypatch):
     assert [at for at, _, _ in events] == sorted(at for at, _, _ in events)
     drawn = [text.removeprefix(session.CLEAR) for _, _, text in events]
     page = session.PAGE.read_text(encoding="utf-8")
-    assert session.page(drawn) == page and session.IMPROVE in page and "round 1 of 1: 2 episodes" in page
+    assert session.page(drawn) == page and "round 1 of 1: 2 episodes" in page
+    assert session.picture(drawn) == session.PICTURE.read_text(encoding="utf-8")
 
 
 def test_what_a_terminal_shows_in_the_end(monkeypatch):

@@ -134,8 +134,8 @@ $ {command}
 ```
 
 Each screen of the picture is the one at which the person pressed the key below it. The orange square is the agent, the
-gray block the obstacle, and the goals are green. In screens 5 to 9 the agent has left the picture on the left. `asciinema play` plays
-[the recording](casts/takeover.cast).
+gray block the obstacle, and the goals are green. In screens 5 to 9 the agent is beyond its left
+edge. `asciinema play` plays [the recording](casts/takeover.cast).
 
 ![The twelve screens of the session, in their order](images/takeover-session.svg)
 

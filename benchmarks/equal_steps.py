@@ -11,8 +11,8 @@ A cell is a method, a task and a training seed. Its file in benchmarks/results/e
 start, and the steps that the supervisor acted, labeled and watched. Cells that are there are not run again. The tasks
 were chosen by a pilot with the seed 50, in which no method took part: the first policy succeeds in 30 to 70 % of the
 episodes, and the same cloning with five times the demonstrations in at least 20 points more. --seed N runs that seed
-alone. --page writes the section of docs/improving.md. --budget 30m begins no cell later. --tiny runs all in the
-smallest size.
+alone. --page writes the section of docs/improvement-tables.md. --budget 30m begins no cell later. --tiny runs all in
+the smallest size.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def main() -> None:
             for seed, task in product(seeds, o.tasks or TASKS):
                 run_seed(task, seed, size, names, o.until)
     if o.page or o.tiny:
-        measure.publish("equal_steps", page_text(size), "improving.md", o.tiny)
+        measure.publish("equal_steps", page_text(size), "improvement-tables.md", o.tiny)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ demonstrations. It succeeded in 36 % of the ambiguous starts. No method was trie
 
 The cells, one for each training seed and method, are kept in results/fine-tuning/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/fine-tuning-tiny/, and shows only that
-everything runs. --page writes the tables and curves of docs/improving.md from the cells that there are.
+everything runs. --page writes the tables and curves of docs/improvement-tables.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def main() -> None:
     size = TINY if o.tiny else FULL
     if not o.page:
         run(size, o.tasks or list(TASKS), o.until)
-    measure.publish("fine_tuning", page_text(size), "improving.md", o.tiny)
+    measure.publish("fine_tuning", page_text(size), "improvement-tables.md", o.tiny)
 
 
 if __name__ == "__main__":

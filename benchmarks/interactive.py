@@ -25,7 +25,7 @@ had been judged and their cause been sought with `dagger` and `hg-dagger` on the
 
 The cells, one for each training seed and method, are kept in results/interactive/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/interactive-tiny/, and shows only that
-everything runs. --page writes the table of docs/improving.md from the cells that there are.
+everything runs. --page writes the table of docs/improvement-tables.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def main() -> None:
     size = TINY if o.tiny else FULL
     if not o.page:
         run(size, o.tasks or list(TASKS), o.until)
-    measure.publish("interactive", page_text(size), "improving.md", o.tiny)
+    measure.publish("interactive", page_text(size), "improvement-tables.md", o.tiny)
 
 
 if __name__ == "__main__":

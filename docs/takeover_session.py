@@ -1,7 +1,7 @@
 """Records a takeover at the keyboard: python docs/takeover_session.py (1 minute)
 
 The command of a person in a pseudo-terminal, and the keys that the person presses. Its screens, with a character in
-place of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, and a page.
+place of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, a picture and a page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+import textwrap
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,7 @@ import real_arm_session as session
 
 HERE = Path(__file__).parent
 CAST, PAGE = HERE / "casts" / "takeover.cast", HERE / "takeover-session.md"
+PICTURE = HERE / "images" / "takeover-session.svg"
 SIZE = {"COLUMNS": 160, "LINES": 18}
 PREPARE = ("understudy record fork --out demos --episodes 6 2> /dev/null > /dev/null",
            "understudy train bc demos --out runs/fork --steps 300 2> /dev/null > /dev/null")
@@ -37,6 +39,14 @@ PRESSED = (  # (what the screen says, keys, what the person does)
     ("enter: begin the episode", "\n", "begins the second episode"),
     ("step 2: the policy acts", "y", "ends it as a success"),
 )
+ROWS = 12  # of a screen that show the scene
+SHAPES = {"o": "agent", "#": "block", "+": "goal"}
+STYLE = (
+    ":root{color-scheme:light dark;--panel:#f5f7f9;--ink:#1a1f26;--soft:#58626e;--line:#aab4bf;--a:#0072b2;--b:#b06f00;"
+    "--c:#00805d}@media (prefers-color-scheme:dark){:root{--panel:#161b21;--ink:#e9edf1;--soft:#9ba7b4;--line:#56626f;"
+    "--a:#56b4e9;--b:#f0b23c;--c:#3fc79a}}text{font:14px Inter,system-ui,sans-serif;fill:var(--ink)}"
+    "text.soft{font-size:13px;fill:var(--soft)}.box{fill:var(--panel);stroke-width:2}.policy{stroke:var(--a)}"
+    ".you{stroke:var(--b)}.hold{stroke:var(--line)}.agent{fill:var(--b)}.block{fill:var(--line)}.goal{fill:var(--c)}")
 CLEAR = "\x1b[2J\x1b[H"
 BLOCK = re.compile("\x1b\\[38;5;(\\d+)m\x1b\\[48;5;(\\d+)m▀")
 
@@ -69,33 +79,75 @@ def lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in re.sub("\x1b\\[\\d*[Km]|\r", "", text).splitlines()).strip("\n")
 
 
-def page(drawn: list[str]) -> str:
-    """The page, from the screens: the plan, the one at which each key was pressed, and what was printed in the end."""
-    final, _, result = drawn[-1].partition("round 1 of 1")
-    texts = [lines(text) for text in (*drawn[:-1], final)]
-    moments, position = [], 1
+def moments(drawn: list[str]) -> list[tuple[list[str], str, str, str]]:
+    """Where each key was pressed: the rows of the scene, the line below it, the key, and what the person does."""
+    texts, parts, position = [lines(text) for text in drawn], [], 1
     for words, keys, action in PRESSED:
         position = next(i for i in range(position, len(texts)) if words in texts[i])
-        moments.append((texts[position], f"presses {key_name(keys)}: {action}"))
-    plan, result = texts[0], lines("round 1 of 1" + result).removesuffix("$").rstrip()
-    parts = [f"""# A takeover at the keyboard
+        rows = re.sub("\x1b\\[\\d*[Km]|\r", "", drawn[position]).splitlines()
+        line = next((row for row in rows if row.startswith("step ")), "between two episodes")
+        parts.append((rows[:ROWS], line, "enter" if keys == "\n" else keys, action))
+    return parts
+
+
+def panel(number: int, rows: list[str], line: str, key: str, action: str) -> str:
+    """One screen of the picture: the scene, who acts, and the key."""
+    x, y = number % 3 * 260, number // 3 * 226
+    cells = [f'<rect x="{x + 36 + 8 * m.start()}" y="{y + 34 + 11 * i}" width="{8 * len(m[0])}" height="11" '
+             f'class="{SHAPES[m[0][0]]}"/>' for i, row in enumerate(rows) for m in re.finditer("o+|#+|[+]+", row)]
+    who = "policy" if "policy acts" in line else "you" if "you act" in line else "hold"
+    words = textwrap.wrap(f"{key}: {action}", 34)
+    return "".join([
+        f'<rect x="{x + 6}" y="{y + 6}" width="248" height="214" rx="6" class="box {who}"/>',
+        f'<text x="{x + 16}" y="{y + 26}">{number + 1}. {line.partition(", ")[0]}</text>', *cells,
+        *(f'<text x="{x + 16}" y="{y + 188 + 18 * i}" class="soft">{part}</text>' for i, part in enumerate(words))])
+
+
+def picture(drawn: list[str]) -> str:
+    """The screens at which keys were pressed, side by side, as SVG that follows the colors of the reader."""
+    panels = "\n".join(panel(i, *moment) for i, moment in enumerate(moments(drawn)))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {226 * (len(PRESSED) // 3)}" role="img" '
+            f'aria-label="The screens of the session, each with the key that was pressed"><style>{STYLE}</style>\n'
+            f"{panels}\n</svg>\n")
+
+
+def page(drawn: list[str]) -> str:
+    """The page, from the screens: the command, the picture, the keys, and what was printed in the end."""
+    steps = "\n".join(f"{i}. {f'`{key}`' if len(key) == 1 else key}: {action}"
+                      for i, (_, _, key, action) in enumerate(moments(drawn), 1))
+    result = lines("round 1 of 1" + drawn[-1].partition("round 1 of 1")[2]).partition("\n\nnext:")[0]
+    round_lines, _, verdict = result.split("\n\n")  # between them a table that is wider than the page
+    printed = [*round_lines.splitlines(), "", verdict.replace("\n", " ")]
+    text = "\n".join(textwrap.fill(line, 80) for line in printed)
+    command = re.sub(r" (--supervisor|--rounds)", r" \\\n    \1", IMPROVE)
+    return f"""# A takeover at the keyboard
 
 <!-- made by docs/takeover_session.py: run it instead of editing this page -->
 
-A person watches a policy in the toy `fork`, takes over, gives back, holds it, and says what is to be learned
-([Improving](improving.md)). Each screen is the one at which the person pressed the key below it: `o` is the agent, `#`
-the obstacle, and `+` the goals. `asciinema play` plays [the recording](casts/takeover.cast).
+A person watches a policy in the toy `fork`, takes over, gives back, holds it, and says what is to be learned.
+[Take over](take-over.md) explains the command and its keys, [Practise alone](practise.md) what a policy learns without
+a person, and [Improving a policy](improving.md) which of them you want.
+
+<!-- not run: needs a person at a terminal -->
+```console
+$ {command}
+```
+
+Each screen of the picture is the one at which the person pressed the key below it. The orange square is the agent, the
+gray block the obstacle, and the goals are green. In screens 5 to 9 the agent is beyond its left
+edge. `asciinema play` plays [the recording](casts/takeover.cast).
+
+![The twelve screens of the session, in their order](images/takeover-session.svg)
+
+{steps}
+
+In the end the command trains the policy and compares it. It prints this, a [table](take-over.md#an-example) of the
+rounds, and the commands that you may want next:
 
 ```text
-{plan}
-```"""]
-    parts += [f"```text\n{screen}\n```\n\nThe person {action}." for screen, action in moments]
-    parts.append(f"```text\n{result}\n```")
-    return "\n\n".join(parts) + "\n"
-
-
-def key_name(keys: str) -> str:
-    return "enter" if keys == "\n" else f"`{keys}`"
+{text}
+```
+"""
 
 
 def main() -> None:
@@ -118,7 +170,9 @@ def main() -> None:
     CAST.write_text("".join(json.dumps(line) + "\n" for line in (
         head, *([round(at - began, 2), "o", CLEAR * bool(i) + text] for i, (at, text) in enumerate(drawn)))),
         encoding="utf-8")
-    PAGE.write_text(page([text for _, text in drawn]), encoding="utf-8")
+    screens = [text for _, text in drawn]
+    PICTURE.write_text(picture(screens), encoding="utf-8")
+    PAGE.write_text(page(screens), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "improving", "robustness", "runs", "which-method"))]  # more than 5 s each
-NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
+    "choosing", "deploy", "environments", "from-rewards", "method-parts", "own-parts", "practise", "robustness", "runs",
+    "take-over", "which-method"))]  # more than 5 s each
+NOT_CODE = {"text", "diff", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 
 def cut(text: str) -> str:
@@ -144,6 +145,23 @@ def test_links_between_the_files_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.relative_to(REPOSITORY)}: {link}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as the site makes them, and those that it sets itself."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = (re.sub(r"[^\w\s-]", "", title).strip().lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return {re.sub(r"[-\s]+", "-", title) for title in titles} | set(re.findall(r"\{#([\w-]+)\}", text))
+
+
+def test_pages_that_the_source_names_exist_with_their_anchors():
+    named = {name for file in (REPOSITORY / "src").rglob("*.py")
+             for name in re.findall(r"(?<![\w/])docs/[\w-]+\.md(?:#[\w-]+)?", file.read_text(encoding="utf-8"))}
+    assert "docs/practise.md#a-classifier-of-success" in named
+    for name in named:
+        page, _, anchor = name.partition("#")
+        assert (REPOSITORY / page).exists(), name
+        assert not anchor or anchor in anchors(REPOSITORY / page), name
+
+
 def paragraphs(text: str) -> list[str]:
     """Paragraphs and items of lists, without code, comments, tables and headings."""
     text = re.sub(r"^---\n.*?\n---\n|^[ ]*```.*?^[ ]*```[ ]*$|<!--.*?-->", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -236,7 +254,8 @@ def test_the_recorded_takeover_is_the_page(monkeypatch):
     assert [at for at, _, _ in events] == sorted(at for at, _, _ in events)
     drawn = [text.removeprefix(session.CLEAR) for _, _, text in events]
     page = session.PAGE.read_text(encoding="utf-8")
-    assert session.page(drawn) == page and session.IMPROVE in page and "round 1 of 1: 2 episodes" in page
+    assert session.page(drawn) == page and "round 1 of 1: 2 episodes" in page
+    assert session.picture(drawn) == session.PICTURE.read_text(encoding="utf-8")
 
 
 def test_what_a_terminal_shows_in_the_end(monkeypatch):

@@ -142,7 +142,7 @@ class Algorithm(LearnerConfig):
     (but see `first`). A function that replaces one of a base class takes its place. Without a decorator it also takes
     over that of the base class. A step is left out if the subclass sets its name to None.
 
-    `CONTRIBUTING.md` has an example, advantage-weighted regression.
+    docs/own-method.md has an example, advantage-weighted regression.
     """
 
     @abstractmethod

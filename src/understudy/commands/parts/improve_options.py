@@ -66,11 +66,11 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     """scripted (the expert of the environment; where it watches, it notices late and errs at times), keyboard (you, in
     this terminal), or the run of another policy; on a robot keyboard, gamepad or leader"""
     success: Annotated[Path | None, arg(metavar="RUN3")] = None
-    """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
-    on held-out frames are printed"""
+    """a classifier that says what success is, in an environment that does not
+    (docs/practise.md#a-classifier-of-success); its false positives on held-out frames are printed"""
     rater: Annotated[Path | None, arg(metavar="RUN4")] = None
     """with filtered: a rater of whole episodes or of single steps, which says in place of success what is learned
-    (docs/improving.md)"""
+    (docs/practise.md#ratings-of-whole-episodes)"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5

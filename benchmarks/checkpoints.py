@@ -35,7 +35,7 @@ act shorter, for their time alone.
 
 The cells, one for each data set, seed and method, are kept in results/checkpoints/. --half 0 and --half 1 divide them
 between two processes. --budget 60m starts no cell later. --tiny shows only that everything runs. --page writes the
-tables and the figure of docs/checkpoints.md from the cells that there are.
+tables and the figure of docs/tables/checkpoints.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def page_text(size: Size) -> str:
     return "\n".join([
         summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
             {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
-        "![Success of two choices minus that of the last checkpoint](images/checkpoints.svg)", "",
+        "![Success of two choices minus that of the last checkpoint](../images/checkpoints.svg)", "",
         *difference_table("method", methods), "", *difference_table("data set", tasks)])
 
 
@@ -330,7 +330,7 @@ def main() -> None:
     if not o.page:
         run(size, o.tasks or list(TASKS), o.half, o.until)
     if o.page or o.tiny:
-        measure.publish("checkpoints", page_text(size), "checkpoints.md", o.tiny)
+        measure.publish("checkpoints", page_text(size), "tables/checkpoints.md", o.tiny)
 
 
 if __name__ == "__main__":

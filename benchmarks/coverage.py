@@ -6,7 +6,7 @@ fraction of intervals that contain the truth (coverage), their mean width and, f
 excludes 0. That fraction is the false-positive rate where the methods are equal and the power where they are not.
 
 Results go to results/two_level_coverage.json after every part, and a stopped run continues there. The tables go into
-docs/statistics.md. `--page` only writes the tables. `--quick` runs a tenth of the draws, prints the tables and writes
+docs/tables/statistics.md. `--page` only writes the tables. `--quick` runs a tenth of the draws, prints the tables and writes
 nothing. `--again` starts from nothing. Everything is seeded. The full run takes five to ten minutes on one core.
 """
 
@@ -28,7 +28,7 @@ from scipy import stats as scipy_stats
 from understudy.evaluate import stats
 
 HERE = Path(__file__).parent
-FILE, PAGE = HERE / "results" / "two_level_coverage.json", HERE.parent / "docs" / "statistics.md"
+FILE, PAGE = HERE / "results" / "two_level_coverage.json", HERE.parent / "docs" / "tables" / "statistics.md"
 SEEDS, EPISODES, SPREADS, RATES = (3, 5, 10, 20), (20, 100, 1000), (0.0, 0.3, 1.0, 2.0, 3.0), (0.5, 0.8, 0.95, 0.99)
 PAIRS = ((0.5, 0.5), (0.8, 0.8), (0.95, 0.95), (0.99, 0.99), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85), (0.99, 0.95))
 PAIRS_OF_SCORES = tuple((kind, first, second, spread) for kind, places in (

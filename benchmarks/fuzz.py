@@ -18,7 +18,7 @@ no more than LIMIT seconds and MEMORY bytes, and then it is one of these:
   hang       it took longer than LIMIT
 
 The last four are defects of ours, and end this script with status 1. Results go to benchmarks/results/fuzz.json, from
-which the table in docs/formats.md is made.
+which the table in docs/tables/formats.md is made.
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ def main() -> int:
         import measure
 
         (measure.RESULTS / "fuzz.json").write_text(json.dumps({"count": o.count, "seed": o.seed, **result}, indent=1))
-        measure.insert("fuzz", table(result))
+        measure.insert("fuzz", table(result), "tables/formats.md")
     return 1 if result["defects"] else 0
 
 

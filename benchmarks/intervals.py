@@ -2,7 +2,7 @@
 
 Where all outcomes can be enumerated, the figure is exact; elsewhere it is simulated, with its simulation error (one
 standard error). Writes results/coverage.json after every line, goes on where it was stopped, and puts the tables into
-docs/statistics.md (`--page`: only that). Everything is seeded; needs about ten CPU-minutes.
+docs/tables/statistics.md (`--page`: only that). Everything is seeded; needs about ten CPU-minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from understudy.evaluate.returns import aggregate_over_tasks, bootstrap, interqu
 from understudy.evaluate.sequential import PRIOR_WEIGHT, SequentialDifferenceTest, SequentialRateTest
 
 HERE = Path(__file__).parent
-FILE, PAGE = HERE / "results" / "coverage.json", HERE.parent / "docs" / "statistics.md"
+FILE, PAGE = HERE / "results" / "coverage.json", HERE.parent / "docs" / "tables" / "statistics.md"
 GRID = np.linspace(0.005, 0.995, 199)  # of true rates
 
 

@@ -306,7 +306,7 @@ def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch"
         print(row(line))
 
 
-def insert(name: str, text: str, page: str = "formats.md") -> None:
+def insert(name: str, text: str, page: str) -> None:
     """Into docs/PAGE, in place of what stands between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
     path = HERE.parent / "docs" / page
     before, begin, tail = path.read_text(encoding="utf-8").partition(f"<!-- {name}: made by benchmarks/{name}.py -->\n")

@@ -2,7 +2,7 @@
 
 A data set that has all that one may have is written in each format, opened, and written in each other one. With the
 side files everything must be the same, bit by bit, in all pairs. Then the side files of both are removed, and what is
-still there is counted. Results go to benchmarks/results/pairs.json and into docs/formats.md.
+still there is counted. Results go to benchmarks/results/pairs.json and into docs/tables/formats.md.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def tables(result: dict) -> str:
 def main() -> int:
     result = measured()
     (measure.RESULTS / "pairs.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    measure.insert("pairs", tables(result))
+    measure.insert("pairs", tables(result), "tables/formats.md")
     print(tables(result))
     return 0 if len(result["same"]) == len(WRITERS) ** 2 else 1
 

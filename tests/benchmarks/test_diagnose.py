@@ -39,7 +39,7 @@ def test_a_word_with_bars_has_one_alternative_for_each_set(benchmark):
 def test_the_page_says_what_is_stored(benchmark, capsys):
     benchmark.table()
     counts = capsys.readouterr().out.splitlines()[:5]
-    page = (BENCHMARKS.parent / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    page = (BENCHMARKS.parent / "docs" / "tables" / "diagnose.md").read_text(encoding="utf-8")
     assert "\n".join(counts) in page and counts[2].startswith("| right fault first | ")
 
 

@@ -47,8 +47,8 @@ Success: within 0.1 m of the goal without having touched the pillar.
 
 300 updates are few: `flow-policy` trains for 4,000 by default.
 
-What can go wrong: if plans are too slow for the robot, try fewer steps of sampling (`--policy.head.n-steps 5`) or one of
-the methods that need one evaluation. [Execution](../execution.md#plans-that-arrive-late) explains how to act while a
+What can go wrong: if plans are too slow for the robot, try fewer steps of sampling (`--policy.head.n-steps 5`) or a
+method that needs one evaluation. [Execution](../execution.md#plans-that-arrive-late) explains how to act while a
 plan is computed. If motions must be precise, try `--prediction sample`.""",
     "chunking": """\
 This method predicts a long chunk of actions with a transformer, and can average the chunks that overlap. It is a common
@@ -78,8 +78,8 @@ Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
-What can go wrong: observations with many numbers, or with noise, are near to the wrong ones. Then leave columns out with
-`--policy.inputs`, or train a network.""",
+What can go wrong: observations with many numbers, or with noise, are near to the wrong ones. Then leave columns out
+with `--policy.inputs`, or train a network.""",
     "interaction": """\
 These methods train, act, collect new episodes where the policy went, and train again. Choose one if a policy fails
 because it drifts to places where no demonstration was, and an expert, a person or rewards can say what is right there.

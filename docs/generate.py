@@ -95,8 +95,8 @@ FAMILY = """# {title}
 
 ## Methods and their costs
 
-Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047 are
-rows of the table of [systems](../evidence/systems.md). The [costs](../methods.md#costs) are those of one processor core.
+Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
+are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are those of one processor core.
 
 | method | weights | training | a plan |
 |---|--:|--:|--:|
@@ -185,8 +185,8 @@ def _family_page(family: str, described: list[dict]) -> str:
     from understudy.methods import find_method
 
     costs = "\n".join(f"| [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
-    return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family], costs=costs,
-                         methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+    return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family],
+                         costs=costs, methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
 
 
 def _from_folder(text: str) -> str:

@@ -96,7 +96,7 @@ FAMILY = """# {title}
 ## Methods and their costs
 
 Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
-are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are those of one processor core.
+are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are of one processor core.
 
 | method | weights | training | a plan |
 |---|--:|--:|--:|

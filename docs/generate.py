@@ -87,6 +87,8 @@ See [Execution](execution.md).
 [A method of your own](own-method.md) is a function that returns a `Method`.
 """
 
+USUAL_PARTS, USUAL_NEED = ("TokenEncoder", "RecedingHorizon", "BehaviorCloning"), "actions that are numbers"
+
 FAMILY = """# {title}
 
 {made}
@@ -97,6 +99,9 @@ FAMILY = """# {title}
 
 Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
 are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are of one processor core.
+
+If a section names no encoder, executor or learner, these are `TokenEncoder`, `RecedingHorizon` and `BehaviorCloning`.
+If it names no needs, the method needs actions that are numbers.
 
 | method | weights | training | a plan |
 |---|--:|--:|--:|
@@ -205,12 +210,13 @@ def _method(f, method) -> str:
     policy, window = method.policy, method.policy.window
     parts = [policy.head, policy.trunk, policy.encoder, method.executor, method.learner, *method.inference,
              *filter(None, (method.collection, method.wrapper))]
+    names = [f"`{name}`" for name in map(_name, parts) if name not in USUAL_PARTS]
     window = (f"reads {window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, predicts {window.horizon} "
               f"action{'s' * (window.horizon > 1)}")
     stages = ", ".join(f"{stage.name} (`{_name(stage.method.learner)}`)" for stage in method.stages)
     paper = f["paper"] + (f" (system {', '.join(f['rows'])})" if f["rows"] else "")
-    details = {"Needs": "; ".join(f["needs"]), "Parts": ", ".join(f"`{_name(part)}`" for part in parts) + f"; {window}",
-               "Stages before": stages, "Paper": paper}
+    details = {"Needs": "" if f["needs"] == [USUAL_NEED] else "; ".join(f["needs"]) or "any actions",
+               "Parts": ", ".join(names) + f"; {window}", "Stages before": stages, "Paper": paper}
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",
                       *(f"- *{name}:* {text}" for name, text in details.items() if text)])
 

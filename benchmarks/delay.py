@@ -155,6 +155,11 @@ def intervals(won: dict[str, np.ndarray]) -> dict[str, list[Interval]]:
     return {scheme: [two_level_rate(x[:, i]) for i in range(x.shape[1])] for scheme, x in won.items()}
 
 
+def percent(rate: Interval) -> str:
+    """A success rate in percent, with its interval, for the table."""
+    return f"{100 * rate.estimate:.0f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
 def points(difference: Interval) -> str:
     """A difference in points, with its interval, for the table."""
     text = measure.percent(difference.low, difference.estimate, difference.high, "+")
@@ -180,18 +185,17 @@ def page_text(size: Size) -> str:
         success_intervals = intervals(won)
         seeds, episodes = len(finished_seeds(size, name)), min(size.episodes, TASKS[name].most_episodes)
         options = "".join(f", {k}={v:g}" for k, v in TASKS[name].options)
-        parts += [f"{name}{options}: {seeds} training seeds, {episodes} starts each, {size.updates:,} updates. "
-                  "Percent of successful episodes, with the 95% interval over seeds and starts.", "",
-                  "| delay in steps | " + " | ".join(map(str, size.delays)) + " |",
-                  "|---|" + "---|" * len(size.delays)]
-        parts += [f"| {scheme} | " + " | ".join(f"{100 * r.estimate:.0f} [{100 * r.low:.0f}, {100 * r.high:.0f}]"
-                                                for r in rates) + " |" for scheme, rates in success_intervals.items()]
         late = [d for d in size.delays if d]
-        parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% "
-                  "interval. Bold: the interval excludes 0.", "",
-                  f"| scheme | without delay | mean of delays {min(late)} to {max(late)} |", "|---|--:|--:|"]
-        parts += [f"| {scheme} | " + " | ".join(points(d) for d in pair) + " |"
-                  for scheme, pair in differences(won, size.delays).items()]
+        shown = range(0, len(size.delays), max(1, len(size.delays) // 2))  # the figure has all delays
+        parts += [f"{name}{options}: {seeds} training seeds, {episodes} starts each, {size.updates:,} updates.", "",
+                  "| scheme | " + " | ".join(f"delay {size.delays[i]}" for i in shown)
+                  + f" | minus {REFERENCE}, without delay | and at delays {min(late)} to {max(late)} |",
+                  "|---|" + "--:|" * (len(shown) + 2)]
+        compared = differences(won, size.delays)
+        cells = {scheme: [percent(rates[i]) for i in shown] + (
+            [points(d) for d in compared[scheme]] if scheme in compared else ["", ""])
+            for scheme, rates in success_intervals.items()}
+        parts += [f"| {scheme} | {' | '.join(row)} |" for scheme, row in cells.items()]
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
         delays = [float(d) for d in size.delays]
         figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in success_intervals.items()},

@@ -211,11 +211,15 @@ def judge(name: str, seed: int) -> None:
 
 def page() -> str:
     lines = ["# Tables of published experiments", "",
-             "This page puts cells of understudy beside published ones, with far fewer updates, which the tables and "
-             "the text name. A statement is *reproduced* if the interval shows it. A method that has other updates "
-             "than its rival, or a toy without a published figure, is called *higher* or *lower*. There are three "
-             "training seeds. Intervals are 95 % intervals over training seeds and episodes. `python "
-             "benchmarks/published.py` runs what is missing and writes this page.",
+             "This page repeats published experiments on imitation and reinforcement learning at a smaller size, and "
+             "puts "
+             "each figure beside the published one. Read it if you want to know how far the methods here agree with "
+             "their papers. [Published numbers](published.md) has one line for each cell.", "",
+             "All cells have fewer updates than the paper, as the tables say, and three training seeds unless another "
+             "number is named. Intervals are 95 % intervals over training seeds and episodes. A statement is "
+             "*reproduced* if the interval shows it, *not reproduced* if it shows the contrary, and *undecided* "
+             "otherwise. Where no figure is published or the updates differ, it is called *higher* or *lower*. "
+             "`python benchmarks/published.py` runs what is missing and writes this page; the file has the protocols.",
              "", "| table | published | here | updates here, there | training, CPU s a seed |",
              "| --- | --- | --- | --- | --- |", *_mazes(), *_doors(), "", *_particle(), *_mip(), *_pushing(),
              *_blocks(), *_goals(), *_rewards(), *_agents(), *NOTES]
@@ -224,120 +228,69 @@ def page() -> str:
 
 PARTICLE_STATEMENT = (
     "Florence et al. 2021 (arXiv 2109.00137). A particle visits one goal and then another, in N dimensions. The paper "
-    "has a figure of the success of each N, and no table of it. Its text says: \"we are able to train 95% successful "
-    "implicit policies up to 16 dimensions, whereas explicit (MSE) policies can only do 8 dimensions with the same "
-    "success rate\". The published columns below repeat this sentence.")
+    "says in words that implicit policies succeed in 95 % up to 16 dimensions, and explicit ones up to 8.")
 
 MIP_STATEMENT = (
-    "Pan et al. 2025 (arXiv 2512.01809): flow matching is better than regression where precision counts, and a policy "
-    "of two supervised steps with noise in training (MIP) matches it. Noise or two steps alone do not.\n\nThe paper's "
-    "figures are averages over its seven hardest tasks, relative to flow. It also says that all methods have the same "
-    "error on held-out states, but that \"only MIP and Flow are able to achieve low off-manifold L2 norm\": at states "
-    "off the demonstrations, their actions are nearer to what the actions of the expert at neighboring states span.")
+    "Pan et al. 2025 (arXiv 2512.01809) find that flow matching is better than regression where precision counts, and "
+    "that a policy of two supervised steps with noise in training (MIP) matches it. The off-manifold norm measures, at "
+    "states off the demonstrations, what is left of an action after projection onto the actions of the expert nearby. "
+    "The published figures are averages over seven tasks, relative to flow.")
 
 PUSHING_STATEMENT = (
-    "Chi et al. 2023 (arXiv 2303.04137), the table of state policies in several stages: an arm pushes two blocks onto "
-    "two squares, in any order. Behavior transformers (Shafiullah et al. 2022) push one block in .96 of the episodes "
-    "and both in .71, a mixture behind an LSTM in .03 and .01, and implicit cloning in .01 and 0.")
+    "Chi et al. 2023 (arXiv 2303.04137), state policies: an arm pushes two blocks onto two squares, in any order.")
 
 BLOCKS_STATEMENT = (
-    "The order of the same methods on our own toy `blocks`, where a disc pushes two round blocks onto two targets in "
-    "the plane. No figure is published for it. Each training seed has other demonstrations, 1,000 each. One block "
-    "counts if it lies on a target at the end, or both do.")
+    "The same methods on the toy `blocks`, where a disc pushes two round blocks onto two targets. No figure is "
+    "published for it. A block counts if it lies on a target at the end.")
 
 GOALS_STATEMENT = (
-    "Park et al. 2025 (arXiv 2410.20092): success on tasks of OGBench, five goals of 50 episodes each. `python "
-    "benchmarks/published_goals.py` runs these cells and has their protocol. A method is listed once all its training "
-    "seeds have run.\n\nSettings are those of each agent for each data set. Networks are half as wide as theirs, "
-    "latent vectors of QRL and CRL an eighth as long, batches a quarter of theirs, and updates at most 4 % of theirs, "
-    "or 10 % where HIQL is continued, so that no figure is called reproduced, and only the order was predicted.\n\n"
-    "Weights are the last ones, theirs the mean of three looks. GCBC has another network than in the first table.")
+    "Park et al. 2025 (arXiv 2410.20092): success on tasks of OGBench, five goals of 50 episodes each. Networks are "
+    "half "
+    "as wide as theirs, batches a quarter, and updates at most 10 % of theirs, so only the order was predicted. "
+    "`python "
+    "benchmarks/published_goals.py` runs these cells and has their protocol.")
 
 REWARDS_STATEMENT = (
     "CORL (Tarasov et al. 2022, arXiv 2210.07105): D4RL's normalized score on 25 demonstrations of the Adroit door by "
-    "people, with their rewards. `python benchmarks/published_doors.py` runs these cells and has their protocol. A "
-    "method is listed once all its training seeds have run.\n\nMost settings are CORL's, and the protocol names the "
-    "others. All methods have a tenth of its updates or less, so that no figure is called reproduced. Nothing was "
-    "predicted. *Best* is a maximum over 20 looks of ten episodes each, chosen on the very episodes that judge it. "
-    "*New episodes* are the 100 of *last*. CPU seconds include the looks, except for BC.")
+    "people, with their rewards, and a tenth of CORL's updates or less. *Best* is a maximum over 20 looks of ten "
+    "episodes, chosen on the episodes that judge it; *new episodes* judge the same weights anew. `python "
+    "benchmarks/published_doors.py` runs these cells and has their protocol.")
 
 AGENTS_STATEMENT = (
     "Mean returns of the last weights, without noise, in new episodes. `python benchmarks/published_agents.py` runs "
-    "these cells, has their protocols and those of cells that have not run yet.\n\n"
-    "- SAC on Pendulum has the settings of rl-baselines3-zoo and nearly its 20,000 steps, five training seeds and 100 "
-    "episodes of each. Its published figure is that of the episodes of one run. Equal or better was asked for: "
-    "**reproduced**.\n"
-    "- GAIL on CartPole, three training seeds of 50 episodes. 500 in each was asked for, which is the most that an "
-    "episode gives. Two have it, and the third has 486: **not reproduced**.\n"
-    "- DAgger on five tasks, five training seeds of 50 episodes. On Hopper and Walker2d two of the seeds were added "
-    "when three were known. At least 95 % of the trained agent was asked for, by the interval: **reproduced** on "
-    "Hopper, "
-    "Walker2d, HalfCheetah and Ant, **undecided** on Humanoid, with 83 %. Cloning of two episodes with as many updates "
-    "(`bc-long`) cannot be told apart from it on three of them, is better on Walker2d, and far worse on Humanoid.\n\n"
-    "  The agent of Humanoid was trained with another body, whose masses it reads. It is given those, and still falls "
-    "in some episodes.\n"
-    "- Hopper from every 20th step of one or five episodes, three training seeds of 50 episodes and 40 rounds "
-    "of 1,000 steps. Nothing is published at this size. It was predicted that DAC, ROT and IQ-Learn are each above "
-    "cloning of one episode: **undecided** for DAC and ROT, and IQ-Learn is **lower**. It learns to fall: what "
-    "follows an end has no reward of it. DAC fell, too, in its first cell, and was corrected before the others ran.\n\n"
-    "  With five episodes, which are 250 steps, cloning is as good as the agent, and the three are **lower**.\n"
-    "- TD3 on HalfCheetah at 100,000 steps, by the settings of its paper, three training seeds of 50 episodes. The "
-    "published figure is the mean of ten seeds. Equal or better was asked for, by the interval: **reproduced**. It was "
-    "predicted to be above DDPG with the same networks: **higher** (+871 [+190, +1,551]).")
-
-PARTICLE_DIFFERENCES = (
-    "Implicit: 12,000 updates of 128 with 4 negatives from chains of 5 rounds, where the appendix has 50,000 updates "
-    "of 128 with 64 negatives from chains of 50 rounds, which is some 700 times the work. So few rounds need longer "
-    "steps: the first is 1 with noise 0.25 and changes of at most 0.5, where theirs are 0.1, 1 and 0.1. The search "
-    "has 32 candidates and 25 rounds, and the code's 512 and 100.\n\nExplicit: 15,000 updates of 256, where theirs are "
-    "100,000 of 512 with dropout. The networks have two layers of 128 (implicit) and one residual block of 128 "
-    "(explicit), where both of theirs have 16 layers of 128, the implicit one with spectral normalization. The rate "
-    "is 3e-3 with a cosine schedule instead of 1e-3 with an exponential one, and the weights that act are averages "
-    "over updates.")
+    "these cells and has their protocols.\n\n"
+    "- SAC on Pendulum, five training seeds. Equal or better was asked for: **reproduced**.\n"
+    "- GAIL on CartPole. 500 in each of three seeds was asked for. Two have it, and the third has 486: **not "
+    "reproduced**.\n"
+    "- DAgger on five tasks, five training seeds. At least 95 % of the trained agent was asked for, by the interval: "
+    "**reproduced** on Hopper, Walker2d, HalfCheetah and Ant, **undecided** on Humanoid, with 83 %. Cloning of two "
+    "episodes with as many updates (`bc-long`) is far worse only on Humanoid.\n"
+    "- Hopper from every 20th step of one or five episodes. It was predicted that DAC, ROT and IQ-Learn are each above "
+    "cloning of one episode: **undecided** for DAC and ROT, and IQ-Learn is **lower**. With five episodes cloning is "
+    "as "
+    "good as the agent, and the three are **lower**.\n"
+    "- TD3 on HalfCheetah at 100,000 steps. Equal or better was asked for: **reproduced**. It was predicted to be "
+    "above "
+    "DDPG with the same networks: **higher** (+871 [+190, +1,551]).")
 
 NOTES = (
     "## Differences from the published experiments", "",
-    "*OGBench, GCBC.* The data were generated again by OGBench's own script, so they have the same distribution but "
-    "other numbers. The network (three layers of 512, GELU), the learning rate, the batch size and the goals (a later "
-    "state of the same episode, uniformly) are the same. The number of updates is 2 % of the published one.\n\n"
-    "Observations are standardized here and not there. The last layer is initialized like the others; theirs starts a "
-    "hundred times smaller. The evaluation is the same: five goals with 50 episodes each, and the mean of three "
-    "checkpoints. Almost all success is at the first and the last goal. It was not tested whether more updates would "
-    "change that.", "",
-    "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
-    "with a tenth of the updates. Their last layer has a tanh. Ours has none, because the environment clips actions. "
-    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py.\n\n"
-    "The reward has the signs of the original. "
-    "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
-    "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.",
-    "",
-    "*Implicit Behavioral Cloning, particle.* The dynamics, the start and goals, the rule of success (within 0.05 of "
-    "the first goal at some time, and of the second after 50 steps), the scripted demonstrations (it turns to the "
-    "second goal within 0.01 of the first), their number (2,000) and the kind of training (InfoNCE, negatives from "
-    "Langevin dynamics, a gradient penalty with margin 1) are the same. Training is much shorter.\n\n"
-    + PARTICLE_DIFFERENCES, "",
-    "*MIP.* One toy task at two tolerances instead of seven tasks of robot simulators. The observation is a state of "
-    "14 numbers, the demonstrations are scripted, and the network has 0.1 million weights instead of some 20 million."
-    " Training has less than a hundredth of the updates, in batches of 128 windows instead of 1,024. Flow matching "
-    "starts from noise, in 9 steps as in the paper's comparison.\n\n"
-    "Two steps without noise read the demonstrated action"
-    " in the second step, as the authors' code does, where the paper has 0.9 times this action. The paper's formal "
-    "definition of the off-manifold norm was not available. Ours follows its description in words: the error of the "
-    "projection of an action onto the space that the actions of the expert at neighboring states span, with perturbed"
-    " states of expert trajectories.\n\n"
-    "The number of neighbors (5), the perturbation, the measure of neighborhood (the "
-    "pose of the peg at the hole) and the chunk that is projected (the eight executed actions) are our choice. An "
-    "action of zero has no off-manifold norm, so we also show the error to what the expert would do.", "",
-    "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000) are theirs, and so "
-    "are the 350 steps of an episode. The demonstrations are new ones, and only the successful ones are kept. The "
-    "methods are those of this library; networks, learning rates and the number of updates are not those of the "
-    "paper.\n\n"
-    "The authors of behavior transformers train 350 epochs of batches of 256 windows, some 150,000 updates, with a loss"
-    " at each of 5 steps of the history, a learning rate of 1e-4 and dropout of 0.1, and act with the last 3 steps. "
-    "`bet` has one loss for a window, and an update reads 64 windows.\n\n`bet-every-step` has a loss at each step too, "
-    "batches of 64 at 1e-3 and no dropout, and acts with 5 steps: 6.4 million windows, and theirs are some 38 million. "
-    "It was added after the other cells had run, and has more training than `lstm-gmm` and `ibc`. The last weights act "
-    "in 100 episodes. The published figures are of three training seeds with 50 episodes each.")
+    "- *OGBench, GCBC.* The data were generated again by OGBench's own script. Observations are standardized here and "
+    "not there, and the last layer starts like the others. Almost all success is at the first and the last goal.",
+    "- *CORL, behavior cloning.* Their last layer has a tanh, and ours has none, because the environment clips "
+    "actions. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py.",
+    "- *Particle.* The environment, the demonstrations and the kind of training are the same. Implicit training has 4 "
+    "negatives from chains of 5 rounds, and theirs 64 from chains of 50, which is some 700 times the work. Their "
+    "networks have 16 layers of 128, and ours two (implicit) or one residual block (explicit).",
+    "- *MIP.* One toy task at two tolerances instead of seven tasks of robot simulators, and a network of 0.1 million "
+    "weights instead of some 20 million. The paper's formal definition of the off-manifold norm was not available; "
+    "ours "
+    "follows its description in words.",
+    "- *Block pushing.* The simulator and the scripted expert are theirs, the demonstrations are new. The authors of "
+    "behavior transformers train some 150,000 updates of 256 windows, with a loss at each of 5 steps of the history. "
+    "`bet` has one loss for a window of 64. `bet-every-step` has a loss at each step too; it was added after the other "
+    "cells had run, and has more training than `lstm-gmm` and `ibc`.")
 
 
 def _found(name: str) -> list[dict]:

@@ -147,44 +147,51 @@ def _interval(i) -> dict:
 
 def page() -> str:
     lines = ["# Real input", "",
-             "This page reports results on demonstrations by people and by agents that were trained elsewhere. The "
-             "named methods were used with their defaults, without tuning for a task. There is one training seed "
-             "per cell: every number describes *this checkpoint*, and the intervals do not cover the variation between "
-             "training seeds.\n\n"
-             f"All policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
-             "intervals: Clopper-Pearson for rates, bootstrap for means. Training used one CPU core. *untrained* is "
-             "`bc` after a single update. It shows how easy the task is.",
-             "",
-             "`python benchmarks/real_input.py` runs all missing cells and writes this page. DATA is the folder of "
-             "recorded demonstrations, `UNDERSTUDY_DATA`."]
+             "This page shows how the named methods do on demonstrations by people and by trained agents, with their "
+             "defaults and without tuning for a task. Read it if you want to know what to expect before you train on "
+             "data of your own.", "",
+             "There is one training seed per cell: every number describes *this checkpoint*, and the intervals do not "
+             "cover the variation between training seeds. All policies of a task were evaluated on the same "
+             f"{EPISODES} starts. Intervals are 95 % intervals: Clopper-Pearson for rates, bootstrap for means. "
+             "*untrained* is `bc` after a single update, which shows how easy the task is.", "",
+             "## How to repeat a cell", "",
+             "Each cell is two commands. DATA is the folder of recorded demonstrations, and the number of updates is "
+             "in "
+             "the tables:", "", "<!-- not run: hours of training -->", "```console", *_folded(commands("door/knn")),
+             "```", "",
+             f"Demonstrations of Meta-World are recorded first: `understudy record ENV --actor scripted --episodes "
+             f"{TASKS['door-open'].record} --out DATA`. `python benchmarks/real_input.py` runs all missing cells and "
+             "writes this page."]
     for task, t in TASKS.items():
-        all_commands = dict.fromkeys(c for r in (*t.methods, FLOOR) for c in commands(f"{task}/{r}"))
-        lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "<!-- not run: hours of training -->",
-                  "```console",
-                  *(f"$ {c}" for c in all_commands), "```"]
+        lines += ["", f"## {t.title}", "", f"Environment `{t.env}`, data `{t.data}`.", "", *_notes(task),
+                  *_table(task)]
     return "\n".join(lines) + "\n"
+
+
+def _folded(lines: list[str]) -> list[str]:
+    """Commands with at most 80 columns: each option on a line of its own."""
+    return [part for line in lines for part in f"$ {line}".replace(" --", " \\\n    --").splitlines()]
 
 
 def _notes(task: str) -> list[str]:
     if task != "door":
         return []
-    return ["`AdroitHandDoor-v1` stops after 200 steps. Few of the people have reached its success flag (hinge at 1.35 "
-            "rad) by then. Success is therefore measured within 300 steps, in two ways: by the flag, and by the hinge "
-            "passing 1.0 rad.\n\nThe palm-handle term of the return has the sign of the recorded rewards. D4RL's "
-            "normalized score counts the first 200 steps. The published score of behavior cloning is 2.3 for its last "
-            "checkpoint, and 9.4 for its best one, which was selected on the test episodes. People reach 7.8.", ""]
+    return ["`AdroitHandDoor-v1` stops after 200 steps, when few of the people have reached its success flag (hinge at "
+            "1.35 rad). Success is therefore measured within 300 steps, by the flag and by the hinge passing 1.0 rad. "
+            "D4RL's normalized score counts the first 200 steps; people reach 7.8. The published score of behavior "
+            "cloning is 2.3 for its last checkpoint, and 9.4 for its best one, selected on the test episodes.", ""]
 
 
 def _table(task: str) -> list[str]:
     door = task == "door"
     head = ["", "flag" if door else "success", *(["hinge > 1.0 rad", "D4RL score"] if door else []), "return",
-            "training, CPU s"]
+            "training, CPU s", "updates"]
     rows = [head, ["---"] * len(head)]
     path = RESULTS / f"{task}-shown.json"
     line = read_json(path) if path.exists() else {}
     if line:
         cells = [_share(line.get("flag")), *([_share(line["opened"]), f"{line['d4rl']:.1f}"] if door else [])]
-        rows.append(["*the demonstrations*", *cells, f"{line['return']:.1f}", ""])
+        rows.append(["*the demonstrations*", *cells, f"{line['return']:.1f}", "", ""])
     for method in (*TASKS[task].methods, FLOOR):
         file = RESULTS / f"{task}-{method}.json"
         if not file.exists():
@@ -195,7 +202,8 @@ def _table(task: str) -> list[str]:
         cells = [_range(r["success"], 100, " %"), *beside,
                  _range({"estimate": r["return"]["mean"], **r["return"]})]
         spent = r["train_cpu_seconds"]
-        rows.append([method, *cells, "interrupted: not timed" if spent is None else f"{spent:.0f}"])
+        rows.append([method, *cells, "not timed" if spent is None else f"{spent:.0f}",
+                     f"{STEPS[method]:,}"])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -7,6 +7,8 @@ import inspect
 import re
 from pathlib import Path
 
+import family_openings
+
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 
@@ -28,7 +30,7 @@ and `understudy train NAME --help` lists every field with its default. Some have
 
 ## Costs
 
-The pages give the costs of each method: {cost_note}.
+The pages of the families give the costs of each method: {cost_note}.
 `python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so differences of a
 third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
 [On a GPU](benchmarks.md#on-a-gpu) shows which are faster there.
@@ -47,15 +49,25 @@ See [Execution](execution.md).
 [A method of your own](own-method.md) is a function that returns a `Method`.
 """
 
+USUAL_PARTS, USUAL_NEED = ("TokenEncoder", "RecedingHorizon", "BehaviorCloning"), "actions that are numbers"
+
 FAMILY = """# {title}
 
 {made}
 
-These methods {summary}. [All methods](../methods.md). Numbers such as 047 are [systems](../evidence/systems.md).
+{opening}
 
-| method | choose it |
-|---|---|
-{choices}
+## Methods and their costs
+
+Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
+are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are of one processor core.
+
+If a section names no encoder, executor or learner, these are `TokenEncoder`, `RecedingHorizon` and `BehaviorCloning`.
+If it names no needs, the method needs actions that are numbers.
+
+| method | weights | training | a plan |
+|---|--:|--:|--:|
+{costs}
 
 {methods}
 """
@@ -136,12 +148,12 @@ def _method_link(name: str) -> str:
 
 
 def _family_page(family: str, described: list[dict]) -> str:
+    from understudy.commands.methods import cost_texts
     from understudy.methods import find_method
 
-    title, summary = _family_title(family)
-    choices = "\n".join(f"| [`{d['name']}`](#{d['name']}) | {_from_folder(d['when'])} |" for d in described)
-    return FAMILY.format(made=MADE, title=title, summary=summary, choices=choices,
-                         methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+    costs = "\n".join(f"| [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
+    return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family],
+                         costs=costs, methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
 
 
 def _from_folder(text: str) -> str:
@@ -157,41 +169,23 @@ def schemes() -> str:
 
 
 def _method(f, method) -> str:
-    from understudy.commands.methods import cost_texts
-
-    weights, training, plan = cost_texts(f["cost"])
     policy, window = method.policy, method.policy.window
-    parts = {"head": policy.head, "trunk": policy.trunk, "encoder": policy.encoder, "executor": method.executor,
-             "learner": method.learner}
-    if method.collection is not None:
-        parts["collection"] = method.collection
-    if method.wrapper is not None:
-        parts["wrapper"] = method.wrapper
-    rows = {"paper": f["paper"], "needs": "; ".join(f["needs"]), "row of the table of systems": ", ".join(f["rows"]),
-            "costs": f"{weights} weights, {training} of training, {plan} for a plan",
-            **{name: f"`{_brief(part)}`" for name, part in parts.items()},
-            "inference": ", ".join(f"`{_brief(part)}`" for part in method.inference),
-            **{f"stage {stage.name}": f"`{_brief(stage.method.learner)}`" for stage in method.stages},
-            "window": f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
-                      f"{window.horizon} action{'s' * (window.horizon > 1)}"}
-    return "\n".join([f"## {f['name']}", "", f["summary"], "", f"Choose it {_from_folder(f['when'])}", "",
-                      "| part | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items() if text)])
+    parts = [policy.head, policy.trunk, policy.encoder, method.executor, method.learner, *method.inference,
+             *filter(None, (method.collection, method.wrapper))]
+    names = [f"`{name}`" for name in map(_name, parts) if name not in USUAL_PARTS]
+    window = (f"reads {window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, predicts {window.horizon} "
+              f"action{'s' * (window.horizon > 1)}")
+    stages = ", ".join(f"{stage.name} (`{_name(stage.method.learner)}`)" for stage in method.stages)
+    paper = f["paper"] + (f" (system {', '.join(f['rows'])})" if f["rows"] else "")
+    details = {"Needs": "" if f["needs"] == [USUAL_NEED] else "; ".join(f["needs"]) or "any actions",
+               "Parts": ", ".join(names) + f"; {window}", "Stages before": stages, "Paper": paper}
+    return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",
+                      *(f"- *{name}:* {text}" for name, text in details.items() if text)])
 
 
-def _brief(part) -> str:
-    """The expression of a value: a dataclass with the fields that are no defaults, a function by its name."""
-    from dataclasses import MISSING, fields, is_dataclass
-
-    if not is_dataclass(part):
-        return getattr(part, "__name__", repr(part))
-    said = []
-    for f in fields(part):
-        value = getattr(part, f.name)
-        default = f.default if f.default is not MISSING else f.default_factory() if (
-            f.default_factory is not MISSING) else MISSING
-        if value != default:
-            said.append(f"{f.name}={_brief(value)}")
-    return f"{type(part).__name__}({', '.join(said)})"
+def _name(part) -> str:
+    """The name of a class of parts or of a function."""
+    return part.__name__ if inspect.isfunction(part) else type(part).__name__
 
 
 def command_line() -> str:

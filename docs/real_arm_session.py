@@ -184,11 +184,12 @@ def page(outputs: list[str]) -> str:
 
 <!-- made by docs/real_arm_session.py: run it instead of editing this page -->
 
-This is [the way from a real arm to a served policy](real-arm.md) in three minutes, as a terminal recorded it. The arms
-are emulated ([Robots](robots.md)), their joints move as hands would move them, and the policy learns from five short
-episodes. It shows that the commands work together, and not how well a policy can be. `asciinema play` plays
-[the recording](casts/real-arm.cast). Lines that a command writes over, such as the joints while it calibrates, are in
-the recording only."""]
+This page shows what the commands of [the way from a real arm to a served policy](real-arm.md) print, as a terminal
+recorded it. Read it before you stand next to an arm, or compare it with what your terminal shows.
+
+The arms are emulated ([Robots](robots.md#without-hardware)), and the policy learns from five short episodes: the page
+shows that the commands work together, not how good a policy can be. If an emulated arm gives no reply on a busy
+computer, repeat the command. `asciinema play` plays [the recording](casts/real-arm.cast)."""]
     for step, output in zip(STEPS, outputs, strict=True):
         parts.append(f"## {step.title}\n\n```text\n{output}\n```")
     return "\n\n".join(parts) + "\n"

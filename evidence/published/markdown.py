@@ -18,11 +18,28 @@ def page() -> str:
     counts = Counter(next(kind for kind in KINDS if row["status"].startswith(kind)) for row in rows)
     tables = {"counts": [f"Of {len(rows)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS) + "."]}
     for row in rows:
-        tables.setdefault(CELLS[row["cell"]].source, list(HEAD)).append(_line(row))
+        tables.setdefault(CELLS[row["cell"]].source, [])
+        if not row["status"].startswith("not run"):
+            lines = tables[CELLS[row["cell"]].source]
+            lines += [*(() if lines else HEAD), _line(row)]
+    waiting = [row for row in rows if row["status"].startswith("not run")]
+    for source in {CELLS[row["cell"]].source for row in waiting}:
+        of_source = [row for row in waiting if CELLS[row["cell"]].source == source]
+        tables[source] += [*([""] * bool(tables[source])), *_not_run(of_source)]
     text = TEXT.read_text(encoding="utf-8")
     for name, lines in tables.items():
         text = text.replace(f"<!-- {name} -->", "\n".join(lines))
     return text
+
+
+def _not_run(rows: list[dict]) -> list[str]:
+    """Cells without a figure, by what they wait for: a line each."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        published = CELLS[row["cell"]].published
+        text = f"`{row['cell']}`" + ("" if published is None else f" ({_number(published)})")
+        by_reason.setdefault(row["status"], []).append(text)
+    return [f"- {reason[0].upper()}{reason[1:]}: {', '.join(texts)}." for reason, texts in by_reason.items()]
 
 
 def _line(row: dict) -> str:

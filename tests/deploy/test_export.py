@@ -8,6 +8,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import zipfile
 from functools import partial
@@ -307,7 +308,7 @@ def test_the_figures_of_the_guide():
 
 def test_the_page_shows_the_runner_in_javascript():
     page = (REPOSITORY / "docs/deploy.md").read_text()
-    assert f'```js title="onnx_runner.mjs"\n{RUNNER.read_text()}```' in page
+    assert textwrap.indent(f'```js title="onnx_runner.mjs"\n{RUNNER.read_text()}```', "    ") in page
 
 
 # -- packages of PyTorch ----------------------------------------------------------------------------------------------

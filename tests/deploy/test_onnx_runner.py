@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,4 +132,5 @@ def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
     page = (REPOSITORY / "docs/deploy.md").read_text()
-    assert f'```python title="onnx_runner.py"\n{source}```' in page, "docs/deploy.md shows another onnx_runner.py"
+    shown = textwrap.indent(f'```python title="onnx_runner.py"\n{source}```', "    ")
+    assert shown in page, "docs/deploy.md shows another onnx_runner.py"

@@ -14,7 +14,8 @@ def test_worlds_are_drawn_by_their_seed():
 
 
 WORLDS = {"several-ways": "reach", "chunks": "push", "pushes": "window-open", "many-starts": "reach",
-          "clone-successes": "sweep-into", "wrong-actions": "coffee-button", "average-weights": "sweep-into"}
+          "clone-successes": "sweep-into", "wrong-actions": "coffee-button", "average-weights": "sweep-into",
+          "slips": "reach"}
 
 
 @pytest.mark.parametrize("name", advice.sentences())

@@ -24,6 +24,7 @@ from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
+from .recordings import SLIPPED, FirstSteps, Slipped, Slipping
 from .worlds import (
     LIMIT,
     STATE,
@@ -124,3 +125,19 @@ AVERAGE = {"last weights": clone(Regression(), batch=8, inputs=(), ema=ConstantD
 AVERAGE_HERE = here("peg_insertion", 100, 7220, AVERAGE, options=LOOSE)
 # The last weights suffice in door-close-v3 (1.0), which was drawn first.
 AVERAGE_THERE = there(drawn(TASKS, 11)[1], 10, 7220, AVERAGE)  # sweep-into-v3
+
+# -- keep episodes in which something goes wrong and is put right -----------------------------------------------------
+
+
+def slipping(experiment: Experiment, n_steps: int) -> Experiment:
+    """The robot slips in half of the recorded episodes, and of those that judge. Each arm has this number of steps."""
+    source = experiment.source
+    assert isinstance(source, Demonstrations)
+    kinds = {"smooth episodes": ("smooth",), "all episodes": ("smooth", SLIPPED)}
+    arms = {name: clone(Regression(), transforms=(FirstSteps(n_steps, parts),)) for name, parts in kinds.items()}
+    return replace(experiment, source=Slipped(source.env, source.episodes, source.options), arms=arms,
+                   measure=StackedSeeds(Slipping()))
+
+
+SLIPS_HERE = slipping(here("fork", 60, 7280, {}), 200)
+SLIPS_THERE = slipping(there(drawn(TASKS, 14)[0], 20, 7280, {}), 300)  # reach-v3

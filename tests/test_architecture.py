@@ -340,7 +340,6 @@ LONG = {
     "choose.py:choose_method": BY_NAME,
     "data/recording/recorder.py:__init__": BY_NAME,
     "evaluate/recording.py:record_episodes": BY_NAME,
-    "evaluate/robustness.py:sweep_severities": BY_NAME,
     "evaluate/teleoperate.py:teleoperate": BY_NAME,
     "heads/solvers.py:step": "what a solver gets is a contract with solvers of others",
     "commands/parts/method.py:build_method": "what a command says of one method; all but the first are given by name",

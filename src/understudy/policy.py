@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -239,6 +239,51 @@ class LastChunk:
         step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
         index = step.clamp(max=horizon - 1).unsqueeze(-1).expand(-1, -1, action_dim)
         return self.chunk.gather(1, index), (step < horizon) & self.exists.unsqueeze(1)
+
+
+class _BoundGuides:
+    """The guides of one plan, bound to its observation.
+
+    Args:
+        encode: Converts actions in world units to coded actions, for this observation.
+        decode: Converts coded actions to world units.
+    """
+
+    def __init__(self, guides: Iterable[NetworkGuidance | CostGuidance], head: DenoisingHead,
+                 encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]):
+        guides = tuple(guides)
+        self.encode, self.decode = encode, decode
+        self.of_network = [g.for_head(head) for g in guides if isinstance(g, NetworkGuidance)]
+        self.energies = [g for g in guides if isinstance(g, EnergyGuidance)]
+        self.costs = [g for g in guides if isinstance(g, CostGuidance) and not isinstance(g, EnergyGuidance)]
+
+    def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
+        """Returns the network, wrapped by each guide: see `NetworkGuidance.guided_net`."""
+        for guide in self.of_network:
+            net = guide.guided_net(net, without, self.encode)
+        return net
+
+    def fixed(self, coded_action: Tensor) -> Tensor:
+        """Returns a clean chunk with the entries that the guides fix."""
+        for guide in self.of_network:
+            coded_action = guide.fixed(coded_action, self.encode)
+        return coded_action
+
+    def cost(self) -> Cost | None:
+        """Returns the cost that the head lowers at each denoising step. None if no guide has one."""
+        cost, energy = self._summed(self.costs), self._summed(self.energies)
+        if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in self.costs):
+            cost = LimitedCost(cost)
+        return cost if energy is None else EnergyCost(energy, cost)
+
+    def _summed(self, guides: Sequence[CostGuidance]) -> Cost | None:
+        if not guides:
+            return None
+        cost = partial(self._total_cost, guides)
+        return cost if all(g.through_network for g in guides) else DirectCost(cost)
+
+    def _total_cost(self, guides: Sequence[CostGuidance], coded_action: Tensor) -> Tensor:
+        return cast(Tensor, sum(g.cost(self.fixed(coded_action), self.encode, self.decode) for g in guides))
 
 
 Guide = NetworkGuidance | CostGuidance | LastChunk
@@ -564,13 +609,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         if refit_codec:
             scan = self.scan_for_statistics(data)
             self.codec.fit_statistics(scan)
-            clip = getattr(self.config.head, "clip_sample", 0)
-            if clip and self.action_dim and self.codec.bound is None:  # the data alone know the range
-                largest = max(self.encode_batch(b).abs().amax().item() for b in scan())
-                if largest > clip * (1 + 1e-6):
-                    warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "
-                                  'Use clip_sample=0, or a codec with a bound, target="minmax".', DataWarning,
-                                  stacklevel=3)
+            self._warn_of_clipped_plans(scan)
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()
@@ -583,6 +622,15 @@ class Policy(CheckpointModule, StepwisePlanner):
             self.config.head.fit(self.net, pairs)
             self.train(training)
         return self
+
+    def _warn_of_clipped_plans(self, scan: Callable[[], Iterator[Batch]]) -> None:
+        clip = self.config.head.max_coded_action
+        if clip is None or not self.action_dim or self.codec.bound is not None:  # else data alone know the range
+            return
+        largest = max(self.encode_batch(b).abs().amax().item() for b in scan())
+        if largest > clip * (1 + 1e-6):
+            warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "
+                          'Use clip_sample=0, or a codec with a bound, target="minmax".', DataWarning, stacklevel=4)
 
     # -- the two functions ----------------------------------------------------------------------------------------
 
@@ -710,33 +758,15 @@ class Policy(CheckpointModule, StepwisePlanner):
         if not (guides := sampling_guides(guides)):
             return self.codec.decode(self.config.head.sample(net, context, noise), obs)
         head = self.guided_head
+        bound = _BoundGuides(guides, head, partial(self.encode, obs=obs), partial(self.decode, obs=obs))
+        net = bound.guided_net(net, partial(self._context_without, obs))
+        return bound.decode(bound.fixed(head.sample(net, context, noise, bound.cost())))
 
-        def without(*keys):
-            self._check_hidden(keys)
-            absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
-            return self.context({**obs, **absent})
-
-        encode, decode = partial(self.encode, obs=obs), partial(self.decode, obs=obs)
-        wraps = [guide.for_head(head) for guide in guides if isinstance(guide, NetworkGuidance)]
-        for guide in wraps:
-            net = guide.guided_net(net, without, encode)
-
-        def fixed(coded) -> Tensor:
-            for guide in wraps:
-                coded = guide.fixed(coded, encode)
-            return coded
-
-        def total(parts) -> Cost | None:
-            cost = (lambda x: cast(Tensor, sum(g.cost(fixed(x), encode, decode) for g in parts))) if parts else None
-            return cost if cost is None or all(g.through_network for g in parts) else DirectCost(cost)
-        energies = [g for g in guides if isinstance(g, EnergyGuidance)]
-        pulls = [g for g in guides if isinstance(g, CostGuidance) and not isinstance(g, EnergyGuidance)]
-        cost = total(pulls)
-        if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
-            cost = LimitedCost(cost)
-        if (energy := total(energies)) is not None:
-            cost = EnergyCost(energy, cost)
-        return decode(fixed(head.sample(net, context, noise, cost)))
+    def _context_without(self, obs: Mapping[str, Tensor], *names: str) -> Context:
+        """Encodes observation windows without some columns."""
+        self._check_hidden(names)
+        absent = {n + "?": torch.zeros(obs[n].shape[:2], dtype=torch.bool, device=obs[n].device) for n in names}
+        return self.context({**obs, **absent})
 
     def _check_hidden(self, keys: tuple[str, ...]) -> None:
         """Checks the columns that a guide hides. Warns of those that training never hides."""

@@ -4,17 +4,17 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.shifts import build, kinds
+from fixtures.shifts import kinds
 
 from understudy.cli import main
-from understudy.core import UserError
 from understudy.envs import make
 from understudy.evaluate import robustness
-from understudy.evaluate.robustness import SeveritySweep, half_success_level, observation_std
+from understudy.evaluate.robustness import ResultsFile, SeveritySweep, half_success_level, observation_std
 from understudy.evaluate.rollout import rollout
 from understudy.evaluate.stats import Interval
 from understudy.execute.latency import DelayedAction
@@ -108,7 +108,7 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
     env, file, progress = make("fork", 4), tmp_path / "kept.jsonl", []
     shifts = [replace(kinds("fork")[k], levels=levels) for k, levels in (("gust", (0.5, 2.0)), ("slow", (8,)))]
     whole = robustness.sweep_severities(
-        env.expert(), build("fork"), shifts, 12, rows=3, results_file=file, actor_name="me", watch=progress.append)
+        env.expert(), partial(make, "fork", 3), shifts, 12, results=ResultsFile(file, "me"), watch=progress.append)
     assert progress[-1] == 4 * 12 and max(progress) == 48
     gust, slow = whole
     assert gust.severities == (0.0, 0.5, 2.0) and gust.success.shape == (3, 12) and slow.success.shape == (2, 12)
@@ -121,20 +121,16 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
 
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]) + lines[3][:40])  # stopped in the middle of a line
-    counted = []
-
-    def counting(rows):
-        counted.append(rows)
-        return make("fork", rows)
-    again = robustness.sweep_severities(env.expert(), counting, shifts, 12, rows=5, results_file=file, actor_name="me")
+    with_5_rows, results = partial(make, "fork", 5), partial(ResultsFile, file, "me")
+    again = robustness.sweep_severities(env.expert(), with_5_rows, shifts, 12, results=results())
     for a, b in zip(whole, again, strict=True):
         np.testing.assert_array_equal(a.success, b.success)
-    more = robustness.sweep_severities(env.expert(), counting, shifts, 14, rows=5, results_file=file, actor_name="me")
+    more = robustness.sweep_severities(env.expert(), with_5_rows, shifts, 14, results=results())
     np.testing.assert_array_equal(more[0].success[:, :12], whole[0].success)
     n_episodes = sum(len(json.loads(line)["episodes"]) for line in file.read_text().splitlines() if line[-1] == "}")
     assert n_episodes == 4 * 14  # nothing twice
     other = robustness.sweep_severities(
-        DelayedAction(env.expert(), 9), build("fork"), shifts[:1], 12, results_file=file, actor_name="somebody else")
+        DelayedAction(env.expert(), 9), with_5_rows, shifts[:1], 12, results=ResultsFile(file, "somebody else"))
     assert not np.array_equal(other[0].success, whole[0].success)
 
 
@@ -198,8 +194,6 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
     alone = climbed("one.jsonl")
     assert climbed("two.jsonl", "--workers", "2") == alone
     assert climbed("one.jsonl", "--workers", "2") == alone  # and what was kept is not run again
-    with pytest.raises(UserError, match="2 workers need a setup function"):
-        robustness.sweep_severities(make("fork").expert(), lambda rows: make("fork", rows), [], workers=2)
 
 
 @pytest.mark.parametrize(("args", "message"), [

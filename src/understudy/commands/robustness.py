@@ -80,17 +80,9 @@ def main(args: list[str]) -> None:
             total = o.episodes * (1 + sum(len(s.levels) for s in shifts))
             with progress_bar(f"{Path(o.run).name} in {o.env}", total) as progress:
                 climbs = robustness.sweep_severities(
-                    actor,
-                    build,
-                    shifts,
-                    o.episodes,
-                    o.seed,
-                    rows=o.rows,
-                    results_file=file,
-                    actor_name=by,
-                    watch=progress,
-                    setup=partial(_worker_setup, o),
-                    workers=o.workers)
+                    actor, partial(build, min(o.rows, o.episodes)), shifts, o.episodes, o.seed,
+                    results=robustness.ResultsFile(file, by), watch=progress,
+                    workers=robustness.SweepWorkers(o.workers, partial(_worker_setup, o)))
             out.print(*robustness.verdict_parts(climbs), "", _results_table(climbs))
             if any(s.unit == "steps" for s in shifts) and env.metadata.get("fps"):
                 out.print("", f"A step is {1 / env.metadata['fps']:g} s.")

@@ -33,6 +33,7 @@ from .workers import WorkerCount, WorkerPool, single_threaded
 
 # (name of the shift or None, severity) -> actor and environment of a worker
 SetupAtSeverity = Callable[[str | None, float], tuple[Actor, Env]]
+Outcome = tuple[bool | None, float]  # success of an episode, and its return
 
 N_BOOTSTRAP = 2000  # bootstrap draws
 N_REFERENCE_EPISODES = 16  # episodes for measuring the standard deviation of observations
@@ -160,73 +161,45 @@ def observation_std(env: Env) -> dict[str, Tensor]:
             for k, f in env.features.items() if role(k) == "observation" and f.kind == "vector"}
 
 
+@dataclass(frozen=True)
+class SweepWorkers:
+    """Processes that share the episodes of a level of a sweep. They are started again at each level.
+
+    Args:
+        count: Number of processes.
+        setup: Makes the actor and the environment at a severity of a shift, given by its name, or None. A function of
+            a module, or a functools.partial of one with picklable values.
+    """
+
+    count: WorkerCount
+    setup: SetupAtSeverity
+
+
 def sweep_severities(
     actor: Actor,
-    build: Callable[[int], Env],
+    build: Callable[[], Env],
     shifts: Sequence[Shift],
     episodes: int = 50,
     seed: int = 0,
     *,
-    rows: int = 16,
-    results_file: Path | None = None,
-    actor_name: str = "",
+    results: ResultsFile | None = None,
     watch: Callable[[int], None] = lambda n: None,
-    setup: SetupAtSeverity | None = None,
-    workers: WorkerCount = 1,
+    workers: SweepWorkers | None = None,
 ) -> list[SeveritySweep]:
     """Runs episodes 0 to episodes-1 of a seed at every level of every shift, and once without a shift.
 
     Args:
-        build: Makes this many new copies of the environment, because a shift may change them.
-        rows: Number of environments that run at the same time. It affects only the time.
-        results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
-            actor.
+        build: Makes a new copy of the environment, because a shift may change it. Its number of rows affects only the
+            time.
+        results: File for finished episodes. A later call continues from it, for the same environment, seed and actor.
         watch: Called with the number of finished episodes, including those from the file.
-        setup: For several workers: makes the actor and the environment at a severity of a shift, given by its name. A
-            function of a module, or a functools.partial of one with picklable values.
-        workers: Number of processes that share the episodes of a level. They are started again at each level.
+        workers: Processes that share the episodes. None to run all in this process.
     """
-    if workers != 1 and setup is None:
-        raise UserError(f"{workers} workers need a setup function", where="robustness",
-                        hint="pass setup: a function of (name of the shift, severity) that makes an actor and an "
-                             "environment")
     if episodes < 1:
         raise UserError(f"at least one episode is needed, not {episodes}", where="robustness", hint="such as 50")
-    kept, done = _ResultsFile(results_file, actor_name), 0
-
-    def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
-        nonlocal done
-        env = build(min(rows, episodes))
-        try:
-            about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": seed,
-                     "shift": None if shift is None else shift.name, "severity": severity}
-            who = actor
-            if shift is not None:
-                with single_threaded():  # like every worker
-                    who, env = shift.actor(actor, severity), shift.world(env, severity)
-            outcomes = kept.read(about)[:episodes]
-            done += len(outcomes)
-            watch(done)
-
-            def tick(number, episode):
-                nonlocal done
-                done += 1
-                watch(done)
-            if len(outcomes) == episodes:
-                return outcomes
-            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: (who, env)
-            with WorkerPool(serve, workers, local=(who, env)) as crew:
-                while len(outcomes) < episodes:
-                    group = min(2 * env.rows * crew.count, episodes - len(outcomes))  # with fewer, rows would be idle
-                    new = [(e.metadata.get("success"), episode_return(e))
-                           for e in crew.rollout(group, seed, first=len(outcomes), watch=tick)]
-                    kept.write(about, len(outcomes), new)
-                    outcomes += new
-            return outcomes
-        finally:
-            env.close()
-    base = run(None, 0.0)
-    every = [[base, *(run(shift, level) for level in shift.levels)] for shift in shifts]
+    sweep = _Sweep(actor, build, episodes, seed, results or ResultsFile(None), watch, workers)
+    base = sweep.run(None, 0.0)
+    every = [[base, *(sweep.run(shift, level) for level in shift.levels)] for shift in shifts]
     has_success = any(won is not None for rungs in every for rung in rungs for won, _ in rung)
     return [SeveritySweep(shift, (0.0, *map(float, shift.levels)),
                           np.array([[bool(won) for won, _ in rung] for rung in rungs]) if has_success else None,
@@ -234,11 +207,64 @@ def sweep_severities(
             for shift, rungs in zip(shifts, every, strict=True)]
 
 
-class _ResultsFile:
-    """One line for each group of finished episodes, on the disk before the next group starts."""
+@dataclass
+class _Sweep:
+    """A sweep of severities, and the number of its episodes that are finished: see `sweep_severities`."""
 
-    def __init__(self, file: Path | None, by: str):
-        self.file, self.actor_name, self.lines = file, by, []
+    actor: Actor
+    build: Callable[[], Env]
+    episodes: int
+    seed: int
+    results: ResultsFile
+    watch: Callable[[int], None]
+    workers: SweepWorkers | None
+    n_finished: int = 0
+
+    def run(self, shift: Shift | None, severity: float) -> list[Outcome]:
+        """Returns the outcomes of all episodes at a severity of a shift, those of the file included."""
+        env, actor = self.build(), self.actor
+        try:
+            about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": self.seed,
+                     "shift": None if shift is None else shift.name, "severity": severity}
+            if shift is not None:
+                with single_threaded():  # like every worker
+                    actor, env = shift.actor(actor, severity), shift.world(env, severity)
+            outcomes = self.results.read(about)[:self.episodes]
+            self._count(len(outcomes))
+            if len(outcomes) < self.episodes:
+                self._finish(outcomes, about, actor, env)
+            return outcomes
+        finally:
+            env.close()
+
+    def _finish(self, outcomes: list[Outcome], about: Mapping[str, Any], actor: Actor, env: Env) -> None:
+        """Runs the episodes whose outcomes are missing, and adds these."""
+        local, workers = (actor, env), self.workers
+        pool = WorkerPool(lambda: local, local=local) if workers is None else WorkerPool(
+            partial(workers.setup, about["shift"], about["severity"]), workers.count, local=local)
+        with pool as crew:
+            while len(outcomes) < self.episodes:
+                group = min(2 * env.rows * crew.count, self.episodes - len(outcomes))  # with fewer, rows would be idle
+                new = [(e.metadata.get("success"), episode_return(e)) for e in crew.rollout(
+                    group, self.seed, first=len(outcomes), watch=lambda number, episode: self._count(1))]
+                self.results.write(about, len(outcomes), new)
+                outcomes += new
+
+    def _count(self, n_episodes: int) -> None:
+        self.n_finished += n_episodes
+        self.watch(self.n_finished)
+
+
+class ResultsFile:
+    """A file of outcomes: a line for each group of finished episodes, on the disk before the next group starts.
+
+    Args:
+        file: None to store nothing.
+        actor_name: Whose outcomes these are. Those of others in the same file are not read.
+    """
+
+    def __init__(self, file: Path | None, actor_name: str = ""):
+        self.file, self.actor_name, self.lines = file, actor_name, []
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             content = file.read_bytes() if file.exists() else b""
@@ -253,9 +279,9 @@ class _ResultsFile:
                 except ValueError:  # the last line
                     continue
 
-    def read(self, about: Mapping[str, Any]) -> list[tuple[bool | None, float]]:
+    def read(self, about: Mapping[str, Any]) -> list[Outcome]:
         """All episodes from number 0 on."""
-        outcomes: list[tuple[bool | None, float]] = []
+        outcomes: list[Outcome] = []
         for line in self.lines:
             if line.get("about") == {**about, "by": self.actor_name} and line["first"] <= len(outcomes):
                 outcomes[line["first"]:] = [

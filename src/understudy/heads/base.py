@@ -48,6 +48,11 @@ class Head(ABC):
         """Whether plans do not depend on the noise with these settings. `Policy.is_deterministic` reads it."""
         return False
 
+    @property
+    def max_coded_action(self) -> float | None:
+        """Largest absolute value of a coded action at which the head does not cut plans off. None for no limit."""
+        return None
+
     @abstractmethod
     def build(self, trunk: Trunk, coded_dim: int, spec: HeadSpec) -> nn.Module:
         """Builds the module whose weights `loss` trains, and which the other methods receive as `net`.

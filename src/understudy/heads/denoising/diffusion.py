@@ -68,6 +68,10 @@ class Diffusion(DenoisingHead):
                             where="Diffusion.n_steps", hint="sample in fewer steps, or train with more levels")
 
     @property
+    def max_coded_action(self):
+        return self.clip_sample or None
+
+    @property
     def path(self) -> VariancePreservingPath:
         """Path of the noise schedule."""
         return VariancePreservingPath(self.schedule, self.n_train_steps)

@@ -458,14 +458,6 @@ def success_table(compared_on: Mapping[str, Comparison], won: Mapping[str, Mappi
     return out
 
 
-def folded(table: list[str]) -> list[str]:
-    """A table that is long, behind a line that opens it."""
-    if len(table) <= 12:
-        return table
-    summary = f"<summary>The table of {len(table) - 2} heads</summary>"
-    return ["<details markdown>", summary, "", *table, "", "</details>"]
-
-
 def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:
     """Evaluations, latency, ONNX files, training speed and size of each head, fastest first."""
     def ms(line):
@@ -557,7 +549,7 @@ def page_text(size: Size) -> str:
     if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
         parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
     if fast:
-        parts += ["### Speed", "", *folded(speed_table(size, fast)), ""]
+        parts += ["### Speed", "", *measure.folded(speed_table(size, fast), "heads"), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
         parts += ["These heads have no ONNX file:", "", *(f"- {h}: {note}" for h, note in refused.items()), ""]
     if outcomes_of:
@@ -568,7 +560,7 @@ def page_text(size: Size) -> str:
                   "adjustment for all entries of the table.\n\nSo a task without ✓ may still count as reached in the "
                   "column *aim*. If two heads have the same outcome at every start, no spread between seeds is "
                   "visible, and a wider interval (Tango's) stands in.", "",
-                  *folded(aim_table(size, outcomes_of, fast)), ""]
+                  *measure.folded(aim_table(size, outcomes_of, fast), "heads"), ""]
     if size == FULL and (again := {task: of for task in TASKS if (of := outcomes(AGAIN, task))}):
         parts += ["### The aim, judged again", "", "Two of the heads that this table leaves open, with "
                   f"{len(finished_seeds(AGAIN, next(iter(again))))} training seeds that had no part in choosing them, "
@@ -637,7 +629,7 @@ def success_text(size: Size, compared_on: Mapping[str, Comparison], won: Mapping
     parts = ["Percent of successful episodes, with the 95% interval. Heads that share a letter cannot be told apart on "
              "this task (all pairs, Holm): in the column *methods* over training seeds and starts, in the column "
              "*policies* over starts alone, which is about the policies that were trained here and not about other "
-             "training seeds.", "", *folded(success_table(compared_on, won)), ""]
+             "training seeds.", "", *measure.folded(success_table(compared_on, won), "heads"), ""]
     for task, c in compared_on.items():
         head, sure, _ = c.verdict_parts()
         parts.append(f"- {task}: {sure} {_few_names(head)} Of the policies, {letters_of_policies(won[task])[1]} pairs "

@@ -327,6 +327,14 @@ def publish(name: str, text: str, page: str, tiny: bool) -> None:
         insert(name, text, page)
 
 
+def folded(table: list[str], what: str) -> list[str]:
+    """A table that is long, behind a line that opens it and says how many of `what` it has."""
+    if len(table) <= 12:
+        return table
+    return ["<details markdown>", f"<summary>The table of {len(table) - 2} {what}</summary>", "", *table, "",
+            "</details>"]
+
+
 def percent(low: float, middle: float, high: float, sign: str = "") -> str:
     """A share with its interval in whole percent, for tables: "90 [87, 93]".
 

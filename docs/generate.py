@@ -139,7 +139,7 @@ def _family_entry(family: str, described: list[dict]) -> str:
     """Links to a family and its methods. The anchors are those that the methods had on this page before."""
     title, summary = _family_title(family)
     links = ", ".join(f'<a id="{d["name"]}"></a>{_method_link(d["name"])}' for d in described)
-    return f"**[{title}]({_family_file(family)})**: they {summary}.\n{links}"
+    return f"**[{title}]({_family_file(family)})**: they {summary}.\n\n{links}\n{{.names}}"
 
 
 def _method_link(name: str) -> str:

@@ -126,7 +126,7 @@ def svg(parts: Iterable[str], height: float, about: str) -> str:
              ".soft{fill:var(--soft);font-size:12px}.strong{font-weight:600}path{fill:none;stroke:var(--ink)}"
              ".mono{font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-weight:600}"
              ".grid{stroke:var(--line)}.base{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}"
-             ".mark{stroke-width:2}.dot{fill:var(--s0);stroke:var(--s0);stroke-width:2}"
+             ".mark{stroke-width:2}.stem{stroke:var(--s0);stroke-width:4;stroke-opacity:.4}.dot{fill:var(--s0);stroke:var(--s0);stroke-width:2}"
              ".ring{fill:var(--paper);stroke:var(--bad);stroke-width:2}.bar{fill:var(--s0)}"
              ".rest{fill:var(--line)}.box{fill:var(--panel);stroke:var(--edge)}.answer{fill:none;stroke:var(--s2)}")
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
@@ -138,7 +138,8 @@ def svg(parts: Iterable[str], height: float, about: str) -> str:
 
 
 def dot(row: Row, axis: Axis, y: float) -> str:
-    return (line(axis.place(row.low), y, axis.place(row.high), y, "mark")
+    stem = line(axis.place(axis.line), y, axis.place(row.middle), y, "stem") if axis.log and axis.line else ""
+    return (stem + line(axis.place(row.low), y, axis.place(row.high), y, "mark")
             + tag("circle", cx=axis.place(row.middle), cy=y, r=4.5, class_="ring" if row.hollow else "dot"))
 
 

@@ -26,7 +26,7 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = [f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "from-rewards", "method-parts", "own-parts", "practise", "robustness", "runs",
+    "choosing", "collecting", "deploy", "environments", "from-rewards", "own-parts", "practise", "robustness", "runs",
     "take-over")]  # more than 5 s each
 NOT_CODE = {"text", "diff", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 

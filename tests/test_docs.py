@@ -26,8 +26,8 @@ from understudy import plugins
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "deploy", "environments", "from-rewards", "method-parts", "own-parts", "practise", "robustness", "runs",
-    "take-over", "which-method"))]  # more than 5 s each
+    "choosing", "collecting", "deploy", "environments", "from-rewards", "method-parts", "own-parts", "practise",
+    "robustness", "runs", "take-over", "which-method"))]  # more than 5 s each
 NOT_CODE = {"text", "diff", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 

@@ -547,7 +547,7 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
             raise UserError("the method collects no episodes", where="--env",
                             hint="leave it out, use --eval ENV to roll out in it during training, or train a method "
                                  "that practices, such as td3-bc or sac. In Python others practice with a collection "
-                                 "(docs/method-parts.md#methods-that-collect-episodes)")
+                                 "(docs/collecting.md)")
         return None
     name = o.env or recorded_env(data)
     if name is None:

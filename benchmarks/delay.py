@@ -186,13 +186,13 @@ def page_text(size: Size) -> str:
         seeds, episodes = len(finished_seeds(size, name)), min(size.episodes, TASKS[name].most_episodes)
         options = "".join(f", {k}={v:g}" for k, v in TASKS[name].options)
         late = [d for d in size.delays if d]
-        shown = range(0, len(size.delays), max(1, len(size.delays) // 2))  # the figure has all delays
+        columns = range(0, len(size.delays), max(1, len(size.delays) // 2))  # the figure has all delays
         parts += [f"{name}{options}: {seeds} training seeds, {episodes} starts each, {size.updates:,} updates.", "",
-                  "| scheme | " + " | ".join(f"delay {size.delays[i]}" for i in shown)
+                  "| scheme | " + " | ".join(f"delay {size.delays[i]}" for i in columns)
                   + f" | minus {REFERENCE}, without delay | and at delays {min(late)} to {max(late)} |",
-                  "|---|" + "--:|" * (len(shown) + 2)]
+                  "|---|" + "--:|" * (len(columns) + 2)]
         compared = differences(won, size.delays)
-        cells = {scheme: [percent(rates[i]) for i in shown] + (
+        cells = {scheme: [percent(rates[i]) for i in columns] + (
             [points(d) for d in compared[scheme]] if scheme in compared else ["", ""])
             for scheme, rates in success_intervals.items()}
         parts += [f"| {scheme} | {' | '.join(row)} |" for scheme, row in cells.items()]

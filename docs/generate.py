@@ -65,8 +65,10 @@ are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.m
 If a section names no encoder, executor or learner, these are `TokenEncoder`, `RecedingHorizon` and `BehaviorCloning`.
 If it names no needs, the method needs actions that are numbers.
 
-| method | weights | training | a plan |
-|---|--:|--:|--:|
+??? note "Costs of each method"
+
+    | method | weights | training | a plan |
+    |---|--:|--:|--:|
 {costs}
 
 {methods}
@@ -151,7 +153,7 @@ def _family_page(family: str, described: list[dict]) -> str:
     from understudy.commands.methods import cost_texts
     from understudy.methods import find_method
 
-    costs = "\n".join(f"| [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
+    costs = "\n".join(f"    | [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
     return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family],
                          costs=costs, methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
 

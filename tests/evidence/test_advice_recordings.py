@@ -1,24 +1,12 @@
-"""Recordings in which the robot is disturbed or slips: what is stored as the action, and what arms learn from."""
+"""Recordings in which the robot slips: for how long, and what arms learn from."""
 
 import numpy as np
 
-from evidence.families.advice.recordings import SLIPPED, Disturbed, FirstSteps, Slipped, Slips
-from evidence.families.advice.worlds import Demonstrations, Demonstrator, expert, world
+from evidence.families.advice.recordings import SLIPPED, FirstSteps, Slipped, Slips
+from evidence.families.advice.worlds import expert, world
 from understudy.evaluate.rollout import rollout
 
 STATE = "observation.state"
-
-
-def moves(episode):
-    """What was executed in the fork, whose actions are velocities and whose steps take 0.1 s."""
-    return np.diff(episode.steps[STATE], axis=0) / 0.1
-
-
-def test_disturbed_episodes_store_what_the_demonstrator_wanted():
-    calm = Demonstrations("fork", 8, Demonstrator("fork")).load(3)
-    assert all(np.abs(moves(e) - e.steps["action"]).max() < 1.1 for e in calm)
-    noise = np.concatenate([moves(e) - e.steps["action"] for e in Disturbed("fork", 40, 0.3).load(3)])
-    assert 0.15 < noise.std() < 0.35
 
 
 def test_about_half_of_the_episodes_slip_for_some_steps():

@@ -1,32 +1,27 @@
-"""Recordings with disturbances and slips, and further steps of an expert, whose labels are what is learned."""
+"""Recordings in which the robot slips, with what the demonstrator wanted as actions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from evidence.experiment import DemonstrationSource
 from evidence.measures import deployed_actor
-from evidence.memo import Memo
 from evidence.worlds.curation import cached_load
 from understudy.core import normal, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
 from understudy.evaluate.evaluation import recording_seed
-from understudy.evaluate.rollout import rollout, rollout_steps
+from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, CountingActor
 from understudy.improve.gates import SUPERVISOR_ACTION, GatedActor
-from understudy.learn.fit_method import FitResult
 from understudy.learn.method import Method
-from understudy.learn.stacked import fit_seeds
 
-from .worlds import Demonstrator, Options, expert, world
+from .worlds import Options, expert, world
 
 PART, SLIPPED = "part", "slipped"
-FIRST_FURTHER = 500_000  # number of the first episode that is recorded after the demonstrations
 COLUMNS = ("observation.state", "observation.environment_state", "action", "next.reward", "next.terminated",
            "next.truncated", "next.success")
 
@@ -47,25 +42,6 @@ def cut(episodes: list[Episode], n_steps: int) -> list[Episode]:
         end = min(len(e), remaining)
         kept.append(Episode({k: v[:end + len(v) - len(e)] for k, v in e.steps.items()}, e.metadata))
     return kept
-
-
-@dataclass(frozen=True)
-class Disturbed(DemonstrationSource):
-    """Successes of the expert while noise disturbs the robot. Its own actions are stored, not what was executed.
-
-    Args:
-        noise: Standard deviation of the noise.
-    """
-
-    env: str
-    episodes: int
-    noise: float
-    options: Options = ()
-
-    def load(self, seed):
-        actor = GatedActor(Demonstrator(self.env, noise=self.noise), expert(self.env))
-        episodes = rollout(actor, world(self.env, self.options), self.episodes, recording_seed(seed))
-        return episodes.filter(lambda e: e.metadata["success"]).map(labeled)
 
 
 @dataclass(frozen=True)
@@ -135,49 +111,3 @@ class Slipping:
         actor = Slips(deployed_actor(experiment, method, data, seed))
         rollouts = rollout(actor, world(experiment.env, experiment.env_options), episodes, starts)
         return {"success": [float(e.metadata["success"]) for e in rollouts]}
-
-
-# -- further steps of an expert ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FurtherSteps:
-    """A method that is trained anew after the expert was asked for a number of steps.
-
-    Args:
-        asked: "demonstrations": to act. "labels": to say what to do while the policy acts.
-    """
-
-    method: Method
-    asked: Literal["demonstrations", "labels"]
-    n_steps: int
-
-
-def further_steps(experiment, option: FurtherSteps, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
-    """"success" after the second training. The seeds that are left are trained at once."""
-    left = experiment.seeds[experiment.seeds.index(seed):] if seed in experiment.seeds else (seed,)
-    key = experiment.source, option
-    result = _trained.get((key, seed), lambda: _train_twice(experiment, option, key, left)[seed])
-    rollouts = rollout(result.actor, world(experiment.env, experiment.env_options), episodes, starts)
-    return {"success": [float(e.metadata["success"]) for e in rollouts]}
-
-
-_trained = Memo(20)
-
-
-def _train_twice(experiment, option: FurtherSteps, key: tuple, seeds: tuple[int, ...]) -> dict[int, FitResult]:
-    env, own = world(experiment.env, experiment.env_options), expert(experiment.env)
-    data_sets = [experiment.source.load(seed) for seed in seeds]
-    actors = [own] * len(seeds) if option.asked == "demonstrations" else [
-        result.actor for result in fit_seeds(option.method, data_sets, seeds)]
-
-    def more(data: Dataset, actor: Actor, seed: int) -> Dataset:
-        recorded = rollout_steps(GatedActor(actor, own), env, option.n_steps, recording_seed(seed), first=FIRST_FURTHER)
-        new = cut([labeled(e) for e in recorded], option.n_steps)
-        return Dataset([*(Episode({k: v for k, v in e.steps.items() if k in COLUMNS}, e.metadata) for e in data), *new],
-                       data.metadata)
-    data_sets = [more(*each) for each in zip(data_sets, actors, seeds, strict=True)]
-    results = dict(zip(seeds, fit_seeds(option.method, data_sets, seeds), strict=True))
-    for seed in seeds[1:]:
-        _trained.get((key, seed), lambda seed=seed: results[seed])
-    return results

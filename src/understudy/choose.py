@@ -431,7 +431,7 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
         subset = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
         score = LocalUnimodality()
         score = replace(score, n_neighbors=min(score.n_neighbors, len(subset) - 1))  # about one of each other episode
-        scores = np.concatenate([np.asarray(s, float) for s in score.steps(subset)])
+        scores = np.concatenate([np.asarray(s, float) for s in score.score_steps(subset)])
         scores = scores[np.isfinite(scores)]
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())

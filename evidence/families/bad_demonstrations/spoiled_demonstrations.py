@@ -101,7 +101,7 @@ def curation_weights(data: Dataset, seed: int) -> dict[str, Any]:
         like[members] = transferability([data[i] for i in members], seed)
     compared = Compatibility(trusted, error_threshold=2.0, novelty_threshold=0.2, seed=seed).compare_to_base(pool)
     score = FilterLikeYouTest(trusted, pool=pool, n_updates=1000, lr=0.1, scorer_lr=3e-3, seed=seed)
-    aligned = Alignment(inputs=(STATE,), seed=seed).steps(data)
+    aligned = Alignment(inputs=(STATE,), seed=seed).score_steps(data)
     return {
         "all": np.ones(n), "random half": best_half(rng.random(n)), "trusted": np.r_[trust, np.zeros(len(pool))],
         "half trusted": np.r_[trust * len(pool) / N_TRUSTED, np.ones(len(pool))],

@@ -142,15 +142,15 @@ class StepScore(Score):
     """A score that also rates each step. The score of an episode is the mean over its steps."""
 
     @abstractmethod
-    def steps(self, data: Dataset) -> Sequence[np.ndarray]:
+    def score_steps(self, data: Dataset) -> Sequence[np.ndarray]:
         """Rates steps: one array (T,) per episode."""
 
     def __call__(self, data: Dataset) -> np.ndarray:
-        return self.of_episodes(self.steps(data))
+        return self.of_episodes(self.score_steps(data))
 
-    def of_episodes(self, steps: Sequence[np.ndarray]) -> np.ndarray:
+    def of_episodes(self, step_scores: Sequence[np.ndarray]) -> np.ndarray:
         """The score of each episode, (E,), from those of its steps."""
-        return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in steps])
+        return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in step_scores])
 
 
 @dataclass(frozen=True)

@@ -226,9 +226,9 @@ def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
         try:
             score = make()
             if isinstance(score, StepScore):
-                steps = score.steps(data)
-                scores[name] = score.of_episodes(steps)
-                lowest[name] = np.array([np.nanargmin(s) if np.isfinite(s).any() else -1 for s in steps])
+                step_scores = score.score_steps(data)
+                scores[name] = score.of_episodes(step_scores)
+                lowest[name] = np.array([np.nanargmin(s) if np.isfinite(s).any() else -1 for s in step_scores])
             else:
                 scores[name] = score(data)
         except UserError:

@@ -43,5 +43,5 @@ def test_a_detour_is_extraneous():
             action = np.concatenate([action[:10], np.tile([0.0, 1.0], (4, 1)), np.tile([0.0, -1.0], (4, 1)),
                                      action[10:]])
         return episode(state, action)
-    kept = Alignment(n_updates=100).steps(data([drive(i) for i in range(8)]))
+    kept = Alignment(n_updates=100).score_steps(data([drive(i) for i in range(8)]))
     assert kept[0][11:17].mean() < 0.4 < 0.8 < min(k.mean() for k in kept[1:])

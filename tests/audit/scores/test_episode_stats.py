@@ -61,4 +61,4 @@ def test_flags_are_scored_as_the_numbers_0_and_1():
 def test_critical_steps_are_where_the_action_turns():
     d = data(episode(np.zeros(10), np.r_[np.ones(5), -np.ones(5)]))
     assert np.flatnonzero(Criticality().critical_steps(d, 0.2)[0]).tolist() == [0, 5]
-    assert Criticality().steps(d)[0] == pytest.approx([1, 0, 0, 0, 0, 2, 0, 0, 0, 0])
+    assert Criticality().score_steps(d)[0] == pytest.approx([1, 0, 0, 0, 0, 2, 0, 0, 0, 0])

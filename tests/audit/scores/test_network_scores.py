@@ -29,7 +29,7 @@ def test_error_novelty_and_compatibility_worked_out_by_hand():
         comparison = Compatibility(base, 2.0, 0.6, n_members=2).compare_to_base(new)
         assert [e.tolist() for e in comparison.error] == [[1.75, 0.25, 3.0, 3.25], [1.0, 0.5, 0.0]]
         assert [u.tolist() for u in comparison.novelty] == [[0.25, 0.25, 0.5, 0.75], [0, 0, 0]]
-        steps = Compatibility(base, 2.0, 0.6, n_members=2).steps(new)
+        steps = Compatibility(base, 2.0, 0.6, n_members=2).score_steps(new)
         assert [s.tolist() for s in steps] == [[0.125, 0.875, 0, 1], [0.5, 0.75, 1]]  # 1 - error / 2; the last is novel
         for limits, bad in (((2.0, 0.6), [1, 0]), ((2.0, 0.8), [2, 0]), ((0.6, 0.6), [2, 1]), ((0.6, 0.0), [0, 0])):
             assert Compatibility(base, *limits, n_members=2).compare_to_base(new).n_incompatible().tolist() == bad

@@ -47,7 +47,7 @@ def test_every_score_stands_by_the_interface():
         assert values.shape == (5,) and values.dtype == float, name
         assert np.array_equal(values, score(env), equal_nan=True), name
         if isinstance(score, StepScore):
-            assert [len(s) for s in score.steps(env)] == [12] * 5, name
+            assert [len(s) for s in score.score_steps(env)] == [12] * 5, name
     assert env.fingerprint() == before
     AuditReport((), {"brevity": SCORES["brevity"]()(env)}).to_json()
 

@@ -34,7 +34,7 @@ def test_rounding_is_no_variation():
 def test_a_value_that_is_no_number_spoils_its_step_only():
     d = data(line(6, steady))
     d[2].steps["observation.state"][7] = np.nan
-    steps = StateDiversity(n_neighbors=3).steps(d)
+    steps = StateDiversity(n_neighbors=3).score_steps(d)
     assert [int(np.isnan(s).sum()) for s in steps] == [0, 0, 2, 0, 0, 0], "the step, and the one that leads there"
     assert np.isfinite(StateDiversity(n_neighbors=3)(d)).all()
 

@@ -20,7 +20,13 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.rewards.discriminator_reward import DiscriminatorReward
 from understudy.learn.train import train
 from understudy.methods import find_method
-from understudy.methods.reward_matching.ads import ADS, SCORED, ProgressDiscount, longest_increasing_subsequence, scores
+from understudy.methods.reward_matching.ads import (
+    ADS,
+    SCORED,
+    ProgressDiscount,
+    count_followed_steps,
+    longest_increasing_subsequence,
+)
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy
 
@@ -53,8 +59,9 @@ def test_the_longest_increasing_subsequence_is_that_of_a_search_of_all():
 def test_a_score_counts_the_steps_that_follow_the_first_k_in_order():
     """The nearest of the first four are 0, 2, 1, 3: of the demonstration 0, 1, 2, 3 three in order."""
     own, shown = line(0.1, 2.1, 0.9, 3.0, 9.0), line(0, 1, 2, 3, 4)
-    assert scores([(own, shown)], 4) == [3] and scores([(own, shown)], 2) == [2]  # of 0 and 1 the nearest: 0, 1
-    assert scores([(line(2, 2, 2, 2), shown)], 4) == [1]  # it does not move
+    assert count_followed_steps([(own, shown)], 4) == [3]
+    assert count_followed_steps([(own, shown)], 2) == [2]  # of 0 and 1 the nearest: 0, 1
+    assert count_followed_steps([(line(2, 2, 2, 2), shown)], 4) == [1]  # it does not move
 
 
 def test_progress_grows_with_the_steps_that_are_followed():
@@ -78,7 +85,7 @@ def test_progress_grows_with_the_steps_that_are_followed():
 def test_demonstrations_that_differ_lower_what_is_asked_for():
     """Nearest steps of one in the other are 0, 1, 1, 1 and back 0, 1, 3, 3: 2 and 3 in order. The median is 2.5."""
     first, second = line(0, 1, 1.1, 1.2), line(0, 1, 5, 5.1)
-    assert scores([(first, second), (second, first)], 4) == [2, 3]
+    assert count_followed_steps([(first, second), (second, first)], 4) == [2, 3]
     progress = ProgressDiscount(ADS(first=1.0), [first, second, line(0, 1, 5, 5.1, 5.2)])
     assert progress.k == 5
     alone = ProgressDiscount(ADS(first=0.8), [line(0, 1, 2, 3, 4)])

@@ -50,7 +50,7 @@ class Alignment(StepScore):
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         table = StepTable.from_data(data, self.inputs)
         if (table.length > 0).sum() < 3:  # no voters
             return table.split(np.full(len(table), np.nan))

@@ -74,7 +74,7 @@ class Motion(StepScore):
     min_change: float = 1e-3
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         table = StepTable.from_data(data, self.inputs)
         moved = np.abs(table.next_state - table.state).max(1, initial=0) > self.min_change
         return table.split(np.where(table.has_next, moved, np.nan))
@@ -205,12 +205,12 @@ class Criticality(StepScore):
     steps by what is intended and by what happens.
     """
 
-    def steps(self, data: Dataset) -> Sequence[np.ndarray]:
+    def score_steps(self, data: Dataset) -> Sequence[np.ndarray]:
         actions, unit = _actions(data)
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
         """The fraction of all steps with the largest changes of the action: True there, (T,) for each episode."""
-        steps = self.steps(data)
-        least = np.nanquantile(np.concatenate(steps), 1 - fraction)
-        return [s >= least for s in steps]
+        step_scores = self.score_steps(data)
+        least = np.nanquantile(np.concatenate(step_scores), 1 - fraction)
+        return [scores >= least for scores in step_scores]

@@ -173,7 +173,7 @@ class FilterLikeYouTest(StepScore):
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         learned = StepTable.from_data(data if self.pool is None else self.pool, self.inputs)
         scorer = self._train(learned, StepTable.from_data(self.downstream, like=learned))
         table = learned if self.pool is None else StepTable.from_data(data, like=learned)

@@ -73,7 +73,7 @@ class MutualInformation(StepScore):
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         table = StepTable.from_data(data, self.inputs)
         rng = np.random.default_rng(self.seed)
         # The estimator is for continuous values, so equal values must be separated.

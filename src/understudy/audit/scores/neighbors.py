@@ -60,7 +60,7 @@ class NeighborScore(StepScore):
     max_steps: int = 20_000
     seed: int = 0
 
-    def steps(self, data: Dataset):
+    def score_steps(self, data: Dataset):
         table = StepTable.from_data(data, self.inputs)
         among = np.flatnonzero(table.is_complete)
         if len(among) > self.max_steps:

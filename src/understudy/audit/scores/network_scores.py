@@ -116,7 +116,7 @@ class Compatibility(StepScore):
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         return [
             np.where(u > comparison.novelty_threshold, 1.0,
                      1 - np.minimum(e / max(comparison.error_threshold, 1e-12), 1.0))
@@ -206,7 +206,7 @@ class Expertise(StepScore):
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
-    def steps(self, data):
+    def score_steps(self, data):
         table = StepTable.from_data(data, self.inputs)
         names = [
             str(e.metadata.get(self.demonstrator_key)) if self.demonstrator_key else str(i) for i, e in enumerate(data)

@@ -150,7 +150,7 @@ class PreferenceLearning(Algorithm):
 
     def rewards(self, nets: Any, numbers: Tensor) -> Tensor:
         """Returns the reward of each step of comparisons before it is standardized, padded steps too, (B, T)."""
-        columns = nets.comparisons.steps(numbers, nets.policy.device)
+        columns = nets.comparisons.step_columns(numbers, nets.policy.device)
         action = columns.pop(nets.policy.config.target).float()
         return nets.reward.value(columns, action).reshape(len(numbers), -1)
 
@@ -220,6 +220,6 @@ class Comparisons(nn.Module):
         """Returns the numbers of random comparisons, (count,)."""
         return torch.randint(len(self.sign), (count,), generator=rng, device=rng.device).cpu()
 
-    def steps(self, numbers: Tensor, device: torch.device) -> dict[str, Tensor]:
+    def step_columns(self, numbers: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Returns the columns of all steps of comparisons, padded steps too, (B * T, 1, ...)."""
         return {k: v[numbers].flatten(0, 1).unsqueeze(1).to(device) for k, v in self.columns.items()}

@@ -70,13 +70,13 @@ class ProgressDiscount(nn.Module):
         pairs = list(permutations(self.demonstrations, 2)) or [(d, d) for d in self.demonstrations]
         for _ in range(self.config.max_growth):
             k = int(self.k)
-            reference = int(self.config.threshold * np.percentile(scores(pairs, k), 50))
-            if k >= self.length or np.percentile(scores(own, k), 90) < reference:
+            reference = int(self.config.threshold * np.percentile(count_followed_steps(pairs, k), 50))
+            if k >= self.length or np.percentile(count_followed_steps(own, k), 90) < reference:
                 break
             self.k += 1
 
 
-def scores(pairs: Iterable[tuple[Tensor, Tensor]], k: int) -> list[int]:
+def count_followed_steps(pairs: Iterable[tuple[Tensor, Tensor]], k: int) -> list[int]:
     """How many of the first k steps of the first of each pair follow those of the second in order."""
     return [longest_increasing_subsequence(torch.cdist(a[:k], b[:k]).argmin(1).tolist()) for a, b in pairs]
 

@@ -57,8 +57,7 @@ WARNINGS = [
     (IQL, episodes(**rewards(1.0, ends=True)), "all 5 episodes terminate after 12 steps, as with a time limit"),
     (TO_GO, Dataset([episode(i, **rewards(1.0, ends=True)) for i in range(3)]), "the return of all 3 episodes is 12"),
     (TO_GO, Dataset([episode(i, **rewards(0.1 * i, ends=True)) for i in range(3)]), "the target return is 100"),
-    (find_method("dac"), with_labels(episodes(3, **rewards(0.0, ends=False)), success=False),
-     "3 of 3 demonstrations did not succeed"),
+    (find_method("dac"), with_labels(episodes(3, **rewards(0.0, ends=False)), success=False), "3 of 3 demonstrations"),
 ]
 ERRORS = [
     (CLONING, Dataset([]), "there are no episodes"),

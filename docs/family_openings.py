@@ -120,7 +120,7 @@ policy fails where single motions are not precise: `understudy train NAME --help
     "offline_rl": """\
 These methods learn from recorded episodes with rewards which actions are better than others. No environment is needed.
 Choose one if the episodes are of mixed quality; if all of them are good, [behavior cloning](behavior-cloning.md) is
-simpler and as good. [Which learner](../learners.md) compares them.
+simpler. [Which learner](../learners.md) compares them.
 
 ```console
 $ understudy record fork --out demos --episodes 40
@@ -147,7 +147,7 @@ $ understudy train sac --env particle --out runs/sac --n-rounds 2
 $ understudy eval runs/sac particle --episodes 20
 ```
 
-Two rounds only show that the command works: a useful policy takes hundreds. What can go wrong: a policy that never
+Two rounds only show that the command works: a useful policy takes many more. What can go wrong: a policy that never
 meets a reward learns nothing. Start from demonstrations then, or use a
 [reward by matching](reward-matching.md).""",
     "reward_matching": """\
@@ -160,7 +160,7 @@ $ understudy train dac reaching --env particle --out runs/dac --n-rounds 2
 $ understudy eval runs/dac particle --episodes 20
 ```
 
-Two rounds only show that the command works: a useful policy takes hundreds. What can go wrong: a learned reward can be
+Two rounds only show that the command works: a useful policy takes many more. What can go wrong: a learned reward can be
 high for behavior that nobody showed. Judge the policy by the success of the environment, not by the reward.""",
     "goal_conditioned": """\
 These methods learn from episodes without a task how to reach any observed state, and you name the goal while the policy

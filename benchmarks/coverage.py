@@ -6,8 +6,8 @@ fraction of intervals that contain the truth (coverage), their mean width and, f
 excludes 0. That fraction is the false-positive rate where the methods are equal and the power where they are not.
 
 Results go to results/two_level_coverage.json after every part, and a stopped run continues there. The tables go into
-docs/tables/statistics.md. `--page` only writes the tables. `--quick` runs a tenth of the draws, prints the tables and writes
-nothing. `--again` starts from nothing. Everything is seeded. The full run takes five to ten minutes on one core.
+docs/tables/statistics.md. `--page` only writes the tables. `--quick` runs a tenth of the draws, prints the tables and
+writes nothing. `--again` starts from nothing. Everything is seeded. The full run takes five to ten minutes on one core.
 """
 
 from __future__ import annotations

@@ -275,35 +275,52 @@ class RolloutCollector(EpisodeCollector):
         return training.env
 
     def collect(self, actor, number, training):
-        inner = env = self.practice_env(training)
-        wrapper = None
-        if isinstance(actor, WrappedActor):
-            env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
+        practice_env = self.practice_env(training)
+        wrapper, base_actor = (actor.wrapper, actor.actor) if isinstance(actor, WrappedActor) else (None, actor)
+        wrapped_env = practice_env if wrapper is None else WrappedEnv(practice_env, wrapper)
         if number == 0:
-            warn_of_action_units(env, training.data)
-        if self.exploration is not None:
-            actor = self.exploration.build(actor, env, training)
-        if self.supervisor is not None:  # which acts outside of the wrapper
-            if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
-                raise Unsupported("a supervisor acts in the environment, and no actions behind "
-                                  f"{type(wrapper).__name__} are known that would have led to what it does",
-                                  where="RolloutCollector.supervisor",
-                                  hint="leave the supervisor out, or train without the wrapper")
-            env, actor = inner, actor if wrapper is None else WrappedActor(actor, wrapper)
-            if isinstance(self.gate, DoubtGate):
-                actor = with_doubt(actor, self.gate.score, training.data)
-            gate = None if self.gate is None else self.gate.build(training, number)
-            if is_watched := isinstance(env, WatchedEnv):
-                asks = gate is not None and not gate.asks_always
-                actor = env.watched(actor, asks)
-                gate = PersonGate(gate, number, env.ask) if gate is not None and asks else gate
-            supervisor = self._supervising_actor(env, training.person)
-            actor = GatedActor(actor, supervisor, gate, number, replans=not is_watched)
+            warn_of_action_units(wrapped_env, training.data)
+        explorer = base_actor if self.exploration is None else self.exploration.build(base_actor, wrapped_env, training)
+        if self.supervisor is None:
+            return self._transformed(self._roll_out(explorer, wrapped_env, number, training), wrapped_env, training)
+        supervised = self._supervised_actor(explorer, wrapper, practice_env, number, training)  # outside of the wrapper
+        episodes = self._roll_out(supervised, practice_env, number, training)
+        attention = self.gate is not None and self.gate.needs_attention
+        episodes = episodes.map(partial(_with_costs, attention, isinstance(practice_env, WatchedEnv)))
+        if wrapper is None:
+            return self._transformed(episodes, practice_env, training)
+        cast = partial(_cast_actions, practice_env.features, practice_env.features["action"].shape)
+        return _wrapped_episodes(episodes.map(cast), training, wrapper)
+
+    def _transformed(self, episodes: Dataset, env: Env, training: Training) -> Dataset:
+        shape = training.data.features().get("action", env.features["action"]).shape
+        return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
+
+    def _supervised_actor(self, explorer: Actor, wrapper: ActionWrapper | None, env: Env, number: int,
+                          training: Training) -> Actor:
+        """The actor of a round with a supervisor, which acts in the environment itself."""
+        if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
+            raise Unsupported("a supervisor acts in the environment, and no actions behind "
+                              f"{type(wrapper).__name__} are known that would have led to what it does",
+                              where="RolloutCollector.supervisor",
+                              hint="leave the supervisor out, or train without the wrapper")
+        policy_actor = explorer if wrapper is None else WrappedActor(explorer, wrapper)
+        if isinstance(self.gate, DoubtGate):
+            policy_actor = with_doubt(policy_actor, self.gate.score, training.data)
+        gate = None if self.gate is None else self.gate.build(training, number)
+        if is_watched := isinstance(env, WatchedEnv):
+            asks = gate is not None and not gate.asks_always
+            policy_actor = env.watched(policy_actor, asks)
+            gate = PersonGate(gate, number, env.ask) if gate is not None and asks else gate
+        supervisor = self._supervising_actor(env, training.person)
+        return GatedActor(policy_actor, supervisor, gate, number, replans=not is_watched)
+
+    def _roll_out(self, actor: Actor, env: Env, number: int, training: Training) -> Dataset:
+        """The episodes of a round, as the environment shows them."""
         n_stored = len(training.stored)
         latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
-        usual_length = float(np.mean(latest)) if latest else 1.0
         seed, run_episodes = recording_seed(training.seed), rollout
-        run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=usual_length)
+        run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
         if self.supervisor is not None:  # whose time a kill must not cost
             journal = EpisodeJournal(_unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps
@@ -314,15 +331,8 @@ class RolloutCollector(EpisodeCollector):
             assert self.n_steps is not None
             episodes = run_steps(actor, env, self.n_steps, seed, first=first + number * self.n_steps)
         if not self.uses_person and any("next.success" in e.steps for e in training.stored if ROUND in e.metadata):
-            episodes = episodes.map(with_success_column)  # this process may not have seen the environment report it yet
-        if self.supervisor is not None:
-            attention = self.gate is not None and self.gate.needs_attention
-            episodes = episodes.map(partial(_with_costs, attention, isinstance(env, WatchedEnv)))
-        if wrapper is not None and self.supervisor is not None:
-            return _wrapped_episodes(episodes.map(partial(_cast_actions, env.features, env.features["action"].shape)),
-                                     training, wrapper)
-        shape = training.data.features().get("action", env.features["action"]).shape
-        return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
+            return episodes.map(with_success_column)  # this process may not have seen the environment report it yet
+        return episodes
 
     def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
         if isinstance(self.supervisor, PolicySupervisor):

@@ -106,6 +106,7 @@ def test_what_is_sure_alone_may_be_unsure_among_many():
     equal = next(p for p in five.pairs if (p.a, p.b) == (2, 3))
     assert equal.episodes_needed is None and any("no number of episodes" in m for m in five.next_steps())
     assert {"a": "c", "b": "d", "episodes": None} in five.to_json()["needed"]
+    assert five.to_json()["verdict"].startswith("Cannot tell which is best")
 
 
 def test_what_it_would_take_is_what_it_takes():

@@ -98,7 +98,8 @@ class Comparison:
         unit = "seeds" if self.seeds > 1 else "episodes"
         needed = [{**names(p), unit: p.episodes_needed} for p in self.pairs if p.better is None]
         return replace_nonfinite({"env": self.env, "episodes": self.episodes, "of": self.metric, "seeds": self.seeds,
-                                  "level": self.level, "policies": policies, "pairs": pairs, "needed": needed})
+                                  "level": self.level, "policies": policies, "pairs": pairs, "needed": needed,
+                                  "verdict": " ".join(self.verdict_parts())})
 
     def verdict_parts(self) -> tuple[str, str, str]:
         """Which policy is best, how certain that is, and what the statement is about."""

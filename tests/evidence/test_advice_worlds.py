@@ -1,9 +1,12 @@
 """The worlds in which advice is judged: how they are drawn, and what their demonstrators do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evidence import advice
+from evidence.families.advice.recordings import FirstSteps
 from evidence.families.advice.worlds import TASKS, Demonstrations, Demonstrator, Parts, WrongActions, drawn
 
 
@@ -18,12 +21,18 @@ WORLDS = {"several-ways": "reach", "chunks": "push", "pushes": "window-open", "m
           "slips": "reach"}
 
 
+def one_step(arms):
+    """The arms, where those of both worlds may learn from another number of steps."""
+    return {name: replace(arm, transforms=tuple(replace(t, n_steps=1) if isinstance(t, FirstSteps) else t
+                                                for t in arm.transforms)) for name, arm in arms.items()}
+
+
 @pytest.mark.parametrize("name", advice.sentences())
 def test_a_sentence_has_two_worlds_with_the_same_two_arms(name):
     sentence = advice.sentences()[name]
     assert sentence.worlds == (f"{name}-here", f"{name}-there")
     first, second = (sentence.tables[world].load_experiment() for world in sentence.worlds)
-    assert first.arms == second.arms and set(first.arms) == {sentence.arm, sentence.rival}
+    assert one_step(first.arms) == one_step(second.arms) and set(first.arms) == {sentence.arm, sentence.rival}
     assert all(sentence.tables[world].rival == sentence.rival for world in sentence.worlds)
     assert first.n_seeds == second.n_seeds == 10 and first.env != second.env
     assert second.env == f"metaworld/{WORLDS[name]}-v3"

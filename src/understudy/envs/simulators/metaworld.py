@@ -56,7 +56,8 @@ class _CompiledOnce:
 @cache
 def _task_class(task: str) -> Any:
     goal_class = GOALS[f"{task}-goal-observable"]  # it calls super(type(self), self), so that it has no subclasses
-    return type(goal_class.__name__, (_CompiledOnce, *goal_class.__bases__), {"__init__": goal_class.__init__})
+    own = {"__init__": goal_class.__init__, "__module__": goal_class.__module__}  # the module tells the version
+    return type(goal_class.__name__, (_CompiledOnce, *goal_class.__bases__), own)
 
 
 class FreshTaskEnv(gymnasium.Env):

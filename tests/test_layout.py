@@ -43,7 +43,6 @@ LONG_FILES = {
     "src/understudy/evaluate/action_prediction.py": 550,
     "src/understudy/evaluate/plots.py": 700,
     "src/understudy/evaluate/report.py": 660,
-    "src/understudy/evaluate/stats.py": 520,
     "src/understudy/execute/planners.py": 710,
     "src/understudy/execute/wrappers.py": 510,
     "src/understudy/improve/collection.py": 780,

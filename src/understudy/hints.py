@@ -76,7 +76,9 @@ def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cu
     import difflib  # late: only errors need it
 
     names, asked = {str(k).lower(): str(k) for k in valid_names}, str(name).lower()
-    begun = [n for n in names if n.startswith((f"{asked}-", f"{asked}_"))]  # so100 of so100_follower
+    # so100 of so100_follower, and episode of episodes
+    begun = [n for n in names if n == f"{asked}s" or n.startswith((f"{asked}-", f"{asked}_"))]
+    begun.sort(key=lambda n: n != f"{asked}s")
     alike = difflib.get_close_matches(asked, names, most, cutoff)
     return [names[n] for n in dict.fromkeys([*begun, *alike])][:most]
 

@@ -293,6 +293,10 @@ def test_several_values_may_be_given_one_by_one():
 @pytest.mark.parametrize(("args", "question"), [
     ("train bc d --out r --device gpu", "did you mean 'cuda'?"),
     ("act --robot so100 r", "did you mean 'so100_follower'?"),
+    ("eval r fork --episode 3", "did you mean '--episodes'?"),
+    ("train bc d --out r --learner.lr 1e-3", "did you mean '--optimizer.lr'?"),
+    ("train bc d --out r --method.learner.optimizer.lrr 1", "did you mean '--optimizer.lr'?"),
+    ("train bc d --out r --learner.batch-size 8", "write --batch-size"),
     ("record --robot so101 --teleop keyboard --out d --episodes 3", "did you mean 'so101_follower'?"),
 ])
 def test_what_is_nearest_to_an_unknown_value_is_proposed(call, tmp_path, monkeypatch, args, question):

@@ -198,6 +198,7 @@ def test_comparisons_keep_names_and_environment_and_a_reward_of_another_one_is_w
         status, said = main(words), capsys.readouterr()
         assert status == 0, said.err
         assert said.err.count("note: reward learns a reward. What acts is its policy, which clones the better seg") == 1
+        assert ("a clone of the better segments acts, and not the learned" in said.out) == (words[0] == "compare")
 
 
 def test_the_agreement_with_held_out_comparisons(judge, tmp_path, capsys):

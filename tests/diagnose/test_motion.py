@@ -1,5 +1,7 @@
 """Motion of a known linear arm, s' = s + 0.1 B a: what is changed is found, with the numbers of the change."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,14 @@ def findings(**change):
     absolute = change.get("absolute", False)
     recorded = episodes(absolute=absolute)
     return list(check_motion(fit_motion(recorded), recorded, episodes(seed=1, n=6, **change), NAMES, STATES))
+
+
+def test_many_episodes_that_are_shorter_than_the_largest_lag_have_fits_of_the_others():
+    """A model without rows divided by zero, with a warning of NumPy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = fit_lags(episodes(n=120, length=14))
+    assert {-1, 0, 1} <= set(fits) and max(fits) < 14
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -158,8 +158,12 @@ def fit_lags(episodes: Iterable[Transitions], lags: Iterable[int] = LAGS) -> dic
     waiting: dict[int, list[tuple[np.ndarray, ...]]] = {lag: [] for lag in lags}
 
     def add(lag):
-        fits[lag].add(*(np.concatenate(column) for column in zip(*waiting[lag], strict=True)))
-        waiting[lag].clear()
+        parts = waiting[lag]
+        if sum(len(changes) for _, _, changes in parts):  # no episode may be longer than the lag
+            if lag not in fits:
+                fits[lag] = MotionFit(_is_number(parts))
+            fits[lag].add(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts.clear()
     for s, a in episodes:
         if s.shape[1] + a.shape[1] > WIDEST:
             return {}
@@ -167,12 +171,9 @@ def fit_lags(episodes: Iterable[Transitions], lags: Iterable[int] = LAGS) -> dic
         for lag, parts in waiting.items():
             parts.append(lagged(s, a, changes, lag))
             if len(parts) == _EPISODES_PER_SUM:
-                fits.setdefault(lag, MotionFit(_is_number(parts)))
                 add(lag)
-    for lag, parts in waiting.items():
-        if sum(len(changes) for _, _, changes in parts):
-            fits.setdefault(lag, MotionFit(_is_number(parts)))
-            add(lag)
+    for lag in waiting:
+        add(lag)
     for fit in fits.values():
         fit.state_only.solve()
         fit.state_action.solve()

@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import UserError
 from ..files import file_name
-from ..hints import path_text
+from ..hints import join_and, path_text
 from .parts.common import (
     Output,
     acting_options,
@@ -25,7 +25,7 @@ from .parts.common import (
     unused_path,
 )
 from .parts.groups import RolloutOptions, StepCount, command_options
-from .parts.learned_rewards import tell_learned_reward
+from .parts.learned_rewards import learns_reward, tell_learned_reward
 from .parts.options import refuse_given
 from .parts.policies import refuse_unused_conditions, run_folder, run_names, weights_digest, weights_path
 from .parts.rollouts import evaluate_run
@@ -72,7 +72,9 @@ def main(args: list[str]) -> None:
         evaluations, env = _evaluate_runs(o, runs)
         judged = {name: [evaluations[r] for r in group] if o.group else evaluations[group[0]]
                   for name, group in groups.items()}
-        comparison = compare_all(judged)
+        clones = [str(run) for run in runs if learns_reward(run)]
+        comparison = replace(compare_all(judged), note="" if not clones else
+                             f"In {join_and(clones)} a clone of the better segments acts, and not the learned reward.")
         commands = _next_commands(o, comparison, runs)
         named_comparison = comparison if o.group else replace(comparison, names=tuple(run_names(runs)))
         _print_comparison(named_comparison, out)

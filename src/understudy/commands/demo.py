@@ -15,9 +15,9 @@ from .parts.groups import DeviceName, DeviceOption, command_options
 class DemoOptions(DeviceOption):
     """Run the whole workflow on a toy task, from demonstrations to evaluated policies, in a few minutes on a CPU.
 
-    Records a scripted expert that has two equally good ways around an obstacle, and trains two policies: one that
-    averages the ways and one that chooses between them. Both are rolled out from the same starts and compared with
-    intervals. After Ctrl-C the same command continues.
+    Records a scripted expert that has two equally good ways around an obstacle, and trains three policies: one that
+    chooses between the ways, one that averages them, and the plainest baseline. All are rolled out from the same starts
+    and compared with intervals. After Ctrl-C the same command continues.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("understudy-demo")

@@ -43,8 +43,8 @@ from .parts.options import (
     explain_missing,
     options_of,
     options_to_json,
+    present_names,
     refuse_given,
-    refuse_old_names,
     split_arguments,
     split_pair,
 )
@@ -77,7 +77,7 @@ FLAGS = tuple(option.flag for option in options_of(TrainOptions))
 
 
 def main(args: list[str]) -> None:
-    refuse_old_names(args)
+    _refuse_old_names(args)
     own, options, changes = split_arguments(args, TrainOptions)
     command = "understudy train " + shlex.join(args)
     if "-h" in own or "--help" in own:
@@ -417,6 +417,17 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
         return [command_line("compare", last, best, "--env", env, *options, *trust)]
     return [command_line("eval", last, "--against", best, "--interactive", *robot,
                          *trust_options((), None, o.out))] if robot else []
+
+
+def _refuse_old_names(args: list[str]) -> None:
+    """Raises ConfigError for options that earlier versions called --learner.NAME and --method.NAME."""
+    present = present_names(args)
+    if present != args:
+        old, new = next((old, new) for old, new in zip(args, present, strict=True) if old != new)
+        own, options, changes = split_arguments(present, TrainOptions)
+        _check_options(own, [*options, *changes])  # the method may have no such option, but one of a similar name
+        raise ConfigError(f"there is no option {old.partition('=')[0]}", where="understudy train",
+                          hint=f"write {new.partition('=')[0]}")
 
 
 def _check_options(own: list[str], options: list[str]) -> None:

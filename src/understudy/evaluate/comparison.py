@@ -64,6 +64,7 @@ class Comparison:
     episodes: int
     seeds: int  # training seeds of each: 1 for checkpoints
     level: float
+    note: str = ""  # what the verdict says of the policies besides
 
     @property
     def is_different(self) -> np.ndarray:
@@ -121,7 +122,7 @@ class Comparison:
                  if self.seeds == 1 else
                  f"This is about the methods: {self.seeds} training seeds of each, over seeds and starts. "
                  f"{seeds_caveat(self.seeds)}")
-        return head, sure, scope
+        return head, sure, f"{scope} {self.note}".strip()
 
     def next_steps(self) -> list[str]:
         """What would be needed to tell the others apart, one line per pair."""

@@ -51,6 +51,8 @@ def test_renamed_columns_give_the_same_episodes(run, capsys, monkeypatch):
     assert own == joints == both
     refused(call("test_renamed_columns:Both", "observation.joints=observation.state"),
             "'observation.joints' and 'observation.state' would both be the column 'observation.state'")
+    refused(call("test_renamed_columns:Joints"), "add --rename observation.joints=observation.state; otherwise use the "
+            "environment that its data were recorded in, fixtures.walking:Walk")
     refused(call("test_renamed_columns:Joints", "observation.joint=observation.state"),
             "no observation 'observation.joint'", "did you mean 'observation.joints'?")
 

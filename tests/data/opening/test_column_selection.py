@@ -439,6 +439,14 @@ def test_python_names_columns_as_the_command_line_does(tmp_path, columns):
     assert data.metadata["reading"]["columns"] == {STATE: ["q1", "q2"], ACTION: ["u1", "u2"], "episode": ["run"]}
 
 
+def test_columns_of_another_type_are_refused(tmp_path):
+    file = write_csv(tmp_path / "runs.csv", table())
+    with pytest.raises(ConfigError, match="'state' is made of 3, but must be made of names"):
+        understudy.open_dataset(file, columns={"state": 3})
+    data = understudy.open_dataset(file, columns="state=q1,q2")  # one text is a list of one
+    assert data.metadata["reading"]["columns"][STATE] == ["q1", "q2"]
+
+
 def test_errors_name_the_option_and_the_argument(tmp_path):
     path = write_csv(tmp_path / "runs.csv", table())
     told = r"--columns state=A,B action=C,D \(in Python: columns=\['state=A,B', 'action=C,D'\]\)"

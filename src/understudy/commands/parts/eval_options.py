@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ...core import Above, AtLeast, Below
-from .groups import ColumnTexts, PositiveCount, RolloutOptions, Seconds, StepCount, StepRate, command_options
+from ...core import Above, AtLeast, Below, role
+from .groups import (
+    ActingOptions,
+    ColumnTexts,
+    PositiveCount,
+    RolloutOptions,
+    Seconds,
+    StepCount,
+    StepRate,
+    command_options,
+)
 from .options import Advice
 from .robot_options import RobotOptions
+
+if TYPE_CHECKING:
+    from ...envs.base import Env
+    from ...policy import Planner
 
 
 @command_options
@@ -77,3 +90,13 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """with --interactive and --robot: steps per second; by default those of the training data, or 30"""
     episode_time_s: Seconds = 60.0
     """with --interactive and --robot: longest duration of a trial"""
+
+
+def rename_hint(planner: Planner, env: Env, o: ActingOptions) -> str:
+    """Advice to rename columns of an environment that a policy lacks, if one alone has the shape of each."""
+    spare = {name: f for name, f in env.features.items() if name not in planner.inputs and role(name) == "observation"}
+    pairs = [(name, [old for old, f in spare.items() if (f.kind, f.shape) == (feature.kind, feature.shape)])
+             for name in planner.inputs if name not in env.features for feature in [planner.features[name]]]
+    if not isinstance(o, EvalOptions) or not pairs or any(len(old) != 1 for _, old in pairs):
+        return ""
+    return f"if they are the same, add {' '.join(f'--rename {old[0]}={name}' for name, old in pairs)}"

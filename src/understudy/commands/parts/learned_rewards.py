@@ -106,17 +106,22 @@ def with_progress(method: Method, path: Path, o: Any) -> Method:
                    learner=replace(learner, sample_weights=StoredWeights(PROGRESS_WEIGHT)))
 
 
-def tell_learned_reward(run: Path) -> None:
-    """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
+def learns_reward(run: Path) -> bool:
+    """Whether a run learns a reward from comparisons, so that its policy is only a clone."""
     from ...checkpoint import find_checkpoint
 
     if has_no_run(run):
-        return
+        return False
     try:
         method = find_checkpoint(run) / "method.json"
     except UserError:  # saved rollouts; other faults are said when the policy is loaded
-        return
-    if method.is_file() and str(read_json(method)["learner"]["$"]).endswith(":PreferenceLearning"):
+        return False
+    return method.is_file() and str(read_json(method)["learner"]["$"]).endswith(":PreferenceLearning")
+
+
+def tell_learned_reward(run: Path) -> None:
+    """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
+    if learns_reward(run):
         practice = command_line("train", "sac", "--env", "ENV", "--reward", run, "--out", unused_path("practiced"))
         print(f"note: {run} learns a reward. What acts is its policy, which clones the better segments of the "
               f"comparisons, and what it reaches says nothing about the reward. A policy that follows the reward: "

@@ -111,12 +111,9 @@ def explain_missing(options: Sequence[str], error: ConfigError) -> None:
                           hint="name METHOD and DATA first, and then the options of the method") from None
 
 
-def refuse_old_names(args: list[str]) -> None:
-    """Refuses the options --learner.NAME and --method.NAME of earlier versions, which are --NAME."""
-    for name in (word.partition("=")[0] for word in args):
-        if name.startswith(("--learner.", "--method.")):
-            raise ConfigError(f"there is no option {name}", where="understudy train",
-                              hint=f"write --{name.partition('.')[2]}")
+def present_names(args: Sequence[str]) -> list[str]:
+    """Returns arguments with --NAME in place of --learner.NAME and --method.NAME, as earlier versions called it."""
+    return [re.sub(r"^--(?:(?:learner|method)\.)+", "--", word) for word in args]
 
 
 def flag_of(path: str) -> str:

@@ -113,6 +113,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     from ...execute.demonstrated import DemonstratedActor
     from ...learn.method import Method
     from ...policy import check_features
+    from .eval_options import rename_hint
 
     renamed = renamed_columns(env, o)
     features = rename_columns(env.features, renamed)
@@ -127,7 +128,8 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     check_images({name: planner.features[name] for name in planner.inputs if name not in features}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
-                   columns=columns, hint=_fit_hint(run, planner.inputs, env))
+                   columns=columns, hint="; otherwise ".join(filter(None, (
+                       rename_hint(planner, env, o), _fit_hint(run, planner.inputs, env)))))
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)

@@ -57,7 +57,13 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
     """
     selection: dict[str, tuple[str, ...]] = {}
     texts = columns
-    if isinstance(columns, Mapping):
+    if isinstance(columns, str):
+        texts = [columns]
+    elif isinstance(columns, Mapping):
+        for name, parts in columns.items():
+            if not isinstance(parts, (str, list, tuple)) or not all(isinstance(part, str) for part in parts):
+                raise ConfigError(f"{name!r} is made of {parts!r}, but must be made of names of columns", where=_OPTION,
+                                  hint=f"such as {columns_option('state=q1,q2', 'action=u1,u2')}")
         texts = [f"{name}={parts if isinstance(parts, str) else ','.join(parts)}" for name, parts in columns.items()]
     for text in texts:
         name, equals, parts_text = text.partition("=")

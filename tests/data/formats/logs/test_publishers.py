@@ -22,7 +22,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
 
 
-def write(path, groups, steps=40):
+def write(path, groups, steps=40, joints="/joints"):
     """Each step: one message with the joints of each group, whose values are 100 times the step plus the letter."""
     from mcap.writer import Writer
 
@@ -30,12 +30,12 @@ def write(path, groups, steps=40):
         writer = Writer(target)
         writer.start()
         schema = writer.register_schema("s", "jsonschema", b"{}")
-        topics = {t: writer.register_channel(t, "json", schema) for t in ("/joints", "/command")}
+        topics = {t: writer.register_channel(t, "json", schema) for t in (joints, "/command")}
         for i in range(steps):
             for k, names in enumerate(groups(i)):
                 message = {"name": names, "position": [value(i, n) for n in names]}
                 time = 10**12 + i * PERIOD + k * 2_000_000
-                writer.add_message(topics["/joints"], time, json.dumps(message).encode(), time)
+                writer.add_message(topics[joints], time, json.dumps(message).encode(), time)
             time = 10**12 + i * PERIOD + 10_000_000
             writer.add_message(topics["/command"], time, json.dumps({"data": [float(i)]}).encode(), time)
         writer.finish()
@@ -65,11 +65,12 @@ def test_columns_are_read_from_the_messages_that_name_their_components(groups, t
     assert "messages of /joints do not name all of a, b; observation.state is read from the others" in warnings
 
 
+@pytest.mark.parametrize("joints", ["/joints", "/joint_states"])  # those with a state in their name come first
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-def test_the_proposal_has_all_names(groups, tmp_path):
-    data = preview_dataset(write(tmp_path / "d.mcap", groups))
+def test_the_proposal_has_all_names(groups, joints, tmp_path):
+    data = preview_dataset(write(tmp_path / "d.mcap", groups, joints=joints))
     features = data.metadata["mapping"]["features"]
-    names = {n for f in features.values() if f["topic"] == "/joints" for n in f["names"]}
+    names = {n for f in features.values() if f["topic"] == joints for n in f["names"]}
     assert names == {n for group in groups(0) for n in group} and set(features) <= set(data.features())
     assert data.fps == 20 and len(data[0]) in (38, 39, 40)
 

@@ -398,7 +398,7 @@ def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: fl
 # -- a proposal -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared
 class TopicSummary:
     """A topic, for the proposal of a mapping.
 

@@ -43,7 +43,7 @@ COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
     "Curve", "TrainingCurves", "TransformedActor", "RandomClassActor", "RepresentationSpec", "Bend",
-    "ConstantComponent",
+    "ConstantComponent", "EpisodeSplit",
     # checked in what is derived from them
     "SuccessWeights", "GoalConditioned", "GoalValues", "ImplicitValues", "ScoreMaximizing", "CriticLearningConfig",
     "ActorCritic",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -70,16 +69,6 @@ def test_rounds_make_these_updates_and_resume(demos, tmp_path, rule):
         run(tmp_path / "stopped", rounds_method, demos, callbacks=[stop])
     run(tmp_path / "stopped", rounds_method, demos)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "run")
-
-
-def test_rounds_of_earlier_versions_keep_their_numbers():
-    """Their one factor was per collected step, or per stored step for a learner that is built again."""
-    for reset, rule in ((False, PerNewStep(0.25)), (True, PerStoredStep(0.25))):
-        today = rounds(reset_learner=reset, updates=rule)
-        document = config.dump(today)
-        del document["updates"], document["sampling_weights"], document["collector"]["n_steps"]
-        assert config.load(json.loads(json.dumps({**document, "updates_per_step": 0.25}))) == today
-        assert config.load(config.dump(today)) == today
 
 
 def test_sampling_weights_choose_where_windows_begin(demos):

@@ -126,7 +126,7 @@ def test_stored_weights_are_finite_numbers_of_at_least_0(data, weights):
     method = Method(PolicyConfig(Flow(), MLP(8, 1)), learner=learner)
     with pytest.raises(UserError, match="episode 0, column 'weight': a weight is one finite number per step"):
         fit_method(method, weighted, 0)
-    with pytest.raises(UserError, match="there is no column 'weight'"):
+    with pytest.raises(UserError, match="there is no column weight"):
         fit_method(method, data, 0)
 
 

@@ -182,7 +182,6 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
         find_method("nowhere_at_all:mine", trust=("nowhere_at_all",))
     assert find_method("understudy.methods.behavior_cloning.bc:bc") == bc()
-    assert find_method("understudy.methods.behavior_cloning:bc") == bc()  # as it was named before
 
 
 @pytest.mark.parametrize(("word", "message"), [

@@ -181,6 +181,7 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 def test_arguments_in_each_others_place(call, place, tmp_path):
     refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "demos and bc are exchanged",
             f"-> understudy train bc {place / 'demos'} --out")
+    refused(call("replay", "fork", place / "demos"), "fork and", "are exchanged")
     refused(call("eval", place / "demos", place / "a"), "demos and", "are exchanged",
             f"-> understudy eval {place / 'a'} {place / 'demos'}")
     for outcome in (call("inspect", place / "a"),

@@ -66,13 +66,15 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def _refuse_exchanged(options: type, parsed: Any, command: str, args: Sequence[str]) -> None:
-    """Refuses a run in second place where it belongs in the first, and data before the method that learns from them."""
+    """Refuses a run or data in second place that belong in the first, and data before the method that learns from them.
+    """
     names = [option.name for option in options_of(options) if option.is_positional][:2]
     if len(names) < 2 or not isinstance(second := getattr(parsed, names[1]), (str, Path)):
         return
     first = str(getattr(parsed, names[0]))
     is_run = [(Path(word) / "run.json").is_file() for word in (first, second)]
     if (names[0] == "run" and is_run == [False, True]) or (
+            names == ["data", "env"] and not Path(first).exists() and Path(second).exists()) or (
             names[0] == "method" and first not in method_names() and Path(first).exists() and not is_run[0]
             and str(second) in method_names()):
         exchanged = {first: str(second), str(second): first}

@@ -117,15 +117,14 @@ def test_learners_ask_for_the_columns_of_their_losses_once():
     assert RepresentationLearning((loss,)).extra == ("target",) and RepresentationLearning().extra == ()
 
 
-@pytest.mark.parametrize(("label", "problem"), [
-    (4, "column 'target': the labels go from 4 to 4, but the 4 objects"), (-2, "target has integers from -2 on")])
-def test_a_label_of_no_object_is_refused(label, problem):
+@pytest.mark.parametrize("label", [4, -2])
+def test_a_label_of_no_object_is_refused(label):
     steps = {OBJECTS: np.zeros((2, 4, 3), np.float32), STATE: np.zeros((2, 1), np.float32),
              "action": np.zeros((2, 1), np.float32), "target": np.full((2, 1), label)}
     policy = PolicyConfig(Regression(), MLP(8, 1), ObjectAttentionEncoder(query=STATE, encoder=TokenEncoder(8)),
                           Normalizer(unscaled=(OBJECTS,)))
     learner = BehaviorCloning(1, 4, auxiliary_losses=(AttentionSupervision("target"),))
-    with pytest.raises(UserError, match=problem):
+    with pytest.raises(UserError, match=f"column 'target': the labels go from {label} to {label}, but the 4 objects"):
         fit_method(Method(policy, learner=learner), Dataset([Episode(steps)]), 0)
 
 

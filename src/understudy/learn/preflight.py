@@ -292,7 +292,7 @@ def episode_findings(method: Method, episodes: TrainingEpisodes, decoded: bool =
         if features[name].kind == "string":
             raise UserError(f"column {name!r} contains text, not numbers", where=path or "data set",
                             hint="store numbers there; instructions belong in the column 'task'")
-    _check_classes(data, [name for name in (*read, *method.learner.extra) if features[name].kind == "discrete"])
+    _check_classes(data, [name for name in read if features[name].kind == "discrete"])
     if config.target:
         _check_target_steps(data, config.window, config.target)
     yield from value_findings(config, inputs, {name: features[name] for name in read}, data)

@@ -33,6 +33,5 @@ def test_the_column_has_any_shape():
 
 @pytest.mark.parametrize("num_classes, shape, first", [((3,), (), 0), ((4, 4), (), 0), ((4,), (2,), 0), ((4,), (), -1)])
 def test_other_classes_than_those_of_the_column_are_refused(num_classes, shape, first):
-    with pytest.raises(UserError, match="column 'goal': the column has [12] components with classes from 0 to "
-                       if first == 0 else "goal has integers from -1 on"):
+    with pytest.raises(UserError, match="column 'goal': the column has [12] components with classes from (0|-1) to "):
         train(num_classes, shape, first)

@@ -283,7 +283,7 @@ def test_the_pictures_are_those_of_the_stored_results(monkeypatch):
     import pictures
     stale = [name for name, draw in pictures.PICTURES.items()
              if (pictures.IMAGES / f"{name}.svg").read_text(encoding="utf-8") != draw()]
-    assert stale == [], "python docs/pictures.py draws them anew"
+    assert stale == [], "python docs/pictures.py draws them again"
 
 
 def test_the_decision_page_repeats_advice_that_held_up():

@@ -222,8 +222,8 @@ def written_version(checkpoint: Path) -> str | None:
 
 # -- names and fields of earlier versions ------------------------------------------------------------------------------
 
-# A file names code by its import path. Whoever moves or renames something that a file of version 0.3 or later can name,
-# or changes its fields, adds an entry here. Entries name the present place, never another old one.
+# A file names code by its import path. If you move or rename something that a file of version 0.3 or later can name,
+# or change its fields, add an entry here. Entries name the present place, never another old one.
 MOVED: dict[str, str] = {  # old "module" or "module:Name": the present one
     # limits of robots, which people write for their arms: those of version 0.2 are read too
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"

@@ -16,7 +16,7 @@ from understudy.learn.method import Method
 from understudy.learn.targets import ReturnBound, check_rewards, expectile_loss, gae, td_loss, td_terms
 from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 
 STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
 
@@ -111,7 +111,9 @@ def test_a_reward_and_an_end_are_finite_numbers(name):
     steps = {"observation.state": np.zeros((4, 1), np.float32), "action": np.zeros((4, 1), np.float32),
              "next.reward": np.arange(4.0), "next.terminated": np.zeros(4)}
     method = Method(PolicyConfig(Gaussian(), MLP(8, 1)), learner=IQL(1, 4, critic=CriticConfig((8,))))
-    with pytest.raises(DataError, match=f"column {name!r}: there are 2 numbers per step"):
-        fit_method(method, Dataset([Episode({**steps, name: np.ones((4, 2))})]), 0)
+    policy = Policy(method.policy, Dataset([Episode(steps)]).features())
+    for given in (None, policy):
+        with pytest.raises(DataError, match=f"column {name!r}: there are 2 numbers per step"):
+            fit_method(method, Dataset([Episode({**steps, name: np.ones((4, 2))})]), 0, policy=given)
     with pytest.raises(UserError, match=f"episode 0, step 0, {name}"):
         check_rewards(Dataset([Episode({**steps, name: np.full(4, np.nan)})]))

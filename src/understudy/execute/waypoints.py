@@ -1,4 +1,4 @@
-"""Wrapper whose actions are waypoints, to which the body goes on a straight line."""
+"""Wrapper whose actions are waypoints, to which the body moves on a straight line."""
 
 from __future__ import annotations
 

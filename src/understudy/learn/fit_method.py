@@ -36,7 +36,7 @@ from .method import (
     resolve_references,
     training_data,
 )
-from .preflight import demonstration_findings, episode_findings, padding_findings, tell
+from .preflight import demonstration_findings, episode_findings, label_findings, padding_findings, tell
 from .stages import build_learner, check_stage_columns, check_stages, load_weights_from, of_policy, packages_of
 from .training_episodes import TrainingEpisodes
 
@@ -116,8 +116,11 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     check_stage_columns(method, stage_modules, data.features())
     method = resolve_references(method, stage_modules)
     recorded, data = data.features(), training_data(data, method)
-    tell(padding_findings(method.policy.window, data) if policy is not None else
-         episode_findings(method, TrainingEpisodes(data, data)))
+    if policy is None:
+        tell(episode_findings(method, TrainingEpisodes(data, data)))
+    else:  # it was made for such columns
+        tell(padding_findings(method.policy.window, data))
+        tell(label_findings(method, data, data.features()))
 
     def new_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, chosen_device):

@@ -429,11 +429,11 @@ def label_findings(method: Method, learned: Dataset, features: Schema) -> Iterat
     if SIMILARITY in learner.extra:
         check_queries(learned)
     for name in (REWARD, TERMINATED):
-        if name in learner.extra and features[name].size != 1:
+        if name in learner.extra and name in features and features[name].size != 1:
             raise DataError(f"there are {features[name].size} numbers per step, but a learner reads one",
                             where=f"{learned.metadata.get('path', 'data set')}, column {name!r}",
                             hint="store one number per step, such as the sum of all rewards")
-    if TERMINATED in learner.extra:
+    if TERMINATED in learner.extra and TERMINATED in features:
         yield from time_limit_findings(learned)
 
 

@@ -15,7 +15,7 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from .base import Finding, Location
 
-NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
+NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer
 TRAJECTORY_POINTS = 16  # points per trajectory, evenly spaced in time
 MIN_SHARED_FRACTION = 0.5  # fraction of the steps of the shorter episode
 _COMMON = 20  # a row that this many episodes share is a rest position, and no sign of a copy

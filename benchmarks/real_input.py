@@ -193,33 +193,28 @@ def _demonstrations(task: str) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _cost(method: str, result: dict) -> list[str]:
-    spent = result["train_cpu_seconds"]
-    return ["not timed" if spent is None else f"{spent:.0f}", f"{STEPS[method]:,}"]
-
-
 def _table(task: str) -> list[str]:
-    head = ["", "flag", "hinge > 1.0 rad", "D4RL score", "return", "training, CPU s", "updates"]
+    head = ["", "flag", "hinge > 1.0 rad", "D4RL score", "return", "updates"]
     rows = [head, ["---"] * len(head)]
     if line := _demonstrations(task):
         rows.append(["*the demonstrations*", _share(line["flag"]), _share(line["opened"]), f"{line['d4rl']:.1f}",
-                     f"{line['return']:.1f}", "", ""])
+                     f"{line['return']:.1f}", ""])
     for method, r in _results(task).items():
         rows.append([method, _range(r["success"], 100, " %"), _range(r["opened"], 100, " %"), _range(r["d4rl"]),
-                     _return(r), *_cost(method, r)] if r else [method, "did not run", *[""] * (len(head) - 2)])
+                     _return(r), f"{STEPS[method]:,}"] if r else [method, "did not run", *[""] * (len(head) - 2)])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _other_tasks() -> list[str]:
-    head = ["task", "method", "result", "training, CPU s", "updates"]
+    head = ["task", "method", "result", "updates"]
     rows = [head, ["---"] * len(head)]
     for task in list(TASKS)[1:]:  # the door has a table of its own
         shown, results = _demonstrations(task), _results(task)
         of = [f"`{TASKS[task].env}`", "*the demonstrations*"]
-        rows.append([*of, _share(shown.get("flag")) or f"{shown['return']:.1f}" if shown else "", "", ""])
+        rows.append([*of, _share(shown.get("flag")) or f"{shown['return']:.1f}" if shown else "", ""])
         for method, r in results.items():
-            cells = [_range(r["success"], 100, " %") or _return(r), *_cost(method, r)] if r else ["did not run", "", ""]
-            rows.append(["", method, *cells])
+            rows.append(["", method, _range(r["success"], 100, " %") or _return(r), f"{STEPS[method]:,}"] if r else
+                        ["", method, "did not run", ""])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -162,11 +162,10 @@ def page() -> str:
         "episodes each). The result is the success rate, or the mean return where the environment defines no "
         "success.", "", *_other_tasks(), "",
         "## How to repeat a row", "",
-        "Each row is two commands. DATA is the folder of recorded demonstrations:", "",
+        "Each row is two commands, for example:", "",
         "<!-- not run: hours of training -->", "```console", *_folded(commands("door/knn")), "```", "",
         f"Demonstrations of Meta-World are recorded first: `understudy record ENV --actor scripted --episodes "
-        f"{TASKS['door-open'].record} --out DATA`. `python benchmarks/real_input.py` runs all missing rows and writes "
-        "this page."]) + "\n"
+        f"{TASKS['door-open'].record} --out DATA`. `python benchmarks/real_input.py` runs all missing rows."]) + "\n"
 
 
 def _folded(lines: list[str]) -> list[str]:
@@ -194,14 +193,13 @@ def _demonstrations(task: str) -> dict:
 
 
 def _table(task: str) -> list[str]:
-    head = ["", "flag", "hinge > 1.0 rad", "D4RL score", "return", "updates"]
+    head = ["", "flag", "hinge > 1.0 rad", "D4RL score", "updates"]
     rows = [head, ["---"] * len(head)]
     if line := _demonstrations(task):
-        rows.append(["*the demonstrations*", _share(line["flag"]), _share(line["opened"]), f"{line['d4rl']:.1f}",
-                     f"{line['return']:.1f}", ""])
+        rows.append(["*the demonstrations*", _share(line["flag"]), _share(line["opened"]), f"{line['d4rl']:.1f}", ""])
     for method, r in _results(task).items():
         rows.append([method, _range(r["success"], 100, " %"), _range(r["opened"], 100, " %"), _range(r["d4rl"]),
-                     _return(r), f"{STEPS[method]:,}"] if r else [method, "did not run", *[""] * (len(head) - 2)])
+                     f"{STEPS[method]:,}"] if r else [method, "did not run", *[""] * (len(head) - 2)])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

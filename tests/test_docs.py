@@ -76,7 +76,7 @@ def run(block: Block, namespace: dict) -> None:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, demos):
-    """A folder with somebody's own demonstrations in it, as the pages assume: my_demos.npz."""
+    """A folder with somebody's own data in it, as the pages assume: my_demos.npz and log.mcap."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     some = list(demos[:12])
@@ -84,7 +84,25 @@ def here(tmp_path, monkeypatch, demos):
     np.savez("my_demos.npz", observations=np.concatenate([e.steps[state][:len(e)] for e in some]),
              actions=np.concatenate([e.steps["action"] for e in some]),
              episode_ends=np.cumsum([len(e) for e in some]))
+    if importlib.util.find_spec("mcap") is not None:
+        write_log("log.mcap")
     return tmp_path
+
+
+def write_log(path: str) -> None:
+    """The recording of messages of docs/formats.md."""
+    from mcap.writer import Writer
+    with open(path, "wb") as file:
+        writer = Writer(file)
+        writer.start()
+        schema = writer.register_schema("numbers", "jsonschema", b"{}")
+        topics = {t: writer.register_channel(t, "json", schema) for t in ("/arm/state", "/arm/command")}
+        for i in range(50):
+            for topic, late in (("/arm/state", 0), ("/arm/command", 20_000_000)):
+                at = i * 100_000_000 + late
+                message = json.dumps({"position": [0.1 * i, 0.0]}).encode()
+                writer.add_message(topics[topic], at, message, at)
+        writer.finish()
 
 
 @pytest.mark.parametrize("page", [

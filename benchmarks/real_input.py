@@ -150,8 +150,7 @@ def page() -> str:
     return "\n".join([
         "# Real input", "",
         "This page shows how the named methods do on demonstrations by people and by trained agents, with their "
-        "defaults and without tuning for a task. Read it if you want to know what to expect before you train on data "
-        "of your own.", "",
+        "defaults and without tuning for a task.", "",
         "Each row is one training with one seed, so every number describes *this checkpoint*, and the intervals do not "
         f"cover the variation between training seeds. All policies of a task were evaluated on the same {EPISODES} "
         "starts. Intervals are 95 % intervals.", "",

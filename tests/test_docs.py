@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures.pages import Block, blocks, commands
-from folders import BENCHMARKS, REPOSITORY
+from folders import REPOSITORY
 
 from understudy import plugins
 
@@ -218,16 +218,6 @@ def test_the_api_reference_has_every_package():
     for package in {p for p in packages if not f"{p}.".startswith("commands.") and not p.startswith("data.formats.")}:
         assert any(f"{name}.".startswith(f"{package}.") for name in named), \
             f"{package} has no page in docs/api_pages.py"
-
-
-def test_the_figures_of_the_server_are_those_of_the_last_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    serving = pytest.importorskip("serving", reason="extra serve not installed")
-    result = json.loads((REPOSITORY / "benchmarks/results/serving.json").read_text(encoding="utf-8"))
-    page = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
-    assert serving.table(result) in page, "python benchmarks/serving.py --table writes it"
-    assert [line["what"].split(",")[0] for line in result["lines"]] == [
-        line.split("|")[1].strip().split(",")[0] for line in serving.table(result).splitlines()[2:-2]]
 
 
 def test_the_recorded_session_is_the_page(monkeypatch):

@@ -35,7 +35,7 @@ act shorter, for their time alone.
 
 The cells, one for each data set, seed and method, are kept in results/checkpoints/. --half 0 and --half 1 divide them
 between two processes. --budget 60m starts no cell later. --tiny shows only that everything runs. --page writes the
-tables and the figure of docs/tables/checkpoints.md from the cells that there are.
+tables of docs/tables/checkpoints.md and the figure of docs/checkpoints.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -293,17 +293,15 @@ def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
 def summary(size: Size, cells: Sequence[Mapping]) -> str:
     """How many trainings there are, and in how many the held-out error has risen."""
     planned, hours = len(size.seeds) * len(METHODS) * len(TASKS), sum(c["seconds"]["all"] for c in cells) / 3600
-    finished = {name: sum(c["method"] == name for c in cells) for name in METHODS}
-    by_method = ", ".join(f"{name} {count}" for name, count in finished.items())
     risen = [c for c in cells if c["curve"][-1][1] > min(error for _, error, _ in c["curve"])]
     early = np.median([c["chosen"]["least error"] / c["updates"] for c in risen])
-    return (f"{len(cells)} of {planned} planned trainings of {size.updates:,} updates are finished ({by_method}); they "
-            f"took {hours:.1f} CPU hours. In {len(risen)} of them the held-out error had risen at the end, and was "
+    return (f"{len(cells)} of {planned} planned trainings of {size.updates:,} updates are finished; they took "
+            f"{hours:.1f} CPU hours. In {len(risen)} of them the held-out error had risen at the end, and was "
             f"lowest after {early:.0%} of the updates (median).")
 
 
 def page_text(size: Size) -> str:
-    """The tables and the figure of the documentation."""
+    """The tables of the documentation. The figure has the methods one by one."""
     cells = cells_of(size)
     if len(cells) < 2:  # an interval needs two
         return ""
@@ -320,8 +318,7 @@ def page_text(size: Size) -> str:
     return "\n".join([
         summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
             {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
-        "![Success of two choices minus that of the last checkpoint](../images/checkpoints.svg)", "",
-        *difference_table("method", methods), "", *difference_table("data set", tasks)])
+        *difference_table("data set", tasks)])
 
 
 def main() -> None:

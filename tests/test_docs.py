@@ -230,7 +230,7 @@ def test_the_recorded_session_is_the_page(monkeypatch):
     recorded = session.shown("".join(text for _, _, text in events))
     page = session.PAGE.read_text(encoding="utf-8")
     assert session.page(recorded) == page
-    assert all(len(line) <= 80 for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) for line in block.splitlines())
+    assert max(len(line) for block in blocks(session.PAGE) for line in block.text.splitlines()) <= 80
     assert re.findall(r"^\$ (.+)$", recorded, re.MULTILINE) == [c for step in session.STEPS for c in step.commands]
     assert "is served at ws://127.0.0.1:8123" in recorded and '"event": "stopped"' in recorded
 

@@ -278,16 +278,12 @@ def difference_table(title: str, groups: Mapping[str, Sequence[Mapping]]) -> lis
     return header + [_row(name, some) for name, some in groups.items() if len(some) > 1]
 
 
-def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
-    """What the rule says of each kind of head."""
-    rows = ["| kind of head | least error: worst data set | rollouts: worst data set | `RUN` means | "
-            "`RUN` with rollouts means |", "|---|---|---|---|---|"]
-    for kind, some in groups.items():
-        worst = [least_difference(some, choice) for choice in ("least error", "rollouts")]
-        worst_texts = [f"{task} {measure.percent(d, d, d, '+').partition(' ')[0]}" for d, task in worst]
-        means = ["`RUN/best`" if is_better(some, choice) else "`RUN/last`" for choice in ("least error", "rollouts")]
-        rows.append(f"| {' | '.join((kind, *worst_texts, *means))} |")
-    return rows
+def rule_text(groups: Mapping[str, Sequence[Mapping]]) -> str:
+    """What the rule says of the kinds of head."""
+    def says(choice: str) -> str:
+        better = [kind for kind, some in groups.items() if is_better(some, choice)]
+        return f"`RUN/best` for {', '.join(better)}, and otherwise `RUN/last`" if better else "`RUN/last` for every kind"
+    return f"By the rule, `RUN` means {says('least error')}. With rollouts it means {says('rollouts')}."
 
 
 def summary(size: Size, cells: Sequence[Mapping]) -> str:
@@ -316,7 +312,7 @@ def page_text(size: Size) -> str:
         write_text(PICTURES / "checkpoints.svg", differences(rows).standalone_svg())
     all_of = {"all": cells, "all whose held-out error rose by a tenth": rose}
     return "\n".join([
-        summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
+        summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", rule_text(
             {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
         *difference_table("data set", tasks)])
 

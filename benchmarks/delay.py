@@ -195,11 +195,11 @@ def page_text(size: Size) -> str:
         success = intervals(won)
         write_figure(size, name, success)
         options = "".join(f", {k}={v:g}" for k, v in task.options)
+        in_time, latest = percent(success[REFERENCE][0]), percent(success[REFERENCE][-1])
         lines.append(
-            f"- {name}{options}: {len(finished_seeds(size, name))} training seeds, "
-            f"{min(size.episodes, task.most_episodes)} starts each. {REFERENCE} succeeds in "
-            f"{percent(success[REFERENCE][0])} % without delay, and in {percent(success[REFERENCE][-1])} % at delay "
-            f"{late[-1]} ([figure](images/delay-{name}.svg)).")
+            f"- {name}{options} ({len(finished_seeds(size, name))} training seeds, "
+            f"{min(size.episodes, task.most_episodes)} starts each): {REFERENCE} succeeds in {in_time} %, "
+            f"and in {latest} % at delay {late[-1]} ([figure](images/delay-{name}.svg)).")
         if name in TABLE:
             columns += [f"{name}, no delay", f"{name}, delays {late[0]} to {late[-1]}"]
             compared.append(differences(won, size.delays))

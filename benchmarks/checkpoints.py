@@ -282,7 +282,7 @@ def rule_text(groups: Mapping[str, Sequence[Mapping]]) -> str:
     """What the rule says of the kinds of head."""
     def says(choice: str) -> str:
         better = [kind for kind, some in groups.items() if is_better(some, choice)]
-        return f"`RUN/best` for {', '.join(better)}, and otherwise `RUN/last`" if better else "`RUN/last` for every kind"
+        return f"`RUN/best` for {', '.join(better)}, otherwise `RUN/last`" if better else "`RUN/last` for every kind"
     return f"By the rule, `RUN` means {says('least error')}. With rollouts it means {says('rollouts')}."
 
 

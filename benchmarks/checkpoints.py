@@ -35,7 +35,7 @@ act shorter, for their time alone.
 
 The cells, one for each data set, seed and method, are kept in results/checkpoints/. --half 0 and --half 1 divide them
 between two processes. --budget 60m starts no cell later. --tiny shows only that everything runs. --page writes the
-tables of docs/tables/checkpoints.md and the figure of docs/checkpoints.md from the cells that there are.
+table and the figure of docs/checkpoints.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -297,13 +297,12 @@ def summary(size: Size, cells: Sequence[Mapping]) -> str:
 
 
 def page_text(size: Size) -> str:
-    """The tables of the documentation. The figure has the methods one by one."""
+    """The table of the documentation. The figure has the methods one by one."""
     cells = cells_of(size)
     if len(cells) < 2:  # an interval needs two
         return ""
     kinds = {kind: [c for c in cells if c["method"] in of] for kind, of in KINDS.items()}
     methods = {name: [c for c in cells if c["method"] == name] for name in METHODS}
-    tasks = {task: [c for c in cells if c["task"] == task] for task in TASKS}
     rose = [c for c in cells if c["curve"][-1][1] > 1.1 * min(error for _, error, _ in c["curve"])]
     rows = [(f"{name}: {choice}", d.estimate, d.low, d.high, d.low > 0 or d.high < 0)
             for choice in ("least error", "rollouts") for name, some in methods.items() if len(some) > 1
@@ -313,8 +312,7 @@ def page_text(size: Size) -> str:
     all_of = {"all": cells, "all whose held-out error rose by a tenth": rose}
     return "\n".join([
         summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", rule_text(
-            {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
-        *difference_table("data set", tasks)])
+            {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells})])
 
 
 def main() -> None:
@@ -323,7 +321,7 @@ def main() -> None:
     if not o.page:
         run(size, o.tasks or list(TASKS), o.half, o.until)
     if o.page or o.tiny:
-        measure.publish("checkpoints", page_text(size), "tables/checkpoints.md", o.tiny)
+        measure.publish("checkpoints", page_text(size), "checkpoints.md", o.tiny)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ LONG_FILES = {
     "benchmarks/defects.py": 670,
     "benchmarks/heads.py": 700,
     "benchmarks/published.py": 630,
-    "benchmarks/serving.py": 520,
     "src/understudy/audit/action_motion.py": 640,
     "src/understudy/audit/checks.py": 710,
     "src/understudy/audit/file_checks.py": 510,

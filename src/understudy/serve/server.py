@@ -2,6 +2,12 @@
 
 The first message to a client is the metadata. Each request is then answered by one reply with `actions` and
 `server_timing`, or by a text with an error, after which the connection is closed.
+
+Options of a request are under its key `understudy`: `id` (a number that the reply repeats); `reset`, `seed` and
+`episode` (start an episode, and its randomness); `executed` and `delay` (actions executed since the last reply, and
+those until this reply is used); `deadline` (seconds until the reply is due, if less than the server's); `mode` ("chunk"
+or "action"); and `op` ("hello" compares `schema`, "plan" plans explicit windows, "start" and "act" keep the rows of a
+rollout on the server).
 """
 
 from __future__ import annotations

@@ -124,25 +124,22 @@ def page(drawn: list[str]) -> str:
 
 <!-- made by docs/takeover_session.py: run it instead of editing this page -->
 
-A person watches a policy in the toy `fork`, takes over, gives back, holds it, and says what is to be learned.
-[Take over](take-over.md) explains the command and its keys, [Practise alone](practise.md) what a policy learns without
-a person, and [Improving a policy](improving.md) which of them you want.
+This page shows a session in which a person watches a policy in the toy `fork` and corrects it.
+[Take over](take-over.md) explains the command and its keys.
 
 <!-- not run: needs a person at a terminal -->
 ```console
 $ {command}
 ```
 
-Each screen of the picture is the one at which the person pressed the key below it. The orange square is the agent, the
-gray block the obstacle, and the goals are green. In screens 5 to 9 the agent is beyond its left
-edge. `asciinema play` plays [the recording](casts/takeover.cast).
+Each screen is the one at which the person pressed the key below it. The orange square is the agent, the gray block the
+obstacle, and the goals are green. `asciinema play` plays [the recording](casts/takeover.cast).
 
 ![The twelve screens of the session, in their order](images/takeover-session.svg)
 
 {steps}
 
-In the end the command trains the policy and compares it. It prints this, a [table](take-over.md#an-example) of the
-rounds, and the commands that you may want next:
+In the end the command trains the policy and compares it:
 
 ```text
 {text}

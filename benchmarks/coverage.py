@@ -437,8 +437,8 @@ def candidates(results: dict) -> list[str]:
 
 
 TABLES = {"rates over seeds": rates, "differences over seeds": differences, "power over seeds": power,
-          "scores over seeds": scores, "differences of scores over seeds": score_differences}
-COMPARED = {"candidates": candidates}  # printed, and on no page
+          "scores over seeds": scores}
+ONLY_PRINTED = {"differences of scores over seeds": score_differences, "candidates": candidates}
 
 
 def page(results: dict) -> None:
@@ -456,7 +456,7 @@ def main() -> None:
     results = json.loads(FILE.read_text()) if FILE.exists() and not quick and "--again" not in sys.argv else {}
     if "--page" not in sys.argv:
         results = run(0.1 if quick else 1.0, results)
-    for title, table in {**TABLES, **COMPARED}.items():
+    for title, table in {**TABLES, **ONLY_PRINTED}.items():
         print(f"\n{title}", *table(results), sep="\n")
     for cell, method, *values in (*flat(results["stated rates"]), *flat(results["stated differences"])):
         print(f"{Cell(*cell)} {method}: coverage {values[0]:.3f}, excludes 0 {values[2]:.3f}")

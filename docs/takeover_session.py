@@ -116,9 +116,8 @@ def page(drawn: list[str]) -> str:
     steps = "\n".join(f"{i}. {f'`{key}`' if len(key) == 1 else key}: {action}"
                       for i, (_, _, key, action) in enumerate(moments(drawn), 1))
     result = lines("round 1 of 1" + drawn[-1].partition("round 1 of 1")[2]).partition("\n\nnext:")[0]
-    round_lines, _, verdict = result.split("\n\n")  # between them a table that is wider than the page
-    printed = [*round_lines.splitlines(), "", verdict.replace("\n", " ")]
-    text = "\n".join(textwrap.fill(line, 80) for line in printed)
+    round_lines = result.split("\n\n")[0]  # a table that is wider than the page and the comparison follow
+    text = "\n".join(textwrap.fill(line, 80) for line in round_lines.splitlines())
     command = re.sub(r" (--supervisor|--rounds)", r" \\\n    \1", IMPROVE)
     return f"""# A takeover at the keyboard
 
@@ -139,7 +138,7 @@ obstacle, and the goals are green. `asciinema play` plays [the recording](casts/
 
 {steps}
 
-In the end the command trains the policy and compares it:
+In the end the command trains the policy, compares it, and says what it did in each round:
 
 ```text
 {text}

@@ -414,7 +414,7 @@ def power(results: dict) -> list[str]:
     lines = ["| training seeds | seed spread | " + " | ".join(f"{p:g} against {q:g}" for p, q in rate_pairs) + " |",
              "|--:|--:|" + "--:|" * len(rate_pairs)]
     at = {r[0]: r[4] for r in rows_of(results) if r[1] == ADOPTED}
-    for n, s in product(SEEDS, (0.3, 1.0)):
+    for n, s in product((3, 5, 10), (0.3, 1.0)):
         each = [f"{at[cell]:.2f}" for p, q in rate_pairs if (cell := Cell(n, 100, s, p, q)) in at]
         lines.append(f"| {n} | {s:g} | {' | '.join(each)} |")
     return lines

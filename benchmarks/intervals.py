@@ -324,9 +324,6 @@ TESTS = {
     "`SequentialDifferenceTest`, always looking": ("at most 5 %", verdicts_of_two),
     "McNemar, always looking": ("none", naive_of_two),
 }
-ONLY_MEASURED = {"Newcombe, paired", "Newcombe, unpaired", "mean: BCa", "mean: percentile", "15 pairs, Bonferroni",
-                 "over tasks, 50 runs", "profile, 50 runs"}
-"""On no page: what understudy does not use, and numbers of runs that are rare."""
 SIMULATED = {name for name, (_, run, *_) in {**INTERVALS, **TESTS}.items() if "rng" in run.__code__.co_varnames[:1]}
 
 
@@ -365,7 +362,7 @@ def page(results: dict) -> None:
     text = PAGE.read_text(encoding="utf-8")
     for title, names, worst in (("intervals", INTERVALS, "lowest"), ("tests", TESTS, "highest")):
         rows = [f"| | promise | mean | {worst} |", "|---|---|--:|--:|"]
-        rows += [_row(results[n]) for n in names if n in results and n not in ONLY_MEASURED]
+        rows += [_row(results[n]) for n in names if n in results]
         begin, end = f"<!-- {title}: made by benchmarks/intervals.py -->", f"<!-- end of {title} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = "\n".join([before + begin, "", *rows, "", end + after])

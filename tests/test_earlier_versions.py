@@ -1,26 +1,29 @@
-"""Data of version 0.2 are read, its runs are refused, and what has moved since then is found."""
+"""Files of earlier versions: data since 0.2 and runs since 0.3 are read, and earlier runs are refused."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
 from fixtures.recordings import holds
 from fixtures.runs import made_up, plain
 from fixtures.version_0_2.write import CALIBRATION, LIMITS, STEPS
+from fixtures.version_0_3.write import outputs, train_run
 from folders import TESTS
 
-import understudy
-from understudy import config
+from understudy import __version__, config
 from understudy.cli import main
 from understudy.core import ConfigError, UserError
 from understudy.data.formats import open_dataset
 from understudy.heads.likelihood.regression import Regression
-from understudy.learn.method import load_actor, load_policy
+from understudy.learn.method import Method, load_actor, load_policy
 from understudy.learn.train import train
 from understudy.learn.training_curves import TrainingCurves
 from understudy.robots.calibration import read_calibration
 from understudy.robots.registry import read_limits
 
+FILES = TESTS / "fixtures" / "version_0_3"
+METHODS = json.loads((FILES / "methods.json").read_text())
 OLD, NOW = "understudy.old:Mean", f"{Regression.__module__}:Regression"
 
 
@@ -28,10 +31,10 @@ def run(out, **options):
     train(plain(), made_up(), out, device="cpu", progress=False, **options)
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A copy of the files of version 0.2."""
-    return shutil.copytree(TESTS / "fixtures" / "version_0_2", tmp_path / "files")
+@pytest.fixture(params=["version_0_2", "version_0_3"])
+def files(tmp_path, request):
+    """A copy of the files of an earlier version."""
+    return shutil.copytree(TESTS / "fixtures" / request.param, tmp_path / "files")
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -53,32 +56,31 @@ def test_a_view_is_read(files):
 
 def test_a_calibration_and_limits_are_read(files):
     assert read_calibration(files / "calibration.json", {"joint": 1}) == CALIBRATION
-    assert all(read_limits(files / name) == LIMITS for name in ("limits.json", "limits_old_path.json"))
+    assert all(read_limits(file) == LIMITS for file in files.glob("limits*.json"))
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def old_run(tmp_path, monkeypatch):
-    """A run of version 0.2, read by version 0.3."""
+def old_run(tmp_path):
+    """A run of version 0.2."""
     run(tmp_path / "run", command="understudy train bc demos --out run")
     for file in tmp_path.glob("run/checkpoints/*/provenance.json"):
         document = json.loads(file.read_text())
         file.write_text(json.dumps({**document, "versions": {**document["versions"], "understudy": "0.2.0"}}))
-    monkeypatch.setattr(understudy, "__version__", "0.3.0")
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("command", [
     "eval RUN fork", "diagnose RUN --env fork", "plot RUN", "export RUN --out a.onnx", "serve RUN",
     "improve RUN --env fork --with dagger --out b", "train bc demos --from RUN --out c"])
-def test_a_run_is_refused_with_what_to_do(old_run, files, command, capsys):
-    words = {"RUN": str(old_run), "demos": str(files / "whole")}
+def test_a_run_is_refused_with_what_to_do(old_run, command, capsys):
+    words = {"RUN": str(old_run), "demos": str(FILES / "whole")}
     assert main([words.get(word, word) for word in command.split()]) == 2
     *_, problem, hint = capsys.readouterr().err.strip().split("\n")
-    assert problem == (f"understudy: {old_run}: understudy 0.2.0 wrote this run, and understudy 0.3.0 loads none from "
-                       "before version 0.3")
+    assert problem == (f"understudy: {old_run}: understudy 0.2.0 wrote this run, and understudy {__version__} loads "
+                       "none from before version 0.3")
     assert hint == ("  -> train it again, into another folder; its data can be used as they are: understudy train bc "
                     "demos --out run")
 
@@ -95,6 +97,20 @@ def test_runs_since_then_are_loaded(old_run, version):
     for file in old_run.glob("checkpoints/*/provenance.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "versions": {"understudy": version}}))
     assert load_policy(old_run) is not None
+
+
+def test_a_run_of_version_0_3_acts_and_is_continued(tmp_path):
+    folder = shutil.copytree(FILES / "run", tmp_path / "run")
+    stored, now = json.loads((FILES / "outputs.json").read_text()), outputs(folder)
+    assert all(np.allclose(now[key], stored[key], atol=1e-5) for key in ("losses", "actions"))
+    for out in (folder, tmp_path / "new"):
+        train_run(out, steps=9)
+    assert np.allclose(outputs(folder)["losses"], outputs(tmp_path / "new")["losses"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_of_version_0_3_is_read(name):
+    assert isinstance(config.load(METHODS[name]), Method)
 
 
 # -- entries ----------------------------------------------------------------------------------------------------------

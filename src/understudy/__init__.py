@@ -2,7 +2,7 @@
 
 from .lazy_exports import lazy_exports
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # No name that a subpackage has (evaluate): Python would give the one or the other, depending on what was imported.
 __getattr__, __dir__, __all__ = lazy_exports(__name__, {
     "Batch": "core", "Feature": "core", "UserError": "core",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
 import re
@@ -11,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
@@ -84,13 +83,10 @@ class OptionTable:
 
 def option_texts(options: Any) -> dict[str, str]:
     """The text of each option, which stands below it in the source, in one line."""
-    texts: dict[str, str] = {}
-    for cls in reversed(options.__mro__[:-1]):
-        texts |= {ast.unparse(option.target): " ".join(ast.literal_eval(text.value).split())
-                  for definition in ast.parse(inspect.getsource(cls)).body if isinstance(definition, ast.ClassDef)
-                  for option, text in pairwise(definition.body)
-                  if isinstance(option, ast.AnnAssign) and isinstance(text, ast.Expr)}
-    return texts
+    from docstring_parser import parse_from_object
+
+    return {option.arg_name: " ".join((option.description or "").split())
+            for cls in reversed(options.__mro__[:-1]) for option in parse_from_object(cls).params}
 
 
 def options_for_help(options: Any) -> type:

@@ -20,36 +20,19 @@ A named method is a policy, an executor that runs it, and a learner that trains 
 family. [Which method](which-method.md) leads from your data to one of them, and `understudy choose DATA`
 [tries several](choosing.md).
 
-`understudy methods offline-rl` lists the methods of a family, `understudy methods NAME` prints the parts of a method,
-and `understudy train NAME --help` lists every field with its default. Some have other
-[names in other libraries](other-libraries.md).
+`understudy methods offline-rl` lists the methods of a family with what they cost on one processor core,
+`understudy methods NAME` describes a method, and `understudy train NAME --help` lists every field with its default.
+Some methods have other [names in other libraries](other-libraries.md).
+
+Every method can be run with another [executor](execution.md#the-schemes). To add a method, write
+[a function that returns a `Method`](own-method.md).
 
 ## All methods
 
 {families}
-
-## Costs
-
-The pages of the families give the costs of each method: {cost_note}.
-`python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so differences of a
-third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
-[On a GPU](benchmarks.md#on-a-gpu) shows which are faster there.
-
-## Execution schemes
-
-`--executor NAME` of `train`, `eval`, `compare`, `robustness`, `export`, `act` and `serve` replaces the executor of a
-method, and `--executor module:Class` takes an executor of your own. A scheme is refused if the policy lacks what it
-needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own, which cannot be replaced.
-See [Execution](execution.md).
-
-{schemes}
-
-## Your own method
-
-[A method of your own](own-method.md) is a function that returns a `Method`.
 """
 
-USUAL_PARTS, USUAL_NEED = ("TokenEncoder", "RecedingHorizon", "BehaviorCloning"), "actions that are numbers"
+USUAL_NEED = "actions that are numbers"
 
 FAMILY = """# {title}
 
@@ -57,19 +40,11 @@ FAMILY = """# {title}
 
 {opening}
 
-## Methods and their costs
+## Methods
 
-Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
-are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are of one processor core.
-
-If a section names no encoder, executor or learner, these are `TokenEncoder`, `RecedingHorizon` and `BehaviorCloning`.
-If it names no needs, the method needs actions that are numbers.
-
-??? note "Costs of each method"
-
-    | method | weights | training | a plan |
-    |---|--:|--:|--:|
-{costs}
+`understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
+how it differs from its paper. Methods need actions that are numbers, unless their section says otherwise. What a method
+*trains first* is a stage of the same run.
 
 {methods}
 """
@@ -102,10 +77,8 @@ With `--json`, a command prints one JSON document on standard output and nothing
 
 
 def methods() -> str:
-    from understudy.commands.methods import COST_NOTE
-
     families = "\n\n".join(_family_entry(family, described) for family, described in by_family().items())
-    return METHODS.format(made=MADE, families=families, cost_note=COST_NOTE, schemes=schemes())
+    return METHODS.format(made=MADE, families=families)
 
 
 def family_pages() -> dict[str, str]:
@@ -150,12 +123,11 @@ def _method_link(name: str) -> str:
 
 
 def _family_page(family: str, described: list[dict]) -> str:
-    from understudy.commands.methods import cost_texts
     from understudy.methods import find_method
 
-    costs = "\n".join(f"    | [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
-    return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family],
-                         costs=costs, methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+    return FAMILY.format(made=MADE, title=_family_title(family)[0], name=family.replace("_", "-"),
+                         opening=family_openings.OPENINGS[family],
+                         methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
 
 
 def _from_folder(text: str) -> str:
@@ -163,31 +135,21 @@ def _from_folder(text: str) -> str:
     return re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", text)
 
 
-def schemes() -> str:
-    from understudy.execute.schemes import EXECUTION_SCHEMES
-
-    rows = [f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items()]
-    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|", *rows])
-
-
-def _method(f, method) -> str:
-    policy, window = method.policy, method.policy.window
-    parts = [policy.head, policy.trunk, policy.encoder, method.executor, method.learner, *method.inference,
-             *filter(None, (method.collection, method.wrapper))]
-    names = [f"`{name}`" for name in map(_name, parts) if name not in USUAL_PARTS]
-    window = (f"reads {window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, predicts {window.horizon} "
-              f"action{'s' * (window.horizon > 1)}")
-    stages = ", ".join(f"{stage.name} (`{_name(stage.method.learner)}`)" for stage in method.stages)
-    paper = f["paper"] + (f" (system {', '.join(f['rows'])})" if f["rows"] else "")
-    details = {"Needs": "" if f["needs"] == [USUAL_NEED] else "; ".join(f["needs"]) or "any actions",
-               "Parts": ", ".join(names) + f"; {window}", "Stages before": stages, "Paper": paper}
+def _method(f: dict, method) -> str:
+    needs = [need for need in f["needs"] if need != USUAL_NEED]
+    details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages),
+               "Paper": _paper(f["paper"])}
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",
-                      *(f"- *{name}:* {text}" for name, text in details.items() if text)])
+                      "<br>\n".join(f"*{name}:* {text}" for name, text in details.items() if text)])
 
 
-def _name(part) -> str:
-    """The name of a class of parts or of a function."""
-    return part.__name__ if inspect.isfunction(part) else type(part).__name__
+def _paper(text: str) -> str:
+    """The first paper of a method with a link, without what differs from it."""
+    first = text.split("; ")[0]
+    if found := re.match(r"(.+?), arXiv ([\d.]+\d)", first):
+        name, number = found.groups()
+        return f"[{name}{')' * (name.count('(') - name.count(')'))}](https://arxiv.org/abs/{number})"
+    return ", ".join(first.split(", ")[:2])
 
 
 def command_line() -> str:

@@ -17,13 +17,11 @@ $ understudy eval runs/bc fork --episodes 50
 This checkpoint succeeds in 27 of 50 in fork. 54.0%, 95% interval 39.3% to
 68.2%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 $ understudy eval runs/gmm fork --episodes 50
 This checkpoint succeeds in 50 of 50 in fork. 100.0%, 95% interval 92.9% to
 100.0%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
@@ -41,7 +39,6 @@ $ understudy eval runs/flow fork --episodes 50
 This checkpoint succeeds in 32 of 50 in fork. 64.0%, 95% interval 49.2% to
 77.1%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
@@ -74,7 +71,6 @@ $ understudy eval runs/knn fork --episodes 50
 This checkpoint succeeds in 50 of 50 in fork. 100.0%, 95% interval 92.9% to
 100.0%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
@@ -129,7 +125,6 @@ $ understudy eval runs/iql fork --episodes 50
 This checkpoint succeeds in 22 of 50 in fork. 44.0%, 95% interval 30.0% to
 58.7%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 

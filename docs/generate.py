@@ -32,7 +32,7 @@ Every method can be run with another [executor](execution.md#the-schemes). To ad
 {families}
 """
 
-USUAL_NEED = "actions that are numbers"
+NUMBERS, CLASSES_TOO = "actions that are numbers", "actions that are numbers or classes"
 
 FAMILY = """# {title}
 
@@ -43,8 +43,9 @@ FAMILY = """# {title}
 ## Methods
 
 `understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
-how it differs from its paper. Methods need actions that are numbers, unless their section says otherwise. What a method
-*trains first* is a stage of the same run.
+how it differs from its paper. What a method *trains first* is a stage of the same run.
+
+{needs}
 
 {methods}
 """
@@ -125,9 +126,34 @@ def _method_link(name: str) -> str:
 def _family_page(family: str, described: list[dict]) -> str:
     from understudy.methods import find_method
 
+    shared = _shared_needs(described)
+    methods = "\n\n".join(_method(d, find_method(d["name"]), {NUMBERS, CLASSES_TOO, *shared}) for d in described)
     return FAMILY.format(made=MADE, title=_family_title(family)[0], name=family.replace("_", "-"),
-                         opening=family_openings.OPENINGS[family],
-                         methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+                         opening=family_openings.OPENINGS[family], needs=_needs(described, shared), methods=methods)
+
+
+def _shared_needs(described: list[dict]) -> dict[str, list[str]]:
+    """What most methods of a family need besides actions, and the names of those that do not."""
+    without = {need: [d["name"] for d in described if need not in d["needs"]]
+               for need in dict.fromkeys(need for d in described for need in d["needs"])}
+    return {need: names for need, names in without.items()
+            if len(described) > 5 and 3 * len(names) <= len(described) and need not in (NUMBERS, CLASSES_TOO)}
+
+
+def _needs(described: list[dict], shared: dict[str, list[str]]) -> str:
+    """What the methods of a family need, as far as their sections do not say it."""
+    with_classes = [d["name"] for d in described if CLASSES_TOO in d["needs"]]
+    lines = ["Methods need actions that are numbers, unless their section says otherwise."]
+    if with_classes:
+        lines[0] += f" Actions may be classes, too, for {_names(with_classes)}."
+    lines += [f"*Needs of all methods{f' but {_names(names)}' if names else ''}:* {need}"
+              for need, names in shared.items()]
+    return "<br>\n".join(lines)
+
+
+def _names(names: list[str]) -> str:
+    *most, last = (f"`{name}`" for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _from_folder(text: str) -> str:
@@ -135,8 +161,9 @@ def _from_folder(text: str) -> str:
     return re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", text)
 
 
-def _method(f: dict, method) -> str:
-    needs = [need for need in f["needs"] if need != USUAL_NEED]
+def _method(f: dict, method, said: set[str]) -> str:
+    """The section of a method, without the needs that are said above all sections."""
+    needs = [need for need in f["needs"] if need not in said]
     details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages),
                "Paper": _paper(f["paper"])}
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",

@@ -32,7 +32,8 @@ next seed, so that a run can be stopped at any time: what was finished is kept, 
 uses the seeds with which all heads ran, or else what there is of the first seed. A seed takes some 70 minutes of a
 core; --budget 8m stops at the first cell that begins later, and --seeds 3 runs the first three seeds only. --tiny takes
 minutes, keeps its cells in results/heads-tiny/, and shows only that everything runs. --page writes the tables of
-docs/heads.md and the figures from the cells that there are. Latencies are those of head_speed.py.
+docs/heads.md and the figures from the cells that there are, and prints all tables, also those that the page leaves out.
+Latencies are those of head_speed.py.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ from understudy.policy import Policy, PolicyConfig  # noqa: E402
 
 PICTURES = measure.HERE.parent / "docs" / "images"
 REFERENCE = "ddpm-100"
+DRAWN = ("fork", "particle")  # on pick-place nearly all heads succeed
 MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the reference, and 20 times as fast
 OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
 BATCH = 256
@@ -441,6 +443,20 @@ def letters_of_policies(won: Mapping[str, list[list[int]]], level: float = 0.95)
     return compact_letter_display(is_different, best_first), int(is_different.sum()) // 2
 
 
+def page_table(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
+    """Success of each head on each task and its speed, best mean first."""
+    tasks, heads = list(compared_on), variants(size)
+    of = {task: dict(zip(c.names, c.estimates, strict=True)) for task, c in compared_on.items()}
+    of_head = {h: [of[t][h].estimate for t in tasks if h in of[t]] for h in heads}
+    rows = []
+    for head in sorted(filter(of_head.get, heads), key=lambda h: -sum(of_head[h]) / len(of_head[h])):
+        cells = [measure.percent(e.low, e.estimate, e.high) if (e := of[t].get(head)) else "not run" for t in tasks]
+        speed = f"{fast[head]['one chunk']['ratio']['estimate']:.3g}×" if head in fast else ""
+        rows.append(f"| {head} | " + " | ".join(cells) + f" | {heads[head].n_evaluations} | {speed} |")
+    return ["| head | " + " | ".join(tasks) + " | evaluations of the network | faster than DDPM-100 |",
+            "|---|" + "--:|" * len(tasks) + "---|--:|", *rows]
+
+
 def success_table(compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
     """Success of each head on each task, best mean first, with the letters of the heads that cannot be told apart."""
     tasks = list(compared_on)
@@ -535,19 +551,38 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     outcomes_of = {task: of for task in TASKS if (of := outcomes(size, task))}
+    fast, parts = speeds(), [" ".join(seeds_said(size, outcomes_of)), ""]
+    if outcomes_of:
+        compared_on = {task: compared(task, won) for task, won in outcomes_of.items()}
+        parts += ["### Success and speed", "", "Percent of successful episodes, with the 95% interval over training "
+                  "seeds and starts, and how many times as fast as DDPM-100 a head makes a chunk.", "",
+                  *measure.folded(page_table(size, compared_on, fast), "heads"), ""]
+        if fast:
+            parts += ["Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% "
+                      "intervals.", "",
+                      *pictures(size, {t: c for t, c in compared_on.items() if t in DRAWN}, fast)]
+    if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
+        parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
+    if size == TINY:
+        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
+                        "The policies are barely trained.**\n")
+    return "\n".join(parts).rstrip()
+
+
+def all_tables(size: Size) -> str:
+    """The tables of the documentation in detail, and those that it leaves out."""
+    outcomes_of = {task: of for task in TASKS if (of := outcomes(size, task))}
     more = {task: of for task in MORE if (of := outcomes(size, task))}
     fast, parts = speeds(), [state_of(size, outcomes_of)]
     if outcomes_of:
         compared_on = {task: compared(task, won) for task, won in outcomes_of.items()}
         parts += ["### Success", "", *success_text(size, compared_on, outcomes_of)]
-        if fast:
-            parts += ["### Success against latency", "", "Dashed: 20 times as fast as DDPM-100, and 5 points below its "
-                      "success. Vertical lines are 95% intervals.", "", *pictures(size, compared_on, fast)]
     if more:
         parts += ["### Success on more tasks", "", " ".join(seeds_said(size, more)), "",
                   *success_text(size, {task: compared(task, won) for task, won in more.items()}, more)]
     if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
-        parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
+        parts += ["### How many training seeds the rest of ten heads would take", "",
+                  *(f"- {task}: {seeds_text(of)}" for task, of in apart.items()), ""]
     if fast:
         parts += ["### Speed", "", *measure.folded(speed_table(size, fast), "heads"), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
@@ -565,9 +600,6 @@ def page_text(size: Size) -> str:
         parts += ["### The aim, judged again", "", "Two of the heads that this table leaves open, with "
                   f"{len(finished_seeds(AGAIN, next(iter(again))))} training seeds that had no part in choosing them, "
                   f"and {AGAIN.starts} starts on each task.", "", *aim_table(AGAIN, again, fast)]
-    if size == TINY:
-        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
-                        "The policies are barely trained.**\n")
     return "\n".join(parts).rstrip()
 
 
@@ -646,10 +678,19 @@ def apart_text(won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
              f"{TOLD_APART.batch_size} windows, and "
              + ", ".join(f"{n} training seeds on {task}" for task, n in n_seeds.items())
              + ". Neither the heads nor their settings were chosen with these seeds.", "",
-             *success_table(compared_on, won), ""]
-    for task, c in compared_on.items():
-        parts.append(f"- {task}: {c.verdict_parts()[1]} {seeds_text(won[task])}")
-    return [*parts, "", seeds_caveat(min(n_seeds.values()))]
+             "Heads that share a letter cannot be told apart on this task (all pairs, Holm).", "",
+             *apart_table(compared_on), ""]
+    return [*parts, seeds_caveat(min(n_seeds.values()))]
+
+
+def apart_table(compared_on: Mapping[str, Comparison]) -> list[str]:
+    """Success of each head on each task, with the letters of the heads that training seeds cannot tell apart."""
+    of = {task: dict(zip(c.names, zip(c.estimates, c.letters, strict=True), strict=True))
+          for task, c in compared_on.items()}
+    names = sorted(next(iter(of.values())), key=lambda h: -sum(cells[h][0].estimate for cells in of.values()))
+    rows = [f"| {h} | " + " | ".join(f"{measure.percent(e.low, e.estimate, e.high)} | {letters}"
+                                     for e, letters in (cells[h] for cells in of.values())) + " |" for h in names]
+    return ["| head | " + " | ".join(f"{task} | letters" for task in of) + " |", "|---|" + "--:|---|" * len(of), *rows]
 
 
 def seeds_text(won: Mapping[str, list[list[int]]]) -> str:
@@ -690,7 +731,7 @@ def main() -> None:
         print("finished" if finished else "stopped: run again to continue", file=sys.stderr)
     if (o.page or o.tiny) and (text := page_text(size)):
         measure.insert("heads", text, "heads.md")
-        print(text)
+        print(text, all_tables(size), sep="\n\n")
 
 
 if __name__ == "__main__":

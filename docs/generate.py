@@ -43,7 +43,7 @@ FAMILY = """# {title}
 ## Methods
 
 `understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
-how it differs from its paper. What a method *trains first* is a stage of the same run.
+how it differs from the paper that its section ends with. What a method *trains first* is a stage of the same run.
 
 {needs}
 
@@ -114,7 +114,7 @@ def _family_title(family: str) -> tuple[str, str]:
 def _family_entry(family: str, described: list[dict]) -> str:
     """Links to a family and its methods. The anchors are those that the methods had on this page before."""
     title, summary = _family_title(family)
-    links = ", ".join(f'<a id="{d["name"]}"></a>{_method_link(d["name"])}' for d in described)
+    links = ", ".join(f"{_method_link(d['name'])}{{#{d['name']}}}" for d in described)
     return f"**[{title}]({_family_file(family)})**: they {summary}.\n\n{links}\n{{.names}}"
 
 
@@ -164,10 +164,10 @@ def _from_folder(text: str) -> str:
 def _method(f: dict, method, said: set[str]) -> str:
     """The section of a method, without the needs that are said above all sections."""
     needs = [need for need in f["needs"] if need not in said]
-    details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages),
-               "Paper": _paper(f["paper"])}
+    details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages)}
+    lines = [*(f"*{name}:* {text}" for name, text in details.items() if text), _paper(f["paper"])]
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",
-                      "<br>\n".join(f"*{name}:* {text}" for name, text in details.items() if text)])
+                      "<br>\n".join(lines)])
 
 
 def _paper(text: str) -> str:

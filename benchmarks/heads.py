@@ -445,16 +445,16 @@ def letters_of_policies(won: Mapping[str, list[list[int]]], level: float = 0.95)
 
 def page_table(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
     """Success of each head on each task and its speed, best mean first."""
-    tasks, heads = list(compared_on), variants(size)
+    tasks = list(compared_on)
     of = {task: dict(zip(c.names, c.estimates, strict=True)) for task, c in compared_on.items()}
-    of_head = {h: [of[t][h].estimate for t in tasks if h in of[t]] for h in heads}
+    of_head = {h: [of[t][h].estimate for t in tasks if h in of[t]] for h in variants(size)}
     rows = []
-    for head in sorted(filter(of_head.get, heads), key=lambda h: -sum(of_head[h]) / len(of_head[h])):
+    for head in sorted(filter(of_head.get, of_head), key=lambda h: -sum(of_head[h]) / len(of_head[h])):
         cells = [measure.percent(e.low, e.estimate, e.high) if (e := of[t].get(head)) else "not run" for t in tasks]
         speed = f"{fast[head]['one chunk']['ratio']['estimate']:.3g}×" if head in fast else ""
-        rows.append(f"| {head} | " + " | ".join(cells) + f" | {heads[head].n_evaluations} | {speed} |")
-    return ["| head | " + " | ".join(tasks) + " | evaluations of the network | faster than DDPM-100 |",
-            "|---|" + "--:|" * len(tasks) + "---|--:|", *rows]
+        rows.append(f"| {head} | " + " | ".join(cells) + f" | {speed} |")
+    return ["| head | " + " | ".join(tasks) + " | faster than DDPM-100 |",
+            "|---|" + "--:|" * (len(tasks) + 1), *rows]
 
 
 def success_table(compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:

@@ -33,6 +33,13 @@ Every method can be run with another [executor](execution.md#the-schemes). To ad
 """
 
 NUMBERS, CLASSES_TOO = "actions that are numbers", "actions that are numbers or classes"
+ENDED = "which steps ended an episode (next.terminated)"
+SHORT_NEEDS = {
+    ENDED: "`next.terminated`",
+    f"rewards, and {ENDED}": "rewards and `next.terminated`",
+    "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN":
+        "numbers or classes as actions of some episodes",
+    "practice with actions, of any quality, besides the demonstrations (--prior)": "practice with actions (`--prior`)"}
 
 FAMILY = """# {title}
 
@@ -43,7 +50,7 @@ FAMILY = """# {title}
 ## Methods
 
 `understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
-how it differs from the paper that its section ends with. What a method *trains first* is a stage of the same run.
+how it differs from the paper that its section ends with.
 
 {needs}
 
@@ -146,7 +153,9 @@ def _needs(described: list[dict], shared: dict[str, list[str]]) -> str:
     lines = ["Methods need actions that are numbers, unless their section says otherwise."]
     if with_classes:
         lines[0] += f" Actions may be classes, too, for {_names(with_classes)}."
-    lines += [f"*Needs of all methods{f' but {_names(names)}' if names else ''}:* {need}"
+    if any("next.terminated" in need for d in described for need in d["needs"]):
+        lines[0] += " `next.terminated` is a column that tells which steps ended an episode."
+    lines += [f"*Needs of all methods{f' but {_names(names)}' if names else ''}:* {SHORT_NEEDS.get(need, need)}"
               for need, names in shared.items()]
     return "<br>\n".join(lines)
 
@@ -163,7 +172,7 @@ def _from_folder(text: str) -> str:
 
 def _method(f: dict, method, said: set[str]) -> str:
     """The section of a method, without the needs that are said above all sections."""
-    needs = [need for need in f["needs"] if need not in said]
+    needs = [SHORT_NEEDS.get(need, need) for need in f["needs"] if need not in said]
     details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages)}
     lines = [*(f"*{name}:* {text}" for name, text in details.items() if text), _paper(f["paper"])]
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",

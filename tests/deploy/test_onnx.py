@@ -168,7 +168,7 @@ def test_every_head_is_tried():
 
 def test_the_guide_names_what_is_exported_and_what_is_refused():
     section = (REPOSITORY / "docs/heads.md").read_text().split("## ONNX files")[1].split("\n## ")[0]
-    refused = re.findall(r"^- `(\w+)` [^:]+: ([^:]+)\.$", section, re.MULTILINE)
+    refused = re.findall(r"^- `(\w+)` [^:\n]+: ([^:\n]+)\.$", section, re.MULTILINE)
     assert sorted(refused) == sorted((type(head).__name__, reason) for head, reason in REFUSED.items())
 
 

@@ -50,7 +50,7 @@ FAMILY = """# {title}
 ## Methods
 
 `understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
-how it differs from the paper that its section ends with.
+how it differs from its paper.
 
 {needs}
 

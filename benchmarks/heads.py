@@ -116,7 +116,6 @@ DRAWN = ("fork", "particle")  # on pick-place nearly all heads succeed
 MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the reference, and 20 times as fast
 OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
 BATCH = 256
-CELL_SECONDS = 90  # CPU seconds that a cell may take
 SEARCHES = "1, and a search for each number"
 # The updates of heads that would otherwise take longer, measured on one core before any run.
 FEWER = {"reflow-1": 2400, "reflow-sample-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1": 3300,

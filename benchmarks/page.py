@@ -18,21 +18,20 @@ from dataclasses import asdict
 
 import measure
 
-MAX_ROWS = 20  # of a table that is not folded
+MAX_ROWS = 7  # of a table that is not folded
 PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
 
 # The sections in the order of the page: script, title, and what is compared and why it is fast.
 ROWS = {
     "windows": ("Windows of data", """
-Training batches of 2 observation rows and 16 actions, as the training loop gets them, compared with other loaders. A
-batch is one `take` per column from memory-mapped arrays."""),
+Training batches of 2 observation rows and 16 actions, as the training loop gets them, compared with other loaders."""),
     "train_step": ("A training step", """
 Forward pass, loss, backward pass, clipping and optimizer. understudy also updates the averaged weights. Matrix products
 use bf16 if the hardware is fast at it. The same weights give the same outputs to 1e-5."""),
     "offline_rl": ("Updates of small networks", """
 Updates of offline reinforcement learning and of cloning, with networks of 256 × 2 and batches of 256 (of 32 × 2 against
-imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. CORL's
-AWAC and CQL have a third layer, and so have ours that are compared with them. OGBench's agents have 256 × 3 here.
+imitation). The plain loop is PyTorch alone with the same networks and losses. CORL's AWAC and CQL have a third layer,
+and so have ours that are compared with them. OGBench's agents have 256 × 3 here.
 
 Ratios from 0.9 to 1.1 cannot be told from 1: those of runs minutes apart differed by up to 0.15. On a processor that
 computes AVX-512 in halves, IQL was 1.2 times as fast as in d3rlpy, TD3+BC 1.3, cloning 1.7."""),
@@ -48,8 +47,7 @@ after the other (the "peer"). Batches of 256 are drawn for each update and seed.
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """
-Time from an observation to a chunk at batch size 1. The same weights and noise give the same chunk. Packed bf16 weights
-have half the bytes, and reading the weights takes most of the time."""),
+Time from an observation to a chunk at batch size 1. The same weights and noise give the same chunk."""),
     "head_speed": ("All policy heads", """
 One chunk at batch size 1 and one training update of the heads that [Which head](heads.md) compares, with the same
 small network (an MLP of 256 × 3 blocks). Ratios are to understudy's own DDPM with 100 steps, the first row. The heads
@@ -60,8 +58,7 @@ One chunk at batch size 1 from the files that `understudy export` writes, compar
 those of the methods for the toy fork before training (the U-Net of `diffusion-policy` has 64 and 128 channels), and a
 regression from one camera.
 
-A program of torch.export is interpreted, and therefore no faster than the policy. The last lines compare the success of
-files after training, on the same starts."""),
+The last lines compare the success of files after training, on the same starts."""),
     "writing": ("Writing episodes", """
 Episodes with one 96×96 camera. understudy's data are on disk at the end of each episode."""),
     "recording": ("Recording", """
@@ -127,7 +124,11 @@ Training with two cameras: batches that the processor makes between the updates 
 the update before, and data that stay on the GPU, as they do if they fill at most a quarter of its free memory."""),
 }
 
-HEAD = """# Benchmarks
+HEAD = """---
+hide: [navigation]
+---
+
+# Benchmarks
 
 <!-- made by benchmarks/page.py: run the benchmark instead of editing this page -->
 
@@ -156,17 +157,16 @@ For GAIL the plan asked for half of imitation's CPU seconds to nine tenths of th
 not met: they are 5 here and 6 there.
 
 On Hopper, training ends when 20 episodes have a mean return of 2,300, and after 200,000 steps (PPO: 500,000) at most.
-For TD3 that is too few to compare the libraries. CPU seconds of SAC leave out what ran on the slower machine: seeds 1
-and 2 of SBX, seed 2 of stable-baselines3, and seed 1 of ours, which took 140,000 steps where the others took 80,000
-and 75,000, so that the row is too favorable."""),
+For TD3 that is too few to compare the libraries. CPU seconds of SAC leave out what ran on the slower machine, such as
+the seed of ours that took 140,000 steps where the others took 80,000 and 75,000, so that our row is too favorable."""),
     "learner_lines": ("Lines of a learner", """
 Lines of code of each learner beside d3rlpy's and OGBench's, without docstrings, comments, imports and blank lines.
 Lines have up to 120 characters here and in OGBench, and 80 in d3rlpy, so that statements, in parentheses, compare
 better.
 
 "With what it extends" adds the files of other learners that a learner imports. Networks, heads and data are not
-counted, except OGBench's networks, which are in what all of its agents share. The second table has all lines of the
-files of methods, before a method became one class and now (`python benchmarks/learner_lines.py --methods`)."""),
+counted, except OGBench's networks. The second table has all lines of the files of methods, before a method became one
+class and now."""),
 }
 
 
@@ -193,15 +193,15 @@ def write() -> None:
               for name, module in tables.items() if hasattr(module, "lines")}
     usual = _usual(results.values())
     made_with = ", ".join(f"{name} {version}" for name, version in usual.items() if name != "machine")
-    parts = [HEAD, f"Unless the line below a table names others, machine and versions are: {usual['machine']}; {made_with}.",
-             _overview([*(result["lines"] for result in results.values()), *judged.values()])]
+    parts = [HEAD, f"Unless the line below a table names others, machine and versions are: {usual['machine']}; "
+             f"{made_with}.", _overview([*(result["lines"] for result in results.values()), *judged.values()])]
     for name, (title, says) in ROWS.items():
         if name in results:
             lines_table = _heads if name == "head_speed" else _lines_table
             parts += [f"## {title}\n\n{says.strip()}", _table(results[name], usual, lines_table)]
     for name, (title, says) in TABLES.items():
         goals = f"{_lines_table(judged[name])}\n\n" if name in judged else ""
-        parts.append(f"## {title}\n\n{says.strip()}\n\n{goals}{tables[name].page()}\n\n"
+        parts.append(f"## {title}\n\n{says.strip()}\n\n{goals}{_with_folds(tables[name].page())}\n\n"
                      f"<small>`python benchmarks/{name}.py`</small>")
     PAGE.write_text("\n\n".join(p.strip() for p in parts) + "\n")
     print(PAGE)
@@ -234,7 +234,7 @@ def _table(result: dict, usual: dict[str, str], lines_table: Callable[[list[dict
     other += [f"{name} {version}" for name, version in result["versions"].items() if usual.get(name) != version]
     origin = f"`{result['command']}` · {result['date']}" + (f" · {', '.join(other)}" if other else "")
     pictures = "".join(f"\n\n![{words}](images/{name})" for name, words in result.get("pictures", {}).items())
-    remark = f"\n\n{result['says']}" if "says" in result else ""
+    remark = f"\n\n{_with_folds(result['says'])}" if "says" in result else ""
     return lines_table(result["lines"]) + remark + pictures + f"\n\n<small>{origin}</small>"
 
 
@@ -252,7 +252,7 @@ def _heads(lines: list[dict]) -> str:
         rows.append(f"| {head} | {' | '.join(cells)} |")
     notes = "".join(f"\n\n{head}, {what}: {line['note']}." for head, measured in by_head.items()
                     for what, line in measured.items() if line["note"])
-    return _folded("\n".join(rows), len(by_head)) + notes
+    return _folded("\n".join(rows)) + notes
 
 
 def _figure_and_ratio(line: dict) -> tuple[str, str]:
@@ -271,22 +271,38 @@ def _lines_table(lines: list[dict]) -> str:
     head, *body = (re.sub(r"\| +(?=\|)", "| ", f"| {' | '.join(row[i] for i in used)} |") for row in rows)
     table = "\n".join([head, "".join("|--:" if 0 < i < 5 else "|---" for i in used) + "|", *body])
     before = f"All lines: {start}.\n\n" if start else ""
-    return before + _folded(table, len(lines)) + (f"\n\n{note[0].upper()}{note[1:]}." if note else "")
+    return before + _folded(table, _goals(lines)) + (f"\n\n{note[0].upper()}{note[1:]}." if note else "")
 
 
 def _said_once(lines: list[dict]) -> tuple[list[dict], str, str]:
-    """Lines without the words up to a ":" or ";" that all begin with and without the note that all have, and these."""
+    """Lines without what all of them say, these words, and the note that all have.
+
+    The words are those up to a ":" or ";" that all lines begin with, and those after a ":" that all end with.
+    """
     start = re.match(r"(.+)[:;] ", lines[0]["what"])
     begin = start[0] if start and len(lines) > 1 and all(line["what"].startswith(start[0]) for line in lines) else ""
     note = lines[0]["note"] if len(lines) > 1 and len({line["note"] for line in lines}) == 1 else ""
-    return ([{**line, "what": line["what"].removeprefix(begin), "note": "" if note else line["note"]}
-             for line in lines], begin.rstrip(":; "), note)
+    ends = {line["what"].removeprefix(begin).rpartition(": ")[2] for line in lines}
+    end = f": {ends.pop()}" if len(lines) > 1 and len(ends) == 1 else ""
+    return ([{**line, "what": line["what"].removeprefix(begin).removesuffix(end), "note": "" if note else line["note"]}
+             for line in lines], (begin.rstrip(":; ") + end).strip(":; "), note)
 
 
-def _folded(table: str, n_rows: int) -> str:
-    if n_rows <= MAX_ROWS:
+def _folded(table: str, words: str = "") -> str:
+    """A table of many lines below a line that says how many, and how many goals are met."""
+    if (n_rows := table.count("\n|") - 1) <= MAX_ROWS:
         return table
-    return f"<details markdown>\n<summary>The table of {n_rows} lines</summary>\n\n{table}\n\n</details>"
+    return f"<details markdown>\n<summary>{n_rows} lines{words}</summary>\n\n{table}\n\n</details>"
+
+
+def _with_folds(text: str) -> str:
+    """A text in which tables of many lines are folded."""
+    return "\n\n".join(_folded(part) if part.startswith("|") else part for part in text.split("\n\n"))
+
+
+def _goals(lines: list[dict]) -> str:
+    met = [line["met"] for line in lines if line["met"] is not None]
+    return f", {sum(met)} of {len(met)} goals met" if met else ""
 
 
 def _ratio(times: dict | None) -> str:

@@ -43,20 +43,18 @@ Updates of a method for each class of learners, not compiled, against the last c
 (the "peer"). The table has the mean of all, the slowest, and some others. Other programs kept both cores busy."""),
     "stacked_seeds": ("Several seeds at once", """
 Five seeds of one method whose updates are one graph (`learn.stacked.fit_seeds`), compared with five trainings one
-after the other (the "peer"). Batches of 256 are drawn for each update and seed."""),
+after the other (the "peer")."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """
 Time from an observation to a chunk at batch size 1. The same weights and noise give the same chunk."""),
     "head_speed": ("All policy heads", """
 One chunk at batch size 1 and one training update of the heads that [Which head](heads.md) compares, with the same
-small network (an MLP of 256 × 3 blocks). Ratios are to understudy's own DDPM with 100 steps, the first row. The heads
-take turns, so that the ratios hold although the machine was busy."""),
+small network (an MLP of 256 × 3 blocks). Ratios are to understudy's own DDPM with 100 steps, the first row."""),
     "export": ("Exported files", """
 One chunk at batch size 1 from the files that `understudy export` writes, compared with the policy in PyTorch (the
 "peer"). The last column has sizes, and differences over 1,000 inputs relative to the largest action. The policies are
-those of the methods for the toy fork before training (the U-Net of `diffusion-policy` has 64 and 128 channels), and a
-regression from one camera.
+those of the methods for the toy fork before training, and a regression from one camera.
 
 The last lines compare the success of files after training, on the same starts."""),
     "writing": ("Writing episodes", """
@@ -64,8 +62,8 @@ Episodes with one 96×96 camera. understudy's data are on disk at the end of eac
     "recording": ("Recording", """
 Wall-clock time that one recorded step takes from a control loop at 100 Hz."""),
     "cameras": ("Recording with two cameras", """
-`understudy record` with an emulated SO-101 and two emulated cameras. The video of an episode is encoded while the next
-one is recorded. A step is late by the time that is missing from its period."""),
+`understudy record` with an emulated SO-101 and two emulated cameras. A step is late by the time that is
+missing from its period."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise."""),
     "scan": ("Scanning a data set", """
@@ -98,8 +96,7 @@ A policy server and its clients on one machine, over websockets. The policy is a
 128, 1 block) that reads 14 numbers and plans 16 actions. Other programs were running on the machine, so latencies are
 upper bounds."""),
     "growth": ("Growth", """
-The same work on larger and larger data sets. "Flat" means at least half the speed with ten thousand times the
-data."""),
+The same work on larger and larger data sets."""),
     "time_to_policy": ("Time to a working policy", """
 CPU seconds of training until the recommended method reaches 90 % of Diffusion Policy's final success rate."""),
     "processes": ("Several processes", """
@@ -275,17 +272,14 @@ def _lines_table(lines: list[dict]) -> str:
 
 
 def _said_once(lines: list[dict]) -> tuple[list[dict], str, str]:
-    """Lines without what all of them say, these words, and the note that all have.
-
-    The words are those up to a ":" or ";" that all lines begin with, and those after a ":" that all end with.
-    """
+    """Lines without what all of them say, and what they begin with (up to a ":" or ";") and the note that all have."""
     start = re.match(r"(.+)[:;] ", lines[0]["what"])
     begin = start[0] if start and len(lines) > 1 and all(line["what"].startswith(start[0]) for line in lines) else ""
     note = lines[0]["note"] if len(lines) > 1 and len({line["note"] for line in lines}) == 1 else ""
     ends = {line["what"].removeprefix(begin).rpartition(": ")[2] for line in lines}
     end = f": {ends.pop()}" if len(lines) > 1 and len(ends) == 1 else ""
     return ([{**line, "what": line["what"].removeprefix(begin).removesuffix(end), "note": "" if note else line["note"]}
-             for line in lines], (begin.rstrip(":; ") + end).strip(":; "), note)
+             for line in lines], begin.rstrip(":; "), note)
 
 
 def _folded(table: str, words: str = "") -> str:

@@ -156,7 +156,7 @@ def _systems(rows: list[System]) -> str:
     parts = [
         "---\nhide: [navigation, toc]\n---", "# Systems", MADE,
         f"This page lists {len(rows)} published systems by family. It says how to use each one, what its tests compare "
-        "it with, and where it is compared with the plainest rival.",
+        "it with, and where it is compared with the plainest rival, which is what a practitioner would try first.",
         "- **works**: it can be used and is tested, and a comparison with the plainest rival is better, or equal at a "
         "lower cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no "
         "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "

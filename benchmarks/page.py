@@ -230,7 +230,8 @@ def _table(result: dict, usual: dict[str, str], lines_table: Callable[[list[dict
     other = [machine] * (machine != usual["machine"])
     other += [f"{name} {version}" for name, version in result["versions"].items() if usual.get(name) != version]
     origin = f"`{result['command']}` · {result['date']}" + (f" · {', '.join(other)}" if other else "")
-    pictures = "".join(f"\n\n![{words}](images/{name})" for name, words in result.get("pictures", {}).items())
+    pictures = "".join(f"\n\n{words}:\n\n![{words.split(',')[0]}](images/{name})"
+                       for name, words in result.get("pictures", {}).items())
     remark = f"\n\n{_with_folds(result['says'])}" if "says" in result else ""
     return lines_table(result["lines"]) + remark + pictures + f"\n\n<small>{origin}</small>"
 

@@ -129,8 +129,8 @@ hide: [navigation]
 
 <!-- made by benchmarks/page.py: run the benchmark instead of editing this page -->
 
-Each table compares understudy ("ours") with another library (the "peer"), and is made by the command below it.
-`make bench` runs them all and writes this page.
+Each table compares understudy ("ours") with another library (the "peer"), and is made by the command below it, or all
+by `make bench`.
 
 Times are CPU times in one thread. Both sides take turns in one process, and each figure is the median over the turns. A
 ratio is the mean over the turns with its 95 % interval (Student's t on logarithms). A goal counts as met if the
@@ -146,8 +146,8 @@ SAC and TD3 on Pendulum-v1, PPO and DQN on CartPole-v1, with the same settings a
 (TD3 and DQN: those of understudy, as far as the peers have them). CleanRL's files of SAC and TD3, and GAIL of imitation
 1.0.1, have their own settings. Ours acts in eight environments, and with half of the noise of the others in TD3.
 
-Trainings have one thread, compilation counts, and other programs kept both cores busy. PPO and GAIL, and TD3 on Hopper,
-ran on a slower machine than the other tasks, ours and the peers'.
+Compilation counts, and other programs kept both cores busy. PPO and GAIL, and TD3 on Hopper, ran on a slower machine
+than the other tasks, ours and the peers'.
 
 The first table has medians of SAC. The difference from SBX is within the spread of five seeds, and that counts as met.
 For GAIL the plan asked for half of imitation's CPU seconds to nine tenths of the return of the demonstrations. That is
@@ -207,8 +207,7 @@ def write() -> None:
 def _overview(lines_of_tables: list[list[dict]]) -> str:
     goals = [line for lines in lines_of_tables for line in lines if line["met"] is not None]
     met = sum(line["met"] for line in goals)
-    return (f"Of {len(goals)} goals that were set in advance, {met} are met and {len(goals) - met} are not. "
-            "The tables show which.")
+    return (f"Of {len(goals)} goals that were set in advance, {met} are met and {len(goals) - met} are not.")
 
 
 def _usual(results: Iterable[dict]) -> dict[str, str]:

@@ -40,7 +40,6 @@ from .base import (
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
-_CHUNK = 64  # frames held at a time
 _AT_ONCE = 1 << 22  # numbers that are checked together
 _FEW_VALUES = 20  # of an action, which may then be classes or quantities
 

@@ -182,10 +182,12 @@ def fit_lags(episodes: Iterable[Transitions], lags: Iterable[int] = LAGS) -> dic
             if fit.state_only.n >= max(100, _FEWEST * len(fit.state_action.shift), _SHARE * usual)}
 
 
-def lagged(states: np.ndarray, actions: np.ndarray, changes: np.ndarray, lag: int) -> tuple[np.ndarray, ...]:
-    """States, actions `lag` steps before, and changes of the states."""
-    first = max(0, lag)
-    last = max(first, len(actions) + min(0, lag))
+def lagged(states: np.ndarray, actions: np.ndarray, changes: np.ndarray, lag: int, lags: Iterable[int] = ()
+           ) -> tuple[np.ndarray, ...]:
+    """States, actions `lag` steps before, and changes of the states, at steps that all of `lags` have, too."""
+    lags = (0, lag, *lags)
+    first = max(lags)
+    last = max(first, len(actions) + min(lags))
     return states[first:last], actions[first - lag:last - lag], changes[first:last]
 
 

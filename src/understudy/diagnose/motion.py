@@ -15,7 +15,7 @@ import numpy as np
 
 from ..audit.base import Location
 from ..audit.compatibility import unit_factor, unit_of_ratio
-from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, state_change
+from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, lagged, state_change
 from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 from .base import RunFinding, correct_data, correct_order
@@ -332,11 +332,6 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
 
 def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """States, actions `lag` steps before, and changes of the states, at the same steps for each lag of `lags`."""
-    first, last = max(0, lag, *lags), max(0, -lag, *(-each for each in lags))
-    parts = [(s[first:len(a) - last], a[first - lag:len(a) - last - lag], state_change(s)[first:len(a) - last])
-             for s, a in episodes if len(a) > first + last]
-    if not parts:
-        (s, a), *_ = episodes
-        return np.zeros((0, s.shape[1])), np.zeros((0, a.shape[1])), np.zeros((0, s.shape[1]))
+    parts = [lagged(s, a, state_change(s), lag, lags) for s, a in episodes]
     states, actions, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return states, actions, changes

@@ -68,17 +68,16 @@ class Canvas:
         self.image[pixels] = np.rint(under + cover * (paint - under)).astype(np.uint8)
 
 
-def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
+def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Renders a map as an image.
 
     Args:
         shapes: Further shapes in the form of the map's, painted over them. A box has "half" and, if rotated, "heading".
-        size: Width and height of the image, in pixels.
 
     Returns:
-        The image, (size, size, 3) uint8.
+        The image, (256, 256, 3) uint8.
     """
-    canvas = Canvas(1, size, *_map_square(plane))
+    canvas = Canvas(1, 256, *_map_square(plane))
     for shape in (*plane["shapes"], *shapes):
         at, color = np.array([shape["at"]], np.float32), COLOR_OF_ROLE[shape["role"]]
         if shape["kind"] == "circle":

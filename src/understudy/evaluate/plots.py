@@ -508,7 +508,7 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     return _figure(parts, axes.height, f"By {x_name}. {description}.")
 
 
-def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
+def histogram(values: Values, x_name: str, of: str = "episodes") -> Figure:
     """Histogram. Bars of whole numbers each cover the same number of integers.
 
     Args:
@@ -519,7 +519,7 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
     if not len(v):
         return _empty_figure(x_name)
     drawn = v.clip(-1e300, 1e300)  # beyond this, differences overflow
-    low, high = float(drawn.min()), float(drawn.max())
+    low, high, bins = float(drawn.min()), float(drawn.max()), 24
     finest = float(np.spacing(max(abs(low), abs(high))))
     whole = finest < 1e-2 and bool((v == v.round()).all())
     if whole:

@@ -273,7 +273,7 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
-                 training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
+                 training: Mapping[str, TrainingCurves] | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
                  gap: str = "") -> Path:
     """Writes a page about one or two policies.
@@ -293,8 +293,6 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
         sections.append(training_section(training))
-    if data is not None:
-        sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
     return write_page(path, f"{' and '.join(names)} in {judged[0].env}", sections, verdict=verdict,
                       footer=method_notes(judged))

@@ -236,9 +236,9 @@ def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarra
 # -- shared functions ----------------------------------------------------------------------------------------------
 
 
-def _beta_quantiles(a: float, b: float, number: int = 64) -> np.ndarray:
-    """Quantiles of a Beta distribution, equally likely."""
-    return scipy.special.betaincinv(a, b, (np.arange(number) + 0.5) / number)
+def _beta_quantiles(a: float, b: float) -> np.ndarray:
+    """64 quantiles of a Beta distribution, equally likely."""
+    return scipy.special.betaincinv(a, b, (np.arange(64) + 0.5) / 64)
 
 
 def _log_threshold(level: float) -> float:

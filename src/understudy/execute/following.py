@@ -40,10 +40,7 @@ class FollowDemonstration(Executor):
 
     def check_planner(self, planner):
         check_alignment(self, planner)
-        policy = policy_with_memory(planner, "FollowDemonstration")
-        if policy.window.horizon < 2:
-            raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",
-                              where="FollowDemonstration", hint="use Window(horizon=2)")
+        policy_with_memory(planner, "FollowDemonstration")
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
@@ -71,11 +68,19 @@ class FollowDemonstration(Executor):
 
 
 def policy_with_memory(planner: Planner, where: str) -> Policy:
-    """Returns the policy with a memory inside planners that do not change what is remembered, or raises Unsupported."""
+    """Returns the policy with a memory of demonstrations inside planners that do not change what is remembered.
+
+    Raises:
+        Unsupported: The policy has no memory.
+        ConfigError: The memory does not tell where a demonstration ends.
+    """
     inner = planner
     while isinstance(inner, PlannerWrapper):
         inner = inner.planner
     if not isinstance(inner, Policy) or not isinstance(inner.config.head, Neighbors):
         raise Unsupported("the demonstrations are not stored in the policy", where=where,
                           hint="use a policy with the head Neighbors, or another executor")
+    if inner.window.horizon < 2:
+        raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends", where=where,
+                          hint="use Window(horizon=2)")
     return inner

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part, take, tree_map
 from ..heads.memory.neighbors import Neighbors
-from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
+from ..policy import Guide, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, require_stepwise, sample_noise, sample_plans
 
 Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
@@ -253,14 +253,13 @@ class SetScorer(ABC):
     features: Schema = MappingProxyType({})
 
     @abstractmethod
-    def score(self, obs: Mapping[str, Tensor], plans: Tensor, scale: Tensor, last: LastChunk | None) -> Tensor:
+    def score(self, obs: Mapping[str, Tensor], plans: Tensor, scale: Tensor) -> Tensor:
         """Scores the plans of each row.
 
         Args:
             obs: Observation windows, (B, To, ...).
             plans: The plans in world units from the current step on, (B, n, H, A).
             scale: Scale of each action component, (A,). See `Planner.action_scale`.
-            last: What the executor was executing. None if the executor has no chunks.
 
         Returns:
             Scores, (B, n). Higher is better.
@@ -281,34 +280,10 @@ class KernelDensity(SetScorer):
 
     bandwidth: Annotated[float, Above(0)] = 0.1
 
-    def score(self, obs, plans, scale, last):
+    def score(self, obs, plans, scale):
         flat = (plans / scale).flatten(2)
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square() / flat.shape[-1]
         return (-0.5 * distance / self.bandwidth**2).logsumexp(-1)
-
-
-@part
-class BackwardCoherence(SetScorer):
-    """Prefers the plan that is closest to the rest of the last chunk, so that one strategy is kept.
-
-    Args:
-        decay: Factor by which the weight decreases from each step to the next.
-
-    References:
-        Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
-        arXiv:2408.17355.
-    """
-
-    decay: Annotated[float, AtLeast(0)] = 0.5
-
-    def score(self, obs, plans, scale, last):
-        if last is None:
-            raise Unsupported("this executor does not tell what it was executing", where="BackwardCoherence",
-                              hint="use RecedingHorizon or RealTimeChunking")
-        old, mask = last.aligned()
-        weight = mask * self.decay ** torch.arange(mask.shape[1], device=mask.device)
-        distance = ((plans - old.unsqueeze(1)) / scale).square().sum(-1)
-        return -(distance * weight.unsqueeze(1)).sum(-1)
 
 
 @part
@@ -321,10 +296,8 @@ class SampleSelector(_PlanChoice):
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
-        last = next((g for g in guides if isinstance(g, LastChunk)), None)
         now = max(-self.window.action_offset, 0)  # steps before it lie in the past
-        last = None if last is None else replace(last, chunk=last.chunk[:, now:])
-        return _take_best(plans, self.scorer.score(obs, plans[:, :, now:], self.action_scale, last))
+        return _take_best(plans, self.scorer.score(obs, plans[:, :, now:], self.action_scale))
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class ResidualWrapper(ActionWrapper):
     executor: Executor = field(default_factory=RecedingHorizon)
 
     def features(self, features):
-        action = _vector_action(features, "ResidualWrapper")
+        action = _vector_action(features)
         if isinstance(self.scale, tuple) and len(self.scale) != action.size:
             raise UserError(f"there are {len(self.scale)} factors, but an action has {action.size} components",
                             where="ResidualWrapper.scale", hint="give one for each, or one number for all")
@@ -233,7 +233,7 @@ class ResidualWrapper(ActionWrapper):
                               where="ResidualWrapper", hint="use period=1, or record episodes in WrappedEnv")
         action = np.asarray(episode.steps["action"][: len(episode)], np.float32)
         base = _actions_along(self._actor, episode)
-        feature = _vector_action(episode.features(), "ResidualWrapper")
+        feature = _vector_action(episode.features())
         difference, scale = action - base[: len(episode)], np.asarray(self.scale, np.float32)
         columns = {BASE_ACTION: base, "action": np.divide(
             difference, scale, out=np.zeros_like(difference), where=np.broadcast_to(scale > 0, difference.shape))}
@@ -488,10 +488,10 @@ def act_along(actor: Actor, columns: Mapping[str, np.ndarray], n_steps: int, key
         yield action[0]
 
 
-def _vector_action(features: Schema, where: str) -> Feature:
+def _vector_action(features: Schema) -> Feature:
     if features["action"].kind != "vector":
         raise UserError(f"the actions have kind {features['action'].kind!r}, and a choice has no small correction",
-                        where=where, hint="use an environment whose actions are numbers")
+                        where="ResidualWrapper", hint="use an environment whose actions are numbers")
     return features["action"]
 
 

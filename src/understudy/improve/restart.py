@@ -212,16 +212,6 @@ class RestartForecast:
         return (each + (1 - last) * restart_cost) / last
 
 
-def forecast(attempts: Sequence[Episode], judge: FailurePredictor, above: float) -> RestartForecast:
-    """Computes which attempts would have been stopped, and when.
-
-    Args:
-        attempts: Attempts that ran to their end, from `label_attempt`.
-        above: Threshold above which an attempt is stopped.
-    """
-    return _forecast_at(_predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool), above)
-
-
 def choose_threshold(
     attempts: Sequence[Episode], judge: FailurePredictor, restart_cost: float = 0.0, count: int = 20
 ) -> tuple[float, float]:

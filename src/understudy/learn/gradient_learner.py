@@ -129,9 +129,9 @@ class GradientLearner(Learner):
         self.averages[name] = EMA(self._networks[name].module, decay)
         return self.averages[name].module
 
-    def score_bound(self, data: Dataset, discount: float, bonus: float = 0.0) -> ReturnBound:
+    def score_bound(self, data: Dataset, discount: float) -> ReturnBound:
         """Returns a `ReturnBound` that keeps the largest reward so far, also when the learner is restored."""
-        self._bounds.append(ReturnBound(data, discount, bonus))
+        self._bounds.append(ReturnBound(data, discount))
         return self._bounds[-1]
 
     # -- what a subclass calls in `update` ------------------------------------------------------------------------

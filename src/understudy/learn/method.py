@@ -454,9 +454,9 @@ class TrainedRun:
         assert isinstance(policy, Policy)
         return policy
 
-    def planner(self, rows: int | None = None) -> Planner:
+    def planner(self) -> Planner:
         """See `build_planner`."""
-        return build_planner(self.method, self.modules, rows)
+        return build_planner(self.method, self.modules)
 
     def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
         """See `build_actor`."""

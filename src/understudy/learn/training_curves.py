@@ -36,9 +36,9 @@ class Curve:
         """Returns the value after `step` updates, or None if there is none."""
         return self.values[self.steps.index(step)] if step in self.steps else None
 
-    def smoothed(self, fraction: float = 0.04) -> Curve:
-        """Returns the moving average over `fraction` of the values, at least 5 of them."""
-        half = max(2, round(fraction * len(self.values) / 2))
+    def smoothed(self) -> Curve:
+        """Returns the moving average over 4% of the values, at least 5 of them."""
+        half = max(2, round(0.02 * len(self.values)))
         value = np.pad(np.asarray(self.values, float), half, mode="edge")
         kernel = np.full(2 * half + 1, 1 / (2 * half + 1))
         return Curve(self.steps, tuple(np.convolve(value, kernel, "valid").tolist()))

@@ -179,7 +179,7 @@ class DynamixelServo(EmulatedServo):
 
     EEPROM = range(64)
     READ_ONLY = (*range(7), 70, *range(120, 148))
-    ACCESS, DATA_RANGE = 7, 4
+    ACCESS = 7
 
     def __init__(self, number: int, model: str = "xl330-m288", position: float = 2048,
                  clock: Callable[[], float] = time.monotonic):

@@ -189,7 +189,7 @@ class _EpisodePages:
                 m.add(e, picked, np.concatenate([points[c.name] for c in m.columns], 1))
         for name in self.cameras if e in self.pictures else ():
             try:
-                out["frames"][name] = self._thumbnails(e, name, episode)
+                out["frames"][name] = self._thumbnails(e, name)
             except UserError as error:
                 out["unread"][name] = error.problem
         if out["unread"]:
@@ -203,7 +203,7 @@ class _EpisodePages:
         self.success[e] = episode_success(episode)
         return out
 
-    def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
+    def _thumbnails(self, e: int, name: str) -> dict[str, Any] | None:
         """{"rows", "high", "wide", "across", "src"}: one JPEG of all thumbnails, `across` in a row."""
         rows, many = int(self.data[e:e + 1].rows(name)[0]), self.pictures[e]
         row_numbers = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,15 +181,11 @@ class FilterLikeYouTest(StepScore):
             step_scores = scorer(torch.as_tensor(table.state_action))[0, :, 0].double().numpy()
         return table.split(np.where(table.is_complete, step_scores, np.nan))
 
-    def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
-        """The direction in the weights of the reference model by which steps are judged: the downstream gradient."""
-        return gradient
-
     def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:
         both = torch.as_tensor(pool.state_action)
         scorer = NetworkEnsemble(both.shape[1], 1, seed=self.seed + 1)
         _learn_weights(self, pool, downstream, list(scorer.parameters()), self.scorer_lr,
-                       lambda at: scorer(both[at])[0, :, 0], self.downstream_signal)
+                       lambda at: scorer(both[at])[0, :, 0])
         return scorer
 
 
@@ -200,13 +196,11 @@ def _learn_weights(
     parameters: list[Tensor],
     parameters_lr: float,
     log_weights: Callable[[Tensor], Tensor],
-    signal: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]] = lambda gradient, update: gradient,
 ) -> None:
     """Trains the parameters of the weights with which a regression learns from `pool` what `downstream` needs.
 
     Args:
         log_weights: The log weights of rows of `pool`, from the numbers of these rows.
-        signal: See `FilterLikeYouTest.downstream_signal`.
     """
     x, y = torch.as_tensor(pool.state), torch.as_tensor(pool.action)
     tx, ty = (torch.as_tensor(v[downstream.is_complete]) for v in (downstream.state, downstream.action))
@@ -218,7 +212,7 @@ def _learn_weights(
     def losses(weights, x, y):
         return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
 
-    for n in range(config.n_updates):
+    for _ in range(config.n_updates):
         at = complete[torch.randint(len(complete), (config.batch_size,), generator=rng)]
         theta = {k: v.requires_grad_() for k, v in theta.items()}
         share = torch.softmax(log_weights(at), 0)
@@ -228,9 +222,8 @@ def _learn_weights(
                  for (k, v), g in zip(theta.items(), slope, strict=True)}
         some = torch.randint(len(tx), (config.batch_size,), generator=rng)
         gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
-        direction = signal(dict(zip(after, gradients, strict=True)), n)
         # What the downstream loss changes by, to first order, when the update changes with the shares.
-        change = -config.lr * torch.stack([(g * direction[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
+        change = -config.lr * torch.stack([(g * d).sum() for g, d in zip(slope, gradients, strict=True)]).sum()
         optim.zero_grad()
         change.backward(inputs=parameters)
         optim.step()

@@ -465,8 +465,7 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
-              decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
-              **options) -> Dataset:
+              decode: bool = True, columns: Sequence[str] = (), run: Path | None = None, **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -474,8 +473,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
-        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
-            some may be missing. The message then names the option --image-size.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
         options: Options of the format, and for bags `mapping`: how topics become columns.
@@ -483,12 +480,17 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ...data.opening.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    return check_and_decode(data, path, image_size, ignore=ignore, decode=decode, method=method)
+    return check_and_decode(data, path, image_size, ignore=ignore, decode=decode)
 
 
 def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int] | None = None, *,
                      ignore: Sequence[str] | None = None, decode: bool = True, method: str | None = None) -> Dataset:
-    """Audits open data and decodes their camera frames, as `open_data` does."""
+    """Audits open data and decodes their camera frames, as `open_data` does.
+
+    Args:
+        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
+            some may be missing. The message then names the option --image-size.
+    """
     from ...audit import check_usable, training_warnings
     from ...audit.checks import reader_warnings
 

@@ -38,7 +38,7 @@ from ...heads.likelihood.gaussian import Gaussian
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...policy import Planner, Policy, PolicyConfig
-from ..algorithm import Algorithm, MetricBound, Net
+from ..algorithm import Algorithm, MetricBound, Net, loss
 from ..critic import CriticConfig, CriticSpec
 from ..method import Method
 from ..optimizer import OptimizerConfig
@@ -251,7 +251,8 @@ class ScoreMaximizing(GoalConditioned):
     def score(self, nets: Any, obs: Observations, coded_action: Tensor) -> Tensor:
         """Returns scores of coded actions, (B, 1, A), for the goal of the policy, (B,)."""
 
-    def maximization(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
         coded, loss = nets.policy.sample_and_loss(batch, rng)
         score = self.score(nets, batch.obs, nets.policy.clip(coded))

@@ -62,12 +62,12 @@ class LatentDynamicsLoss(nn.Module):
             config.trunk.build(inputs, outputs, 0, HeadSpec(horizon, 0, 0, causal=True)) for horizon, inputs, outputs
             in ((self.n_steps, size, config.latent), (self.n_steps - 1, size + config.latent, size)))
 
-    def sequence(self, captured: Mapping[str, Tensor], rng: Generator) -> Tensor:
+    def sequence(self, captured: Mapping[str, Tensor]) -> Tensor:
         """The encodings of the steps of the window, (B, T, D)."""
         return captured["context"][:, self.order].unflatten(1, (self.n_steps, -1)).flatten(2)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        encodings = self.sequence(captured, rng)
+        encodings = self.sequence(captured)
         nothing = encodings[..., :0]
         context = Context(nothing[:, :0], nothing[:, :0].any(-1))
         hidden_actions = self.inverse(encodings, nothing, context)[:, 1:]

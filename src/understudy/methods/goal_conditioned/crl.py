@@ -67,10 +67,6 @@ class CRL(ScoreMaximizing, GoalValues):
         obs, (phi, psi) = toward(nets.policy, batch.obs, VALUE_GOAL), nets.critic
         return phi(obs, nets.policy.encode_batch(batch)) @ psi(obs).mT / math.sqrt(self.latent_dim)
 
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
-
     @loss("critic")
     def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean cross-entropy of a step with the goals of all steps in the batch, (B,)."""

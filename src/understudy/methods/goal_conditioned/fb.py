@@ -11,7 +11,7 @@ from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
-from ...learn.algorithm import Net, loss, prepare
+from ...learn.algorithm import Net, first, loss, prepare
 from ...learn.critics.goal_conditioned import (
     GoalVector,
     Observations,
@@ -94,6 +94,7 @@ class FB(ScoreMaximizing):
         noise = NOISE * torch.randn(coded.shape, generator=rng, device=coded.device)
         return policy.clip(coded + noise.clamp(-MAX_NOISE, MAX_NOISE))
 
+    @first
     @prepare
     def with_latents(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
         """Gives each row a vector z: uniform on the sphere, and a fraction of them the B of other steps."""
@@ -105,6 +106,7 @@ class FB(ScoreMaximizing):
         latent = {LATENT: torch.where(is_state, states, on_sphere(uniform)).unsqueeze(1)}
         return batch.replace(obs={**batch.obs, **latent}, next={**batch.next, **latent})
 
+    @first
     @loss("representation")
     def representation_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of F and B, (B,). Its mean compares each step with the next states of all others."""
@@ -121,10 +123,6 @@ class FB(ScoreMaximizing):
         orthonormality = _mean_of_others((states @ states.mT).square())
         return (0.5 * _mean_of_others(error.square()) - own_visits).sum(0) + (
             self.orthonormality_weight * orthonormality), {"own_visits": own_visits.mean(0)}
-
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
 
 
 def _mean_of_others(pairs: Tensor) -> Tensor:

@@ -91,10 +91,6 @@ class QRL(ScoreMaximizing, GoalValues):
         later = self.predict(nets, self.represent(nets, obs, goal.column), coded_action)
         return -nets.value[1](later, self.represent(nets, obs, goal.into))
 
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
-
     @loss("value")
     def value_loss(self, nets: Any, batch: Batch, rng: Generator
                    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:

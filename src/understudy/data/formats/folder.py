@@ -30,9 +30,10 @@ from ..sources import MemmapSource
 from .parts import sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, is_metadata, metadata
+from .parts.key_map import add_column, checked_rate, common_arrays, is_metadata, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
+from .parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
 from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TABLE_ENDINGS, TextTable, read_table
 
@@ -101,7 +102,8 @@ class FolderSource(MemmapSource):
                 raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
-            self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
+            self.metadata["warnings"].append(NoActionWarning(
+                f"no column is called action; there are {format_list(self.schema, 12)}"))
 
     @abstractmethod
     def _scan_files(self) -> None:
@@ -269,7 +271,7 @@ class CsvFolderSource(FolderSource):
             self._episode_metadata.append({})
         self._vectors = table.vectors
         if text.note:
-            self.metadata["warnings"].append(text.note)
+            self.metadata["warnings"].append(LineOfNamesWarning(text.note))
         self._alike(kinds, lambda kind: f"{kind[1]} components")
         self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = [*_NUMBERS, "text"]

@@ -26,9 +26,9 @@ from ..formats.npz import NpzSource, episodes_hint, open_padded, padding_hint, s
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
-from ..formats.parts.key_map import MisreadingWarning
 from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import NpzArrays
+from ..formats.parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning, without_arrays
 from ..formats.parts.text_table import TABLE_ENDINGS
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
@@ -136,8 +136,8 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     if isinstance(data.source, EpisodeList):
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out columns")
     source = SelectedColumns(data.source, selection, str(path))
-    answered = ("no column is called action", *(f"{key}: " for key in source.keys_with_reading()))
-    warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith(answered)]
+    warnings = [w for w in without_arrays(data.metadata.get("warnings", ()), source.keys_with_reading())
+                if not isinstance(w, NoActionWarning)]
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
@@ -417,7 +417,8 @@ def _unknown_names(path: Path) -> str | None:
         elif (data := _open_plain(path, {}, [])) is None:
             return None
         else:
-            names, notes = list(data.features()), [w for w in data.metadata["warnings"] if w.startswith("line 1 ")]
+            names = list(data.features())
+            notes = [w for w in data.metadata["warnings"] if isinstance(w, LineOfNamesWarning)]
     except UserError:
         return None
     roles = {role(standard_name(name)) for name in names}

@@ -19,7 +19,8 @@ from ....hints import command_line
 from ... import cache
 from ...episode import ColumnSource, Dataset
 from ...resampling import find_rotations, interpolate_rows
-from ..parts.key_map import MisreadingWarning, metadata
+from ..parts.key_map import metadata
+from ..parts.reader_warnings import MisreadingWarning
 from . import message_logs as streams
 from . import topic_mapping as maps
 from .message_logs import MessageLog

@@ -139,10 +139,6 @@ def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> b
     return not has_steps and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
 
 
-class MisreadingWarning(str):
-    """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
-
-
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
     """Returns the metadata of a data set, for `Dataset.metadata`.

@@ -27,7 +27,7 @@ from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .parts import sidecar
+from .parts import file_kinds, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
 from .parts.key_map import add_column, checked_rate, common_arrays, is_metadata, metadata
@@ -35,7 +35,7 @@ from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
-from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TABLE_ENDINGS, TextTable, read_table
+from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TextTable, read_table
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
@@ -46,17 +46,6 @@ _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numb
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
-
-
-def episode_files(path: Path, ending: str) -> list[Path]:
-    """Returns the files of the episodes with an ending, ".npz" or ".csv", ordered by the last number in their names.
-
-    Tables whose columns are separated by tabs may also end in .tsv.
-    """
-    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
-    files = (p for p in path.iterdir() if p.suffix in endings and not p.name.startswith(".")
-             and not p.name.endswith(sidecar.SIDECAR_NAME))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
@@ -84,7 +73,7 @@ class FolderSource(MemmapSource):
     def __init__(self, path: Path):
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.files = episode_files(path, self.ending) if path.is_dir() else [path]
+        self.files = file_kinds.episode_files(path, self.ending[1:]) if path.is_dir() else [path]
         self._dataset_json = self._read_about()
         about = [self.folder / DATASET_JSON] if self._dataset_json else []
         self.key = cache.files_digest([*self.files, *about], self.ending)

@@ -21,21 +21,13 @@ from ..sources import ChunkedSource
 from .parts import hdf5
 from .parts.column_names import array_key, number_sort_key
 from .parts.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
+from .parts.file_kinds import episode_files
 from .parts.key_map import KeyMap, common_arrays, metadata
 from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
 from .parts.reader_warnings import ArrayWarning, MisreadingWarning, without_arrays
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
-
-
-def hdf5_files(path: Path) -> list[Path]:
-    """Returns an HDF5 file, or those of a folder in the order of their numbers."""
-    if path.is_file():
-        with open(path, "rb") as handle:
-            return [path] if handle.read(8) == hdf5.MAGIC else []
-    files = (p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
@@ -81,7 +73,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
 def array_names(path: Path) -> list[str]:
     """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
-        file = hdf5_files(path)[0]
+        file = episode_files(path, "hdf5")[0]
         names = list(hdf5.arrays(files[file], str(file)))
     within = list(dict.fromkeys(re.sub(r"^(\w+/)?\w*\d+/", "", name) for name in names))
     return within if 2 * len(within) <= len(names) else names
@@ -96,7 +88,7 @@ class Hdf5ArraysSource(ChunkedSource):
     """
 
     def __init__(self, path: Path, names: list[str]):
-        self.path, self.files = path, hdf5_files(path)
+        self.path, self.files = path, episode_files(path, "hdf5")
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
             self._parts, columns = [], []

@@ -202,7 +202,7 @@ def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
     """Returns the feature of images whose rows are PNG or JPEG bytes, from the first that is not empty. None for other
     values. Zeros may pad the bytes."""
     data = next((text for row in rows if (text := bytes(row).rstrip(b"\0"))), b"")
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+    if not video.image_kind(data):
         return None
     if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")

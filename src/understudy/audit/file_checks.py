@@ -24,7 +24,7 @@ import numpy as np
 from ..core import UserError
 from ..data.formats import act, d4rl, rlds, robomimic
 from ..data.formats.parts import file_kinds, hdf5, read_errors
-from ..data.formats.parts.column_names import format_list, sort_numbered, standard_name
+from ..data.formats.parts.column_names import format_list, number_sort_key, sort_numbered, standard_name
 from ..data.formats.parts.key_map import is_metadata
 from ..data.formats.parts.npz_arrays import npy_header
 from ..data.opening import views
@@ -112,8 +112,8 @@ def _hdf5(path, name):
                 yield from _robomimic(file, name, h5py)
             elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
                 yield from _check_equal_lengths(_arrays(file, h5py), name, "action", keys=act.KEYS)
-            elif any(k.startswith("episode_") for k in file):
-                for key in sorted((k for k in file if k.startswith("episode_")), key=_last_number):
+            elif episodes := sort_numbered(file, "episode_"):
+                for key in episodes:
                     yield from _episode(file[key], name, key, h5py)
             elif {"observations", "actions"} <= set(file):
                 arrays = {k: v for k, v in _arrays(file, h5py).items() if not k.startswith(("metadata", "virtual"))}
@@ -184,7 +184,7 @@ def _robomimic(file, name, h5py):
 
 def _episode(group, name, key, h5py):
     """Checks one episode of a Minari file."""
-    arrays, e = _arrays(group, h5py), _last_number(key)
+    arrays, e = _arrays(group, h5py), number_sort_key(key)[0]
     if isinstance(actions := group.get("actions"), h5py.Dataset):
         arrays["actions"] = actions  # which may be a link, and is then not listed
         flat = ("actions", "rewards", "terminations", "truncations")
@@ -503,7 +503,3 @@ def _database(path, name, text):
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
         yield _error("counts-disagree", f"metadata.yaml says {stated_count[1]} messages, but the file has {n_messages}",
                      Location(name))
-
-
-def _last_number(name: str) -> int:
-    return int((re.findall(r"\d+", name) or ["0"])[-1])

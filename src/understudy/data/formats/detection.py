@@ -15,7 +15,7 @@ from .ogbench import is_ogbench
 from .parts import file_kinds, read_errors, text_table
 from .parts.column_names import format_list, number_sort_key, standard_name
 from .parts.links import check_links
-from .parts.npz_arrays import NpzArrays, zip_errors
+from .parts.npz_arrays import NpzArrays, PickledArray, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
            "imitation", "bags", "overcooked", "view")  # that are read
@@ -232,9 +232,10 @@ def _refuse_pickles(path: Path) -> None:
     """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
     try:
         NpzArrays(path)
-    except UserError as error:
-        if "pickle" in str(error):
-            raise
+    except PickledArray:
+        raise
+    except UserError:
+        pass
 
 
 def _hdf5_format(path: Path) -> str:

@@ -30,7 +30,7 @@ from ..sources import MemmapSource
 from .parts import file_kinds, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import add_column, checked_rate, common_arrays, is_metadata, metadata
+from .parts.key_map import add_column, checked_rate, common_arrays, image_feature, is_metadata, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning
@@ -306,7 +306,7 @@ class CsvFolderSource(FolderSource):
             declared = self._declared_feature(name)
             first = camera_frames[0][0]
             self._frames[name] = camera_frames
-            self.schema[name] = declared or _image_feature(first.read_bytes(), str(first))
+            self.schema[name] = declared or image_feature(first.read_bytes(), str(first))
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
         if self._frames:  # which are decoded into the cache
             stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
@@ -345,12 +345,6 @@ class CsvFolderSource(FolderSource):
     @cached_property
     def numeric_columns(self):
         return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
-
-
-def _image_feature(data: bytes, where: str) -> Feature:
-    if video.is_16_bit_gray(data):
-        return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
-    return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 
 
 class _Table:

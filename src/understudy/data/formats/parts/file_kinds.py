@@ -1,7 +1,6 @@
-"""What a file or a folder is, from its first bytes and from names. Nothing is decoded, and no other module looks.
+"""What a file or a folder is, from its first bytes and from names. Nothing is decoded.
 
-`detection` tells the format of a data set by it, the checks of files what they can check, and the repair of files what
-it can repair.
+The detection of formats, the readers, the audit of files and their repair all ask here.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _use(use: str) -> str:
 def _kind(test: str) -> str:
     """What a test compares with, in the first words of its description."""
     what = re.search(r" \((.+)\)$", test)
-    words = re.split(r"[,;]" if what and what[1].startswith("peer") else r"[:,;]", what[1])[0] if what else "test"
+    words = re.split(r"[,;]" if what[1].startswith("peer") else r"[:,;]", what[1])[0] if what else "test"
     kinds = "closed form", "limiting case", "literal", "planted"
     return next((kind for kind in kinds if words.startswith(kind)), words)
 

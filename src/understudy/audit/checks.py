@@ -21,7 +21,7 @@ from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import component_ranges, episode_tasks
 from ..data.formats.parts.column_names import format_list
-from ..data.formats.parts.key_map import MisreadingWarning
+from ..data.formats.parts.reader_warnings import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.resampling import LONG_STEP
 from ..data.running_statistics import is_constant, unlearned_components

@@ -23,9 +23,8 @@ import numpy as np
 
 from ..core import UserError
 from ..data.formats import act, d4rl, rlds, robomimic
-from ..data.formats.detection import VIEW_PATTERN
-from ..data.formats.parts import hdf5, read_errors
-from ..data.formats.parts.column_names import format_list, sort_numbered, standard_name
+from ..data.formats.parts import file_kinds, hdf5, read_errors
+from ..data.formats.parts.column_names import format_list, number_sort_key, sort_numbered, standard_name
 from ..data.formats.parts.key_map import is_metadata
 from ..data.formats.parts.npz_arrays import npy_header
 from ..data.opening import views
@@ -34,7 +33,6 @@ from . import lerobot_checks
 from .base import Finding, Location, finding_from_error
 
 _COPY = "take it from a copy"
-_MCAP, _BAG = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 
 
 def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
@@ -61,35 +59,37 @@ def _damaged(problem: str, error: BaseException, where: Location) -> Finding:
 
 
 def _folder(path, deep):
-    if (path / "meta/info.json").exists():
+    kind = file_kinds.folder_kind(path)
+    if kind == "lerobot":
         yield from lerobot_checks.check_files(path)
-    elif (path / "dataset_info.json").exists() and (path / "features.json").exists():
+    elif kind == "rlds":
         yield from _records(path, deep)
-    elif (path / ".zgroup").exists() or (path / "zarr.json").exists():
+    elif kind == "zarr":
         yield from _zarr({p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()})
-    elif (path / "metadata.yaml").exists():
+    elif kind == "ros2":
         yield from _ros2(path, deep)
     else:
-        if (path / "data/metadata.json").exists() or (path / "metadata.json").exists():
-            yield from _minari(path if (path / "metadata.json").exists() else path / "data")
+        data = file_kinds.minari_folder(path)
+        if data is not None and (data / "metadata.json").exists():
+            yield from _minari(data)
         for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
             yield from _file(file, file.relative_to(path).as_posix(), deep)
 
 
 def _file(path, name, deep):
-    with open(path, "rb") as handle:
-        first = handle.read(64)
-    if VIEW_PATTERN.match(first):
+    first = file_kinds.read_start(path)
+    kind = file_kinds.kind_of_start(first)
+    if kind == "view":
         view = views.read_view(path)
         for parent in view.parents:
             yield from (f for f in check_files(view.parent_path(parent), deep) if f.code != "frames-missing")
-    elif first.startswith(hdf5.MAGIC):
+    elif kind == "hdf5":
         yield from _hdf5(path, name)
-    elif first.startswith(b"PK\x03\x04"):
+    elif kind == "zip":
         yield from _zip(path, name, deep)
-    elif first.startswith(_MCAP):
+    elif kind == "mcap":
         yield from _mcap(path, name, deep)
-    elif first.startswith(_BAG):
+    elif kind == "bag":
         yield from _bag(path, name)
     elif path.suffix == ".npz":
         yield _error("damaged-file", "the name ends in .npz, but the file is not a zip of arrays: "
@@ -112,8 +112,8 @@ def _hdf5(path, name):
                 yield from _robomimic(file, name, h5py)
             elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
                 yield from _check_equal_lengths(_arrays(file, h5py), name, "action", keys=act.KEYS)
-            elif any(k.startswith("episode_") for k in file):
-                for key in sorted((k for k in file if k.startswith("episode_")), key=_last_number):
+            elif episodes := sort_numbered(file, "episode_"):
+                for key in episodes:
                     yield from _episode(file[key], name, key, h5py)
             elif {"observations", "actions"} <= set(file):
                 arrays = {k: v for k, v in _arrays(file, h5py).items() if not k.startswith(("metadata", "virtual"))}
@@ -184,7 +184,7 @@ def _robomimic(file, name, h5py):
 
 def _episode(group, name, key, h5py):
     """Checks one episode of a Minari file."""
-    arrays, e = _arrays(group, h5py), _last_number(key)
+    arrays, e = _arrays(group, h5py), number_sort_key(key)[0]
     if isinstance(actions := group.get("actions"), h5py.Dataset):
         arrays["actions"] = actions  # which may be a link, and is then not listed
         flat = ("actions", "rewards", "terminations", "truncations")
@@ -237,7 +237,7 @@ def _zip(path, name, deep):
             for key in inside:
                 if key.endswith(".npy"):
                     yield from _header(archive, key, name)
-            if any(k.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for k in inside):
+            if file_kinds.is_zarr(inside):
                 yield from _zarr({k: (archive, i) for k, i in inside.items()})
             if deep and (bad := archive.testzip()) is not None:
                 yield _error("checksum", f"the checksum of {bad} is wrong", Location(name, feature=bad))
@@ -396,7 +396,7 @@ def _shard(path, name, n_expected, deep):
     has_crc = find_spec("google_crc32c") is not None
     n_read, size = 0, path.stat().st_size
     with open(path, "rb") as handle:
-        if handle.read(2) == b"\x1f\x8b":
+        if file_kinds.kind_of_start(handle.read(2)) == "gzip":
             return  # compressed as a whole: its reader looks
         handle.seek(0)
         while head := handle.read(12):
@@ -428,7 +428,7 @@ def _mcap(path, name, deep):
     size = path.stat().st_size
     with open(path, "rb") as handle:
         handle.seek(max(0, size - 8))
-        if handle.read() != _MCAP:
+        if handle.read() != file_kinds.MCAP_MAGIC:
             yield _error("damaged-file", "the MCAP log has no end: it is cut short",
                          Location(name), "what comes before can be read: understudy repair, or mcap recover")
             return
@@ -457,7 +457,7 @@ def _bag(path, name):
     """The header of a ROS 1 bag has the start of its index and the number of its records, or 0 if it was not closed."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
-        handle.seek(len(_BAG))
+        handle.seek(len(file_kinds.BAG_MAGIC))
         head = handle.read(4096)
 
         def stored_number(key, form):
@@ -503,7 +503,3 @@ def _database(path, name, text):
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
         yield _error("counts-disagree", f"metadata.yaml says {stated_count[1]} messages, but the file has {n_messages}",
                      Location(name))
-
-
-def _last_number(name: str) -> int:
-    return int((re.findall(r"\d+", name) or ["0"])[-1])

@@ -157,7 +157,9 @@ def _policy_of_rollouts(run: Path) -> str:
 
 
 def _is_saved_rollouts(run: Path) -> bool:
-    return (run / "meta" / "info.json").exists()
+    from ..data.formats.parts.file_kinds import is_lerobot
+
+    return is_lerobot(run)
 
 
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> tuple[dict[Path, Evaluation], Env | None]:

@@ -137,6 +137,7 @@ def _record_environment(o: RecordOptions, name: str) -> None:
 def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     """Records episodes of the environment's expert, or of random actions."""
     from ..data.formats import open_dataset
+    from ..data.formats.parts.file_kinds import is_lerobot
     from ..evaluate.env_checks import warn_unless_repeatable
     from ..evaluate.evaluation import recording_seed
     from ..evaluate.recording import record_episodes
@@ -144,7 +145,7 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
     actor = _make_actor(o, env)
     warn_unless_repeatable(actor, env, recording_seed(o.seed))
-    n_before = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+    n_before = len(open_dataset(o.out)) if is_lerobot(o.out) else 0
     with (progress_bar("recording", o.episodes, n_before) as progress,
           WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
         return record_episodes(

@@ -26,6 +26,7 @@ TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and that of the frame
 _TICKS = 90_000  # per second; the clock of written files
 _TICK = Fraction(1, _TICKS)
 MAX_CACHED_BYTES = 64 * 2**20  # bytes; files up to this size stay in memory as packets
+_IMAGE_CODECS = {"png": "png", "jpeg": "mjpeg"}  # by `image_kind`
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _PYAV = int(av.__version__.partition(".")[0])
 # For one frame, waking other threads takes longer than its conversion. PyAV before 18 had no option for this.
@@ -101,9 +102,14 @@ def encode_png(frame: np.ndarray) -> bytes:
     return b"".join(bytes(p) for p in (*codec.encode(image), *codec.encode(None)))
 
 
+def image_kind(data: bytes) -> str:
+    """Returns the kind of an encoded image by its first bytes: "png" or "jpeg". Empty for any other bytes."""
+    return "png" if data.startswith(b"\x89PNG") else "jpeg" if data.startswith(b"\xff\xd8\xff") else ""
+
+
 def is_16_bit_gray(image: bytes) -> bool:
     """Whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
-    return image[:4] == b"\x89PNG" and image[24:26] == b"\x10\x00"
+    return image_kind(image) == "png" and image[24:26] == b"\x10\x00"
 
 
 def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "uint8") -> np.ndarray:
@@ -115,10 +121,8 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
         channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
         dtype: "uint8", or "uint16" for depth.
     """
-    kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
-    if kind is None and (data or b"")[:2] == b"\xff\xd8":
-        kind = "mjpeg"
-    if kind is None:
+    kind = image_kind(data or b"")
+    if not kind:
         content = "it is empty" if not data else f"it starts with {data[:8]!r}"
         raise UserError(f"the value is not a PNG or JPEG image: {content}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
@@ -126,7 +130,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
         raise UserError(f"the image is {'gray of 16 bits, such as depth' if has_16_bits else 'not gray of 16 bits'}, "
                         f"but {dtype} is to be read", where=where,
                         hint="leave the column out, or store all its images with one type")
-    codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
+    codec = cast(av.VideoCodecContext, av.CodecContext.create(_IMAGE_CODECS[kind], "r"))
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:

@@ -16,6 +16,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.formats.lerobot_read import UNDERSTUDY_FOLDER, read_json_lines
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.tasks import shown_texts
 from ..envs.base import ROUNDED, Env, HasExpert
@@ -120,7 +121,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         out.rmdir()
     if not out.exists():
         return 0
-    if not (out / "meta" / "info.json").exists():
+    if not is_lerobot(out):
         raise UserError("the folder does not contain a recording", where=out, hint="choose another folder")
     warn_of_losses(out, repair(out))
     data = open_dataset(out)

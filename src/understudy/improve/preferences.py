@@ -15,6 +15,7 @@ import torch
 from ..core import UserError
 from ..data.episode import Dataset, Episode, episode_fingerprints
 from ..data.formats import open_dataset
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import repair, warn_of_losses
 from ..envs.base import Env, Renderable, Restorable
 from ..envs.devices import RecordingKeys
@@ -91,7 +92,7 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
     """
     if not out.exists():
         return 0, 0
-    if not (out / "meta" / "info.json").exists():
+    if not is_lerobot(out):
         raise UserError(f"the {'folder' if out.is_dir() else 'file'} has no comparisons", where=out,
                         hint="choose another folder")
     warn_of_losses(out, repair(out))

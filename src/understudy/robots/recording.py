@@ -16,6 +16,7 @@ import numpy as np
 from ..core import DataWarning, Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import MIN_FREE_DISK, Recorder, free_disk_text, repair, warn_of_losses
 from ..hints import unit_hint
 from .base import Robot, RobotError, Teleoperator
@@ -130,7 +131,7 @@ class RobotSession:
             release: Called when the robot is no longer needed. After that the rest is encoded, which may take minutes.
         """
         out, fps = Path(out), 1 / self.pace.period
-        if (out / "meta" / "info.json").exists():
+        if is_lerobot(out):
             warn_of_losses(out, repair(out))
             earlier = open_dataset(out)
             episodes += n_interrupted(earlier)

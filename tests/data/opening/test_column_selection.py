@@ -313,6 +313,18 @@ def test_whole_numbers_of_text_are_quantities_unless_the_user_says_classes(tmp_p
         open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u:classes"]))
 
 
+def test_warnings_that_the_columns_answer_are_dropped(tmp_path):
+    np.savez(tmp_path / "a.npz", observations=np.zeros((6, 2)), actions=np.arange(6) % 3, episode_ends=[3, 6])
+    table = tmp_path / "a.csv"
+    table.write_text("q,u,ep\n" + "".join(f"{i / 7},{i / 9},{i // 3}\n" for i in range(6)))
+    for path, columns, begin in (
+            (tmp_path / "a.npz", ["state=observations"], ["actions: int64 is read as classes"]),
+            *((tmp_path / "a.npz", [f"action=actions:{reading}"], []) for reading in ("quantities", "classes")),
+            (table, ["episode=ep"], ["no column is called action"]), (table, ["state=q", "episode=ep"], [])):
+        warnings = open_columns(path, parse_columns(columns)).metadata["warnings"]
+        assert [w[:len(b)] for w, b in zip(warnings, begin, strict=True)] == begin
+
+
 OWN = ("--columns", "state=q1,q2", "action=u", "episode=run")
 
 

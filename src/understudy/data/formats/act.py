@@ -19,6 +19,7 @@ from ..sources import ChunkedSource
 from .parts import hdf5, sidecar
 from .parts.column_names import number_sort_key
 from .parts.episode_table import boundary_hint
+from .parts.file_kinds import episode_files
 from .parts.key_map import KeyMap, common_arrays, decoded_images, is_metadata, metadata
 from .parts.padded_arrays import MAX_LABEL_VALUES, padded_hint
 from .parts.sidecar import FormatCapability
@@ -106,10 +107,7 @@ class ActSource(ChunkedSource):
 
 
 def _files(path: Path, warnings) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and p.is_file() and not p.name.startswith(".")]
-    files.sort(key=lambda p: number_sort_key(p.stem))
+    files = episode_files(path, "hdf5")
     numbers = {number_sort_key(p.stem)[0] for p in files}
     missing_numbers = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
     if missing_numbers and len(files) > 1:

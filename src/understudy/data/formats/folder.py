@@ -27,14 +27,15 @@ from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .parts import sidecar
+from .parts import file_kinds, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, is_metadata, metadata
+from .parts.key_map import add_column, checked_rate, common_arrays, image_feature, is_metadata, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
+from .parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
-from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TABLE_ENDINGS, TextTable, read_table
+from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TextTable, read_table
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
@@ -45,17 +46,6 @@ _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numb
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
-
-
-def episode_files(path: Path, ending: str) -> list[Path]:
-    """Returns the files of the episodes with an ending, ".npz" or ".csv", ordered by the last number in their names.
-
-    Tables whose columns are separated by tabs may also end in .tsv.
-    """
-    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
-    files = (p for p in path.iterdir() if p.suffix in endings and not p.name.startswith(".")
-             and not p.name.endswith(sidecar.SIDECAR_NAME))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
@@ -83,7 +73,7 @@ class FolderSource(MemmapSource):
     def __init__(self, path: Path):
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.files = episode_files(path, self.ending) if path.is_dir() else [path]
+        self.files = file_kinds.episode_files(path, self.ending[1:]) if path.is_dir() else [path]
         self._dataset_json = self._read_about()
         about = [self.folder / DATASET_JSON] if self._dataset_json else []
         self.key = cache.files_digest([*self.files, *about], self.ending)
@@ -101,7 +91,8 @@ class FolderSource(MemmapSource):
                 raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
-            self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
+            self.metadata["warnings"].append(NoActionWarning(
+                f"no column is called action; there are {format_list(self.schema, 12)}"))
 
     @abstractmethod
     def _scan_files(self) -> None:
@@ -269,7 +260,7 @@ class CsvFolderSource(FolderSource):
             self._episode_metadata.append({})
         self._vectors = table.vectors
         if text.note:
-            self.metadata["warnings"].append(text.note)
+            self.metadata["warnings"].append(LineOfNamesWarning(text.note))
         self._alike(kinds, lambda kind: f"{kind[1]} components")
         self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = [*_NUMBERS, "text"]
@@ -315,7 +306,7 @@ class CsvFolderSource(FolderSource):
             declared = self._declared_feature(name)
             first = camera_frames[0][0]
             self._frames[name] = camera_frames
-            self.schema[name] = declared or _image_feature(first.read_bytes(), str(first))
+            self.schema[name] = declared or image_feature(first.read_bytes(), str(first))
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
         if self._frames:  # which are decoded into the cache
             stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
@@ -354,12 +345,6 @@ class CsvFolderSource(FolderSource):
     @cached_property
     def numeric_columns(self):
         return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
-
-
-def _image_feature(data: bytes, where: str) -> Feature:
-    if video.is_16_bit_gray(data):
-        return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
-    return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 
 
 class _Table:

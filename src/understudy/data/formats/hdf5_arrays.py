@@ -21,20 +21,13 @@ from ..sources import ChunkedSource
 from .parts import hdf5
 from .parts.column_names import array_key, number_sort_key
 from .parts.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
-from .parts.key_map import KeyMap, MisreadingWarning, common_arrays, metadata
+from .parts.file_kinds import episode_files
+from .parts.key_map import KeyMap, common_arrays, metadata
 from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
+from .parts.reader_warnings import ArrayWarning, MisreadingWarning, without_arrays
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
-
-
-def hdf5_files(path: Path) -> list[Path]:
-    """Returns an HDF5 file, or those of a folder in the order of their numbers."""
-    if path.is_file():
-        with open(path, "rb") as handle:
-            return [path] if handle.read(8) == hdf5.MAGIC else []
-    files = (p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
@@ -73,14 +66,14 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     if padded is not None:
         return padded
     data = cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
-    warnings = [w for w in data.metadata["warnings"] if not w.startswith(f"{key}: ")]  # that it is no column
+    warnings = without_arrays(data.metadata["warnings"], [key])  # that it is no column
     return Dataset(data.source, {**data.metadata, "warnings": warnings})
 
 
 def array_names(path: Path) -> list[str]:
     """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
-        file = hdf5_files(path)[0]
+        file = episode_files(path, "hdf5")[0]
         names = list(hdf5.arrays(files[file], str(file)))
     within = list(dict.fromkeys(re.sub(r"^(\w+/)?\w*\d+/", "", name) for name in names))
     return within if 2 * len(within) <= len(names) else names
@@ -95,7 +88,7 @@ class Hdf5ArraysSource(ChunkedSource):
     """
 
     def __init__(self, path: Path, names: list[str]):
-        self.path, self.files = path, hdf5_files(path)
+        self.path, self.files = path, episode_files(path, "hdf5")
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
             self._parts, columns = [], []
@@ -137,7 +130,8 @@ class Hdf5ArraysSource(ChunkedSource):
         common = common_arrays(columns, lambda column: (column[0].dtype, column[0].shape),
                                lambda e, key: f"{self.location_of(e)}, {key}",
                                lambda key: not any(array_key(n, [key]) for n in names),
-                               lambda key, e: warnings.append(f"{key}: {self.location_of(e)} has none: left out"))
+                               lambda key, e: warnings.append(ArrayWarning.about(
+                                   key, f"{self.location_of(e)} has none: left out")))
         self.schema, self.keys = KEYS.schema({key: f for key, (f, _) in common.items()}, self.path)
         self.row_counts = {name: np.array([arrays[key][1] for arrays in columns], np.int64)
                            for name, key in self.keys.items()}
@@ -156,14 +150,14 @@ class Hdf5ArraysSource(ChunkedSource):
                 if key in named:
                     raise DataError(f"it has {rows} rows instead of {steps}, or one more", where=location,
                                     hint="name arrays that have a row for each step")
-                warnings.append(f"{key}: {array.shape}, not a row for each step: left out")
+                warnings.append(ArrayWarning.about(key, f"{array.shape}, not a row for each step: left out"))
                 continue
             try:
                 columns[key] = hdf5.array_feature(KEYS.column(key), array, location), rows
             except UserError as error:
                 if key in named:
                     raise
-                warnings.append(f"{key}: {error.problem}: left out")
+                warnings.append(ArrayWarning.about(key, f"{error.problem}: left out"))
         return steps, columns
 
     def _attributes(self, file, path: Path, prefix: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,6 +39,7 @@ from .lerobot_stats import (
     stack_statistics,
 )
 from .parts import sidecar
+from .parts.column_names import number_sort_key
 from .parts.path_pattern import fill_pattern
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
@@ -335,7 +335,7 @@ class _LeRobotWriter:
         after = {}
         for name in ("data", "episodes", *plan.cameras):
             if name == "episodes":  # its place in its own table is not everywhere
-                places = [(_last_number(t.parent.name), _last_number(t.stem)) for t in tables]
+                places = [(number_sort_key(t.parent.name)[0], number_sort_key(t.stem)[0]) for t in tables]
             else:
                 prefix = "data" if name == "data" else f"videos/{name}"
                 read = open_parquet(tables[-1]).read(columns=[f"{prefix}/chunk_index", f"{prefix}/file_index"])
@@ -646,10 +646,6 @@ def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
     patterns = {"data": plan.info["data_path"], "episodes": EPISODES_PATH}
     pattern = patterns.get(what, plan.info.get("video_path") or VIDEO_PATH)
     return fill_pattern(pattern, video_key=what, chunk_index=place[0], file_index=place[1])
-
-
-def _last_number(name: str) -> int:
-    return int(re.findall(r"\d+", name)[-1])
 
 
 def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:

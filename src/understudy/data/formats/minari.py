@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
 from ...files import write_json
-from .. import cache
+from .. import cache, video
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from .parts import arrow, hdf5, sidecar
 from .parts.column_names import sort_numbered
+from .parts.file_kinds import minari_folder
 from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, is_metadata, metadata, stored_feature
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import FormatCapability
@@ -53,7 +54,7 @@ def open_minari(path: Path) -> Dataset:
     """Opens a data set: its folder, the folder `data` in it, or its HDF5 file."""
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
-    data = path / "data" if (path / "data").is_dir() else path
+    data = minari_folder(path) or path
     about = read_json_object(data / "metadata.json") if (data / "metadata.json").exists() else {}
     kind = about.get("data_format", "hdf5")
     if kind == "hdf5":
@@ -229,7 +230,7 @@ class Hdf5Source(_MinariSource):
             return False
         if (shape := self.leaf_shape(key)) is not None:
             return len(shape) > 1
-        return array.shape[0] > 0 and array[0, :3].tobytes() == b"\xff\xd8\xff"
+        return array.shape[0] > 0 and video.image_kind(array[0, :3].tobytes()) == "jpeg"
 
     def _size_of(self, array, key, where) -> Feature:
         if key in self._sizes:

@@ -34,15 +34,7 @@ from .parts.episode_table import (
     numbering_notes,
     unknown_boundary,
 )
-from .parts.key_map import (
-    KeyMap,
-    MisreadingWarning,
-    checked_rate,
-    is_metadata,
-    lengths_from_ends,
-    metadata,
-    stored_feature,
-)
+from .parts.key_map import KeyMap, checked_rate, is_metadata, lengths_from_ends, metadata, stored_feature
 from .parts.npz_arrays import (
     NpzArchiveSource,
     NpzArrays,
@@ -53,6 +45,7 @@ from .parts.npz_arrays import (
     write_npz,
 )
 from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
+from .parts.reader_warnings import ArrayWarning, MisreadingWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -167,8 +160,9 @@ class NpzSource(NpzArchiveSource):
         """Warnings about arrays that are read under their own name but may be meant to have another role."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) in ("action", "observation"):
-                yield (f"{self.keys[name]}: {f.dtype} is read as classes, numbered from 0; if it holds quantities: "
-                       f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
+                yield ArrayWarning.about(
+                    self.keys[name], f"{f.dtype} is read as classes, numbered from 0; if it holds quantities: "
+                    f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
         for key in self._of_file:
             yield MisreadingWarning(f"{key}: {self._file.headers[key][0]}, not a row for each step or episode: kept as "
                                     "metadata")
@@ -311,8 +305,10 @@ class _ArraysOfOneEpisode(NpzArchiveSource):
         self.lengths = np.array([steps])
         self.row_counts = {name: np.array([headers[key][0][0]]) for name, key in self.keys.items()}
         fps = self._file.read_array("fps")[0].item() if headers.get("fps", ((2,),))[0] in ((), (1,)) else None
-        self.metadata = metadata("npz", path, [f"{key}: {shape}, not a row for each step: left out" for key, (shape, _)
-                                               in headers.items() if key not in (*self.keys.values(), "fps")], fps=fps)
+        other_keys = [key for key in headers if key not in (*self.keys.values(), "fps")]
+        self.metadata = metadata("npz", path, [
+            ArrayWarning.about(key, f"{headers[key][0]}, not a row for each step: left out") for key in other_keys
+        ], fps=fps)
 
 
 def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Dataset | None:

@@ -21,6 +21,7 @@ from ...files import read_json
 from .. import cache
 from ..episode import ColumnSource
 from .parts.column_names import format_list
+from .parts.file_kinds import file_kind
 from .parts.key_map import metadata
 from .parts.read_errors import damaged
 
@@ -114,7 +115,7 @@ class _Trial:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix.lower() != ".csv":
+    if file_kind(path) == "parquet":
         import pyarrow.parquet as pq
 
         yield from pq.read_table(path.absolute()).to_pylist()

@@ -28,6 +28,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from .parts import sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
+from .parts.file_kinds import kind_of_start
 from .parts.key_map import add_column, metadata
 from .parts.read_errors import damaged, import_optional, read_json_object
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -440,7 +441,7 @@ def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int
             raise damaged(f"the file is cut short: it ends after {n_bytes} bytes of the record", location)
         length, crc = struct.unpack_from("<QI", data, at)
         if masked_crc32c(data[at: at + 8]) != crc:
-            if at == 0 and data[:2] == b"\x1f\x8b":
+            if at == 0 and kind_of_start(data[:2]) == "gzip":
                 raise UserError("the file is compressed with gzip", where=location, hint="unpack the file (gunzip)")
             raise damaged("the checksum of the record's length is wrong", location)
         if length > n_bytes - 16:

@@ -20,16 +20,16 @@ from ...hints import columns_option, command_line, did_you_mean, nearest_names
 from ..episode import ColumnSource, Dataset, EpisodeList
 from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
-from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
-from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
+from ..formats.folder import NpzFolderSource, not_seconds, open_csv
+from ..formats.hdf5_arrays import array_names, open_arrays
 from ..formats.npz import NpzSource, episodes_hint, open_padded, padding_hint, says_ends
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
-from ..formats.parts.key_map import MisreadingWarning
+from ..formats.parts.file_kinds import episode_files
 from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import NpzArrays
-from ..formats.parts.text_table import TABLE_ENDINGS
+from ..formats.parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning, without_arrays
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
 
@@ -115,7 +115,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         hint = (f"say what they are: {columns_option('state=A,B', 'action=C,D')} with these names, and where episodes "
                 "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
                 + (f". {episodes}" if (episodes := _episodes_hint(local)) else ""))
-        if "actions_0" in names and hdf5_files(local):
+        if "actions_0" in names and episode_files(local, "hdf5"):
             hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
         raise DataError(f"no column has a name that policies read; there are {names}", where=path,
                         hint=hint) from error
@@ -136,8 +136,8 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     if isinstance(data.source, EpisodeList):
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out columns")
     source = SelectedColumns(data.source, selection, str(path))
-    answered = ("no column is called action", *(f"{key}: " for key in source.keys_with_reading()))
-    warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith(answered)]
+    warnings = [w for w in without_arrays(data.metadata.get("warnings", ()), source.keys_with_reading())
+                if not isinstance(w, NoActionWarning)]
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
@@ -410,14 +410,15 @@ def _unknown_names(path: Path) -> str | None:
     """The columns of a file in no known format, for the user to name. None if they have the names of policies."""
     notes: list[str] = []
     try:
-        if hdf5_files(path):
+        if episode_files(path, "hdf5"):
             names = array_names(path)
-        elif path.is_file() and path.suffix.lower() == ".npz":
+        elif path.is_file() and episode_files(path, "npz"):
             names = list(NpzArrays(path).headers)
         elif (data := _open_plain(path, {}, [])) is None:
             return None
         else:
-            names, notes = list(data.features()), [w for w in data.metadata["warnings"] if w.startswith("line 1 ")]
+            names = list(data.features())
+            notes = [w for w in data.metadata["warnings"] if isinstance(w, LineOfNamesWarning)]
     except UserError:
         return None
     roles = {role(standard_name(name)) for name in names}
@@ -425,7 +426,7 @@ def _unknown_names(path: Path) -> str | None:
 
 
 def _episodes_hint(path: Path) -> str:
-    return episodes_hint(path) if path.is_file() and path.suffix.lower() == ".npz" else ""
+    return episodes_hint(path) if path.is_file() and episode_files(path, "npz") else ""
 
 
 def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]],
@@ -444,7 +445,7 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
     if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
     check_links(path)
-    tables, arrays = _files(path, ".csv"), _files(path, ".npz")
+    tables, arrays = episode_files(path, "csv"), episode_files(path, "npz")
     named = [name for parts in selected for name in parts]
     if boundary and path.is_dir() and (tables or arrays):
         raise ConfigError(f"each of the {len(tables or arrays)} files is an episode",
@@ -456,18 +457,12 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
         return open_csv(path, **boundary)
     if arrays:
         return Dataset(NpzFolderSource(path, named)) if path.is_dir() else _open_npz(path, boundary, named)
-    return open_arrays(path, named, **boundary) if hdf5_files(path) else None
+    return open_arrays(path, named, **boundary) if episode_files(path, "hdf5") else None
 
 
 def _has_actions(path: Path) -> bool:
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
         return robomimic.has_actions(files[path]["data"])
-
-
-def _files(path: Path, ending: str) -> list[Path]:
-    """The files of a folder with this ending, or the file itself if it has it."""
-    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
-    return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() in endings else []
 
 
 def _open_npz(path: Path, boundary: Mapping[str, str], named: Sequence[str]) -> Dataset:

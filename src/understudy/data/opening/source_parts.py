@@ -20,12 +20,10 @@ from ...core import UserError
 from ..episode import Dataset
 from ..formats import folder as plain
 from ..formats import preview_dataset
-from ..formats.logs import message_logs
-from ..formats.parts import hdf5, sidecar
+from ..formats.parts import file_kinds, hdf5, sidecar
 from ..formats.parts.column_names import sort_numbered
 from ..formats.parts.links import make_link
 
-_FILES = (".hdf5", ".h5", ".npz", ".csv", ".tsv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
 
 
@@ -97,21 +95,15 @@ class GroupParts(SourceParts):
 def find_parts(path: Path) -> SourceParts | None:
     """Returns the parts of a source. None if its episodes cannot be told apart without reading them."""
     if path.is_dir():
-        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
-            data = path / "data" if (path / "data").is_dir() else path
+        data = file_kinds.minari_folder(path)
+        if data is not None and (data / "main_data.hdf5").exists():
             return _group_parts(data, data / "main_data.hdf5")
-        if (path / "meta/info.json").exists() or (path / "features.json").exists() or (path / ".zgroup").exists():
+        if file_kinds.folder_kind(path):
             return None
-        recordings = message_logs.log_paths(path)
-        if recordings and path not in recordings:
-            return FileParts(path, recordings)
-        kinds = [[p for p in inside if p.suffix == s and not p.name.endswith(sidecar.SIDECAR_NAME)] for s in _FILES]
-        files = max(kinds, key=len)
-        return FileParts(path, sorted(files, key=message_logs.recording_order)) if files else None
-    with open(path, "rb") as handle:
-        first = handle.read(8)
-    return _group_parts(path, path) if first == hdf5.MAGIC else None
+        files = file_kinds.recording_paths(path) or max(
+            (file_kinds.episode_files(path, kind) for kind in file_kinds.SUFFIXES), key=len)
+        return FileParts(path, files) if files else None
+    return _group_parts(path, path) if file_kinds.file_kind(path) == "hdf5" else None
 
 
 def _group_parts(path: Path, file: Path) -> SourceParts | None:

@@ -44,6 +44,7 @@ from ..episode import Dataset, Episode, episode_starts
 from ..formats import remote
 from ..formats.lerobot_read import read_info, read_tasks
 from ..formats.parts import arrow
+from ..formats.parts.file_kinds import is_lerobot
 from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import npy_header
 from ..sources import batch_ranges
@@ -256,7 +257,7 @@ def _shard_urls(name: str) -> list[str]:
             raise UserError("a view is no shard: its operations need all of its data", where=path,
                             hint="write it out first: " + command_line("view", "materialize", path, "--out", "DST"))
         check_links(path)
-        if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
+        if is_lerobot(path):  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \
             else [str(path)]
@@ -301,7 +302,7 @@ def _shard_errors(at: str) -> Iterator[None]:
 def _lerobot_folder(at: str) -> Path | None:
     """The LeRobot data set on this disk that a file of data/chunk-000/ belongs to."""
     folder = None if remote.url_of(at) else Path(at).absolute().parents[2:3]
-    return folder[0] if folder and (folder[0] / "meta" / "info.json").exists() else None
+    return folder[0] if folder and is_lerobot(folder[0]) else None
 
 
 class _Shard(ABC):

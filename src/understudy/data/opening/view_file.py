@@ -29,8 +29,8 @@ from .. import cache, operations
 from ..corrections import Reorder, Scale, Shift, Swap
 from ..episode import Dataset
 from ..formats import remote
-from ..formats.detection import VIEW_PATTERN
 from ..formats.parts import sidecar
+from ..formats.parts.file_kinds import file_kind
 from ..operations import ConcatSource, Merge, Operation
 from ..segments import ColumnSegments, Cut, CutSegments, StoredSegments
 from ..sources import camera_names
@@ -155,10 +155,7 @@ def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as i
 
 def is_view(path: Path) -> bool:
     """Whether a file starts like a view file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as handle:
-        return VIEW_PATTERN.match(handle.read(64)) is not None
+    return path.is_file() and file_kind(path) == "view"
 
 
 def describe_operation(operation: Operation) -> str:

@@ -34,6 +34,7 @@ from .. import cache, journal
 from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
+from ..formats.parts.file_kinds import is_lerobot
 from ..formats.parts.sidecar import to_json_value
 from ..sources import first_misfit
 from .encoder import WAIT, Backlog, EncoderProcess, Report
@@ -450,7 +451,7 @@ class Recorder:
             self.path.rmdir()
         if not self.path.exists():
             lerobot.create(self.path, schema, fps=self.fps, robot_type=robot_type, images=images)
-        elif not (self.path / "meta" / "info.json").exists():
+        elif not is_lerobot(self.path):
             raise UserError("the folder does not contain a recording", where=self.path,
                             hint="choose another folder")
         (self.path / journal.JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)

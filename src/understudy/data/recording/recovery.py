@@ -29,7 +29,7 @@ from ..episode import Dataset
 from ..formats import preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
 from ..formats.logs import message_logs
-from ..formats.parts import hdf5, npz_arrays, read_errors, sidecar
+from ..formats.parts import file_kinds, hdf5, npz_arrays, read_errors, sidecar
 from ..formats.parts.links import check_links, make_link
 from ..opening.source_parts import find_parts, recover_parts
 from .lerobot_recovery import LeRobotRepair
@@ -135,28 +135,24 @@ RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 
 def _repair_function(path: Path) -> RepairFunction | None:
     if path.is_dir():
-        if (path / "meta" / "info.json").exists():
+        kind = file_kinds.folder_kind(path)
+        if kind == "lerobot":
             return lambda *arguments: LeRobotRepair(*arguments).run()
-        if (path / "features.json").exists() and (path / "dataset_info.json").exists():
-            return _repair_rlds
-        if (path / ".zgroup").exists() or (path / "zarr.json").exists():
-            return _repair_zarr
-        if (path / "data/main_data.hdf5").exists():  # Minari
-            return lambda path, folder, report_loss: _repair_folder(path / "data", folder, report_loss)
-        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        return _repair_folder if any(_repair_function(p) for p in inside) else None
+        if kind in ("rlds", "zarr"):
+            return _repair_rlds if kind == "rlds" else _repair_zarr
+        files_folder = file_kinds.minari_folder(path) or path
+        inside = [p for p in files_folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+        is_known = any(_repair_function(p) for p in inside)
+        return (lambda _, *arguments: _repair_folder(files_folder, *arguments)) if is_known else None
     if not path.exists():
         return None
-    with open(path, "rb") as handle:
-        first = handle.read(16)
-    if first.startswith(b"PK\x03\x04"):
+    kind = file_kinds.file_kind(path)
+    if kind == "zip":
         if not _is_complete_zip(path):
             return _repair_npz
         with zipfile.ZipFile(path) as archive:
-            return _repair_zarr if {".zgroup", "zarr.json"} & set(archive.namelist()) else None
-    if first.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _repair_hdf5
-    return _repair_mcap if first.startswith(b"\x89MCAP0\r\n") else None
+            return _repair_zarr if file_kinds.is_zarr(archive.namelist()) else None
+    return {"hdf5": _repair_hdf5, "mcap": _repair_mcap}.get(kind)
 
 
 def _repair_folder(path: Path, folder: Path, report_loss) -> Path:

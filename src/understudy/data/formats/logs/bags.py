@@ -19,7 +19,9 @@ from ....hints import command_line
 from ... import cache
 from ...episode import ColumnSource, Dataset
 from ...resampling import find_rotations, interpolate_rows
-from ..parts.key_map import MisreadingWarning, metadata
+from ..parts.file_kinds import recording_paths
+from ..parts.key_map import metadata
+from ..parts.reader_warnings import MisreadingWarning
 from . import message_logs as streams
 from . import topic_mapping as maps
 from .message_logs import MessageLog
@@ -68,7 +70,7 @@ def preview_bags(path: Path) -> Dataset:
 
 def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
     """The recordings that have messages, and a warning for each that has none. All of them if none has messages."""
-    paths = streams.log_paths(path)
+    paths = recording_paths(path)
     logs = [streams.open_log(p) for p in paths if p.is_dir() or p.stat().st_size]
     full = [log for log in logs if any(log.counts.values())]
     if not full:

@@ -26,7 +26,7 @@ import numpy as np
 from ....core import UserError
 from ... import cache, video
 from ..parts import read_errors
-from ..parts.column_names import number_sort_key
+from ..parts.file_kinds import file_kind, file_order
 from ..parts.read_errors import damaged
 from . import protobuf
 
@@ -499,40 +499,12 @@ def _header(fields: bytes):
 # -- which ------------------------------------------------------------------------------------------------------------
 
 
-def log_paths(path: Path) -> list[Path]:
-    """Returns the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
-
-    Several recordings are ordered by the last number in their names.
-    """
-    path = Path(path)
-    if path.is_file() or _ros2(path):
-        return [path]
-    inside = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=recording_order)
-    kinds = [[p for p in inside if p.suffix == s and p.is_file()] for s in (".mcap", ".bag")]
-    kinds.append([p for p in inside if p.is_dir() and _ros2(p)])
-    return max(kinds, key=len)
-
-
-def recording_order(path: Path) -> tuple:
-    """Sort key that orders recordings by the last number in their names."""
-    return number_sort_key(path.stem)
-
-
-def _ros2(folder: Path) -> bool:
-    if not (folder / "metadata.yaml").is_file():
-        return False
-    with open(folder / "metadata.yaml", errors="replace") as handle:
-        return "rosbag2_bagfile_information" in handle.read(4096)
-
-
 def open_log(path: Path) -> MessageLog:
     """Opens a recording: a file, or the folder of a ROS 2 bag."""
     if path.is_dir():
-        films = sorted(path.glob("*.mcap"), key=recording_order)
+        films = sorted(path.glob("*.mcap"), key=file_order)
         return McapLog(path, films) if films else RosbagLog(path)
-    with open(path, "rb") as handle:
-        first = handle.read(13)
-    if not first.startswith(b"#ROSBAG V2.0\n"):
+    if file_kind(path) != "bag":
         return McapLog(path, [path])
     try:
         return RosbagLog(path)

@@ -10,7 +10,7 @@ import numpy as np
 from ....core import DataError, UserError, role, unknown_name
 from ....hints import columns_option
 from ...episode import ColumnSource, Dataset, episode_starts
-from .key_map import MisreadingWarning
+from .reader_warnings import MisreadingWarning
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")

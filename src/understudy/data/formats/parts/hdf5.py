@@ -34,7 +34,6 @@ from .read_errors import DAMAGED_HINT, damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
-MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # nested groups; a link to a group above it would have no end
 
 

@@ -139,10 +139,6 @@ def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> b
     return not has_steps and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
 
 
-class MisreadingWarning(str):
-    """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
-
-
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
     """Returns the metadata of a data set, for `Dataset.metadata`.
@@ -206,8 +202,11 @@ def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
     """Returns the feature of images whose rows are PNG or JPEG bytes, from the first that is not empty. None for other
     values. Zeros may pad the bytes."""
     data = next((text for row in rows if (text := bytes(row).rstrip(b"\0"))), b"")
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return None
+    return image_feature(data, where) if video.image_kind(data) else None
+
+
+def image_feature(data: bytes, where: str) -> Feature:
+    """Returns the feature of images from one that is encoded as PNG or JPEG."""
     if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")

@@ -34,6 +34,10 @@ def is_storable_key(name: str) -> bool:
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
+class PickledArray(UserError):
+    """An array is a pickle."""
+
+
 class NpzArrays:
     """The arrays of an .npz file. Long doubles, which tensors do not have, are read as float64.
 
@@ -232,9 +236,10 @@ def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool
     except ValueError as error:
         raise damaged(f"this is not a NumPy array ({error})", where) from None
     if dtype.hasobject or dtype.kind not in "biufU":
-        contents = ("Python objects (a pickle), which are never loaded" if dtype.hasobject else
-                    f"values of dtype {dtype}")
-        raise UserError(f"it contains {contents}", where=where, hint="save the array again with numbers or text only")
+        hint = "save the array again with numbers or text only"
+        if dtype.hasobject:
+            raise PickledArray("it contains Python objects (a pickle), which are never loaded", where=where, hint=hint)
+        raise UserError(f"it contains values of dtype {dtype}", where=where, hint=hint)
     return shape, fortran, dtype
 
 

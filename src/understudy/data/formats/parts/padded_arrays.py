@@ -13,8 +13,9 @@ from ...episode import ColumnSource, Dataset
 from ...sources import WrapperSource
 from .column_names import FLAG_COLUMNS
 from .episode_table import frame_rate
-from .key_map import MisreadingWarning, encoded_image_feature, stored_feature
+from .key_map import encoded_image_feature, stored_feature
 from .read_errors import first_true
+from .reader_warnings import MisreadingWarning, without_arrays
 
 MAX_LABEL_VALUES = 1 << 20  # of an array that is read to see whether it says where episodes end
 _FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
@@ -115,7 +116,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
                         where=f"{location}[{e}]", hint="correct the lengths, or name another array")
     values = {name: v for name, v in lists.items() if v.ndim == 1 and len(v) == episodes}
     padded = PaddedSource(source, lengths.astype(np.int64), steps, fits[0], values)
-    warnings = [w for w in source.metadata["warnings"] if w.partition(":")[0] not in (key, *values)] + padded.left_out
+    warnings = without_arrays(source.metadata["warnings"], (key, *values)) + padded.left_out
     if doubt or len(fits) > 1:
         warnings.append(MisreadingWarning(f"{key}: the arrays are read as (episodes, steps, ...), but might also be "
                                           "(steps, episodes, ...). If so, swap these axes"))

@@ -22,9 +22,9 @@ from ....files import check_absent, whole_file, whole_folder
 from ... import cache
 from ...episode import ColumnSource, Dataset, episode_starts
 from ...sources import WrapperSource
+from .file_kinds import SIDECAR_NAME
 from .npz_arrays import NpzArrays, column_array, stored_dtype, whole_array, write_npz
 
-SIDECAR_NAME = "understudy.npz"
 _INEXACT = "is compressed, and not exactly the same afterwards"  # the only loss that no sidecar file repairs
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from ....core import DataError, UserError
 from .read_errors import damaged
 
-TABLE_ENDINGS = (".csv", ".tsv")
 # The first that fits separates the columns: beside the others, a comma may be the point of a number.
 _SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "a bar", ",": "a comma", " ": "a blank"}
 MAX_CELL_BYTES = 1 << 24  # of a cell: a JSON document of a step fits

@@ -198,7 +198,7 @@ def _find(name: str, trust: tuple[str, ...], where: str):
 
 
 def _version_hint(package: str, where: str) -> str:
-    """How to load a file that names code which is gone: the version that wrote it, if it is known, and this one."""
+    """Returns the hint for a file whose code no longer exists: which version wrote it, if that is known."""
     from . import __version__
 
     named = re.match(r".*?\.json", where)

@@ -18,8 +18,10 @@ def command_line(*parts: object) -> str:
 
 
 def path_text(path: object) -> str:
-    """A path as it is typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two, and that of
-    ./-name begins like an option."""
+    """Returns a path as a user would type it.
+
+    `Path` turns ws://HOST into ws:/HOST, which is undone. A name that begins with "-" gets ./ before it.
+    """
     text = re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
     return f"./{text}" if isinstance(path, Path) and text.startswith("-") else text
 

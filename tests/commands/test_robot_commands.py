@@ -145,12 +145,13 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "calibrate", "--robot", "simulated_arm", "--robot.port", "x"], "not an arm of servos"),
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean 'keyboard'"),
-            (["robot", "calibrate", "--robot", "so101_follower", "--data", "d"], "--data: says nothing with calibrate"),
-            (["robot", "release", "--json"], "--json: says nothing with release"),
-            (["robot", "check", "--wave"], "--wave: says nothing with check"),
+            (["robot", "calibrate", "--robot", "so101_follower", "--data", "d"],
+             "--data: has no effect with calibrate"),
+            (["robot", "release", "--json"], "--json: has no effect with release"),
+            (["robot", "check", "--wave"], "--wave: has no effect with check"),
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
             (["record", "fork", "--yes", "--out", "d", "--episodes", "1"], "--yes: needs --robot"),
-            (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: says nothing"),
+            (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: has no effect"),
             (["record", "--robot", "simulated_arm", "--rows", "2", "--out", "d", "--episodes", "1"], "--rows: says"),
             (["record", "--robot", "simulated_arm", "--episode-time-s", "0", "--out", "d", "--episodes", "1"],
              "--episode-time-s: must be above 0"),
@@ -158,7 +159,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keyboard", "--robot.retries", "-1"],
              "--robot.retries: must be at least 0"),
             (["replay", "d", "--robot", "simulated_arm", "--state"], "--state"),
-            (["replay", "d", "--robot", "simulated_arm", "--rows", "2"], "--rows: says nothing"),
+            (["replay", "d", "--robot", "simulated_arm", "--rows", "2"], "--rows: has no effect"),
             (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):
         assert main(args) == 2
         assert message in capsys.readouterr().err, args

@@ -278,7 +278,7 @@ def test_another_data_set_is_not_called_unseen():
     numbers, origin = episodes_to_evaluate(provenance, cut)
     text = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
     assert text.startswith("On 1 episode of a data set that it was not trained on, as far as is recorded (if they are "
-                           "cut from its training data, this is no test), the predicted actions are off by ")
+                           "cut from its training data, this is not a test), the predicted actions are off by ")
 
 
 def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, monkeypatch, capsys):

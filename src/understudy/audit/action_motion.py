@@ -32,7 +32,7 @@ from .motion import (
 
 SHIFTS = range(-8, 9)  # steps between a motion and its image
 _WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
-_SEEN = 0.7  # largest unexplained fraction of the image change at the best shift
+_UNEXPLAINED_SHIFT = 0.7  # largest unexplained fraction of the image change at the best shift
 _USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera normally sees the task like this
 _SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
 _ALIKE = 20  # stretches with similar motion that are needed for a finding
@@ -202,7 +202,7 @@ class CameraLag:
             return
         missed = {k: each.sum() / whole for k, each in unexplained.items()}
         best = min(missed, key=missed.__getitem__)
-        plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
+        plain = missed[best] < _UNEXPLAINED_SHIFT and missed[0] > 1.1 * missed[best]
         if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(unexplained[best] < unexplained[0]) > 0.8:
             correction = ("--shift", f"{self.name}={-best}")
             then, stored = ("before", "late") if best > 0 else ("after", "early")
@@ -417,8 +417,7 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def check_component_pairs(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes in which one component of the action has the other sign or another size than in the others, or in
-    which two of them are exchanged.
+    """Finds episodes whose action has a flipped, scaled or exchanged component, compared with most episodes.
 
     Correlations of action components with those of the state, and ratios of their spreads, say which. The evidence is a
     linear model of the motion, fitted to the other episodes. There is a finding only if it predicts these badly as they

@@ -121,21 +121,21 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
 
 def _is_column_finite(data, name) -> bool:
     """Whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
-    lies = data.column(name)
-    if lies is None:
+    stored = data.column(name)
+    if stored is None:
         return False
-    array = lies[0]
+    array = stored[0]
     step = max(1, _AT_ONCE // max(1, int(np.prod(array.shape[1:]))))
     return array.dtype.kind != "f" or all(np.isfinite(array[r: r + step]).all() for r in range(0, len(array), step))
 
 
 def _unended_episodes(data, flags) -> list[int] | None:
     """The episodes without a flag at their end. None if flags are elsewhere, or episodes must be checked singly."""
-    lies = [data.column(n) for n in flags]
-    if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in lies):
+    stored = [data.column(n) for n in flags]
+    if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in stored):
         return None
     ended, lengths = np.zeros(len(data), bool), data.lengths
-    for array, first, _ in lies:
+    for array, first, _ in stored:
         order = np.argsort(first, kind="stable")
         set_at = np.flatnonzero(array)
         at = np.searchsorted(first[order], set_at, side="right") - 1

@@ -137,7 +137,10 @@ def _check_opaque(file, name, h5py):
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,), keys=None):
-    """Finds arrays, other than metadata, whose number of rows is not that of array `of` plus one of those in `more`."""
+    """Finds arrays whose number of rows differs from that of the array `of` by none of the numbers in `more`.
+
+    Arrays of metadata do not count.
+    """
     n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
         is_other = "compress_len" in key or keys and is_metadata(keys.column(key), array.shape, (n_rows,))

@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
 
     if has_no_run(o.run):
         address = served_address(o.run)
-        raise UserError("is no run: it does not say what it was trained on", where=address or o.run,
+        raise UserError("is not a run: it does not say what it was trained on", where=address or o.run,
                         hint=f"diagnose the run that {'is served there' if address else 'it was exported from'}")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
     if o.robot is not None:

@@ -314,7 +314,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
                  "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
-        raise UserError(f"these are recorded episodes, and {path_text(o.run)} needs an environment: it is no run",
+        raise UserError(f"these are recorded episodes, and {path_text(o.run)} needs an environment: it is not a run",
                         where=o.target, hint="evaluate the run that it was exported from, or that is served there")
     refuse_given(o, ("condition", "task"), "these are recorded episodes, which have their own conditions and tasks",
                  "leave it out, or name an environment")

@@ -138,9 +138,9 @@ class _Command:
             try:
                 find_checkpoint(supervisor)
             except UserError as error:
-                raise UserError(f"{o.supervisor!r} is no supervisor, and no run: {error.problem}", where="--supervisor",
-                                hint="name scripted (the expert of the environment), keyboard (you, in a terminal), or "
-                                     "the run of another policy") from None
+                raise UserError(f"{o.supervisor!r} is neither a supervisor nor a run: {error.problem}",
+                                where="--supervisor", hint="name scripted (the expert of the environment), "
+                                "keyboard (you, in a terminal), or the run of another policy") from None
         find_checkpoint(o.run)
         if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
             raise UserError("this is the run to improve, which stays as it is", where="--out",

@@ -105,7 +105,7 @@ def main(args: list[str]) -> None:
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
-    refuse_given(o, ignored, "says nothing " + ("on a robot" if o.robot is not None else "in an environment"))
+    refuse_given(o, ignored, "has no effect " + ("on a robot" if o.robot is not None else "in an environment"))
     if o.robot is not None:
         _record_robot(o)
         return

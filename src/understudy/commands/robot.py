@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
     o = parse(RobotCommandOptions, "robot", args)
     for subcommands, names in OPTIONS_OF.items():
         if o.subcommand not in subcommands:
-            refuse_given(o, names, f"says nothing with {o.subcommand}")
+            refuse_given(o, names, f"has no effect with {o.subcommand}")
     with Output(o.json) as out:
         {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
          "teleoperate": _teleoperate, "check": _check,

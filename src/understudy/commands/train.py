@@ -139,7 +139,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     if o.data is None:
         _record_random(o)
     else:
-        refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
+        refuse_given(o, ("random_steps",), "has no effect where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
     method = training.method
     _check_same_scores(o, method)

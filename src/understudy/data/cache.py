@@ -29,7 +29,7 @@ from ..files import whole_folder
 _LAYOUT = 1  # a new layout makes all old entries stale
 _STALE_SECONDS = 24 * 3600  # s; an incomplete entry of this age was left by a killed process
 FREE_SPACE = "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"  # a hint
-_held: set[Path] = set()  # entries that this process has mapped and must not remove
+_mapped_entries: set[Path] = set()  # entries that this process has mapped and must not remove
 _sizes: dict[str, int] = {}  # path of a complete entry: its bytes, which do not change
 
 
@@ -90,7 +90,7 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
             _build_entry(place, size, build, description)
         try:
             os.utime(place)
-            _held.add(place)
+            _mapped_entries.add(place)
             arrays = {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
             if arrays:
                 return arrays
@@ -196,7 +196,7 @@ def _evict(max_bytes: int, making: Path) -> None:
     total = sum(sizes.values())
     if total <= max_bytes:
         return
-    removable = {entry: size for path, size in sizes.items() if (entry := Path(path)) not in _held}
+    removable = {entry: size for path, size in sizes.items() if (entry := Path(path)) not in _mapped_entries}
     for entry in sorted(removable, key=_seconds_since_use, reverse=True):
         if total <= max_bytes:
             return

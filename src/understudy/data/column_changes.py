@@ -389,7 +389,7 @@ class SelectComponents(ColumnChange):
 
     def check_online(self):
         if role(self.column) != "observation":
-            raise Unsupported(f"{self.column!r} is no observation, and actions need all components",
+            raise Unsupported(f"{self.column!r} is not an observation, and actions need all components",
                               where="SelectComponents.column", hint="name an observation")
 
     def step(self, obs, last, state):

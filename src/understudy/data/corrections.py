@@ -90,7 +90,7 @@ class Scale(Operation):
             raise unknown_name("conversion", self.by, CONVERSIONS, place)
         factor = CONVERSIONS[self.by][2] if isinstance(self.by, str) else float(self.by)
         if not math.isfinite(factor) or factor in (0, 1):
-            raise DataError(f"{factor:g} is no factor that can be undone and changes something", where=place,
+            raise DataError(f"{factor:g} is not a factor that can be undone and changes something", where=place,
                             hint="such as 0.5, -1, deg2rad")
         factors = np.ones(feature.size)
         numbers, unit = self._scaled_components(feature, place)

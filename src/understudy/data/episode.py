@@ -49,7 +49,7 @@ class Episode:
                 raise DataError(f"the column {name!r} is {_describe_column(column)}, but must be an array of numbers, "
                                 "flags or text with one row per step", where="Episode", hint=_array_hint(column))
             if isinstance(column, np.ma.MaskedArray):  # what is masked would be read as numbers
-                raise DataError(f"the column {name!r} is a masked array, and a missing value is no value to learn",
+                raise DataError(f"the column {name!r} is a masked array, and a missing value cannot be learned",
                                 where="Episode", hint="fill it: column.filled(value), or leave these steps out")
         n = len(self)
         _, shortest = min((len(column), name) for name, column in self.steps.items())

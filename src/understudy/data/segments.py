@@ -227,7 +227,7 @@ def check_segment(one: LabeledSegment, length: int, where: str) -> None:
         raise DataError(f"start={one.start!r} and stop={one.stop!r} are not numbers of steps", where=where,
                         hint="use whole numbers, counted from 0") from None
     if not 0 <= start < stop <= length:
-        raise DataError(f"start={start} and stop={stop} are no part of its {length} steps", where=where,
+        raise DataError(f"start={start} and stop={stop} are not part of its {length} steps", where=where,
                         hint="start counts from 0, and stop is the step after the last")
     if not isinstance(one.task, str) or not one.task.strip():
         raise DataError(f"task={one.task!r} says nothing", where=where, hint="say in words what was done")

@@ -167,7 +167,7 @@ class MemmapSource(ColumnSource):
             if is_invalid.any():
                 row, *component = map(int, np.argwhere(is_invalid)[0])
                 raise UserError(f"a flag must be 0 or 1, not {values[(row, *component)]}", where=place(row),
-                                hint="correct the value, or store it under another name if it is no flag")
+                                hint="correct the value, or store it under another name if it is not a flag")
         if f.kind == "string":
             return values
         with np.errstate(invalid="ignore"):  # of NaN

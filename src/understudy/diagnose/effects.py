@@ -88,7 +88,8 @@ def explain_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
     """What is executed instead of an action component: the explanation that predicts the motion of most steps.
 
     A constant, another convention, and another scale compete. A less simple one has to leave clearly fewer steps
-    unexplained. Limits of what acts are no matter: a prediction beyond all changes is one of the largest change.
+    unexplained. Actions that the environment clips do not count against an explanation: predictions are clipped to the
+    range of changes.
 
     Returns:
         None if no explanation holds in many steps.
@@ -143,7 +144,7 @@ def regress_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
                    ) -> Effect:
     """The gain of an action component, and how much more it depends on the state.
 
-    1 more means that what acts adds the state to the action, -1 that it subtracts it.
+    1 more means that the environment or robot adds the state to the action, -1 that it subtracts it.
     """
     weights_of_actions = model.weights_of_actions[:, d]
     effect, usual = weights_of_actions[i], model.fit.change[d]

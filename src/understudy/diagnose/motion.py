@@ -281,8 +281,8 @@ def _gain_findings(effects: dict[int, Effect], model: MotionModel, names: Sequen
         extra = float(np.median([conventions[i] for i in related]))
         kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
         yield RunFinding(
-            "action-convention", "fault", f"what acts takes the actions as {kinds[0]} ones, and in the data they are "
-            f"{kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
+            "action-convention", "fault", f"the environment or robot takes the actions as {kinds[0]} ones, and in the "
+            f"data they are {kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
             f"{format_list(names[k] for k in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
             "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
             Location(feature="action"))
@@ -324,8 +324,8 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
     return RunFinding(
         "action-units" if unit else "action-scale", "fault",
         f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
-        GAINS, "bring the actions of the policy and of what acts to one unit and range. If those of the data are "
-        "wrong, correct the data, and train again",
+        GAINS, "bring the actions of the policy and of the environment or robot to one unit and range. If those of the "
+        "data are wrong, correct the data, and train again",
         correct_data("--scale", f"action[{','.join(names[k] for k in changed)}]={1 / unit_factor(1 / gains[i]):.3g}"),
         Location(feature=names[i]))
 

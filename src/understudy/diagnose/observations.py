@@ -29,14 +29,14 @@ MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if
 SOON = 10  # steps within which it moves
 NOVEL = 0.8  # fraction of the steps
 CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
-FAR = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
+OTHER_UNIT_RATIO = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
 MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
 WIDEST_ORDER = 30  # components whose order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 
 
 def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence[int]]) -> Iterator[RunFinding]:
-    """Finds columns that the policy reads and nobody shows, and those of another size.
+    """Finds columns that the policy reads and the environment does not have, or has in another size.
 
     Args:
         inputs: Columns that the policy reads from what it acts in.
@@ -237,15 +237,15 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
         names: (A,).
     """
     reach = np.quantile(np.abs(recorded), 0.95, axis=0) / np.maximum(np.abs(low), np.abs(high))
-    if reach.max() > FAR:
-        beyond = np.flatnonzero(reach > FAR)
+    if reach.max() > OTHER_UNIT_RATIO:
+        beyond = np.flatnonzero(reach > OTHER_UNIT_RATIO)
         size = float(np.median(reach[beyond]))
         unit = unit_of_ratio(size)
         yield RunFinding(
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
-            "times the limits of what acts" + (f", as between {unit}" if unit else ""), unit_factor(size), (0, FAR),
-            "bring the actions of the data and of what acts to one unit. If those of the data are wrong, correct the "
-            "data, and train again",
+            "times the limits of the environment or robot" + (f", as between {unit}" if unit else ""),
+            unit_factor(size), (0, OTHER_UNIT_RATIO), "bring the actions of the data and of the environment or robot to "
+            "one unit. If those of the data are wrong, correct the data, and train again",
             correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),
             Location(feature="action"))
         return

@@ -39,7 +39,7 @@ REPEATED = 100  # episodes whose actions these may repeat
 CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
-SMALL = 12  # the same of those from which states are read
+SMALL = 12  # pixels a side of the images from which states are read
 VIEWED, VIEWS = 80, 40  # recorded episodes whose images are read, and about how many of each
 
 
@@ -365,7 +365,7 @@ def _motion_model(data: Dataset, observed: Observed, features: Schema
                   ) -> tuple[motion.MotionModel | None, tuple[np.ndarray, np.ndarray] | None]:
     """The model of the motion in the data, and the limits that it clips actions to.
 
-    Where limits explain the data better, the recorded actions were clipped by those of what acts.
+    Where limits explain the data better, the recorded actions were clipped by those of the environment or robot.
     """
     if "action" not in features:
         return None, None
@@ -390,7 +390,7 @@ def _lag_findings(recorded: Recorded, observed: Observed | None) -> Iterator[Run
 
 
 def _bounds(observed: Observed, feature: Feature) -> tuple[np.ndarray, np.ndarray] | None:
-    """The lowest and the highest action of what acts, (A,) each."""
+    """The lowest and the highest action of the environment or robot, (A,) each."""
     low, high = observed.metadata.get("low"), observed.metadata.get("high")
     if low is None or high is None or feature.kind != "vector" or feature.shape != observed.features["action"].shape:
         return None

@@ -115,7 +115,7 @@ class FixedHorizonEnv(EnvWrapper):
         self.metadata = {**self.metadata, "limit": self.limit}
         self.clock = torch.zeros(self.rows, dtype=torch.int64)
         self.is_over = torch.zeros(self.rows, dtype=torch.bool)
-        self.last: StepResult | None = None  # of each row; what it ended with once it is over
+        self.last: StepResult | None = None  # of each row; once its episode has ended, the last result of the episode
 
     def reset(self, which, key):
         obs = self.env.reset(which, key)

@@ -129,7 +129,7 @@ class GymVector(Env):
         self._detect_success_flag(info)
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
-            for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
+            for row in self.finished.nonzero()[0]:  # its observation is already the first one of the next episode
                 self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(add_batch_axis(info["final_obs"][row]), 1).items():
                     self.last_obs[name][row] = value[0]

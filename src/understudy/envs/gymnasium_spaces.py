@@ -181,7 +181,7 @@ def find_misfit(space: spaces.Space, value, name: str) -> str:
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
-        return f"{name} is no array"
+        return f"{name} is not an array"
     if array.shape != (space.shape or ()):
         return f"{name} has shape {array.shape}, and its space has {space.shape}"
     numbers = "biuf" if isinstance(space, spaces.Box) and space.dtype.kind == "f" else "biu"

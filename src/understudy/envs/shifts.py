@@ -26,7 +26,7 @@ from .base import Env, EnvWrapper, Obs
 from .image_obs import ImageObs
 from .toy import Toy, distance
 from .toys.arms import Arms
-from .toys.blocks import CENTRES, SPREAD, Blocks
+from .toys.blocks import CENTERS, SPREAD, Blocks
 from .toys.fork import Fork
 from .toys.particle import Particle
 from .toys.push import DISC, HALF, Push
@@ -482,9 +482,9 @@ _TOY_SHIFTS: dict[type[Env], tuple[Shift, ...]] = {
     ),
     Blocks: (
         _moved("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06),
-               partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06),
+               partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTERS[1:3]), 0.06),
         _moved("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
-               partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08),
+               partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTERS[3:]), 0.08),
     ),
     Arms: (
         _moved("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1),

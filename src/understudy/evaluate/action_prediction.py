@@ -215,7 +215,7 @@ class ActionPrediction:
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none of them is new to it, so "
                                "expect figures that are too good)",
                  "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
-                               "recorded (if they are cut from its training data, this is no test)"}[self.origin]
+                               "recorded (if they are cut from its training data, this is not a test)"}[self.origin]
         constant = [c.name for c in self.by_component if c.is_constant]
         if self.prediction_error is None:
             return (f"This data cannot show how good the policy is: every component of its {what} has the same value "
@@ -296,10 +296,10 @@ _ACT = ("in a simulator (understudy eval RUN ENV) or on a robot, where you judge
 NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
         f"when its own actions decide what it sees next. For that it must act: {_ACT}")
 COLUMN_NOTE = ("This policy does not predict actions alone. The errors are of another column. They say little about "
-               f"actions, and are no comparison with other runs. For that each must act: {_ACT}")
+               f"actions, and cannot be compared with other runs. For that each must act: {_ACT}")
 LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
                "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
-               f"about actions, and are no comparison with other runs. For that each must act: {_ACT}")
+               f"about actions, and cannot be compared with other runs. For that each must act: {_ACT}")
 
 
 @torch.no_grad()

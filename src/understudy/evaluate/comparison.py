@@ -194,7 +194,7 @@ def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEV
     """
     ((training,), (new,)) = with_common_success([[training], [new]])
     if (training.seed, len(training.episodes)) != (new.seed, len(new.episodes)):
-        raise UserError(f"the rollouts are no pairs: {len(training.episodes)} of seed {training.seed} in "
+        raise UserError(f"the rollouts are not pairs: {len(training.episodes)} of seed {training.seed} in "
                         f"{training.env}, and {len(new.episodes)} of seed {new.seed} in {new.env}",
                         where="generalization_gap", hint="evaluate both with the same seed and number of episodes")
     if training.successes is not None and new.successes is not None:

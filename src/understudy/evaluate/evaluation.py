@@ -38,7 +38,7 @@ def recording_seed(seed: int) -> int:
     return -2 - 3 * _check_seed(seed)
 
 
-def seed_of_recording(seed: int) -> int:
+def user_seed(seed: int) -> int:
     """The seed from which `recording_seed` made this one. Another number stays as it is."""
     return (-2 - seed) // 3 if seed < 0 and (-2 - seed) % 3 == 0 else seed
 

@@ -316,7 +316,7 @@ class FailureDetector:
                             hint=f"calibrate one: {command_line('calibrate', folder, 'ENV')}")
         detector = config.load(read_json(file), ("understudy", *trust), str(file))
         if not isinstance(detector, FailureDetector):
-            raise UserError("is no failure detector", where=file, hint="calibrate one again")
+            raise UserError("is not a failure detector", where=file, hint="calibrate one again")
         return detector
 
     def first_alarm(self, episode: Episode) -> int | None:

@@ -75,7 +75,7 @@ class PolicyValue:
         return {**asdict(self), "settled": self.is_settled, "note": NOTE}
 
 
-NOTE = ("This value is no measurement: no step of the policy was carried out. Where the policy takes actions that the "
+NOTE = ("This value is not measured: no step of the policy was carried out. Where the policy takes actions that the "
         "episodes do not have, it is a guess, which can be far too high, and the interval does not show that. To "
         "measure the return, let the policy act: understudy eval RUN ENV.")
 

@@ -22,7 +22,7 @@ from ..data.tasks import shown_texts
 from ..envs.base import ROUNDED, Env, HasExpert
 from ..execute.actor import Actor, CountingActor
 from ..files import write_text
-from .evaluation import seed_of_recording
+from .evaluation import user_seed
 from .rollout import rollout
 from .workers import WorkerPool
 
@@ -130,7 +130,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         expected = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
         if recorded != expected:
             field = next(k for k in expected if recorded[k] != expected[k])
-            there, here = (seed_of_recording(v) if field == "seed" and isinstance(v, int) else v
+            there, here = (user_seed(v) if field == "seed" and isinstance(v, int) else v
                            for v in (recorded[field], expected[field]))
             raise UserError(f"the recording has {field} {there!r}, but this run has {field} {here!r}",
                             where=f"{out}, episode {n}",

@@ -215,5 +215,5 @@ def _check_whole(delay: int, where: str) -> int:
     """Returns `delay` as an int, since a severity may be a float. Raises UserError if it is not a whole number."""
     if not delay >= 0 or delay % 1:
         raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where=where,
-                        hint="give a number of steps; 0 is no delay")
+                        hint="give a number of steps; 0 means no delay")
     return int(delay)

@@ -43,7 +43,7 @@ class PlannerWrapper(Planner):
     def __post_init__(self):
         for name, kind, module in self._modules():
             if not isinstance(module, (str, FromStage, kind)):
-                raise ConfigError(f"{'None' if module is None else type(module).__name__} is no {kind.__name__}",
+                raise ConfigError(f"{'None' if module is None else type(module).__name__} is not a {kind.__name__}",
                                   where=f"{type(self).__name__}.{name}",
                                   hint=f"name a {kind.__name__} that a learner has trained, or give FromStage(STAGE, "
                                        "MODULE)")

@@ -57,6 +57,9 @@ class RetryActor(Actor):
 
 
 def _attempt_keys(key: Tensor, attempt: Tensor) -> Tensor:
-    """A key for each attempt, (B,). The first has another key than the episode, too: if the actor itself makes
-    attempts, its second one would else have the key of the second one here."""
+    """Returns a key for each attempt, (B,).
+
+    Even the first attempt does not use the key of the episode. Otherwise retries within retries would draw the same
+    numbers in both.
+    """
     return torch.cat([keys(*one) for one in zip(key.tolist(), attempt.unsqueeze(1).tolist(), strict=True)])

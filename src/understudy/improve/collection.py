@@ -233,7 +233,7 @@ class RolloutCollector(EpisodeCollector):
                             where="RolloutCollector",
                             hint="such as RolloutCollector(n_episodes=5) or RolloutCollector(n_steps=1000)")
         if isinstance(self.supervisor, str) and self.supervisor not in ("expert", "person"):
-            raise UserError(f"{self.supervisor!r} is no supervisor", where="RolloutCollector.supervisor",
+            raise UserError(f"{self.supervisor!r} is not a supervisor", where="RolloutCollector.supervisor",
                             hint='use "expert", "person" or FromStage(NAME)')
         if self.gate is not None and self.supervisor is None:
             raise UserError("a gate chooses between the policy and a supervisor, and there is no supervisor",
@@ -558,7 +558,7 @@ class CollectionRounds(DataCollection):
             raise UserError("both say what a batch consists of", where="CollectionRounds.rehearsal",
                             hint="leave it out, or mixture_weights and half_where")
         if self.rehearsal and not isinstance(self.collector, TaskSequenceCollector):
-            raise UserError(f"the rounds of {type(self.collector).__name__} are no tasks",
+            raise UserError(f"the rounds of {type(self.collector).__name__} are not tasks",
                             where="CollectionRounds.rehearsal", hint="leave it out, or use TaskSequenceCollector")
 
     @property

@@ -100,7 +100,7 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
     for number, episode in enumerate(data):
         place = f"{out}, episode {number}"
         if not metadata.keys() <= episode.metadata.keys():
-            raise UserError("the episode is no comparison", where=place, hint="choose another folder")
+            raise UserError("the episode is not a comparison", where=place, hint="choose another folder")
         if other := [name for name in metadata if episode.metadata[name] != metadata[name]]:
             label = {"judged": "the data", "by": "--judge"}.get(other[0], other[0])
             raise UserError(f"the comparison has {label} {episode.metadata[other[0]]}, and this call "

@@ -78,7 +78,7 @@ def episode_rater(rating: str = "success", n_obs_steps: Annotated[int, AtLeast(1
 def check_rater(config: PolicyConfig) -> None:
     """Raises UserError if a policy is no `episode_rater`."""
     if config.target != SCORE:
-        raise UserError("this is no rater of episodes, nor of steps", where="--rater",
+        raise UserError("this run rates neither episodes nor steps", where="--rater",
                         hint="understudy train understudy.improve.rating:episode_rater DATA --out RUN trains one, and "
                              "understudy.improve.step_rating:step_rater one of steps")
 

@@ -66,7 +66,7 @@ class SuccessClassifier:
 
     def __init__(self, policy: Planner):
         if policy.window.n_obs_steps != 1 or SUCCEEDS not in policy.features:
-            raise UserError("this is no classifier of success", where="--success",
+            raise UserError("this is not a classifier of success", where="--success",
                             hint="understudy train understudy.improve.success:success_classifier DATA --out RUN trains "
                                  "one")
         self.planner = FixedBatch(policy)

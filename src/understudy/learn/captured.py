@@ -183,7 +183,7 @@ class CapturedUpdates:
 
     @contextmanager
     def _unchanged_buffers(self) -> Iterator[None]:
-        """Raises Unsupported at the end of the block if it has changed a buffer, which becomes what it was."""
+        """Restores buffers that the block has changed, and then raises Unsupported."""
         buffers = [b for m in self.engine.all_modules() for b in m.buffers(recurse=False)]
         saved = [buffer.clone() for buffer in buffers]
         yield

@@ -71,7 +71,7 @@ def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str,
         raise type(error)(error.problem, where=option, hint=error.hint or "name a class of that module that derives "
                           "from understudy.execute.base.Executor") from None
     if not is_dataclass(executor_class):
-        raise ConfigError(f"{executor_class.__name__} is no frozen dataclass", where=option,
+        raise ConfigError(f"{executor_class.__name__} is not a frozen dataclass", where=option,
                           hint="write @dataclass(frozen=True) above it")
     numbers = {"n_action_steps": n_action_steps, "skip": skip}
     arguments = {f.name: numbers[f.name] for f in fields(executor_class) if f.name in numbers}

@@ -172,7 +172,7 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
              'train with UNet(condition="film")')
     _require((trunk.output_groups or trunk.groups) == 8, "another number of groups than 8 in the last normalization",
              "train with UNet(output_groups=8)")
-    _require(window.horizon % 2 ** len(trunk.widths) == 0, f"a horizon of {window.horizon} steps, which is no multiple "
+    _require(window.horizon % 2 ** len(trunk.widths) == 0, f"a horizon of {window.horizon} steps, not a multiple "
              f"of {2 ** len(trunk.widths)}", "train with another horizon")
     _require(isinstance(head.solver, DDPM) or isinstance(head.solver, DDIM) and (
         not head.solver.clipped_noise or not head.clip_sample), f"the sampler {head.solver}",

@@ -28,7 +28,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     trusted = "".join(f" --trust {package}" for package in packages_of(method) if package != "understudy")
     held_out, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
-        chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
+        chosen = "The score chose the best checkpoint, so its success is not measured by it: evaluate on other seeds.\n"
     else:
         chosen = "The energy score chose the best checkpoint.\n" if lines else ""
     of_latents, unit = ("of latents ", "latents") if has_latent_actions(method) else ("", "actions")

@@ -1,7 +1,7 @@
 """What can be wrong with data for a method, asked in one place before anything is built from them.
 
-`preflight` asks all of it. `train` says its findings, and `choose`, `improve` and `inspect` say the same in the same
-words. What the files of a data set contradict themselves in is found before, by `understudy.audit`.
+`preflight` asks all of it, and `train`, `choose`, `improve` and `inspect` print its findings in the same words.
+Contradictions within the files of a data set are found earlier, by `understudy.audit`.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
     def build(self, policy, data):
         head = policy.config.head
         if not (isinstance(head, LikelihoodHead) or (isinstance(head, Regression) and head.norm == "l2")):
-            raise Unsupported(f"the loss of {type(head).__name__} is no log-likelihood of a window",
+            raise Unsupported(f"the loss of {type(head).__name__} is not a log-likelihood of a window",
                               where="CurriculumWeights", hint="use Regression() or a head with a density, such as GMM")
         return self
 

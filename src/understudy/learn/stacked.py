@@ -88,7 +88,7 @@ def reason_against_stacking(method: Method) -> str | None:
     if isinstance(head, MemoryHead):
         return f"{type(head).__name__} keeps its training data"
     if not isinstance(learner, Algorithm):
-        return f"{type(learner).__name__} is no `Algorithm`"
+        return f"{type(learner).__name__} is not an `Algorithm`"
     if isinstance(learner, RewardedConfig) and learner.reward is not None:
         return "there is a reward model"
     if type(learner).end_update is not Algorithm.end_update and not _ends_without_change(learner):

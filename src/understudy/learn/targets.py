@@ -16,7 +16,7 @@ from ..data.window import TERMINATED
 from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"
-_FAR = 10.0  # times the largest return: farther away is another unit
+_OTHER_UNIT_RATIO = 10.0  # times the largest return: farther away is another unit
 
 
 def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def return_findings(data: Dataset, column: str, target: float | None = None) -> 
         raise DataError("all rewards are 0, so that the returns of all episodes are equal", where=place,
                         hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
                              "(--columns reward=NAME), or clone the actions with bc")
-    if target is not None and abs(target) > _FAR * max(map(abs, returns)):
+    if target is not None and abs(target) > _OTHER_UNIT_RATIO * max(map(abs, returns)):
         yield DataWarning(f"{place}: the target return is {target:g}, and the returns of the episodes are from "
                           f"{min(returns):g} to {max(returns):g}. Use their units")
 

@@ -243,7 +243,7 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
 def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
     """Raises UserError for options that do not fit the method, before anything is computed."""
     if run_config.compile and not isinstance(method.learner, Algorithm):
-        raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is no `Algorithm`",
+        raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is not an `Algorithm`",
                           where=type(method.learner).__name__, hint="train without --compile")
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))

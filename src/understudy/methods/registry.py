@@ -139,7 +139,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         return Method.load(name, trust)
     word = name.replace("-", "_")
     if len(families := [f for f in method_families() if word in (f, f.partition("_")[0])]) == 1:
-        raise ConfigError(f"{name!r} is no method, but a family of methods",
+        raise ConfigError(f"{name!r} is not a method, but a family of methods",
                           hint=f"{command_line('methods', families[0].replace('_', '-'))} lists them")
     if 0 < len(mentions := _methods_about(name)) <= MAX_MENTIONS:
         raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(mentions)}",

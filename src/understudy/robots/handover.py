@@ -15,7 +15,7 @@ from .limits import SafetyLimits
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
 _FOLLOW_SECONDS = 10.0  # in which the device is driven, at most
-_NEAR = 2.0  # units of the action: as near, the robot goes to the device at once
+_ALIGNED_DISTANCE = 2.0  # units of the action: as near, the robot goes to the device at once
 _STALLED_SECONDS = 5.0  # in which the robot comes no nearer to the device: something blocks it
 
 
@@ -71,7 +71,7 @@ class Handover:
         self._names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(pose)))
         difference = self.teleop.read() - pose
         self._offset = difference if self.mover == "nobody" else np.zeros(len(pose))
-        self._ramp = 0.0 if (np.abs(difference - self._offset) <= _NEAR).all() else self.seconds
+        self._ramp = 0.0 if (np.abs(difference - self._offset) <= _ALIGNED_DISTANCE).all() else self.seconds
 
     def read(self, goal: np.ndarray) -> np.ndarray:
         """Returns the action of the person, (A,).

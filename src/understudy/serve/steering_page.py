@@ -134,7 +134,7 @@ class SteeringPage:
                 try:
                     self.follow(message)
                 except (ValueError, TypeError, KeyError, OverflowError):
-                    await connection.close(POLICY_VIOLATION, "the message is no click")
+                    await connection.close(POLICY_VIOLATION, "the message is not a click")
         finally:
             self._pages.discard(connection)
 

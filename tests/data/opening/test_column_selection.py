@@ -480,9 +480,9 @@ def test_images_of_named_columns_are_resized_in_python(tmp_path):
 
 
 @pytest.mark.parametrize(("parts", "problem"), [
-    ("q", "q is no image, but a vector of float32 of shape (2,)"),
-    ("q,u", "q is no image, but a vector"), ("word", "word is no image, but a string"),
-    ("eye[0]", "eye"), ("map", "map is no image, but a vector of float32 of shape (4, 4, 3)")])
+    ("q", "q is not an image, but a vector of float32 of shape (2,)"),
+    ("q,u", "q is not an image, but a vector"), ("word", "word is not an image, but a string"),
+    ("eye[0]", "eye"), ("map", "map is not an image, but a vector of float32 of shape (4, 4, 3)")])
 def test_a_column_that_is_no_image_is_not_called_one(tmp_path, parts, problem):
     np.savez(tmp_path / "a.npz", q=np.zeros((6, 2), np.float32), u=np.zeros((6, 1), np.float32),
              word=np.array(["a"] * 6), eye=np.zeros((6, 4, 4, 3), np.uint8),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...learn.method import Method
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
-FAR = 10.0  # scales of the training data: another unit (mm, cm, degrees) is farther, and rare values are not
+OTHER_UNIT_SCALES = 10.0  # scales of the training data: another unit (mm, cm) is farther, and rare values are not
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
 
 
@@ -80,14 +80,14 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
 
 
 def _distant_components(codec: CodecModule, name: str, value: Tensor) -> list[str]:
-    """What is said of each component of a condition that is more than `FAR` scales from the data of a codec."""
+    """Says of each component of a condition that is more than `OTHER_UNIT_SCALES` from the data how far it is."""
     import torch
 
     statistics = codec.obs_statistics(name)
     if statistics is None or statistics[0].shape[-1:] != value.shape:
         return []
     center, scale = (s.cpu().reshape(-1, len(value)) for s in statistics)  # a row for each group
-    limit = torch.where(scale > 0, FAR * scale, 1e-3 * center.abs().clamp(min=1))
+    limit = torch.where(scale > 0, OTHER_UNIT_SCALES * scale, 1e-3 * center.abs().clamp(min=1))
     is_distant = ((value - center).abs() > limit).all(0)
     return [f"component {i} is {value[i]:g}, and was " + (f"about {center[0, i]:.3g} ± {scale[0, i]:.3g}"
             if scale[0, i] > 0 else f"always {center[0, i]:.3g}") for i in is_distant.nonzero().flatten().tolist()]

@@ -55,7 +55,7 @@ def check_robot_options(o: ImproveOptions) -> None:
         raise ConfigError("on a robot a person supervises" + (f", not {o.supervisor}" if o.supervisor else ""),
                           where="--supervisor", hint=f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
     if (o.teleop is not None) != (o.supervisor == "leader"):
-        raise ConfigError("is missing" if o.supervisor == "leader" else f"says nothing with --supervisor "
+        raise ConfigError("is missing" if o.supervisor == "leader" else f"has no effect with --supervisor "
                           f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
                           "--teleop.port PORT; keyboard and gamepad need none")
     if not sys.stdin.isatty():

@@ -120,7 +120,7 @@ def learns_reward(run: Path) -> bool:
 
 
 def tell_learned_reward(run: Path) -> None:
-    """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
+    """Says on standard error which policy acts in a run that learns a reward from comparisons, if the run is one."""
     if learns_reward(run):
         practice = command_line("train", "sac", "--env", "ENV", "--reward", run, "--out", unused_path("practiced"))
         print(f"note: {run} learns a reward. What acts is its policy, which clones the better segments of the "

@@ -90,7 +90,7 @@ def _check_fields_are_set_once(chosen: Mapping[str, Any], usual: Method, changed
     """Refuses changes of fields that options of the method's function have set to another value."""
     before, now = ({path: value for path, _, value in settable_fields(m)} for m in (usual, changed))
     for path in (p for p in chosen if p in before and p in now and chosen[p] not in (before[p], now[p])):
-        raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
+        raise ConfigError(f"contradicts {' '.join(options)}, which sets this field to {chosen[path]}",
                           where=flag_of(path), hint="leave one of the two out")
 
 

@@ -26,7 +26,7 @@ from .parts.npz_arrays import NpzArchiveSource, NpzArrays
 from .parts.read_errors import damaged, first_true
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
-_MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
+_MISSING_COLUMNS = "this is not a data set of imitation: obs, acts and terminal, a row for each trajectory"
 
 
 def open_imitation(path: Path) -> Dataset:

@@ -29,7 +29,7 @@ from .parts.read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
-_KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
+_READ_KEYS = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
@@ -68,7 +68,7 @@ class LeRobotSource(MemmapSource):
         self._warnings: list[str] = []
         self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
         self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
-        unknown = sorted(set(info) - _KNOWN)
+        unknown = sorted(set(info) - _READ_KEYS)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
         schema_file = path / UNDERSTUDY_FOLDER / "schema.json"
@@ -524,8 +524,11 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
 
 
 def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
-    """Row groups in turn, small ones together: reading them one by one takes longer than what is in them. width: bytes
-    of a row once it is decoded, which may be many times what it takes in the file."""
+    """Yields the numbers of row groups to read at once. Small groups are read together, which is faster.
+
+    Args:
+        width: Bytes of a decoded row. It may be many times what the row takes in the file.
+    """
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     takes = [max(g.num_rows / _ROWS, max(g.total_byte_size, g.num_rows * width) / _BYTES) for g in groups]
     for first, stop in batch_ranges(np.array(takes), 1):

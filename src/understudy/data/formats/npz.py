@@ -379,7 +379,7 @@ def _check_flags(values: np.ndarray, where: str):
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
         raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{at[0]}]",
-                        hint="correct it, or save it under another name if it is no flag")
+                        hint="correct it, or save it under another name if it is not a flag")
 
 
 def rename_hint(keys: Iterable[str]) -> str:

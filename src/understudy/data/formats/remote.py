@@ -28,10 +28,10 @@ from .parts.read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
-_TOLD = 10**6  # bytes from which a download is reported
+_REPORTED_BYTES = 10**6  # bytes from which a download is reported
 # Of a hidden folder, the cache removes nothing: it cannot see what is in use there.
 _FOLDER, _LIST = ".fetched", ".understudy.json"
-_held: set[Path] = set()  # data sets that this process reads
+_open_folders: set[Path] = set()  # data sets that this process reads
 
 
 def url_of(path: str | Path) -> str | None:
@@ -71,7 +71,7 @@ def local_path(path: str | Path) -> Path:
         if not (entry / _LIST).exists():
             write_json(entry / _LIST, {"address": url, "files": files})
         write_json(root / f"{cache.json_digest('address', url)}.json", {"entry": entry.name})
-    _held.add(entry)
+    _open_folders.add(entry)
     os.utime(entry)
     files = _read_listing(entry)["files"]
     name = next(iter(files)) if len(files) == 1 and files[next(iter(files))]["alone"] else ""
@@ -187,7 +187,7 @@ def _fetch(entry: Path, names: list[str]) -> None:
         return
     size = sum(listing["files"][n]["size"] or 0 for n in missing)
     _make_room(entry, size, listing["address"])
-    if size >= _TOLD:
+    if size >= _REPORTED_BYTES:
         print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, "
               f"from {listing['address']} into {entry}", file=sys.stderr)
     with remote_errors(listing["address"]):
@@ -232,7 +232,7 @@ def _make_room(entry: Path, size: int, what: str) -> None:
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}
     total = sum(sizes.values()) + size
-    for old in sorted((e for e in sizes if e not in _held), key=lambda e: e.stat().st_mtime):
+    for old in sorted((e for e in sizes if e not in _open_folders), key=lambda e: e.stat().st_mtime):
         if total <= bound:
             break
         shutil.rmtree(old, ignore_errors=True)

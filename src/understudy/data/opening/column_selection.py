@@ -276,7 +276,7 @@ class SelectedColumns(WrapperSource):
         if name.startswith("observation.images.") and not (self._is_whole(name)
                                                            and features[0].kind in ("image", "depth")):
             f, column = features[0], self._parts[name][0][0]
-            raise DataError(f"{column} is no image, but a {f.kind} of {f.dtype} of shape {f.shape}",
+            raise DataError(f"{column} is not an image, but a {f.kind} of {f.dtype} of shape {f.shape}",
                             where=f"{where}, {name}",
                             hint="images are uint8 of shape (height, width, 3), or JPEG or PNG files; other "
                                  f"observations are {columns_option(f'NAME={column}')}")

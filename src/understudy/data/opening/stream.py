@@ -254,7 +254,7 @@ def _shard_urls(name: str) -> list[str]:
         if not path.exists():
             raise UserError("there is no shard and no folder here", where=path, hint="check the path")
         if is_view(path):
-            raise UserError("a view is no shard: its operations need all of its data", where=path,
+            raise UserError("a view is not a shard: its operations need all of its data", where=path,
                             hint="write it out first: " + command_line("view", "materialize", path, "--out", "DST"))
         check_links(path)
         if is_lerobot(path):  # a LeRobot data set, where tables are next to the data

@@ -259,7 +259,7 @@ def _operation_from_json(document: Any, where: str, kinds: Mapping[str, Any] = _
 
 def _check_type(value, kind: str, key: str):
     if type(value).__name__ != kind:
-        raise TypeError(f"{key}: {value!r} is no {kind}")
+        raise TypeError(f"{key}: {value!r} is not a {kind}")
     return value
 
 
@@ -287,7 +287,7 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
         named_class = _KINDS.get(type(operation).__name__.lower())
         parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
         if other := [o for o in (operation, *parts) if type(o) not in (named_class, *_PARTS.values())]:
-            raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is no operation of "
+            raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is not an operation of "
                             "understudy.data.operations", where=path,
                             hint="apply it in Python, and write what it returns with write_dataset")
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]

@@ -45,7 +45,7 @@ class LeRobotRepair:
         self.chunks = max(1, int(self.info.get("chunks_size", 1000)))
         self.filmed: dict[int, tuple[int, str]] = {}  # by episode: rows with frames, and why there are no more
         self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
-        self.numbers: list[int] = []  # which episodes they were
+        self.numbers: list[int] = []  # the old number of each kept episode
         self.cut: set[int] = set()  # which of them have lost rows
         self.frames = 0  # of the kept episodes
 

@@ -22,7 +22,7 @@ TASKS = ("reach", "track", "push")
 SPEED = 0.15  # rad: how far a joint turns in one step at most
 RADIUS = 0.05  # m: as near as this is on the target
 TIP, BLOCK = 0.04, 0.07  # m, radii
-HELD = 15  # steps in a row that a moving target is followed
+STEPS_AT_TARGET = 15  # steps in a row that a moving target is followed
 TURN = 0.06  # rad a step: how fast a moving target goes around
 SUBSTEPS = 4
 
@@ -68,7 +68,7 @@ class PlanarArms(Toy):
             self.features |= {f"observation.images.{view}": Feature("uint8", (camera_size, camera_size, 3), "image")
                               for view in ("top", "side")}
         goal = {"reach": f"the tip within {RADIUS} m of the target",
-                "track": f"{HELD} steps in a row within {2 * RADIUS} m of the target",
+                "track": f"{STEPS_AT_TARGET} steps in a row within {2 * RADIUS} m of the target",
                 "push": f"the block within {RADIUS} m of the target"}
         self.metadata = {"env": "planar_arms" if task == "reach" else f"planar_arms:{task}", "version": 1, "fps": 10,
                          "limit": limit, "optimum": 1.0, "success": goal[task]}
@@ -128,7 +128,7 @@ class PlanarArms(Toy):
             s["target"] = s["center"] + _rotate(s["target"] - s["center"], TURN)
             follows = distance(self.tip(), s["target"]) < 2 * RADIUS
             s["followed"] = np.where(follows, s["followed"] + 1, 0)
-            success = s["followed"] >= HELD
+            success = s["followed"] >= STEPS_AT_TARGET
         return success, success, np.zeros_like(success)
 
     def expert(self):

@@ -80,7 +80,7 @@ class Transport(DeterministicHead):
                               f"the components {', '.join(COMPONENTS)}", where="Transport",
                               hint="use actions of this form, and a horizon of 1")
         if side * side != spec.tokens or side < self.crop:
-            raise ConfigError(f"the encoder gives {spec.tokens} tokens, which are no square image of {self.crop} x "
+            raise ConfigError(f"the encoder gives {spec.tokens} tokens, not a square image of {self.crop} x "
                               f"{self.crop} pixels or more", where="Transport", hint="use a PixelEncoder of one square "
                               "image, and a smaller crop")
         return TransportNet(self, side, spec)

@@ -21,7 +21,7 @@ from ...policy import PolicyConfig
 from ..needs import NUMBERS, PATHS
 from ..registry import method
 
-MADE = "made"
+SYNTHESIZED = "made"
 
 
 @part
@@ -80,11 +80,11 @@ class TrajectoryPerturbation(Operation):
                 state[list(self.past)] += bend(-1 - np.arange(len(self.past)))
                 columns = {k: v[t:t + 1] for k, v in episode.steps.items()}
                 bent_episodes.append(episode.replace({
-                    **columns, self.column: state[None], MADE: np.ones((1, 1), np.float32),
+                    **columns, self.column: state[None], SYNTHESIZED: np.ones((1, 1), np.float32),
                     "action": self.label(action, bend)[None]}))
         warn_of_made_steps(data, self.column, len(bent_episodes), "all paths bend more than "
                            f"{self.max_curvature:g} (TrajectoryPerturbation.max_curvature, 1/m)")
-        return Dataset([*(e.replace({MADE: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
+        return Dataset([*(e.replace({SYNTHESIZED: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
                        data.metadata)
 
     def label(self, action: np.ndarray, bend: Bend) -> np.ndarray:
@@ -237,7 +237,7 @@ def chauffeurnet(point_steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, 
         half_width: Half of the width of the lane, m.
         radius: Radius of the car, m.
     """
-    weights = ImitationDropout(0.5, ColumnWeights(MADE, 0.1))
+    weights = ImitationDropout(0.5, ColumnWeights(SYNTHESIZED, 0.1))
     losses = (CollisionLoss(box, half, radius), LaneLoss(half_width, radius))
     learner = BehaviorCloning(4000, sample_weights=weights, auxiliary_losses=losses)
     return Method(PolicyConfig(Regression()), learner=learner,

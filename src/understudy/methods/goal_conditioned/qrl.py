@@ -24,7 +24,7 @@ from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
 
-FAR = 500.0  # steps: the loss hardly pushes observations farther apart
+FARTHEST_STEPS = 500.0  # steps: the loss hardly pushes observations farther apart
 
 
 @method("Wang et al. 2023 (QRL), arXiv 2304.01203, with the losses of OGBench, arXiv 2410.20092",
@@ -75,7 +75,7 @@ class QRL(ScoreMaximizing, GoalValues):
 
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
         return {"value/distance": MeanBound(
-            FAR, name="the distances to goals", reason="no loss pushes them far beyond",
+            FARTHEST_STEPS, name="the distances to goals", reason="no loss pushes them far beyond",
             hint="lower --optimizer.lr, or normalize the networks (--critic.layer-norm True)")}
 
     def represent(self, nets: Any, obs: Observations, column: str) -> Tensor:
@@ -103,7 +103,7 @@ class QRL(ScoreMaximizing, GoalValues):
         column = goal_of(nets.policy).column
         now, later = (self.represent(nets, obs, column) for obs in (batch.obs, batch.next))
         to_goal = distance(now, self.represent(nets, batch.obs, VALUE_GOAL))
-        closeness = 100 * softplus((FAR - to_goal) / 100)
+        closeness = 100 * softplus((FARTHEST_STEPS - to_goal) / 100)
         excess = (distance(now, later) - 1).relu().square()
         multiplier = log_multiplier[0].exp()
         constraint = multiplier * (self.epsilon - excess.detach())

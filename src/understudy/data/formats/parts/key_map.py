@@ -15,7 +15,7 @@ from ....core import Feature, UserError, role
 from ... import video
 from .read_errors import damaged, first_true
 
-Found = TypeVar("Found")
+Match = TypeVar("Match")
 END_COLUMNS = ("next.terminated", "next.truncated")
 MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
@@ -90,9 +90,9 @@ def add_column(keys: dict[str, str], column: str, key: str, path: object) -> Non
     keys[column] = key
 
 
-def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any],
+def common_arrays(episodes: Sequence[Mapping[str, Match]], alike: Callable[[Match], Any],
                   where: Callable[[int, str], str], optional: Callable[[str], bool] = lambda key: False,
-                  left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
+                  left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Match]:
     """Returns the arrays that all episodes have, as they are in the first episode.
 
     Args:
@@ -101,7 +101,7 @@ def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Foun
         optional: Whether an array may be missing in some episodes. It is then left out. By default none may.
         left_out: Called with an optional array and the first episode that lacks it.
     """
-    out: dict[str, Found] = {}
+    out: dict[str, Match] = {}
     hint = "leave the episode out, or remove the array from all episodes"
     for key in dict.fromkeys(k for arrays in episodes for k in arrays):
         without = next((e for e, arrays in enumerate(episodes) if key not in arrays), None)

@@ -384,7 +384,8 @@ VAGUE_LOCALS: dict[str, int] = {
     "evidence/families/rewards_from_people/feature_traces.py": 1,
     "evidence/families/rewards_from_people/marked_steps.py": 1, "benchmarks/bf16_success.py": 1,
     "benchmarks/choose.py": 1, "benchmarks/eager_updates.py": 1, "benchmarks/history.py": 1, "benchmarks/latency.py": 1,
-    "benchmarks/one_shot.py": 1, "benchmarks/processes.py": 1, "benchmarks/real_input.py": 1, "benchmarks/writing.py": 1}
+    "benchmarks/one_shot.py": 1, "benchmarks/processes.py": 1, "benchmarks/real_input.py": 1,
+    "benchmarks/writing.py": 1}
 
 
 def vague_locals(tree):

@@ -524,11 +524,8 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
 
 
 def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
-    """Yields the numbers of row groups to read at once. Small groups are read together, which is faster.
-
-    Args:
-        width: Bytes of a decoded row. It may be many times what the row takes in the file.
-    """
+    """Yields the numbers of row groups to read at once: small groups together, which is faster. width: bytes of a decoded
+    row, which may be many times what the row takes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     takes = [max(g.num_rows / _ROWS, max(g.total_byte_size, g.num_rows * width) / _BYTES) for g in groups]
     for first, stop in batch_ranges(np.array(takes), 1):

@@ -1,4 +1,4 @@
-"""Checks of the episodes of a collection round, before they are learned."""
+"""Checks of the episodes of a collection round, before a policy learns them."""
 
 from __future__ import annotations
 

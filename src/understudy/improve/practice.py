@@ -86,7 +86,7 @@ class SuccessReward:
 
 
 def residual(practice: Practice, method: Method) -> Method:
-    """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
+    """Improves a frozen policy by learning corrections of its actions with TD3 and demonstrations (ResFiT)."""
     updates = _updates(practice, method)
     learner = TD3(policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS, critic_warmup_updates=updates,
                   policy_optimizer=SLOW)

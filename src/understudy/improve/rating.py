@@ -65,7 +65,7 @@ class EpisodeRating(Operation):
 
 
 def episode_rater(rating: str = "success", n_obs_steps: Annotated[int, AtLeast(1)] = 1) -> Method:
-    """A rater of whole episodes, which reads their last observations. `understudy improve --rater RUN` uses it.
+    """Builds a method that trains a rater of whole episodes (for `understudy improve --rater RUN`).
 
     Args:
         rating: Name of the rating in the metadata of the episodes that it learns from.

@@ -102,7 +102,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self.takeover.ask()
 
     def annotate(self, episode):
-        """The action of each step is what was sent, within the limits."""
+        """Replaces the action of each step by the one sent to the robot, and adds what the person said."""
         return self.takeover.annotate(episode.replace({"action": np.stack(self._sent[:len(episode)])}))
 
     def close(self):

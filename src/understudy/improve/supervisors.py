@@ -1,4 +1,4 @@
-"""Trained policies that supervise another policy in its place (as an expert that advises and takes over)."""
+"""Trained policies that act as supervisors of another policy."""
 
 from __future__ import annotations
 

@@ -479,7 +479,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """The result of `publish`: which episodes were moved, and what was lost.
+    """The result of `publish`: how many episodes were moved, and descriptions of what was lost.
 
     Args:
         problems: Descriptions of what could not be read or kept.

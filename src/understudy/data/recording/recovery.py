@@ -279,7 +279,7 @@ class _AllRows(zarr_store.ZarrSource):
         return self._rows(key, begin, end)
 
     def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
-        """Returns the damaged rows as (first row, row after the last, problem)."""
+        """Yields the damaged rows of an array as (first row, row after the last, problem)."""
         edges = array.shards or array.chunks
         grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
         missing = [at for at in np.ndindex(*grid)

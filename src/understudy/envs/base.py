@@ -152,7 +152,7 @@ class HasProprioception(Env):
 
 
 class PlanarMap(Env):
-    """An environment whose state is a position in the plane, so that trajectories can be drawn over a map."""
+    """An environment in the plane, with a map over which trajectories can be drawn."""
 
     @abstractmethod
     def map(self) -> Mapping[str, Any]:

@@ -167,7 +167,7 @@ def check_images(features: Schema, env: Env) -> None:
 
 
 def _cameras(env: Env) -> tuple[str, ...]:
-    """Returns the names of the cameras, or the first one if none is named."""
+    """Returns the names of the cameras of an environment, or "camera" if it names none."""
     return env.cameras if isinstance(env, HasCameras) else ("camera",)
 
 
@@ -192,5 +192,5 @@ class _ExpertOfAll(Actor):
 
 
 def _whole_columns(steps: Mapping[str, Tensor], columns: tuple[str, ...]) -> dict[str, Tensor]:
-    """Returns columns with all their components."""
+    """Returns columns of which policies see a part as whole columns."""
     return {**steps, **{column: steps[HIDDEN + column] for column in columns if HIDDEN + column in steps}}

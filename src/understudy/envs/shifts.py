@@ -119,7 +119,7 @@ class Shifted(EnvWrapper):
         return action
 
     def _columns(self, kind: str) -> list[str]:
-        """Observations of a kind; what stands under another role, such as simulator.state, is as it was."""
+        """Returns the observation columns of a kind, but not columns with other roles, such as simulator.state."""
         return [k for k, f in self.features.items() if role(k) == "observation" and f.kind == kind]
 
 

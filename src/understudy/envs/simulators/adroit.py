@@ -58,7 +58,7 @@ def reward(obs: np.ndarray, speed: np.ndarray) -> float:
 
 
 class CorrectedReward(gymnasium.Wrapper):
-    """Gives the cost terms of the reward the right sign, and adds whether the door has been open to the info."""
+    """Wraps AdroitHandDoor to correct the signs of costs in the reward, and to report whether the door opened."""
 
     def reset(self, **options):
         self.opened = False

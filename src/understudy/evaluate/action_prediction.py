@@ -425,7 +425,7 @@ class _WindowErrors:
 
     def predictions(self, names: Sequence[str], constant: np.ndarray
                     ) -> tuple[tuple[PredictionError, ...], tuple[PredictionError, Interval] | None, int]:
-        """Errors of the predicted actions by component, their mean with its interval, and the number of steps."""
+        """Returns errors of the predicted actions by component, their mean with interval, and the number of steps."""
         target, average = self.policy.config.target, self.average.double().numpy()
         current = self.mask & (np.arange(self.mask.shape[1]) + self.policy.window.action_offset >= 0)
         errors, components = _prediction_errors(

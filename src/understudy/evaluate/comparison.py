@@ -50,7 +50,7 @@ class PairwiseResult:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The better policy. None means "cannot tell": the interval, the test and the adjusted test must agree."""
+        """The better policy, or None for "cannot tell": the interval and both tests do not all show a difference."""
         return self.comparison.better if self.adjusted_p_value < 1 - self.comparison.level else None
 
 

@@ -225,7 +225,7 @@ def _wins_needed(level: float, most: int) -> np.ndarray:
 
 
 def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Bisection, for each element: the smallest sufficient number, if `low` never is, and `high` stands for none."""
+    """Finds the smallest sufficient number for each element by bisection. `high` stands for none."""
     while (high - low > 1).any():
         middle = (low + high) // 2
         yes = enough(middle)

@@ -355,7 +355,7 @@ def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
 
 
 def _ties(d: np.ndarray) -> tuple[float, float, float]:
-    """Of differences that are all equal: which of the two won all pairs, as 0 or 1 each, and one pair per start."""
+    """Returns which method won all pairs, as 0 or 1 each, and the number of starts, if all differences are equal."""
     return float(d.min() > 0), float(d.max() < 0), float(d.shape[1])
 
 

@@ -175,7 +175,7 @@ class FeetechServo(EmulatedServo):
 
 
 class DynamixelServo(EmulatedServo):
-    """Emulated Dynamixel servo of the X series. Present_Position = position + Homing_Offset."""
+    """Emulated Dynamixel X servo. Present_Position = position + Homing_Offset. EEPROM is locked while torque is on."""
 
     EEPROM = range(64)
     READ_ONLY = (*range(7), 70, *range(120, 148))

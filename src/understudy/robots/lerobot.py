@@ -1,4 +1,4 @@
-"""Adapters of LeRobot's robots and teleoperators, where LeRobot is installed.
+"""Adapters of LeRobot's robots and teleoperators. No other file of the package imports LeRobot.
 
 Their types are those of LeRobot's commands, with the prefix lerobot/. Tested with LeRobot 0.4.4.
 """

@@ -201,7 +201,7 @@ class ServoArm:
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
     def is_new(self, differences: Calibration) -> bool:
-        """Returns whether no servo has been calibrated."""
+        """Returns whether no servo has been calibrated. A single new one is a replacement, whose zero nobody knows."""
         return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
 
     def mismatch(self, differences: Calibration) -> RobotError:
@@ -381,7 +381,7 @@ class ServoFollower(Robot):
             camera.disconnect()
 
     def _release(self) -> None:
-        """Switches the torque off and closes the port."""
+        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again."""
         silent = _switch_torque_off(self.arm.bus, self.arm.kind)
         self.arm.bus.disconnect()
         if self._guard is not None:

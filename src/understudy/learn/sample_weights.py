@@ -305,7 +305,7 @@ class AdvantageWeights(FixedWeights):
 
 @part
 class CurriculumWeights(SampleWeights, WeightFunction):
-    """Sample weights that can ignore windows that the policy cannot represent yet (a curriculum).
+    """Sample weights by which a policy may ignore windows with large losses, which it cannot represent (a curriculum).
 
     The curriculum maximizes the expected log-likelihood of a window plus `temperature` times the entropy of the
     distribution over windows: a weight is proportional to ``exp(-loss / temperature)``. Where demonstrations go two

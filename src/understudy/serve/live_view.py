@@ -118,7 +118,7 @@ class LiveView:
         self._text = text
 
     def describe(self, after: int = -1) -> dict[str, Any]:
-        """Returns the description that a page gets first: columns, cameras and settings.
+        """Returns the state of the robot that a page gets: new steps, the line of text, and the rates.
 
         Args:
             after: Number of the last step that it knows.

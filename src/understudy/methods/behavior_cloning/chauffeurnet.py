@@ -187,7 +187,7 @@ class LaneLoss(PathLoss):
 
 @part
 class ImitationDropout(SampleWeights):
-    """Behavior cloning that leaves random windows out of the imitation loss, but not out of auxiliary losses.
+    """Sample weights that leave random windows out of the imitation loss, but not out of auxiliary losses.
 
     Args:
         p: Probability that a window is left out. The loss is a mean over the others.

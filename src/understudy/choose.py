@@ -178,7 +178,7 @@ class MethodTrial:
 
     @property
     def result(self) -> str:
-        """Returns the mean value of the trial in words."""
+        """Mean value of the trial in words."""
         mean = float(np.mean(self.values))
         return {"success": f"{mean:.1%} success", "return": f"return {mean:.4g}",
                 "error": f"action error {-mean:z.4g}"}[self.metric]

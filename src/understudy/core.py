@@ -648,7 +648,7 @@ _replacements: ContextVar[Mapping[Callable, Callable]] = ContextVar(
 
 
 def replaceable(function: Callable[P, R]) -> Callable[P, R]:
-    """Marks a function as one that `replaced` can replace, for all callers."""
+    """Marks a function as one that `replaced` can replace, for all callers. `inspect.unwrap` gives the original."""
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return _replacements.get().get(call, function)(*args, **kwargs)

@@ -140,7 +140,7 @@ def _part_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[bool]:
-    """Locks a folder, and yields whether that was possible. A context manager."""
+    """Locks a folder, and yields whether that was possible. A lock ends with its process. A context manager."""
     try:
         import fcntl
 

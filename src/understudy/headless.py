@@ -20,7 +20,7 @@ def prefer_offscreen() -> None:
 
 
 def _egl_devices() -> int:
-    """Returns the number of EGL devices, which draw without a display."""
+    """Returns the number of EGL devices. A library alone is not enough: dm_control fails without a device."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:

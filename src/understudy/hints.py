@@ -30,7 +30,7 @@ def is_standard_library(name: str) -> bool:
 
 
 def trust_hint(package: str) -> str:
-    """Returns what to do if the code of a package is not trusted."""
+    """Returns what to do if code of a package is not trusted. Nothing of understudy is in the standard library."""
     if is_standard_library(package):
         return (f"{package} is a module of Python's standard library, which has nothing for understudy; do not use "
                 "what names it, or rename a module of yours with this name")

@@ -103,7 +103,7 @@ class CodecModule(nn.Module, ABC):
     @property
     @abstractmethod
     def action_scale(self) -> Tensor:
-        """Returns the scale of each component of the target, (A,): how much it changes when its code changes by 1.
+        """Scale of each component of the target, (A,): how much it changes when its code changes by 1.
 
         It is 1 for components that are constant, discrete or not scaled.
         """

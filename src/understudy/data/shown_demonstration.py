@@ -43,7 +43,7 @@ class ShowDemonstration(Operation):
 
     @property
     def into(self) -> tuple[str, ...]:
-        """Returns the names of the columns that are added, one for each frame."""
+        """Names of the columns that are added, one for each frame."""
         return tuple(f"{DEMONSTRATION}.{i}" for i in range(self.n_frames))
 
     def feature(self, features: Schema) -> Feature:

@@ -382,7 +382,7 @@ class _WindowErrors:
 
     @property
     def fraction_inside(self) -> float | None:
-        """Returns the fraction of recorded actions inside the range of the samples."""
+        """Fraction of recorded actions inside the range of the samples."""
         has_range = self.n_samples > 1 and not self.is_discrete
         return float(self.values["inside"][self.mask].mean()) if has_range else None
 

@@ -151,7 +151,7 @@ class Learner(ABC):
 
     @property
     def annotates(self) -> bool:
-        """Returns whether the class has its own `annotate`."""
+        """Whether the class has its own `annotate`."""
         return type(self).annotate is not Learner.annotate
 
 

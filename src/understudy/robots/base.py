@@ -46,7 +46,7 @@ class Robot(ABC):
 
     @property
     def calibration(self) -> dict[str, str]:
-        """Returns the calibration of each servo in words, by its name. Empty if there is none."""
+        """Calibration of each servo in words, by its name. Empty if there is none."""
         return {}
 
     def episode_metadata(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class MotorCalibration:
 
     @property
     def is_factory(self) -> bool:
-        """Returns whether these are the values of a new servo."""
+        """Whether these are the values of a new servo."""
         return (self.drive_mode, self.homing_offset, self.range_min, self.range_max) == (0, 0, 0, MAX_STEPS)
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ class ActionDependence:
 
     @property
     def may_be_cause(self) -> bool:
-        """Returns whether this component may be a cause of the action, because no test found it independent."""
+        """Whether this component may be a cause of the action, because no test found it independent."""
         return bool((self.upper >= self.floor).all())
 
 

@@ -87,7 +87,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def _file_names(self) -> list[str]:
-        """Returns the names of the files of data and of videos."""
+        """Names of the files of data and of videos."""
         return sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)})
 
     def _check_files(self):

@@ -210,7 +210,7 @@ class ZarrSource(MemmapSource):
 
     @cached_property
     def _chunks(self) -> dict[str, dict[int, list[str]]]:
-        """Returns the files of each chunk of rows."""
+        """Files of each chunk of rows."""
         out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
         for name in self._files:
             group, key, *chunk_path = (*name.split("/", 2), "")

@@ -189,7 +189,7 @@ class ArrayInfo:
 
     @property
     def has_unwritten_chunks(self) -> bool:
-        """Returns whether parts of the array were never written, which are read as zeros."""
+        """Whether parts of the array were never written, which are read as zeros."""
         if self._layout is None or not self.size:
             return False
         if self._layout.get_layout() != import_h5py().h5d.CHUNKED:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, by import path. There is no registry, so a new head needs no entry.
+"""Converts frozen dataclasses to JSON and back, by import path. There is no registry of classes.
 
 A checkpoint names code, so loading one may import only from packages that the caller trusts.
 """
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class UntrustedCode(UserError, PermissionError):
-    """A file names code outside the trusted packages."""
+    """Raised when a file names code outside the trusted packages."""
 
 
 def dump(value):
@@ -62,7 +62,7 @@ def dump(value):
 
 
 def _is_top_level(value) -> bool:
-    """Whether a class or function is found under its name in its module, where `load` searches for it."""
+    """Returns whether a class or function is found under its name in its module, where `load` searches."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 
@@ -137,7 +137,7 @@ def _load(data, trust: tuple[str, ...], where: str):
 
 @cache
 def _field_types(definition: type) -> dict[str, object]:
-    """The types of the fields. Empty if a module imports the names of its types for type checkers only."""
+    """Returns the types of the fields. Empty if a module imports the names of its types for type checkers only."""
     with suppress(NameError):
         return get_type_hints(definition, include_extras=True)
     return {}
@@ -179,7 +179,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
 
 def _find(name: str, trust: tuple[str, ...], where: str):
-    """The module path of "package.module:name", and the object or None, if the package is trusted."""
+    """Returns the module path of "package.module:name", and the object or None, if the package is trusted."""
     path, _, attribute = current_name(name).partition(":")
     package = path.split(".")[0]
     if package not in trust:

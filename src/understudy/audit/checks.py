@@ -120,7 +120,7 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_column_finite(data, name) -> bool:
-    """Whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
+    """Returns whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
     stored = data.column(name)
     if stored is None:
         return False
@@ -130,7 +130,7 @@ def _is_column_finite(data, name) -> bool:
 
 
 def _unended_episodes(data, flags) -> list[int] | None:
-    """The episodes without a flag at their end. None if flags are elsewhere, or episodes must be checked singly."""
+    """Returns the episodes without an end flag at their last step. None if each episode must be checked by itself."""
     stored = [data.column(n) for n in flags]
     if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in stored):
         return None
@@ -174,7 +174,7 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
 
 def _time_steps(data: Dataset, is_defined: bool
                 ) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Times between steps by episode, and (episode, step) where they are most uneven and where they first go back."""
+    """Returns the times between steps by episode, and the steps where time is most uneven and where it goes back."""
     fps, steps, uneven, back = data.fps, [], [], []
     for e, episode in enumerate(data):
         time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
@@ -267,7 +267,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
 
 
 def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:
-    """The usual times between steps (s) without jitter that differ by more than a fifth, and how many episodes each."""
+    """Returns the time steps (s) that episodes have, each over a fifth from the next, with numbers of episodes."""
     groups: list[tuple[float, int]] = []
     quartiles = [np.percentile(between, (25, 50, 75)) for _, between in steps if len(between)]
     for step in sorted((float(q[1]) for q in quartiles if q[2] - q[0] < 0.1 * q[1]), reverse=True):
@@ -469,7 +469,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_text(data: Dataset, name: str) -> bool:
-    """Whether the bytes at the first step of every episode are UTF-8 text, padded with 0."""
+    """Returns whether the bytes at the first step of every episode are UTF-8 text, padded with 0."""
     try:
         return all(bytes(np.ravel(e.steps[name][0])).rstrip(b"\0").decode().replace("\n", " ").isprintable()
                    for e in data if len(e))
@@ -649,7 +649,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
 
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, frame) in order, read from the source without loading the whole episode."""
+    """Yields the frames of an episode in order as (row, frame), without loading the whole episode."""
     waiting, due = {}, 0
     for which, frame in data.frames(name, e):
         for row in np.atleast_1d(which):

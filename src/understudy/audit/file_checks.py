@@ -1,4 +1,4 @@
-"""Checks of the files themselves. They also work if a data set cannot be opened, and name the damaged file.
+"""Checks of the files of a data set. They also work if it cannot be opened, and name the damaged file.
 
 `check_files` recognizes the format from the content of the files, not from their names, and yields the findings of the
 checks for this format.
@@ -137,10 +137,7 @@ def _check_opaque(file, name, h5py):
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,), keys=None):
-    """Finds arrays whose number of rows differs from that of the array `of` by none of the numbers in `more`.
-
-    Arrays of metadata do not count.
-    """
+    """Finds arrays with another number of rows than the array `of`. `more` lists the allowed surpluses."""
     n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
         is_other = "compress_len" in key or keys and is_metadata(keys.column(key), array.shape, (n_rows,))
@@ -186,7 +183,7 @@ def _robomimic(file, name, h5py):
 
 
 def _episode(group, name, key, h5py):
-    """Checks one episode of a Minari file."""
+    """Checks the arrays of one episode in a Minari file."""
     arrays, e = _arrays(group, h5py), number_sort_key(key)[0]
     if isinstance(actions := group.get("actions"), h5py.Dataset):
         arrays["actions"] = actions  # which may be a link, and is then not listed
@@ -273,7 +270,7 @@ def _size(entry) -> int:
 
 @dataclass(frozen=True)
 class _ZarrArray:
-    """What the metadata of a zarr array say."""
+    """The shape, chunks and type of a zarr array, as its metadata state them."""
 
     node: str
     shape: tuple[int, ...]
@@ -284,7 +281,7 @@ class _ZarrArray:
 
     @staticmethod
     def parse(node: str, about: dict[str, Any], is_v3: bool) -> _ZarrArray:
-        """Raises ValueError, KeyError, TypeError or AttributeError if these are no metadata of an array."""
+        """Parses the metadata of a zarr array. Raises ValueError, KeyError, TypeError or AttributeError if invalid."""
         shape = about["shape"]
         chunks = about["chunk_grid"]["configuration"]["chunk_shape"] if is_v3 else about["chunks"]
         is_raw = not is_v3 and about.get("compressor") is None and not about.get("filters")
@@ -338,7 +335,7 @@ def _check_chunks(array: _ZarrArray, stored):
 
 
 def _check_ends(stored, ends: str, rows):
-    """Finds ends of episodes that do not rise, and arrays of steps with another number of rows than the last end."""
+    """Finds episode ends that do not increase, and arrays with another number of steps than the last episode end."""
     try:
         values = _ends(stored, ends)
     except (UserError, ImportError, ValueError, OSError, RuntimeError, KeyError):
@@ -457,7 +454,7 @@ def _mcap(path, name, deep):
 
 
 def _bag(path, name):
-    """The header of a ROS 1 bag has the start of its index and the number of its records, or 0 if it was not closed."""
+    """Checks that a ROS 1 bag was closed and is complete, by the index position and record count in its header."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
         handle.seek(len(file_kinds.BAG_MAGIC))

@@ -132,7 +132,7 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: Failu
 
 
 def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:
-    """Describes how an episode ended and whether the robot paused."""
+    """Describes in words how an episode ended and whether the robot paused."""
     text = f", ended by {done.ended}" if done.ended else ""
     if done.ended == "alarm":
         text += " of the failure detector, before its next action: the robot holds"
@@ -145,7 +145,7 @@ def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses
 
 
 def _checkpoints(run: Path) -> dict[str, object]:
-    """Metadata of an episode of a server that has changed its checkpoint. Without it, `by` names the only one."""
+    """Returns metadata of an episode during which the server changed its checkpoint."""
     if changed_checkpoint(run) is None or (address := served_address(run)) is None:
         return {}
     return {"checkpoints": served_client(address).checkpoints}

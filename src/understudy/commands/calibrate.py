@@ -134,7 +134,7 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
 
 
 def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
-    """The score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
+    """Returns the doubt score with the data that the run was trained on."""
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
@@ -145,7 +145,7 @@ def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSo
 
 
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
-    """The detector of a run."""
+    """Returns the failure detector of a run."""
     from ..evaluate.failure_detection import FailureDetector
     from ..serve.address import served_address
 

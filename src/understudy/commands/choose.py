@@ -131,7 +131,7 @@ def _header(c: MethodChoice) -> tuple[str, ...]:
 
 
 def _cells(c: MethodChoice, s: Standing) -> tuple[str, ...]:
-    """The row of a candidate, for `_header`."""
+    """Returns the table row of a candidate, for `_header`."""
     e = c.printed_estimate(s)
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
     limits = "unknown to unknown" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}"  # too few values
@@ -163,7 +163,7 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
 
 def _next_commands(o: ChooseOptions, method_options: list[str], c: MethodChoice, acts: str | None,
                    conditions: list[str] | None) -> list[tuple[str, str]]:
-    """Useful next commands, each with a description.
+    """Returns useful next commands, each with a description.
 
     Args:
         method_options: Options of the methods that were given, as words.
@@ -197,5 +197,5 @@ def _again(o: ChooseOptions, *more: object) -> str:
 
 
 def _new(option: list[str], trusted: Sequence[str]) -> list[str]:
-    """A --trust option, unless its package is trusted."""
+    """Returns a --trust option for a package, unless it is trusted already."""
     return [] if option and option[1] in trusted else option

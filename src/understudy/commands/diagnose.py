@@ -140,12 +140,12 @@ def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: 
 
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
-    """The data of --data, or those of the command that trained the run."""
+    """Returns the path of the data of --data, or of the data that the run was trained on."""
     return o.data or trained_on(o.run)
 
 
 def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None, str | None]:
-    """The data of the run, or why they are not there."""
+    """Returns the recorded data of the run, or why they are not there."""
     from ..diagnose.runner import Recorded
     from ..evaluate.action_prediction import episodes_to_evaluate
 
@@ -189,7 +189,7 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
 
 
 def _observed_robot(o: DiagnoseOptions) -> Observed:
-    """Reads a connected robot, which does not move."""
+    """Reads observations from a connected robot, which does not move."""
     import numpy as np
 
     from ..data.episode import Dataset, Episode
@@ -204,7 +204,7 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
 
 
 def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
-    """The command of a finding, for this run, data and environment."""
+    """Returns the command of a finding, for this run, data and environment."""
     if not words:
         return None
     if "METHOD" in words and (again := reseeded_command(o.run)) is not None:

@@ -116,7 +116,7 @@ def main(args: list[str]) -> None:
 
 
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
-    """The options with the default number of episodes."""
+    """Returns the options with the default number of episodes."""
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
@@ -234,7 +234,7 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
 
 
 def _generalization_gap(o: EvalOptions, training: Evaluation, evaluation: Evaluation) -> tuple[str, dict[str, Any]]:
-    """The gap in words, and as the document has it."""
+    """Returns the generalization gap in words, and as JSON."""
     from ..evaluate.comparison import describe_generalization_gap, generalization_gap
 
     assert o.train_env is not None and o.target is not None
@@ -280,7 +280,7 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
 
 
 def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
-    """Useful next commands with descriptions: a policy to compare with, more episodes if they would help, or a page."""
+    """Returns useful next commands with descriptions, such as a policy to compare with or more episodes."""
     from ..evaluate.evaluation import compare
 
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))
@@ -376,7 +376,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
 
 
 def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[tuple[str, str]]:
-    """The command that lets the policy act, in an environment or on a robot, with what it is for."""
+    """Returns the command that lets the policy act, in an environment or on a robot, and what it is for."""
     env, env_options = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
@@ -390,7 +390,7 @@ def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
-    """The episodes whose actions were all recorded. Actions that a method filled in are no targets."""
+    """Returns the episodes whose actions were all recorded. Actions that a method filled in are no targets."""
     from ..data.missing_actions import NoActions, has_action
 
     kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]
@@ -405,7 +405,7 @@ def _with_recorded_actions(data: Dataset) -> Dataset:
 
 
 def _without_changed_rewards(method: Method) -> Method:
-    """The method, with the rewards of the data as they are, by which policies are judged."""
+    """Returns the method without its changes of rewards, so that policies are judged by the rewards of the data."""
     from ..data.relabel import ScaledReward
     from ..learn.rewards.learned_reward import LearnedReward
 
@@ -415,7 +415,7 @@ def _without_changed_rewards(method: Method) -> Method:
 
 def _value_estimate(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int], origin: Origin
                     ) -> Callable[[], PolicyValue]:
-    """What estimates the value of the policy by fitted Q evaluation on all episodes, once they are checked."""
+    """Prepares the estimate of the policy's value by fitted Q evaluation on all episodes."""
     from ..evaluate.fitted_q import check
     from ..learn.critics.fitted_q import FittedQ
 
@@ -439,7 +439,7 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, config: Fi
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
-    """The recorded data as the policy learns from them, and which of their episodes are evaluated.
+    """Transforms the recorded data as for training. Returns them, and which episodes are evaluated.
 
     An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
     and to the others separately, as in training, and once to each.
@@ -467,7 +467,7 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 
 
 def _component_table(prediction: ActionPrediction) -> Table:
-    """Errors of each component next to those of predictions without a policy."""
+    """Builds a table of the errors of each component next to those of predictions without a policy."""
     error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
     rows = []
     for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):

@@ -144,7 +144,7 @@ def _tell_what_is_left_out(method: Method, out: Output) -> bool:
 
 
 def _example_evaluation(run: Path, method: Method) -> tuple[str | None, list[str]]:
-    """An environment for the policy of a run, and what it must be told there. None if there is no example of that."""
+    """Returns an environment for the policy of a run, and what to tell the policy there. None without an example."""
     if not must_be_told(run):
         return recorded_env_of(run) or "ENV", []
     data = unchanged_training_data(run)

@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Command:
-    """One call of the command.
+    """One call of the command understudy improve.
 
     Args:
         method_options: Options of the method that the user gave, as words.
@@ -126,7 +126,7 @@ class _Command:
     # -- what is needed ------------------------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
-        """The environment, the data and the held-out episodes, the method and the runs of its stages."""
+        """Prepares the environment, the data and the held-out episodes, the method and the runs of its stages."""
         from ..checkpoint import find_checkpoint
         from ..improve.improvement import LEARNS_FROM_ITSELF, Improvement
 
@@ -161,7 +161,7 @@ class _Command:
         return env_name, data, held_out, change_fields(method, self.method_options, PROG, FLAGS), stages
 
     def _origin(self, method: Method) -> dict[str, Any]:
-        """The command and its options, for the run to store."""
+        """Returns the command and its options, for the run to store."""
         from .parts.method import method_options_to_json
 
         given_values = method_options_to_json(parse_changes(method, self.method_options, PROG))
@@ -169,7 +169,7 @@ class _Command:
 
     @cached_property
     def _begun(self) -> ImproveOptions | None:
-        """The options of the call that began this run. None if this one does."""
+        """Options of the call that began this run. None if this one does."""
         from ..learn.run import Run
 
         if not Run(self.o.out).saved_steps():
@@ -179,7 +179,7 @@ class _Command:
         return begun
 
     def _check_resumed(self, env_name: str) -> None:
-        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier.
+        """Raises an error if rounds of one run would be compared on other starts or in another environment.
 
         On a robot a person compares, in as many trials as they like.
         """
@@ -207,7 +207,7 @@ class _Command:
                                 if can_go_on else ""))
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
-        """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
+        """Returns the episodes that a run was trained on, and whether these are they: `replacement` may be others."""
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
@@ -262,12 +262,12 @@ class _Command:
 
     @cached_property
     def classifier(self) -> tuple[SuccessClassifier, FrameRates]:
-        """The classifier of --success, and how often it is wrong."""
+        """Classifier of --success, and how often it is wrong."""
         assert self.o.success is not None
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
-        """The environment of the collection, and the person if one takes part. Checks the supervisor."""
+        """Returns the environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..improve.supervisors import check_units
         from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
@@ -290,7 +290,7 @@ class _Command:
         return _watched_toy(self._make(env_name, 1), self.resources)
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
-        """The comparison of rounds, with the evaluation of the base if the run is new."""
+        """Builds the comparison of rounds, with the evaluation of the base policy if the run is new."""
         from ..evaluate.env_checks import warn_of_early_ends
         from ..improve.promotion import Promotion, compared_checkpoints
 
@@ -313,7 +313,7 @@ class _Command:
         return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
-        """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
+        """Collects the first episodes of a policy whose noise is steered, and stores them in RUN2."""
         from ..data.formats import open_dataset, write_dataset
         from ..improve.practice import steered_episodes
         from ..learn.method import load_policy
@@ -453,7 +453,7 @@ def _unit(env: Env) -> str:
 
 
 def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
-    """A toy that a person at the keyboard watches, and the person."""
+    """Returns a toy that a person at the keyboard watches, and the person."""
     import numpy as np
 
     from ..improve.takeover import Screen, SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor

@@ -82,7 +82,7 @@ def main(args: list[str]) -> None:
 
 
 def serial_ports() -> list[str]:
-    """Names of the serial ports, those of USB adapters first."""
+    """Lists the names of the serial ports, those of USB adapters first."""
     ports = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
     try:
         from serial.tools import list_ports
@@ -123,7 +123,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _arm_of(o: RobotCommandOptions) -> NamedArm:
-    """The single arm of --robot or --teleop."""
+    """Returns the single arm of --robot or --teleop."""
     device = "teleop" if o.robot is None else "robot"
     if len(arms := _arms_of(o, device)) > 1:
         raise ConfigError("is two arms, which are calibrated one by one", where=f"--{device}",
@@ -132,7 +132,7 @@ def _arm_of(o: RobotCommandOptions) -> NamedArm:
 
 
 def _arms_of(o: RobotCommandOptions, *devices: str) -> list[NamedArm]:
-    """The arms of --robot, of --teleop, or of both. Each has an id."""
+    """Returns the arms of --robot, of --teleop, or of both. Each has an id."""
     from ..robots.registry import named_arms
 
     arms = []

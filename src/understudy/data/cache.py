@@ -71,7 +71,7 @@ def files_digest(files: Iterable[Path], *parts) -> str:
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry of this name."""
+    """Returns whether the cache has an entry of this name."""
     return (folder() / key).is_dir()
 
 
@@ -133,7 +133,7 @@ def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.m
 
 
 class DiskError(UserError):
-    """There is no space, or no permission to write. The data may be in order."""
+    """Raised when there is no space on a disk, or no permission to write. The data may be in order."""
 
 
 def _build_entry(folder: Path, size: int, build, what: str) -> None:
@@ -212,7 +212,7 @@ def _seconds_since_use(path: Path) -> float:
 
 
 def _remove(entry: Path) -> None:
-    """Renames the entry first, so that nobody maps an incomplete one. Open memory maps stay valid."""
+    """Removes a cache entry. It is renamed first, so that nobody maps an incomplete one."""
     try:
         hidden_entry = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
     except OSError:  # another process removes it, or has it open on a system that forbids removal

@@ -109,7 +109,7 @@ def _common_length(rows, columns):
 
 
 class LazyColumns(Mapping):
-    """Columns that are read when they are asked for.
+    """Mapping of columns that are read when they are asked for.
 
     Args:
         read: Returns a column by its name.
@@ -134,7 +134,7 @@ class LazyColumns(Mapping):
 
 
 class ColumnSource(ABC):
-    """Where the columns of episodes come from. Only `column`, `frames` and `stream_episodes` read data.
+    """A source of episodes, such as a file. Only `column`, `frames` and `stream_episodes` read data.
 
     Attributes:
         key: Digest of the content, which names its cache entry. Empty for episodes in memory.
@@ -197,7 +197,7 @@ class ColumnSource(ABC):
         return self.rows(name)[np.asarray(indices, np.int64)]
 
     def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Locates the episodes `indices`, (n,), of a column in one array.
+        """Locates a column of some episodes in one array that has the episodes end to end.
 
         Returns:
             The array, (N, *shape); the row at which each episode begins, (n,); and the number of rows of each episode,
@@ -269,7 +269,7 @@ class EpisodeList(ColumnSource):
 
 
 class LabeledEpisodes(EpisodeList):
-    """The episodes of a data set with further columns after their own.
+    """Wraps the episodes of a data set so that further columns are added to each.
 
     Args:
         columns: Returns the further columns of an episode by its number in the data set. Each has a row for each step.
@@ -304,7 +304,7 @@ class LabeledEpisodes(EpisodeList):
 
 
 class _LazyMap(EpisodeList):
-    """The episodes of another source. The function is applied when an episode is asked for."""
+    """Wraps a source so that a function is applied to each episode when it is asked for."""
 
     def __init__(self, source: ColumnSource, function: Callable[[Episode], Episode]):
         self._source, self._function = source, function
@@ -320,7 +320,7 @@ class _LazyMap(EpisodeList):
 
 
 class Dataset(Sequence[Episode]):
-    """A sequence of episodes from a source.
+    """A sequence of episodes from a source, the form in which all commands get data.
 
     Args:
         metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default
@@ -473,7 +473,7 @@ def interrupted_episodes(data: Dataset) -> list[int]:
 
 
 def terminate_together(data: Dataset) -> bool:
-    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
+    """Returns whether all episodes terminate after the same number of steps, as if a time limit were an end."""
     return bool(len(data) > 2 and data.lengths.min() == data.lengths.max() >= 10
                 and all(np.any(e.steps["next.terminated"][:len(e)]) for e in data))
 
@@ -484,7 +484,7 @@ def episode_starts(rows: np.ndarray) -> np.ndarray:
 
 
 def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
-    """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
+    """Joins columns of an episode side by side, (rows, D) float64. The result has as many rows as the shortest."""
     parts = [np.asarray(episode.steps[k], float) for k in columns]
     rows = min((len(p) for p in parts), default=len(episode))
     return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, math.prod(p.shape[1:])) for p in parts)], 1)

@@ -17,7 +17,7 @@ EXPERT = "expert"  # metadata of an episode: False if it is no demonstration
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """Sampling weights of a mixture, by the data set of an episode.
+    """Sampling weights that give each data set of a mixture its fraction of the batches.
 
     Args:
         weights: Relative frequency of a window at each step, for each data set.
@@ -30,7 +30,7 @@ class MixtureWeights:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Joins datasets into a mixture in which each has a fixed fraction of the training windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 
@@ -73,7 +73,7 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
 
 
 def expert_episodes(data: Dataset) -> list[int]:
-    """Returns the indices of the demonstrations.
+    """Returns the numbers of the episodes that are demonstrations of an expert.
 
     They were not collected by a training, are in the part "task" if there is a part "prior", and are not marked with
     `EXPERT` as those of others.

@@ -40,7 +40,7 @@ def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Applies a function from (..., n) to (..., n) to the n classes of each component of (..., sum(num_classes))."""
+    """Applies a function to the n class scores of each component of (..., sum(num_classes)) separately."""
     if len(set(num_classes)) == 1:
         return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
     return torch.cat([function(part) for part in x.split(tuple(num_classes), -1)], -1)

@@ -116,7 +116,7 @@ class Filter(Operation):
 
 
 def _is_equal(value: Any, other: Scalar) -> bool:
-    """Whether a value is this one, or a float32 that was rounded from it: 0.1 is 0.10000000149 in float32."""
+    """Returns whether a value equals another, also after rounding to float32: 0.1 is 0.10000000149 in float32."""
     if not isinstance(value, float) or value.is_integer() or not isinstance(other, (int, float)):
         return value == other
     return value == other or value == float(np.float32(value)) == float(np.float32(other))
@@ -206,7 +206,7 @@ def _assign_greedily(sizes: Sequence[int], order: Sequence[int], part_sizes: Seq
 
 
 def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequence[int]], float]) -> list[int] | None:
-    """The closest assignment, by dynamic programming over the totals of the parts. None if there are too many."""
+    """Finds the closest assignment of groups to parts by dynamic programming. None if there are too many groups."""
     layers: list[dict[tuple[int, ...], int]] = [{(0,) * parts: -1}]  # totals -> the part of the group before
     work = 0
     for size in sizes:
@@ -260,7 +260,7 @@ class Merge(Operation):
 
 
 def _labeled(data: Dataset, field: str) -> Dataset:
-    """The dataset with what its episodes say of a field as a label."""
+    """Returns the dataset with a field of its episodes stored as metadata of each."""
     labels: dict[int, dict[str, Any]] = {n: {field: _episode_value(e, field, n)}
                                          for n, e in zip(data.indices, data, strict=True)}
     return Dataset(LabeledSource(data.source, labels), data.metadata, data.indices)
@@ -287,7 +287,7 @@ class Rename(Operation):
 
 @dataclass(frozen=True)
 class Drop(Operation):
-    """Remove some columns."""
+    """Remove some columns of the data."""
 
     columns: tuple[str, ...]
 
@@ -487,7 +487,7 @@ def _episode_value(episode: Episode, field: str, number: int):
 
 
 class RenamedSource(WrapperSource):
-    """Some columns of another source, under other names.
+    """Wraps a source so that some columns have other names.
 
     Args:
         names: The old name of each column by its new name. Other columns are left out.
@@ -512,7 +512,7 @@ class RenamedSource(WrapperSource):
 
 
 class ConcatSource(WrapperSource):
-    """Episodes of several sources, one source after the other.
+    """Source that joins the episodes of several sources, one source after the other.
 
     Args:
         parts: The sources, each with the numbers of its episodes.
@@ -555,14 +555,14 @@ class ConcatSource(WrapperSource):
         return self._parts[part][0].episode_metadata(number)
 
     def packed_column(self, name):
-        """None if all parts are already in one array. Gathering finds that array without a copy."""
+        """Returns None if all parts are in one array already, which is then gathered from without a copy."""
         arrays = [source.packed_column(name) for source, _ in self._parts]
         same = arrays and arrays[0] is not None and all(a is arrays[0] for a in arrays)
         return None if same and arrays[0].dtype == self.schema[name].dtype else self.gather_rows(name)
 
 
 class SlicedSource(WrapperSource):
-    """Another source in which each episode is cut to some of its steps.
+    """Wraps a source so that each episode is cut to some of its steps.
 
     Args:
         start: First step of each episode, (E,).
@@ -600,7 +600,7 @@ class SlicedSource(WrapperSource):
                                  lambda rows: rows[(rows >= start) & (rows < start + n)] - start, n)
 
     def packed_column(self, name):
-        """None if the rows are in one array: they are gathered from it without a copy."""
+        """Returns None if the rows are in one array already, which is then gathered from without a copy."""
         return self.gather_rows(name) if name == _TIMESTAMP or self.inner.packed_column(name) is None else None
 
 
@@ -608,14 +608,14 @@ class SlicedSource(WrapperSource):
 
 
 def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
-    """The dataset or, if `narrow`, the same episodes as a source that has no others and numbers them alike."""
+    """If `narrow`, replaces the source by one that has only the dataset's episodes, numbered from 0."""
     if not narrow or list(data.indices) == list(range(len(data.source))):
         return data
     return Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
 
 
 def check_indices(numbers: Sequence[int], episodes: int, operation: Operation) -> None:
-    """Raises UserError for the first number of an episode that does not exist."""
+    """Raises UserError for the first episode number that does not exist."""
     for i in numbers:
         if not 0 <= i < episodes:
             raise UserError(f"there is no episode {i}; there are 0 to {episodes - 1}",
@@ -623,13 +623,13 @@ def check_indices(numbers: Sequence[int], episodes: int, operation: Operation) -
 
 
 def check_column(name: str, source: ColumnSource, where: str) -> None:
-    """Raises UserError if there is no such column."""
+    """Raises UserError if the data have no such column."""
     if name not in source.schema:
         raise unknown_name("column", name, source.schema, where)
 
 
 def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
-    """The feature of a column that several sources have."""
+    """Returns the feature of a column that several sources have."""
     present = [f for f in features if f is not None]
     first = present[0]
     for i, f in enumerate(features):

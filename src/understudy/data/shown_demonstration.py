@@ -1,4 +1,4 @@
-"""Demonstrations as conditions: each step is shown another episode of the same task."""
+"""Adds to each step frames of another episode of the same task, as a description of what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEMONSTRATION = "observation.demonstration"
 
 @part
 class ShowDemonstration(Operation):
-    """Adds frames of another episode of the same task, which a policy reads as the description of what to do.
+    """Adds frames of another episode of the same task, which a policy reads as a description of the task.
 
     The frames are evenly spaced from the first to the last observation. Frame i is the column
     ``observation.demonstration.<i>``, so that it has its own statistics and weights. Each step is shown another
@@ -109,7 +109,7 @@ class ShowDemonstration(Operation):
 
 
 def numeric_observations(features: Schema) -> tuple[str, ...]:
-    """Returns the observed columns of numbers."""
+    """Returns the names of the observed columns of numbers."""
     return tuple(name for name, f in features.items() if role(name) == "observation" and f.kind == "vector")
 
 

@@ -72,7 +72,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(32)
 def _resize_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the fraction of each old line in each new one. Rows sum to 1."""
+    """Returns the weight of each old line in each new one for resizing, (new, old) float32. Rows sum to 1."""
     scale = old / new
     if new <= old:
         low, high = np.arange(new)[:, None] * scale, np.arange(1, new + 1)[:, None] * scale
@@ -108,7 +108,7 @@ def image_kind(data: bytes) -> str:
 
 
 def is_16_bit_gray(image: bytes) -> bool:
-    """Whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
+    """Returns whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
     return image_kind(image) == "png" and image[24:26] == b"\x10\x00"
 
 
@@ -154,7 +154,7 @@ def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: 
 
 
 def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    """A frame in one of _FORMATS as (H, W, C), without a copy."""
+    """Converts a video frame in one of _FORMATS to an array (H, W, C), without a copy."""
     plane = frame.planes[0]
     shape = frame.height, frame.width, channels
     return np.ndarray(shape, np.uint8, cast(Any, plane), strides=(plane.line_size, channels, 1))
@@ -180,7 +180,7 @@ def frame_times(path: Path) -> np.ndarray:
 
 
 class VideoReader:
-    """An open video file.
+    """An open video file, whose frames are decoded by their times.
 
     A window of frames costs little more than decoding the frames since the key frame before it. The packets of a small
     file stay in memory. In a larger file, a window costs one seek.
@@ -263,7 +263,7 @@ class VideoReader:
                 hint="take the file from a copy, or leave out the episodes in it")
 
     def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
-        """The frames from the key frame at or before the time (s) to the end of the file."""
+        """Yields the frames from the key frame at or before the time (s) to the end of the file."""
         if self._packets is None:
             self._read_packets()
         if self._packets:
@@ -302,7 +302,7 @@ class VideoReader:
 
 @functools.cache
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether an encoder of FFmpeg, "libsvtav1" or "libx264", can encode frames of a shape (H, W, C) on this system."""
+    """Returns whether an encoder of FFmpeg, "libsvtav1" or "libx264", works here for frames of shape (H, W, C)."""
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False
@@ -327,7 +327,7 @@ def _configure_encoder(context, codec, height, width, fps, threads=None):
 
 
 def _open_encoder(context) -> None:
-    """Opens an encoder, and gives its threads the scheduling of this one."""
+    """Opens a video encoder whose threads get the scheduling priority of this thread."""
     # With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
     # else on the same cores would run then, such as the control loop of a robot. It does so while it opens: 5 to 15 ms
     # with one thread.
@@ -381,7 +381,7 @@ class VideoWriter:
         self._container.close()
 
     def abort(self) -> None:
-        """Closes an incomplete file, which is unusable."""
+        """Closes a video file that is incomplete, and which is therefore unusable."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 

@@ -48,7 +48,7 @@ def fuse_experts(policy: Policy) -> Policy:
 
 
 def _sampler_times(policy: Policy) -> dict[str, Tensor]:
-    """The times (S, K) that each trunk which fuses times embeds in one plan, by the name of the module."""
+    """Returns the times (S, K) that each trunk embeds in one plan, by the name of the module."""
     embedded: dict[str, list[Tensor]] = {n: [] for n, m in policy.named_modules() if isinstance(m, FusesTimes)}
     if not embedded:
         raise Unsupported("The policy has no experts that a time chooses.", where="fuse_experts",

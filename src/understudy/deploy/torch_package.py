@@ -29,7 +29,7 @@ METADATA = "understudy.json"
 
 
 def is_compiled(path: Path | str) -> bool:
-    """Whether a name is that of a package of machine code."""
+    """Returns whether a file name is of a compiled package."""
     return str(path).endswith(COMPILED)
 
 

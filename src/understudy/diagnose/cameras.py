@@ -1,4 +1,4 @@
-"""What cameras show where a policy acts, against what was recorded."""
+"""Compares what the cameras show where a policy acts with the recorded images."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.
     names = [n for n in recorded if n in observed][:MOST_CAMERAS]
 
     def nearest(order):
-        """Distance of each observed time to the recorded images, (M,), if camera order[i] is really names[i]."""
+        """Returns the distances of observed times to recorded images if camera order[i] is really names[i], (M,)."""
         return np.mean([_distance(recorded[a], observed[b]) for a, b in zip(names, order, strict=True)], axis=0)
     if not names:
         return
@@ -86,7 +86,7 @@ def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.
 
 
 def _exchange(recorded: np.ndarray, observed: np.ndarray) -> float | None:
-    """How many times nearer the colors are to recorded ones with red and blue exchanged. None if not clearly.
+    """Returns how many times nearer the colors are to recorded ones with red and blue exchanged. None if unclear.
 
     The colors of an image are how red or blue its pixels are, wherever they are: a colored object moves.
     """
@@ -97,13 +97,13 @@ def _exchange(recorded: np.ndarray, observed: np.ndarray) -> float | None:
 
 
 def _distance(recorded: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Mean difference to the nearest recorded row, (M,)."""
+    """Returns the mean difference of images to the nearest recorded image, (M,)."""
     flat = [rows.reshape(len(rows), -1) for rows in (observed, recorded)]
     return cdist(*flat, "cityblock").min(1) / flat[0].shape[1]
 
 
 def _is_nearer(changed: np.ndarray, plain: np.ndarray, fraction: float) -> bool:
-    """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
+    """Returns whether distances to recorded images are clearly smaller after a change, such as exchanged cameras."""
     gain = plain - changed
     return bool(changed.mean() < fraction * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
 
@@ -155,7 +155,7 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
 
 
 def _reader(images: np.ndarray, states: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A linear model, fitted to images and states, that reads states (N, D) from images."""
+    """Fits a linear model that reads states (N, D) from images."""
     center, pixels = states.mean(0), images.reshape(len(images), -1).astype(np.float64)
     middle = pixels.mean(0)
     pixels -= middle
@@ -187,6 +187,6 @@ def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str
 
 
 def _new_pixels(recorded: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Fraction of the pixels of each image that are outside of the range of this pixel in the recorded ones, (M,)."""
+    """Returns the fraction of pixels of each image that are outside of their range in the recorded images, (M,)."""
     low, high = recorded.min(0) - NEW_PIXELS, recorded.max(0) + NEW_PIXELS
     return ((images < low) | (images > high)).any(-1).mean((1, 2))

@@ -1,4 +1,4 @@
-"""What a run alone and its data say: checkpoint, fit, statistics, and the actor that is deployed."""
+"""Checks that need only a run and its data: checkpoint, fit, statistics, and the deployed actor."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def check_constants(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
 
 
 def _is_near(scale: np.ndarray, offset: np.ndarray) -> bool:
-    """Whether two statistics are those of the same numbers, up to the episodes that were left out."""
+    """Returns whether two statistics are of the same numbers, up to the episodes that were left out."""
     return bool((np.abs(np.log(np.maximum(scale, 1e-9))) < 0.1).all() and (np.abs(offset) < 0.1).all())
 
 
@@ -207,7 +207,7 @@ def _statistics_changes(codec: Any, fresh: Any) -> Iterator[tuple[str, np.ndarra
 
 
 def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]:
-    """Finds components with almost no spread in the data, whose codes are huge where the policy acts."""
+    """Finds components with almost no spread in the data, whose normalized values become huge where the policy acts."""
     codec = policy.codec
     if not isinstance(policy.config.codec, Normalizer) or policy.config.codec.group_by is not None:
         return
@@ -233,7 +233,7 @@ def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]
 
 @torch.no_grad()
 def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: int = 8) -> Iterator[RunFinding]:
-    """Shows recorded observations to the deployed actor, and compares its actions with those of the policy's windows.
+    """Compares the actions of the deployed actor on recorded observations with those of the policy itself.
 
     Args:
         recorded: Episodes before the transforms of the method, with the actions that the policy learned.
@@ -267,14 +267,14 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
 
 
 def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
-    """Actions of an actor that is shown a recorded episode, (steps, A)."""
+    """Returns the actions of an actor that is shown a recorded episode, (steps, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if role(k) in ("observation", "other")}
     columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"} | {LAST_REWARD: np.zeros(steps, np.float32)}
     return np.stack([action.double().numpy() for action in act_along(actor, columns, steps, keys(0, [0]))])
 
 
 def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[RunFinding]:
-    """Faults explain failures: where the policy succeeds as often as the demonstrations, they are warnings.
+    """Weakens faults to warnings if the policy succeeds as often as the demonstrations.
 
     Those of the fit are notes then, and warnings from half of the episodes on. Where demonstrations do the same in
     several ways, the error is large although the policy does one of them. So are actions that may be stored early:
@@ -292,7 +292,7 @@ def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[R
 
 
 def check_starts_decide(recorded: Dataset, observed: Dataset, probes: Dataset | None) -> Iterator[RunFinding]:
-    """Finds that many episodes are decided in their first step, whatever is done, and not in the data.
+    """Finds that many new episodes are decided in their first step, but not the recorded ones.
 
     Args:
         probes: Episodes with recorded actions. None for none.
@@ -307,7 +307,7 @@ def check_starts_decide(recorded: Dataset, observed: Dataset, probes: Dataset | 
 
 
 def _decided(episodes: Iterable[Episode]) -> float:
-    """Fraction of the episodes that end or succeed in the first step."""
+    """Returns fraction of the episodes that end or succeed in the first step."""
     decided = [len(e) == 1 or "next.success" in e.steps and bool(np.asarray(e.steps["next.success"])[0])
                for e in episodes]
     return float(np.mean(decided)) if decided else 0.0
@@ -315,7 +315,7 @@ def _decided(episodes: Iterable[Episode]) -> float:
 
 @dataclass(frozen=True)
 class ChunkTrials:
-    """Whether a policy succeeds, by start, as it is and if it executes fewer steps of each plan."""
+    """Successes of a policy, by start, with its plans as they are and with fewer steps of each plan executed."""
 
     n_action_steps: int
     successes: Sequence[bool]
@@ -333,13 +333,13 @@ class ChunkTrials:
 
     @property
     def chance(self) -> float:
-        """p-value of the sign test."""
+        """p-value of the sign test of shorter against full plans."""
         n = self.gains + self.losses
         return float(scipy.stats.binomtest(self.gains, n, alternative="greater").pvalue) if n else 1.0
 
 
 def check_chunks(trials: Sequence[ChunkTrials], steps: int) -> Iterator[RunFinding]:
-    """Finds that success rises if fewer steps of each plan are executed.
+    """Finds that success rises if the policy executes fewer steps of each planned chunk.
 
     Args:
         trials: Those of each number of executed steps that was tried.
@@ -357,7 +357,7 @@ def check_chunks(trials: Sequence[ChunkTrials], steps: int) -> Iterator[RunFindi
 
 
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
-    """Says whether the trials permit a statement about the success rate."""
+    """Reports whether there were enough trials for a statement about the success rate."""
     interval = clopper_pearson(sum(successes), len(successes))
     width = interval.high - interval.low
     if width > WIDE:
@@ -369,7 +369,7 @@ def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
 
 
 def best_evaluation(evaluations: Iterable[Mapping[str, Any]], step: int | None) -> Mapping[str, Any] | None:
-    """Of the latest evaluations of a checkpoint in each environment, the one with the highest success. None for none.
+    """Returns the evaluation with the highest success, of the latest one of a checkpoint in each environment, or None.
     """
     latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e
               and str(e.get("checkpoint")).isdigit() and int(e["checkpoint"]) == step}

@@ -1,4 +1,4 @@
-"""What actions do: the motion in recorded episodes against the motion in new ones.
+"""Compares what actions do to the state in recorded episodes with what they do in new ones.
 
 A linear model predicts the change of the state in a step, s' - s, from s and the action. Each action component has a
 component of the state that it drives. New episodes that repeat recorded actions from other starts tell the effect of an
@@ -46,7 +46,7 @@ SLOW = 1  # steps by which most robots react late
 
 
 def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
-    """The model with the clear lag. None without enough steps, or if actions explain no motion."""
+    """Fits the model of the motion at the lag that fits clearly best. None if actions explain no motion."""
     if 0 not in fits:
         return None
     lag = clear_lag(fits)
@@ -57,7 +57,7 @@ def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
 
 
 def clear_lag(fits: Mapping[int, MotionFit]) -> int:
-    """The lag at which actions explain the motion clearly better than at once, or else 0."""
+    """Returns the lag at which actions explain the motion clearly better than without a lag, or else 0."""
     best, is_clear = best_lag(fits)
     return best if is_clear else 0
 
@@ -129,13 +129,13 @@ def _check_noise(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[n
 
 
 def _noise(model: MotionModel, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
-    """Standard deviation of the noise of an observation, by which the errors of subsequent steps are opposite."""
+    """Returns the standard deviation of the noise of an observation, estimated from errors of subsequent steps."""
     missed = model.missed(states, actions, changes)[:, d]
     return float(np.sqrt(max(-np.mean(missed[1:] * missed[:-1]), 0))) if len(missed) > 1 else 0.0
 
 
 def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, Effect]:
-    """Effects of the components of the action in new episodes, relative to those in the data."""
+    """Returns the effects of the action components in new episodes, relative to those in the data."""
     effects = {}
     for i, d in model.driven.items():
         free, usually_free = (model.is_free(rows[2], d) for rows in (own, usual))
@@ -162,7 +162,7 @@ def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.nd
 
 def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, action_names: Sequence[str],
                       state_names: Sequence[str]) -> RunFinding | None:
-    """Another delay or another order of the components, if the model of the data predicts the new motion so.
+    """Finds another delay, or another order of components, with which the model of the data predicts the new motion.
 
     Nothing is fitted: with another scale, offset or convention, each delay and each order leaves a large error.
 
@@ -192,7 +192,7 @@ def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, actio
 
 def _best_order(model: MotionModel, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
                 ) -> tuple[dict[int, int], float]:
-    """The order of the components of the action, or of the state that they drive, with the least error.
+    """Returns the order of the action components, or of the state components they drive, with the least error.
 
     Each step exchanges two.
 
@@ -238,7 +238,7 @@ def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, act
 
 
 def _check_refitted_lag(model: MotionModel, probes: Episodes) -> RunFinding | None:
-    """Another delay, if a model that is fitted to the new motion explains much more with it."""
+    """Finds another delay of the actions if a model that is fitted to the new motion explains much more with it."""
     components = sorted(set(model.driven.values()))
     unexplained = {lag: float(fit.unexplained_parts[components].mean()) for lag, fit in fit_lags(probes).items()}
     if model.lag not in unexplained:
@@ -331,7 +331,7 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
 
 
 def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States, actions `lag` steps before, and changes of the states, at the same steps for each lag of `lags`."""
+    """Returns states, actions `lag` steps before, and state changes of all episodes, where all of `lags` exist."""
     parts = [lagged(s, a, state_change(s), lag, lags) for s, a in episodes]
     states, actions, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return states, actions, changes

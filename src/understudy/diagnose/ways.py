@@ -1,4 +1,4 @@
-"""Whether a policy averages what the demonstrations do in several ways."""
+"""Checks whether a policy averages what the demonstrations do in several ways."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_averaged_ways(policy: Policy, data: Dataset) -> Iterator[RunFinding]:
 
 
 def _is_between(plan: np.ndarray, actions: np.ndarray) -> bool:
-    """Whether actions (K, D) are in two groups, and a plan (D,) is in the gap between them.
+    """Returns whether recorded actions (K, D) form two groups with the planned action (D,) in the gap between them.
 
     Both are projected on the direction in which the actions differ most.
     """
@@ -77,7 +77,7 @@ def _is_between(plan: np.ndarray, actions: np.ndarray) -> bool:
 
 
 def _observation_rows(policy: Policy, obs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """What the policy reads at the last step, (B, D), each column in the unit of its spread."""
+    """Returns the observation that the policy reads at the last step, (B, D), in units of the spread of each column."""
     rows = []
     for name, values in obs.items():
         last = values[:, -1].float()

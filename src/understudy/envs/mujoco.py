@@ -1,4 +1,4 @@
-"""What MuJoCo environments share: their state can be recorded and set, and their pictures can be made cheap."""
+"""Base classes for MuJoCo environments: recording and setting their state, and drawing cheap pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HIDE_X_POSITION = ("Hopper", "Walker2d", "HalfCheetah")
 
 
 def disable_shadows(model) -> None:
-    """Switches shadows and smoothing off, for a tenth of the drawing time on a CPU. Call it before the first draw."""
+    """Switches shadows and smoothing off, which makes drawing on a CPU ten times as fast. Call it before drawing."""
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
@@ -48,7 +48,7 @@ class SceneRenderer:
         _renderers.add(self)
 
     def draw(self, model, data, camera: str) -> np.ndarray:
-        """Draws what a camera sees.
+        """Draws the picture of one camera.
 
         Args:
             camera: Name of a camera of the model, or "free" for MuJoCo's own view of the whole.
@@ -70,7 +70,7 @@ class SceneRenderer:
         return image[::-1].copy()
 
     def close(self) -> None:
-        """Frees what the driver holds."""
+        """Frees the resources of the graphics driver."""
         _renderers.discard(self)
         self._gl.make_current()
         self._context.free()
@@ -98,7 +98,7 @@ class MujocoCameras(GymVector, HasCameras):
 
     @abstractmethod
     def _simulation(self, row: int) -> tuple:
-        """MuJoCo's model and state of one row."""
+        """Returns MuJoCo's model and state of one row."""
 
     def frame(self, row):
         return render_row(self.vec, row)
@@ -147,7 +147,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return self.models[row]
 
     def _get_state(self, row: int) -> np.ndarray:
-        """simulator.state of one row."""
+        """Returns simulator.state of one row."""
         model, data = self.models[row]
         state = np.empty(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, state, STATE)
@@ -160,7 +160,7 @@ class MujocoVector(MujocoCameras, Restorable):
         mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
-        """Row i of a column that has to be there, and of this size."""
+        """Returns row i of a recorded column, which must exist and have this size."""
         if column not in steps:
             raise UserError(f"there is no column {column!r}, only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
@@ -172,7 +172,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return components
 
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
-        """Puts a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+        """Sets a row to the state that was observed in row i of `steps`. Raises UserError naming a missing column."""
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
@@ -187,7 +187,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return self._observation()
 
     def _observe_restored(self, row: int, steps, i: int) -> None:
-        """Puts into `seen` what a row shows that was restored from row i of `steps`."""
+        """Writes into `seen` the observation of a row that was restored from row i of `steps`."""
         for name, value in self._to_columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
             self.last_obs[name][row] = value[0]
             if {"simulator.state", name} <= set(steps):

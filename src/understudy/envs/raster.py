@@ -1,4 +1,4 @@
-"""A small rasteriser: shapes by their signed distance, many pictures at once, edges as wide as one pixel."""
+"""A small rasterizer, which paints discs and rectangles with smooth edges into many pictures at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOR_OF_ROLE: Mapping[str, tuple[int, int, int]] = {
 
 
 class Canvas:
-    """Images of a square, painted for all rows at once. The y axis points up.
+    """Canvas of square images, which are painted for all rows at once. The y axis points up.
 
     Args:
         size: Width and height of an image, in pixels.
@@ -54,7 +54,7 @@ class Canvas:
         self._paint(at, math.hypot(*half), distance, color)
 
     def _paint(self, at, reach, distance, color):
-        """Paints only the pixels that are nearer than `reach` to `at`."""
+        """Paints a shape's pixels within the distance `reach` of its center `at`."""
         n = min(self.size, math.ceil(2 * reach / self.pixel) + 3)
         place = (at - self.low) / self.pixel  # in pixels, from the lower left corner
         first = np.clip(np.floor(place - n / 2), 0, self.size - n).astype(np.int64)
@@ -100,7 +100,7 @@ def map_point(plane: Mapping[str, Any], across: float, down: float) -> tuple[flo
 
 
 def _map_square(plane: Mapping[str, Any]) -> tuple[tuple[float, float], float]:
-    """The lower left corner and the side of the smallest square around the middle of a map that contains it."""
+    """Returns the lower left corner and the side of the smallest centered square that contains a map."""
     (x_min, x_max), (y_min, y_max) = plane["x"], plane["y"]
     side = max(x_max - x_min, y_max - y_min)
     return ((x_min + x_max - side) / 2, (y_min + y_max - side) / 2), side

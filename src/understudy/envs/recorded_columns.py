@@ -1,4 +1,4 @@
-"""Whether an environment has the columns of recorded data."""
+"""Checks whether an environment has the columns of recorded data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .base import Env
 
 
 def check_recorded_columns(features: Schema, env: Env) -> None:
-    """Checks that actions and observations of an environment have the shapes and kinds of those of recorded data.
+    """Checks that actions and observations of an environment have the shapes and kinds of the recorded ones.
 
     Sizes of images may differ, because policies resize them. A column that only one of both has is no error, because a
     method may not read it, unless they have no observation in common.

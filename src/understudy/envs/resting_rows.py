@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment in which rows whose episode has ended take no time."""
+"""A Gymnasium vector environment that does not step rows whose episode has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .flags import SUCCESS_KEYS, check_flag
 
 
 class RestingRows(SyncVectorEnv):
-    """Copies of an environment that are stepped one after the other, but for those that rest.
+    """Copies of an environment that are stepped one after the other, except copies whose episode has ended.
 
     Attributes:
         resting: Rows that `step` leaves as they are, (num_envs,).

@@ -27,7 +27,7 @@ N_TIME_BINS = 10  # of an episode
 
 def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
                          earlier: Iterable[Mapping[str, Any]] = ()) -> tuple[list[int], Origin]:
-    """The episodes to evaluate a run on, and what they were to its training.
+    """Selects the episodes to evaluate a run on, and says whether they were training or held-out data.
 
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
 
@@ -103,7 +103,7 @@ class UncertainStep:
 
 @dataclass(frozen=True)
 class PlanSamples:
-    """Sampled chunks from one step on."""
+    """Sampled action chunks of a policy from one step on."""
 
     step: int
     plans: np.ndarray  # (K, H, A)
@@ -111,7 +111,7 @@ class PlanSamples:
 
 @dataclass(frozen=True)
 class EpisodePlanSamples:
-    """An episode with sampled chunks along it."""
+    """An episode with sampled action chunks of a policy along it."""
 
     episode: int
     actions: np.ndarray  # (T, A), as recorded
@@ -163,16 +163,16 @@ class ActionPrediction:
 
     @property
     def predicted(self) -> str:
-        """What is compared, in the singular: actions, latents, or values of another column."""
+        """Name of the predicted quantity in the singular: action, latent, or value of another column."""
         return "latent" if self.of_latents else "action" if self.column is None else "value"
 
     @property
     def note(self) -> str:
-        """What the result does not say."""
+        """A note on what the result does not show."""
         return LATENT_NOTE if self.of_latents else NOTE if self.column is None else COLUMN_NOTE
 
     def to_json(self) -> dict[str, Any]:
-        """Everything except the sampled chunks. NaN and infinite numbers become null."""
+        """Returns the result as JSON, without the sampled chunks. NaN and infinite numbers become null."""
         return replace_nonfinite(
             {
                 "data": self.name,
@@ -205,11 +205,11 @@ class ActionPrediction:
         )
 
     def describe(self) -> str:
-        """The result in words: what the error means, then how sure the policy is."""
+        """Describes the result in words: what the error means, then how sure the policy is."""
         return f"{self.headline()}{self.baselines()} {self.note}\n\n{self.describe_distribution()}"
 
     def headline(self) -> str:
-        """How far the predicted actions are from the recorded ones."""
+        """Says how far the predicted actions are from the recorded ones."""
         n, what = len(self.episodes), f"{self.predicted}s"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none of them is new to it, so "
@@ -236,7 +236,7 @@ class ActionPrediction:
         return f"Latents of skills, and not actions, are compared. {text}" if self.of_latents else text
 
     def baselines(self) -> str:
-        """The sentences after the headline: errors of predictions that need no policy, and the comparison."""
+        """Compares the error with those of predictions that need no policy, in sentences."""
         if self.prediction_error is None:
             return ""
         error, show = self.prediction_error[0], self._show_error
@@ -255,7 +255,7 @@ class ActionPrediction:
         return f"{error:.1%}" if self.is_discrete else f"{error:.3g}" + (f" {self.unit}" if self.unit else "")
 
     def describe_distribution(self) -> str:
-        """The energy score, and where the policy is wrong and uncertain."""
+        """Describes the energy score, and where the policy is wrong and uncertain."""
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
         compared = "all" if self.windows == self.steps else f"{self.windows} evenly spread ones"
@@ -284,7 +284,7 @@ def _baselines_json(error: PredictionError) -> dict[str, Any]:
 
 
 def _compare_with_baselines(error: PredictionError, is_discrete: bool) -> str:
-    """Which of the two predictions without a policy the policy beats, in a sentence."""
+    """Says which of the two predictions without a policy the policy beats, in a sentence."""
     names = {"the most frequent action" if is_discrete else "the average": error.average,
              "repeating the last one": error.last_action}
     as_good = [name for name, baseline in names.items() if not error.policy < baseline]
@@ -355,7 +355,7 @@ def evaluate_action_prediction(
 
 
 class _WindowErrors:
-    """Errors of the plans in windows of some episodes.
+    """Collects errors of the plans in windows of some episodes.
 
     Attributes:
         values: Arrays of one row for each window, by name.
@@ -387,12 +387,12 @@ class _WindowErrors:
         return float(self.values["inside"][self.mask].mean()) if has_range else None
 
     def per_episode(self, x: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of the values x (N,) of each episode, and their number, (E,) each."""
+        """Returns the mean of the values x (N,) of each episode, and their number, (E,) each."""
         count = np.bincount(episode, minlength=len(self.test))
         return np.bincount(episode, x, minlength=len(self.test)) / np.maximum(count, 1), count
 
     def interval(self, x: np.ndarray, episode: np.ndarray | None = None) -> Interval:
-        """Mean of values and its interval, by resampling of episodes.
+        """Returns the mean of values and its interval, by resampling of episodes.
 
         Args:
             x: The values, (N,).
@@ -418,14 +418,14 @@ class _WindowErrors:
                      for p in range(N_TIME_BINS) if (self.part == p).any())
 
     def widest(self, numbers: Sequence[int]) -> tuple[UncertainStep, ...]:
-        """The steps whose samples are farthest apart. `numbers` are those of the episodes."""
+        """Returns the steps whose samples are farthest apart. `numbers` are the numbers of the episodes."""
         apart = self.values["apart"]
         order = np.argsort(-apart, kind="stable")[:10] if self.n_samples > 1 else []
         return tuple(UncertainStep(numbers[int(self.episode[i])], int(self.step[i]), float(apart[i])) for i in order)
 
     def predictions(self, names: Sequence[str], constant: np.ndarray
                     ) -> tuple[tuple[PredictionError, ...], tuple[PredictionError, Interval] | None, int]:
-        """Errors of the predicted actions by component, their mean with its interval, and the number of steps."""
+        """Returns errors of the predicted actions by component, their mean with interval, and the number of steps."""
         target, average = self.policy.config.target, self.average.double().numpy()
         current = self.mask & (np.arange(self.mask.shape[1]) + self.policy.window.action_offset >= 0)
         errors, components = _prediction_errors(
@@ -441,7 +441,7 @@ class _WindowErrors:
 def _batch_errors(
     batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
 ) -> dict[str, np.ndarray]:
-    """The errors of one batch; rows are windows."""
+    """Computes the errors of one batch, whose rows are windows."""
     K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
@@ -468,7 +468,7 @@ def _batch_errors(
 def _prediction_errors(rows: Mapping[str, np.ndarray], current: np.ndarray, last_action: np.ndarray,
                        average: np.ndarray, names: Sequence[str], constant: np.ndarray,
                        is_discrete: bool) -> tuple[np.ndarray, tuple[PredictionError, ...]]:
-    """Errors of the predicted action and of two predictions without a policy.
+    """Computes errors of the predicted action and of two predictions without a policy.
 
     Args:
         current: True for steps that count, (N, H).
@@ -501,26 +501,26 @@ def _mean_of_components(components: Sequence[PredictionError]) -> PredictionErro
 
 
 def _last_actions(data: Dataset, target: str, average: np.ndarray) -> np.ndarray:
-    """The recorded action before each step, (T, A). Before the first step of an episode, the average."""
+    """Returns the recorded action before each step, (T, A). Before the first step this is the average action."""
     before = [np.concatenate([average[None], np.asarray(e.steps[target], np.float64).reshape(
         len(e.steps[target]), -1)[:len(e) - 1]])[:len(e)] for e in data]
     return np.concatenate(before)
 
 
 def _constant_components(data: Dataset, target: str) -> np.ndarray:
-    """(A,): whether a component has the same value at every step, up to rounding."""
+    """Returns which components have the same value at every step, up to rounding, (A,) bool."""
     x = np.concatenate([np.asarray(e.steps[target], np.float64).reshape(len(e.steps[target]), -1) for e in data])
     return np.ptp(x, axis=0) <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-6)
 
 
 def _root_mean(x: np.ndarray, mask: np.ndarray, is_discrete: bool) -> float:
-    """Root mean over unmasked values. For discrete actions a plain mean, because their squares are 0 and 1."""
+    """Returns the root mean over unmasked values. For discrete actions a plain mean, as their squares are 0 and 1."""
     mean = float(x[mask].mean()) if mask.any() else float("nan")
     return mean if is_discrete else mean**0.5
 
 
 def _baseline_action(data: Dataset, target: str, is_discrete: bool) -> Tensor:
-    """(A,): the mean of each component, or its most frequent class."""
+    """Returns the prediction without a policy: the mean of each component, or its most frequent class, (A,)."""
     x = np.concatenate([np.asarray(e.steps[target]).reshape(len(e.steps[target]), -1) for e in data])
     if is_discrete:
         return torch.tensor([float(np.bincount(c.astype(np.int64)).argmax()) for c in x.T])

@@ -1,4 +1,4 @@
-"""The value of a policy, estimated from recorded episodes of other policies."""
+"""Fitted Q evaluation: estimates the value of a policy from recorded episodes of other policies."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class PolicyValue:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the estimate changed less at the end, and is still to change less, than its interval is wide."""
+        """Whether the estimate has converged: its last and coming changes are smaller than its interval."""
         return max(abs(self.last_change), abs(self.remaining)) <= self.value.high - self.value.low
 
     def describe(self) -> str:
-        """The result in words."""
+        """Describes the estimate in words."""
         v, r = self.value, self.recorded
         overlap = f", {self.n_trained_on} of which it was trained on" if self.n_trained_on else ""
         text = (f"Fitted Q evaluation on {self.n_episodes} episodes{overlap}: the discounted return of the policy is "
@@ -71,7 +71,7 @@ class PolicyValue:
                 f"and {self.remaining:.3g} may be still to come. Make more: --updates. {text}")
 
     def to_json(self) -> dict[str, Any]:
-        """The estimate and its limits, as JSON data."""
+        """Returns the estimate and its limits as JSON."""
         return {**asdict(self), "settled": self.is_settled, "note": NOTE}
 
 
@@ -118,7 +118,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
 
 
 def check(trained: TrainedRun, data: Dataset) -> None:
-    """Raises UserError if the data tell no values, or if that of the policy depends on more than its observations."""
+    """Raises UserError if the data allow no estimate, or if the policy acts by more than its observations."""
     path, columns = data.metadata.get("path", "data set"), data.features()
     if missing := [name for name in (REWARD, TERMINATED) if name not in columns]:
         raise DataError(f"there is no column {missing[0]!r}; the columns are {', '.join(columns)}", where=path,

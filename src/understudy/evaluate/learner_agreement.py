@@ -1,4 +1,4 @@
-"""Whether two learners put components, such as encoders, in the same order, and whose scores vary more with the seed.
+"""Tests whether two learners rank components, such as encoders, alike, and whose scores vary more with the seed.
 
 A table has the scores of one learner, (components, tasks, training seeds), on one scale for all tasks.
 """
@@ -14,7 +14,7 @@ from .stats import LEVEL, Interval, two_level_mean
 
 
 def rank_agreement(first: np.ndarray, second: np.ndarray, level: float = LEVEL) -> Interval:
-    """Kendall's tau-b of two learners' orders of components: 1 if they agree, 0 if unrelated, -1 if reversed.
+    """Computes Kendall's tau-b of two learners' rankings of components: 1 if they agree, -1 if reversed.
 
     The mean over tasks and seeds orders components. The interval is of 1,999 bootstrap draws of components and of
     tasks, the same at every call. Few components make it wide. Noise lowers tau, so that a small one alone does not
@@ -41,7 +41,7 @@ def rank_agreement(first: np.ndarray, second: np.ndarray, level: float = LEVEL) 
 
 
 def seed_variance_ratio(first: np.ndarray, second: np.ndarray, level: float = LEVEL, rounding: float = 0.0) -> Interval:
-    """Logarithm of the first learner's variance over seeds divided by the second's, over components and tasks.
+    """Computes the log ratio of two learners' variances over seeds, over components and tasks.
 
     Args:
         rounding: Step of the scores, such as 0.01 for a rate of 100 episodes, whose variance is the least that counts.

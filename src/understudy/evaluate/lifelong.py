@@ -1,4 +1,4 @@
-"""Metrics of a policy that learns one task after another, from its performance in each task after each training."""
+"""Metrics of continual learning: a policy learns one task after another, and is tested in all after each training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class LifelongMetrics:
-    """What `lifelong_metrics` returns.
+    """The result of `lifelong_metrics`, such as final performance, transfer and forgetting.
 
     Args:
         final: Mean performance in all tasks after the last training.

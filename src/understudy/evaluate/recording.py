@@ -1,4 +1,4 @@
-"""Recording of rollouts. Episodes are stored as they end, so that an interrupted recording can continue."""
+"""Records rollouts into a data set, episode by episode, so that an interrupted recording can continue."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
 
 def _warn_of_rounding(out: Path, env: Env | WorkerPool) -> None:
-    """Warns of columns that were recorded as float32 although it does not show how their numbers change."""
+    """Warns of columns whose changes are lost because they were recorded as float32."""
     for name, problem in env.metadata.get(ROUNDED, {}).items():
         warnings.warn(f"{out}: {name} loses precision, because it is recorded as float32: {problem}. Let the "
                       "environment subtract the offset, such as the first value of the episode", DataWarning,
@@ -112,7 +112,7 @@ def _mark_failures(out: Path) -> None:
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
-    """Number of episodes of a recording, after an interrupted one has been repaired.
+    """Returns the number of episodes of a recording, after an interrupted one has been repaired.
 
     Args:
         env: The environment, which must be the recorded one.
@@ -140,7 +140,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
 
 @dataclass(frozen=True)
 class UniformRandomActor(CountingActor):
-    """Samples actions uniformly within their limits."""
+    """Actor that samples actions uniformly within their limits."""
 
     env: Env
 
@@ -159,7 +159,7 @@ class UniformRandomActor(CountingActor):
 
 
 def expert_actor(env: Env) -> Actor:
-    """The expert of the environment."""
+    """Returns the expert of the environment."""
     if not isinstance(env, HasExpert):
         raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
                         "--actor random, or your own demonstrations with "

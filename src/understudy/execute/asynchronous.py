@@ -19,7 +19,7 @@ from .latency import continued_action
 
 
 class AsynchronousRunner:
-    """Acts with a policy whose plans are computed in a background thread, so that the robot never waits.
+    """Runs a policy on a robot whose plans are computed in a background thread, so that the robot never waits.
 
     `act` returns at once. A new chunk is used from the first call of `act` after it is ready, without the steps whose
     time has passed. Until then the old chunk continues, and its last action is repeated at its end. The first plan of
@@ -111,11 +111,11 @@ class AsynchronousRunner:
         return action
 
     def _has_ended(self) -> bool:
-        """Whether the chunk has no action left."""
+        """Returns whether the chunk has no action left."""
         return bool(self._run["cursor"][0] >= self._run["chunk"].shape[1] - self.executor.skip)
 
     def _expecting_executor(self, planner: Planner) -> ChunkedExecutor:
-        """The executor for the largest of the last delays, or for the largest delay that the policy was trained for."""
+        """Returns the executor that expects the largest of the recent planning delays, or the largest supported one."""
         for delay in sorted(self.delays, reverse=True):
             try:
                 return self.executor.with_delay(delay, planner)
@@ -146,7 +146,7 @@ class AsynchronousRunner:
 
 @torch.no_grad()  # the mode of gradients belongs to a thread
 def _timed_plan(planner: Planner, request: PlanRequest) -> tuple[Tensor, float]:
-    """The answer to a request, and the seconds that it took."""
+    """Computes the plans of a request, and returns them with the seconds that it took."""
     started = time.perf_counter()
     chunk = request.plan(planner).cpu()  # waits for a GPU
     return chunk.to(planner.device), time.perf_counter() - started

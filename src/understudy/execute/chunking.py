@@ -17,7 +17,7 @@ from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The rows that need a new chunk, and what their plans depend on.
+    """A request for plans: the rows that need a new chunk, and what their plans depend on.
 
     A request can be answered in another thread or on another machine.
 
@@ -46,7 +46,7 @@ class PlanRequest:
 
 
 class ChunkedExecutor(Executor):
-    """Executes `n_action_steps` steps of each chunk.
+    """Base class of executors that run `n_action_steps` steps of each chunk before they plan again.
 
     `act` requests a plan, waits for it and returns the next action. `request_plan`, `accept_plan` and `next_action`
     are also available one by one, so that a robot can keep moving while a plan is computed.
@@ -166,7 +166,7 @@ class ChunkedExecutor(Executor):
 
 @dataclass(frozen=True)
 class RecedingHorizon(ChunkedExecutor):
-    """Executes `n_action_steps` steps of a chunk, then plans again.
+    """Executor that runs `n_action_steps` steps of a chunk, then plans again (receding horizon).
 
     Args:
         n_action_steps: Number of steps executed from each chunk.
@@ -179,7 +179,7 @@ class RecedingHorizon(ChunkedExecutor):
 
 @part
 class RealTimeChunking(ChunkedExecutor):
-    """Executes the old chunk while the new one is computed.
+    """Executor that runs the old chunk while a consistent new one is computed (real-time chunking).
 
     A new chunk arrives `delay` steps after its observation. It is asked to agree with the old chunk: fully on the
     steps that will be executed before it arrives, and less and less on later steps, up to the end of the old chunk.

@@ -15,7 +15,7 @@ from .planners import PlannerWrapper
 
 @part
 class FollowDemonstration(Executor):
-    """Executes the recorded actions of a demonstration, step by step, from the situation that is nearest.
+    """Executor that repeats the recorded actions of the nearest demonstration until it is no longer near.
 
     It runs policies with the head `Neighbors`, whose memory has every step of the demonstrations. At each step the
     observation is compared with that of the demonstration at the same step. The memory is searched again if the
@@ -68,7 +68,7 @@ class FollowDemonstration(Executor):
 
 
 def policy_with_memory(planner: Planner, where: str) -> Policy:
-    """Returns the policy with a memory of demonstrations inside planners that do not change what is remembered.
+    """Returns the policy that has a memory of demonstrations, from inside planners around it.
 
     Raises:
         Unsupported: The policy has no memory.

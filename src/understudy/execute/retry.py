@@ -1,4 +1,4 @@
-"""Actor that starts again, within an episode, when a test reports that its attempt failed."""
+"""An actor that starts again, within an episode, when a test reports that its attempt failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ATTEMPT = "attempt"  # recorded column: number of the attempt, from 1
 
 @part
 class RetryActor(Actor):
-    """Starts an actor again, in the same episode, when a test reports that its attempt failed.
+    """Wraps an actor so that it starts again, in the same episode, when a test reports that its attempt failed.
 
     The actor is usually a script. Each attempt draws its own random numbers. The number of the attempt is recorded as
     the column `attempt`, (T, 1).

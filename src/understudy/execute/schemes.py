@@ -1,4 +1,4 @@
-"""The names of execution schemes: how the plans of a trained policy become actions.
+"""Named execution schemes: how the plans of a trained policy become actions.
 
 A scheme changes the executor of a method, and for some how it plans. Nothing of it is trained, so the same run can be
 evaluated with several schemes: `understudy eval RUN ENV --executor NAME`. The functions are in `learn.execution`,

@@ -1,4 +1,4 @@
-"""Steering while acting: several conditions or policies together, a learned scorer, or points from a person."""
+"""Steers a policy while it acts: by several conditions or policies, a learned scorer, or points of a person."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Points = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class ComposedConditions(NetworkGuidance):
-    """Follows several conditions at once, each with its own scale: goals, words, skills.
+    """Guidance that follows several conditions at once, each with its own scale: goals, words, skills.
 
     The prediction is that without any condition plus, for each condition alone, `scale` times what it changes. The
     policy must be trained with `ConditionDropout` for each condition, so that it knows each alone and none at all.
@@ -61,7 +61,7 @@ class ComposedConditions(NetworkGuidance):
 
 @dataclass(frozen=True)
 class _OtherPolicies(NetworkGuidance):
-    """The weighted mean of the predictions of several networks. The first weight is that of the guided one."""
+    """Guidance that averages the predictions of several networks. The first weight is that of the guided one."""
 
     nets: tuple[Any, ...]
     contexts: tuple[Context, ...]
@@ -80,7 +80,7 @@ class _OtherPolicies(NetworkGuidance):
 
 @dataclass(frozen=True)
 class ComposedPolicies(PlannerWrapper):
-    """Samples from several policies together: at each step of sampling, their predictions are averaged.
+    """Planner that samples from several policies together by averaging their predictions while sampling.
 
     The policies may read different columns, such as a camera and words, or come from different data. A plan is likely
     under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
@@ -166,7 +166,7 @@ class ComposedPolicies(PlannerWrapper):
 
 @dataclass(frozen=True)
 class ScorerGuidance(EnergyGuidance):
-    """Multiplies the density of plans by ``exp(scale * score)``, along the gradient of the score.
+    """Guidance that multiplies the density of plans by ``exp(scale * score)``, along the gradient of the score.
 
     Args:
         scorer: Scores plans in world units, differentiably.
@@ -186,7 +186,7 @@ class ScorerGuidance(EnergyGuidance):
 
 @part
 class ScorerGuided(ScoredPlanner):
-    """Guides the plans of a policy towards a higher score, by the gradient of the scorer.
+    """Planner that guides the plans of a policy towards a higher score, by the gradient of the scorer.
 
     With the log-probability of a classifier as the score, this is classifier guidance: at `scale` 1, plans are drawn
     from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
@@ -223,7 +223,7 @@ class ScorerGuided(ScoredPlanner):
 
 @dataclass(frozen=True)
 class PathCost(LimitedCostGuidance):
-    """Draws the positions that a chunk leads to towards points, or towards a path through them.
+    """Guidance that draws the positions to which a chunk leads towards points or a path.
 
     The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
     that are still to come. A single point holds what moves near it. A path needs points up to where the motion shall
@@ -257,7 +257,7 @@ class PathCost(LimitedCostGuidance):
 
 
 class LivePoints:
-    """Points that a person changes while a policy acts, such as by a click.
+    """Points that a person can change while a policy acts, such as by a click.
 
     There are none at first. Any thread may change them.
 
@@ -291,7 +291,7 @@ def _check_guidable(planner: Planner) -> None:
 
 
 def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
-    """The points as tuples of numbers."""
+    """Converts points to tuples of numbers."""
     try:
         coordinates = tuple(tuple(float(x) for x in point) for point in points)
     except (TypeError, ValueError):
@@ -305,7 +305,7 @@ def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
 
 @part
 class Steered(PlannerWrapper):
-    """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
+    """Planner that draws a policy's plans towards points that a person gives, by a click or a drawn path.
 
     The policy stays as it was trained. Where its demonstrations go two ways, a path chooses the way. A small `scale`
     does not reach it, and a large one leaves what was demonstrated. The effect saturates: no sampling step is guided

@@ -16,7 +16,7 @@ from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
 @part
 class TemporalEnsemble(Executor):
-    """Plans at every step and averages what the last chunks contain for the current step.
+    """Executor that plans at every step and averages the actions of the last chunks for the current step.
 
     The weight of a chunk is exp(-decay * i), where i = 0 is the oldest. With decay > 0, older chunks weigh more.
 

@@ -1,4 +1,4 @@
-"""Wrappers between an actor and an environment: what the actor observes in addition, and what its actions mean.
+"""Wrappers that change what an actor observes, and what its actions mean.
 
 An `ActionWrapper` has three forms. `envs.wrappers.WrappedEnv` is the environment to learn in, `WrappedActor` is the
 actor to deploy, and `ActionWrapper.transform_episode` converts recorded episodes.
@@ -30,7 +30,7 @@ BASE_ACTION = "observation.base_action"
 
 
 class ActionWrapper(ABC):
-    """What an actor observes in addition, and what its actions mean. Subclasses are frozen dataclasses.
+    """Config of a wrapper: what an actor observes in addition, and what its actions mean. Subclasses are dataclasses.
 
     At each environment step, `transform_obs` is called first and `transform_action` after it. The actor chooses a new
     action every `period` steps.
@@ -98,7 +98,7 @@ class ActionWrapper(ABC):
 
 
 def wrapped_env_name(name: str, wrapper: ActionWrapper) -> str:
-    """Returns the name of an environment with a wrapper."""
+    """Returns the name of an environment together with a wrapper."""
     return f"{name}+{type(wrapper).__name__}"
 
 
@@ -115,7 +115,7 @@ def _n_rows(state) -> int:
 
 @dataclass(frozen=True)
 class WrappedActor(Actor):
-    """An actor for the environment that is made of an actor for the wrapped environment.
+    """Actor for the plain environment, made of an actor for the wrapped environment.
 
     With a period above 1, the columns that `actor` records are repeated until its next action. The reward that it is
     told (`last.reward`) is the sum over the steps since its last action.
@@ -159,7 +159,7 @@ class WrappedActor(Actor):
         return action, {**state, "record": choice["record"]} if choice["record"] else state
 
     def _choose(self, obs, inner) -> tuple[State, State]:
-        """The actor's action and record, and its next state."""
+        """Returns the inner actor's action and record, and its next state."""
         action, inner = self.actor.act(obs, inner)
         return {"action": action, "record": inner.get("record", {})}, _without_record(inner)
 
@@ -173,7 +173,7 @@ def _without_record(state: State) -> State:
 
 @part
 class ResidualWrapper(ActionWrapper):
-    """The action is a correction of the action of a base policy, which is shown as `observation.base_action`.
+    """Wrapper in which an action is a correction of a base policy's action, shown as `observation.base_action`.
 
     The environment executes ``base_action + scale * action``. With the same key, corrections of 0 give the episodes of
     the base policy.
@@ -248,7 +248,7 @@ class ResidualWrapper(ActionWrapper):
 
 @part
 class NoiseSteeringWrapper(ActionWrapper):
-    """The action is the noise from which a frozen policy samples its chunk.
+    """Wrapper in which an action is the noise from which a frozen policy samples its chunk.
 
     Args:
         policy: The policy, or the stage that trained it. It observes 1 step and plans from the current step.
@@ -326,7 +326,7 @@ class NoiseSteeringWrapper(ActionWrapper):
 
 @part
 class SkillWrapper(ActionWrapper):
-    """The action is a skill that a low-level policy reads as a column while it acts.
+    """Wrapper in which an action is a skill that a low-level policy reads as a column while it acts.
 
     A skill is a latent vector, a code or a phrase. It stays the same for `period` steps. If it is a code or a phrase,
     the action is a choice. For a code of a quantizer it is the level of each component.
@@ -437,7 +437,7 @@ class SkillWrapper(ActionWrapper):
 
 
 def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | None], action: Feature) -> Episode:
-    """Every n-th step of an episode, as an actor with `period=n` sees it.
+    """Returns every n-th step of an episode, as an actor with `period=n` sees it.
 
     Rewards of the steps in between are added up, flags (`next.*` of bool) are joined by "or", and the last row of
     columns with one row more is kept.
@@ -465,7 +465,7 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
 
 
 def _actions_along(actor: Actor, episode: Episode) -> np.ndarray:
-    """What an actor would do at each recorded observation: (T or T + 1, A), as long as the observations are."""
+    """Returns what an actor would do at each recorded observation, (T or T + 1, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
                if role(k) not in ("action", "outcome") and f.kind != "string"}
     rows = min((len(v) for k, v in columns.items() if role(k) == "observation"), default=len(episode))

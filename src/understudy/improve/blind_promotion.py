@@ -1,4 +1,4 @@
-"""Which round of a data collection gave the best policy on a robot: a person judges blind trials."""
+"""Finds the best policy of a data collection on a robot: a person judges blind trials of two checkpoints."""
 
 from __future__ import annotations
 

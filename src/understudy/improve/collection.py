@@ -126,7 +126,7 @@ class TemperatureExploration(Exploration):
 
 @part
 class EpsilonGreedy(Exploration):
-    """Takes a random class in place of the policy's, in a fraction of the steps.
+    """Exploration that replaces the policy's class by a random one in a fraction of the steps.
 
     The fraction falls linearly from 1 with the updates that have been made. It is the same within a round.
 
@@ -160,7 +160,7 @@ class EpisodeCollector(ABC):
 
     @abstractmethod
     def collect(self, actor: Actor, number: int, training: Training) -> Dataset:
-        """Returns the episodes of a round.
+        """Collects and returns the episodes of one collection round.
 
         They depend on the arguments alone, unless a person takes part.
 
@@ -202,7 +202,7 @@ class EpisodeCollector(ABC):
 
 @part
 class RolloutCollector(EpisodeCollector):
-    """Rolls the policy out in the environment.
+    """Collector of episodes in which the policy acts in the environment.
 
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
@@ -298,7 +298,7 @@ class RolloutCollector(EpisodeCollector):
 
     def _supervised_actor(self, explorer: Actor, wrapper: ActionWrapper | None, env: Env, number: int,
                           training: Training) -> Actor:
-        """The actor of a round with a supervisor, which acts in the environment itself."""
+        """Builds the actor of a round in which a supervisor may act in place of the policy."""
         if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
             raise Unsupported("a supervisor acts in the environment, and no actions behind "
                               f"{type(wrapper).__name__} are known that would have led to what it does",
@@ -316,7 +316,7 @@ class RolloutCollector(EpisodeCollector):
         return GatedActor(policy_actor, supervisor, gate, number, replans=not is_watched)
 
     def _roll_out(self, actor: Actor, env: Env, number: int, training: Training) -> Dataset:
-        """The episodes of a round, as the environment shows them."""
+        """Rolls the actor out in the environment, and returns the episodes of a collection round."""
         n_stored = len(training.stored)
         latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
         seed, run_episodes = recording_seed(training.seed), rollout
@@ -346,13 +346,13 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _first_number(data: Dataset, seed: int) -> int:
-    """The number of the first collected episode, after those that an earlier training collected with this seed."""
+    """Returns the number of the first new episode, after those that earlier trainings collected with this seed."""
     numbers = (e.metadata["number"] for e in data if e.metadata.get("seed") == seed and "number" in e.metadata)
     return max((n + 1 for n in numbers if n >= FIRST_EPISODE), default=FIRST_EPISODE)
 
 
 def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrapper) -> Dataset:
-    """Episodes of the environment as the policy behind a wrapper would have recorded them, the wanted actions too."""
+    """Converts episodes of the environment to what a policy behind an action wrapper would have recorded."""
     def converted(episode: Episode) -> Episode:
         columns = {name: training.transform(Dataset([episode.replace({"action": episode.steps[name]})]))[0]
                    .steps["action"] for name in (POLICY_ACTION, SUPERVISOR_ACTION)}
@@ -363,12 +363,12 @@ def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrap
 
 
 def _unfinished_round(folder: Path | None, number: int) -> Path | None:
-    """Where the episodes of a round are stored until all of them are collected."""
+    """Returns the folder that stores the episodes of a round until all of them are collected."""
     return None if folder is None else folder / f"{UNFINISHED}{number:06d}"
 
 
 def round_folders(folder: Path, prefix: str = "") -> list[Path]:
-    """The rounds in RUN/collection, in order, without copies that a person has put there.
+    """Returns the folders of the collection rounds in RUN/collection, in order, without copies made by hand.
 
     Args:
         prefix: `UNFINISHED` for the rounds that are not complete.
@@ -377,7 +377,7 @@ def round_folders(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Episode:
-    """Adds how many steps the supervisor acted, labeled and watched. Each step counts once.
+    """Adds to an episode's metadata how many steps the supervisor acted, labeled and watched.
 
     Args:
         takes_over: Whether it is a person, who acts or does not, and labels nothing.
@@ -389,7 +389,7 @@ def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Ep
 
 
 def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
-    """Complete episodes of uniformly random actions, with which a training without demonstrations begins.
+    """Returns complete episodes of uniformly random actions, for a training that begins without demonstrations.
 
     Args:
         n_steps: Number of steps, at least.
@@ -415,7 +415,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
 
 @dataclass(frozen=True)
 class SupervisorLabels:
-    """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
+    """Relabels each step with the action that the supervisor advised, also where the policy acted (DAgger).
 
     What was sent stays in the column `executed_action`.
 
@@ -438,7 +438,7 @@ class SupervisorLabels:
 
 @dataclass(frozen=True)
 class DemonstrationsAsInterventions:
-    """A column change: demonstrations get the column `intervention`, true at every step, that collected episodes have.
+    """Adds the column `intervention`, true at every step, to demonstrations, as collected episodes have it.
 
     A learner can then weigh or draw steps by it.
     """
@@ -451,7 +451,7 @@ class DemonstrationsAsInterventions:
 
 @dataclass(frozen=True)
 class TaskSequenceCollector(EpisodeCollector):
-    """Gives the training data task by task, for continual learning. It needs no environment.
+    """Collector that gives the training data task by task, for continual learning without an environment.
 
     Tasks come in the order in which they first appear in the data. The episodes of the first task are in the replay
     buffer before the first round. Round k gives the episodes of task k + 1.
@@ -475,7 +475,7 @@ class TaskSequenceCollector(EpisodeCollector):
         return training.data.select(list(self._tasks(training.data).values())[number + 1])
 
     def _tasks(self, data: Dataset) -> dict[str, list[int]]:
-        """Indices of the episodes of each task."""
+        """Returns the indices of the episodes of each task, in the order in which the tasks first appear."""
         tasks: dict[str, list[int]] = {}
         for number, episode in enumerate(data):
             task = episode.metadata.get(self.by)
@@ -670,7 +670,7 @@ class CollectionRounds(DataCollection):
         return MixtureSampler(samplers, self.mixture_weights)
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
-        """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
+        """Returns the success (without a supervisor) or mean return of a round. Empty if the round does not show it."""
         episodes = Dataset([e for e in episodes if not e.metadata.get(DEMONSTRATED_START)])
         if not self.collector.shows_policy or self.updates_meanwhile or not len(episodes):  # an earlier policy acted
             return {}
@@ -687,13 +687,13 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 
 def _forget_round(episode: Episode) -> Episode:
-    """Removes the number of the round of another training, and says that the episode is no demonstration."""
+    """Removes the round number of an earlier training from an episode, and marks it as no demonstration."""
     metadata = {k: v for k, v in episode.metadata.items() if k != ROUND}
     return replace(episode, metadata={**metadata, EXPERT: False}) if ROUND in episode.metadata else episode
 
 
 def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[str, float]:
-    """The metrics of a round that are logged.
+    """Returns the metrics of a collection round that are logged.
 
     Args:
         kept: Those of the episodes that are learned.
@@ -712,7 +712,7 @@ def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[st
 
 
 class _StoredRounds:
-    """The rounds in RUN/collection, each complete or absent. Without a folder they are in memory."""
+    """The collection rounds stored in RUN/collection, or in memory without a folder."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -723,7 +723,7 @@ class _StoredRounds:
         return self.folder / f"{number:06d}"
 
     def numbers(self) -> list[int]:
-        """The numbers of the stored rounds, in order."""
+        """Returns the numbers of the stored collection rounds, in order."""
         return [int(p.name) for p in round_folders(self.folder)] if self.folder else sorted(self.in_memory)
 
     def __contains__(self, number: int) -> bool:
@@ -748,7 +748,7 @@ class _StoredRounds:
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
-        """Removes the rounds that were collected after this many updates, so that they are collected again."""
+        """Removes the collection rounds after this many updates, so that they are collected again."""
         start = acted = config.initial_updates  # updates before those of a round, and of the policy that acted in it
         whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
@@ -773,7 +773,7 @@ class _StoredRounds:
 
     @staticmethod
     def _refuse_person(config: CollectionRounds, number: int, folder: Path, start: int, n_updates: int) -> None:
-        """Raises UserError if episodes that a person took part in would have to be collected again."""
+        """Raises UserError if episodes in which a person took part would have to be collected again."""
         if config.collector.uses_person:
             raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
                             f"checkpoint has {n_updates}", where=folder,

@@ -1,4 +1,4 @@
-"""The episodes that an improved run has learned: its first data, and those of its rounds."""
+"""Loads the episodes that an improved run has learned: its first data, and those of its collection rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .gates import INTERVENTION
 
 @dataclass(frozen=True)
 class LabelsAsInterventions:
-    """A column change: episodes whose actions are what a supervisor said get `intervention`, true at every step."""
+    """Adds the column `intervention`, true at every step, to episodes whose actions a supervisor labeled."""
 
     def __call__(self, episode: Episode) -> Episode:
         if EXECUTED_ACTION not in episode.steps:
@@ -70,7 +70,7 @@ def with_earlier_rounds(data: Dataset, run: Path, trust: Sequence[str] = ()) -> 
 
 
 def _is_unchanged(episode: Episode, method: Method) -> bool:
-    """Whether the transforms of a method, which an episode has been through, would leave it as it is."""
+    """Returns whether transforming an episode again by the transforms of a method leaves it unchanged."""
     changed = list(training_data(Dataset([episode]), method))
     return len(changed) == 1 and changed[0].steps.keys() == episode.steps.keys() and all(
         np.array_equal(np.asarray(changed[0].steps[k]), np.asarray(v)) for k, v in episode.steps.items())

@@ -1,4 +1,4 @@
-"""Methods of `understudy improve`: what continues a trained run by collecting episodes with its policy."""
+"""The methods of `understudy improve`, which continue a trained run by collecting episodes with its policy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "porl", "dsrl"
 
 @dataclass(frozen=True)
 class Improvement:
-    """How a trained policy is improved.
+    """The settings of an improvement: the run and its data, the supervisor, and how much is collected and trained.
 
     Args:
         supervisor: "expert", "person", or the run of a policy. None for nobody.
@@ -140,7 +140,7 @@ class Improvement:
 
     @property
     def rates_steps(self) -> bool:
-        """Whether the rater is a `step_rater`."""
+        """Whether the rater rates single steps (a `step_rater`)."""
         return self.rater is not None and Method.load(self.rater, self.trust).policy.target == IS_GOOD
 
     @property
@@ -149,17 +149,17 @@ class Improvement:
         return any(INTERVENTION in episode.steps for episode in self.data)
 
     def watched_rounds(self, method: Method) -> CollectionRounds:
-        """Rounds with a supervisor that watches."""
+        """Builds collection rounds in which a supervisor watches and may take over."""
         return self.rounds(method, self.takeover_gate())
 
     def takeover_gate(self) -> Gate:
-        """The gate of a supervisor that watches: a person, or what stands for one."""
+        """Builds the gate of a supervisor that watches: a person's own decision, or a simulation of it."""
         if self.supervisor == "person":
             return HumanGate()
         return self.gate(THRESHOLD / 2, delay=3, hold=5, slip=0.05)
 
     def gate(self, release: float = THRESHOLD, **fields) -> DisagreementGate:
-        """A gate that compares actions in standard deviations of the demonstrated ones."""
+        """Builds a gate that compares actions of policy and supervisor, in standard deviations of demonstrated ones."""
         feature, scale = self.data.features()["action"], ()
         if feature.kind != "discrete":
             actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
@@ -170,7 +170,7 @@ class Improvement:
 
 @dataclass(frozen=True)
 class ImprovementMethod:
-    """A way to improve a policy.
+    """One of the methods of `understudy improve`.
 
     Args:
         build: Returns the method, given the improvement and the method that continues the run.
@@ -190,7 +190,7 @@ def _dagger(improvement: Improvement, method: Method) -> Method:
 
 
 def _intervention_steps(improvement: Improvement, method: Method, gate: Gate | None, **fields) -> Method:
-    """Learns the demonstrations, and the steps at which the supervisor acted."""
+    """Builds a method that learns the demonstrations and the steps at which the supervisor acted."""
     assert isinstance(method.learner, BehaviorCloning)
     learner = replace(method.learner, sample_weights=ColumnWeights(INTERVENTION, 1.0, 0.0),
                       sampling_column=INTERVENTION)
@@ -206,7 +206,7 @@ def _thrifty(improvement: Improvement, method: Method) -> Method:
 
 
 def _ensemble_gate(name: str, improvement: Improvement, rate: float, method: Method) -> EnsembleGate:
-    """A short training of a policy has short trainings of the ensemble."""
+    """Builds a gate by an ensemble. It trains for at most as many steps as the policy."""
     check_numbers(improvement.data, name)
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 
@@ -221,7 +221,7 @@ def _doubt(improvement: Improvement, method: Method) -> Method:
 
 
 def _watched_practice(method: Method) -> Method:
-    """A method of practice whose policy is watched by a person, who says what succeeds and may take over."""
+    """Returns a method of practice with a person who watches, says what succeeds and may take over."""
     rounds = method.collection
     assert isinstance(rounds, CollectionRounds) and isinstance(rounds.collector, RolloutCollector)
     return replace(method, collection=replace(rounds, collector=replace(
@@ -229,7 +229,7 @@ def _watched_practice(method: Method) -> Method:
 
 
 def _marked_steps(improvement: Improvement, method: Method) -> Method:
-    """Learns the demonstrations, and the steps of collected episodes that a rater calls good."""
+    """Builds a method that learns the demonstrations and the collected steps that a rater calls good."""
     assert isinstance(method.learner, BehaviorCloning)
     learner = replace(method.learner, sample_weights=ColumnWeights(MARKED, 1.0, 0.0), sampling_column=MARKED)
     return replace(method, transforms=(*method.transforms, MarkDemonstrations()), learner=learner,

@@ -1,4 +1,4 @@
-"""Which round of a data collection gave the best policy: all are compared on the same starts."""
+"""Finds the best policy of a data collection: the policies of all rounds are compared on the same starts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _metrics(outcomes: np.ndarray, rate: Interval, is_success: bool) -> dict[str
 
 
 def _comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics as `comparable_scores`, with the outcomes and the intervals that belong to the scores."""
+    """Returns lines of metrics, as `comparable_scores`, with the outcomes and intervals of the scores."""
     return [line if line is scored else {**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
             for line, scored in zip(lines, comparable_scores(lines), strict=True) for n in [len(line["outcomes"])]]
 

@@ -38,7 +38,7 @@ def label_attempt(episode: Episode) -> Episode:
 
 
 def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
-    """Failure predictor that returns the number of steps so far, (B,). With it, attempts restart at a fixed cutoff.
+    """A failure predictor that returns the number of steps so far, (B,), so that attempts restart at a fixed step.
 
     References:
         Luby et al. (1993), Optimal Speedup of Las Vegas Algorithms.
@@ -48,7 +48,7 @@ def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class FailureProbability:
-    """Failure predictor that asks a policy that was trained with `target="fails"`.
+    """A failure predictor that asks a policy trained with `target="fails"`.
 
     Args:
         policy: The policy. It must observe one step.
@@ -73,7 +73,7 @@ class FailureProbability:
 
 
 class Attempts(Env):
-    """An environment in which a fixed actor tries until it succeeds, and the action is whether to stop the attempt.
+    """An environment in which a fixed actor tries until it succeeds. The action decides whether to stop an attempt.
 
     The action has one number. Above 0, this step is the last one of the attempt. An attempt that was stopped, or that
     ended without success, is followed by another from a new start, `restart_cost` steps later.
@@ -141,7 +141,7 @@ class Attempts(Env):
         self.env.close()
 
     def _start_attempt(self, which):
-        """Starts an attempt in these rows. It depends on the row's key and the number of the attempt."""
+        """Starts an attempt in some rows of the environment, with a start that depends on key and attempt number."""
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
         self.last_obs = self.env.reset(which, key)
@@ -178,7 +178,7 @@ class RestartingActor(Actor):
 
 @dataclass(frozen=True)
 class RestartForecast:
-    """The confusion matrix of a failure predictor with a threshold, and the cost of attempts.
+    """The forecast for a failure predictor with a threshold: its confusion matrix, and the cost of attempts.
 
     Attributes:
         success: Fraction of attempts that succeed if none is stopped.
@@ -199,7 +199,7 @@ class RestartForecast:
     steps_to_detection: float
 
     def makespan(self, restart_cost: float = 0.0) -> float:
-        """Expected steps and restart costs until the first success. Infinite if no attempt succeeds.
+        """Returns the expected steps and restart costs until the first success. Infinite if no attempt succeeds.
 
         It is the expected cost of one attempt, divided by the probability that the attempt is the last one.
         """
@@ -238,7 +238,7 @@ def choose_threshold(
 
 
 def _predictions(attempts, judge) -> list[np.ndarray]:
-    """Predictions of the judge at each step of each attempt."""
+    """Returns the predictions of the failure predictor at each step of each attempt."""
     columns = [k for k in attempts[0].steps if k.startswith("observation.")]
     obs = {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k])[: len(e)] for e in attempts])) for k in columns}
     return np.split(judge(obs).double().numpy(), np.cumsum([len(e) for e in attempts])[:-1])

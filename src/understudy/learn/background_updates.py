@@ -1,4 +1,4 @@
-"""Updates that another process makes while this one does something else, such as acting on a robot."""
+"""Makes training updates in another process while this one does something else, such as acting on a robot."""
 
 from __future__ import annotations
 

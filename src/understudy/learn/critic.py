@@ -1,4 +1,4 @@
-"""Critics: scorers of a plan (Q-functions) or of an observation (value functions), for any policy."""
+"""Critics: networks that score a plan (Q-functions) or an observation (value functions), for any policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..policy import Policy
 
 @part
 class CriticConfig:
-    """The networks of a critic.
+    """Config of the networks of a critic.
 
     Args:
         n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
@@ -102,7 +102,7 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """Everything but the weights that determines a critic. `target` is the column of the plans, such as "action"."""
+    """Settings and columns that determine a critic, without its weights. `target` is the column of the plans."""
 
     networks: CriticConfig
     codec: Codec
@@ -113,7 +113,7 @@ class CriticSpec:
 
 @dataclass(frozen=True)
 class EncodedObs:
-    """Observation windows that a critic has encoded, for several plans.
+    """Observation windows that a critic has encoded, to score several plans for them.
 
     Args:
         features: Input of each network, (B, D). One for all networks, if they share it.
@@ -125,7 +125,7 @@ class EncodedObs:
 
 
 class Critic(BuiltModule, Scorer):
-    """One or several networks that score an observation window, or plans for it."""
+    """A critic: one or several networks that score an observation window, or plans for it."""
 
     kind, description = "critic", CriticSpec
 
@@ -148,7 +148,7 @@ class Critic(BuiltModule, Scorer):
     @property
     @abstractmethod
     def plan_size(self) -> int:
-        """Number of components of a plan that each network reads."""
+        """The number of components of a plan that each network reads."""
 
     @abstractmethod
     def read_plan(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Critic(BuiltModule, Scorer):
         """
 
     def check_source(self, source: CheckpointModule, where: str) -> None:
-        """Raises UserError if a module is no critic of the same columns, whose weights this one could take over."""
+        """Raises UserError if this critic could not take over the weights of a module."""
         columns, others = ({k: c.features[k].shape for k in (*c.inputs, c.about.target)}
                            if isinstance(c, Critic) else {} for c in (self, source))
         if type(source) is not type(self):
@@ -210,7 +210,7 @@ class Critic(BuiltModule, Scorer):
 
     def network_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, n_critics: int | None = None,
                           levels: Tensor | None = None) -> list[Tensor]:
-        """Returns what `quantiles` does, one tensor for each network, whose gradients pass through no other network.
+        """Returns the quantiles of each network, one tensor each, whose gradients pass through no other network.
 
         Args:
             levels: Those of the quantiles, (B, n_quantiles), of networks that `draw_levels`.
@@ -243,7 +243,7 @@ class Critic(BuiltModule, Scorer):
 
 
 def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
-    """Returns the quantiles of the network with the smallest score, (n_quantiles, ...), for each observation and plan.
+    """Returns the quantiles of the network with the smallest score, for each observation and plan.
 
     Args:
         quantiles: Those of each network, (n_critics, n_quantiles, ...).
@@ -256,7 +256,7 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
 
 
 class QFunction(Critic):
-    """Scores plans: an estimate of the return after carrying out a plan."""
+    """Critic that scores plans: an estimate of the return after carrying out a plan."""
 
     def check_window(self, window, where):
         own, other = ((w.n_obs_steps, w.horizon, w.action_offset) for w in (self.about.window, window))
@@ -275,7 +275,7 @@ class QFunction(Critic):
 
 
 class ValueFunction(Critic):
-    """Scores observations and ignores the plan: an estimate of the return from here."""
+    """Critic that scores observations and ignores the plan: an estimate of the return from here."""
 
     plan_size = 0
 

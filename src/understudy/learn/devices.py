@@ -1,4 +1,4 @@
-"""Devices, and several processes that share every batch."""
+"""Chooses the device, and lets several processes share every batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep up to 1 GB of freed memory for the next tensors, where it can be told so (glibc).
+    """Makes the C library keep up to 1 GB of freed memory for the next tensors, which is faster (glibc).
 
     Each update needs the same memory again. What was returned to the system in between is mapped and cleared page by
     page, which takes a quarter of the time of an update of `diffusion-policy`.
@@ -104,7 +104,7 @@ class Processes:
                 dist.broadcast(t, 0)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Returns whether the flag is set in any process."""
         if self.count == 1:
             return flag
         device = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"

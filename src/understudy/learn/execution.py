@@ -1,4 +1,4 @@
-"""Execution schemes: functions that give a method another executor. `execute.schemes` lists them.
+"""Applies execution schemes, which give a method another executor. `execute.schemes` lists them.
 
 Each takes the number of steps that are executed from each chunk and the number of steps of a chunk that lie in the
 past, and returns the executor and what plans in addition.
@@ -63,7 +63,7 @@ def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()
 
 
 def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str, ...]) -> Executor:
-    """The executor "module:Class" with the numbers of steps of a method, as far as it has such fields."""
+    """Builds the executor "module:Class", with the numbers of steps of a method where it has such fields."""
     option = f"--executor {name}"
     try:
         executor_class = find_class(name, Executor, ("understudy", *trust), option)

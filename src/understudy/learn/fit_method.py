@@ -45,7 +45,7 @@ ROWS = 16  # of every batch that the networks see while episodes are collected o
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit_method` trained.
+    """The result of `fit_method`: the trained modules, and the method.
 
     Attributes:
         method: The method, without references to stages in what acts and learns.
@@ -148,7 +148,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
 
 
 class MethodTraining(Training):
-    """A training of a method. A subclass says where results are stored.
+    """Base class of trainings of a method. A subclass says where results are stored.
 
     Attributes:
         recorded: The columns of the data before the method's transforms.
@@ -171,7 +171,7 @@ class MethodTraining(Training):
 
 
 class _MemoryTraining(MethodTraining):
-    """A training that writes no files."""
+    """Training of a method that writes no files."""
 
     folder = None
 
@@ -206,7 +206,7 @@ class _MemoryTraining(MethodTraining):
 
 
 def check_arguments(method: Method, data: Dataset) -> None:
-    """Checks the kinds of what a training is given."""
+    """Checks that the arguments of a training are of the right kinds."""
     if not isinstance(method, Method):
         hint = (f"find_method({method!r}) of understudy.methods finds a method by its name" if isinstance(method, str)
                 else "Method(config) makes a method of a PolicyConfig")
@@ -218,7 +218,7 @@ def check_arguments(method: Method, data: Dataset) -> None:
 
 
 def _describe_kind(value: object) -> str:
-    """What somebody gave, in words: "the text 'bc'", "a list"."""
+    """Describes in words what somebody gave, such as "the text 'bc'" or "a list"."""
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
@@ -254,7 +254,7 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
 
 def _referenced_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
                    device: torch.device) -> dict[FromStage, CheckpointModule]:
-    """The module of each reference of a method."""
+    """Returns the module for each reference of a method."""
     modules: dict[str, Mapping[str, CheckpointModule]] = {}
     referenced = {}
     for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
@@ -271,7 +271,7 @@ def _referenced_modules(method: Method, stages: Mapping[str, FitResult | Path | 
 
 
 def acting_policy(learner: Learner, data: Dataset) -> Policy:
-    """The learner's policy, in evaluation mode and ready to act.
+    """Returns the learner's policy, in evaluation mode and ready to act.
 
     A `MemoryHead` is filled again with what the trained encoder makes of `data`, which have the method's transforms.
     The policy that trains is never changed: if it is the one that acts, or its memory has to be filled, a copy is

@@ -29,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class _Network:
-    """A registered module, what its optimizer trains with it, and that optimizer."""
+    """A registered module with its optimizer, and with what is trained with it."""
 
     module: nn.Module
     trained: nn.ModuleList  # the module and its auxiliary modules
@@ -146,7 +146,7 @@ class GradientLearner(Learner):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Within the block, no gradients are computed and all registered networks are in evaluation mode.
+        """Turns off gradients, and sets all networks to evaluation mode, while its body runs. A context manager.
 
         For what an update computes outside of a loss, such as advantages. Networks stay in training mode otherwise,
         and their dropout is seeded only within a loss.
@@ -169,7 +169,7 @@ class GradientLearner(Learner):
 
     @contextmanager
     def _others_frozen(self, name: str) -> Iterator[None]:
-        """Within the block, no weights require gradients but those that the optimizer of this network trains.
+        """Turns off gradients of all weights that the network's optimizer does not train. A context manager.
 
         Otherwise `nets.linear` computes the gradients of all weights that a loss reads, and they are dropped.
         """
@@ -368,7 +368,7 @@ class GradientLearner(Learner):
         return Weighting(step_weights, row_weights, *sums[:2].clamp(min=1e-8), sums[2])
 
     def _is_whole(self, batch: Batch) -> bool:
-        """Whether it is known that no step is padding."""
+        """Returns whether it is known that no step of the batch is padding."""
         return self.device.type == "cpu" and bool(batch.mask.all())
 
     def _check_finite(self, optimizer: OptimizerState, name: str, **values: float) -> None:
@@ -389,7 +389,7 @@ class GradientLearner(Learner):
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the losses of windows or steps become the loss of the whole batch.
+    """Combines the losses of windows or steps to the loss of the whole batch.
 
     Args:
         step_weights: Weight of each step, (B, H), 0 at padding. None weights all equally, and nothing is padded.
@@ -406,7 +406,7 @@ class Weighting:
     rows: Tensor | int
 
     def reduce(self, name: str, terms: Tensor | tuple[Tensor, ...], rows: slice, shape: tuple[int, int]) -> Tensor:
-        """The contribution of the windows `rows`, (B, H) = `shape`, to the loss of the whole batch."""
+        """Returns the contribution of the windows `rows`, (B, H) = `shape`, to the loss of the whole batch."""
         first, *others = terms if isinstance(terms, tuple) else (terms,)
         if first.shape == shape:
             weights, divisor = self.step_weights, self.of_steps
@@ -426,14 +426,14 @@ class Weighting:
 
 
 def _read(numbers: list[Tensor]) -> list[float]:
-    """The numbers on the host, with one wait for a GPU."""
+    """Copies numbers to the host, with one wait for a GPU."""
     if numbers[0].device.type == "cpu":
         return [number.item() for number in numbers]
     return torch.stack([number.to(numbers[0].dtype) for number in numbers]).tolist()
 
 
 def _step_weights(weights: Tensor | None, batch: Batch) -> Tensor:
-    """Weight of each step, (B, H), 0 at padding."""
+    """Returns the weight of each step, (B, H), which is 0 at padding."""
     if weights is None:
         weights = batch.action.new_ones(len(batch), dtype=torch.float32)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The model card: a page about a run for people."""
+"""Writes the model card of a run: a page about it for people."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
-    """The measurements of a run that judge a checkpoint."""
+    """Returns the stored measurements of a run that judge a checkpoint."""
     return [line for line in comparable_scores(run.read_metrics()) if "score" in line or "validation/energy" in line]
 
 

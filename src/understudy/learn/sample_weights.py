@@ -21,7 +21,7 @@ from .optimizer import OptimizerConfig
 
 
 class WeightFunction(ABC):
-    """Weighs the steps of a batch.
+    """Function that weighs the steps of a batch in the loss.
 
     A weight function that is an `nn.Module` is saved and restored with the learner. One that trains networks of its
     own is a `LearnedWeightFunction`.
@@ -40,11 +40,10 @@ class WeightFunction(ABC):
         """
 
     def fit(self, data: Dataset) -> None:
-        """Computes what depends on the episodes that batches are drawn from. Called before the first update on them,
-        also if a training resumes. Does nothing by default."""
+        """Computes what depends on the episodes that batches are drawn from."""
 
     def after_update(self, policy: Policy) -> None:
-        """Called after each update, for copies that follow the policy with a lag. Does nothing by default."""
+        """Updates copies that follow the policy with a lag, after each update. Does nothing by default."""
 
 
 class LearnedWeightFunction(nn.Module, WeightFunction):
@@ -70,7 +69,7 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
 
 
 class SampleWeights(ABC):
-    """A frozen dataclass that builds a weight function.
+    """Config of sample weights, which builds a weight function. Subclasses are frozen dataclasses.
 
     Attributes:
         columns: Columns that batches need in `extra`.
@@ -80,7 +79,7 @@ class SampleWeights(ABC):
 
     @abstractmethod
     def build(self, policy: Policy, data: Dataset) -> WeightFunction:
-        """Returns the weight function.
+        """Builds the weight function.
 
         Args:
             data: The training data, for statistics. What is computed from them must depend on the data alone, or be
@@ -98,7 +97,7 @@ class FixedWeights(SampleWeights, WeightFunction):
 
 @dataclass(frozen=True)
 class UniformWeights(FixedWeights):
-    """All steps count the same."""
+    """Sample weights by which all steps count the same."""
 
     def __call__(self, batch, policy):
         return torch.ones(len(batch), device=batch.action.device)
@@ -106,7 +105,7 @@ class UniformWeights(FixedWeights):
 
 @part
 class ColumnWeights(FixedWeights):
-    """Weights by the value of a column. In Sirius (Liu et al. 2023), for example, interventions count more.
+    """Sample weights by the value of a column. In Sirius, for example, interventions count more.
 
     Args:
         column: A column with one number per step.
@@ -135,7 +134,7 @@ class ColumnWeights(FixedWeights):
 
 @part
 class StoredWeights(FixedWeights):
-    """Weights that are a column of the data, such as those of `ProgressWeights`: of each window that of its step.
+    """Sample weights that are a column of the data, such as those of `ProgressWeights`.
 
     Args:
         column: A column with one number per step, at least 0.
@@ -161,7 +160,9 @@ class StoredWeights(FixedWeights):
 
 @part
 class ClassBalancedWeights(SampleWeights):
-    """Weights that give each class of steps a share of the total weight. The mean weight of all steps is 1.
+    """Sample weights that give each class of steps a share of the total weight.
+
+    The mean weight of all steps is 1.
 
     The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0,
     and classes without steps get none; the other targets are then scaled to a sum of 1.
@@ -205,7 +206,7 @@ class ClassBalancedWeights(SampleWeights):
 
 
 class ClassBalancedWeightFunction(WeightFunction):
-    """Weight function of `ClassBalancedWeights`."""
+    """The weight function that `ClassBalancedWeights` builds."""
 
     def __init__(self, config: ClassBalancedWeights):
         self.config, self.weights = config, torch.ones(len(config.targets))
@@ -226,7 +227,7 @@ class ClassBalancedWeightFunction(WeightFunction):
 
 @part
 class PastTargetWeights(FixedWeights):
-    """Weights of the target steps before the current one, which `Window(action_offset)` below 0 adds.
+    """Sample weights of target steps before the current one, which `Window(action_offset)` below 0 adds.
 
     With uniform weights, the policy also learns to recall the actions that it has executed (past-token prediction).
 
@@ -252,7 +253,7 @@ class PastTargetWeights(FixedWeights):
 
 @dataclass(frozen=True)
 class CriticAdvantage:
-    """The score of the stored actions minus the value of their observation, by networks that a stage trained.
+    """Computes the advantage of stored actions by trained critics: their score minus the value of the observation.
 
     Args:
         critic: Scores plans.
@@ -279,7 +280,7 @@ class CriticAdvantage:
 
 @part
 class AdvantageWeights(FixedWeights):
-    """Weights exp(beta * advantage), bounded above.
+    """Sample weights exp(beta * advantage), bounded above (advantage-weighted cloning).
 
     Args:
         advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for that of a stage's critic,
@@ -304,7 +305,7 @@ class AdvantageWeights(FixedWeights):
 
 @part
 class CurriculumWeights(SampleWeights, WeightFunction):
-    """Weights of windows that the policy can already represent, so that it may ignore the others.
+    """Sample weights by which a policy may ignore windows with large losses, which it cannot represent (a curriculum).
 
     The curriculum maximizes the expected log-likelihood of a window plus `temperature` times the entropy of the
     distribution over windows: a weight is proportional to ``exp(-loss / temperature)``. Where demonstrations go two
@@ -337,7 +338,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
 
 @part
 class TrimmedWeights(SampleWeights, WeightFunction):
-    """Weight 0 for the windows with the largest losses of each batch, and 1 for the others: the trimmed loss.
+    """Sample weights that are 0 for the windows with the largest losses of each batch (trimmed loss).
 
     Args:
         fraction: Fraction of the windows that do not count. It should be above that of the wrong ones.

@@ -1,4 +1,4 @@
-"""Trains a method with several seeds at once."""
+"""Trains a method with several seeds at once, which is faster."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
 
 
 def reason_against_stacking(method: Method) -> str | None:
-    """Why several seeds of a method cannot be trained at once, or not faster. None if that has to be tried."""
+    """Returns why several seeds of a method cannot be trained at once, or not faster. None if they may be."""
     learner, head = method.learner, method.policy.head
     if method.collection is not None:
         return "the method collects episodes while it trains"
@@ -99,14 +99,14 @@ def reason_against_stacking(method: Method) -> str | None:
 
 
 def _ends_without_change(learner: Algorithm) -> bool:
-    """Whether this is cloning with weights of samples that stay, and without further losses."""
+    """Returns whether this is cloning with fixed sample weights and without further losses."""
     return isinstance(learner, BehaviorCloning) and type(learner).end_update is BehaviorCloning.end_update \
         and isinstance(learner.sample_weights, FixedWeights) and not learner.auxiliary_losses
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A training of `fit_method` before its first update."""
+    """A training of `fit_method` that is prepared up to its first update."""
 
     learner: GradientLearner
     batch: Callable[[int], Batch]
@@ -115,7 +115,7 @@ class _Prepared:
     data: Dataset
 
     def result(self) -> FitResult:
-        """The result, once the learner has been trained."""
+        """Returns the result, once the learner has been trained."""
         modules = {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
         return FitResult(self.untrained.method, modules, self.untrained.features)
 
@@ -133,7 +133,7 @@ def prepare_training(method: Method, data: Dataset, seed: int, stages: Mapping[s
 
 
 def _train_at_once(trainings: Sequence[_Prepared], compile: bool) -> str | None:
-    """Trains learners by captured updates of all of them. Otherwise returns the reason."""
+    """Trains several learners by common graphs. Otherwise returns the reason why it cannot."""
     if not compile and (reason := _too_large(trainings[0].learner)):
         return reason
     try:

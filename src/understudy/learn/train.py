@@ -104,7 +104,7 @@ MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 
 @part
 class RunConfig:
-    """How `train` trains a method: its options besides the method, the data and the folder.
+    """Options of `train` besides the method, the data and the folder.
 
     Args:
         steps: Number of updates. None: those of the method (see `method.with_steps`).
@@ -215,7 +215,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
 
 
 def _update(loop: _RunTraining, prepared: _Preparation) -> None:
-    """Makes all updates that are left, with those of the rounds of a collection, and evaluates the last checkpoint."""
+    """Makes all remaining updates, with the rounds of a data collection, and evaluates the last checkpoint."""
     run_config, processes, stream = prepared.config, prepared.processes, prepared.config.stream
     method, collection = prepared.resolved, prepared.resolved.collection
     total = method.learner.steps if collection is None else None
@@ -266,7 +266,7 @@ def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """What a run has before its next update."""
+    """What `train` has prepared before the next update of a run."""
 
     run: Run
     config: RunConfig
@@ -297,7 +297,7 @@ class _Preparation:
 
 def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, device: torch.device,
              processes: Processes) -> _Preparation:
-    """Splits the episodes, trains the stages, and checks that the run is one of this method, data and seed."""
+    """Splits the episodes, trains the stages, and checks that an existing run has this method, data and seed."""
     processes.wait()
     last = max(run.saved_steps(), default=None)
     processes.wait()  # before the first one saves anything: all take the same way
@@ -336,7 +336,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
 
 def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
                      ) -> dict[str, Any]:
-    """The documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
+    """Returns the documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
@@ -351,7 +351,7 @@ def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance
 
 def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
              ) -> tuple[Method, Mapping[Any, CheckpointModule]]:
-    """The method with the modules of its stages, and these."""
+    """Returns the method with the modules of its stages in place of references, and these modules."""
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)
     check_stage_columns(method, modules, recorded)
@@ -359,12 +359,12 @@ def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
 
 
 def default_save_freq(steps: int) -> int:
-    """Default number of updates between checkpoints."""
+    """Returns the default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
 
 
 class _RunTraining(MethodTraining):
-    """A training in a run's folder: what is saved, and how it continues."""
+    """A training in the folder of a run, with checkpoints from which it can continue."""
 
     save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
 
@@ -505,7 +505,7 @@ class _Interrupted(Exception):
 
 
 class _CheckpointEvaluation:
-    """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
+    """Evaluates each checkpoint (validation and score), chooses the best, and removes others."""
 
     def __init__(self, prepared: _Preparation):
         self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded_columns
@@ -534,7 +534,7 @@ class _CheckpointEvaluation:
         self.choose(step)
 
     def choose(self, last: int) -> None:
-        """Names the last and the best checkpoint. The others are removed."""
+        """Names the last and the best checkpoint, and removes the others."""
         lines = comparable_scores(self.run.read_metrics())
         scored = self.score is not None or any("score" in line for line in lines)
         best = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
@@ -542,7 +542,7 @@ class _CheckpointEvaluation:
 
 
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """Returns the step of the best evaluation, among equals the latest. None if no line has the metric `by`.
+    """Returns the number of updates of the best checkpoint, among equals the latest. None if there is no metric `by`.
 
     Higher values of "score" are better. For every other metric, lower values are better.
     """
@@ -552,7 +552,7 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
 
 
 def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warns of held-out episodes that an earlier run was trained on, whose weights are taken over or used."""
+    """Warns of held-out episodes that an earlier run was trained on, whose weights are used here."""
     own, held_out = provenance["episodes"], provenance["held_out"]
     for name, other in earlier.items():
         learned = learned_digests(other) if other.get("episodes", {}).get("columns") == own["columns"] else set()
@@ -601,7 +601,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
 
 
 def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
-    """Raises UserError now, and not after the training, if the method's actor cannot act."""
+    """Raises UserError before a training if the method's actor could not act afterwards."""
     if role(method.policy.target) != "action":  # a model of something else does not act
         return
     features = {**build_planner(method, learner.modules).features,

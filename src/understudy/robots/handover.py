@@ -1,4 +1,4 @@
-"""Handover of a robot to a person: the robot and the device of the person come to the same pose without a jump."""
+"""Handover of a robot to a person: robot and teleoperator come to the same pose without a jump."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STALLED_SECONDS = 5.0  # in which the robot comes no nearer to the device: some
 
 
 class Handover:
-    """The actions of a person from the moment of a takeover on.
+    """Handover of a robot: the actions of a person from the moment of a takeover on.
 
     Args:
         teleop: The device, connected. One that moves relative to the last action begins at the pose of the robot.
@@ -47,7 +47,7 @@ class Handover:
         self._least, self._nearer_at = np.inf, self._began  # smallest distance so far, and when it became smaller
 
     def begin(self, robot: Robot, period: float, show: Callable[[str], None] = lambda text: None) -> None:
-        """The person takes over. While the device is driven, the robot holds its pose.
+        """Begins a handover to a person. While the person's device is driven to its pose, the robot holds.
 
         Args:
             period: Time between two commands of the device (s).

@@ -1,4 +1,4 @@
-"""The process of `TorqueGuard`. It imports nothing of understudy, so that it is small and starts at once.
+"""The program of `TorqueGuard`'s process. It imports nothing of understudy, so that it starts at once.
 
 Its standard input is a pipe that its parent holds open. The first line says what to do. If the pipe ends without a
 goodbye, the parent has died, and only then this process opens the port.
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _release(serial_type, port: str, baudrate: int, packet: bytes) -> Exception | None:
-    """Sends the packet. Returns the error if the port cannot be used."""
+    """Sends the packet that switches the torque off. Returns the error if the port cannot be used."""
     ends = time.monotonic() + OPEN_SECONDS
     while True:
         try:

@@ -26,19 +26,19 @@ from .wire import WireError, as_array, pack, unpack
 
 
 class ServeError(RuntimeError):
-    """A request to a server failed."""
+    """Raised when a request to a server failed."""
 
 
 class RequestRefused(ServeError):
-    """The server refused a request or the connection. The text is the server's."""
+    """Raised when the server refused a request or the connection. The text is the server's."""
 
 
 class LinkLost(ServeError, ConnectionError):
-    """The connection was lost, or a reply did not come in time. No reply to an older request will be returned."""
+    """Raised when the connection was lost, or a reply came too late. Replies to older requests are dropped."""
 
 
 class MalformedReply(ServeError):
-    """The server sent a reply that cannot be used."""
+    """Raised when the server sent a reply that cannot be used."""
 
 
 def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -64,7 +64,7 @@ def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None,
 
 
 class Client:
-    """A connection to a policy server.
+    """A client with a connection to a policy server.
 
     After an error the connection is closed. The next request connects again, and the server then knows nothing of the
     requests before.
@@ -223,7 +223,7 @@ class Client:
             raise self._lost(f"the reply cannot be read ({error})") from None
 
     def _lost(self, problem: str) -> LinkLost:
-        """Closes the connection. Returns the error that says why."""
+        """Closes the lost connection, and returns the error that says why."""
         self._drop()
         return LinkLost(f"{self.url}: {problem}")
 
@@ -233,7 +233,7 @@ class Client:
 
 
 class RemoteRunner:
-    """Acts at a fixed rate with a served policy, while replies are under way. No call of `act` waits but the first.
+    """Runs a served policy at a fixed rate: `act` returns at once, while replies are under way.
 
     When `n_action_steps` actions of a chunk were executed, the next observation is sent. The old chunk continues until
     the reply comes, and the actions whose time has passed are skipped. The largest of the last delays in steps is
@@ -344,7 +344,7 @@ class RemoteRunner:
 
 
 def _stacked(steps: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
-    """Observations of several steps as one, (steps, ...) a column. Words are those of the last step."""
+    """Stacks observations of several steps, (steps, ...) a column. Words are those of the last step."""
     if len(steps) == 1:
         return steps[0]
     stacked: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""Connections whose handshake is not done: their number is bounded, so that they cannot take all descriptors."""
+"""Limits the number of connections with a pending handshake, so that they cannot take all descriptors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESERVED = 16  # descriptors for files, such as those of a new checkpoint
 
 
 def connection_limits(max_clients: int) -> tuple[int, int]:
-    """Numbers of pending handshakes and of clients that the free descriptors of this process allow."""
+    """Returns how many pending handshakes and clients the free file descriptors of this process allow."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

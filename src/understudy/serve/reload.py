@@ -1,4 +1,4 @@
-"""Replacing the checkpoint of a running server. Requests before and after it are answered, each by one checkpoint."""
+"""Replaces the checkpoint of a running server. Each request is answered by one checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reloader:
         self._refused, self._lock = "", asyncio.Lock()
 
     async def reload(self) -> bool:
-        """Loads the newest checkpoint. Returns whether it plans now."""
+        """Loads the newest checkpoint. Returns whether it is used now."""
         async with self._lock:
             name, before = "", self.service.checkpoint
             try:

@@ -51,7 +51,7 @@ SWITCH_INTERVAL = 0.0005  # s until the thread of the network lets the event loo
 
 
 def reduce_pauses() -> None:
-    """Keeps a process that serves from pausing. Call it once, after the policy was loaded.
+    """Keeps a serving process from long pauses by garbage collection. Call it once, after loading the policy.
 
     It changes the whole process. What exists now is no longer searched by the garbage collector: with PyTorch loaded,
     one full search stops all threads for more than 100 ms. What is made later is collected more often than before,
@@ -67,7 +67,7 @@ def reduce_pauses() -> None:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server behaves.
+    """Options of a policy server.
 
     Args:
         port: Port. 0 for any that is free.
@@ -174,7 +174,7 @@ class PolicyServer:
         self.log("stopped")
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict) -> None:
-        """Logs an error that nobody has caught, as a line without a traceback."""
+        """Logs an unexpected error as a line without a traceback."""
         error = context.get("exception")
         self._summarized("error", message=context["message"], error=None if error is None else describe_error(error))
 
@@ -323,7 +323,7 @@ class PolicyServer:
         return Reply({**values, "fallback": kind})
 
     def _extras(self, request: Request, reply: Reply) -> dict[str, object]:
-        """The entries of a reply that only clients of understudy get."""
+        """Returns the entries of a reply that only clients of understudy get."""
         if not request.options:
             return {}
         extras: dict[str, object] = {} if reply.checkpoint is None else {"checkpoint": reply.checkpoint}
@@ -346,11 +346,11 @@ class PolicyServer:
 
 
 class DeadlinePassed(TimeoutError):
-    """A reply was not ready in time, and the client must stop."""
+    """Raised when a reply was not ready in time, and the client must stop."""
 
 
 class BackgroundServer:
-    """A server in a background thread, for notebooks and tests.
+    """Runs a policy server in a background thread, for notebooks and tests.
 
     Args:
         options: How the server behaves. By default any free port is taken.

@@ -1,4 +1,4 @@
-"""A data set as one recording for the viewer rerun.io: episodes one after the other, columns by name, frames as JPEG.
+"""Writes a data set as one recording for the viewer rerun.io: episodes one after the other.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _ColumnBuffer:
 
 
 def _batches(frames: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Rows and their JPEG images. One image may belong to several rows."""
+    """Yields rows and their JPEG images. One image may belong to several rows."""
     rows: list[int] = []
     images: list[bytes] = []
     for which, image in frames:

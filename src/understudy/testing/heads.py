@@ -1,4 +1,4 @@
-"""The contract of heads."""
+"""Contract test of policy heads."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _head_ignores_padding(policy, batch):
 
 
 def _head_learns(policy, batch) -> Policy:
-    """Returns a copy of the policy after a few updates."""
+    """Returns a copy of the policy after a few updates with the head's loss."""
     if not _batch_loss(policy, batch).requires_grad:
         weights = [n for n, p in policy.net.named_parameters() if p.requires_grad and p.numel()]
         require(not weights, f"the loss has no gradient, but the head has weights to train: {weights}")

@@ -1,4 +1,4 @@
-"""The contract of data collection."""
+"""Contract test of data collection."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class _Crashed(Exception):
 
 
 class _Crash:
-    """Interrupts a training at the summary of a round, or at the first update after it."""
+    """Callback that interrupts a training at the end of a round, or at the next update, to test resuming."""
 
     def __init__(self, number: int, in_update: bool):
         self.number, self.in_update, self.is_due = number, in_update, False
@@ -100,7 +100,7 @@ class _Crash:
 
 
 def _run_contents(run: Path) -> dict[str, object]:
-    """The contents of a run, except for times."""
+    """Returns the contents of a run, except for times."""
     def without_times(document):
         return {k: v for k, v in document.items() if k != "seconds"}
 

@@ -1,4 +1,4 @@
-"""Made-up data for contracts."""
+"""Random data for contract tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import STATE
 
 
 def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
-    """Episodes with random values: numbers, images, bytes and classes, as the features require.
+    """Builds episodes with random values: numbers, images, bytes and classes, as the features require.
 
     Args:
         steps: Number of steps of the first episode. Each further episode is one step longer.

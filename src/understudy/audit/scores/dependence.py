@@ -17,7 +17,7 @@ _Z = 1.645  # one-sided 95 %
 
 @dataclass(frozen=True)
 class ActionDependence:
-    """How much a component of an observation and the action depend on each other at the first steps.
+    """The result for one observation component: how much it and the action depend on each other at the first steps.
 
     Attributes:
         component: Its number. Of a group of components, the first of them.
@@ -35,7 +35,7 @@ class ActionDependence:
 
     @property
     def may_be_cause(self) -> bool:
-        """Whether the component was not found to be independent of the action at any of the steps."""
+        """Whether this component may be a cause of the action, because no test found it independent."""
         return bool((self.upper >= self.floor).all())
 
 
@@ -100,7 +100,7 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
 
 
 def _centered_distances(x: np.ndarray) -> np.ndarray:
-    """Distances of all pairs, U-centered: rows and columns sum to 0 without the diagonal. (N, D) -> (N, N)"""
+    """Returns the U-centered distances of all pairs of points, (N, D) -> (N, N)."""
     n = len(x)
     d = np.linalg.norm(x[:, None] - x[None], axis=-1)
     rows = d.sum(0) / (n - 2)
@@ -110,7 +110,7 @@ def _centered_distances(x: np.ndarray) -> np.ndarray:
 
 
 def _dependence(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Squared distance correlation and its upper limit, by a jackknife over groups. 0 and 1 if one is constant."""
+    """Returns the squared distance correlation of two sets of points, and its upper limit (jackknife over groups)."""
     if not a.any() or not b.any():
         return 0.0, 1.0
     group = np.arange(len(a)) % _GROUPS

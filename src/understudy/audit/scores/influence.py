@@ -20,7 +20,7 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Datamodel(Score):
-    """How much an episode adds to a measure of a subset of the data.
+    """Score of how much an episode adds to a measure of a subset of the data, such as success (datamodels).
 
     It is the slope of a ridge regression of value(subset) on the membership in the subset, over random subsets of the
     data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that nothing else uses,
@@ -55,7 +55,7 @@ class Datamodel(Score):
 
 @dataclass(frozen=True)
 class Influence(Score):
-    """How much a small training step on this episode makes a policy act more like in its successful rollouts.
+    """Score of how much a small training step on this episode makes a policy act more like in its successful rollouts.
 
     It is the sum over rollouts of (outcome - mean outcome) times the product of the gradients of both losses. The
     outcome is success if it is defined, otherwise the return. It needs one trained policy, whereas `Datamodel` trains
@@ -107,7 +107,7 @@ class Influence(Score):
 
 @dataclass(frozen=True)
 class ValidationWeights(Score):
-    """Log weights with which training on the weighted data is best on `test`, episodes that are known to be good.
+    """Score by learned weights (logs): training on data with these weights is best on good `test` episodes.
 
     Each update of a small regression uses a batch weighted by a softmax. The loss on `test` after it is differentiated
     through the update, and the weights follow the gradient. This is a small version of FLYT, with one weight per
@@ -146,7 +146,7 @@ class ValidationWeights(Score):
 
 @dataclass(frozen=True)
 class FilterLikeYouTest(StepScore):
-    """Log weights from a network that learned to weigh steps for a downstream task (FLYT).
+    """Score by log weights of steps from a network that learned to weigh them for a downstream task (FLYT).
 
     The network reads the state and the action of a step. A small regression, the reference model, makes one update
     after another on batches of the pool, weighted by a softmax of the network's answers. After each update, the
@@ -231,7 +231,7 @@ def _learn_weights(
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from -1 to 1. NaN has the rank 0."""
+    """Converts values to ranks scaled from -1 to 1. NaN has the rank 0."""
     good = np.isfinite(values)
     out = np.zeros(len(values))
     out[good] = np.argsort(np.argsort(values[good])) / max(good.sum() - 1, 1) * 2 - 1
@@ -239,7 +239,7 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """Number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
+    """Returns the number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
 
     Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more often, but not without
     limit.

@@ -67,7 +67,7 @@ def fit_regression(
 
 @dataclass(frozen=True)
 class CompatibilityResult:
-    """Comparison of each step with an ensemble, and the two thresholds.
+    """The result of comparing each step with an ensemble of policies, and the two thresholds of agreement.
 
     Attributes:
         error: For each episode, (T,). Squared error in units of the variance of the base data, mean over members and
@@ -90,7 +90,7 @@ class CompatibilityResult:
 
 @dataclass(frozen=True)
 class Compatibility(StepScore):
-    """1 for steps at which a base policy acts alike or is uncertain, 0 where it is certain and acts differently.
+    """Score that is 0 where a base policy is certain and acts differently from the step, and otherwise 1.
 
     An ensemble of regressions measures both. The base should do the task in one way: the mean of two ways is neither,
     and both would look bad.
@@ -183,7 +183,7 @@ class Compatibility(StepScore):
 
 @dataclass(frozen=True)
 class Expertise(StepScore):
-    """The probability that the demonstrator acts like the experts at this step, learned without labels (ILEED).
+    """Score: the probability that the demonstrator acts like the experts at this step, learned without labels (ILEED).
 
     The expertise of a demonstrator in a state is sigmoid(f(state) . w), with a vector w per demonstrator. With this
     probability the action comes from the common policy, a Gaussian around a network's mean, and otherwise from a

@@ -1,4 +1,4 @@
-"""Selection of what to collect next, within a budget."""
+"""Selects which demonstrations to collect next, within a budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def select_within_budget(
     cost: np.ndarray | None = None,
     value_of: np.ndarray | None = None,
 ) -> list[int]:
-    """Selects what to collect next within a budget.
+    """Selects which of several demonstrations to collect next, within a budget.
 
     Each time, the candidate with the largest distance from everything existing or selected, times its value and divided
     by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data.

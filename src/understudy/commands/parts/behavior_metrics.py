@@ -37,7 +37,7 @@ def check_options(o: EvalOptions) -> None:
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
-    """The demonstrations to compare with. None if there are none.
+    """Returns the demonstrations to compare with. None if there are none.
 
     They are those of --demonstrations. By default they are the data that the run was trained on.
     """
@@ -96,7 +96,7 @@ def measure_run(
 
 
 def _single_actor(actor: Actor) -> Actor:
-    """The actor as one robot runs it: without the rows that fill a batch up to a fixed size."""
+    """Returns the actor as one robot runs it, without rows that fill a batch up to a fixed size."""
     from ...execute.actor import ObservationWrapper, PolicyActor, TransformedActor
     from ...execute.planners import FixedBatch
     from ...execute.wrappers import WrappedActor

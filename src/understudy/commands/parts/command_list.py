@@ -10,7 +10,7 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Command:
-    """An entry of the list of commands.
+    """A command in the list of commands.
 
     Args:
         group: The heading under which the help lists it.
@@ -67,7 +67,7 @@ WORDS = {
 
 
 def help_text(version: str, width: int) -> str:
-    """The list of all commands in groups, with no line longer than `width` characters."""
+    """Returns the list of all commands in groups, with no line longer than `width` characters."""
     def entry(name: str, text: str) -> str:
         return textwrap.fill(text, width, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
 
@@ -85,10 +85,10 @@ def help_text(version: str, width: int) -> str:
 
 
 def command_module(name: str) -> ModuleType:
-    """The module of a command, whose `main` runs it."""
+    """Returns the module of a command, whose `main` runs it."""
     return import_module(f"understudy.commands.{COMMANDS[name].module or name}")
 
 
 def options_class(name: str) -> type:
-    """The dataclass of the options of a command."""
+    """Returns the dataclass of the options of a command."""
     return getattr(command_module(name), {"robot": "RobotCommandOptions"}.get(name, f"{name.capitalize()}Options"))

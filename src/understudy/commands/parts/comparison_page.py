@@ -1,4 +1,4 @@
-"""The page of understudy compare."""
+"""Writes the page of understudy compare."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_comparison_page(path: Path, c: Comparison, runs: Mapping[str, Evaluati
 
 
 def _episode_sections(c: Comparison, runs: Mapping[str, Evaluation], env: Env | None) -> list[report.Section]:
-    """What the first episodes of each look like: trajectories if there is a map, and frames if there are cameras."""
+    """Builds the sections with the first episodes of each policy: trajectories on a map, and camera frames."""
     n = min(c.episodes, MAX_EPISODES)
     first = {name: replace(e, episodes=e.episodes[:n]) for name, e in runs.items()}
     seed = " of its first training seed" if c.seeds > 1 else ""

@@ -1,4 +1,4 @@
-"""Options that several commands have, as groups that the options of a command inherit."""
+"""Groups of options that several commands share, from which the options of a command inherit."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ class StepsOption:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions(MapOption, ColumnsOption, StepsOption):
-    """How demonstrations are read."""
+    """Options for how demonstrations are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActingOptions(DeviceOption, TrustOption):
-    """How a policy is loaded and acts."""
+    """Options for how a policy is loaded and acts."""
 
     seed: Seed = 0
     """seed of the policy's randomness"""
@@ -109,7 +109,7 @@ class ActingOptions(DeviceOption, TrustOption):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutOptions(ActingOptions, HtmlOption, JsonOption):
-    """How policies are rolled out in an environment."""
+    """Options for how policies are rolled out in an environment."""
 
     episodes: StepCount = None
     """number of episodes"""

@@ -40,7 +40,7 @@ DEVICES = ("keyboard", "gamepad", "leader")
 
 
 def check_robot_options(o: ImproveOptions) -> None:
-    """Refuses options that say nothing with a robot, or need one."""
+    """Raises an error for options that have no effect with a robot, or need one."""
     if o.robot is None:
         o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
                                "you")
@@ -64,7 +64,7 @@ def check_robot_options(o: ImproveOptions) -> None:
 
 
 def success_lines(o: ImproveOptions, success: str) -> list[str]:
-    """Lines of the plan on the success classifier and the rater.
+    """Returns lines of the plan on the success classifier and the rater.
 
     Args:
         success: Who says what success is. Empty if there is no classifier.
@@ -79,12 +79,12 @@ def success_lines(o: ImproveOptions, success: str) -> list[str]:
 
 
 def promotion_text(line: dict[str, Any]) -> str:
-    """Whether the policy of a round became the best, in words."""
+    """Returns in words whether the policy of a round became the best."""
     return "promoted" if line["promoted"] else "not promoted"
 
 
 def learned_text(row: dict[str, Any]) -> str:
-    """How many of the steps of a round at which a person acted are learned. Empty if there are none."""
+    """Returns in words how many of a person's steps in a round are learned. Empty if there are none."""
     acted, learned = row.get("round/acted"), row.get("round/learned")
     if not acted or learned is None:
         return ""
@@ -104,7 +104,7 @@ def tell_unfinished_rounds(o: ImproveOptions) -> None:
 
 @dataclass(frozen=True)
 class RobotImprovement:
-    """One call of the command with a robot.
+    """One call of understudy improve with a robot.
 
     Args:
         origin: The command and its options, for the run to store.
@@ -158,7 +158,7 @@ class RobotImprovement:
     # -- what is needed ---------------------------------------------------------------------------------------------
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
-        """The device of the person, the keys, and the keyboard if it moves the robot."""
+        """Returns the device of the person, the keys, and the keyboard if it moves the robot."""
         from ...improve.takeover import TakeoverJointKeyboard, TakeoverKeys
         from ...robots.registry import make_teleoperator
         from ...robots.teleoperators import VelocityTeleoperator
@@ -313,7 +313,7 @@ class RobotImprovement:
 
 
 def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None = ROWS) -> Actor:
-    """The actor of a run in an environment that shows all that it reads. No option of improve tells it more."""
+    """Loads the actor of a run for an environment that shows all that it reads."""
     try:
         return load_actor(run, env, ActingOptions(device=o.device, trust=o.trust, seed=o.seed), rows)[0]
     except UserError as error:
@@ -326,7 +326,7 @@ def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None =
 
 
 def _outcomes(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, list[Outcome]]:
-    """Success in the episodes of the rounds, and in the blind trials after them, if there are any."""
+    """Returns success in the episodes of the rounds, and in the blind trials after them, if there are any."""
     from ...evaluate.stats import wilson
     from .improve_page import Outcome
 
@@ -348,7 +348,7 @@ def _difference(line: dict[str, Any]) -> tuple[str, str]:
 
 
 def _print_round(n_rounds: int, step, learner, metrics) -> None:
-    """A callback that prints what was collected in each round, and how the new policy compares."""
+    """Returns a callback that prints the episodes of each round, and how the new policy compares."""
     if "round" in metrics:
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "

@@ -1,4 +1,4 @@
-"""Finished episodes of an evaluation, kept on the disk until it ends, so that an interrupted one can continue."""
+"""Stores finished episodes of an evaluation until it ends, so that an interrupted one can continue."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path) -> dict[int, Episode]:
-    """The episodes in the files of a folder, by their numbers."""
+    """Reads the episodes in the files of a folder, by their numbers."""
     steps: dict[int, dict[str, np.ndarray]] = {}
     for file in folder.glob("*.npz"):
         with np.load(file, allow_pickle=False) as arrays:

@@ -32,7 +32,7 @@ _ENCODED = Feature("uint8", (0, 0, 3), "image")
 
 
 class ActSource(ChunkedSource):
-    """A folder of files, or one file."""
+    """Reader of HDF5 files of ACT: a folder with one file per episode, or one file."""
 
     def __init__(self, path: Path):
         self.path, warnings = path, []
@@ -53,7 +53,7 @@ class ActSource(ChunkedSource):
         self.metadata = metadata("act", path, warnings, fps=fps, robot_type=robot_type)
 
     def _episode(self, file, path, warnings) -> tuple[int, dict[str, Feature], dict]:
-        """Steps, the feature of each array, metadata."""
+        """Reads number of steps, features of the arrays and metadata of one episode."""
         arrays = hdf5.arrays(file, str(path))
         steps, features, small = hdf5.count_steps(arrays, "action", str(path)), {}, {}
         numeric = {key: arrays[key].shape for key in ("action", "observations/qpos") if key in arrays}

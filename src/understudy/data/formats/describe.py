@@ -1,4 +1,4 @@
-"""Summaries of a data set. The checks of its contents are in `audit.checks`."""
+"""Summaries of a data set for `understudy inspect`. The checks of its contents are in `audit.checks`."""
 
 from __future__ import annotations
 

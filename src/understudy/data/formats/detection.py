@@ -34,7 +34,7 @@ _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example wit
 
 
 class UnknownFormat(UserError):
-    """A file or folder is in no format that can be read. `open_columns` may still open it."""
+    """Raised when a file or folder is in no format that can be read. `open_columns` may still open it."""
 
 
 def format_of(path: Path) -> str:
@@ -71,7 +71,7 @@ def detect_format(path: Path) -> tuple[Path, str]:
 
 
 def _how_to_read(path: Path, kind: str) -> str:
-    """The hint for a path in no known format."""
+    """Builds the hint for a path in no known format."""
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_TABLE) or _UNKNOWN_HDF5 in kind:
@@ -85,7 +85,7 @@ def _how_to_read(path: Path, kind: str) -> str:
 
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
-    """The data sets in a folder that is not one itself, down to three levels. A data set is not searched."""
+    """Finds the data sets below a folder that is none itself, down to three levels."""
     datasets, level, n_paths = [], [path], 0
     for _ in range(_BELOW):
         inside = [p for folder in level for p in sorted(folder.iterdir(), key=lambda p: number_sort_key(p.name))
@@ -106,7 +106,7 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
 
 
 def _hub_name(path: Path) -> str:
-    """OWNER/NAME, if the path looks like it and there is no folder OWNER here; else ""."""
+    """Returns OWNER/NAME if the path looks like a hub name and there is no folder OWNER here, and otherwise ""."""
     name = path.as_posix()
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
 
@@ -138,7 +138,7 @@ def _folder_format(path: Path) -> str:
 
 
 def _episodes(path: Path) -> str:
-    """The format of a folder with one file per episode and little else; else ""."""
+    """Returns the format of a folder with one file per episode and little else, and otherwise ""."""
     endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
     if tables := file_kinds.episode_files(path, "csv"):
         plain = endings <= {*file_kinds.SUFFIXES["csv"], *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
@@ -169,7 +169,7 @@ def _file_format(path: Path) -> str:
 
 
 def _table_format(path: Path) -> str:
-    """The format of a CSV file, from the names of its columns."""
+    """Returns the format of a CSV file, from the names of its columns."""
     names = text_table.read_names(path)
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
@@ -229,7 +229,7 @@ def _zip_format(path: Path) -> str:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
+    """Raises UserError if an array of a file is a pickle, which is never loaded."""
     try:
         NpzArrays(path)
     except PickledArray:

@@ -1,4 +1,4 @@
-"""HDF5 files of one's own layout, of which the user says which arrays are the state, the action, and so on.
+"""Reader of HDF5 files in a user's own layout. The user names the arrays with the state, the action, and so on.
 
 The arrays hold all steps of all episodes, or each episode has a group of its own in the file, or a file of its own in
 the folder. A column is called like its array, with "." for "/".
@@ -71,7 +71,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
 
 
 def array_names(path: Path) -> list[str]:
-    """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
+    """Returns the names of the arrays in the first file, or within a group if each episode has a numbered group."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
         file = episode_files(path, "hdf5")[0]
         names = list(hdf5.arrays(files[file], str(file)))
@@ -80,7 +80,7 @@ def array_names(path: Path) -> list[str]:
 
 
 class Hdf5ArraysSource(ChunkedSource):
-    """Arrays of one file, of groups of one file, or of the files of a folder.
+    """Reader of arrays in one HDF5 file, in groups of one file, or in the files of a folder.
 
     Attributes:
         keys: Path of the array of each column, in its file or group.
@@ -104,7 +104,7 @@ class Hdf5ArraysSource(ChunkedSource):
         self.metadata = metadata("hdf5", path, list(dict.fromkeys(warnings)), fps=attributes.get("fps"))
 
     def _find_parts(self, file, path: Path, names) -> list[tuple[Path, str, Mapping[str, hdf5.ArrayInfo]]]:
-        """The groups of a file that have the named arrays: the file itself, or one for each episode."""
+        """Finds the groups of a file that have the named arrays: the file itself, or one for each episode."""
         with hdf5.hdf5_errors(path):
             everything = hdf5.arrays(file, str(path))
         levels: list[dict[str, dict[str, hdf5.ArrayInfo]]] = [{} for _ in range(_LEVELS)]
@@ -126,7 +126,7 @@ class Hdf5ArraysSource(ChunkedSource):
         return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
 
     def _build_schema(self, columns: list[dict[str, tuple[Feature, int]]], names, warnings) -> None:
-        """The columns that all episodes have."""
+        """Sets the schema: the columns that all episodes have."""
         common = common_arrays(columns, lambda column: (column[0].dtype, column[0].shape),
                                lambda e, key: f"{self.location_of(e)}, {key}",
                                lambda key: not any(array_key(n, [key]) for n in names),
@@ -137,7 +137,7 @@ class Hdf5ArraysSource(ChunkedSource):
                            for name, key in self.keys.items()}
 
     def _columns(self, file, prefix, arrays, names, warnings) -> tuple[int, dict[str, tuple[Feature, int]]]:
-        """Steps, and the feature and the rows of each array that has a row for each step."""
+        """Returns the number of steps, and the feature and rows of each array that has a row for each step."""
         named = {key for n in names if (key := array_key(n, arrays)) is not None}
         steps = min(arrays[key].shape[0] if arrays[key].shape else 0 for key in named)
         if steps < 1:
@@ -161,7 +161,7 @@ class Hdf5ArraysSource(ChunkedSource):
         return steps, columns
 
     def _attributes(self, file, path: Path, prefix: str) -> dict[str, Any]:
-        """Metadata of an episode."""
+        """Reads the metadata of an episode from HDF5 attributes."""
         node = file[prefix] if prefix else file
         return hdf5.read_attributes(node, f"{path}, {prefix}", ("fps",)) if len(self._parts) > 1 else {}
 

@@ -1,4 +1,4 @@
-"""Writing of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
+"""Writer of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 def check_images(images: str) -> None:
-    """Checks the option `images` of `write`."""
+    """Raises an error if the option `images` of `write` has an unknown value."""
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Returns what lerobot reads of these data, with frames stored as `images` (see `write`).
+    """Returns what lerobot can store of these data, with frames stored as `images` (see `write`).
 
     The rest is in meta/understudy and in the sidecar file.
     """
@@ -124,7 +124,7 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
 
 
 def _fits(name: str, f: Feature) -> bool:
-    """Whether lerobot can store a column."""
+    """Returns whether lerobot can store a column of this name and feature."""
     if name in INDEX_COLUMNS:
         return name == INDEX_COLUMNS[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
     if f.kind == "string" or name == "task":
@@ -133,7 +133,7 @@ def _fits(name: str, f: Feature) -> bool:
 
 
 def _timestamps_start_at_zero(data: Dataset) -> bool:
-    """Whether the timestamps of all episodes start at 0, within one step."""
+    """Returns whether the timestamps of all episodes start at 0, within one step."""
     most = 1 / (data.fps or SAFE_FPS)
     return all(abs(float(np.asarray(e.steps[INDEX_COLUMNS[0]])[0])) <= most for e in data)
 
@@ -190,7 +190,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """How each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
+    """Plan of how each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
 
     columns: Mapping[str, Feature]
     info: Mapping  # info.json as it was before
@@ -205,7 +205,7 @@ class _StoragePlan:
 
     @property
     def data(self) -> list[str]:
-        """Columns of the data files, in order."""
+        """The columns that are stored in the data files, in order."""
         return [n for n, f in self.info["features"].items() if f["dtype"] != "video"]
 
     @property
@@ -236,7 +236,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
 
 
 def _column_info(name: str, f: Feature, rate: float, images: str) -> dict:
-    """The entry of a column in info.json."""
+    """Returns the entry of a column in info.json."""
     if f.kind == "depth":  # without loss, in PNG of 16 bits
         return {"dtype": "image", "shape": list(f.shape), "names": ["height", "width", "channels"],
                 "info": {"is_depth_map": True}}
@@ -262,7 +262,7 @@ def _column_info(name: str, f: Feature, rate: float, images: str) -> dict:
 
 
 def _video_codec(features: Mapping[str, Mapping], default: str) -> str:
-    """The encoder of the first video column."""
+    """Returns the encoder of the first video column."""
     return next((c for f in features.values() if f["dtype"] == "video" for c, codec in _CODECS.items()
                  if codec == (f.get("info") or {}).get("video.codec")), default)
 
@@ -405,7 +405,7 @@ class _LeRobotWriter:
         self._append_metadata(episodes, number)
 
     def _times(self, episodes: list[_LoadedEpisode], frame: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """The time of each step in its episode, in s."""
+        """Returns the time of each step in its episode, in s."""
         times = frame / self.plan.fps
         for episode, at in zip(episodes, starts, strict=True):
             if INDEX_COLUMNS[0] in episode.columns:
@@ -425,7 +425,7 @@ class _LeRobotWriter:
         self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
 
     def _append_metadata(self, episodes: list[_LoadedEpisode], number: int) -> None:
-        """Keeps the metadata and the last observations of the episodes from `number` on."""
+        """Stores the metadata and the last observations of the episodes from number `number` on."""
         for i, episode in enumerate(episodes, number):
             last = {n: self._last_value(n, c[episode.length:episode.length + 1][0]) for n, c in episode.columns.items()
                     if len(c) > episode.length and n not in ("task", *INDEX_COLUMNS)}
@@ -434,7 +434,7 @@ class _LeRobotWriter:
             self._episode_metadata.append({"episode_index": i, "facts": episode.metadata})
 
     def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
-        """The tasks of an episode, and the number of the task of each step."""
+        """Returns the tasks of an episode, and the number of the task of each step."""
         texts = episode.columns.get("task")
         if texts is None:  # perhaps the metadata has it, for the whole episode
             texts = np.broadcast_to(str(episode.metadata.get("task") or ""), (1,))
@@ -483,7 +483,7 @@ class _LeRobotWriter:
         return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
     def _write_data(self, columns, frames, lengths, first) -> list[dict]:
-        """Writes the row groups of each episode, and returns its position."""
+        """Writes the row groups of each episode, and returns the position of each episode in the data files."""
         at, places = 0, []
         for length, tables in zip(lengths.tolist(), self._row_groups(columns, frames, lengths), strict=True):
             if self._data is None:
@@ -502,7 +502,7 @@ class _LeRobotWriter:
         return places
 
     def _row_groups(self, columns, frames, lengths) -> Iterator[Iterator[pa.Table]]:
-        """For each episode, its tables: one, or several if it has images, so that few of them are in memory."""
+        """Yields the tables of each episode: one, or several if it has images, so that few images are in memory."""
         starts = (np.cumsum(lengths) - lengths).tolist()
         images = [n for n in frames if self.plan.stored(n) == "image"]
         if not images:
@@ -544,7 +544,7 @@ class _LeRobotWriter:
         return {key: value for camera in films for key, value in self._end_of_film(camera, times).items()}
 
     def _end_of_film(self, camera, times) -> dict:
-        """The position of an episode in its video. A large file ends here."""
+        """Returns the position of an episode in its video file, and closes the file if it is large."""
         begin = self._filmed[camera]
         self._filmed[camera] = begin + max(len(times) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
         chunk, file = self._at[camera]
@@ -608,7 +608,7 @@ class _LeRobotWriter:
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
 
     def _statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Statistics of all episodes: exact ones of numbers, and those of cameras from some frames of each episode."""
+        """Returns the statistics of all episodes: exact ones of numbers, and camera statistics from sampled frames."""
         files: list[tuple[Path, np.ndarray | None]] = []
         if self._source is not None:
             files += self._source.rows_by_file()
@@ -629,7 +629,7 @@ class _LeRobotWriter:
             write_json(folder / "schema.json", self.schema())
 
     def schema(self) -> dict:
-        """Of schema.json."""
+        """Returns the contents of schema.json, which describes the columns."""
         columns = {n: asdict(f) for n, f in self.plan.columns.items()}
         return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
                 **({} if self._fps_known else {"fps": None})}
@@ -654,7 +654,7 @@ def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
 
 
 def _clean(root: Path) -> None:
-    """Removes the files of an append that was interrupted before it replaced info.json."""
+    """Removes the files of an interrupted append, which ended before info.json was replaced."""
     # replacements never finished
     for part in (*(root / "meta").glob(".*.part"), *(root / UNDERSTUDY_FOLDER).glob(".*.part")):
         part.unlink()
@@ -730,7 +730,7 @@ def _table(plan: _StoragePlan, schema: pa.Schema, columns: Mapping[str, np.ndarr
 
 
 def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
-    """A column as an Arrow array. `frame` is the number of each row in its episode, for the names of images."""
+    """Converts a column to an Arrow array. `frame` is the number of each row in its episode, for names of images."""
     if stored == "image":
         rows = [{"bytes": video.encode_png(image), "path": f"frame-{i:06d}.png"}
                 for i, image in zip(frame.tolist(), column, strict=True)]
@@ -745,7 +745,7 @@ def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
 
 
 def _lists(column: np.ndarray) -> pa.Array:
-    """A column (rows, *shape) as nested lists."""
+    """Converts a column (rows, *shape) to nested lists."""
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     for n in reversed(column.shape[1:]):
         values = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, n), pa.int32()), values)
@@ -753,7 +753,7 @@ def _lists(column: np.ndarray) -> pa.Array:
 
 
 def _arrow_type(dtype: str, depth: int) -> pa.DataType:
-    """The Arrow type of a column that is stored as `dtype`, in lists nested `depth` times."""
+    """Returns the Arrow type of a column that is stored as `dtype`, in lists nested `depth` times."""
     if dtype in ("image", "video"):
         return _IMAGE
     kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
@@ -763,7 +763,7 @@ def _arrow_type(dtype: str, depth: int) -> pa.DataType:
 
 
 def _schema(plan: _StoragePlan) -> pa.Schema:
-    """The Arrow schema, with the metadata by which Hugging Face datasets recognizes images and arrays."""
+    """Builds the Arrow schema, with the metadata by which Hugging Face datasets recognizes images and arrays."""
     fields, described = [], {}
     for name in plan.data:
         f = plan.info["features"][name]

@@ -1,4 +1,4 @@
-"""Data sets of Minari: HDF5, Arrow and Parquet storage is read, HDF5 is written.
+"""Reader of Minari data sets in HDF5, Arrow and Parquet storage, and writer of HDF5 storage.
 
 Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos. In
 Arrow and Parquet all columns have T+1 rows: the last row of actions, rewards, terminations and truncations is padding.
@@ -40,7 +40,7 @@ _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 class _Keys(KeyMap):
     def column(self, key, feature=None):
-        """The column of a key: parts of tuples are numbered, and parts of actions start with their column."""
+        """Returns the column that an array with this key is read as. Parts of tuples are numbered."""
         key = re.sub(r"(?<=/)_index_(\d+)(?=/|$)", r"\1", key)
         top, slash, within = key.partition("/")
         return super().column(self.columns.get(top, top) + slash + within, feature)
@@ -66,7 +66,7 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
-    """A data set of Minari."""
+    """Base class of the readers of Minari data sets."""
 
     ids: list[int]
     stored_metadata: Sequence[Mapping[str, Any]]
@@ -86,7 +86,7 @@ class _MinariSource(ChunkedSource):
         return space
 
     def leaf_space(self, key: str) -> dict | None:
-        """The space at a path such as "observations/nested/goal"."""
+        """Returns the space at a path such as "observations/nested/goal"."""
         top, *within = key.split("/")
         space = self.spaces.get(top)
         for name in within:
@@ -146,12 +146,12 @@ class _MinariSource(ChunkedSource):
         return None
 
     def decode_images(self, values, key, first, where) -> np.ndarray:
-        """Encoded images as (rows, H, W, C): grey ones where the space has no colors."""
+        """Decodes images to (rows, H, W, C), with one channel where the space has no colors."""
         shape = self.leaf_shape(key)
         return decoded_images(values, 1 if shape is not None and len(shape) == 2 else 3, first, where)
 
     def image_feature(self, key: str, f: Feature) -> Feature:
-        """Grey pictures (H, W) as images of one channel."""
+        """Returns the feature of images, with one channel for gray pictures (H, W)."""
         grey = f.dtype == "uint8" and len(f.shape) == 2 and key.startswith("observations") and min(f.shape) > 7
         return Feature("uint8", (*f.shape, 1), "image") if grey else f
 
@@ -174,7 +174,7 @@ class _MinariSource(ChunkedSource):
 
 
 class Hdf5Source(_MinariSource):
-    """HDF5 storage: one file with a group for each episode.
+    """Reader of Minari's HDF5 storage: one file with a group for each episode.
 
     Args:
         about: The contents of metadata.json. Empty for a file without it.
@@ -201,7 +201,7 @@ class Hdf5Source(_MinariSource):
             self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[int, dict[str, tuple[Feature, int]], dict[str, Any]]:
-        """Steps, (feature, rows) of each array, metadata."""
+        """Reads number of steps, (feature, rows) of each array, and metadata of one episode."""
         location, features = f"{self.file}, {episode}", {}
         arrays, own = hdf5.arrays(group, location), hdf5.read_attributes(group, location)
         steps = hdf5.count_steps(arrays, "rewards", location, ("total_steps", own["total_steps"])
@@ -256,7 +256,7 @@ class Hdf5Source(_MinariSource):
 
 
 class TablesSource(_MinariSource):
-    """Arrow and Parquet storage: a folder for each episode.
+    """Reader of Minari's Arrow and Parquet storage: a folder for each episode.
 
     Args:
         kind: "arrow" or "parquet".
@@ -295,7 +295,7 @@ class TablesSource(_MinariSource):
         return file
 
     def _types(self, e) -> dict[str, tuple[pa.DataType, tuple[int, ...] | None]]:
-        """Arrow types and the shapes that the file says, by key."""
+        """Returns the Arrow types, and the shapes that the file states, by key."""
         file = self.episode_folder(e)
         with arrow.arrow_errors(file):
             if self.kind == "parquet":
@@ -460,7 +460,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
 
 
 def _space(top: str, keys, features, data) -> dict:
-    """A space as Minari writes it: a Box without bounds for numbers, in a Dict if there are several columns."""
+    """Returns the space as Minari writes it: a Box without bounds, in a Dict if there are several columns."""
     own = {key: name for name, key in keys.items() if key.split("/")[0] == top}
     if list(own) == [top]:
         return _leaf(own[top], features[own[top]], data)

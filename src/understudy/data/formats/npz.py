@@ -1,4 +1,4 @@
-"""Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
+"""Reader and writer of one .npz file: arrays over all steps of all episodes, end to end.
 
 It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Without these, terminals
 and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts, next_observations, and fps,
@@ -63,7 +63,7 @@ _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what sto
 
 
 class NpzSource(NpzArchiveSource):
-    """An .npz file with arrays over all steps.
+    """Reader of an .npz file with arrays over all steps of all episodes.
 
     Args:
         episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
@@ -132,7 +132,7 @@ class NpzSource(NpzArchiveSource):
                                                       + columns_option("state=NAME", "action=NAME"))
 
     def _check_last(self, end: int):
-        """If no observations or actions fit the ends, the ends are wrong."""
+        """Raises an error if the episode ends fit neither observations nor actions."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
                 if shape and KEYS.column(key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
@@ -157,7 +157,7 @@ class NpzSource(NpzArchiveSource):
         return checked_rate(self._file.read_array("fps")[0], location)
 
     def _doubts(self):
-        """Warnings about arrays that are read under their own name but may be meant to have another role."""
+        """Returns warnings about arrays whose names suggest another role than the one they are read with."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) in ("action", "observation"):
                 yield ArrayWarning.about(
@@ -267,11 +267,11 @@ class NpzSource(NpzArchiveSource):
             yield self.cast_to_schema(values, name, len(values), row)
 
     def _moved(self, step: np.ndarray) -> np.ndarray:
-        """The row of each step where every episode has one row more."""
+        """Returns the row of each step in arrays in which every episode has one row more than steps."""
         return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
 
     def _follow(self, out):
-        """Fills the last rows; the others must be the next observation."""
+        """Fills in the last observations from `next_observations`, whose other rows must equal the next row."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
             target_rows = self._moved(np.arange(row, row + len(values))) + 1
@@ -291,7 +291,7 @@ class NpzSource(NpzArchiveSource):
 
 
 class _ArraysOfOneEpisode(NpzArchiveSource):
-    """The arrays of an .npz file that have as many rows as those that the user named, or one more."""
+    """Reader of an .npz file as one episode: arrays with as many rows as those that the user named, or one more."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -330,14 +330,14 @@ def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Datas
 
 
 def _step_arrays(file: NpzArrays, names: Iterable[str]) -> list[str]:
-    """The arrays that the user named, or else those with names of observations and actions."""
+    """Returns the arrays that the user named, or else those with names of observations and actions."""
     keys = [array_key(name, file.headers) for name in names] or [
         key for key in file.headers if role(standard_name(key)) in ("observation", "action")]
     return [key for key in dict.fromkeys(keys) if key is not None and file.headers[key][0]]
 
 
 def _lists(file: NpzArrays) -> dict[str, np.ndarray]:
-    """The small arrays of one or two dimensions."""
+    """Reads the small arrays of one or two dimensions."""
     return {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
             if len(shape) in (1, 2) and 0 < math.prod(shape) < MAX_LABEL_VALUES}
 
@@ -412,8 +412,10 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
-    """Metadata that all episodes have, of one type each. If there are as many steps as episodes, there are none:
-    they would be read as columns."""
+    """Returns metadata that all episodes have, of one type each, as arrays.
+
+    If there are as many steps as episodes, there are none: they would be read as columns.
+    """
     if len(data) == data.steps:
         return {}
     out = {key: np.array(values, _PLAIN[type(values[0])]) for key, values in sidecar.plain_metadata(data).items()

@@ -1,4 +1,4 @@
-"""The .npz files of OGBench (Park et al. 2025).
+"""Reader and writer of the .npz files of OGBench (Park et al. 2025).
 
 An episode of T steps has T+1 rows. The row whose `terminals` is 1 is the observation after the last action; its action
 is no step. There are no rewards, and every episode was cut off.
@@ -30,14 +30,14 @@ _RESERVED_KEYS = {"observation.state", "observation.images.image", "observations
 
 
 def is_ogbench(keys: Iterable[str]) -> bool:
-    """Whether a file without episode_ends is from OGBench, by its arrays: it has the state of the simulator."""
+    """Returns whether an .npz file without episode_ends is from OGBench: its arrays include the simulator's state."""
     names = set(keys)
     return ({"observations", "actions", "terminals"} <= names and bool({"qpos", "button_states", FORMAT_KEY} & names)
             and not {"timeouts", "next_observations", "episode_ends"} & names)
 
 
 class OGBenchSource(NpzArchiveSource):
-    """An OGBench file."""
+    """Reader of an OGBench file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -133,7 +133,7 @@ def _observation_column(features, where) -> str:
 
 
 def _is_time_limit_only(data: Dataset, name: str) -> bool:
-    """Whether the flags are those that are read again: no end but the last row's, and that one a time limit's."""
+    """Returns whether a flag column is only what OGBench restores: a time limit at the last row, or no flags."""
     def same(e):
         flags = np.asarray(e.steps[name])[: len(e)]
         return flags.dtype == bool and flags.ndim == 1 and np.array_equal(

@@ -35,7 +35,7 @@ _open_folders: set[Path] = set()  # data sets that this process reads
 
 
 def url_of(path: str | Path) -> str | None:
-    """Returns a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
+    """Converts a path to a URL, with the second slash, which a Path drops. None for a path on this machine."""
     text = str(path)
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
     if match is None or Path(text).exists():
@@ -47,7 +47,7 @@ def url_of(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Returns where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
+    """Returns where a data set is stored on this machine: the path itself or, for a URL, its copy in the cache.
 
     Files that are needed to open the data set are downloaded now.
     """
@@ -80,7 +80,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file exists on this machine, or will be downloaded when it is read."""
+    """Returns whether a file exists on this machine, or will be downloaded when it is read."""
     return path.is_file() or _entry(path)[0] is not None
 
 
@@ -106,7 +106,7 @@ def version_key(path: Path) -> list:
 
 
 def _entry(path: Path) -> tuple[Path | None, str]:
-    """The copy that contains a path, and the name of the path in it, if the source has such a file."""
+    """Returns the cached copy that contains a path, and the path's name in it, if the source has such a file."""
     root = cache.folder() / _FOLDER
     if not path.is_relative_to(root):
         return None, ""
@@ -121,7 +121,7 @@ def _read_listing(entry: Path) -> Mapping[str, Any]:
 
 
 def _now(files: Mapping[str, Any]) -> list[str]:
-    """The files that are needed before anything is read."""
+    """Returns the files of a remote data set that are needed before any episode is read."""
     roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
     later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
@@ -160,7 +160,7 @@ def open_url(at: str):
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """Size (None if unknown), version mark and path in the source of each file, by name."""
+    """Lists the files of a remote data set by name: size (None if unknown), version and path in the source."""
     entry = fs.info(place)
     alone = entry["type"] == "file"
     entries = {place: entry} if alone else fs.find(place, detail=True)
@@ -227,7 +227,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
 
 
 def _make_room(entry: Path, size: int, what: str) -> None:
-    """Removes the least recently used data sets, except those that this process reads."""
+    """Removes the least recently used remote data sets from the cache, but none that this process reads."""
     bound = cache.max_bytes()
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}
@@ -244,7 +244,7 @@ def _make_room(entry: Path, size: int, what: str) -> None:
 
 
 class _Unreachable(UserError):
-    """The source cannot be reached now."""
+    """Raised when the source of a remote data set cannot be reached now."""
 
 
 @contextmanager

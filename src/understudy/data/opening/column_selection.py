@@ -1,4 +1,4 @@
-"""Data sets whose columns have other names: the user says which columns are the state, the action, and so on.
+"""Opens data sets with other column names: the user says which columns are the state, the action, and so on.
 
 `open_columns` opens any format, and selects and stacks columns. CSV and .npz files are opened whatever the names of
 their columns are.
@@ -85,7 +85,7 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
 
 def open_columns(path: str | Path, columns: Selection | None = None, *,
                  open: Callable[..., Dataset] = open_dataset, **options) -> Dataset:
-    """Opens a data set and selects its columns.
+    """Opens a data set, and selects and renames its columns as the user says (`--columns`).
 
     Args:
         columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
@@ -143,7 +143,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
 
 
 def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
-    """Opens a data set as other data were read, if it can be read so, and says whether stored options were used.
+    """Opens a data set with the same options as other data if it can be read so. Says whether they were used.
 
     Args:
         overrides: Options of `open_columns` that the user gave. They win over those that are stored.
@@ -181,7 +181,7 @@ def column_options(data: Dataset) -> list[str]:
 
 
 def missing_column_hint(missing: str, data: Dataset) -> str:
-    """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
+    """Returns how to get a column that a learner reads, such as next.reward, from a column with another name."""
     features, selected, path = data.features(), column_options(data), data.metadata.get("path", "DATA")
     of_ends = missing == "next.terminated"
 
@@ -213,7 +213,7 @@ def _column_texts(columns: Selection) -> list[str]:
 
 
 def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The columns, and what their whole numbers are: "classes", "quantities", or "" if it is not said."""
+    """Splits off how whole numbers are read: "classes", "quantities", or "" if the user does not say."""
     last, colon, reading = parts[-1].rpartition(":")
     if colon and reading in _READINGS:
         return (*parts[:-1], last.strip()), reading
@@ -221,14 +221,14 @@ def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:
 
 
 def _rate(source: ColumnSource) -> float | None:
-    """Steps per second from the column timestamp, if it has even numbers."""
+    """Returns the steps per second from the column timestamp, if its times are evenly spaced."""
     if source.schema["timestamp"].kind == "string":
         return None
     return frame_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
 
 
 class SelectedColumns(WrapperSource):
-    """Another source in which some columns are concatenations of others.
+    """Wraps a source so that some columns are concatenations of other columns.
 
     Args:
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
@@ -369,7 +369,7 @@ class SelectedColumns(WrapperSource):
 
 
 def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | None]:
-    """(column, None), or (column, component)."""
+    """Finds what a name of the user means: a column, or a column and the number of a component."""
     vectors = {name: f for name, f in source.schema.items() if f.shape and f.kind in ("vector", "discrete")}
     own = [(n, (name, i)) for name, f in vectors.items() for i, n in enumerate(f.names or ())]
     names: dict[str, tuple[str, int | None]] = {name: (name, None) for name in source.schema}
@@ -389,7 +389,7 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
 
 
 def _array_keys(source: ColumnSource) -> Mapping[str, str]:
-    """The name in the file of each column, if its format tells them."""
+    """Returns the name of each column in the file, if the format tells it."""
     return getattr(source.inner if isinstance(source, sidecar.SidecarSource) else source, "keys", {})
 
 
@@ -397,7 +397,7 @@ def _array_keys(source: ColumnSource) -> Mapping[str, str]:
 
 
 class _PlainNpzSource(NpzSource):
-    """An .npz file with episode_ends, whatever its arrays are called."""
+    """Reader of an .npz file with episode_ends, whatever its arrays are called."""
 
     def _check_names(self):
         pass
@@ -407,7 +407,7 @@ class _PlainNpzSource(NpzSource):
 
 
 def _unknown_names(path: Path) -> str | None:
-    """The columns of a file in no known format, for the user to name. None if they have the names of policies."""
+    """Returns the columns of a file in no known format, for the user to name. None if they need no names."""
     notes: list[str] = []
     try:
         if episode_files(path, "hdf5"):
@@ -431,7 +431,7 @@ def _episodes_hint(path: Path) -> str:
 
 def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]],
                 override: bool = False) -> Dataset | None:
-    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats.
+    """Opens CSV, .npz and HDF5 files or folders with arbitrary column names. Returns None for other formats.
 
     Args:
         override: Whether files of these kinds are also opened if they are in a known format.

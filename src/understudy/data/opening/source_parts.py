@@ -28,18 +28,18 @@ _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their p
 
 
 class SourceParts(ABC):
-    """A source that is split into parts."""
+    """A source that can be split into parts, such as files."""
 
     path: Path
     names: Sequence[str]
 
     @abstractmethod
     def copy_parts(self, names: Sequence[str], where: Path) -> Path:
-        """Makes a data set of some parts in the empty folder `where`. Returns its file or folder."""
+        """Writes a data set of some parts into the empty folder `where`. Returns its file or folder."""
 
 
 class FileParts(SourceParts):
-    """A folder whose files are its parts."""
+    """Source parts of a folder: its files."""
 
     def __init__(self, path: Path, files: Sequence[Path]):
         self.path, self.names = path, [p.name for p in files]
@@ -61,7 +61,7 @@ class FileParts(SourceParts):
 
 
 class GroupParts(SourceParts):
-    """An HDF5 file whose groups are its parts.
+    """Source parts of an HDF5 file: its groups.
 
     Args:
         path: The source: the file, or the folder that it is in.
@@ -93,7 +93,7 @@ class GroupParts(SourceParts):
 
 
 def find_parts(path: Path) -> SourceParts | None:
-    """Returns the parts of a source. None if its episodes cannot be told apart without reading them."""
+    """Finds the parts of a source. Returns None if its episodes cannot be told apart without reading them."""
     if path.is_dir():
         data = file_kinds.minari_folder(path)
         if data is not None and (data / "main_data.hdf5").exists():

@@ -47,7 +47,7 @@ _REMAKE_HINT = "make the view again from the data as they are now. What it was m
 
 @dataclass(frozen=True)
 class Parent:
-    """A data set or view that a view is made from.
+    """A data set or view that a view is made from, and the state it had then.
 
     Args:
         path: Path relative to the folder of the view, or a URL.
@@ -143,7 +143,7 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
-    """Says whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
+    """Returns whether a parent has changed since the view was made, and its present state."""
     place = view.parent_path(parent)
     if not remote.url_of(parent.path) and not place.exists():
         return "missing"
@@ -154,7 +154,7 @@ def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as i
 
 
 def is_view(path: Path) -> bool:
-    """Whether a file starts like a view file."""
+    """Returns whether a file starts like a view file."""
     return path.is_file() and file_kind(path) == "view"
 
 
@@ -181,7 +181,7 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
-    """Returns file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
+    """Returns stamp and content hash of files, as in `Parent`. Both are the key of the source if the path is a URL."""
     if remote.url_of(path):
         key = open_parent(path).source.key
         return key, key
@@ -190,7 +190,7 @@ def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
 
 
 def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name in the data set, file) in order. The sidecar file of a file belongs to the data set."""
+    """Yields (name in the data set, file) of the files of a data set, in order."""
     if not path.is_dir():
         yield from (("", path), *([(sidecar.SIDECAR_NAME, p)] if (p := sidecar.sidecar_path(path)).exists() else []))
         return
@@ -201,13 +201,13 @@ def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _file_stamp(path: Path) -> str:
-    """Digest of names, sizes, mtime and ctime. No program can reset ctime, and moving a folder changes none of them."""
+    """Returns a digest of names, sizes, mtime and ctime of files, which changes whenever a file is changed."""
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
                               for s in [file.stat()]])
 
 
 def _content_hash(path: Path) -> str:
-    """SHA-256 of all files. The cache keeps it, so that the files are read once as long as they do not change."""
+    """Returns the SHA-256 of all files. The cache keeps it, so that unchanged files are read once."""
     def build(part):
         digest = hashlib.sha256()
         for name, file in _dataset_files(path):
@@ -267,7 +267,7 @@ def _check_type(value, kind: str, key: str):
 
 
 def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path: Path) -> Dataset:
-    """Applies the operations of a view, of which the first is `Merge` if there are several parents."""
+    """Applies the operations of a view to its parents. With several parents, the first operation is `Merge`."""
     try:
         if len(opened) > 1:
             data, what = what[0].apply(*opened), what[1:]

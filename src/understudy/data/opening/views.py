@@ -1,4 +1,4 @@
-"""Write view files, list them, and trace them back to the data that they show. `view_file` reads them."""
+"""Writes view files, lists them, and traces them back to the data that they show. `view_file` reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .view_file import (
 
 
 def parent_state(view: View, parent: Parent) -> str:
-    """Says whether a parent of a view is "as it was", "changed" or "missing"."""
+    """Returns the state of a parent of a view: "as it was", "changed" or "missing"."""
     return view_file.parent_state(view, parent, open_dataset)
 
 

@@ -68,7 +68,7 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
 
 
 class BlockPushing(gymnasium.Env):
-    """The simulator with Gymnasium's signatures, and its expert."""
+    """The block-pushing simulator with Gymnasium's signatures, and its expert."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": STEPS_PER_SECOND}
     render_mode = "rgb_array"
@@ -129,7 +129,7 @@ def _disconnect(client) -> None:
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Nothing reaches standard output, where the JSON of a command may go. PyBullet prints to it from C."""
+    """Keeps output of PyBullet from standard output, where the JSON of a command may go. A context manager."""
     sys.stdout.flush()
     saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -143,7 +143,7 @@ def _without_output() -> Iterator[None]:
 
 
 def _load(copy: Path) -> tuple[type, type]:
-    """The classes of the simulator and of its expert."""
+    """Loads the classes of the block-pushing simulator and of its expert."""
     if not (copy / FOLDER).is_dir():
         problem = f"there is no {FOLDER} in it" if copy.parts else f"the environment variable {VARIABLE} is not set"
         raise UserError(f"block pushing needs a copy of the repository diffusion_policy: {problem}",
@@ -164,7 +164,7 @@ def _load(copy: Path) -> tuple[type, type]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Names that the copy imports from the old Gym, and from TensorFlow's agents for a base class and a tuple."""
+    """Provides stand-ins for names that the simulator imports from the old Gym and from TensorFlow's agents."""
     class Policy:
         def __init__(self, *specs):
             pass
@@ -196,7 +196,7 @@ def _stand_ins() -> Iterator[None]:
 
 @contextmanager
 def _unchanged_logging() -> Iterator[None]:
-    """The root logger keeps its level and handlers."""
+    """Keeps level and handlers of the root logger unchanged. A context manager."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:

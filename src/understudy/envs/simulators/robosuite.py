@@ -1,4 +1,4 @@
-"""robosuite (Zhu et al. 2020): arms on MuJoCo, the tasks of robomimic."""
+"""Adapter to robosuite (Zhu et al. 2020): arms on MuJoCo, the tasks of robomimic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disc pushes two blocks onto two targets: which first, and which where, is free."""
+"""A toy in which a disc pushes two blocks onto two targets, in any order and assignment."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Blocks(Toy):
         return success, success, np.zeros_like(success)
 
     def _on_target(self):
-        """(rows, block, target) bool."""
+        """Returns which block is on which target, (rows, block, target) bool."""
         return distance(self.state["blocks"][:, :, None], self.state["targets"][:, None]) < RADIUS
 
     def numbers(self):
@@ -119,7 +119,7 @@ class Blocks(Toy):
 
 @dataclass(frozen=True)
 class BlocksExpert(Actor):
-    """Pushes one block to a target, then the other block to the other target.
+    """Expert of `Blocks`: pushes one block to a target, then the other block to the other target.
 
     It follows the field lines of a dipole at the block (see `PushExpert`), and avoids the other block.
 

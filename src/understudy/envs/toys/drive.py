@@ -22,7 +22,7 @@ DECISIVE = 5  # of these, the first decide what happens; the others only decide 
 
 
 class Drive(Toy):
-    """A car drives to a crossing that a person may block for a while. A brake light makes cloning causally confused.
+    """Toy in which a car drives to a crossing that a person may block. Its brake light causes causal confusion.
 
     The car must not pass while the person is on the road, and must pass afterwards. The camera shows the person as one
     bright pixel among clutter. The dashboard has a light that shows whether the brake was on in the last step.
@@ -140,7 +140,7 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DriveExpert(CountingActor):
-    """Brakes while it sees a person, and accelerates otherwise.
+    """Expert of `Drive`: brakes while it sees a person, and accelerates otherwise.
 
     Args:
         noise: Standard deviation of Gaussian noise on the action, as a fraction of full throttle.

@@ -1,4 +1,4 @@
-"""A point in a maze. Each episode may show another maze."""
+"""A toy with a point in a maze. Each episode may show another maze."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYOUTS = 20_231  # the seed of numbered mazes
 
 
 class Maze(Toy):
-    """A point walks to a goal in a maze, by one of several ways.
+    """Toy in which a point walks to a goal in a maze, by one of several ways.
 
     A maze is a random spanning tree of `cells` x `cells` squares of 1 m, with 30 % of the remaining walls removed.
 
@@ -106,13 +106,13 @@ class Maze(Toy):
 
 
 def sides(cells: int) -> list[tuple[int, int, int]]:
-    """Walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
+    """Lists the walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
     return [(i, j, 0) for i in range(cells - 1) for j in range(cells)] + [
         (i, j, 1) for i in range(cells) for j in range(cells - 1)]
 
 
 def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
-    """Returns what a map shows of walls and of the edge.
+    """Returns the shapes that a map draws for walls and the edge.
 
     Args:
         walls: True where a wall stands, (walls,), in the order of `sides`.
@@ -128,7 +128,7 @@ def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
 
 
 def layout(key: torch.Tensor, cells: int) -> np.ndarray:
-    """Draws one maze per key, as a random spanning tree with additional openings.
+    """Draws one random maze per key: a random spanning tree with additional openings.
 
     Args:
         key: Keys of the mazes, (n,).
@@ -152,7 +152,7 @@ def layout(key: torch.Tensor, cells: int) -> np.ndarray:
 
 
 def closed(walls: np.ndarray) -> np.ndarray:
-    """Moves of `grid.MOVES` by which a cell cannot be left, (n, 4, cells, cells) bool, for walls (n, walls)."""
+    """Returns which of `grid.MOVES` are blocked in each cell, (n, 4, cells, cells) bool, for walls (n, walls)."""
     half = walls.shape[1] // 2
     cells = math.isqrt(half) + 1
     shut = np.ones((len(walls), 4, cells, cells), bool)
@@ -197,7 +197,7 @@ def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MazeExpert(Actor):
-    """Takes a shortest way to the goal.
+    """Expert of `Maze`: takes a shortest way to the goal.
 
     Each move from cell to cell is longer by a random preference of the episode, so that different episodes take
     different ways of equal length.

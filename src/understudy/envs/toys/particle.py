@@ -19,7 +19,7 @@ RADIUS = 0.05
 
 
 class Particle(Toy):
-    """A unit mass in the unit cube that a PD controller draws to a target: first to one goal, then to another.
+    """Toy with a unit mass in the unit cube that a PD controller draws first to one goal, then to another.
 
     observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first goal
     has been visited, which is needed to restore a state. action (dim): target position, clipped to [0, 1]. A step is
@@ -115,7 +115,7 @@ class Particle(Toy):
 
 @dataclass(frozen=True)
 class ParticleExpert(Actor):
-    """Moves to the first goal until it is within `near` of it, then to the second.
+    """Expert of `Particle`: moves to the first goal until it is within `near` of it, then to the second.
 
     Args:
         near: Distance at which the first goal counts as visited.

@@ -1,4 +1,4 @@
-"""Arms with 2 to 6 links in the plane, which reach, track or push: one task, many bodies."""
+"""A toy with arms of 2 to 6 links in the plane, which reach, track or push: one task, many bodies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUBSTEPS = 4
 
 
 class PlanarArms(Toy):
-    """An arm with a fixed base moves its tip to a target, follows a moving target, or pushes a block onto a target.
+    """Toy in which an arm moves its tip to a target, follows a moving target, or pushes a block onto a target.
 
     The bodies differ in the number and lengths of their links, and have the same reach. So what one arm shows another
     can learn only through what they share: the tip, the target, and the pictures. The arm "human" has the proportions
@@ -93,7 +93,7 @@ class PlanarArms(Toy):
                 "target": _polar_to_xy(0.5 + 0.15 * drawn[:, 4], aside)}
 
     def tip(self) -> np.ndarray:
-        """Position of the tip, (rows, 2), m."""
+        """Returns the position of the arm's tip, (rows, 2), m."""
         return joint_positions(self.state["joints"], self.lengths)[:, -1]
 
     def observe(self):
@@ -144,7 +144,7 @@ class PlanarArms(Toy):
         return self._picture("top", 256, slice(row, row + 1))[0]
 
     def _picture(self, view: str, size: int, which: slice = slice(None)) -> np.ndarray:
-        """(rows, size, size, 3) uint8. The side view is turned by 2 rad, and from farther away."""
+        """Draws the picture, (rows, size, size, 3) uint8. The side view is turned by 2 rad, and from farther away."""
         s = {k: v[which] for k, v in self.state.items()}
         scale = 1.0 if view == "top" else 0.8
 
@@ -166,7 +166,7 @@ class PlanarArms(Toy):
 
 
 def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Positions of the base, the joints and the tip.
+    """Returns the positions of the base, the joints and the tip.
 
     Args:
         joints: Angles of the links relative to the ones before them, (n, links), rad.
@@ -185,7 +185,7 @@ def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _polar_to_xy(radius, angle) -> np.ndarray:
-    """(n, 2) points at these distances and angles from the base."""
+    """Returns the points (n, 2) at these distances and angles from the base."""
     return (np.stack([np.cos(angle), np.sin(angle)], 1) * np.reshape(radius, (-1, 1))).astype(np.float32)
 
 
@@ -196,7 +196,7 @@ def _rotate(xy: np.ndarray, angle: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PlanarArmsExpert(CountingActor):
-    """Moves the tip by damped least squares, which is inverse kinematics one step at a time.
+    """Expert of `PlanarArms`: moves the tip by damped least squares (inverse kinematics in single steps).
 
     To push, the tip goes around the block to the side away from the target, along the field lines of a dipole at the
     block (see `PushExpert`).
@@ -234,7 +234,7 @@ class PlanarArmsExpert(CountingActor):
         return action.float(), {**state, "count": state["count"] + 1}
 
     def _push(self, tip, block, target):
-        """(rows, 2): where the tip wants to go, m."""
+        """Returns where the expert moves the tip to push the block, (rows, 2), m."""
         gap = np.maximum(distance(tip - block, 0), 1e-6)[:, None]
         away = (tip - block) / gap
         ahead = (target - block) / np.maximum(distance(target - block, 0), 1e-6)[:, None]

@@ -1,4 +1,4 @@
-"""A grid with things in it, and a mission in words that says to which of them to go."""
+"""A toy grid with things in it, and a mission in words that says to which of them to go."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LENGTH = 32  # bytes of a mission
 
 
 class Words(Toy):
-    """A point walks on a grid to the thing that a mission names, and must step on no other thing.
+    """Toy in which a point walks on a grid to the thing that a mission names, and must step on no other thing.
 
     The grid has 6 x 6 cells and is observed as a whole. Four different things lie in it, never at the edge, so that
     each of them can be reached. The mission is worded in one of three ways.
@@ -127,7 +127,7 @@ _ENCODED_MISSIONS = np.stack([[TaskText(LENGTH).encode(text.format(_thing_name(m
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
-    """Number of the thing that each mission names, (n,) int64.
+    """Returns the number of the thing that each mission names, (n,) int64.
 
     Args:
         task: Missions as UTF-8 bytes, (n, LENGTH) uint8.

@@ -17,7 +17,7 @@ from ..base import Head, HeadNet, uniform_noise
 
 @part
 class EnergyModel(Head):
-    """Implicit behavioral cloning: the network gives an energy to each pair of observation and chunk.
+    """Implicit behavioral cloning head: the network gives an energy to each pair of observation and chunk.
 
     Training tells the demonstrated chunk from `n_negatives` others (InfoNCE). Sampling searches the chunk of lowest
     energy within the range of the data, widened by `margin` of it on both sides. Both searches start at candidates that
@@ -75,7 +75,7 @@ class EnergyModel(Head):
         _fit_range(net, pairs, self.margin)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the demonstrated chunk among the candidates, spread evenly over its steps, (B, H)."""
+        """Returns the cross-entropy of the demonstrated chunk among the candidates, spread over its steps, (B, H)."""
         step_mask = mask[:, None, :, None]  # padded steps are equal in all candidates
         negatives = self._negatives(net, context, action, step_mask, rng)
         candidates = torch.cat([action.unsqueeze(1), negatives], 1) * step_mask
@@ -91,7 +91,7 @@ class EnergyModel(Head):
         return (chunk / mask.sum(1).clamp(min=1)).unsqueeze(1).expand(mask.shape)
 
     def _negatives(self, net, context, action, is_known, rng):
-        """Chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
+        """Draws the chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
         shape = (len(action), self.n_negatives, *action.shape[1:])
         uniform = torch.rand(shape, generator=rng, device=action.device)
         x = net.low + uniform.to(action.dtype) * (net.high - net.low)
@@ -118,7 +118,7 @@ class EnergyModel(Head):
         return x.gather(1, best[:, None, None, None].expand(-1, 1, *x.shape[2:])).squeeze(1)
 
     def _step_sizes(self, rounds: int) -> list[float]:
-        """Steps of Langevin dynamics: a polynomial of power 2 that would be 0 one round after the last."""
+        """Returns the step sizes of Langevin dynamics, which fall as a polynomial of power 2."""
         return [self.step_size * (1 - i / rounds) ** 2 for i in range(rounds)]
 
     def _langevin_step(self, net, context, x, size, draw):
@@ -127,16 +127,19 @@ class EnergyModel(Head):
         return (x - change.clamp(-self.max_step, self.max_step) * half).clamp(net.low, net.high)
 
     def _energy(self, net, context, candidates):
-        """Energy of each step of candidates (B, N, H, A) in a context with N copies of each row, (B, N, H)."""
+        """Returns the energy of each step of candidates (B, N, H, A), (B, N, H).
+
+        `context` has N copies of each row.
+        """
         flat = candidates.flatten(0, 1)
         return net.trunk(flat, flat[..., :0], context).squeeze(-1).unflatten(0, (-1, candidates.shape[1]))
 
     def _chunk_energy(self, net, context, candidates, mask):
-        """Energy of each chunk without its padding, (B, N)."""
+        """Returns the energy of each chunk without its padding, (B, N)."""
         return (self._energy(net, context, candidates) * mask.unsqueeze(1)).sum(-1)
 
     def _gradient(self, net, context, x):
-        """Gradient of the energy with respect to candidates (B, N, H, A), without those of the weights."""
+        """Returns the gradient of the energy with respect to candidates (B, N, H, A), but not to the weights."""
         if torch.compiler.is_compiling():
             raise Unsupported("a Langevin sampler needs gradients, which an exported graph does not have",
                               where="EnergyModel.sampler", hint="use sampler=\"derivative_free\"")
@@ -147,7 +150,7 @@ class EnergyModel(Head):
 
 @part
 class AutoregressiveEnergy(Head):
-    """Autoregressive implicit behavioral cloning: an energy for each component of a chunk, given those before it.
+    """Autoregressive implicit behavioral cloning head: an energy for each component, given the earlier ones.
 
     Components are ordered by step. Each has a small network that reads the encoded observation, the components before
     it and its own value. Training tells the demonstrated value of each component from `n_negatives` others (InfoNCE),
@@ -192,7 +195,7 @@ class AutoregressiveEnergy(Head):
         _fit_range(net, pairs, self.margin)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the demonstrated components among the candidates, summed over those of each step, (B, H)."""
+        """Returns the cross-entropy of the demonstrated components among the candidates, summed per step, (B, H)."""
         uniform = torch.rand(len(action), self.n_negatives, *action.shape[1:], generator=rng, device=action.device)
         negatives = net.low + uniform.to(action.dtype) * (net.high - net.low)
         candidates = torch.cat([action.unsqueeze(1), negatives], 1).flatten(2)  # (B, 1 + n, H * A)
@@ -230,11 +233,11 @@ class _ComponentEnergies(torch.nn.Module):
         self.register_buffer("high", torch.ones(coded_dim))
 
     def features(self, action, context):
-        """What the energies of each step read of the observation, (B, H, width)."""
+        """Returns features of the observation for the energies of each step, (B, H, width)."""
         return self.trunk(action[..., :0], action[..., :0], context)
 
     def energy(self, features, chosen, values):
-        """Energies of values (B, N) of the component that follows the chosen ones (B, i), (B, N)."""
+        """Returns the energies of values (B, N) of the component that follows the chosen ones (B, i), (B, N)."""
         i = chosen.shape[1]
         inputs = torch.cat([features[:, i // self.shape[1]], chosen], 1).unsqueeze(1).expand(-1, values.shape[1], -1)
         return self.layers[i](torch.cat([inputs, values.unsqueeze(-1)], -1)).squeeze(-1)
@@ -251,7 +254,7 @@ def _fit_range(net, pairs, margin: float) -> None:
 
 
 def _resample(x, log_weight):
-    """Systematic resampling: candidate i of (B, N, ...) is kept about N times its weight, without a random number."""
+    """Resamples candidates (B, N, ...) systematically: each is kept about N times its weight."""
     n = x.shape[1]
     total = log_weight.softmax(1).cumsum(1)
     quantiles = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
@@ -261,7 +264,7 @@ def _resample(x, log_weight):
 
 @contextmanager
 def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
-    """The weights need no gradient. `autograd.grad` alone would compute them all the same and drop them."""
+    """Turns off the gradients of the weights while its body runs, which saves time. A context manager."""
     trained = [p for p in net.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -273,10 +276,10 @@ def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
 
 
 def _cross_entropy(energy):
-    """Cross-entropy of the first candidate among all, (B, ...), from energies (B, N, ...)."""
+    """Returns the cross-entropy of the first candidate among all, (B, ...), from energies (B, N, ...)."""
     return energy[:, 0] + (-energy).logsumexp(1)
 
 
 def _half_range(net):
-    """Half of the range in which chunks are searched, (A,)."""
+    """Returns half of the range in which chunks are searched, (A,)."""
     return (net.high - net.low) / 2

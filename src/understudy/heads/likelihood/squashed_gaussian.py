@@ -43,7 +43,7 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
                        log_std=nn.Parameter(torch.zeros(coded_dim)) if is_free else None)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         u = (action / net.bound).clamp(-1 + BORDER, 1 - BORDER).atanh()
         return -_log_density(u, *self._mean_log_std(net, context, action), net.bound)
 
@@ -57,14 +57,14 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
         return net.bound * u.tanh(), _log_density(u, mean, log_std, net.bound)
 
     def _mean_log_std(self, net, context, like):
-        """Mean and logarithm of the standard deviation before squashing, (B, H, A) each."""
+        """Returns the mean and logarithm of the standard deviation before squashing, (B, H, A) each."""
         out = net.trunk(like[..., :0], like[..., :0], context)
         mean, log_std = (out, net.log_std.expand_as(out)) if self.log_std == "free" else out.chunk(2, -1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
 def _log_density(u: Tensor, mean: Tensor, log_std: Tensor, bound: float) -> Tensor:
-    """Log-density of the actions bound * tanh(u) for each step, (B, H).
+    """Returns the log-density of the actions bound * tanh(u) for each step, (B, H).
 
     It is that of u minus the logarithm of the slope, of which 1 - tanh(u)^2 = (2 / (e^u + e^-u))^2 is a factor.
     """

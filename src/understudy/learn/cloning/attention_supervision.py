@@ -1,4 +1,4 @@
-"""Attention supervision: tells a policy which object, and which earlier step, each demonstration is about."""
+"""Attention supervision: trains a policy to attend to the object, or the earlier step, that matters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AttentionSupervision(AuxiliaryLoss):
 
 
 def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.ndarray:
-    """Returns the column that `MemorySupervision` reads.
+    """Returns how many steps before each step the events happened that it recalls, a column for `MemorySupervision`.
 
     Args:
         pairs: Memory dependency pairs (p, q) of an episode: what happened at step p is recalled at step q.

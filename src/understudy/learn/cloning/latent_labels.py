@@ -1,4 +1,4 @@
-"""Latents of a trained module as a column of the data, which later stages learn from."""
+"""Adds latents of a trained module to the data as a column, which later stages learn from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKILL = "observation.skill"  # the column of skills, unless another is named
 
 
 class LatentEncoder(CheckpointModule):
-    """A module that gives each window of an episode a latent: a skill, a plan or a latent action."""
+    """Base class of modules that give each window of an episode a latent: a skill, a plan or a latent action."""
 
     latent: Feature
 

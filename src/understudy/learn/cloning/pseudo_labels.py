@@ -64,13 +64,13 @@ class PseudoLabel(Operation):
         return with_actions(data, actions, labeler.target)
 
     def _is_unlabeled(self, episode: Episode) -> np.ndarray:
-        """Whether each step gets a label, (T,)."""
+        """Returns whether each step gets a predicted action, (T,)."""
         chosen = self.part is None or episode.metadata.get(DATASET_NAME) == self.part
         return chosen & ~has_action(episode) if self.only_missing else np.full(len(episode), chosen)
 
     @torch.no_grad()
     def _labels(self, policy: Policy, data: Dataset) -> np.ndarray:
-        """The predicted action of each step, of all episodes end to end, (T, ...)."""
+        """Returns the predicted action of each step, of all episodes end to end, (T, ...)."""
         plans = []
         for batch in policy.window.windows(data, policy.inputs).scan():
             batch = batch.to(policy.device)

@@ -36,7 +36,7 @@ MIN_STD = 1e-4  # of a skill, given its piece
 
 @part
 class SkillAutoencoder(Algorithm):
-    """Learns skills: latents of pieces of episodes, from which a policy repeats the actions of the piece.
+    """Learns skills (latents of pieces of episodes), from which a policy reproduces the actions of the piece.
 
     Three modules are trained together. The posterior reads a whole piece and gives a distribution of its skill. The
     policy is the decoder: at each step of the piece it reads the observation and the skill. The prior predicts the
@@ -190,7 +190,7 @@ def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SkillPosteriorSpec:
-    """Everything but the weights and the columns that determines a posterior.
+    """Settings and columns that determine a `SkillPosterior`, without its weights.
 
     Attributes:
         length: Number of steps of a piece.
@@ -205,7 +205,7 @@ class SkillPosteriorSpec:
 
 
 class SkillPosterior(BuiltModule, LatentEncoder):
-    """The distribution of the skill, given the observations and the actions of a piece.
+    """Network that infers the distribution of the skill from the observations and actions of a piece.
 
     It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
     """
@@ -241,7 +241,7 @@ class SkillPosterior(BuiltModule, LatentEncoder):
         return self.about.quantizer.quantize(self._mean_output(batch))
 
     def _mean_output(self, batch: Batch) -> Tensor:
-        """The mean of the network's outputs over the steps of each piece."""
+        """Returns the mean of the network's outputs over the steps of each piece."""
         n, mask = self.about.policy.window.n_obs_steps, batch.mask
         present = torch.cat([mask.new_ones(len(batch), n - 1), mask], 1)
         # The codec may read any column of the policy, also those that are not read here.
@@ -261,12 +261,12 @@ class SkillPosterior(BuiltModule, LatentEncoder):
 
 
 def _piece_window(window: Window, length: int) -> Window:
-    """The window of a piece that begins at the current step, with the history that a policy needs at its first step."""
+    """Builds the window over a piece of an episode, with the history that a policy needs at its first step."""
     return Window(window.n_obs_steps + length - 1, length, obs_offset=length - 1, obs_pad_mask=window.obs_pad_mask)
 
 
 def _steps_of(obs: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """The observation windows of each step, (B * length, n, ...), of pieces, (B, length + n - 1, ...)."""
+    """Cuts pieces, (B, length + n - 1, ...), into the observation windows of each step, (B * length, n, ...)."""
     return {k: v.unfold(1, n, 1).movedim(-1, 2).flatten(0, 1) for k, v in obs.items()}
 
 

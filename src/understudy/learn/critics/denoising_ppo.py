@@ -1,4 +1,4 @@
-"""Proximal policy optimization of the steps in which a policy turns noise into a chunk of actions."""
+"""Proximal policy optimization (PPO) of the steps in which a policy turns noise into a chunk of actions."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_denoising(head: Head) -> None:
 
 
 class DenoisingPPOLearner(PPOLearner):
-    """Learner of `DenoisingPPO`."""
+    """Learner of `DenoisingPPO`, which trains on its newest rollouts."""
 
     config: DenoisingPPO
 
@@ -131,13 +131,13 @@ class DenoisingPPOLearner(PPOLearner):
             for name, x in columns.items()})
 
     def _judge(self, batch):
-        """Log-densities, those of the reference, (B, K) each, and value, (B,)."""
+        """Returns log-densities of the policy and of the reference, (B, K) each, and the value, (B,)."""
         batch = batch.to(self.device)
         with self.evaluation():
             return tuple(x.cpu() for x in (*self.log_probs(batch), self.value(batch.obs)))
 
     def _last_values(self, episodes: Dataset, rows: np.ndarray) -> Tensor:
-        """Values of what is observed after the last step of each episode."""
+        """Returns the values of the observations after the last step of each episode."""
         windows = self.policy.windows(episodes, next_obs=True, lookahead=1 - self.policy.window.action_offset)
         with self.evaluation():
             return self.value(windows.gather(rows).to(self.device).next).cpu()
@@ -190,13 +190,13 @@ def chain_log_prob(policy: Policy, context: Context, chain: Tensor, std: float) 
 
 
 def _step_mean(planner: StepwisePlanner, context: Context, x: Tensor, number: Tensor, n_steps: int) -> Tensor:
-    """Where the deployed sampler moves x (B, H, A) in its step of this number (B,)."""
+    """Returns where the deployed sampler moves x (B, H, A) in its step of this number (B,)."""
     t = number[:, None].expand(x.shape[:2])
     return planner.denoise_step(context, x, t / n_steps, (t + 1) / n_steps)
 
 
 class ChainActor(Actor):
-    """Executes chunks that are sampled with noise in each denoising step, and records their steps.
+    """Actor that executes chunks sampled with noise in each denoising step, and records these steps.
 
     Args:
         actor: Keeps the history of observations.

@@ -95,7 +95,7 @@ class NoiseAliasing(SAC):
 
 
 class NoiseAliasingEngine(RewardedEngine):
-    """Learner of `NoiseAliasing`, which adds the executed chunks to episodes."""
+    """Learner of `NoiseAliasing`, which first adds the executed chunks to episodes."""
 
     config: NoiseAliasing
     annotates = True
@@ -109,7 +109,10 @@ class NoiseAliasingEngine(RewardedEngine):
 
 
 def with_chunks(episodes: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
-    """Adds the column of executed chunks to episodes whose actions are noise. Others are returned as they are."""
+    """Adds the column of executed chunks to episodes whose actions are noise.
+
+    Episodes that have the column are returned as they are.
+    """
     return Dataset([_with_chunks(e, steering) for e in episodes], episodes.metadata)
 
 
@@ -123,7 +126,7 @@ def _with_chunks(episode: Episode, steering: NoiseSteeringWrapper) -> Episode:
 
 
 def demonstrated_chunks(data: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
-    """Episodes of the environment as those of a steered policy, with executed chunks.
+    """Converts episodes of the environment to episodes of a steered policy, with executed chunks.
 
     No noise is known that would have led to them. It is 0, and `NoiseAliasing` does not read it.
     """

@@ -1,4 +1,4 @@
-"""Base class of off-policy actor-critics, for any policy head whose samples have gradients: see `TD3` and `SAC`."""
+"""Base class of off-policy actor-critics, such as `TD3` and `SAC`, for heads whose samples have gradients."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def critic_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
 
 
 def policy_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
-    """Whether the policy follows the critic in an update."""
+    """Returns whether the policy is trained in this update, in which it follows the critic."""
     n_critic_updates = n_updates - method.cloning_updates(steps)
     return n_critic_updates >= method.critic_warmup_updates and n_updates % method.policy_delay == 0
 
 
 @part
 class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
-    """Base class of methods with a critic of plans, and a policy that follows its scores.
+    """Base class of methods with a critic of plans, and a policy that learns to maximize its scores.
 
     Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
     off by a time limit is no end: the value of what would follow counts.
@@ -72,7 +72,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
         return RewardedEngine(self, policy, seed, steps, data)
 
     def cloning_updates(self, steps: int) -> int:
-        """Returns the number of updates before the first one of the critic, if there are `steps` in all."""
+        """Returns the number of updates of pure cloning before the critic is trained, out of `steps`."""
         return 0
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
@@ -113,7 +113,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
         return error + self.score_penalty(nets, scores, batch, rng), {"score": scores.mean(0)}
 
     def score_penalty(self, nets: Any, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
-        """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
+        """Returns a penalty for the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
         return 0.0
 
     @abstractmethod

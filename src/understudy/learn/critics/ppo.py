@@ -1,4 +1,4 @@
-"""Proximal policy optimization: updates on the newest round of episodes, which stay close to the policy that acted."""
+"""Proximal policy optimization (PPO): updates on the newest episodes that stay close to the policy that acted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REWARD_UNITS = "reward_units"  # and the unit of each objective, if there are se
 
 @part
 class PPO(RewardedConfig):
-    """Proximal policy optimization, for policies of numbers and of classes that act one step at a time.
+    """Proximal policy optimization, for policies that act one step at a time, with numbers or classes.
 
     After each round, the advantages of its actions are estimated once. Updates then read its steps in passes without
     replacement, and raise the density of good actions while it is near that of the policy that acted. Use it with
@@ -114,7 +114,7 @@ class PPO(RewardedConfig):
 
 
 class PPOLearner(RewardedLearner):
-    """Learner of `PPO`."""
+    """Learner of `PPO`, which trains on its newest rollouts."""
 
     config: PPO
 
@@ -146,7 +146,7 @@ class PPOLearner(RewardedLearner):
     annotates = True
 
     def check_policy(self, policy: Policy) -> None:
-        """Raises Unsupported if the learner has no density of what the policy does."""
+        """Raises Unsupported if the policy gives no density of its actions."""
         if policy.window.horizon != 1 or policy.window.action_offset:
             raise Unsupported("the density is that of one action for each observation", where="PPO",
                               hint="use a policy with horizon=1 and action_offset=0")
@@ -200,7 +200,7 @@ class PPOLearner(RewardedLearner):
         return log_prob, self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
 
     def _with_columns(self, episodes: Dataset, columns: dict[str, Tensor]) -> Dataset:
-        """The episodes with columns of all their steps, (T, ...), and the number of this update."""
+        """Returns the episodes with further columns, (T, ...), and the number of this update."""
         ends = np.cumsum(episodes.lengths)[:-1]
         rows = zip(*(np.split(column.numpy(), ends) for column in columns.values()), strict=True)
         units = {REWARD_UNITS: self.reward_units} if len(self.reward_units) > 1 else {}
@@ -281,7 +281,7 @@ class PPOLearner(RewardedLearner):
         return float(total[0] / total[1])
 
     def _standardized(self, x: Tensor) -> Tensor:
-        """Each column of x (B, K) with mean 0 and standard deviation 1 over the batches of all processes."""
+        """Standardizes each column of x (B, K) over the batches of all processes."""
         exact = x.double()  # a mean far larger than the deviation takes more digits than float32 has
         sums = torch.stack([torch.ones_like(exact).sum(0), exact.sum(0), exact.square().sum(0)])
         self.processes.all_reduce([sums])
@@ -315,7 +315,7 @@ def left_out_advantage(reward: Tensor, lengths: Sequence[int], group_size: int, 
 
 
 class EpochSampler(BatchSampler):
-    """Batches that read all windows, in a new order each time, before they read any again.
+    """Sampler whose batches read all windows, in a new random order each time, before they read any again.
 
     Args:
         start: Number of the first batch.

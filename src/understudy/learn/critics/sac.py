@@ -1,4 +1,4 @@
-"""SAC: an actor-critic whose policy also maximizes its entropy, for policy heads with a density."""
+"""SAC: an actor-critic whose policy also maximizes its entropy, for heads with a density."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SAC(ActorCritic):
         return self.bootstrapped(nets, batch, value - nets.temperature() * log_prob.sum(1))
 
     def executed_plan(self, nets: Any, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Returns what the critic scores of coded plans of the policy, (B, H, A)."""
+        """Returns the part of coded plans, (B, H, A), that the critic scores."""
         return nets.policy.decode(coded, obs)
 
     def followed_critic(self, nets: Any) -> Critic:
@@ -90,7 +90,7 @@ class SAC(ActorCritic):
 
 
 class Temperature(nn.Module):
-    """The weight of the entropy, which stays positive."""
+    """The weight of the entropy in SAC, which stays positive."""
 
     def __init__(self, first: float, is_trained: bool):
         super().__init__()

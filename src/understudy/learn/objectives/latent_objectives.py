@@ -19,7 +19,7 @@ from .representation_objectives import RepresentationObjective, encoding_size
 
 @part
 class LatentDynamics(RepresentationObjective):
-    """Predicts each next encoding in the policy's window from those so far and a hidden action.
+    """Objective that predicts each next encoding in the policy's window from the earlier ones and a hidden action.
 
     A causal network tells the hidden action of a step from the encodings up to its end. Another one predicts that end
     from the encodings and hidden actions before it. No actions are read. The hidden action must be too narrow to hold
@@ -48,7 +48,7 @@ class LatentDynamics(RepresentationObjective):
 
 
 class LatentDynamicsLoss(nn.Module):
-    """The function of `LatentDynamics`, with its inverse model and its predictor."""
+    """The loss function of `LatentDynamics`, with its inverse model and its predictor."""
 
     def __init__(self, config: LatentDynamics, policy: Policy):
         super().__init__()
@@ -63,7 +63,7 @@ class LatentDynamicsLoss(nn.Module):
             in ((self.n_steps, size, config.latent), (self.n_steps - 1, size + config.latent, size)))
 
     def sequence(self, captured: Mapping[str, Tensor]) -> Tensor:
-        """The encodings of the steps of the window, (B, T, D)."""
+        """Returns the encodings of the steps of the window, (B, T, D)."""
         return captured["context"][:, self.order].unflatten(1, (self.n_steps, -1)).flatten(2)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +77,7 @@ class LatentDynamicsLoss(nn.Module):
 
 
 def _covariance(encodings: Tensor) -> Tensor:
-    """The mean squared covariance of two different components, from rows (N, D)."""
+    """Returns the mean squared covariance of two different components, from rows (N, D)."""
     size = encodings.shape[1]
     covariance = encodings.T.cov().reshape(size, size)
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()

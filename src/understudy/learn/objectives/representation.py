@@ -25,7 +25,7 @@ from .representation_objectives import InverseDynamics
 
 @part
 class RepresentationLearning(Algorithm):
-    """Trains the encoder of a policy on a list of objectives.
+    """Trains the encoder of a policy on a list of objectives, for later stages.
 
     It is the learner of a stage. The policy of a later stage takes over the encoder with `InitializeFrom`, and trains
     it further or keeps it frozen. Both policies need the same encoder, inputs and number of observation steps.

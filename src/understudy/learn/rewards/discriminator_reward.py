@@ -1,4 +1,4 @@
-"""Rewards of a discriminator that tells demonstrations from what the policy does."""
+"""Adversarial rewards: a discriminator tells demonstrations from what the policy does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SATURATED = 10.0  # mean absolute logit at which a discriminator is certain: its
 
 @part
 class DiscriminatorReward(RewardModelConfig):
-    """The reward of a discriminator D, the probability that a step is of a demonstration.
+    """Reward model config: a discriminator D, the probability that a step is of a demonstration (GAIL, AIRL).
 
     | form | reward |
     |---|---|
@@ -101,7 +101,7 @@ class DiscriminatorReward(RewardModelConfig):
 
 
 class Discriminator(RewardModel):
-    """The model of `DiscriminatorReward`."""
+    """The discriminator network that `DiscriminatorReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)
@@ -122,7 +122,7 @@ class Discriminator(RewardModel):
         return layers
 
     def loss(self, own, expert, rng):
-        """The cross-entropy of a row of the policy and of one of a demonstration, and the gradient penalty."""
+        """Returns the cross-entropy of policy rows against demonstration rows, and the gradient penalty."""
         own_logit, expert_logit = self.logit(own), self.logit(expert)
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:
@@ -162,7 +162,7 @@ class Discriminator(RewardModel):
         return value - batch.extra["log_prob"][:, 0] if self.config.form == "airl" else value
 
     def value(self, batch) -> Tensor:
-        """Returns the logit, or for "airl" f, (B,)."""
+        """Returns the logit log D - log(1 - D) of each row or, for "airl", the function f, (B,)."""
         value = self.layers(self.read(batch)).squeeze(-1)
         if self.potential is None:
             return value

@@ -1,4 +1,4 @@
-"""Similarity queries: an encoder learns which two of three segments a person finds most similar."""
+"""Learns an encoder from similarity queries: which two of three segments a person finds most similar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
 
 
 def check_queries(data: Dataset) -> None:
-    """Refuses episodes that do not have exactly three segments. Raises DataError."""
+    """Raises DataError for episodes that do not have exactly three segments."""
     for number, episode in zip(data.indices, data, strict=True):
         if (values := np.unique(episode.steps[SIMILARITY][:len(episode)]).tolist()) != [0, 1, 2]:
             raise DataError(f"its values are {', '.join(f'{value:g}' for value in values)}",
@@ -82,7 +82,7 @@ class SimilarityLearning(Algorithm):
 
 
 class _Queries(nn.Module):
-    """All queries, in the memory of the CPU. They have no trained weights.
+    """All similarity queries, in the memory of the CPU.
 
     Attributes:
         columns: What the encoder reads, padded to the longest query, (N, T, ...).

@@ -23,7 +23,7 @@ from ..registry import method
         when="if few demonstrations come with many other episodes, some steps of which are like demonstrated ones.")
 @part
 class ISWBC(Algorithm):
-    """Clones all steps, weighted by a discriminator that tells demonstrations from the others.
+    """Clones all episodes, each step weighted by a discriminator of demonstrations and other episodes (ISW-BC).
 
     The weight is the ratio of the demonstrations' density to that of both. A batch is half demonstrations. With the
     logit of the discriminator, the ratio is ``2 * sigmoid(logit)``.
@@ -60,11 +60,11 @@ class ISWBC(Algorithm):
 
     @prepare
     def joined(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Adds the demonstrations as further rows."""
+        """Adds the demonstrations to the batch as further rows."""
         return join_batches([batch, batch.others["expert"]])
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the rows, (B,). Those of the demonstrations are not logged."""
+        """Returns the weights of the rows, (B,)."""
         weights = 2 * nets.reward.reward(batch, nets.policy)[:, 0].sigmoid()
         return weights, {"weight": weights[:len(batch) // 2]}
 

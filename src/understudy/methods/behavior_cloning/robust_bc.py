@@ -79,7 +79,7 @@ class RobustBC(Algorithm):
 
     @prepare
     def chosen(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Returns the block that trains."""
+        """Selects the block of a batch that trains the policy, and returns it."""
         cuts = [len(batch) * k // self.n_blocks for k in range(self.n_blocks + 1)]
         blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
         policy, rival = (net.loss(batch, rng.clone_state()).float().sum(1) / batch.mask.sum(1).clamp(min=1)
@@ -88,7 +88,7 @@ class RobustBC(Algorithm):
         return batch.select_rows(blocks[self.choose_block(differences)])
 
     def choose_block(self, differences: Tensor) -> int:
-        """Returns the block that trains, given the mean loss of the policy minus that of its rival, (n_blocks,)."""
+        """Returns which block of the batch trains, given the differences of mean losses to the rival, (n_blocks,)."""
         return median_block(differences)
 
     @loss("policy")
@@ -101,12 +101,12 @@ class RobustBC(Algorithm):
 
 
 def median_block(differences: Tensor) -> int:
-    """The index of the median, (n_blocks,). Of an even number of blocks, it is the lower of the two in the middle."""
+    """Returns the index of the median, (n_blocks,), or of the lower of the two in the middle."""
     return int(differences.argsort(stable=True)[(len(differences) - 1) // 2])
 
 
 def _other_weights(policy: Policy) -> Policy:
-    """A policy with the same statistics and the weights of the next seed."""
+    """Builds a policy with the same statistics and the initial weights of the next seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
         rival = Policy(policy.config, policy.features)

@@ -22,7 +22,7 @@ from ..registry import method
 
 @part
 class PooledHistoryEncoder(Encoder):
-    """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
+    """Transformer encoder that pools all past observation steps into one token after a few blocks.
 
     The first `pool_after` blocks run over the tokens of all steps. A token reads those of its step and of earlier ones.
     Then the tokens of all past steps are replaced by their mean, the context token, which comes first, and the other
@@ -68,7 +68,7 @@ class PooledHistoryEncoder(Encoder):
         return _PooledHistoryNet(self, features, n_obs_steps)
 
     def pool(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pools the tokens of the past steps.
+        """Pools the tokens of the past steps into one token.
 
         Args:
             tokens: The tokens, (B, N, D).

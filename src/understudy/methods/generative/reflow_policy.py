@@ -79,7 +79,7 @@ class ReflowPolicy(Distillation):
 
     @property
     def source(self) -> Any:
-        """The head of the teacher, with `teacher_steps`."""
+        """Head of the teacher, with `teacher_steps`."""
         return replace(self.trained_teacher.config.head, n_steps=self.teacher_steps)
 
     @loss("policy")

@@ -97,7 +97,7 @@ class FB(ScoreMaximizing):
     @first
     @prepare
     def with_latents(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Gives each row a vector z: uniform on the sphere, and a fraction of them the B of other steps."""
+        """Gives each row a random vector z: uniform on the sphere, or the representation B of another step."""
         assert batch.next is not None
         n, device = len(batch), batch.mask.device
         uniform = torch.randn(n, nets.policy.features[LATENT].size, generator=rng, device=device)
@@ -126,18 +126,18 @@ class FB(ScoreMaximizing):
 
 
 def _mean_of_others(pairs: Tensor) -> Tensor:
-    """Mean of each row of a square matrix (..., B, B) without the diagonal, (..., B)."""
+    """Returns the mean of each row of a square matrix (..., B, B) without the diagonal, (..., B)."""
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / max(pairs.shape[-1] - 1, 1)
 
 
 def embed(backward: Representation, obs) -> Tensor:
-    """The backward representation of observations, (B, D)."""
+    """Returns the backward representation of observations, (B, D)."""
     return on_sphere(backward(obs)[0])
 
 
 @torch.no_grad()
 def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | None = None) -> Tensor:
-    """Returns the z of a reward, (D,), or of a set of states, whose policy visits them.
+    """Returns the vector z, (D,), that makes the policy maximize a reward, or visit a set of states.
 
     Args:
         backward: The module "backward" of a checkpoint.
@@ -163,7 +163,7 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
 
 @dataclass(frozen=True)
 class GoalLatent(GoalVector):
-    """Gives a policy the z of the goal.
+    """Planner that gives a policy the vector z of the goal.
 
     Args:
         backward: The network B.

@@ -120,7 +120,7 @@ class HIQL(ImplicitValues):
 
 @dataclass(frozen=True)
 class UnitSubgoals(PlannerWrapper):
-    """Gives planned subgoals the length that representations of goals have."""
+    """Planner that scales planned subgoals to the length that representations of goals have."""
 
     planner: Planner | Unresolved = None
 

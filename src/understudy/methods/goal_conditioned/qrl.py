@@ -113,7 +113,7 @@ class QRL(ScoreMaximizing, GoalValues):
 
 
 class IntervalQuasimetric(nn.Module):
-    """Interval quasimetric embedding: lengths of unions of intervals from x to y, their mean mixed with their maximum.
+    """Interval quasimetric embedding (IQE): a learned asymmetric distance, by lengths of unions of intervals.
 
     Args:
         size: Number of intervals in each group.
@@ -124,14 +124,14 @@ class IntervalQuasimetric(nn.Module):
         self.size, self.mix = size, nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances from x to y, (B,), of vectors (B, D)."""
+        """Returns the distances from x to y, (B,), of vectors (B, D)."""
         lengths = union_length(x.unflatten(-1, (-1, self.size)), y.unflatten(-1, (-1, self.size)))
         share = self.mix.sigmoid()
         return share * lengths.mean(-1) + (1 - share) * lengths.amax(-1)
 
 
 def union_length(x: Tensor, y: Tensor) -> Tensor:
-    """Length of the union of the intervals from x to y, (...), of tensors (..., D). One with y <= x is empty."""
+    """Returns the length of the union of the intervals from x to y, (...), of tensors (..., D)."""
     ends, order = torch.cat([x, torch.maximum(x, y)], -1).sort(-1)
     n_open = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
     return ((n_open[..., :-1] > 0) * ends.diff(dim=-1)).sum(-1)

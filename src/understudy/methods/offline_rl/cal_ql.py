@@ -21,7 +21,10 @@ RETURN = "return_to_go"
 
 @part
 class CompleteReturns:
-    """Adds the discounted return from each step on. It is minus infinity where a cut-off lacks 1 % of it or more."""
+    """Adds a column with the discounted return from each step on.
+
+    It is minus infinity where a cut-off lacks 1 % of it or more.
+    """
 
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
 

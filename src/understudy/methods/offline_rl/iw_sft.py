@@ -30,7 +30,9 @@ from ..registry import method
 
 @part
 class ReturnStrata(Operation):
-    """Keeps the episodes with the largest returns. One that is among several of the fractions counts as often.
+    """Keeps the episodes with the largest returns, some several times.
+
+    An episode that is among several of the fractions counts as often.
 
     Args:
         fractions: Fractions of the episodes, from 0 to 1.
@@ -45,7 +47,7 @@ class ReturnStrata(Operation):
 
 
 class WholeEpisodeSampler(BatchSampler):
-    """Batches of whole episodes, for weights that depend on all steps of an episode.
+    """Sampler of whole episodes, for weights that depend on all steps of an episode.
 
     Episodes are drawn, also repeatedly, until the batch is full. Of the last one there are as many steps as fit, from a
     random step on, and then from its first. `extra["episode"]`, (B, 1), numbers the draws.

@@ -56,7 +56,7 @@ class ReCOIL(IQL):
 
     @property
     def largest(self) -> float:
-        """The score of a demonstrated step, and the cost of an end."""
+        """Score of a demonstrated step, and the cost of an end."""
         return 2 / (1 - self.discount)
 
     @prepare

@@ -44,7 +44,7 @@ ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...
 
 
 class CalibratedScorer(CheckpointModule):
-    """A scorer of observations with what it gives for the training data. Its rewards there are at least 0.
+    """Scorer of observations that is calibrated on the training data, so that its rewards there are at least 0.
 
     Args:
         scorer: Called with the columns of single observations, {name: (B, ...)}, returns their scores, (B,). A module
@@ -80,7 +80,7 @@ class CalibratedScorer(CheckpointModule):
 
     @torch.no_grad()
     def scores(self, episode: Episode) -> Tensor:
-        """Scores of all observations of an episode, (T,) or (T+1,), on the CPU."""
+        """Returns the scores of all observations of an episode, (T,) or (T+1,), on the CPU."""
         observed = {k: torch.tensor(np.asarray(v), device=self.minimum.device) for k, v in episode.steps.items()
                     if role(k) == "observation" and np.asarray(v).dtype.kind in "biuf"}
         rows = min(len(v) for v in observed.values())
@@ -116,7 +116,7 @@ class CalibratedScorer(CheckpointModule):
 
 @part
 class ScoredReturn(ColumnChange):
-    """Adds the return to go of rewards that a scorer gives, (T+1, 1). Neither data nor environment need rewards.
+    """Adds a column of returns to go of a scorer's rewards, (T+1, 1). No rewards of the data are needed.
 
     The reward of a step is the score of its observation, such as the similarity to the words of the task, minus the
     lowest score of the training data. While acting, the column is the target return at the first step, then reduced by
@@ -214,7 +214,7 @@ class TaskContrast(Algorithm):
 
 @dataclass(frozen=True)
 class TaskSimilaritySpec:
-    """Everything but the weights and the columns that determines a scorer.
+    """Settings and columns that determine a scorer `TaskSimilarity`, without its weights.
 
     Attributes:
         policy: The policy of the stage. The scorer has its codec and its inputs.
@@ -229,7 +229,7 @@ class TaskSimilaritySpec:
 
 
 class TaskSimilarity(BuiltModule):
-    """The similarity of an observation to the words of a task, divided by a temperature.
+    """Scorer by the similarity of an observation to the words of a task, divided by a temperature.
 
     Args:
         features: The columns of the policy of the stage.
@@ -268,7 +268,7 @@ class TaskSimilarity(BuiltModule):
 
 @part
 class ScorerCalibration(Algorithm):
-    """Stores what a frozen scorer gives for the training data: its lowest score and the return to ask for.
+    """Trains nothing: it stores a frozen scorer's lowest score and typical return on the training data.
 
     It is the learner of a stage. Its checkpoint has the module "reward", which `ScoredReturn` reads. Nothing is
     trained, neither the scorer nor the policy of the stage.

@@ -205,7 +205,7 @@ class DichotomyOfControl(Algorithm):
 
 
 class _Posterior(nn.Module):
-    """Mean and standard deviation of the latent, given observations, actions and rewards of the next steps."""
+    """Network that infers the latent from observations, actions and rewards of the next steps."""
 
     reward_mean: Tensor
     reward_std: Tensor
@@ -223,7 +223,7 @@ class _Posterior(nn.Module):
             self.register_buffer(name, torch.ones(()))
 
     def fit_rewards(self, data: Dataset) -> None:
-        """Sets the statistics of rewards and returns to go."""
+        """Computes the statistics of rewards and returns to go."""
         reward, returns = (torch.from_numpy(np.concatenate([np.ravel(e.steps[k][: len(e)]) for e in data])).double()
                            for k in (REWARD, RETURN))
         self.reward_mean.fill_(reward.mean())
@@ -231,7 +231,7 @@ class _Posterior(nn.Module):
         self.return_std.fill_(returns.std(correction=0).clamp(min=1e-6))
 
     def future(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coded observations (B, L + 1, O), actions (B, L, A), rewards (B, L) and which steps there are (B, L)."""
+        """Returns coded observations (B, L + 1, O), actions (B, L, A), rewards (B, L) and which steps exist (B, L)."""
         codec, config, L = self._policy[0].codec, self._policy[0].config, self.config.lookahead
         rows = {k: batch.extra[k] for k in self.columns}
         latent = batch.obs[self.config.column][:, :1]
@@ -252,7 +252,7 @@ class _Posterior(nn.Module):
 
 
 class _Energy(nn.Module):
-    """A score of each cause with each of its effects: (B, 1, C) and (B, N, E) to (B, N)."""
+    """Network that scores each cause with each of its effects: (B, 1, C) and (B, N, E) to (B, N)."""
 
     def __init__(self, cause: int, effect: int, hidden: Sequence[int]):
         super().__init__()

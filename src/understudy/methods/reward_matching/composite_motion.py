@@ -23,7 +23,7 @@ from .gail import gail
 
 @part
 class CompositeReward(RewardModelConfig):
-    """A discriminator for each of some columns, such as those of an arm and of legs, and the environment's reward.
+    """Reward model config: one discriminator for each of some columns, such as of arm and legs, and the task's reward.
 
     Each discriminator reads its own column alone. So what demonstrations show of one column need not fit what they
     show of another: they may be clips of different motions, side by side in one episode. `PPO` keeps these objectives
@@ -73,7 +73,7 @@ class CompositeReward(RewardModelConfig):
 
 
 class CompositeModel(RewardModel):
-    """The model of `CompositeReward`."""
+    """The reward model that `CompositeReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)

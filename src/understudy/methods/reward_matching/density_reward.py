@@ -18,7 +18,7 @@ from .pwil import pwil
 
 @part
 class DensityReward(EpisodeRewardConfig):
-    """The logarithm of a kernel density estimate of the steps of demonstrations.
+    """Reward: the logarithm of a kernel density estimate of demonstrated steps.
 
     It has a Gaussian kernel in coded units. The reward is negative far from demonstrations, so that ends of episodes
     must have a reason other than the reward. There it is about -10 a step, whose sum a critic learns slowly: if the

@@ -23,7 +23,7 @@ from .airl import airl
 
 
 class ScoreBound(MeanBound):
-    """Warns once if the environment ends episodes of the policy and no demonstration ends, besides what it refuses."""
+    """Bound on scores that also warns once if only the policy's episodes end, and no demonstration."""
 
     def __init__(self, largest: float, data: Dataset):
         super().__init__(largest)

@@ -25,7 +25,9 @@ from .pwil import pwil
 
 @part
 class SiameseReward(EpisodeRewardConfig):
-    """``exp(-(frame_weight * d_e + sequence_weight * d_h))``, where d compares a step with that of a demonstration.
+    """Reward model config: learned distances of a step, and of all steps so far, to a demonstration.
+
+    The reward is ``exp(-(frame_weight * d_e + sequence_weight * d_h))``.
 
     Steps with the same number are compared, and later ones with the last of the demonstration. d_e is the mean squared
     difference of the encodings of the next observation, and d_h that of the states of an LSTM, which has read all
@@ -67,7 +69,7 @@ class SiameseReward(EpisodeRewardConfig):
 
 
 class SiameseModel(EpisodeReward):
-    """The model of `SiameseReward`. Its rewards are those of the networks at the last round."""
+    """The reward model that `SiameseReward` configures. Its rewards change only with collection rounds."""
 
     n_rounds: Tensor
 
@@ -83,7 +85,7 @@ class SiameseModel(EpisodeReward):
         self.own: list[Tensor] = []
 
     def follow(self, data: Dataset) -> Dataset:
-        """Takes the present networks if there is a new round, and returns the episodes with their rewards."""
+        """Updates the networks of the rewards if there is a new round, and returns the episodes with rewards."""
         last, expert = max((e.metadata.get(ROUND, -1) for e in data), default=-1), set(expert_episodes(data))
         if last >= self.n_rounds:
             self.scoring.load_state_dict(self.encoders.state_dict())
@@ -107,7 +109,7 @@ class SiameseModel(EpisodeReward):
         return sum((w * term for w, term in zip(self.config.loss_weights, terms, strict=True)), h.new_zeros(len(h)))
 
     def contrast(self, codes: Tensor) -> Tensor:
-        """Returns how far the second code is from the first, and how far the third lacks of the margin, (N, ...)."""
+        """Returns how far the second code is from the first, and what the third lacks of the margin, (N, ...)."""
         first, similar, other = codes.unbind(1)
         return mean_square(first, similar) + (self.config.margin - mean_square(first, other)).relu()
 
@@ -147,7 +149,7 @@ class SiameseModel(EpisodeReward):
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared difference of vectors, (..., D), (...)."""
+    """Returns the mean squared difference of vectors, (..., D), (...)."""
     return (a - b).square().mean(-1)
 
 

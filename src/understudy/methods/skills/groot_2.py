@@ -131,7 +131,7 @@ class InstructedAutoencoder(SkillAutoencoder):
 
 @dataclass(frozen=True)
 class _LabeledFraction:
-    """Sampling weights with which labeled steps are this fraction of all windows."""
+    """Sampling weights with which a fixed fraction of all windows has labeled steps."""
 
     inputs: tuple[str, ...]
     labeled: float
@@ -159,7 +159,7 @@ class _LabeledFraction:
         when="if few of many episodes are described in words.")
 def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64,
             features: Schema | None = None) -> Method:
-    """Follows words that few episodes have: they give places in a space of latents that all episodes teach.
+    """Follows instructions that few episodes have, by a space of latents that all episodes train (GROOT-2).
 
     Args:
         period: Number of steps of a piece, and while acting of a latent.

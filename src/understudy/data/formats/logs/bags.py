@@ -69,7 +69,7 @@ def preview_bags(path: Path) -> Dataset:
 
 
 def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
-    """The recordings that have messages, and a warning for each that has none. All of them if none has messages."""
+    """Opens the recordings that have messages, and warns of each that has none. Opens all if none has messages."""
     paths = recording_paths(path)
     logs = [streams.open_log(p) for p in paths if p.is_dir() or p.stat().st_size]
     full = [log for log in logs if any(log.counts.values())]
@@ -146,7 +146,7 @@ class _AlignedRecording:
 
 
 class BagSource(ColumnSource):
-    """Recordings as episodes.
+    """Reader of recordings of messages (MCAP files and ROS bags) as episodes.
 
     Args:
         notes: Further warnings, such as about topics that the mapping leaves out.
@@ -201,7 +201,7 @@ class BagSource(ColumnSource):
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def _features(self, recordings) -> dict[str, Feature]:
-        """Features from the first message of each column, in the first recording that has one."""
+        """Finds the features of columns from the first message of each, in the first recording that has one."""
         out = {}
         for name, c in self.mapping.columns.items():
             if c.topic is None:
@@ -251,7 +251,7 @@ class BagSource(ColumnSource):
         return replace(feature, names=names if names and len(names) == feature.size else None)
 
     def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:
-        """(first of the kept ticks, rows, whether one more is observed) of each episode."""
+        """Aligns a recording. Returns first tick, number of rows, and whether one more row is observed, by episode."""
         m = self.mapping
         scan = RecordingScan.from_log(log, m.topics, m.columns, self.schema, m.time_source, self._paths)
         order, sorted_ = {}, {}
@@ -339,7 +339,7 @@ class BagSource(ColumnSource):
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
 
     def _episodes(self, log, ticks, is_complete, is_observed, has_value, mark) -> Iterator[tuple[np.ndarray, bool]]:
-        """(the ticks of each episode, whether the last of them is only observed). Says what is not whole."""
+        """Yields the ticks of each episode, and whether the last is only observed. Warns of incomplete episodes."""
         rows, name = np.flatnonzero(is_complete), log.path.name
 
         def missing(begin, end):

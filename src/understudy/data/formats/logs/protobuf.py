@@ -1,4 +1,4 @@
-"""Decoding of Protocol Buffers messages by the descriptors in the file. No code is generated or run.
+"""Decoder of Protocol Buffers messages by the descriptors in the file. No code is generated or run.
 
 A schema is a FileDescriptorSet with the file of the message and all that it imports (MCAP registry, foxglove/mcap,
 website/docs/spec/registry.md). A field with presence that was not set is left out of a message. A field without
@@ -17,7 +17,7 @@ from ..parts.read_errors import first_line, import_optional
 
 
 class Message(dict):
-    """The fields of a message by name.
+    """The fields of a decoded Protocol Buffers message by name.
 
     Values are numbers and text, arrays of repeated numbers and of bytes, messages, and lists of them. Times and
     durations are `Timestamp`.
@@ -25,7 +25,7 @@ class Message(dict):
 
 
 class Timestamp(float):
-    """google.protobuf.Timestamp or Duration, in s.
+    """A google.protobuf.Timestamp or Duration, in s.
 
     Attributes:
         ns: The same in ns, an integer.

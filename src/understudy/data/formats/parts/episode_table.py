@@ -1,4 +1,4 @@
-"""A single CSV table with several episodes. One column says which episode a row belongs to."""
+"""Splits a single CSV table with several episodes. One column says which episode a row belongs to."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
 
 
 def are_ends(values: np.ndarray, steps: int) -> bool:
-    """Whether whole numbers (E,) are the step after the last of each episode. Lengths of several never are."""
+    """Returns whether whole numbers (E,) are episode ends: each is the step after the last of an episode."""
     return len(values) > 1 and values[-1] == steps and values[0] > 0 and bool((np.diff(values) > 0).all())
 
 
 def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") -> str:
-    """Returns how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
+    """Returns how to read episodes that lie end to end, if an array says where they end. Otherwise "".
 
     Args:
         arrays: Arrays by name, of which those of one dimension are looked at.

@@ -1,4 +1,4 @@
-"""What a file or a folder is, from its first bytes and from names. Nothing is decoded.
+"""Finds out what a file or a folder is, from its first bytes and from names. Nothing is decoded.
 
 The detection of formats, the readers, the audit of files and their repair all ask here.
 """
@@ -71,7 +71,7 @@ def folder_kind(path: Path) -> str:
 
 
 def is_lerobot(path: Path) -> bool:
-    """Whether a path is a LeRobot data set of version 2 or 3, as understudy records it."""
+    """Returns whether a path is a LeRobot data set of version 2 or 3, as understudy records it."""
     return (path / "meta/info.json").exists()
 
 
@@ -86,7 +86,7 @@ def minari_folder(path: Path) -> Path | None:
 
 
 def is_zarr(names: Iterable[str]) -> bool:
-    """Whether files of these names, in a folder or a zip file, are a zarr store, or a store is in a folder there."""
+    """Returns whether files of these names, in a folder or a zip file, are a zarr store or contain one."""
     return any(name.rsplit("/", 1)[-1] in _ZARR_ROOTS for name in names)
 
 
@@ -115,7 +115,7 @@ def recording_paths(path: Path) -> list[Path]:
 
 
 def file_order(path: Path) -> tuple:
-    """Sort key that orders files by the last number in their names."""
+    """Returns a sort key that orders files by the last number in their names."""
     return number_sort_key(path.stem)
 
 

@@ -22,7 +22,7 @@ MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How a format names its arrays.
+    """The names that a format gives its arrays, and the columns that they are read as.
 
     Args:
         columns: Column of each array whose column has another name, by key.
@@ -126,7 +126,7 @@ def describe_kind(alike: Any) -> str:
 
 
 def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> bool:
-    """Whether an array describes an episode, such as a camera matrix, an initial state or the marks of subtasks.
+    """Returns whether an array describes an episode, such as a camera matrix, and is no column.
 
     It has few values and not a row for each step. Its name is that of no observation, action or outcome, and of no
     `infos` of the steps.
@@ -141,7 +141,7 @@ def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> b
 
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
-    """Returns the metadata of a data set, for `Dataset.metadata`.
+    """Builds the metadata of a data set, for `Dataset.metadata`.
 
     Args:
         fps: Steps per second. Anything but a positive number becomes None.
@@ -152,12 +152,12 @@ def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps:
 
 
 def is_rate(value: Any) -> bool:
-    """Whether a value is a positive, finite number."""
+    """Returns whether a value can be a rate: a positive, finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def checked_rate(fps: Any, where: str) -> float:
-    """Checks that steps per second that the user gave are a positive, finite number. Returns them as a float."""
+    """Returns the steps per second that the user gave as a float. They must be positive and finite."""
     if isinstance(fps, np.generic):
         fps = fps.item()
     if not is_rate(fps):
@@ -185,7 +185,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
 
 
 def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
+    """Builds the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
 
     Args:
         lengths: Number of steps of each episode, (E,).
@@ -206,7 +206,7 @@ def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
 
 
 def image_feature(data: bytes, where: str) -> Feature:
-    """Returns the feature of images from one that is encoded as PNG or JPEG."""
+    """Returns the feature of decoded images, given that of images that are encoded as PNG or JPEG."""
     if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")

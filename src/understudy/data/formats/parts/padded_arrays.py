@@ -1,4 +1,4 @@
-"""Arrays of episodes padded to one length: (episodes, steps, ...), or (steps, episodes, ...) with time first."""
+"""Reads episodes padded to one length: arrays (episodes, steps, ...), or (steps, episodes, ...) with time first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MANY_STEPS = 10  # a second axis of this length in states and actions is one of
 
 
 class PaddedSource(WrapperSource):
-    """A source whose only episode has padded arrays, in which each row of the padded arrays is an episode.
+    """Wraps a source with padded arrays so that each row of the arrays becomes an episode.
 
     Args:
         inner: The arrays as they are stored, with the rows of the first axis.
@@ -64,7 +64,7 @@ class PaddedSource(WrapperSource):
         return values.reshape(len(values), *f.shape).astype(values.dtype if f.kind == "string" else f.dtype, copy=False)
 
     def _stored(self, name: str, episode: int) -> np.ndarray:
-        """The rows of a column of an episode as they are stored."""
+        """Returns the rows of a column of an episode as they are stored."""
         padded, rows = self.inner.column(name, 0), int(self._rows[name][episode])
         return np.asarray(padded[:rows, episode] if self._time_first else padded[episode, :rows])
 
@@ -127,7 +127,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
 
 
 def padded_hint(shapes: Mapping[str, tuple[int, ...]], lists: Mapping[str, np.ndarray]) -> str:
-    """Returns how to read arrays that look padded, because their first two axes are the same. Else "".
+    """Returns how to read arrays that look padded, because their first two axes are the same. Otherwise "".
 
     Args:
         shapes: Shapes of the arrays that have a row for each step.
@@ -172,12 +172,12 @@ def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
 
 
 def _shapes(source: ColumnSource) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a source of one episode, with their rows."""
+    """Returns the shapes of the arrays of a source of one episode, with their rows."""
     return {name: (int(source.rows(name)[0]), *f.shape) for name, f in source.schema.items()}
 
 
 def _axes(shape: tuple[int, ...], time_first: bool) -> tuple[int, int]:
-    """The numbers of episodes and steps of a padded array. They are -1 if it has one axis."""
+    """Returns the numbers of episodes and steps of a padded array. They are -1 if it has one axis."""
     if len(shape) < 2:
         return -1, -1
     return (shape[1], shape[0]) if time_first else (shape[0], shape[1])

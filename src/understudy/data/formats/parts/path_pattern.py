@@ -1,4 +1,4 @@
-"""Path patterns of LeRobot data sets, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"."""
+"""Fills path patterns of LeRobot data sets, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"."""
 
 from __future__ import annotations
 

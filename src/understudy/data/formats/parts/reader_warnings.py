@@ -6,19 +6,19 @@ from collections.abc import Collection, Iterable
 
 
 class MisreadingWarning(str):
-    """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
+    """A warning that a reader may misread the data. Other warnings tell what was left out or corrected."""
 
 
 class NoActionWarning(str):
-    """A warning of a reader that no column is called action, which is dropped where the user names columns."""
+    """A warning that no column is called action. It is dropped if the user names the columns."""
 
 
 class LineOfNamesWarning(str):
-    """A warning of a reader about the line of a table that should have the names of its columns."""
+    """A warning about the first line of a table, which should have the names of its columns."""
 
 
 class ArrayWarning(str):
-    """A warning of a reader about one array, which is dropped where the user says how the array is read.
+    """A warning about one array, which is dropped if the user says how to read the array.
 
     Attributes:
         key: Name of the array. The text begins with it.
@@ -28,12 +28,12 @@ class ArrayWarning(str):
 
     @classmethod
     def about(cls, key: str, text: str) -> ArrayWarning:
-        """Returns the warning about an array."""
+        """Builds the warning about an array."""
         warning = cls(f"{key}: {text}")
         warning.key = key
         return warning
 
 
 def without_arrays(warnings: Iterable[str], keys: Collection[str]) -> list[str]:
-    """Returns the warnings that are not about some arrays."""
+    """Returns the warnings without those about some arrays."""
     return [w for w in warnings if not (isinstance(w, ArrayWarning) and w.key in keys)]

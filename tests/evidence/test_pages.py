@@ -39,7 +39,7 @@ def test_each_system_has_a_row_that_the_choice_of_its_family_and_status_shows():
     assert [(family, *row) for family, rows in shown.items() for row in rows] == sorted(
         ((system.family, system.row, system.name, system.status) for system in systems()), key=lambda row: row[0])
     family_choice, status_choice = re.findall(r"<select.+?</select>", text)
-    assert re.findall(r'value="(.+?)"', family_choice) == sorted(shown)
+    assert re.findall(r'value="([\w-]+)"', family_choice) == sorted(shown)
     assert re.findall(r"<option>(.+?)</option>", status_choice) == list(STATUSES)
 
 

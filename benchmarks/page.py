@@ -18,7 +18,8 @@ from dataclasses import asdict
 
 import measure
 
-MAX_ROWS = 7  # of a table that is not folded
+MAX_ROWS = 3  # of a table that is not folded
+FOLD_ENDS = "\n\n</details>"
 PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
 
 # The sections in the order of the page: script, title, and what is compared and why it is fast.
@@ -229,10 +230,13 @@ def _table(result: dict, usual: dict[str, str], lines_table: Callable[[list[dict
     other = [machine] * (machine != usual["machine"])
     other += [f"{name} {version}" for name, version in result["versions"].items() if usual.get(name) != version]
     origin = f"`{result['command']}` · {result['date']}" + (f" · {', '.join(other)}" if other else "")
-    pictures = "".join(f"\n\n{words}:\n\n![{words.split(',')[0]}](images/{name})"
-                       for name, words in result.get("pictures", {}).items())
-    remark = f"\n\n{_with_folds(result['says'])}" if "says" in result else ""
-    return lines_table(result["lines"]) + remark + pictures + f"\n\n<small>{origin}</small>"
+    charts = [(words, f"![{words.split(',')[0]}](images/{name})") for name, words in result.get("pictures", {}).items()]
+    parts = [lines_table(result["lines"]), _with_folds(result.get("says", "")),
+             *(_fold(words, chart) for words, chart in charts)]
+    text, origin = "\n\n".join(filter(None, parts)), f"<small>{origin}</small>"
+    if text.count(FOLD_ENDS) == 1 and text.endswith(FOLD_ENDS):  # everything is in one fold
+        return text.replace(FOLD_ENDS, f"\n\n{origin}{FOLD_ENDS}")
+    return f"{text}\n\n{origin}"
 
 
 def _heads(lines: list[dict]) -> str:
@@ -282,16 +286,21 @@ def _said_once(lines: list[dict]) -> tuple[list[dict], str, str]:
              for line in lines], begin.rstrip(":; "), note)
 
 
-def _folded(table: str, words: str = "") -> str:
+def _folded(table: str, words: str = "", title: str = "") -> str:
     """A table of many lines below a line that says how many, and how many goals are met."""
     if (n_rows := table.count("\n|") - 1) <= MAX_ROWS:
-        return table
-    return f"<details markdown>\n<summary>{n_rows} lines{words}</summary>\n\n{table}\n\n</details>"
+        return f"**{title}**\n\n{table}" if title else table
+    return _fold((f"{title}: " if title else "") + f"{n_rows} lines{words}", table)
+
+
+def _fold(summary: str, text: str) -> str:
+    return f"<details markdown>\n<summary>{summary}</summary>\n\n{text}{FOLD_ENDS}"
 
 
 def _with_folds(text: str) -> str:
-    """A text in which tables of many lines are folded."""
-    return "\n\n".join(_folded(part) if part.startswith("|") else part for part in text.split("\n\n"))
+    """A text in which tables of many lines are folded. A bold title before a table becomes the line of the fold."""
+    return re.sub(r"^(?:\*\*(.+)\*\*\n\n)?(\|.*(?:\n\|.*)*)",
+                  lambda found: _folded(found[2], title=found[1] or ""), text, flags=re.MULTILINE)
 
 
 def _goals(lines: list[dict]) -> str:

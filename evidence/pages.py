@@ -25,6 +25,30 @@ FAMILIES_OF_SYSTEMS = {
     "multi-embodiment": "multi-embodiment", "observation-only": "observations only", "rl-finetuning": "RL fine-tuning",
     "privacy-security-safety": "privacy, security and safety", "skills-hierarchy": "skills and hierarchy",
     "world-model": "world models"}
+# Opens the families that have rows of the family and the status that are chosen, and hides all other rows.
+FILTER = """<p class="filter"><label>Family <select id="family"><option value="">all</option>{families}</select></label>
+<label>Status <select id="status"><option value="">all</option>{statuses}</select></label>
+<output id="shown"></output></p>
+<script>
+function show() {{
+  const [family, status] = ["family", "status"].map(id => document.getElementById(id).value);
+  let shown = 0;
+  for (const part of document.querySelectorAll(".systems")) {{
+    const rows = [...part.querySelectorAll("tbody tr")];
+    const isOther = family && part.querySelector("h2").id !== family;
+    for (const row of rows) row.hidden = isOther || status && row.cells[2].textContent !== status;
+    const left = rows.filter(row => !row.hidden).length;
+    part.hidden = !left;
+    part.querySelector("details").open = family || status;
+    shown += left;
+  }}
+  document.getElementById("shown").textContent = shown + " systems";
+}}
+document.addEventListener("DOMContentLoaded", () => {{
+  for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
+  show();
+}});
+</script>"""
 
 
 def write_pages() -> list[Path]:
@@ -156,18 +180,19 @@ def _systems(rows: list[System]) -> str:
     parts = [
         "---\nhide: [navigation, toc]\n---", "# Systems", MADE,
         f"This page lists {len(rows)} published systems by family. It says how to use each one, what its tests compare "
-        "it with, and where it is compared with the plainest rival, which is what a practitioner would try first.",
+        "it with, and where it is compared with the plainest rival, which is what a practitioner would try first. Open "
+        "the table of a family, or choose a family or a status.",
         "- **works**: it can be used and is tested, and a comparison with the plainest rival is better, or equal at a "
         "lower cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no "
         "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "
         "that a person would use, or no test.\n- **missing**: it is not here, or nothing compares it with a rival.",
         "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
         "`python -m evidence systems` prints all entries, with the names of the tests.",
-        "Families: " + ", ".join(f"[{_spoken(name)}](#{name})" for name in names) + ".",
-        '<div class="systems" markdown>']
+        FILTER.format(families="".join(f'<option value="{name}">{_spoken(name)}</option>' for name in names),
+                      statuses="".join(f"<option>{status}</option>" for status in STATUSES))]
     for name in names:
         parts += _systems_of(name, [system for system in rows if system.family == name])
-    return "\n\n".join([*parts, "</div>"]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _spoken(family: str) -> str:
@@ -175,22 +200,14 @@ def _spoken(family: str) -> str:
 
 
 def _systems_of(family: str, systems: list[System]) -> list[str]:
-    """The table of what is here, and paragraphs that name what is missing and what is near to it."""
-    here = [system for system in systems if system.use or system.works]
+    """The folded table of a family, below a line that counts its systems by status."""
     title = _spoken(family)
-    parts = [f"## {title[0].upper()}{title[1:]} {{#{family}}}"]
-    if here:
-        head = "| row | system | status | use | tested against | compared |", "|---|---|---|---|---|---|"
-        parts.append("\n".join([*head, *map(_system_line, here)]))
-    missing = [_linked_name(system) + (f" ({system.note})" if system.note else "")
-               for system in systems if system not in here]
-    paragraphs: list[str] = []
-    for each in missing:
-        if paragraphs and len(f"{paragraphs[-1]}, {each}".split()) <= 70:
-            paragraphs[-1] += f", {each}"
-        else:
-            paragraphs.append(f"{'Missing, too' if paragraphs else 'Missing'}: {each}")
-    return parts + [f"{paragraph}." for paragraph in paragraphs]
+    counts = Counter(system.status for system in systems)
+    counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    head = "| row | system | status | use | tested against | compared |", "|---|---|---|---|---|---|"
+    return ['<div class="systems" markdown>', f"## {title[0].upper()}{title[1:]} {{#{family}}}",
+            f"<details markdown>\n<summary>{counted}</summary>", "\n".join([*head, *map(_system_line, systems)]),
+            "</details>", "</div>"]
 
 
 def _linked_name(system: System) -> str:
@@ -198,15 +215,17 @@ def _linked_name(system: System) -> str:
 
 
 def _system_line(system: System) -> str:
-    uses = "<br>".join(map(_use, filter(None, system.use.split("; "))))
+    uses = "<br>".join(map(_use, filter(None, system.use.split("; ")))) or escape(system.note)
     tests: dict[str, list[str]] = {}
     for test in filter(None, system.right.split("; ")):
         tests.setdefault(_kind(test), []).append(test.split(" (")[0])
     kinds = ", ".join(f'<span title="{"&#10;".join(map(escape, names))}">{escape(kind)}</span>'
                       for kind, names in tests.items())
     comparison = system.comparison
-    compared = "no" if comparison is None else f"{_table_link(system)}: {comparison.arm} {comparison.word}"
-    cells = (system.row, _linked_name(system), system.status, uses, kinds, compared)
+    compared = "" if comparison is None else f"{_table_link(system)}: {comparison.arm} {comparison.word}"
+    cells = [system.row, _linked_name(system), system.status, uses, kinds, compared]
+    while not cells[-1]:  # a row may have fewer cells than the head
+        cells.pop()
     return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
 
 

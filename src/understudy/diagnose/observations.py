@@ -245,8 +245,8 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
             "times the limits of the environment or robot" + (f", as between {unit}" if unit else ""),
             unit_factor(size), (0, OTHER_UNIT_RATIO),
-            "bring the actions of the data and of the environment or robot to one unit. If those of the data are wrong, "
-            "correct the data, and train again",
+            "bring the actions of the data and of the environment or robot to one unit. If those of the data are "
+            "wrong, correct the data, and train again",
             correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),
             Location(feature="action"))
         return

@@ -42,7 +42,7 @@ function show() {{
     part.querySelector("details").open = family || status;
     shown += left;
   }}
-  document.getElementById("shown").textContent = shown + " systems";
+  document.getElementById("shown").textContent = shown + " of {total} systems";
 }}
 document.addEventListener("DOMContentLoaded", () => {{
   for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
@@ -188,7 +188,7 @@ def _systems(rows: list[System]) -> str:
         "that a person would use, or no test.\n- **missing**: it is not here, or nothing compares it with a rival.",
         "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
         "`python -m evidence systems` prints all entries, with the names of the tests.",
-        FILTER.format(families="".join(f'<option value="{name}">{_spoken(name)}</option>' for name in names),
+        FILTER.format(total=len(rows), families="".join(f'<option value="{name}">{_spoken(name)}</option>' for name in names),
                       statuses="".join(f"<option>{status}</option>" for status in STATUSES))]
     for name in names:
         parts += _systems_of(name, [system for system in rows if system.family == name])

@@ -42,7 +42,7 @@ function show() {{
     part.querySelector("details").open = family || status;
     shown += left;
   }}
-  document.getElementById("shown").textContent = shown + " systems";
+  document.getElementById("shown").textContent = shown + " of {total} systems";
 }}
 document.addEventListener("DOMContentLoaded", () => {{
   for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
@@ -189,7 +189,7 @@ def _systems(rows: list[System]) -> str:
         "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
         "`python -m evidence systems` prints all entries, with the names of the tests.",
         FILTER.format(families="".join(f'<option value="{name}">{_spoken(name)}</option>' for name in names),
-                      statuses="".join(f"<option>{status}</option>" for status in STATUSES))]
+                      total=len(rows), statuses="".join(f"<option>{status}</option>" for status in STATUSES))]
     for name in names:
         parts += _systems_of(name, [system for system in rows if system.family == name])
     return "\n\n".join(parts) + "\n"
@@ -203,7 +203,7 @@ def _systems_of(family: str, systems: list[System]) -> list[str]:
     """The folded table of a family, below a line that counts its systems by status."""
     title = _spoken(family)
     counts = Counter(system.status for system in systems)
-    counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    counted = ", ".join(f"{status} {counts[status]}" for status in STATUSES if counts[status])
     head = "| row | system | status | use | tested against | compared |", "|---|---|---|---|---|---|"
     return ['<div class="systems" markdown>', f"## {title[0].upper()}{title[1:]} {{#{family}}}",
             f"<details markdown>\n<summary>{counted}</summary>", "\n".join([*head, *map(_system_line, systems)]),

@@ -56,7 +56,7 @@ def image_shape(space) -> tuple[int, int, int] | None:
 
 
 def space_feature(space, where) -> Feature:
-    """Returns the feature of the column of a space's entry."""
+    """Returns the feature (dtype, shape and kind) of the column that holds values of a Gymnasium space."""
     if (picture := image_shape(space)) is not None:
         return Feature("uint8", picture, "image")
     match space:

@@ -380,7 +380,7 @@ class Detection:
 
 
 def largest_doubts(episodes: Dataset) -> np.ndarray:
-    """Returns the largest doubt of each episode, (episodes,)."""
+    """Returns the largest doubt score of the policy in each episode, (episodes,)."""
     return np.array([_doubts(e).max() for e in episodes])
 
 

@@ -191,7 +191,7 @@ class EpisodeCollector(ABC):
         """
 
     def scaled(self, factor: float) -> EpisodeCollector:
-        """Returns the collector of a training with a multiple of the updates. By default it is the same."""
+        """Returns this collector for a training with `factor` times as many updates. By default nothing changes."""
         return self
 
     def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:

@@ -206,7 +206,7 @@ def _thrifty(improvement: Improvement, method: Method) -> Method:
 
 
 def _ensemble_gate(name: str, improvement: Improvement, rate: float, method: Method) -> EnsembleGate:
-    """Builds a gate by an ensemble. It trains for at most as many steps as the policy."""
+    """Builds a gate that hands over where an ensemble disagrees. The ensemble has no more updates than the policy."""
     check_numbers(improvement.data, name)
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 

@@ -104,7 +104,7 @@ def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | Non
 
 def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "rows"] = "weights",
          when: Callable[[Any, int, int], bool] | None = None, times: str | None = None) -> Callable[[F], F]:
-    """Decorator of ``function(self, nets, batch, rng)``, a loss whose step of the optimizer is part of each update.
+    """Marks a method ``function(self, nets, batch, rng)`` as a loss, which an optimizer minimizes in each update.
 
     The function returns one number for each window, (B,), or for each step, (B, H), and never their mean. A tuple adds
     further terms, (B,) each, which are not weighted. A dict at its end has tensors whose means are logged. The function

@@ -42,7 +42,7 @@ class Validation:
 
     def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64,
                       executor: Executor | None = None) -> Iterator[tuple[Batch, Tensor]]:
-        """Draws plans for windows that are spread evenly over the data.
+        """Samples what the policy plans (chunks of actions) at recorded steps that are spread evenly over the data.
 
         Args:
             executor: The method's executor. If it is an `ActionConditionedExecutor`, it plans after the recorded

@@ -85,7 +85,7 @@ def _how_to_read(path: Path, kind: str) -> str:
 
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
-    """Finds the data sets below a folder that is none itself, down to three levels."""
+    """Finds the data sets in a folder that is not a data set itself, down to three levels."""
     datasets, level, n_paths = [], [path], 0
     for _ in range(_BELOW):
         inside = [p for folder in level for p in sorted(folder.iterdir(), key=lambda p: number_sort_key(p.name))

@@ -130,8 +130,10 @@ class Drive(Toy):
 
 
 def _camera(hidden: np.ndarray) -> np.ndarray:
-    """(rows, PIXELS): clutter by number and step, so that what follows a recorded state does not depend on when it is
-    restored, and the person, if there is one."""
+    """Returns camera images, (rows, PIXELS), of random clutter and of the person, if there is one.
+
+    The clutter depends on the numbers of the episode and the step, so that a restored state is followed by the same.
+    """
     number, clock = (torch.from_numpy(hidden[:, i].astype(np.int64)) for i in (6, 7))
     pixels = 2 * uniform(number, clock, (PIXELS,)).numpy().astype(np.float32) - 1
     shows = (hidden[:, 2] > 0)[:, None] & (np.arange(PIXELS) == hidden[:, 5, None])

@@ -79,7 +79,7 @@ def encoding_size(policy: Policy) -> int:
 
 
 def _pair_spec(policy: Policy) -> HeadSpec:
-    """Returns the sizes for a network that reads the encodings before and after a chunk."""
+    """Returns the input and output sizes of a network that predicts a chunk from the encodings before and after it."""
     encoder, codec, window = policy.encoder, policy.codec, policy.window
     return HeadSpec(window.horizon, 2 * encoder.tokens, encoder.width, codec.num_classes, codec.bound,
                     2 * encoder.token_obs_steps, window.action_start)

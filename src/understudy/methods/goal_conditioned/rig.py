@@ -38,7 +38,7 @@ LATENT, LATENT_GOAL, LATER = "observation.latent", "observation.latent_goal", "o
 
 
 def imagined_goals(key: Tensor, size: int) -> Tensor:
-    """Draws the goals that episodes with these keys practice: from N(0, I), (B, size)."""
+    """Draws the goals to practice from N(0, I), one for each random key, (B, size)."""
     return normal(key, torch.zeros_like(key), (size,), stream=6)
 
 

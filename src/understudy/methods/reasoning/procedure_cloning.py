@@ -30,7 +30,7 @@ class Procedure(ABC):
 
     @abstractmethod
     def feature(self, episode: Episode) -> Feature:
-        """Returns the feature of one intermediate result. Its shape is the same at each step of the computation."""
+        """Returns the feature (dtype and shape) of each intermediate result of the computation."""
 
     @abstractmethod
     def results(self, episode: Episode, step: int) -> np.ndarray:
@@ -82,7 +82,13 @@ class GridSearch(Procedure):
         return self.search(grid[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the maps of the search, (L + 1, W, H) int64, in a (W, H) grid of classes. Do not change them."""
+        """Returns the map of reached cells after each step of a breadth-first search in a grid, (L + 1, W, H) int64.
+
+        Do not change the maps, which are cached.
+
+        Args:
+            grid: Class of each cell, (W, H).
+        """
         return _search(np.asarray(grid, np.int64).tobytes(), grid.shape, self.wall, self.goal, self.moves)
 
     def _grid(self, episode: Episode) -> np.ndarray:

@@ -82,9 +82,9 @@ class GridSearch(Procedure):
         return self.search(grid[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the map of reached cells after each step of a breadth-first search in a grid, (L + 1, W, H) int64.
+        """Returns the move of each cell after each step of a breadth-first search from the goal, (L + 1, W, H) int64.
 
-        Do not change the maps, which are cached.
+        Moves count from 1, and 0 is a cell that the search has not reached. Do not change the maps, which are cached.
 
         Args:
             grid: Class of each cell, (W, H).

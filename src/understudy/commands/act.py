@@ -145,7 +145,7 @@ def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses
 
 
 def _checkpoints(run: Path) -> dict[str, object]:
-    """Returns metadata of an episode during which the server changed its checkpoint."""
+    """Returns a server's checkpoints as metadata of an episode. Empty if the server has not changed its checkpoint."""
     if changed_checkpoint(run) is None or (address := served_address(run)) is None:
         return {}
     return {"checkpoints": served_client(address).checkpoints}

@@ -143,7 +143,10 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
 
 
 def _tie(score: np.ndarray, kept: list[int], excluded: list[int]) -> tuple[float, int, int] | None:
-    """Returns the tied value at the limit of the selection, and how many of its episodes are kept. None without."""
+    """Returns the value of a tie at the limit of the selection, its number of episodes, and how many of them are kept.
+
+    None if there is no tie.
+    """
     import numpy as np
 
     both = np.intersect1d(score[kept], score[excluded])  # NaN equals nothing

@@ -134,7 +134,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
 
 
 def _tell_what_is_left_out(method: Method, out: Output) -> bool:
-    """Prints which column changes of the method the exported file does not compute."""
+    """Prints which column changes of the method the exported file does not compute. Returns whether there are any."""
     from ..learn.method import online_changes
 
     if computed := [type(r).__name__ for r in online_changes(method)]:

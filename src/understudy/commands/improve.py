@@ -179,7 +179,7 @@ class _Command:
         return begun
 
     def _check_resumed(self, env_name: str) -> None:
-        """Raises an error if rounds of one run would be compared on other starts or in another environment.
+        """Raises UserError if a run would continue with another robot, classifier, environment, or number of rounds.
 
         On a robot a person compares, in as many trials as they like.
         """
@@ -313,7 +313,7 @@ class _Command:
         return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
-        """Collects the first episodes of a policy whose noise is steered, and stores them in RUN2."""
+        """Returns the first episodes of a policy whose noise is steered, collected once and stored in RUN2."""
         from ..data.formats import open_dataset, write_dataset
         from ..improve.practice import steered_episodes
         from ..learn.method import load_policy

@@ -586,7 +586,7 @@ def _open_stream(o: TrainOptions):
 
 
 def training_plan(method: Method, existing_stages: Container[str] = ()) -> str:
-    """Returns lines on the stages of a method and its data collection, with their numbers of updates.
+    """Describes the stages of a method and its data collection, with their numbers of updates. Empty if it has none.
 
     Args:
         existing_stages: Names of the stages that are not trained, because there is a run for them.

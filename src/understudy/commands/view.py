@@ -151,7 +151,7 @@ def _make_view(o: ViewOptions, out: Output) -> None:
 
 
 def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
-    """Yields warnings about an operation that fits the data but may not do what was meant."""
+    """Returns warnings about an operation that fits the data but may not do what was meant."""
     from ..audit.checks import check_timestamps
     from ..data.operations import Filter, Resample
 
@@ -166,7 +166,7 @@ def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
 
 
 def _unnamed_angles(data: Dataset) -> list[str]:
-    """Yields warnings about components that are interpolated as numbers although they jump like angles."""
+    """Returns warnings about components that are interpolated as numbers although they jump like angles."""
     from ..core import role
     from ..data.resampling import unnamed_turns
 

@@ -1,4 +1,4 @@
-"""Column changes: columns that are added to recorded episodes, and in the same way to observations while acting."""
+"""Column changes: columns added or changed in recorded episodes, and in the same way in observations while acting."""
 
 from __future__ import annotations
 

@@ -394,7 +394,7 @@ class _RayWorker:
             daemon=True).start()
 
     def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
-        """Returns the messages of the worker: that it is ready, and the episodes of its share."""
+        """Yields the messages of the worker: that it is ready, and the episodes of its share."""
         if share:
             self.inbox.put(share)
         while True:

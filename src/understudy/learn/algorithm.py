@@ -225,7 +225,7 @@ class Engine(GradientLearner):
                               auxiliary=[part for part in parts if isinstance(part, nn.Module)])
 
     def _check_steps(self) -> None:
-        """Raises ConfigError if a step names a network that the method does not have."""
+        """Raises ConfigError if a step names a network or field that is missing, or a network without an optimizer."""
         for step in self.config.steps_of_update():
             place = f"{type(self.config).__name__}.{step.name}"
             if step.of is not None and step.of not in self.declared:

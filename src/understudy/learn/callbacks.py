@@ -204,7 +204,7 @@ def log_evaluation(folder: Path, env: str, step: int | None, result: dict) -> No
 
 
 def _numbers(document: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Returns the numbers in nested dictionaries, by the path to each."""
+    """Yields the path and the value of each number in nested dictionaries."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}/")

@@ -398,7 +398,7 @@ def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without 
 
 
 def _has_dependent_shape(node: torch.fx.Node) -> bool:
-    """Returns whether the shape of a graph node's result depends on values."""
+    """Returns whether a graph node's result is no tensor, or has a shape that depends on values."""
     tags = getattr(node.target, "tags", ())
     if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
         return any(node.meta["val"].dtype == torch.bool for node in node.all_input_nodes[1:])

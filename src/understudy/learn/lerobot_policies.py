@@ -438,7 +438,7 @@ def reflect_time(policy: Policy, weight: Tensor) -> Tensor:
 
     Args:
         policy: A policy with the head `Diffusion`, which has N noise levels.
-        weight: The weight of that layer, (out, width): sines, then cosines.
+        weight: The weight of the first layer of the time embedding, (out, width): sines, then cosines.
     """
     assert isinstance(policy.config.head, Diffusion)
     half = weight.shape[1] // 2

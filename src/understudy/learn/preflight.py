@@ -257,7 +257,7 @@ def _copy_findings(digests: Sequence[str], split: EpisodeSplit) -> Iterator[Data
 
 
 def _length_findings(learned: Dataset) -> Iterator[DataWarning]:
-    """Checks whether there is an episode to learn from, and whether any episode has a second step."""
+    """Warns if there is only one episode to learn from, or if no episode has more than one step."""
     if len(learned) == 1:
         yield DataWarning("There is one episode to learn from: a policy sees one start, and no error on other episodes "
                           "can be measured. Record more episodes, or check how the data are divided into episodes.")
@@ -356,7 +356,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
 def value_findings(config: PolicyConfig, inputs: Collection[str], features: Schema, data: Dataset
                    ) -> Iterator[DataWarning]:
-    """Checks whether the columns `features` of a policy are finite, and as precise as float32."""
+    """Checks the target of a policy, and whether its columns `features` are finite and survive rounding to float32."""
     yield from _target_findings(config, inputs, features)
     check_columns(data, features)
     check_finite(data, [name for name, f in features.items() if f.kind != "image"])
@@ -365,7 +365,7 @@ def value_findings(config: PolicyConfig, inputs: Collection[str], features: Sche
 
 
 def _target_findings(config: PolicyConfig, inputs: Collection[str], features: Schema) -> Iterator[DataWarning]:
-    """Checks the target: actions must be numbers. Warns of whole numbers with very many values as choices."""
+    """Checks the target: it must be numbers, and no input. Warns of whole numbers with very many values as choices."""
     name, window = config.target, config.window
     if not name:
         return

@@ -140,7 +140,7 @@ def _seed_named(engine: Engine) -> Iterator[None]:
 
 
 def _tensors(engine: Engine) -> list[Tensor]:
-    """Yields the weights and buffers of all networks, and of their copies."""
+    """Returns the weights and buffers of all networks, and of their copies."""
     copies = [m for ema in (*engine.averages.values(), *engine.targets.values()) for m in ema.module.modules()]
     return [tensor for module in (*engine.all_modules(), *copies) for tensors in (module._parameters, module._buffers)
             for tensor in tensors.values() if tensor is not None]

@@ -505,7 +505,7 @@ class _Interrupted(Exception):
 
 
 class _CheckpointEvaluation:
-    """Evaluates each checkpoint (validation and score), chooses the best, and removes others."""
+    """Evaluates each checkpoint (validation and score), and keeps only the last and the best one."""
 
     def __init__(self, prepared: _Preparation):
         self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded_columns

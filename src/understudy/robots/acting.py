@@ -163,7 +163,7 @@ def _stop_robot(robot: Robot, kind: type | None, error: BaseException | None, tr
 
 
 def _note_steps(error: BaseException | None, steps: int) -> None:
-    """Adds to an error how far the episode had come. A context manager."""
+    """Adds a note to an error: how many steps of the episode were done."""
     if isinstance(error, Exception):
         error.add_note(f"{steps} steps of the episode were done")
 

@@ -86,7 +86,10 @@ def lerobot_folder() -> Path:
 
 
 def known_calibrations() -> Iterator[tuple[Path, dict[str, MotorCalibration]]]:
-    """Returns all calibration files in understudy's and LeRobot's folders. A file's folder is the type of its arm."""
+    """Yields the path and content of all calibrations in understudy's and LeRobot's folders.
+
+    The folder of each file is the type of the arm.
+    """
     for folder, pattern in ((calibration_folder(), "*/*.json"), (lerobot_folder(), "*/*/*.json")):
         for path in sorted(folder.glob(pattern)):
             with suppress(UserError, TypeError, AttributeError):  # other files do not matter here

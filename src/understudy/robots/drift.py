@@ -107,7 +107,7 @@ def excess(recorded: Range, allowed: Range) -> float:
 
 
 def _offset(arm: ServoArm, each: MotorCalibration) -> int:
-    """Returns shown minus shaft position of a servo, in steps. Feetech subtracts the offset, Dynamixel adds it."""
+    """Returns shaft minus shown position of a servo, in steps. Feetech subtracts the offset, Dynamixel adds it."""
     return each.homing_offset if arm.kind.is_feetech else -each.homing_offset
 
 

@@ -61,7 +61,7 @@ class Faults:
         self.rng = np.random.default_rng(self.seed)
 
     def parts(self, packet: bytes) -> Iterator[tuple[float, bytes]]:
-        """Returns what arrives instead of a packet: pairs of a pause (s) and bytes."""
+        """Yields what arrives instead of a packet: pairs of a pause (s) and bytes."""
         is_lost, is_damaged, is_late, is_split, is_noisy = self.rng.random(5) < (
             self.missing, self.damaged, self.late, self.split, self.noise)
         if is_lost:

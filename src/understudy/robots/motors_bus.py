@@ -333,7 +333,7 @@ class _PacketLine:
 
 
 def _make_port(sdk: ModuleType, name: str, baudrate: int, reply_timeout: float) -> Any:
-    """Opens the SDK's port, changed to drop old bytes before a request and to wait without using the processor."""
+    """Builds the SDK's port, not yet open. It drops old bytes before a request, and waits without busy polling."""
 
     class Port(sdk.PortHandler):
         def clearPort(self):  # noqa: N802 a method of the SDK

@@ -242,7 +242,7 @@ class NamedArm:
 
 
 def named_arms(config: RobotConfig | TeleoperatorConfig) -> Iterator[NamedArm]:
-    """Returns the servo arm that a config names, or the left and the right one."""
+    """Yields the servo arm that a config names, or the left and the right one."""
     kind, device = config.type.removeprefix("bi_"), _device_of(config)
     for side in (None,) if kind == config.type else ("left", "right"):
         option = f"{side}-arm-port" if side else "port"

@@ -68,7 +68,7 @@ def is_allowed(tokens: Sequence[str], headers: Headers) -> bool:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """Returns the the TLS context of a server, or None without a certificate.
+    """Returns the TLS context of a server, or None without a certificate.
 
     Args:
         certificate: PEM file with the certificate and those above it.

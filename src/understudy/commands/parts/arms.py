@@ -44,7 +44,7 @@ def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trus
 
 
 def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
-    """Asks before servos that hold another calibration get that of the file.
+    """Writes the calibration of the file to servos that hold another one, after a question to the person.
 
     Args:
         yes: Whether the answer is yes, without a question.

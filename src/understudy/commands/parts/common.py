@@ -66,8 +66,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def _refuse_exchanged(options: type, parsed: Any, command: str, args: Sequence[str]) -> None:
-    """Raises an error if arguments seem to be exchanged, such as data before the method.
-    """
+    """Raises ConfigError if arguments seem to be exchanged, such as data before the method."""
     names = [option.name for option in options_of(options) if option.is_positional][:2]
     if len(names) < 2 or not isinstance(second := getattr(parsed, names[1]), (str, Path)):
         return
@@ -193,7 +192,7 @@ def recorded_env(data: Dataset) -> str | None:
 
 
 def env_trust_options(env: str | None) -> list[str]:
-    """Returns the options that an environment of the user needs, for a suggested command."""
+    """Returns the --trust options that an environment of the user needs, for a suggested command."""
     module, colon, _ = (env or "").partition(":")
     package = module.split(".")[0]
     return trust_options((package,), env) if colon and package.isidentifier() else []

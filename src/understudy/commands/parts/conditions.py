@@ -80,7 +80,7 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
 
 
 def _distant_components(codec: CodecModule, name: str, value: Tensor) -> list[str]:
-    """Yields what to say of each component of a condition that is far from the data."""
+    """Returns what to say of each component of a condition that is far from the data."""
     import torch
 
     statistics = codec.obs_statistics(name)
@@ -234,7 +234,7 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
 
 
 def shows_observations(name: str, features: Schema) -> bool:
-    """Returns whether an environment shows the observations of data under their names."""
+    """Returns whether an environment shows the observations of data under their names. True if it cannot be made."""
     from ...envs import make
 
     try:

@@ -21,7 +21,7 @@ LONGEST = 10  # corrections on the page
 
 @dataclass(frozen=True)
 class Outcome:
-    """The success of a policy after a round, with its interval.
+    """What a policy reached after a number of rounds, as success or mean return, with its interval.
 
     Args:
         n_rounds: Number of rounds that it was trained on.
@@ -144,7 +144,7 @@ def _clock(seconds: float) -> str:
 
 def cost_figures(run: Path, rounds: Sequence[dict[str, Any]], outcomes: Mapping[str, Sequence[Outcome]], unit: str,
                  caption: str) -> list[FigureParts]:
-    """Draws success against the steps of the supervisor, and against the minutes of a person.
+    """Draws success or mean return against the steps of the supervisor, and against the minutes of a person.
 
     Args:
         outcomes: By the name of a curve.

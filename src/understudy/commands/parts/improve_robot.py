@@ -348,7 +348,7 @@ def _difference(line: dict[str, Any]) -> tuple[str, str]:
 
 
 def _print_round(n_rounds: int, step, learner, metrics) -> None:
-    """Returns a callback that prints the episodes of each round, and how the new policy compares."""
+    """Prints the episodes of a round, or whether its policy became the best. A callback of the training."""
     if "round" in metrics:
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "

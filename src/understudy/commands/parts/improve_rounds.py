@@ -15,7 +15,7 @@ COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 
 
 def print_round(n_rounds: int, step, learner, metrics) -> None:
-    """Returns a callback that prints two lines for each round: its episodes, and how the new policy compares."""
+    """Prints the episodes of a round, or how its policy compares. A callback of the training."""
     if "round" in metrics:
         costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "

@@ -393,7 +393,7 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
 
 
 def _weights_digest(run: Path, ours: bool) -> str | None:
-    """Returns the digest of a policy's weights. None if a person runs the robot and no run is known."""
+    """Returns the digest of a policy's weights. None if it is not a run of understudy, and a person runs the robot."""
     try:
         return weights_digest(weights_path(run))
     except (UserError, OSError):

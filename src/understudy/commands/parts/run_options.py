@@ -177,7 +177,7 @@ def stored_path(run: Path) -> Path | None:
 
 
 def missing_data(path: Path | None) -> str:
-    """Builds the error that the data of a run are not there, and where they were looked for."""
+    """Says in words that the data of a run are not there, and where they were looked for."""
     if path is None:
         return "the data that it was trained on are not named: its data had no path"
     place = "" if path.is_absolute() else f" ({path.absolute()})"

@@ -157,7 +157,7 @@ class NpzSource(NpzArchiveSource):
         return checked_rate(self._file.read_array("fps")[0], location)
 
     def _doubts(self):
-        """Returns warnings about arrays whose names suggest another role than the one they are read with."""
+        """Yields warnings about arrays whose names suggest another role than the one they are read with."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) in ("action", "observation"):
                 yield ArrayWarning.about(

@@ -116,7 +116,7 @@ class Flow(DenoisingHead):
         return predicted if self.prediction == "sample" else x + (1 - t) * predicted
 
     def _velocity(self, net, cost):
-        """Returns the the velocity (x, t, context) -> (B, H, A) that is integrated."""
+        """Returns the velocity (x, t, context) -> (B, H, A) that is integrated."""
         def unguided(x, t, context):
             predicted = net(x, t, context)
             return (predicted - x) / (1 - t).clamp(min=NEAR_ACTION) if self.prediction == "sample" else predicted

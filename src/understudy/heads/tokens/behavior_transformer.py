@@ -95,7 +95,7 @@ class BeT(TemperatureHead):
 
 
 def cell_centers(n: int, half: float) -> Tensor:
-    """Returns the the centers of n equal cells of a square around 0, row by row from the top, (n, 1, 2)."""
+    """Returns the centers of n equal cells of a square around 0, row by row from the top, (n, 1, 2)."""
     side = math.isqrt(n)
     middle = half * ((2 * torch.arange(side) + 1) / side - 1)
     return torch.stack([middle.repeat(side), -middle.repeat_interleave(side)], 1).unsqueeze(1)

@@ -50,7 +50,7 @@ class Distillation(Algorithm):
 
     @prepare(when=lambda method, n_updates, steps: n_updates == 0)
     def checked(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Raises an error if the policy and the teacher normalize actions differently."""
+        """Raises UserError if the policy and the teacher scale columns differently. Returns the batch unchanged."""
         student, teacher = (policy.codec.state_dict() for policy in (nets.policy, self.trained_teacher))
         if any(not torch.equal(student[name], teacher[name]) for name in student):
             raise UserError("the policy and its teacher scale the columns differently",

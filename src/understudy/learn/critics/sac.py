@@ -63,7 +63,7 @@ class SAC(ActorCritic):
         return self.bootstrapped(nets, batch, value - nets.temperature() * log_prob.sum(1))
 
     def executed_plan(self, nets: Any, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the part of coded plans, (B, H, A), that the critic scores."""
+        """Decodes coded plans of the policy, (B, H, A), to what the critic scores."""
         return nets.policy.decode(coded, obs)
 
     def followed_critic(self, nets: Any) -> Critic:

@@ -122,7 +122,7 @@ class Discriminator(RewardModel):
         return layers
 
     def loss(self, own, expert, rng):
-        """Returns the cross-entropy of policy rows against demonstration rows, and the gradient penalty."""
+        """Returns the cross-entropy of policy rows against demonstration rows, plus the gradient penalty."""
         own_logit, expert_logit = self.logit(own), self.logit(expert)
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:

@@ -165,7 +165,7 @@ class _GreedyTransport(EpisodeReward):
 
 
 def transport_plan(cost: Tensor, epsilon: float, n_iterations: int) -> Tensor:
-    """Computes the transport plan of least cost minus `epsilon` times its entropy, with equal mass in all rows.
+    """Computes the transport plan of least cost minus `epsilon` times its entropy, with equal mass in rows and columns.
 
     Sinkhorn's algorithm in the log domain. After the last iteration the columns have exactly equal mass.
 

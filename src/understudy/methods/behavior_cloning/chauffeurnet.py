@@ -95,7 +95,7 @@ class TrajectoryPerturbation(Operation):
 
 @dataclass(frozen=True)
 class Bend:
-    """A curve of two cubic polynomials that leaves a path now and returns to it.
+    """A curve of two cubic polynomials that leaves a path before the current step, and returns to it after that.
 
     It has `offset` and `slope` (per step) now, and is zero and level at both of its ends.
     """

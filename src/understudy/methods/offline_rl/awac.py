@@ -61,7 +61,7 @@ class AWAC(CriticLearning):
         return nets.critic(obs, batch.action), nets.critic.score_plans(obs, plans)
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the windows, (B,), whose mean over the batches of all processes is 1."""
+        """Returns the weights of the windows, (B,), with mean 1 over the batches of all processes, and a metric."""
         score, sampled = self.compared_scores(nets, batch, rng)
         logits, P = (score - sampled.mean(1)) / self.temperature, Processes.current()
         n, totals = logits.new_tensor(len(batch)), logits.new_zeros(P.count)

@@ -159,7 +159,7 @@ def is_key_frame(message) -> bool:
 
 
 def _units(data: bytes) -> Iterator[int]:
-    """Returns the types of the open bitstream units in AV1 data (AV1 specification 5.3)."""
+    """Yields the types of the open bitstream units in AV1 data (AV1 specification 5.3)."""
     at = 0
     while at < len(data):
         head, at = data[at], at + 1 + (data[at] >> 2 & 1)

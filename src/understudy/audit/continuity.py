@@ -23,9 +23,9 @@ _LISTED = 20  # rows that a command names; for more, the audit finds them again
 def find_resets(data: Dataset) -> dict[int, list[int]]:
     """Finds the rows at which another rollout begins inside an episode. Returns them by the number of the episode.
 
-    There, either a flag of the row before says that the episode ended, or most components of the state jump: their
-    change is unlike that of all other steps, by a linear model of the state and the action. One such step alone is not
-    counted.
+    Another rollout begins at a row if a flag of the row before says that the episode ended, or if most components of
+    the state jump. A component jumps if a linear model of the state and the action explains its change far worse than
+    in usual steps. A single jump in the data is not counted.
     """
     resets = {e: rows for e, episode in enumerate(data) if (rows := _flagged_ends(episode))}
     jumps = _jumps(data)
@@ -71,10 +71,10 @@ def _flagged_ends(episode: Episode) -> list[int]:
 
 
 def _jumps(data: Dataset) -> list[tuple[int, int]]:
-    """Returns the places (episode, row) where most components of the state change unlike in all other steps.
+    """Returns the places (episode, row) where most components of the state change in an unusual way.
 
-    If the actions do not explain the motion, the change of the step before does. It is not that of the same rollout in
-    the row after a jump, which therefore counts with the jump.
+    If the actions do not explain the motion, the model predicts each change from the change of the step before. In the
+    row after a jump, the step before is the jump itself, so that this row seems to jump as well. It is left out.
     """
     jumps = _unexplained_changes(data, with_last_change=False)
     if len(jumps) < 2:

@@ -187,7 +187,7 @@ def _check_data_files(path, info, episodes, tasks):
 
 
 def _check_types(info, schema, file):
-    """Finds columns of a file whose type is not that of info.json: a reader casts them, and may lose data."""
+    """Finds columns that have another type in a file than in info.json: a reader casts them, and may lose data."""
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":

@@ -51,7 +51,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         if not any(f.severity == "error" for f in findings):
             try:
                 format_of(path)
-            except UserError:  # this is no data set at all, or the user names its columns
+            except UserError:  # this is not a data set at all, or the user names its columns
                 raise error from None
         return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
@@ -193,7 +193,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
             findings = list(check(data))
             yield from findings
             if check in (checks.check_rows, label_checks.check_flags) and findings:
-                return  # the other checks assume columns of one shape, and flags
+                return  # all further checks assume columns of one shape, and flags
         except DiskError:  # says nothing about the data
             raise
         except UserError as error:  # a column that is read only now; several checks may find the same error

@@ -207,7 +207,7 @@ class _Command:
                                 if can_go_on else ""))
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
-        """Returns the episodes that a run was trained on, and whether these are they: `replacement` may be others."""
+        """Returns the episodes that a run was trained on, or `replacement`, and whether the run was trained on them."""
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
@@ -313,7 +313,7 @@ class _Command:
         return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
-        """Collects the first episodes of a policy whose noise is steered, and stores them in RUN2."""
+        """Collects the first episodes of a policy with steered noise, and stores them in RUN2."""
         from ..data.formats import open_dataset, write_dataset
         from ..improve.practice import steered_episodes
         from ..learn.method import load_policy

@@ -69,7 +69,7 @@ class KeptEpisodes:
         Args:
             episodes: Largest number of episodes of the evaluation.
             policy: What the actions depend on, as JSON values.
-            watch: Called as `watch(number, episode)` when an episode ends, and for those that are kept.
+            watch: Called as `watch(number, episode)` when an episode ends, and for each kept episode.
             numbers: The numbers of the episodes that are needed now. None for all of them.
         """
         from ...evaluate.rollout import as_dataset

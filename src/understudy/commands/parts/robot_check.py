@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out: Output) -> bool:
-    """Prints the calibration that the arms hold. Returns whether it equals that of the files.
+    """Prints the calibration that the arms hold. Returns whether it equals the calibration in the files.
 
     Args:
         arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).

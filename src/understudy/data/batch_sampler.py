@@ -92,7 +92,7 @@ class MixtureSampler(BatchSampler):
 
 
 class SourcesSampler(BatchSampler):
-    """Draws batches from one sampler, and puts as many rows from other samplers into `Batch.others`."""
+    """Draws batches from one sampler. Puts as many rows from each further sampler into `Batch.others`."""
 
     def __init__(self, sampler: BatchSampler, others: Mapping[str, BatchSampler]):
         self.sampler, self.others = sampler, dict(others)

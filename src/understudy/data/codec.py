@@ -49,7 +49,7 @@ class CodecModule(nn.Module, ABC):
     def target_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Returns center and scale of each component of the target in the data, as `obs_statistics` for observations.
 
-        None if they are not those of the recorded values, such as those of displacements.
+        None if the codec has statistics of something else than the recorded values, such as displacements.
         """
         return None
 
@@ -109,7 +109,7 @@ class CodecModule(nn.Module, ABC):
         """
 
     def target_difference(self, other: CodecModule) -> str | None:
-        """Describes how the encoding of the target differs from that of another codec. None if it does not.
+        """Describes how the encoding of the target differs from another codec's encoding. None if it does not differ.
 
         By default two codecs are the same only if all their statistics are. Override it if a codec has statistics that
         do not belong to the target.
@@ -153,7 +153,7 @@ class Normalizer(Codec):
     largest entry, as float32. The bytes of a text are such classes.
 
     Args:
-        relative: An observation whose newest row is subtracted from the target before scaling, so that absolute
+        relative: An observation. Its newest row is subtracted from the target before scaling, so that absolute
             positions become displacements. Executors still see absolute positions.
         components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
             Other components stay absolute. Empty: all components, in order.
@@ -443,7 +443,7 @@ class _Affine(nn.Module):
         return None
 
     def _of_groups(self, group: Tensor | None, statistic: Tensor) -> Tensor:
-        """Returns a statistic, or the one of each row's group, (B, 1, *shape). An unknown group has NaN."""
+        """Returns a statistic, or the statistic of each row's group, (B, 1, *shape). An unknown group has NaN."""
         if group is None:
             return statistic
         unknown = statistic.new_full((1, *self.shape), math.nan)

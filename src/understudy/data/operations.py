@@ -30,7 +30,7 @@ class Operation(ABC):
 
     Attributes:
         makes_episodes: Whether episodes are made of the recorded ones. A policy learns from them, and its errors are
-            those on recorded episodes alone.
+            measured on recorded episodes alone.
     """
 
     makes_episodes: ClassVar[bool] = False
@@ -84,7 +84,7 @@ class Filter(Operation):
 
     Args:
         equals: The value must be one of these.
-        negate: Select the other episodes.
+        negate: Select the episodes that do not satisfy all conditions.
 
     Example:
         >>> good = Filter("success", equals=(True,)).apply(data)
@@ -231,10 +231,10 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 class Merge(Operation):
     """Join the episodes of several datasets, one dataset after the other.
 
-    The columns are those of the first dataset without `drop_columns`. All datasets must have them with the same shapes.
-    Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
-    (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
-    `audit.compatibility` checks in more detail whether datasets go together.
+    The result has the columns of the first dataset without `drop_columns`. All datasets must have these columns with
+    the same shapes. Numbers of different types are converted to one that holds them all. An integer of 64 bits that it
+    does not hold (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they
+    differ. `audit.compatibility` checks in more detail whether datasets go together.
 
     A dataset without the column `task` gets it from the metadata of its episodes. If `next.success` is dropped, the
     metadata say which episodes succeeded.
@@ -372,7 +372,7 @@ class Resample(Operation):
     last row. Actions that are differences per step mean another speed afterwards: they are not scaled.
 
     Args:
-        rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
+        rule: Values of a new step. ``"last"``: values of the last row before it. ``"nearest"``: values of the nearest
             row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
             that are floating-point numbers, and ``"last"`` for all other columns. Quaternions and angles that are known
             as such take the shortest way: see `resampling.find_rotations`.
@@ -579,7 +579,7 @@ class SlicedSource(WrapperSource):
         self._has_last_row = inner.lengths if last_row else np.full_like(inner.lengths, np.iinfo(np.int64).max)
 
     def first_row(self, name: str, episode: int) -> int:
-        """Returns the row of the other source that becomes the first row of an episode."""
+        """Returns the row of `inner` that becomes the first row of an episode."""
         return int(self._start[episode])
 
     def rows(self, name):

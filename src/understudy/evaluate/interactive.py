@@ -68,7 +68,8 @@ class TrialDesign:
     Args:
         policies: One name with a `SequentialRateTest`, or two names with a `SequentialDifferenceTest`.
         test: The test. `test.max_rollouts` limits the number of rounds.
-        labels: From worst to best. Only the last one is a success. The others are reported in the result.
+        labels: Labels from worst to best. Only the last label is a success. The remaining labels are reported in the
+            result.
         seed: Seed of the orders and of the randomness of the policies.
     """
 

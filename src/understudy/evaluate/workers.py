@@ -191,7 +191,7 @@ class WorkerPool:
                     todo.extend(self._handle_death(member, message, deaths, seed))
 
     def _handle_death(self, member, message: str, deaths: Counter[int], seed: int) -> Iterator[range]:
-        """Yields the work that a dead worker leaves undone: each begun episode alone, and the others together."""
+        """Yields the work that a dead worker leaves undone: each begun episode alone, all other episodes together."""
         unfinished = sorted(member.pending)
         begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]  # episodes start in their order
         deaths.update(begun)

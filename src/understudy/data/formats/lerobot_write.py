@@ -57,8 +57,8 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
-    index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
-    sidecar file.
+    index and task_index are numbered again. Their values in the data, and columns that lerobot cannot store, are kept
+    in a sidecar file.
 
     Args:
         path: The new folder. It is complete or absent, also after a crash.
@@ -152,10 +152,10 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
-        robot_type: Name of the robot, for the first episodes. By default the one with which `create` was called.
+        robot_type: Name of the robot, for the first episodes. By default the name with which `create` was called.
         images: How frames are stored, as in `write`, for the first episodes.
         threads: As in `VideoWriter`.
-        progress: Called with the number of frames that are written, also those that become images.
+        progress: Called with the number of frames that are written, including frames that become images.
     """
     path = Path(path)
     if not path.exists():
@@ -168,7 +168,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
         info = read_info(path)
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
-        else:  # as `create` left it: its columns are now those of its first episodes
+        else:  # as `create` left it: it now gets the columns of its first episodes
             robot = robot_type or info.get("robot_type")
             writer = _LeRobotWriter.create(path, dataset.features(), dataset.fps, robot, images)
         writer.threads, writer.progress = threads, progress

@@ -181,7 +181,7 @@ class Hdf5Source(_MinariSource):
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
-        self.file, self._sizes = file, {}  # of encoded images: that of the first
+        self.file, self._sizes = file, {}  # of encoded images: the size of the first image
         self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
         if not file.is_file():
             raise damaged("the file is missing", file)

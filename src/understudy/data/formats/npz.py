@@ -3,7 +3,7 @@
 It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Without these, terminals
 and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts, next_observations, and fps,
 one number. Any array may have one row more per episode: for observations, the one after the last action. Actions may be
-left out, and those that are unknown are NaN.
+left out, and unknown actions are NaN.
 
 Arrays with one row per episode are metadata of the episodes, and so are small arrays of other lengths, such as a camera
 matrix. Other arrays of N rows are columns. Arrays are streamed
@@ -50,7 +50,7 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
                "terminals": "next.terminated", "timeouts": "next.truncated"}, separator="")
-_OTHERS = {  # what others call them
+_OTHERS = {  # names in files of other programs
     "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
     "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
@@ -66,7 +66,7 @@ class NpzSource(NpzArchiveSource):
     """Reader of an .npz file with arrays over all steps of all episodes.
 
     Args:
-        episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
+        episode: Array with a value for each step, which changes where an episode begins, in place of episode_ends.
         episode_lengths: Array of the number of steps of each episode, in place of episode_ends.
     """
 
@@ -157,7 +157,7 @@ class NpzSource(NpzArchiveSource):
         return checked_rate(self._file.read_array("fps")[0], location)
 
     def _doubts(self):
-        """Returns warnings about arrays whose names suggest another role than the one they are read with."""
+        """Returns warnings about arrays that are read in another role than their names suggest."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) in ("action", "observation"):
                 yield ArrayWarning.about(
@@ -211,7 +211,7 @@ class NpzSource(NpzArchiveSource):
         longer = self.lengths + 1
         self.row_counts = {name: self.lengths if self._file.headers[key][0][0] == steps else longer
                            for name, key in self.keys.items()}
-        self._spread = ""  # the column whose last rows are those of next_observations
+        self._spread = ""  # the column that gets its last rows from next_observations
         if "next_observations" in self._file.headers:
             self._check_following(steps)
             if self.row_counts["observation.state"] is not longer:
@@ -271,7 +271,7 @@ class NpzSource(NpzArchiveSource):
         return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
 
     def _follow(self, out):
-        """Fills in the last observations from `next_observations`, whose other rows must equal the next row."""
+        """Fills in the last observations from `next_observations`. Each earlier row must equal the next observation."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
             target_rows = self._moved(np.arange(row, row + len(values))) + 1
@@ -291,7 +291,7 @@ class NpzSource(NpzArchiveSource):
 
 
 class _ArraysOfOneEpisode(NpzArchiveSource):
-    """Reader of an .npz file as one episode: arrays with as many rows as those that the user named, or one more."""
+    """Reader of an .npz file as one episode: arrays with as many rows as the arrays the user named, or one more."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -330,7 +330,7 @@ def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Datas
 
 
 def _step_arrays(file: NpzArrays, names: Iterable[str]) -> list[str]:
-    """Returns the arrays that the user named, or else those with names of observations and actions."""
+    """Returns the arrays that the user named. By default, returns arrays with names of observations and actions."""
     keys = [array_key(name, file.headers) for name in names] or [
         key for key in file.headers if role(standard_name(key)) in ("observation", "action")]
     return [key for key in dict.fromkeys(keys) if key is not None and file.headers[key][0]]
@@ -355,7 +355,7 @@ def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
 
 
 def padding_hint(path: Path, names: Iterable[str] = ()) -> str:
-    """Returns how to read a file whose arrays look padded. Else "". The names are those of `open_padded`."""
+    """Returns how to read a file if its arrays look padded, and otherwise "". `names` are as in `open_padded`."""
     file = NpzArrays(path)
     return padded_hint({key: file.headers[key][0] for key in _step_arrays(file, names)}, _lists(file))
 

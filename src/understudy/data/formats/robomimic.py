@@ -29,7 +29,7 @@ from .parts.sidecar import FormatCapability
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
 _RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
-_METADATA_BATCH = 64  # number of demos whose metadata are read at once
+_METADATA_BATCH = 64  # number of demos of which metadata are read at once
 _N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
@@ -254,8 +254,8 @@ def capability(data: Dataset) -> FormatCapability:
 def write(data: Dataset, path: Path) -> None:
     """Writes a file that robomimic opens, completely or not at all.
 
-    If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
-    is next.done. Without that column, it is true where an episode terminates or is truncated.
+    If an episode has no row after the last action, the last row of `next_obs` is a copy of the last row of `obs`, and
+    is marked. `dones` is next.done. Without that column, it is true where an episode terminates or is truncated.
     """
     h5py = hdf5.import_h5py()
     plan = _plan(data)

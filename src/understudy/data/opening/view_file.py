@@ -64,7 +64,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class View:
-    """The contents of a view file. `episodes` and `steps` count those of the result.
+    """The contents of a view file. `episodes` and `steps` count the episodes and steps of the result.
 
     Args:
         created_with: How the view was made, for human readers. Plain JSON values.

@@ -222,7 +222,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
 def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:
     """Reads the readable rows of the episode tables, by number. Missing rows are computed from the data."""
     rows: dict[int, dict] = {}
-    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be those of an append that did not finish
+    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be of an append that did not finish
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         table = _readable_row_groups(file, report_loss)
         if table is not None:

@@ -550,7 +550,7 @@ def warn_of_losses(path: Path, done: PublishResult) -> None:
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Runs `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
+    """Runs `publish` on a recording if its recorder has stopped. Raises UserError if the recorder is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)
@@ -559,7 +559,7 @@ def repair(path: str | Path) -> PublishResult:
 
 
 def _match_success_column(episode: Episode, has_success: bool) -> Episode:
-    """Adds `next.success` (false) to an episode if the others have it, or removes it if they do not."""
+    """Adds `next.success` (false) to an episode if all other episodes have it, or removes it if they do not."""
     changes: dict[str, np.ndarray | None] = {}
     if ("next.success" in episode.steps) != has_success:
         changes["next.success"] = np.zeros(len(episode), bool) if has_success else None

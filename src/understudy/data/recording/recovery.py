@@ -227,7 +227,7 @@ def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
 
 
 def _repair_zarr(path: Path, folder: Path, report_loss) -> Path:
-    """Repairs a zarr store: copies the episodes whose chunks are complete and readable. Returns `path` if all are."""
+    """Repairs a zarr store: copies the episodes with complete and readable chunks. Returns `path` if all chunks are."""
     try:
         source = _AllRows(path)
     except UserError:

@@ -108,8 +108,8 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
     """Groups the messages of a topic by the names of their components.
 
     Returns:
-        The first message and the numbers of the messages of each group, (n,), those with most names first. A group
-        whose names are all in others is left out.
+        The first message and the numbers of the messages of each group, (n,). Groups with most names come first. A
+        group is left out if groups before it have all of its names.
     """
     first = next((m for _, _, m in log.messages([topic])), None)
     if first is None or not maps.message_names(first):
@@ -130,7 +130,7 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
 
 @dataclass
 class _AlignedRecording:
-    """A recording whose messages are assigned to the rows of its clock.
+    """A recording with messages that are assigned to the rows of its clock.
 
     Attributes:
         ticks: Times of the rows that are in an episode, (T,) ns.

@@ -62,7 +62,7 @@ class MessageLog(ABC):
 
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """Decodes the messages of some topics. Those of one topic are always in the same order.
+        """Decodes the messages of some topics. The messages of one topic are always in the same order.
 
         Args:
             begin: Log time of the first message, ns.

@@ -110,13 +110,13 @@ class NpzArrays:
 
 
 class NpzArchiveSource(MemmapSource):
-    """A source whose columns are arrays of one .npz file.
+    """A source with arrays of one .npz file as columns.
 
     Text is cached like numbers, because an archive cannot be read from the middle.
 
     Attributes:
         keys: Name of the array of each column that has one.
-        computed: Rows of the other columns.
+        computed: Rows of the columns that have no array.
     """
 
     keys: dict[str, str]

@@ -89,7 +89,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
         lengths: Number of steps of each episode, (E,); or a mask, (E, T), that is 1 at the steps of an episode and 0
             after them.
         key: Name of the array of lengths.
-        lists: Arrays that the source does not have. Those of E values are metadata of the episodes.
+        lists: Arrays that the source does not have. Arrays of E values are metadata of the episodes.
     """
     location = f"{source.metadata['path']}, {key}"
     shapes = {name: shape for name, shape in _shapes(source).items() if name in names}

@@ -31,7 +31,7 @@ from .motion import (
 )
 
 SHIFTS = range(-8, 9)  # steps between a motion and its image
-_WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
+_WATCHED = 50_000  # steps in which images are compared with states, in evenly spaced episodes
 _UNEXPLAINED_SHIFT = 0.7  # largest unexplained fraction of the image change at the best shift
 _USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera normally sees the task like this
 _SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
@@ -93,7 +93,7 @@ def _segment_ends(episode: Episode, n: int) -> np.ndarray:
 
 
 def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose actions do not have the same effect as elsewhere.
+    """Finds episodes in which actions do not have the same effect as in most episodes.
 
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
@@ -417,7 +417,7 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def check_component_pairs(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose action has a flipped, scaled or exchanged component, compared with most episodes.
+    """Finds episodes in which a component of the action is flipped, scaled or exchanged, compared with most episodes.
 
     The check correlates action components with state components, and compares their spreads, to find unusual episodes.
     A linear model of the motion is fitted to the usual episodes. There is a finding only if the model predicts the

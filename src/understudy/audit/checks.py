@@ -346,7 +346,7 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose recording was interrupted."""
+    """Finds episodes with an interrupted recording."""
     if episodes := interrupted_episodes(data):
         descriptions = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in episodes]
         yield Finding("interrupted", "warning", f"{pluralize(len(episodes), 'episode')} whose recording was "
@@ -442,7 +442,7 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
 
 
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
-    """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
+    """Finds numbers of a type that makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = component_ranges(data, name)

@@ -67,7 +67,7 @@ def check_exact(sets: Mapping[str, Dataset], leave_out: Collection[str] = ()) ->
 
 
 def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
-    """Returns the two units whose values have this ratio, within a factor of `tolerance`."""
+    """Returns two units with this ratio of values, such as degrees and radians, within a factor of `tolerance`."""
     size = max(abs(ratio), 1 / max(abs(ratio), 1e-12))
     return next((unit for unit, factor in _UNITS.items() if 1 / tolerance < size / factor < tolerance), None)
 
@@ -316,7 +316,8 @@ class _ActionEffects:
 
     Attributes:
         models: For each data set, what a component of the action does to a component of the state, (A, D).
-        shares: Fractions of the changes that a model explains, in its own data set and in the second data set.
+        shares: Fractions of the changes that a model explains, in its own data set and in the data set of the other
+            model.
         moved: Components of the state that actions move.
     """
 

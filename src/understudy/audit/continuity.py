@@ -84,7 +84,7 @@ def _jumps(data: Dataset) -> list[tuple[int, int]]:
 
 
 def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:
-    """Returns whether the states after jumps are like those at starts of episodes, and not an event of the task.
+    """Returns whether states after jumps are like states at starts of episodes, and jumps are not events of the task.
 
     With fewer than five episodes, too few starts are known, and several jumps in an episode are enough.
     """

@@ -148,7 +148,7 @@ def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[d
 
 
 def _check_data_files(path, info, episodes, tasks):
-    """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
+    """Finds data files that are missing or damaged, or have rows that disagree with the metadata."""
     within: dict[str, list[dict]] = {}
     for e in episodes:
         within.setdefault(_episode_file(info, "data_path", e) or "", []).append(e)
@@ -231,7 +231,7 @@ def _check_videos(path, info, episodes):
 
 
 def check_frame_times(data: Dataset) -> Iterator[Finding]:
-    """Finds videos whose frames have other times than the metadata say. Files that are not fetched are not checked."""
+    """Finds videos with frames at other times than the metadata say. Files that are not fetched are not checked."""
     source = lerobot_source(data)
     for camera, (files, _) in source.index.videos.items() if source is not None else ():
         latest, shifted, contradicted = 0.0, [], {}

@@ -166,7 +166,7 @@ def _faulty_episodes(report: AuditReport) -> tuple[RankedEpisode, ...]:
 
 
 def _sources(report: AuditReport, purpose: Purpose, episode: int) -> list[str]:
-    """Returns the score that ranks a purpose, and the other scores that are unusually low in the episode."""
+    """Returns the score that ranks a purpose, and all further scores that are unusually low in the episode."""
     return [purpose.score, *(name for name in purpose.also if name in report.scores and robust_deviations(
         np.asarray(report.scores[name], float))[episode] < -OUTLIER)]
 

@@ -167,7 +167,7 @@ def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: P
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:
-    """Returns how to leave out the episodes whose observations or actions are not finite."""
+    """Returns how to leave out the episodes with observations or actions that are not finite."""
     bad = {e for e, episode in enumerate(data) for name, f in episode.features().items()
            if role(name) in ("observation", "action") and f.kind == "vector"
            and not np.isfinite(episode.steps[name]).all()}

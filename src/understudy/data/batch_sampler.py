@@ -106,7 +106,7 @@ class SourcesSampler(BatchSampler):
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:
-    """Joins batches: the rows of all parts, one part after the other, without their `others`."""
+    """Joins batches: the rows of all parts, in the order of the parts, without their `others`."""
     if len(parts) == 1:
         return parts[0]
     nexts = [p.next for p in parts if p.next is not None]

@@ -162,7 +162,7 @@ class Normalizer(Codec):
         group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
             its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
             so they are coded as 0.
-        unscaled: Observations that stay as they are, such as a latent whose values the data do not have yet.
+        unscaled: Observations that stay as they are, such as a latent that has no values in the data yet.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.

@@ -77,14 +77,14 @@ class Delete(Operation):
 
 @dataclass(frozen=True)
 class Filter(Operation):
-    """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
+    """Select the episodes in which a field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
     A float32 number equals the decimal that it was rounded from, and true equals 1.
 
     Args:
         equals: The value must be one of these.
-        negate: Select the episodes that do not satisfy all conditions.
+        negate: Select the episodes that fail at least one condition.
 
     Example:
         >>> good = Filter("success", equals=(True,)).apply(data)
@@ -229,7 +229,7 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 
 @dataclass(frozen=True)
 class Merge(Operation):
-    """Join the episodes of several datasets, one dataset after the other.
+    """Join the episodes of several datasets, in the order of the datasets.
 
     The result has the columns of the first dataset without `drop_columns`. All datasets must have these columns with
     the same shapes. Numbers of different types are converted to one that holds them all. An integer of 64 bits that it
@@ -512,7 +512,7 @@ class RenamedSource(WrapperSource):
 
 
 class ConcatSource(WrapperSource):
-    """Source that joins the episodes of several sources, one source after the other.
+    """Source that joins the episodes of several sources, in the order of the sources.
 
     Args:
         parts: The sources, each with the numbers of its episodes.

@@ -57,11 +57,11 @@ class Goal:
     Args:
         column: The observation. Its rows are the goals.
         p_curgoal: Fraction of windows that have the current row as goal.
-        p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does
-            not apply to them.
+        p_randomgoal: Fraction of windows that have another row of any episode as goal, drawn uniformly. `max_steps`
+            does not apply to them.
         discount: The distance of later and earlier goals is geometric with this discount (0.99, for example). The last
             row in reach stands for all rows beyond it. None draws distances uniformly.
-        p_pastgoal: Fraction of windows whose goal is an earlier row of the same episode.
+        p_pastgoal: Fraction of windows that have an earlier row of the same episode as goal.
         max_steps: Largest distance of later and earlier goals, in rows. None for no limit.
 
     References:

@@ -207,7 +207,7 @@ def _statistics_changes(codec: Any, fresh: Any) -> Iterator[tuple[str, np.ndarra
 
 
 def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]:
-    """Finds components with almost no spread in the data, whose normalized values become huge where the policy acts."""
+    """Finds components with almost no spread in the data, and with huge normalized values where the policy acts."""
     codec = policy.codec
     if not isinstance(policy.config.codec, Normalizer) or policy.config.codec.group_by is not None:
         return

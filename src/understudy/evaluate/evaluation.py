@@ -110,7 +110,7 @@ class Evaluation:
 
         Args:
             other: A second evaluation to compare with.
-            name: Its name under `against`. The difference of success is returned, or the difference of returns if
+            name: Its name under `against`. `against` has the difference of success, or the difference of returns if
                 success is not defined.
         """
         k = self.successes

@@ -172,7 +172,7 @@ def return_discount(run: Path, trust: tuple[str, ...] = ()) -> float:
 
 
 def goal_columns(method: Method) -> dict[str, str]:
-    """Returns the goal columns that a policy reads, and for each the column whose values are its goals.
+    """Returns the goal columns that a policy reads, and for each goal column, the column that its values come from.
 
     A goal that the policy can act without is left out, and so is one that another policy of the method predicts.
     """

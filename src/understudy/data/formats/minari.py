@@ -35,7 +35,7 @@ from .parts.sidecar import FormatCapability
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
             "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
-_VERSION = "0.5.4"  # of Minari, whose layout is written
+_VERSION = "0.5.4"  # files are written in the layout of this version of Minari
 
 
 class _Keys(KeyMap):

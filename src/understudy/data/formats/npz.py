@@ -383,7 +383,7 @@ def _check_flags(values: np.ndarray, where: str):
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """Returns a hint to rename arrays whose names are close to known ones. Empty if there are none."""
+    """Returns a hint to rename arrays that have nearly a known name. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)

@@ -429,7 +429,7 @@ def map_file(file: Path) -> mmap.mmap | bytes:
 
 
 def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
-    """Yields the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+    """Yields the first byte and the number of bytes of each record of a file. A checksum follows each record.
 
     Raises:
         UserError: The file is cut short, or the checksum of a length is wrong.
@@ -454,7 +454,7 @@ def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int
 
 
 class _Values:
-    """One list of values in a TensorFlow Example, whose bytes are at `start` to `end` of `data`."""
+    """One list of values in a TensorFlow Example. Its bytes are at `start` to `end` of `data`."""
 
     def __init__(self, data, start: int, end: int, where: str):
         self._data, self.where = data, where

@@ -312,7 +312,7 @@ class BagSource(ColumnSource):
                                  "\"log\" in the mapping joins by those")
 
     def _note_two_clocks(self, log, scan, ticks) -> None:
-        """Warns if some topics are joined by header stamps, far from their log times, and others have no stamps."""
+        """Warns if some topics are joined by header stamps, far from their log times, and some have no stamps."""
         offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
                    for topic, stamps in scan.stamps.items() if len(stamps)}
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]

@@ -41,7 +41,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
-    """Splits the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
+    """Splits the only episode of a source into episodes of these lengths, (E,). Their timestamps begin at 0."""
     from ...operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)

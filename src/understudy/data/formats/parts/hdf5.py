@@ -434,7 +434,7 @@ def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability,
     """Writes the metadata of an episode as attributes.
 
     Args:
-        data: The data set, whose fps and robot type are written as well. None to leave them out.
+        data: The data set. Its fps and robot type are written as well. None to leave them out.
     """
     values = {k: episode.metadata[k] for k in capability.metadata_keys if k in episode.metadata}
     if data is not None:

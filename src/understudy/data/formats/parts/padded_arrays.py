@@ -161,7 +161,7 @@ def _is_mask(values: np.ndarray) -> bool:
 
 
 def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-    """Returns the steps of each episode, (E,), and whether the mask could have its axes the other way around."""
+    """Returns the steps of each episode, (E,), and whether the axes of the mask may be exchanged."""
     rising = [np.diff(mask.astype(np.int8), axis=axis) > 0 for axis in (1, 0)]
     if rising[0].any() and rising[1].any():
         e, step = np.argwhere(rising[0])[0].tolist()

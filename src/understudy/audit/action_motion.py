@@ -43,7 +43,7 @@ _GAP = 2.5  # times the next smaller error
 _FITS, _FAILS = 0.7, 0.3  # fraction explained: at least in the model's own episodes, at most in other episodes
 _MINORITY = 0.4  # largest fraction of episodes that are called the unusual ones
 _TIGHT = 0.9  # correlation of a component of the action with a component of the motion
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:

@@ -41,7 +41,7 @@ from .base import (
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
 _AT_ONCE = 1 << 22  # numbers that are checked together
-_FEW_VALUES = 20  # of an action, which may then be classes or quantities
+_FEW_VALUES = 20  # an action with at most so many values may be classes or quantities
 
 
 # -- whole: contradictions in the data ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .base import Finding, Location, component_names, correction_command
 
 _WIDEST, _FIT_STEPS = 160, 50_000  # components of states and actions, and steps, from which a model is fitted
 _USUAL = 0.8  # quantile of the errors: more than this fraction of the steps continue the same rollout
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 _JUMP, _GAP = 8.0, 2.5  # times the usual error, and times the next smaller error
 _LISTED = 20  # rows that a command names; for more, the audit finds them again
 

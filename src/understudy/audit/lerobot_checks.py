@@ -34,7 +34,7 @@ from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
 
 _META = "write the data set again, so that the metadata come from the data"
-_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
+_MAY_DIFFER = 0.02  # fraction of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
 
 
@@ -354,7 +354,7 @@ def _episode_quantiles(values: np.ndarray, lengths: np.ndarray, share: float) ->
     ordered = np.stack([c[np.lexsort((c, episode))] for c in values.T], 1)  # within each episode
     weights = (lengths / lengths.sum())[:, None]
     return [*((ordered[first + to(share * (lengths - 1)).astype(int)] * weights).sum(0) for to in (np.floor, np.ceil)),
-            values.mean(0)]  # of episodes of one frame
+            values.mean(0)]  # the average for episodes of one frame
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

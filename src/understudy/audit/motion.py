@@ -21,10 +21,10 @@ WIDEST = 160  # largest number of components of states and actions for which a m
 STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episodes
 LAGGED_STEPS = 50_000  # number of steps for fitting models of many lags
 CLEAR = 0.5  # factor by which another lag has to reduce what is unexplained
-EXACT = 0.01  # of the change that the state leaves open. A smaller unexplained part counts as explained
+EXACT = 0.01  # fraction of the change left open by the state: a smaller error counts as none
 _EPISODES_PER_SUM = 100  # episodes in one sum of squares
 _FEWEST = 10  # smallest number of steps per fitted parameter
-_SHARE = 0.2  # of the steps; a larger lag leaves only the ends of episodes
+_SHARE = 0.2  # fraction of the steps; a larger lag leaves only the ends of episodes
 
 
 def columns_of_kind(features: Schema, kind: str) -> list[str]:

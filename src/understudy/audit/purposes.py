@@ -13,7 +13,7 @@ from ..hints import command_line
 from .base import AuditReport
 
 OUTLIER = 3.5  # robust deviations from the median, as Iglewicz and Hoaglin (1993) recommend
-MAX_FRACTION = 0.2  # of the episodes; a larger group is not called unusual
+MAX_FRACTION = 0.2  # fraction of the episodes; a larger group is not called unusual
 MIN_EPISODES = 8  # with fewer episodes, none is called unusual
 # Codes of findings that are corrected without leaving an episode out.
 _LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "resets", "sign-flips", "success-disagrees",

@@ -145,7 +145,7 @@ def raise_on_errors(findings: Sequence[Finding], where: Path | str, ignore: Coll
         only_with = f", with a method that does not read {' and '.join(unread)}" if unread and training_data else ""
         remedy = f"to accept them{only_with}: " + " ".join(f"--ignore {code}" for code in codes)
         if short_video is not None:
-            remedy = short_video.remedy  # of the data, where these are a view of them
+            remedy = short_video.remedy  # the remedy for the data that these are a view of
         elif set(codes) & set(_UNREADABLE_CODES):
             remedy = repair_hint(where)
         raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,

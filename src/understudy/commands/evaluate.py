@@ -186,7 +186,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         out.print("", gap_text)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    in_detail = o.details or o.repeats or o.demonstrations is not None  # which are given for these figures alone
+    in_detail = o.details or o.repeats or o.demonstrations is not None  # they are given for these figures alone
     (behavior_metrics.print_metrics if in_detail else behavior_metrics.print_most_frequent_failure)(behavior, out)
     document = evaluation.to_json(other, path_text(o.against))
     successes = None if evaluation.successes is None else evaluation.successes.tolist()

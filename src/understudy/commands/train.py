@@ -741,7 +741,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     recorded = recorded_env(data)
-    show = demonstration_part(method)  # which is given while acting
+    show = demonstration_part(method)  # it is given while acting
     frames = {} if show is None else {name: policy.features[name] for name in show.into}
     check_features(
         policy, policy_features(method, {**env.features, **frames}), str(env.metadata["env"]), resized=True,

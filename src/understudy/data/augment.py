@@ -44,7 +44,7 @@ class _ColumnAugmentation(Augmentation):
     """Base class of augmentations that change the columns named by their first field."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    kind: ClassVar[str | None] = None  # that the columns must have
+    kind: ClassVar[str | None] = None  # kind that the columns must have
 
     @property
     def columns(self) -> tuple[str, ...]:

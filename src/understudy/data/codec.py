@@ -423,7 +423,7 @@ class _Affine(nn.Module):
         self.shape = shape
         self.register_buffer("offset", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("factor", torch.ones(shape), persistent=False)  # of the code: 1 / scale, or 0
+        self.register_buffer("factor", torch.ones(shape), persistent=False)  # factor of the code: 1 / scale, or 0
 
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
         self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)

@@ -53,7 +53,7 @@ def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: F
 
 
 class _ChangedActions(LabeledEpisodes):
-    n_steps: np.ndarray  # of each episode, (E,)
+    n_steps: np.ndarray  # steps of each episode, (E,)
 
     def lengths_of(self, indices):
         return self.n_steps[np.asarray(indices, np.int64)]

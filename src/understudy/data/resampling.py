@@ -171,7 +171,7 @@ _ANGLES = {"yaw", "pitch", "roll", "heading", "theta", "phi", "psi", "azimuth", 
            "rx", "ry", "rz"}
 _NO_ANGLES = {"vel", "velocity", "velocities", "rate", "speed", "dot", "delta", "d", "sin", "cos", "acc", "omega",
               "torque", "effort"}
-_TOLERANCE = 1e-3  # of the norm of a quaternion
+_TOLERANCE = 1e-3  # largest deviation of the norm of a quaternion from 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..core import Unsupported, part
 from .codec import Normalizer, _NormalizerModule
 from .running_statistics import constant_floor
 
-LARGEST_CODE = 10.0  # of a component that hardly varied so far, as in VecNormalize of stable-baselines3
+LARGEST_CODE = 10.0  # cuts components that hardly varied so far, as in VecNormalize of stable-baselines3
 
 
 @part

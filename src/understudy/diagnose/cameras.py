@@ -16,10 +16,10 @@ from .base import RunFinding
 NEARER, SURE = 0.8, 5.0  # a change has to bring images to this fraction of their distance; standard errors
 EXCHANGED = 0.5  # the same fraction for the distance of colors, if exchanging red and blue is the change
 SHADES = 64  # quantiles of the difference of red and blue that stand for the colors of an image
-APART = 0.15  # of the brightness, to the nearest recorded image
+APART = 0.15  # difference to the nearest recorded image, as a fraction of the brightness
 MOST_CAMERAS = 4  # most cameras of which all orders are tried
 READ = 0.5  # largest unexplained fraction of a component of the state that is read from images
-RIDGE = 1e-3  # of the variance of the images
+RIDGE = 1e-3  # ridge penalty, as a fraction of the variance of the images
 DISAGREES = 3.0  # error of states read from new images, as a multiple of the error with recorded images
 FEWEST_IMAGES = 100  # recorded images from which a component is read
 CLEAR = 0.6  # factor by which another delay has to reduce the error

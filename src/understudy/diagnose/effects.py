@@ -9,14 +9,14 @@ import numpy as np
 from ..audit.motion import MotionFit
 from .observations import AT_END
 
-BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
+BLOCKED = 1e-3  # fraction of the usual change of a component: a component that changes less is at a wall
 FEWER = 0.5  # factor by which a less simple explanation has to reduce the unexplained steps
 MAX_ERROR_FRACTION = 0.1  # largest error of a change, of its usual size or its spread by the action
-MIN_AGREEING_FRACTION = 0.3  # of the steps
+MIN_AGREEING_FRACTION = 0.3  # fraction of the steps that an explanation has to explain
 MIN_SPREAD_FRACTION = 0.5  # spread of the actions in these steps, as a fraction of the spread in all steps
 END = 0.005  # quantile of the changes that is a limit
 SCALES = [sign * size for size in np.geomspace(1 / 16, 16, 65) for sign in (1, -1) if sign * size != 1]
-OFFSET = 0.25  # of the standard deviation of the action
+OFFSET = 0.25  # fraction of the standard deviation of the action
 GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of its effect in the data
 
 

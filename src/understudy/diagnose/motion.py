@@ -36,12 +36,12 @@ Episodes = Sequence[Transitions]
 
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
-EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
+EXACT = 0.01  # fraction of the usual change: a smaller error of its prediction leaves nothing to explain
 MAX_OFF_EFFECT = 0.05  # largest effect of an action of another joint, or of a motor that is off
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
-CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
-JUDGED = 0.2  # of the effect in the model: a component with a smaller effect in the data is not judged
-SELDOM = 0.1  # of the usual fraction of steps in which a component moves: below, it hardly moves
+CONVENTION = (0.5, 2.0)  # fraction of the dependence on the position that another convention would bring
+JUDGED = 0.2  # fraction of the effect in the model: a component with a smaller effect in the data is not judged
+SELDOM = 0.1  # multiple of the usual fraction of steps in which a component moves: below, it hardly moves
 NOISE = 0.5  # noise of an observation, as a fraction of its usual change
 SLOW = 1  # steps by which most robots react late
 

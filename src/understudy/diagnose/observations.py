@@ -19,18 +19,18 @@ from .base import RunFinding, correct_data, correct_order
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of their spread in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
-MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
-FAR_AWAY = 6.0  # of the spread: the margin for one or two starts
+MARGIN_OF_STARTS = 0.1  # fraction of the spread: starts that are less outside count as inside
+FAR_AWAY = 6.0  # multiple of the spread: the margin for one or two starts
 ALIKE = 0.01  # p-value from which components have the same distribution
-AT_END = 0.02  # of the recorded range: a component that rests there may be held by a limit
-VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
+AT_END = 0.02  # fraction of the recorded range: a component that rests there may be held by a limit
+VARIES = 0.05  # fraction of the spread over all steps: components that spread less at the start begin alike
 RESTING = 10.0  # size of a single observation, as a multiple of the size of recorded observations
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
-NOVEL = 0.8  # fraction of the steps
+NOVEL = 0.8  # fraction of the steps with novel observations
 CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of the policy's actions, outside the limits
 OTHER_UNIT_RATIO = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
-MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
+MARGIN = 0.1  # fraction of the range of a component: experts and noisy policies exceed limits by less
 WIDEST_ORDER = 30  # largest number of components of which the order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 

@@ -22,7 +22,7 @@ from . import stats
 from .stats import LEVEL, Interval
 
 Origin = Literal["held out", "trained on", "other data"]
-N_TIME_BINS = 10  # of an episode
+N_TIME_BINS = 10  # number of parts of an episode
 
 
 def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
@@ -139,7 +139,7 @@ class ActionPrediction:
         column: The column that is compared, if the policy does not predict actions alone.
     """
 
-    name: str  # of the data
+    name: str  # name of the data
     origin: Origin
     episodes: tuple[int, ...]
     steps: int

@@ -140,7 +140,7 @@ class PairedComparison:
     difference: float
     low: float
     high: float
-    p_value: float  # of no difference
+    p_value: float  # p-value of the hypothesis of no difference
     level: float
     n_seeds: int
 

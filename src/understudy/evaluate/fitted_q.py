@@ -100,7 +100,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     config = replace(config, skip=executor.skip, n_action_steps=executor.n_action_steps,
                      critic=replace(config.critic, encoder=encoder))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of the first weights
+        torch.manual_seed(seed)  # seed of the first weights
         learner = FittedQLearner(config, policy, seed, config.steps, data, trained.planner())
     sampler, tenth = learner.batch_sampler(data), config.steps - config.steps // 10
     fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth, callbacks=callbacks)

@@ -21,7 +21,7 @@ from .behavior.clearance import planar_points
 from .behavior.scaling import evenly_spaced_indices
 from .stats import Interval
 
-WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
+WIDTH = 420  # width of every plot, so that its text has the size of the page's text, also on a phone
 MAX_EPISODES = 200  # largest number of episodes with drawn trajectories
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Point = tuple[float, float]

@@ -25,7 +25,7 @@ class Divergence:
     0).
     """
 
-    step: int  # of the recorded row that differs
+    step: int  # step of the recorded row that differs
     column: str
     difference: float
 

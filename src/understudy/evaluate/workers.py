@@ -111,8 +111,8 @@ class WorkerPool:
         if count != "ray" and count < 1:
             raise UserError(f"at least one worker is needed, not {count}", where="workers", hint="1 is this process")
         self.setup, self._requested = setup, count
-        self.count = 1 if count == "ray" else count  # of "ray" once it has begun
-        self.metadata: Mapping[str, Any] = {}  # of the environment, after the first episode
+        self.count = 1 if count == "ray" else count  # for "ray", the count is known once it has begun
+        self.metadata: Mapping[str, Any] = {}  # metadata of the environment, after the first episode
         self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 

@@ -11,7 +11,7 @@ from ...core import UserError
 from ...data.episode import Dataset
 from .step_table import standardized
 
-_GROUPS = 20  # of episodes, for the standard error
+_GROUPS = 20  # number of groups of episodes, for the standard error
 _Z = 1.645  # one-sided 95 %
 
 

@@ -11,7 +11,7 @@ from ...evaluate import plots, report
 from ...evaluate.comparison import Comparison
 from ...evaluate.evaluation import Evaluation
 
-MAX_EPISODES = 20  # of each policy that are drawn
+MAX_EPISODES = 20  # number of drawn episodes of each policy
 
 
 def write_comparison_page(path: Path, c: Comparison, runs: Mapping[str, Evaluation], env: Env | None = None,

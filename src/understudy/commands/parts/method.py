@@ -166,7 +166,7 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     while pending:
         key, words = pending.pop(0).removeprefix("--").replace("-", "_"), []
         option = flag_of(key)
-        while pending and not pending[0].startswith("--"):  # of several numbers or names
+        while pending and not pending[0].startswith("--"):  # an option may have several numbers or names
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")

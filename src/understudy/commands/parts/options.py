@@ -27,7 +27,7 @@ T = TypeVar("T")
 _NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf)")  # a value, not an option
 _TYPE_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
                Path: ("a path", "paths")}
-_SYNONYMS = {"gpu": "cuda"}  # of values that people write and that are spelled otherwise here
+_SYNONYMS = {"gpu": "cuda"}  # values that people write, and how they are spelled here
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 

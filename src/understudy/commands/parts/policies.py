@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
                  "changed: train on data with the columns that it shows")
-ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
+ROWS = 16  # number of rows of every batch that networks see, so that no result depends on --rows
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Hdf5ArraysSource(ChunkedSource):
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
             self._parts, columns = [], []
-            for file in self.files:  # of which only the last one stays open
+            for file in self.files:  # only the last file stays open
                 self._parts += (parts := self._find_parts(files[file], file, names))
                 columns += [self._columns(*part, names, warnings) for part in parts]
             self.lengths = np.array([steps for steps, _ in columns], np.int64)

@@ -20,7 +20,7 @@ from ...hints import command_line, repair_hint
 from .. import video
 from . import remote
 
-_TOLERANCE = 1 / 3  # of a step, by which a time may differ
+_TOLERANCE = 1 / 3  # fraction of a step by which a time may differ
 
 
 class VideoColumns:
@@ -56,7 +56,7 @@ class VideoColumns:
                 yield rows[which], image
         except UserError as error:  # a video alone does not say of which data set it is a part
             raise UserError(error.problem, where=error.where, hint=repair_hint(self._path)) from None
-        finally:  # also if the caller needs no more of them
+        finally:  # also if the caller needs no more frames
             self._readers[camera] = reader
         if len(rows) < len(matched.times):
             row = int(np.argmin(matched.has_frame))

@@ -59,7 +59,7 @@ _END_FLAGS = ("terminals", "timeouts")  # each step, where there is no episode_e
 EPISODE_ENDS_HINT = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
-_MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
+_MAY_DIFFER = 1e-5  # relative difference of next_observations from the next row, from storing in float32
 
 
 class NpzSource(NpzArchiveSource):
@@ -93,7 +93,7 @@ class NpzSource(NpzArchiveSource):
             return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
         if episode_lengths is not None:
             lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
-            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # of lengths, and of ends
+            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # as lengths, and as ends
             steps = next((n for n in rows if n in totals), count_steps(headers))
             return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
         if not says_ends(headers):

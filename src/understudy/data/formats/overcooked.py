@@ -179,7 +179,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
-            elif "state" in thing:  # of 2019: ingredient, count, cooking time. The third starts cooking
+            elif "state" in thing:  # files of 2019: ingredient, count, cooking time. The third starts cooking
                 of, number, ticks = thing["state"]
                 cell[3 + ("onion", "tomato").index(of)] += number
                 cell[5:] = ticks, ticks > 0

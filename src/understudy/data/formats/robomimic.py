@@ -38,8 +38,8 @@ class RobomimicSource(ChunkedSource):
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
-        self._episode_metadata: dict[int, dict[str, Any]] = {}  # of the episodes for which it was asked
-        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        self._episode_metadata: dict[int, dict[str, Any]] = {}  # metadata that were asked for, by episode
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # layouts of contiguous arrays, by key
         with self.open_files() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
@@ -300,7 +300,7 @@ def _write_demo(group, e: Episode, keys, holds):
 @dataclass(frozen=True)
 class _StoragePlan:
     capability: FormatCapability
-    keys: dict[str, str]  # of the columns
+    keys: dict[str, str]  # key of each column
     demos: list[str]
     env_args: Any
 

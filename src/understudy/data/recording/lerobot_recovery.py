@@ -46,8 +46,8 @@ class LeRobotRepair:
         self.filmed: dict[int, tuple[int, str]] = {}  # by episode: rows with frames, and why there are no more
         self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
         self.numbers: list[int] = []  # the old number of each kept episode
-        self.cut: set[int] = set()  # which of them have lost rows
-        self.frames = 0  # of the kept episodes
+        self.cut: set[int] = set()  # numbers of episodes that have lost rows
+        self.frames = 0  # number of frames of the kept episodes
 
     def run(self) -> Path:
         """Writes the repaired copy, and returns its folder."""

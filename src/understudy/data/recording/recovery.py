@@ -326,7 +326,7 @@ def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[st
         raw = data[begin: begin + packed].tobytes()
         if method == 8:
             try:
-                raw = zlib.decompressobj(-15).decompress(raw)  # also what is cut off
+                raw = zlib.decompressobj(-15).decompress(raw)  # also decompresses what is cut off
             except zlib.error as error:
                 report_loss(f"{path}, {name}: {error}")
                 raw = b""

@@ -20,7 +20,7 @@ from ..stats import LEVEL, Interval
 from .clusters import Clusters, find_clusters
 from .scaling import TrajectoryScaling, evenly_spaced, resample_rows
 
-TRAJECTORY_POINTS = 16  # of a trajectory, for its shape
+TRAJECTORY_POINTS = 16  # number of points of a trajectory that stand for its shape
 ModeFunction = Callable[[Episode], str | None]  # the mode of an episode; None if it has none
 
 

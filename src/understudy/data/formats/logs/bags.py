@@ -157,7 +157,7 @@ class BagSource(ColumnSource):
         truncations = [log.truncation for log in recordings if log.truncation]
         self.warnings: list[str] = [*(f"{text}; what is there was read" for text in truncations), *(notes or [])]
         self._check(recordings)
-        self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
+        self._paths: dict[str, tuple[str, ...]] = {}  # paths of the numbers of each column, if they are in a structure
         self.schema = self._features(recordings)
         self.key = cache.json_digest("bags", [log.key for log in recordings], mapping.to_json())
         self._joined: list[_AlignedRecording] = []

@@ -82,7 +82,7 @@ def _plain(message) -> Any:
 
     kind = message.DESCRIPTOR
     for unknown in UnknownFieldSet(message):
-        if unknown.field_number in kind.fields_by_number:  # of another type, which a parser passes over in silence
+        if unknown.field_number in kind.fields_by_number:  # it has another type, and a parser silently skips it
             raise ValueError(f"field {unknown.field_number} of {kind.full_name} is not "
                              f"{kind.fields_by_number[unknown.field_number].name}, as its descriptor says")
     if kind.full_name in _TIMES:

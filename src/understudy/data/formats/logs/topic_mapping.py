@@ -70,7 +70,7 @@ class TopicMapping:
 
     columns: Mapping[str, ColumnMapping]
     clock: str | None = None  # a topic
-    fps: float | None = None  # of the clock, or what that topic is meant to have
+    fps: float | None = None  # rate of the clock, or the rate that the clock topic is meant to have
     max_gap: float = 1.0  # s
     time_source: str = "header"
     episodes: str | None = None  # a topic

@@ -81,7 +81,7 @@ def minari_folder(path: Path) -> Path | None:
     if (path / "data/metadata.json").exists() or (path / "data/main_data.hdf5").exists():
         return path / "data"
     about = path / "metadata.json"
-    is_described = about.is_file() and b'"data_format"' in about.read_bytes()  # also if it is damaged, and no JSON
+    is_described = about.is_file() and b'"data_format"' in about.read_bytes()  # also if it is damaged, and not JSON
     return path if is_described or (path / "main_data.hdf5").exists() else None
 
 

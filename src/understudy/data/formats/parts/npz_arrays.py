@@ -26,7 +26,7 @@ from .key_map import encoded_image_feature
 from .read_errors import damaged
 
 _CHUNK = 1 << 16  # rows read at a time
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 
 
 def is_storable_key(name: str) -> bool:

@@ -17,8 +17,8 @@ from .key_map import encoded_image_feature, stored_feature
 from .read_errors import first_true
 from .reader_warnings import MisreadingWarning, without_arrays
 
-MAX_LABEL_VALUES = 1 << 20  # of an array that is read to see whether it says where episodes end
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+MAX_LABEL_VALUES = 1 << 20  # larger arrays are not read to see whether they say where episodes end
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 _MANY_STEPS = 10  # a second axis of this length in states and actions is one of steps or episodes, not of arms
 
 

@@ -18,7 +18,7 @@ from .read_errors import damaged
 
 # The first that fits separates the columns. A comma comes late, because it may be the decimal point of a number.
 _SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "a bar", ",": "a comma", " ": "a blank"}
-MAX_CELL_BYTES = 1 << 24  # of a cell: a JSON document of a step fits
+MAX_CELL_BYTES = 1 << 24  # a JSON document of a step fits into a cell
 _LINE = 1 << 16  # characters of a line that are read for the names of the columns
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")

@@ -300,7 +300,7 @@ def _fold(summary: str, text: str) -> str:
 def _with_folds(text: str) -> str:
     """A text in which tables of many lines are folded. A bold title before a table becomes the line of the fold."""
     return re.sub(r"^(?:\*\*(.+)\*\*\n\n)?(\|.*(?:\n\|.*)*)",
-                  lambda found: _folded(found[2], title=found[1] or ""), text, flags=re.MULTILINE)
+                  lambda table: _folded(table[2], title=table[1] or ""), text, flags=re.MULTILINE)
 
 
 def _goals(lines: list[dict]) -> str:

@@ -152,7 +152,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
             (["record", "fork", "--yes", "--out", "d", "--episodes", "1"], "--yes: needs --robot"),
             (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: has no effect"),
-            (["record", "--robot", "simulated_arm", "--rows", "2", "--out", "d", "--episodes", "1"], "--rows: says"),
+            (["record", "--robot", "simulated_arm", "--rows", "2", "--out", "d", "--episodes", "1"], "--rows: has no effect"),
             (["record", "--robot", "simulated_arm", "--episode-time-s", "0", "--out", "d", "--episodes", "1"],
              "--episode-time-s: must be above 0"),
             (["act", "run", "--robot", "simulated_arm", "--fps", "0"], "--fps: must be above 0"),

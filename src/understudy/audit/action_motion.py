@@ -1,7 +1,7 @@
 """Checks whether the recorded actions explain the recorded motion, with linear one-step models of the data.
 
-A step with a much larger error than all others, or an episode in which the actions do not help the prediction, deserves
-a look.
+A step deserves a look if the error of its prediction is much larger than the errors of other steps. So does an episode
+in which the actions do not help the prediction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .motion import (
 )
 
 SHIFTS = range(-8, 9)  # steps between a motion and its image
-_WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
+_WATCHED = 50_000  # steps in which images are compared with states, in evenly spaced episodes
 _UNEXPLAINED_SHIFT = 0.7  # largest unexplained fraction of the image change at the best shift
 _USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera normally sees the task like this
 _SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
@@ -40,10 +40,10 @@ _CHANGES = 0.95  # fraction of them in which the image has to change
 _FEWEST = 10  # smallest number of steps per fitted parameter
 _JUMP = 12.0  # times the 99th percentile of the error
 _GAP = 2.5  # times the next smaller error
-_FITS, _FAILS = 0.7, 0.3  # smallest explained fraction in the model's own episodes, largest one in others
+_FITS, _FAILS = 0.7, 0.3  # fraction explained: at least in the model's own episodes, at most in other episodes
 _MINORITY = 0.4  # largest fraction of episodes that are called the unusual ones
-_TIGHT = 0.9  # correlation of a component of the action with one of the motion
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_TIGHT = 0.9  # correlation of a component of the action with a component of the motion
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:
@@ -59,7 +59,7 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
-    """Finds steps with a much larger prediction error than all others."""
+    """Finds steps with a much larger prediction error than all other steps."""
     model = _fit(data)
     if model is None:
         return
@@ -93,7 +93,7 @@ def _segment_ends(episode: Episode, n: int) -> np.ndarray:
 
 
 def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose actions do not have the same effect as elsewhere.
+    """Finds episodes in which actions do not have the same effect as in most episodes.
 
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
@@ -169,9 +169,9 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
 class CameraLag:
     """Finds the delay of a camera: the shift at which changes of the state explain changes of the image best.
 
-    An image is represented by the mean brightness of a coarse grid, and the model is linear. Each half of the episodes
-    is tested with the model of the other half. There is no finding if the camera sees too little of the robot for that,
-    or if the shifts do not differ clearly.
+    An image is represented by the mean brightness of a coarse grid, and the model is linear. The episodes are divided
+    into two halves. The model of each half is tested on the episodes that it was not fitted to. There is no finding if
+    the camera sees too little of the robot for a model, or if the shifts do not differ clearly.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -344,11 +344,11 @@ def grid_brightness(frame: np.ndarray) -> np.ndarray:
 
 
 def check_action_convention(data: Dataset) -> Iterator[Finding]:
-    """Finds actions that are positions in some episodes and differences or velocities in others.
+    """Finds actions that are positions in some episodes and differences or velocities in other episodes.
 
-    The values alone are only a hint: slow motion, a scaled velocity or a long delay make one look like the other. The
-    evidence is a linear model of the motion, fitted to the larger group of episodes. If all actions follow one
-    convention, the model predicts the smaller group as well. There is a finding only if it clearly does not.
+    The values alone are only a hint: with slow motion, a scaled velocity or a long delay, positions and velocities look
+    alike. The evidence is a linear model of the motion, fitted to the larger group of episodes. If all actions follow
+    one convention, the model predicts the smaller group as well. There is a finding only if it clearly does not.
     """
     kinds = _conventions(data)
     if "positions" in kinds.values() and (rates := _rates(data)).any():
@@ -417,11 +417,12 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def check_component_pairs(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose action has a flipped, scaled or exchanged component, compared with most episodes.
+    """Finds episodes in which a component of the action is flipped, scaled or exchanged, compared with most episodes.
 
-    Correlations of action components with those of the state, and ratios of their spreads, say which. The evidence is a
-    linear model of the motion, fitted to the other episodes. There is a finding only if it predicts these badly as they
-    are, and well once the component has the other sign or size, or the two have changed places.
+    The check correlates action components with state components, and compares their spreads, to find unusual episodes.
+    A linear model of the motion is fitted to the usual episodes. There is a finding only if the model predicts the
+    unusual episodes badly, and predicts them well after the correction: another sign or size, or two components
+    exchanged.
     """
     if (pairs := _pairs(data)) is None:
         return
@@ -478,11 +479,11 @@ def _size_findings(data: Dataset, episodes: np.ndarray, sizes: np.ndarray, usual
 def _sign_groups(correlations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns two groups of episodes, larger first, in which an action component moves state component k up or down.
 
-    The second is empty if it moves any other component in the same direction in both groups: then it has one sign, and
-    its relation to k is that of the task.
+    The second group is empty if the action component moves any other state component in the same direction in both
+    groups. Then its sign is the same in all episodes, and its different relation to k comes from the task.
 
     Args:
-        correlations: Those of the action component with each component of the state, 0 where they are loose, (E, D).
+        correlations: Correlations of the action component with each state component, 0 where they are loose, (E, D).
     """
     few, many = sorted((correlations[:, k] < 0, correlations[:, k] > 0), key=np.count_nonzero)
     if few.any() and (np.sign(correlations[few]).mean(0) * np.sign(correlations[many]).mean(0)).max() > 0.25:
@@ -494,7 +495,8 @@ def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
     """Correlation of each action component with the position or the change of each state component, and the ratio of
     their spreads, (2, A, D), by episode.
 
-    Of the two, it is the one that fits more closely in most episodes. None if there are too few episodes.
+    Whichever of position and change correlates more closely in most episodes is used. None if there are too few
+    episodes.
     """
     kinds: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = {}, {}
     for e, s, a in _transitions(data, 8):
@@ -596,7 +598,8 @@ def _column_scale(values) -> np.ndarray:
 def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
     """Returns the members of the smaller of two groups of values, if a wide gap separates the groups.
 
-    Groups of about equal size may be two tasks, unless their ratio is that of two units.
+    Groups of about equal size may be two tasks. So nothing is returned for them unless the ratio of their values is the
+    ratio of two known units, such as degrees and radians.
     """
     finite = np.flatnonzero(np.isfinite(size))
     order = finite[np.argsort(size[finite], kind="stable")]
@@ -630,6 +633,6 @@ def _state_action(s, a):
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
+    """Returns the correlation of each column of a (T, A) with each column of b (T, B), as an array (A, B)."""
     a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
     return a.T @ b / len(a)

@@ -149,7 +149,7 @@ class StepScore(Score):
         return self.of_episodes(self.score_steps(data))
 
     def of_episodes(self, step_scores: Sequence[np.ndarray]) -> np.ndarray:
-        """The score of each episode, (E,), from those of its steps."""
+        """The score of each episode, (E,), computed from the scores of its steps."""
         return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in step_scores])
 
 

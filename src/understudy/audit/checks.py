@@ -2,8 +2,8 @@
 
 All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data.
 `INTEGRITY_CHECKS` can find errors. `QUALITY_CHECKS` yield warnings and notes. `FRAME_CHECKS` decode every camera frame.
-`action_motion` has the checks of how actions fit the motion, and `label_checks` those of flags and labels.
-`file_checks` and `lerobot_checks` have those of files, which also work if a data set cannot be opened.
+`action_motion` has the checks of how actions fit the motion. `label_checks` has the checks of flags and labels.
+`file_checks` and `lerobot_checks` have the checks of files, which also work if a data set cannot be opened.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .base import (
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
 _AT_ONCE = 1 << 22  # numbers that are checked together
-_FEW_VALUES = 20  # of an action, which may then be classes or quantities
+_FEW_VALUES = 20  # an action with at most so many values may be classes or quantities
 
 
 # -- whole: contradictions in the data ---------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
 
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes that end long before the others without having reached a goal."""
+    """Finds episodes that are much shorter than most episodes and did not reach a goal."""
     lengths = data.lengths
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
@@ -346,7 +346,7 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose recording was interrupted."""
+    """Finds episodes with an interrupted recording."""
     if episodes := interrupted_episodes(data):
         descriptions = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in episodes]
         yield Finding("interrupted", "warning", f"{pluralize(len(episodes), 'episode')} whose recording was "
@@ -442,7 +442,7 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
 
 
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
-    """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
+    """Finds numbers of a type that makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = component_ranges(data, name)
@@ -603,7 +603,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
     instead of 0 to 255."""
     features = data[0].features()
-    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
+    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names empty ones
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):

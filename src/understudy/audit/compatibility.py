@@ -25,7 +25,7 @@ _APART = 10.0  # ratio of standard deviations that needs another unit as explana
 _UNITS = {"degrees and radians": 57.3, "millimeters and meters": 1000.0, "bytes and fractions": 255.0}
 _CONVERSIONS = {180 / np.pi: ("deg2rad", "rad2deg"), 1000.0: ("mm2m", "m2mm"), 255.0: ("", "")}  # by the ratio
 _FITS, _FAILS = 0.5, 0.3  # fractions of variance
-_REVERSED = -1.0  # of the variance: a model with the other sign explains about -3 times as much
+_REVERSED = -1.0  # explained fraction of the variance. A model with the wrong sign explains about -3
 _EXACT = 0.2  # largest deviation of what an action does from one component with another sign or gain
 _DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
                     r"yaw|theta|q\d*)$", re.IGNORECASE)
@@ -38,8 +38,8 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
 
     Errors: `columns-differ` (observations and actions), `shape-differs`, `kind-differs`, `names-differ`,
     `unit-differs`, `fps-differs`, `normalization-differs` (a warning if all values are within 1.5), `scale-differs`,
-    `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
-    `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
+    `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (all other
+    columns), `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
     """
     (first, data), *others = sets.items()
     first_sample = _DatasetSample(data)
@@ -67,7 +67,7 @@ def check_exact(sets: Mapping[str, Dataset], leave_out: Collection[str] = ()) ->
 
 
 def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
-    """Returns the two units whose values have this ratio, within a factor of `tolerance`."""
+    """Returns two units with this ratio of values, such as degrees and radians, within a factor of `tolerance`."""
     size = max(abs(ratio), 1 / max(abs(ratio), 1e-12))
     return next((unit for unit, factor in _UNITS.items() if 1 / tolerance < size / factor < tolerance), None)
 
@@ -312,11 +312,12 @@ def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _ActionEffects:
-    """Linear models of what the actions of two data sets do, one of which fails in the other data set.
+    """Linear models of what actions do in two data sets. The model of one data set fails in the other data set.
 
     Attributes:
-        models: For each data set, what a component of the action does to one of the state, (A, D).
-        shares: Fractions of the changes that a model explains in its own data set and in the other one.
+        models: For each data set, what a component of the action does to a component of the state, (A, D).
+        shares: Fractions of the changes that a model explains, in its own data set and in the data set of the other
+            model.
         moved: Components of the state that actions move.
     """
 
@@ -327,7 +328,7 @@ class _ActionEffects:
 
     @staticmethod
     def compare(one: _DatasetSample, other: _DatasetSample, name: str, is_absolute: bool) -> _ActionEffects | None:
-        """Compares the two models. Returns None unless one explains little, or the opposite, in the other data set."""
+        """Compares the two models. Returns None if they agree, or if there is too little to compare."""
         pairs = []
         for k in (one, other):
             (action, _), (now, then) = k.rows("action"), k.rows(name)

@@ -15,7 +15,7 @@ from .base import Finding, Location, component_names, correction_command
 
 _WIDEST, _FIT_STEPS = 160, 50_000  # components of states and actions, and steps, from which a model is fitted
 _USUAL = 0.8  # quantile of the errors: more than this fraction of the steps continue the same rollout
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 _JUMP, _GAP = 8.0, 2.5  # times the usual error, and times the next smaller error
 _LISTED = 20  # rows that a command names; for more, the audit finds them again
 
@@ -23,9 +23,9 @@ _LISTED = 20  # rows that a command names; for more, the audit finds them again
 def find_resets(data: Dataset) -> dict[int, list[int]]:
     """Finds the rows at which another rollout begins inside an episode. Returns them by the number of the episode.
 
-    There, either a flag of the row before says that the episode ended, or most components of the state jump: their
-    change is unlike that of all other steps, by a linear model of the state and the action. One such step alone is not
-    counted.
+    Another rollout begins at a row if a flag of the row before says that the episode ended, or if most components of
+    the state jump. A component jumps if a linear model of the state and the action explains its change far worse than
+    in usual steps. A single jump in the data is not counted.
     """
     resets = {e: rows for e, episode in enumerate(data) if (rows := _flagged_ends(episode))}
     jumps = _jumps(data)
@@ -71,10 +71,10 @@ def _flagged_ends(episode: Episode) -> list[int]:
 
 
 def _jumps(data: Dataset) -> list[tuple[int, int]]:
-    """Returns the places (episode, row) where most components of the state change unlike in all other steps.
+    """Returns the places (episode, row) where most components of the state change in an unusual way.
 
-    If the actions do not explain the motion, the change of the step before does. It is not that of the same rollout in
-    the row after a jump, which therefore counts with the jump.
+    If the actions do not explain the motion, the model predicts each change from the change of the step before. In the
+    row after a jump, the step before is the jump itself, so that this row seems to jump as well. It is left out.
     """
     jumps = _unexplained_changes(data, with_last_change=False)
     if len(jumps) < 2:
@@ -84,7 +84,7 @@ def _jumps(data: Dataset) -> list[tuple[int, int]]:
 
 
 def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:
-    """Returns whether the states after jumps are like those at starts of episodes, and not an event of the task.
+    """Returns whether states after jumps are like states at starts of episodes, and jumps are not events of the task.
 
     With fewer than five episodes, too few starts are known, and several jumps in an episode are enough.
     """

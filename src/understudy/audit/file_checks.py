@@ -118,7 +118,7 @@ def _hdf5(path, name):
             elif {"observations", "actions"} <= set(file):
                 arrays = {k: v for k, v in _arrays(file, h5py).items() if not k.startswith(("metadata", "virtual"))}
                 yield from _check_equal_lengths(arrays, name, "actions", keys=d4rl.KEYS)
-    except Exception as error:  # of h5py, which raises what it likes at damaged bytes
+    except Exception as error:  # h5py raises errors of any type at damaged bytes
         yield _damaged("the HDF5 file is cut short or damaged", error, Location(name))
 
 
@@ -186,7 +186,7 @@ def _episode(group, name, key, h5py):
     """Checks the arrays of one episode in a Minari file."""
     arrays, e = _arrays(group, h5py), number_sort_key(key)[0]
     if isinstance(actions := group.get("actions"), h5py.Dataset):
-        arrays["actions"] = actions  # which may be a link, and is then not listed
+        arrays["actions"] = actions  # it may be a link, and is then not listed
         flat = ("actions", "rewards", "terminations", "truncations")
         yield from _check_equal_lengths({k: arrays[k] for k in flat if k in arrays}, name, "actions", e)
         observed = {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"}
@@ -448,7 +448,7 @@ def _mcap(path, name, deep):
             if stated_count != n_messages:
                 yield _error("counts-disagree", f"its statistics say {stated_count} messages, but the log "
                              f"has {n_messages}", Location(name))
-        except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
+        except Exception as error:  # mcap, lz4 and zstandard raise errors of any type at damaged bytes
             yield _error("checksum" if "crc" in str(error).lower() else "damaged-file",
                          f"a record cannot be read ({read_errors.first_line(error)})", Location(name))
 

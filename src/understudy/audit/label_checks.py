@@ -93,7 +93,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 
 
 def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
-    """Finds data whose episodes all terminate after the same number of steps, as if a time limit were an end."""
+    """Finds data in which all episodes terminate after the same number of steps, as if a time limit were an end."""
     if len(data) and "next.terminated" in data[0].steps and terminate_together(data):
         yield Finding("terminated-at-limit", "warning",
                       f"all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time limit",

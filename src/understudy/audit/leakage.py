@@ -101,7 +101,7 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
         rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
         shift = rows[0] if shift is None else shift
         total.append((len(rows), (rows - shift).sum(0), np.square(rows - shift).sum(0)))
-        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)  # not with `resample_rows`, whose room imports PyTorch
+        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)  # `resample_rows` would import PyTorch
         low = at.astype(int)
         share = (at - low)[:, None]
         points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)

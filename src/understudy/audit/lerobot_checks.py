@@ -34,7 +34,7 @@ from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
 
 _META = "write the data set again, so that the metadata come from the data"
-_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
+_MAY_DIFFER = 0.02  # fraction of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
 
 
@@ -148,7 +148,7 @@ def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[d
 
 
 def _check_data_files(path, info, episodes, tasks):
-    """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
+    """Finds data files that are missing or damaged, or have rows that disagree with the metadata."""
     within: dict[str, list[dict]] = {}
     for e in episodes:
         within.setdefault(_episode_file(info, "data_path", e) or "", []).append(e)
@@ -187,7 +187,7 @@ def _check_data_files(path, info, episodes, tasks):
 
 
 def _check_types(info, schema, file):
-    """Finds columns of a file whose type is not that of info.json: a reader casts them, and may lose data."""
+    """Finds columns that have another type in a file than in info.json: a reader casts them, and may lose data."""
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":
@@ -231,7 +231,7 @@ def _check_videos(path, info, episodes):
 
 
 def check_frame_times(data: Dataset) -> Iterator[Finding]:
-    """Finds videos whose frames have other times than the metadata say. Files that are not fetched are not checked."""
+    """Finds videos with frames at other times than the metadata say. Files that are not fetched are not checked."""
     source = lerobot_source(data)
     for camera, (files, _) in source.index.videos.items() if source is not None else ():
         latest, shifted, contradicted = 0.0, [], {}
@@ -354,7 +354,7 @@ def _episode_quantiles(values: np.ndarray, lengths: np.ndarray, share: float) ->
     ordered = np.stack([c[np.lexsort((c, episode))] for c in values.T], 1)  # within each episode
     weights = (lengths / lengths.sum())[:, None]
     return [*((ordered[first + to(share * (lengths - 1)).astype(int)] * weights).sum(0) for to in (np.floor, np.ceil)),
-            values.mean(0)]  # of episodes of one frame
+            values.mean(0)]  # the average for episodes of one frame
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -19,12 +19,12 @@ Transitions = tuple[np.ndarray, np.ndarray]  # states (n + 1, D) and actions (n,
 LAGS = range(-21, 22)  # steps from an action to the motion that it explains; negative: the motion comes first
 WIDEST = 160  # largest number of components of states and actions for which a model is fitted
 STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episodes
-LAGGED_STEPS = 50_000  # the same for the models of many lags
+LAGGED_STEPS = 50_000  # number of steps for fitting models of many lags
 CLEAR = 0.5  # factor by which another lag has to reduce what is unexplained
-EXACT = 0.01  # of what the state leaves open: less is explained well enough
-_EPISODES_PER_SUM = 100  # whose squares are summed together
+EXACT = 0.01  # fraction of the change left open by the state: a smaller error counts as none
+_EPISODES_PER_SUM = 100  # episodes in one sum of squares
 _FEWEST = 10  # smallest number of steps per fitted parameter
-_SHARE = 0.2  # of the steps; a larger lag leaves only the ends of episodes
+_SHARE = 0.2  # fraction of the steps; a larger lag leaves only the ends of episodes
 
 
 def columns_of_kind(features: Schema, kind: str) -> list[str]:

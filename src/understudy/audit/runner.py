@@ -51,7 +51,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         if not any(f.severity == "error" for f in findings):
             try:
                 format_of(path)
-            except UserError:  # this is no data set at all, or the user names its columns
+            except UserError:  # this is not a data set at all, or the user names its columns
                 raise error from None
         return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
@@ -145,7 +145,7 @@ def raise_on_errors(findings: Sequence[Finding], where: Path | str, ignore: Coll
         only_with = f", with a method that does not read {' and '.join(unread)}" if unread and training_data else ""
         remedy = f"to accept them{only_with}: " + " ".join(f"--ignore {code}" for code in codes)
         if short_video is not None:
-            remedy = short_video.remedy  # of the data, where these are a view of them
+            remedy = short_video.remedy  # the remedy for the data that these are a view of
         elif set(codes) & set(_UNREADABLE_CODES):
             remedy = repair_hint(where)
         raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,
@@ -167,7 +167,7 @@ def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: P
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:
-    """Returns how to leave out the episodes whose observations or actions are not finite."""
+    """Returns how to leave out the episodes with observations or actions that are not finite."""
     bad = {e for e, episode in enumerate(data) for name, f in episode.features().items()
            if role(name) in ("observation", "action") and f.kind == "vector"
            and not np.isfinite(episode.steps[name]).all()}
@@ -193,7 +193,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
             findings = list(check(data))
             yield from findings
             if check in (checks.check_rows, label_checks.check_flags) and findings:
-                return  # the other checks assume columns of one shape, and flags
+                return  # all further checks assume columns of one shape, and flags
         except DiskError:  # says nothing about the data
             raise
         except UserError as error:  # a column that is read only now; several checks may find the same error

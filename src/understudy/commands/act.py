@@ -103,7 +103,7 @@ def main(args: list[str]) -> None:
 def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: FailureDetector | None,
                   recorder: Recorder | None, fps: float, show: Callable[[str], None], out: Output
                   ) -> tuple[StepCounts, int]:
-    """Runs episodes until the person stops. Returns the steps and the number of those that were not discarded."""
+    """Runs episodes until the person stops. Returns the steps, and the number of episodes that were not discarded."""
     from ..robots.acting import StepCounts, act_on_robot
 
     total, n_counted = StepCounts(), 0

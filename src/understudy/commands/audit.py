@@ -15,7 +15,7 @@ from .parts.groups import ColumnsOption, HtmlFile, JsonOption, MapOption, comman
 if TYPE_CHECKING:
     from ..audit.purposes import Ranking
 
-MAX_SHOWN = 3  # episodes of a purpose whose evidence is printed; --json has all
+MAX_SHOWN = 3  # episodes of a purpose for which evidence is printed; --json has all
 
 
 @command_options

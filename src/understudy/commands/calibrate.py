@@ -49,7 +49,7 @@ class CalibrateOptions(ActingOptions, JsonOption):
     The policy acts in ENV, on starts that no evaluation uses. For a robot, give episodes of this policy on it, which
     `understudy act RUN --out DATA` recorded and you called successes and failures (y, n). The threshold is written into
     the folder of the run, where `understudy eval RUN ENV --detect` and `understudy act RUN --detect` find it. An alarm
-    is raised at the first step whose doubt reaches it.
+    is raised at the first step in which the doubt reaches the threshold.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]

@@ -50,12 +50,12 @@ class ChooseOptions(DeviceOption, ColumnsOption, HtmlOption, JsonOption, TrustOp
     """Choose a method for demonstrations by short trials, and say how certain the choice is.
 
     Methods that suit what is measured in the data are trained for a short time each, with the same seeds, and judged on
-    the same starts of ENV. Methods that are worse are dropped, the others get further training seeds, until one is left
-    or the time is over. Without ENV the methods are judged by the error of the actions that they predict in held-out
-    episodes, which is weaker evidence. After Ctrl-C the same command continues.
+    the same starts of ENV. Methods that are worse are dropped, and the remaining methods get further training seeds,
+    until one is left or the time is over. Without ENV the methods are judged by the error of the actions that they
+    predict in held-out episodes, which is weaker evidence. After Ctrl-C the same command continues.
 
-    Options of the methods are set as in `understudy train`, such as --batch-size 64, for all candidates. Name those
-    that have them with --methods.
+    Options of the methods are set as in `understudy train`, such as --batch-size 64, for all candidates. If only some
+    methods have an option, name these methods with --methods.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..diagnose.runner import Observed, Recorded
     from ..learn.method import TrainedRun
 
-_READINGS = 5  # of a robot that does not move
+_READINGS = 5  # number of readings of a robot that does not move
 
 
 @command_options

@@ -186,7 +186,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         out.print("", gap_text)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    in_detail = o.details or o.repeats or o.demonstrations is not None  # which are given for these figures alone
+    in_detail = o.details or o.repeats or o.demonstrations is not None  # they are given for these figures alone
     (behavior_metrics.print_metrics if in_detail else behavior_metrics.print_most_frequent_failure)(behavior, out)
     document = evaluation.to_json(other, path_text(o.against))
     successes = None if evaluation.successes is None else evaluation.successes.tolist()
@@ -390,7 +390,7 @@ def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
-    """Returns the episodes whose actions were all recorded. Actions that a method filled in are no targets."""
+    """Returns the episodes in which all actions were recorded. Actions that a method filled in are not targets."""
     from ..data.missing_actions import NoActions, has_action
 
     kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]
@@ -441,8 +441,8 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, config: Fi
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
     """Transforms the recorded data as for training. Returns them, and which episodes are evaluated.
 
-    An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
-    and to the others separately, as in training, and once to each.
+    An operation may change the order and the number of the episodes. It is therefore applied twice, as in training:
+    once to the evaluated episodes, and once to all other episodes.
     """
     import numpy as np
 
@@ -467,7 +467,7 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 
 
 def _component_table(prediction: ActionPrediction) -> Table:
-    """Builds a table of the errors of each component next to those of predictions without a policy."""
+    """Builds a table of the errors of each component, next to the errors of predictions without a policy."""
     error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
     rows = []
     for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from ..learn.run import Run
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
-N_STARTS = 100  # of each comparison, but on a robot
+N_STARTS = 100  # number of starts of each comparison, except on a robot
 PROG, FLAGS = "understudy improve", tuple(option.flag for option in options_of(ImproveOptions))
 
 
@@ -207,7 +207,7 @@ class _Command:
                                 if can_go_on else ""))
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
-        """Returns the episodes that a run was trained on, and whether these are they: `replacement` may be others."""
+        """Returns the episodes that a run was trained on, or `replacement`, and whether the run was trained on them."""
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
@@ -425,7 +425,7 @@ class _Command:
         commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,
                                  "--seed", o.seed + 1, *trust)] if improved else []
         if total:
-            lengths = [len(e) for e in data if ROUND not in e.metadata]  # of demonstrations
+            lengths = [len(e) for e in data if ROUND not in e.metadata]  # lengths of demonstrations
             count = max(round(total / (sum(lengths) / len(lengths))), 1)
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "

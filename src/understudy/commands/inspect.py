@@ -168,8 +168,8 @@ def _check_training(data: Dataset, findings: Sequence[Finding], method: str | No
     """Returns what `understudy train` would say of the data before its first update.
 
     Args:
-        findings: Those of an audit.
-        method: The method that is trained. None for the one that suits the columns.
+        findings: Findings of an audit.
+        method: The method that is trained. None for a method that suits the columns.
     """
     from ..audit import raise_on_errors
     from ..learn.preflight import Preflight, preflight

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
-    Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
-    error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same command
-    continues. A larger --episodes adds episodes.
+    Every episode is kept. Episodes of an environment are labeled with their success (next.success). `saved N` on
+    standard error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same
+    command continues. A larger --episodes adds episodes.
 
     On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
     the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded during the

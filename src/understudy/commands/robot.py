@@ -46,7 +46,7 @@ class RobotCommandOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOpti
 
     check: compare the calibration in the servos with its file, and with the positions that were recorded; exit status 3
     if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the
-    servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+    servos of an arm on a pseudo-terminal, to try other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """
@@ -82,7 +82,7 @@ def main(args: list[str]) -> None:
 
 
 def serial_ports() -> list[str]:
-    """Lists the names of the serial ports, those of USB adapters first."""
+    """Lists the names of the serial ports. Ports of USB adapters come first."""
     ports = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
     try:
         from serial.tools import list_ports
@@ -242,7 +242,7 @@ def _release(o: RobotCommandOptions, out: Output) -> None:
     for arm in _arms_of(o, "robot", "teleop"):
         try:
             silent = release_arm(arm.kind, arm.port)
-        except ConnectionLost as error:  # the other arm may still be reached
+        except ConnectionLost as error:  # another arm may still be reached
             problems.append(f"{arm.port}: {error.problem}")
             continue
         if silent:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..evaluate.robustness import SeveritySweep
     from ..execute.actor import Actor
 
-SCRIPTED_ACTOR = "scripted"  # in the place of a run
+SCRIPTED_ACTOR = "scripted"  # given in the place of a run
 
 
 @command_options

@@ -134,7 +134,7 @@ def main(args: list[str]) -> None:
 
 
 STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "condition", "steer", "steer_scale", "seed",
-                    "device", "trust"}  # that --steer reads
+                    "device", "trust"}  # options that --steer reads
 
 
 def _serve_steering(o: ServeOptions) -> None:

@@ -104,9 +104,10 @@ class _Training:
     """The method, the data and the options of one call of understudy train.
 
     Args:
-        sources: The episodes of DATA, and those of --prior if there are any.
+        sources: The episodes of DATA, and the episodes of --prior if there are any.
         data: Their mixture.
-        val_fraction: Fraction of the episodes that is held out, or, of a mixture, the numbers of those of the task.
+        val_fraction: Fraction of the episodes that is held out. For a mixture, the numbers of the held-out episodes of
+            the task.
     """
 
     method: Method
@@ -439,7 +440,7 @@ def _check_options(own: list[str], options: list[str]) -> None:
 
 
 def _open_prior(data: Dataset, o: TrainOptions, path: Path) -> Dataset:
-    """Opens the episodes of --prior. Warns if they do not fit those of DATA."""
+    """Opens the episodes of --prior. Warns if they do not fit the episodes of DATA."""
     from ..evaluate.simulator_versions import other_environments
     from ..learn.train import recorded_simulators
 
@@ -519,7 +520,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 
 
 def _refuse_other_network(method: Method, o: TrainOptions) -> None:
-    """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
+    """Refuses --from a run with a network for another head or trunk, before anything is trained."""
     from ..checkpoint import find_checkpoint, is_lerobot_checkpoint
     from ..learn.method import Method
 
@@ -615,7 +616,7 @@ class ProgressPrinter:
         every: Updates between lines. None for a tenth of all.
         stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
             a part that is not trained alone.
-        of_latents: Whether the held-out error is that of latents, and not of actions.
+        of_latents: Whether the held-out error is an error of latents, and not of actions.
         rounds: Number of rounds in which episodes are collected.
     """
 
@@ -740,7 +741,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     recorded = recorded_env(data)
-    show = demonstration_part(method)  # which is given while acting
+    show = demonstration_part(method)  # it is given while acting
     frames = {} if show is None else {name: policy.features[name] for name in show.into}
     check_features(
         policy, policy_features(method, {**env.features, **frames}), str(env.metadata["env"]), resized=True,

@@ -44,7 +44,7 @@ class _ColumnAugmentation(Augmentation):
     """Base class of augmentations that change the columns named by their first field."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    kind: ClassVar[str | None] = None  # that the columns must have
+    kind: ClassVar[str | None] = None  # kind that the columns must have
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -104,14 +104,14 @@ class ConditionDropout(_MaskAugmentation):
 
 @dataclass(frozen=True)
 class ModalityDropout(_MaskAugmentation):
-    """Shows one of several columns in each window and hides the others by setting ``"<key>?"`` to False.
+    """Shows one of several columns in each window, and hides all other columns by setting ``"<key>?"`` to False.
 
     The policy then learns to act with any one of them, such as a goal that is an observation or a sentence. The column
-    is drawn among those that are present at the newest row, each with the same probability.
+    is drawn from the columns that are present at the newest row, each with the same probability.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
-        arXiv:2407.05996, whose batches have one kind of goal each.
+        arXiv:2407.05996. There, each batch has one kind of goal.
     """
 
     keys: tuple[str, ...]
@@ -127,8 +127,8 @@ class ModalityDropout(_MaskAugmentation):
 class SensorDropout(_ColumnAugmentation):
     """Marks one number as missing in a fraction of the windows, at all rows, by setting its flag to 0.
 
-    The number is drawn among those that are given at the newest row. Use it with an encoder that reads flags, such as
-    `ComponentTokenEncoder`. The policy then learns to act while a sensor has failed.
+    The number is drawn from the numbers that are given at the newest row. Use it with an encoder that reads flags, such
+    as `ComponentTokenEncoder`. The policy then learns to act while a sensor has failed.
 
     Args:
         flags: Column of flags: 1 where a number is given, 0 where it is missing.

@@ -1,7 +1,7 @@
 """Cache of derived files outside the user's folders: arrays for memory-mapping, made from parquet, zip and video files.
 
 The name of an entry is a digest of its source, so a changed source gets a new entry. If the size limit is reached, the
-least recently used entries are removed, except those that this process uses. You can delete the folder at any time.
+least recently used entries are removed, except entries that this process uses. You can delete the folder at any time.
 `UNDERSTUDY_CACHE` sets the folder, and `UNDERSTUDY_CACHE_GB` the limit in gigabytes (20 by default).
 """
 

@@ -49,7 +49,7 @@ class CodecModule(nn.Module, ABC):
     def target_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Returns center and scale of each component of the target in the data, as `obs_statistics` for observations.
 
-        None if they are not those of the recorded values, such as those of displacements.
+        None if the codec has statistics of something else than the recorded values, such as displacements.
         """
         return None
 
@@ -109,7 +109,7 @@ class CodecModule(nn.Module, ABC):
         """
 
     def target_difference(self, other: CodecModule) -> str | None:
-        """Describes how the encoding of the target differs from that of another codec. None if it does not.
+        """Describes how the encoding of the target differs from another codec's encoding. None if it does not differ.
 
         By default two codecs are the same only if all their statistics are. Override it if a codec has statistics that
         do not belong to the target.
@@ -153,7 +153,7 @@ class Normalizer(Codec):
     largest entry, as float32. The bytes of a text are such classes.
 
     Args:
-        relative: An observation whose newest row is subtracted from the target before scaling, so that absolute
+        relative: An observation. Its newest row is subtracted from the target before scaling, so that absolute
             positions become displacements. Executors still see absolute positions.
         components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
             Other components stay absolute. Empty: all components, in order.
@@ -162,7 +162,7 @@ class Normalizer(Codec):
         group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
             its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
             so they are coded as 0.
-        unscaled: Observations that stay as they are, such as a latent whose values the data do not have yet.
+        unscaled: Observations that stay as they are, such as a latent that has no values in the data yet.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
@@ -423,7 +423,7 @@ class _Affine(nn.Module):
         self.shape = shape
         self.register_buffer("offset", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("factor", torch.ones(shape), persistent=False)  # of the code: 1 / scale, or 0
+        self.register_buffer("factor", torch.ones(shape), persistent=False)  # factor of the code: 1 / scale, or 0
 
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
         self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)
@@ -443,7 +443,7 @@ class _Affine(nn.Module):
         return None
 
     def _of_groups(self, group: Tensor | None, statistic: Tensor) -> Tensor:
-        """Returns a statistic, or the one of each row's group, (B, 1, *shape). An unknown group has NaN."""
+        """Returns a statistic, or the statistic of each row's group, (B, 1, *shape). An unknown group has NaN."""
         if group is None:
             return statistic
         unknown = statistic.new_full((1, *self.shape), math.nan)

@@ -41,7 +41,7 @@ class ColumnChange(ABC):
 
     @property
     def open_condition(self) -> str | None:
-        """Column whose first value the user must give while acting, such as the desired return. None if none."""
+        """Column of which the user must give the first value while acting, such as the desired return. None if none."""
         return None
 
     @abstractmethod
@@ -316,7 +316,7 @@ class OptionalColumn(ColumnChange):
 class ColumnPadding(ColumnChange):
     """Pads a vector column with zeros, so that robots of different widths share one policy.
 
-    While acting, what is observed is padded, and actions are cut back to those of the robot. With
+    While acting, what is observed is padded, and actions are cut back to the width of the robot's actions. With
     ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded and decoded as 0.
     """
 
@@ -360,7 +360,7 @@ class ColumnPadding(ColumnChange):
 
 @dataclass(frozen=True)
 class SelectComponents(ColumnChange):
-    """Keeps some components of a vector column, such as those that are not confounded with the action.
+    """Keeps some components of a vector column, such as components that are not confounded with the action.
 
     Args:
         components: Numbers of the components, in the order that they get.

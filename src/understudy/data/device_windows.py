@@ -45,7 +45,7 @@ class _RowIndices(PackedColumn):
 
 
 class DeviceWindows(Windows):
-    """Windows over a dataset whose batches are gathered on the device, from columns that are stored there."""
+    """Windows over a dataset. Batches are gathered on the device, from columns that are stored there."""
 
     def __init__(self, windows: Windows, device: torch.device):
         self.__dict__.update(windows.__dict__)

@@ -181,7 +181,7 @@ class ColumnSource(ABC):
         return len(self.lengths)
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
-        """Returns one episode, whose columns are read when they are asked for. Those in `read` are read already."""
+        """Returns one episode. Columns in `read` are read already. All other columns are read when asked for."""
         columns = LazyColumns(self.schema, partial(self._read_column, number, read or {}))
         return Episode(columns, self.episode_metadata(number), int(self.lengths[number]), self.schema)
 
@@ -224,7 +224,7 @@ class ColumnSource(ABC):
 
 
 class EpisodeList(ColumnSource):
-    """A source of episodes in memory. Their columns may differ; the schema is that of the first episode."""
+    """A source of episodes in memory. Their columns may differ; the source has the schema of the first episode."""
 
     def __init__(self, episodes: Iterable[Episode]):
         self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
@@ -323,8 +323,8 @@ class Dataset(Sequence[Episode]):
     """A sequence of episodes from a source, the form in which all commands get data.
 
     Args:
-        metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default
-            those of the source.
+        metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default the
+            metadata of the source.
         indices: Numbers of the episodes in the source, in order. By default all of them.
 
     Example:

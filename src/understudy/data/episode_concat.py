@@ -24,11 +24,11 @@ class EpisodeConcat(Operation):
     over several trials, which acts in a `MultiTrialEnv`, can then continue the improvement that it has seen.
 
     What the last step of an episode led to is left out, because the first observation of the next one takes its place.
-    Only the last episode ends the joined one, and decides its success.
-    The metadata are those of the last episode, and "joined": the numbers of all.
+    Only the last episode ends the joined one, and decides its success. The joined episode has the metadata of the last
+    episode, and "joined": the numbers of all joined episodes.
 
     Args:
-        field: Metadata field whose values are the groups, such as the proficiency of the demonstrator.
+        field: Metadata field. Each of its values is a group, such as a proficiency of the demonstrator.
         groups: The values, worst first. Empty for all values in increasing order.
         per_group: Smallest and largest number of episodes of each group. A group with fewer gives all it has.
         order: ``"rising"`` has the groups in their order, ``"falling"`` in the opposite one. ``"shuffled"`` mixes the
@@ -36,8 +36,8 @@ class EpisodeConcat(Operation):
         into: Name of a new column, (T, 1), which is 1 at the first step of each episode, as `MultiTrialEnv` shows it.
             Empty for no such column.
         same: Metadata field in which all episodes of a joined one are equal, such as the number of a goal that is not
-            observed, so that the later episodes can be understood from the earlier ones. Each joined episode draws one
-            of the values that every group has. Empty: any episodes are joined.
+            observed, so that the later episodes can be understood from the earlier episodes. Each joined episode draws
+            one of the values that every group has. Empty: any episodes are joined.
 
     References:
         Shi et al. (2023), Cross-Episodic Curriculum for Transformer Agents, arXiv:2310.08549. Their episodes of a group

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..core import DataError, Feature, Schema
 
-_SMALLEST_IMAGE = 8  # pixels; rotation matrices, (3, 3), and grids of few cells, (3, 5, C), are no images
+_SMALLEST_IMAGE = 8  # pixels; rotation matrices, (3, 3), and grids of few cells, (3, 5, C), are not images
 _PIXEL_VALUES = 256
 
 
@@ -18,7 +18,7 @@ def image_layout_problem(name: str, feature: Feature, is_image: bool = False) ->
     `observation.image` or `observation.images.NAME` holds images. Depth maps stay numbers: "depth" is in their name.
 
     Args:
-        is_image: Whether it is known to hold images, whatever its name.
+        is_image: Whether the column is known to hold images, whatever its name.
 
     Returns:
         What is wrong, and how to convert the column. None if nothing is wrong.

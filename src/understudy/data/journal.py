@@ -263,7 +263,7 @@ class JournalEpisode:
         raise KeyError(name)
 
     def episode(self) -> Episode:
-        """Returns the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
+        """Returns the episode. Columns are read when they are asked for. Columns of cameras are `JournalFrames`."""
         return Episode(LazyColumns(self.schema, self._read), self.metadata, rows=len(self), schema=self.schema)
 
     def _read(self, name: str) -> np.ndarray | JournalFrames:

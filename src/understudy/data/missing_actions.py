@@ -53,7 +53,7 @@ def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: F
 
 
 class _ChangedActions(LabeledEpisodes):
-    n_steps: np.ndarray  # of each episode, (E,)
+    n_steps: np.ndarray  # steps of each episode, (E,)
 
     def lengths_of(self, indices):
         return self.n_steps[np.asarray(indices, np.int64)]
@@ -61,7 +61,7 @@ class _ChangedActions(LabeledEpisodes):
 
 @dataclass(frozen=True)
 class LabeledSteps(Operation):
-    """Cuts episodes into runs of steps whose actions were recorded, for models that learn from actions.
+    """Cuts episodes into runs of steps with recorded actions, for models that learn from actions.
 
     Each has the observation after its last step, if that was recorded.
 
@@ -120,8 +120,8 @@ class _Runs(SlicedSource):
 class PlaceholderActions(Operation):
     """Fills steps without an action with a random recorded action, as a placeholder that nothing learns.
 
-    The statistics of the column then stay those of the recorded actions. A last step without a next observation is left
-    out.
+    The column then has about the same statistics as the recorded actions. A last step without a next observation is
+    left out.
     """
 
     def apply(self, data: Dataset) -> Dataset:

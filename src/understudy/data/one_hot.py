@@ -23,7 +23,7 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def _one_hot(classes: Tensor, n_classes: int) -> Tensor:
-    if READS_VALUES:  # it refuses what is no class
+    if READS_VALUES:  # it refuses what is not a class
         return F.one_hot(classes.long(), n_classes)
     return classes.long().unsqueeze(-1) == torch.arange(n_classes, device=classes.device)
 

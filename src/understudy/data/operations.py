@@ -30,7 +30,7 @@ class Operation(ABC):
 
     Attributes:
         makes_episodes: Whether episodes are made of the recorded ones. A policy learns from them, and its errors are
-            those on recorded episodes alone.
+            measured on recorded episodes alone.
     """
 
     makes_episodes: ClassVar[bool] = False
@@ -77,14 +77,14 @@ class Delete(Operation):
 
 @dataclass(frozen=True)
 class Filter(Operation):
-    """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
+    """Select the episodes in which a field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
     A float32 number equals the decimal that it was rounded from, and true equals 1.
 
     Args:
         equals: The value must be one of these.
-        negate: Select the other episodes.
+        negate: Select the episodes that fail at least one condition.
 
     Example:
         >>> good = Filter("success", equals=(True,)).apply(data)
@@ -229,12 +229,12 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 
 @dataclass(frozen=True)
 class Merge(Operation):
-    """Join the episodes of several datasets, one dataset after the other.
+    """Join the episodes of several datasets, in the order of the datasets.
 
-    The columns are those of the first dataset without `drop_columns`. All datasets must have them with the same shapes.
-    Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
-    (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
-    `audit.compatibility` checks in more detail whether datasets go together.
+    The result has the columns of the first dataset without `drop_columns`. All datasets must have these columns with
+    the same shapes. Numbers of different types are converted to one that holds them all. An integer of 64 bits that it
+    does not hold (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they
+    differ. `audit.compatibility` checks in more detail whether datasets go together.
 
     A dataset without the column `task` gets it from the metadata of its episodes. If `next.success` is dropped, the
     metadata say which episodes succeeded.
@@ -372,7 +372,7 @@ class Resample(Operation):
     last row. Actions that are differences per step mean another speed afterwards: they are not scaled.
 
     Args:
-        rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
+        rule: Values of a new step. ``"last"``: values of the last row before it. ``"nearest"``: values of the nearest
             row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
             that are floating-point numbers, and ``"last"`` for all other columns. Quaternions and angles that are known
             as such take the shortest way: see `resampling.find_rotations`.
@@ -512,7 +512,7 @@ class RenamedSource(WrapperSource):
 
 
 class ConcatSource(WrapperSource):
-    """Source that joins the episodes of several sources, one source after the other.
+    """Source that joins the episodes of several sources, in the order of the sources.
 
     Args:
         parts: The sources, each with the numbers of its episodes.
@@ -579,7 +579,7 @@ class SlicedSource(WrapperSource):
         self._has_last_row = inner.lengths if last_row else np.full_like(inner.lengths, np.iinfo(np.int64).max)
 
     def first_row(self, name: str, episode: int) -> int:
-        """Returns the row of the other source that becomes the first row of an episode."""
+        """Returns the row of `inner` that becomes the first row of an episode."""
         return int(self._start[episode])
 
     def rows(self, name):

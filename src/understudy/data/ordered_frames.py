@@ -17,7 +17,7 @@ class OrderedFrames(BatchSampler):
     """Windows at five steps of an episode: one early, one late, and three at any steps in temporal order.
 
     Episodes are drawn equally often, or by the sampling weights of their steps. The last video of a batch is incomplete
-    if the size is no multiple of five.
+    if the size is not a multiple of five.
     """
 
     def __init__(self, windows: Windows):

@@ -1,6 +1,6 @@
 """Stores columns of many episodes end to end, so that a batch is gathered at once.
 
-Episodes whose columns already are in one array (a memory map, a rollout) are gathered without a copy. Columns that a
+Episodes are gathered without a copy if their columns already are in one array (a memory map, a rollout). Columns that a
 relabeling made are copied.
 """
 
@@ -147,8 +147,8 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
 def common_dtype(dtypes: Iterable[np.dtype | str]) -> np.dtype:
     """Returns the dtype that numbers of several dtypes are converted to.
 
-    It is that of NumPy, except for int64 with uint64. They become int64 and not float64, which holds few whole numbers
-    above 2**53.
+    It is the dtype of NumPy's promotion, except for int64 with uint64. These become int64 and not float64, which holds
+    few whole numbers above 2**53.
     """
     distinct = {np.dtype(d) for d in dtypes}
     dtype = np.result_type(*distinct)

@@ -64,7 +64,7 @@ class FirstObservation:
 
 @part
 class MotionToFirst:
-    """Replaces the actions by those that lead straight back to the first pose of the episode.
+    """Replaces the actions by actions that lead straight back to the first pose of the episode.
 
     A policy that reads the first observation as its goal (`FirstObservation`) learns from it to go where an observation
     was made, from episodes in which a robot moved in any way and without anybody's labels.
@@ -148,7 +148,7 @@ class ScaledReward:
 
 @dataclass(frozen=True)
 class SelectColumns:
-    """Keeps some columns of the data and removes all others."""
+    """Keeps some columns of the data and removes all other columns."""
 
     columns: tuple[str, ...]
 
@@ -162,7 +162,7 @@ class SelectColumns:
 class ConcatColumns:
     """Joins columns of numbers into one column, so that a policy can predict several of them together.
 
-    Row t of the new column has the first column at step t, the other columns at step ``t + offset`` (or their last
+    Row t of the new column has the first column at step t, all further columns at step ``t + offset`` (or their last
     row), and a last component that is 1 where the first column is known and 0 where it is not.
 
     Args:

@@ -21,8 +21,8 @@ class ReplayBuffer(Dataset):
     constant number of times on average. Buffers that come from one another share their arrays: a window of rows, a
     selection of episodes or a buffer before it was extended costs no memory.
 
-    A column that some episodes lack can be read from the others. A column has a type that holds the numbers of all
-    episodes: adding an integer of 64 bits that changes in it is an error.
+    A column that some episodes lack can be read from the episodes that have it. The type of a column holds the numbers
+    of all episodes: adding an integer of 64 bits that changes in it is an error.
 
     Example:
         >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))

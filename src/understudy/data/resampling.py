@@ -81,7 +81,7 @@ class ResampledSource(WrapperSource):
         return self.lengths + (self.inner.rows(name) > self.inner.lengths)
 
     def _source_rows(self, episode) -> np.ndarray:
-        """Returns, for each new step, the row whose values it has."""
+        """Returns, for each new step, the row from which it takes its values."""
         last, at, times = self._resample_plan(episode)
         if self._rule != "nearest":
             return last
@@ -171,7 +171,7 @@ _ANGLES = {"yaw", "pitch", "roll", "heading", "theta", "phi", "psi", "azimuth", 
            "rx", "ry", "rz"}
 _NO_ANGLES = {"vel", "velocity", "velocities", "rate", "speed", "dot", "delta", "d", "sin", "cos", "acc", "omega",
               "torque", "effort"}
-_TOLERANCE = 1e-3  # of the norm of a quaternion
+_TOLERANCE = 1e-3  # largest deviation of the norm of a quaternion from 1
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,8 @@ class Rotations:
 def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations:
     """Finds quaternions and angles by their names, units and norms.
 
-    Names such as "qx" or "orientation.w" belong to a quaternion, and so do any four neighbors whose norm is 1 at every
-    row. Names such as "yaw", and the units deg and rad, belong to angles.
+    Names such as "qx" or "orientation.w" belong to a quaternion, and so do any four neighboring components with norm 1
+    at every row. Names such as "yaw", and the units deg and rad, belong to angles.
 
     Args:
         name: Name of the column.
@@ -212,7 +212,7 @@ def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations
     unit_norm = np.abs(np.sqrt(np.square(sliding_windows(flat)).sum(2)) - 1) < _TOLERANCE
     for i in np.flatnonzero(unit_norm.all(0)).tolist():
         some = flat[:, i:i + 4]
-        if not taken & set(range(i, i + 4)) and not np.isin(some, (-1, 0, 1)).all():  # a class is no rotation
+        if not taken & set(range(i, i + 4)) and not np.isin(some, (-1, 0, 1)).all():  # a class is not a rotation
             quaternions.append(tuple(range(i, i + 4)))
             taken |= set(range(i, i + 4))
     angles = {i: turn for i in range(flat.shape[1]) if i not in taken

@@ -23,7 +23,7 @@ def constant_floor(size: Tensor, min_scale: float = MIN_SCALE) -> Tensor:
     """Returns the range of each component up to which it counts as constant, because it is rounding.
 
     Two things are rounding in float32: changes of the last digits of a number, such as 1000.0001 instead of 1000, and
-    what is left of a zero after arithmetic with the other numbers of its column, such as 3e-9 in a rotation matrix.
+    what is left of a zero after arithmetic with other numbers of its column, such as 3e-9 in a rotation matrix.
 
     How large a component is in its unit says nothing: 1e-6 m for each step is a motion, and is learned. Other numbers
     above 1 do not count, because they may have another unit, such as encoder ticks beside amperes.
@@ -67,7 +67,7 @@ class RunningStatistics:
         """Adds rows (n, ...) to the statistics.
 
         Args:
-            operand: The numbers from which x was computed by subtraction. Their rounding is that of x.
+            operand: The numbers from which x was computed by subtraction. Their rounding also is in x.
         """
         import torch
 

@@ -40,8 +40,8 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
 
     Segments may overlap, and steps in no segment are left out. Columns stay lazy. The words are the column and the
     metadata `task`, which `TaskText` reads. The metadata `segment` tells the number of the episode, the start and the
-    stop of each segment. All else stays as it was recorded: `success`, for example, is that of the whole episode. As in
-    `Crop`, a column with a row after the last action keeps one.
+    stop of each segment. All else stays as it was recorded: `success`, for example, is the success of the whole
+    episode. As in `Crop`, a column with a row after the last action keeps one.
 
     Args:
         extra_steps: Number of steps to keep after the end of each segment, where the episode has them. They show the
@@ -220,7 +220,7 @@ class CutSegments(Operation):
 
 
 def check_segment(one: LabeledSegment, length: int, where: str) -> None:
-    """Raises DataError if a segment is no part of an episode of this length, or says nothing."""
+    """Raises DataError if a segment is not a part of an episode of this length, or says nothing."""
     try:
         start, stop = index(one.start), index(one.stop)
     except TypeError:

@@ -23,17 +23,17 @@ class ShowDemonstration(Operation):
     episode, drawn at random, because a policy that always saw the same one with an episode could remember the pair. Let
     the policy read one observation, because a history would show several demonstrations.
 
-    The task of an episode is that of `task_texts`: its column or metadata "task", or the text that the environment
-    showed. Tasks are the same if their words are equal. An episode without others of its task is left out.
+    `task_texts` reads the task of an episode: its column or metadata "task", or the text that the environment showed.
+    Tasks are the same if their words are equal. An episode is left out if no other episode has its task.
 
     While acting, `execute.demonstrated.DemonstratedActor` adds the same columns.
 
     Args:
-        columns: Observed columns of numbers that a frame has, one after the other.
+        columns: Observed columns of numbers that a frame has, in this order.
         own: Show each step the episode that it belongs to, of any task (hindsight). No episode is left out.
 
     References:
-        Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326, whose network reads the whole demonstration.
+        Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326. Its network reads the whole demonstration.
     """
 
     columns: tuple[str, ...] = ("observation.state",)

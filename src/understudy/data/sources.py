@@ -49,7 +49,7 @@ def first_misfit(values: np.ndarray, cast: np.ndarray) -> tuple[int, ...] | None
     """Returns the index of the first number that a cast to whole numbers or flags has changed, or None.
 
     Args:
-        cast: `values` after ``astype``. Rounding to floats of another precision is no change.
+        cast: `values` after ``astype``. Rounding to floats of another precision is not a change.
     """
     if cast.dtype.kind not in "iub" or np.can_cast(values.dtype, cast.dtype):
         return None
@@ -84,7 +84,7 @@ def select_frames(frames: Iterator[tuple[Any, np.ndarray]], new_rows: Callable[[
 
 
 class MemmapSource(ColumnSource):
-    """Base class of sources whose numeric columns are copied into memory maps on first use.
+    """Base class of sources that copy their numeric columns into memory maps on first use.
 
     Images and text stay in the files of the source.
 
@@ -361,7 +361,7 @@ class DecodedFramesSource(WrapperSource):
 
     Args:
         size: Height and width of the frames, in pixels.
-        episodes: Those that are decoded. The frames of the others are never read. By default all.
+        episodes: Episodes to decode. Frames of all other episodes are never read. By default all are decoded.
     """
 
     def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None,

@@ -6,7 +6,7 @@ import numpy as np
 
 from .episode import Episode
 
-SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
+SHOWN_TASK = "observation.task"  # where an environment shows the task of an episode
 
 
 def task_texts(episode: Episode) -> np.ndarray:

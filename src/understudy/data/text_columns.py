@@ -17,9 +17,9 @@ from .tasks import SHOWN_TASK, decode_text, task_texts
 class TaskText(ColumnChange):
     """Adds the task of the episode as a column of UTF-8 bytes, padded with 0.
 
-    It is read from the column "task", whose text may change within the episode, from the metadata "task", or from the
-    text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut after a
-    complete character, also while acting.
+    It is read from the column "task", in which the text may change within the episode, from the metadata "task", or
+    from the text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut
+    after a complete character, also while acting.
 
     Args:
         max_bytes: Number of bytes of the column.

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from ..core import UserError
 
-TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and that of the frame
+TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and the time of the frame
 _TICKS = 90_000  # per second; the clock of written files
 _TICK = Fraction(1, _TICKS)
 MAX_CACHED_BYTES = 64 * 2**20  # bytes; files up to this size stay in memory as packets
@@ -180,7 +180,7 @@ def frame_times(path: Path) -> np.ndarray:
 
 
 class VideoReader:
-    """An open video file, whose frames are decoded by their times.
+    """An open video file. Frames are decoded by their times.
 
     A window of frames costs little more than decoding the frames since the key frame before it. The packets of a small
     file stay in memory. In a larger file, a window costs one seek.
@@ -327,7 +327,7 @@ def _configure_encoder(context, codec, height, width, fps, threads=None):
 
 
 def _open_encoder(context) -> None:
-    """Opens a video encoder whose threads get the scheduling priority of this thread."""
+    """Opens a video encoder with threads that have the scheduling priority of this thread."""
     # With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
     # else on the same cores would run then, such as the control loop of a robot. It does so while it opens: 5 to 15 ms
     # with one thread.
@@ -352,8 +352,8 @@ class VideoWriter:
         codec: Name of the encoder in FFmpeg: "libsvtav1" (AV1) or "libx264" (H.264).
         shape: Shape of the frames, (H, W, 3).
         fps: Nominal frames per second.
-        threads: Number of threads that encode. By default that of the codec, which is about the number of processors.
-            AV1 starts more of them, but most only wait.
+        threads: Number of threads that encode. By default the codec chooses, about as many as there are processors. AV1
+            starts more threads, but most of them only wait.
     """
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float, threads: int | None = None):

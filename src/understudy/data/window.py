@@ -45,7 +45,7 @@ class Goal:
 
     By default the goal is a later row of the same episode ("future" of HER). The last row of an episode has no later
     row, and the first no earlier one: these windows get their own row. Goals are not stored, so image goals do not
-    double the dataset, and each batch draws others.
+    double the dataset, and each batch draws new goals.
 
     Two columns of `Batch.extra` describe the goal. ``"<into>.steps"`` (B, 1) float is the number of rows from the
     current row to the goal: negative for a goal in the past, infinite for a goal in another episode.
@@ -55,13 +55,13 @@ class Goal:
     is in `Batch.extra` too, (B, 1, ...), under its name.
 
     Args:
-        column: The observation whose rows are the goals.
-        p_curgoal: Fraction of windows whose goal is the current row.
-        p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does
-            not apply to them.
+        column: The observation. Its rows are the goals.
+        p_curgoal: Fraction of windows that have the current row as goal.
+        p_randomgoal: Fraction of windows that have another row of any episode as goal, drawn uniformly. `max_steps`
+            does not apply to them.
         discount: The distance of later and earlier goals is geometric with this discount (0.99, for example). The last
-            row in reach stands for all beyond it. None draws distances uniformly.
-        p_pastgoal: Fraction of windows whose goal is an earlier row of the same episode.
+            row in reach stands for all rows beyond it. None draws distances uniformly.
+        p_pastgoal: Fraction of windows that have an earlier row of the same episode as goal.
         max_steps: Largest distance of later and earlier goals, in rows. None for no limit.
 
     References:
@@ -124,9 +124,9 @@ class Subgoal:
     """A goal column with the observation `n_steps` later, or the last one if the episode ends before.
 
     Args:
-        column: The observation whose rows are the subgoals.
+        column: The observation. Its rows are the subgoals.
         toward: Column of a goal that stands before this one in `Window.goals`. If it is a later row of the same
-            episode, the subgoal is no row beyond it.
+            episode, the subgoal is not a row beyond it.
 
     References:
         Park et al. (2023), HIQL: Offline Goal-Conditioned RL with Latent States as Actions, arXiv:2307.11949.
@@ -372,7 +372,7 @@ class Windows(BatchSampler):
         return action, torch.from_numpy(inside), extra
 
     def _goal_columns(self, episode, t, goals) -> dict[str, Tensor]:
-        """Returns the steps to each goal, whether it is reached, and goals that are no inputs."""
+        """Returns the steps to each goal, whether it is reached, and goals that are not inputs."""
         extra = {}
         for g in self.window.goals:
             goal_episode, goal_row = goals[g.into]

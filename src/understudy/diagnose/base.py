@@ -13,7 +13,7 @@ from ..files import replace_nonfinite
 Level = Literal["fault", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 
-# What explains the others comes first: a policy that reads a wrong unit also leaves its data.
+# A finding that explains other findings comes first: a policy that reads a wrong unit also leaves its data.
 ORDER = (
     "no-held-out", "missing-column", "camera-size", "image-never-changes", "cameras-swapped", "color-order",
     "camera-differs", "observation-units", "action-units", "constant-sensor", "wrong-statistics",

@@ -9,15 +9,15 @@ import numpy as np
 from ..audit.motion import MotionFit
 from .observations import AT_END
 
-BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
+BLOCKED = 1e-3  # fraction of the usual change of a component: a component that changes less is at a wall
 FEWER = 0.5  # factor by which a less simple explanation has to reduce the unexplained steps
 MAX_ERROR_FRACTION = 0.1  # largest error of a change, of its usual size or its spread by the action
-MIN_AGREEING_FRACTION = 0.3  # of the steps
-MIN_SPREAD_FRACTION = 0.5  # spread of the actions of these steps, as a fraction of that of all
+MIN_AGREEING_FRACTION = 0.3  # fraction of the steps that an explanation has to explain
+MIN_SPREAD_FRACTION = 0.5  # spread of the actions in these steps, as a fraction of the spread in all steps
 END = 0.005  # quantile of the changes that is a limit
 SCALES = [sign * size for size in np.geomspace(1 / 16, 16, 65) for sign in (1, -1) if sign * size != 1]
-OFFSET = 0.25  # of the standard deviation of the action
-GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
+OFFSET = 0.25  # fraction of the standard deviation of the action
+GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of its effect in the data
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MotionModel:
 
     Attributes:
         lag: Steps from an action to the motion that it explains.
-        driven: For each action component that drives one, the component of the state.
+        driven: For each action component that drives a state component, the number of this state component.
     """
 
     fit: MotionFit
@@ -70,7 +70,7 @@ class Effect:
     """The measured effect of one action component in new episodes, such as its gain and offset.
 
     Attributes:
-        error: As that of `MotionModel`.
+        error: Median error of the predicted changes, in units of the usual change.
         moved_by: The component of the action that moves what this one moves in the data.
         is_stuck: Whether what it moves in the data has one value, within its range, in all new episodes.
     """

@@ -1,8 +1,9 @@
 """Compares what actions do to the state in recorded episodes with what they do in new ones.
 
 A linear model predicts the change of the state in a step, s' - s, from s and the action. Each action component has a
-component of the state that it drives. New episodes that repeat recorded actions from other starts tell the effect of an
-action from that of the state, which episodes of the policy cannot: its actions follow from the state.
+component of the state that it drives. New episodes repeat recorded actions from other starts, so that the effect of an
+action can be told from the effect of the state. Episodes of the policy cannot show this, because its actions follow
+from the state.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ Episodes = Sequence[Transitions]
 
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
-EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
+EXACT = 0.01  # fraction of the usual change: a smaller error of its prediction leaves nothing to explain
 MAX_OFF_EFFECT = 0.05  # largest effect of an action of another joint, or of a motor that is off
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
-CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
-JUDGED = 0.2  # smallest effect in the data, as that of the model: a component with less is not judged
-SELDOM = 0.1  # of the usual fraction of steps in which a component moves: it hardly moves
+CONVENTION = (0.5, 2.0)  # fraction of the dependence on the position that another convention would bring
+JUDGED = 0.2  # fraction of the effect in the model: a component with a smaller effect in the data is not judged
+SELDOM = 0.1  # multiple of the usual fraction of steps in which a component moves: below, it hardly moves
 NOISE = 0.5  # noise of an observation, as a fraction of its usual change
 SLOW = 1  # steps by which most robots react late
 
@@ -69,8 +70,8 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
     acts the same actions then explain a motion that is as late.
 
     Args:
-        fits: Those of the data, by their lag.
-        new: Those of episodes that repeat the actions where the policy acts. Empty for none.
+        fits: Fits of the motion in the data, by their lag.
+        new: Fits of the motion in episodes that repeat the actions where the policy acts. Empty for none.
     """
     if 0 not in fits or (lag := clear_lag(fits)) == 0:
         return
@@ -93,12 +94,12 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
 
 def check_motion(model: MotionModel, recorded: Episodes, probes: Episodes, action_names: Sequence[str],
                  state_names: Sequence[str]) -> Iterator[RunFinding]:
-    """Compares the motion in new episodes with that in the data.
+    """Compares the motion in new episodes with the motion in the data.
 
     Both are estimated in the same way. So what a linear model gets wrong, such as walls, is wrong in both.
 
     Args:
-        recorded: Those of the data.
+        recorded: Episodes of the data.
         probes: Episodes with recorded actions from other starts.
         action_names: (A,).
         state_names: (D,).
@@ -135,7 +136,7 @@ def _noise(model: MotionModel, d: int, states: np.ndarray, actions: np.ndarray, 
 
 
 def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, Effect]:
-    """Returns the effects of the action components in new episodes, relative to those in the data."""
+    """Returns the effects of the action components in new episodes, relative to their effects in the data."""
     effects = {}
     for i, d in model.driven.items():
         free, usually_free = (model.is_free(rows[2], d) for rows in (own, usual))
@@ -197,7 +198,7 @@ def _best_order(model: MotionModel, states: np.ndarray, actions: np.ndarray, cha
     Each step exchanges two.
 
     Returns:
-        For each component of the action the one that moves what it moves in the data, and the error.
+        For each action component, the action component that now moves what it moves in the data; and the error.
     """
     def error(order: dict[int, int], of_state: bool) -> float:
         if not of_state:

@@ -16,22 +16,22 @@ from ..data.formats.parts.column_names import format_list
 from ..hints import nearest_names, unit_hint
 from .base import RunFinding, correct_data, correct_order
 
-SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
+SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of their spread in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
-MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
-FAR_AWAY = 6.0  # the same for one or two starts
+MARGIN_OF_STARTS = 0.1  # fraction of the spread: starts that are less outside count as inside
+FAR_AWAY = 6.0  # multiple of the spread: the margin for one or two starts
 ALIKE = 0.01  # p-value from which components have the same distribution
-AT_END = 0.02  # of the recorded range: a component that rests there may be held by a limit
-VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
-RESTING = 10.0  # size of a single observation, as a multiple of those in the data
+AT_END = 0.02  # fraction of the recorded range: a component that rests there may be held by a limit
+VARIES = 0.05  # fraction of the spread over all steps: components that spread less at the start begin alike
+RESTING = 10.0  # size of a single observation, as a multiple of the size of recorded observations
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
-NOVEL = 0.8  # fraction of the steps
-CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
+NOVEL = 0.8  # fraction of the steps with novel observations
+CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of the policy's actions, outside the limits
 OTHER_UNIT_RATIO = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
-MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
-WIDEST_ORDER = 30  # components whose order is compared
+MARGIN = 0.1  # fraction of the range of a component: experts and noisy policies exceed limits by less
+WIDEST_ORDER = 30  # largest number of components of which the order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 
 
@@ -154,10 +154,10 @@ def _constant_findings(name: str, parts: Sequence[str], constant: np.ndarray, me
 
 
 def _outside(first: np.ndarray, begins: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Returns the fraction of new values outside of the range of recorded ones, (D,). 0 where that may be chance.
+    """Returns the fraction of new values outside of the range of recorded values, (D,). 0 where that may be chance.
 
-    Of values with one distribution, the number outside has a beta-binomial distribution. One or two values, such as
-    those of a robot that rests, have to be far away.
+    Of values with one distribution, the number outside has a beta-binomial distribution. One or two values, such as the
+    position of a robot that rests, have to be far away.
     """
     if len(begins) < 3:
         return (np.abs(begins - first.mean(0)).min(0) > FAR_AWAY * spread).astype(float)
@@ -201,12 +201,12 @@ def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) ->
 
 def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray], observed: Sequence[np.ndarray]
                   ) -> Iterator[RunFinding]:
-    """Finds that most observations are farther from the trained ones than those of held-out episodes are.
+    """Finds that most new observations are farther from trained observations than held-out observations are.
 
     Args:
         trained: Observations of each episode, (T, D).
-        held_out: The same of episodes that were not trained on.
-        observed: The same of episodes of the policy.
+        held_out: Observations of each episode that was not trained on, (T, D).
+        observed: Observations of each episode of the policy, (T, D).
     """
     points = np.concatenate(trained)
     points = points[::max(1, len(points) // POINTS)]

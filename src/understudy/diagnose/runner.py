@@ -32,15 +32,15 @@ from ..policy import camera_sizes
 from . import cameras, fit_checks, motion, observations, ways
 from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
-EPISODES = 60  # trained episodes whose actions are predicted
+EPISODES = 60  # trained episodes in which actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
-REPEATED = 100  # episodes whose actions these may repeat
-CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
+REPEATED = 100  # recorded episodes from which these may take actions
+CLIPPED = 0.8  # motion unexplained with clipped actions, as a fraction of the motion unexplained without clipping
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
 SMALL = 12  # pixels a side of the images from which states are read
-VIEWED, VIEWS = 80, 40  # recorded episodes whose images are read, and about how many of each
+VIEWED, VIEWS = 80, 40  # recorded episodes from which images are read, and about how many of each
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recorded:
 
     Args:
         held_out: Numbers of the episodes that were not trained on.
-        trained: Numbers of those that were.
+        trained: Numbers of the episodes that were trained on.
         camera_sizes: Height and width of the cameras in the recording, if their frames were scaled since.
         is_own: Whether the run was trained on these data. If not, `trained` are episodes to compare with.
     """
@@ -128,10 +128,10 @@ def _try_shorter_plans(actor: PolicyActor, executor: RecedingHorizon, env: Env, 
 
 @dataclass(frozen=True)
 class RecordedActions(Actor):
-    """Actor that repeats recorded actions, beginning with those of a randomly chosen episode.
+    """Actor that repeats recorded actions, beginning at the first action of a randomly chosen episode.
 
     Args:
-        actions: Of all episodes, one after the other, (N, A).
+        actions: Actions of all episodes, joined in order, (N, A).
         starts: The row at which each episode begins, (E,).
     """
 
@@ -223,7 +223,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None, ou
     training = training_data(data.select(recorded.trained), method)
     batch_size = getattr(method.learner, "batch_size", None)
     passes = step * batch_size / max(len(policy.windows(training)), 1) if step and batch_size else np.inf
-    if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
+    if errors and not isinstance(method.wrapper, ResidualWrapper):  # the base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)
         yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own, passes, outcome)
     yield from fit_checks.check_statistics(policy, training)
@@ -287,7 +287,7 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
 
 def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence, is_shifted: bool
              ) -> Iterator[RunFinding]:
-    """Compares the observations and the motion with those of the data."""
+    """Compares the observations and the motion with the recorded observations and motion."""
     data, features = recorded.data, observed.features
     sample = data.select(np.linspace(0, len(data) - 1, min(len(data), STARTS)).astype(int).tolist())
     names = [n for n in _numeric(data.features()) if n in features and features[n].shape == data.features()[n].shape
@@ -322,7 +322,7 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
 
 
 def _camera_findings(sample: Dataset, episodes: Sequence, moves: bool, names: Sequence[str]) -> list[RunFinding]:
-    """Compares the images with those of the data, the simplest reasons first."""
+    """Compares the images with recorded images, the simplest reasons first."""
     features = sample.features()
     still = list(cameras.check_still(_changes(sample, features), _changes(episodes, features) if moves else {}))
     judged = {n: f for n, f in features.items() if n not in {s.where.feature for s in still}}
@@ -349,7 +349,7 @@ def _views(episodes: Iterable, name: str, states: Sequence[str]) -> list[tuple[n
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
-    """Merges findings with the same code into the strongest one, which then names the other components."""
+    """Merges findings with the same code into the strongest finding, which then names the components of all of them."""
     groups: dict[str, list[RunFinding]] = {}
     for finding in findings:
         groups.setdefault(finding.code, []).append(finding)
@@ -365,7 +365,7 @@ def _motion_model(data: Dataset, observed: Observed, features: Schema
                   ) -> tuple[motion.MotionModel | None, tuple[np.ndarray, np.ndarray] | None]:
     """Fits the model of the motion in the data, and returns it with the limits that it clips actions to.
 
-    Where limits explain the data better, the recorded actions were clipped by those of the environment or robot.
+    If clipped actions explain the data better, the environment or robot clipped the recorded actions to its limits.
     """
     if "action" not in features:
         return None, None

@@ -16,11 +16,11 @@ from .base import RunFinding
 
 WINDOWS, ASKED = 4000, 300  # recorded windows among which neighbors are looked for, and plans that are compared
 NEIGHBORS = 16
-NEIGHBOR_DISTANCE_FRACTION = 0.3  # distance of the neighbors, as a fraction of that of two random windows
+NEIGHBOR_DISTANCE_FRACTION = 0.3  # distance of the neighbors, as a fraction of the distance of two random windows
 FEWEST = 3  # actions in a group
 APART = 2.0  # gap between two groups of actions, as a multiple of their standard deviation
-MIDDLE = 0.15  # of the gap, on each side: plans that are nearer to a group belong to it
-AVERAGED = 0.1  # fraction of the plans
+MIDDLE = 0.15  # fraction of the gap, on each side: plans that are nearer to a group belong to it
+AVERAGED = 0.1  # fraction of the plans that average ways
 CELLS = 6  # a side of the grid of colors that stands for an image
 
 

@@ -22,7 +22,7 @@ from . import stats
 from .stats import LEVEL, Interval
 
 Origin = Literal["held out", "trained on", "other data"]
-N_TIME_BINS = 10  # of an episode
+N_TIME_BINS = 10  # number of parts of an episode
 
 
 def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
@@ -32,13 +32,14 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
 
     Args:
-        earlier: The provenances of the runs whose weights the training began with or uses: see `stage_provenances`.
-            What they were trained on is not held out.
+        earlier: The provenances of the runs that gave the training weights, to begin with or to use: see
+            `stage_provenances`. What they were trained on is not held out.
 
     Returns:
-        Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
-        that it was not trained on ("held out"), or all of them if there are none ("trained on"). A held-out episode
-        that equals one of the training was trained on. Fragments that training left out are not evaluated then.
+        Episode numbers, and "other data" if the run was trained on none of `data`. If the run was trained on some
+        episodes of `data`: the episodes that it was not trained on ("held out"). If there are none: the episodes that
+        it was trained on ("trained on"). A held-out episode that equals a training episode counts as trained on.
+        Fragments that training left out are not evaluated then.
     """
     everything, learned, left_out = list(range(len(data))), set(), set()
     digests: dict[tuple[str, ...], list[str]] = {}
@@ -77,10 +78,12 @@ class PredictionError:
     The predicted action is the mean of the samples. Only steps from the current one on count.
 
     Attributes:
-        policy: Mean absolute error, in the unit of the component. For discrete actions, the fraction of wrong ones.
-        average: The same of always predicting the mean action of the other episodes (the most frequent class).
-        last_action: The same of repeating the last recorded action. At the first step of an episode there is none, and
-            the average takes its place.
+        policy: Mean absolute error of the policy, in the unit of the component. For discrete actions, the fraction of
+            wrong actions. The errors below are measured in the same way.
+        average: Error of always predicting the mean action of the episodes that are not evaluated (of classes, the most
+            frequent one).
+        last_action: Error of repeating the last recorded action. At the first step of an episode there is none, and the
+            average takes its place.
         r2: 1 - (squared error of the policy) / (squared error of the average). None for discrete actions, and where the
             average has no error.
         is_constant: The component has one value in all of the data, so that predicting it means nothing.
@@ -128,15 +131,15 @@ class ActionPrediction:
         baseline_error: Distance of always predicting the mean action.
         coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
             and for discrete actions.
-        expected_coverage: The coverage of a policy whose uncertainty is exactly right.
+        expected_coverage: The coverage of a policy that has exactly the right uncertainty.
         prediction_error: Error of the predicted action over all components that are not constant, and its interval.
             None if all are constant.
         steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
-        of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
-        column: The column whose values are compared, if the policy does not predict actions alone.
+        of_latents: Whether the errors are errors of latents (see `evaluate_action_prediction`).
+        column: The column that is compared, if the policy does not predict actions alone.
     """
 
-    name: str  # of the data
+    name: str  # name of the data
     origin: Origin
     episodes: tuple[int, ...]
     steps: int
@@ -236,7 +239,7 @@ class ActionPrediction:
         return f"Latents of skills, and not actions, are compared. {text}" if self.of_latents else text
 
     def baselines(self) -> str:
-        """Compares the error with those of predictions that need no policy, in sentences."""
+        """Compares the error with the errors of predictions that need no policy, in sentences."""
         if self.prediction_error is None:
             return ""
         error, show = self.prediction_error[0], self._show_error
@@ -321,8 +324,8 @@ def evaluate_action_prediction(
             average action.
         episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
         executor: The executor of the method. It makes the plans if it is an `ActionConditionedExecutor`.
-        n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
-            the best.
+        n_examples: Number of episodes from which plans are kept for a figure: the episode with the median error, the
+            worst and the best.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
     """
     check_features(policy, data.features(), str(data.metadata.get("path", "data set")))
@@ -418,7 +421,7 @@ class _WindowErrors:
                      for p in range(N_TIME_BINS) if (self.part == p).any())
 
     def widest(self, numbers: Sequence[int]) -> tuple[UncertainStep, ...]:
-        """Returns the steps whose samples are farthest apart. `numbers` are the numbers of the episodes."""
+        """Returns the steps in which samples are farthest apart. `numbers` are the numbers of the episodes."""
         apart = self.values["apart"]
         order = np.argsort(-apart, kind="stable")[:10] if self.n_samples > 1 else []
         return tuple(UncertainStep(numbers[int(self.episode[i])], int(self.step[i]), float(apart[i])) for i in order)
@@ -441,11 +444,11 @@ class _WindowErrors:
 def _batch_errors(
     batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
 ) -> dict[str, np.ndarray]:
-    """Computes the errors of one batch, whose rows are windows."""
+    """Computes the errors of one batch. Each row of the batch is a window."""
     K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
-        # The fraction of differing pairs, 1 - sum p^2 over the K drawn. A draw is compared with the K - 1 others.
+        # The fraction of differing pairs, 1 - sum p^2 over the K draws. A draw is compared with K - 1 other draws.
         same = (plans.round().unsqueeze(2) == plans.round().unsqueeze(1)).float().mean((1, 2))
         spread = (1 - same) * K / max(K - 1, 1)
     else:

@@ -94,9 +94,10 @@ class BehaviorMetrics:
 
     Attributes:
         missing: For each missing part, what would be needed.
-        scaled_by: The data whose standard deviations are the units of all components: "demonstrations" or "episodes"
-            (the rollouts themselves).
-        support: Success from starts that demonstrations show, and from others. None for too few of one kind.
+        scaled_by: The data that give the standard deviations, the units of all components: "demonstrations" or
+            "episodes" (the rollouts themselves).
+        support: Success from starts that demonstrations show, and from other starts. None if there are too few starts
+            of one kind.
         failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
     """
 

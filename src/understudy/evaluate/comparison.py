@@ -125,7 +125,7 @@ class Comparison:
         return head, sure, f"{scope} {self.note}".strip()
 
     def next_steps(self) -> list[str]:
-        """Says what is needed to tell the other policies apart, one line per pair."""
+        """Says what is needed to tell apart each pair of policies that is not told apart yet, one line per pair."""
         unit, have = ("training seeds of each", self.seeds) if self.seeds > 1 else ("episodes", self.episodes)
         out = []
         for p in self.pairs:
@@ -183,7 +183,7 @@ def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEV
 
     Episodes of the same number and seed draw the same random numbers, so they are pairs. If the two environments make
     nothing common of these, such as mazes of other walls, the outcomes of a pair are unrelated. The interval is then as
-    wide as that of two independent samples.
+    wide as an interval for two independent samples.
 
     Args:
         training: Rollouts in the environment, or the levels, of the training data.

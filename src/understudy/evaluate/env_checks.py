@@ -13,7 +13,7 @@ from ..envs.base import Env
 from ..execute.actor import Actor
 from .rollout import first_steps
 
-N_STEPS = 5  # of a start, whose results are compared
+N_STEPS = 5  # number of steps from a start, to compare their results
 
 
 def warn_unless_repeatable(actor: Actor, env: Env, seed: int) -> None:
@@ -37,7 +37,7 @@ def warn_unless_repeatable(actor: Actor, env: Env, seed: int) -> None:
 
 def different_column(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], names: Iterable[str]
                      ) -> str | None:
-    """Returns the first column that both have and whose values differ."""
+    """Returns the first column that both have, with different values."""
     return next((n for n in names if n in first and n in second
                  and not np.array_equal(first[n], second[n], equal_nan=first[n].dtype.kind == "f")), None)
 

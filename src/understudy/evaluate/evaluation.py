@@ -34,7 +34,7 @@ def validation_seed(seed: int) -> int:
 
 
 def recording_seed(seed: int) -> int:
-    """Returns the seed of recorded demonstrations, which differs from that of evaluations."""
+    """Returns the seed of recorded demonstrations, which differs from the seed of evaluations."""
     return -2 - 3 * _check_seed(seed)
 
 
@@ -110,8 +110,8 @@ class Evaluation:
 
         Args:
             other: A second evaluation to compare with.
-            name: Its name under `against`. The difference is that of success, or of the return if success is not
-                defined.
+            name: Its name under `against`. `against` has the difference of success, or the difference of returns if
+                success is not defined.
         """
         k = self.successes
         out = {
@@ -140,7 +140,7 @@ class PairedComparison:
     difference: float
     low: float
     high: float
-    p_value: float  # of no difference
+    p_value: float  # p-value of the hypothesis of no difference
     level: float
     n_seeds: int
 
@@ -281,7 +281,7 @@ def compare_outcomes(x: np.ndarray, y: np.ndarray, metric: Literal["success", "r
 
 
 def describe_trial_gain(e: Evaluation) -> str:
-    """Describes the success in the last trial minus that in the first, in words. Empty if there are no trials."""
+    """Describes in words the success in the last trial minus the success in the first. Empty if there are no trials."""
     if (gain := e.trial_gain) is None:
         return ""
     return (f"The last trial minus the first: {_format_difference(gain.difference, 'success')}, "
@@ -295,7 +295,7 @@ def verdict(
 
     Args:
         a: An evaluation, or one per training seed.
-        b: The same of a second policy. None for a verdict on the first alone.
+        b: An evaluation of a second policy, or one per training seed. None for a verdict on the first policy alone.
     """
     return " ".join(verdict_parts(a, b, names))
 

@@ -161,7 +161,7 @@ def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Acto
 
 
 class RecordedEnv(Env):
-    """Environment that replays what recorded episodes observed, one after the other, whatever the action is.
+    """Environment that replays what recorded episodes observed, episode by episode, whatever the action is.
 
     A rollout of a policy in it has the doubts that the policy has in these episodes.
 
@@ -222,8 +222,8 @@ def needed_scores(rate: float) -> int:
 class ConformalThreshold:
     """A threshold of the doubt that keeps a rate of errors, for any distribution of the doubt (conformal).
 
-    An alarm is raised at the first step whose doubt reaches the threshold. The rate holds for episodes that are
-    exchangeable with those of the calibration, on average over calibrations.
+    An alarm is raised at the first step in which the doubt reaches the threshold. The rate holds for episodes that are
+    exchangeable with the calibration episodes, on average over calibrations.
 
     Args:
         score: What is measured at each step.

@@ -20,8 +20,8 @@ from .episode_video import film_strip, first_camera, shrink
 
 TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # points of a trajectory, and principal components for clustering
 MAX_GROUPS = 6
-MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
-MAX_SUCCESSES = 50  # successes whose trajectories are drawn for comparison
+MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group of which frames are shown, and frames of each
+MAX_SUCCESSES = 50  # successes with trajectories that are drawn for comparison
 SHAPE_WEIGHT = 0.25  # below this mean silhouette there are no groups (Kaufman and Rousseeuw 1990)
 
 
@@ -33,8 +33,8 @@ class FailureGroup:
         episode_indices: Numbers of the episodes, the most typical one first.
         steps: When the episodes ended: (first, median, last).
         end_location: Where they end, in words.
-        start_distance: Distance of their starts from demonstrated states, relative to that of successes. None if
-            unknown.
+        start_distance: Distance of their starts from demonstrated states, relative to the distance of the starts of
+            successes. None if unknown.
         divergence_step: Median step at which they are farther from demonstrated states than successes ever are. None if
             most stay.
     """
@@ -185,11 +185,12 @@ class FailurePictures:
     """The pictures that a page shows of a group of failures.
 
     Args:
-        trajectories: The group's trajectories, and those of successes in gray: over the map of a `PlanarMap`, else in
-            the component whose end differs most from that of successes. None without numeric observations.
+        trajectories: The group's trajectories, and trajectories of successes in gray. They are drawn over the map of a
+            `PlanarMap`. Without a map, the component is drawn in which the ends of failures and successes differ most.
+            None without numeric observations.
         strips: (episode number, frames) of the most typical episodes of the group, the most typical first. Empty if
             there is no camera and the environment cannot draw.
-        success_strip: The same of the successful episode that starts nearest to the most typical failure.
+        success_strip: Episode number and frames of the success that starts nearest to the most typical failure.
     """
 
     trajectories: plots.Figure | None
@@ -200,7 +201,7 @@ class FailurePictures:
 def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env | None) -> list[FailurePictures]:
     """Draws the episodes of each group of failures, next to successes.
 
-    Frames are those of the first camera. Without a camera, the environment draws them: the recorded actions are
+    Frames are taken from the first camera. Without a camera, the environment draws them: the recorded actions are
     executed again from the same start.
 
     Args:
@@ -226,7 +227,7 @@ def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env 
 
 
 def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]:
-    """Draws the trajectories of each group of failures over those of successes."""
+    """Draws the trajectories of each group of failures over the trajectories of successes."""
     drawn_successes = won[:MAX_SUCCESSES]
     if isinstance(env, PlanarMap):
         plane = plots.visible_area(env.map(), [*(at[n] for g in groups for n in g.episode_indices), *drawn_successes])
@@ -248,7 +249,7 @@ def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]
 
 
 def _nearest_start(episode: Episode, won: Sequence[Episode], view: TrajectoryScaling) -> Episode | None:
-    """Returns the success whose first state is nearest."""
+    """Returns the success with the nearest first state."""
     start = np.nan_to_num(view.states(episode)[0])
     return min(won, key=lambda e: float(np.linalg.norm(np.nan_to_num(view.states(e)[0]) - start)), default=None)
 

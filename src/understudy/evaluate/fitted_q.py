@@ -28,7 +28,8 @@ class PolicyValue:
     """An estimate of the mean discounted return of a policy, from the starts of recorded episodes.
 
     Attributes:
-        value: The estimate. Its interval is that of other episodes of the same kind, not of the critic's own errors.
+        value: The estimate. Its interval says how much other episodes of the same kind would change it. It does not
+            cover errors of the critic.
         recorded: The mean discounted return of the episodes themselves.
         n_trained_on: Number of episodes that the policy was trained on, which make it look better than it is.
         last_change: Change of the estimate in the last tenth of the updates.
@@ -87,7 +88,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     Args:
         trained: The run, loaded with its transforms.
         data: Episodes as the policy learns from them (`training_data`), with rewards and ends.
-        config: Its encoder and numbers of steps of a plan are replaced by those that suit the run.
+        config: Its encoder and numbers of steps of a plan are replaced by values that suit the run.
 
     Raises:
         Unsupported: What the policy does next does not depend on its observations alone.
@@ -99,7 +100,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     config = replace(config, skip=executor.skip, n_action_steps=executor.n_action_steps,
                      critic=replace(config.critic, encoder=encoder))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of the first weights
+        torch.manual_seed(seed)  # seed of the first weights
         learner = FittedQLearner(config, policy, seed, config.steps, data, trained.planner())
     sampler, tenth = learner.batch_sampler(data), config.steps - config.steps // 10
     fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth, callbacks=callbacks)

@@ -1,7 +1,8 @@
 """Tests and intervals for the difference of two independent success rates: two policies on different starts.
 
-Pairs are more informative (`stats.tango`, `stats.mcnemar`). These functions are for rollouts by others, or for a robot
-that cannot be set up twice in the same way. Arguments: successes and trials of the first policy, then of the second.
+Pairs are more informative (`stats.tango`, `stats.mcnemar`). These functions are for rollouts by other people, or for a
+robot that cannot be set up twice in the same way. Arguments: successes and trials of the first policy, then of the
+second.
 """
 
 from __future__ import annotations

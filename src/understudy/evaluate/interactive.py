@@ -31,8 +31,8 @@ LABELS = ("failure", "partial", "success")
 class Trial:
     """A trial as the person who runs it sees it, which does not reveal the policy."""
 
-    index: int  # of this trial, from 1; spoiled trials count
-    start: int  # of the scene, from 1; each scene must look the same for both policies
+    index: int  # number of this trial, from 1; spoiled trials count
+    start: int  # number of the scene, from 1; each scene must look the same for both policies
     key: Tensor  # (1,) int64: the randomness of the policy, for `actor.start(obs, trial.key)`
 
 
@@ -41,7 +41,7 @@ class Round:
     """One scene (start), with one trial of every policy."""
 
     index: int  # decides the order of its trials
-    labels: tuple[str, ...] = ()  # of its trials so far, in their order
+    labels: tuple[str, ...] = ()  # labels of the trials of this round so far, in order
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class TrialDesign:
     Args:
         policies: One name with a `SequentialRateTest`, or two names with a `SequentialDifferenceTest`.
         test: The test. `test.max_rollouts` limits the number of rounds.
-        labels: From worst to best. Only the last one is a success. The others are reported in the result.
+        labels: Labels from worst to best. Only the last label is a success. The remaining labels are reported in the
+            result.
         seed: Seed of the orders and of the randomness of the policies.
     """
 

@@ -22,7 +22,7 @@ def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, 
 
     Args:
         first: Outcomes 0 and 1: (episodes,) of a checkpoint, or (training seeds, episodes) of a method.
-        second: Outcomes of the other, with the same starts in the same places.
+        second: Outcomes of the second checkpoint or method, with the same starts in the same places.
         margin: Largest acceptable difference of success rates.
         paired: False for two checkpoints on different starts, which may have different numbers of episodes.
     """

@@ -18,7 +18,7 @@ from ..core import UserError
 from .sequential import SequentialDifferenceTest, SequentialRateTest
 from .stats import LEVEL, Interval
 
-ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
+ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # correlations of two policies' outcomes on the same starts
 MAX_ROLLOUTS = 100_000  # upper bound of rollouts of each policy
 
 
@@ -285,7 +285,7 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
     """
     low, high = bounds(np.arange(max_rollouts + 1))
     wins, goes_on = np.zeros(max_rollouts + 1), np.ones(max_rollouts + 1)
-    alive, first = np.ones(1), 0  # of first, first + 1, ... wins
+    alive, first = np.ones(1), 0  # probabilities of first, first + 1, ... wins
     for n in range(1, max_rollouts + 1):
         alive = np.append(alive * (1 - p), 0.0) + np.append(0.0, alive * p)
         over, under = max(int(high[n]) - first, 0), max(int(low[n]) + 1 - first, 0)

@@ -1,7 +1,7 @@
 """Draws figures as SVG, with alternative text, sharp at any size, in light and dark mode.
 
-Colors are those of Okabe and Ito (2008) or similar, which color-blind people can distinguish. Nothing is shown by color
-alone.
+Colors are the colors of Okabe and Ito (2008) or similar, which color-blind people can distinguish. Nothing is shown by
+color alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .behavior.clearance import planar_points
 from .behavior.scaling import evenly_spaced_indices
 from .stats import Interval
 
-WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
-MAX_EPISODES = 200  # whose trajectories are drawn
+WIDTH = 420  # width of every plot, so that its text has the size of the page's text, also on a phone
+MAX_EPISODES = 200  # largest number of episodes with drawn trajectories
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Point = tuple[float, float]
 Points = Iterable[Point]
@@ -273,8 +273,8 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
     """Draws one row with a difference per pair, on one scale.
 
     Args:
-        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
-            full dot, the others a ring.
+        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. A pair that can be
+            told apart has a full dot, and a pair that cannot has a ring.
     """
     step, descriptions = 44, []
     bottom = step * len(rows) + 4
@@ -380,8 +380,8 @@ class Axis:
     """An axis of the figure that `curves` draws.
 
     Args:
-        low: Lower end. None for that of the data.
-        high: Upper end. None for that of the data.
+        low: Lower end. None for the lowest value of the data.
+        high: Upper end. None for the highest value of the data.
     """
 
     name: str
@@ -512,7 +512,7 @@ def histogram(values: Values, x_name: str, of: str = "episodes") -> Figure:
     """Draws a histogram. Bars of whole numbers each cover the same number of integers.
 
     Args:
-        values: The values. Those that are not finite are left out.
+        values: The values. Values that are not finite are left out.
     """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]

@@ -94,7 +94,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
 
 def _warn_of_rounding(out: Path, env: Env | WorkerPool) -> None:
-    """Warns of columns whose changes are lost because they were recorded as float32."""
+    """Warns of columns that lose their changes because they were recorded as float32."""
     for name, problem in env.metadata.get(ROUNDED, {}).items():
         warnings.warn(f"{out}: {name} loses precision, because it is recorded as float32: {problem}. Let the "
                       "environment subtract the offset, such as the first value of the episode", DataWarning,

@@ -25,7 +25,7 @@ class Divergence:
     0).
     """
 
-    step: int  # of the recorded row that differs
+    step: int  # step of the recorded row that differs
     column: str
     difference: float
 
@@ -185,7 +185,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         group = list(numbers[i:i + env.rows])
         actions = [recorded_actions(data[n], n) for n in group]
         longest = max(len(a) for a in actions)
-        # Rows without an episode, or without further actions, repeat actions whose results are not used.
+        # Rows without an episode, or without further actions, repeat actions. Their results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
         comparisons = [_ReplayComparison(n, data[n], env, tolerance) for n in group]

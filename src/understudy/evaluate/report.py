@@ -31,7 +31,7 @@ from .plots import Axis, Figure
 from .stats import Interval
 
 LINES = "A solid line succeeds; a dashed one that ends in a cross does not."
-MAX_FANS = 4  # components of an episode whose plans are drawn
+MAX_FANS = 4  # components of an episode for which plans are drawn
 SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
@@ -549,7 +549,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str,
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:
-    """Builds the sections on predicted actions: errors next to those of simple guesses, chunks, and figures."""
+    """Builds the sections on predicted actions: their errors next to errors of simple guesses, chunks, and figures."""
     return [_component_section(prediction), *_plan_section(prediction), _error_section(prediction),
             _distance_section(prediction)]
 

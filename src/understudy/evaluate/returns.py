@@ -109,7 +109,7 @@ def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, threshol
                         level: float = LEVEL) -> PerformanceProfile:
     """Computes the fraction of runs above each threshold: the whole distribution of values as one curve.
 
-    A method whose curve is higher everywhere is better by any measure. The band is the stratified bootstrap of
+    A method with a curve that is higher everywhere is better by any measure. The band is the stratified bootstrap of
     `aggregate_over_tasks`.
 
     Args:

@@ -192,7 +192,7 @@ def sweep_severities(
         build: Makes a new copy of the environment, because a shift may change it. Its number of rows affects only the
             time.
         results: File for finished episodes. A later call continues from it, for the same environment, seed and actor.
-        watch: Called with the number of finished episodes, including those from the file.
+        watch: Called with the number of finished episodes, including episodes from the file.
         workers: Processes that share the episodes. None to run all in this process.
     """
     if episodes < 1:
@@ -221,7 +221,7 @@ class _Sweep:
     n_finished: int = 0
 
     def run(self, shift: Shift | None, severity: float) -> list[Outcome]:
-        """Returns the outcomes of all episodes at a severity of a shift, those of the file included."""
+        """Returns the outcomes of all episodes at a severity of a shift, including outcomes in the file."""
         env, actor = self.build(), self.actor
         try:
             about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": self.seed,
@@ -238,7 +238,7 @@ class _Sweep:
             env.close()
 
     def _finish(self, outcomes: list[Outcome], about: Mapping[str, Any], actor: Actor, env: Env) -> None:
-        """Runs the episodes whose outcomes are missing, and adds these."""
+        """Runs the episodes that have no outcome yet, and adds their outcomes."""
         local, workers = (actor, env), self.workers
         pool = WorkerPool(lambda: local, local=local) if workers is None else WorkerPool(
             partial(workers.setup, about["shift"], about["severity"]), workers.count, local=local)
@@ -260,7 +260,7 @@ class ResultsFile:
 
     Args:
         file: None to store nothing.
-        actor_name: Whose outcomes these are. Those of others in the same file are not read.
+        actor_name: Name of the actor that had these outcomes. Outcomes of other actors in the same file are not read.
     """
 
     def __init__(self, file: Path | None, actor_name: str = ""):

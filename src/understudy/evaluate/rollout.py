@@ -58,7 +58,7 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
                   ) -> Dataset:
     """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
 
-    The episodes do not depend on `env.rows`. Those that turn out not to be needed are dropped.
+    The episodes do not depend on `env.rows`. Episodes that turn out not to be needed are dropped.
 
     Args:
         usual_length: Of an episode. As many run at once as are needed if they are that long.
@@ -135,7 +135,7 @@ class _RunningEpisodes:
         self.info: Mapping[str, Tensor] = {}
 
     def step(self) -> None:
-        """Acts once in all rows. Then `ended` has the rows whose episodes end with this step."""
+        """Acts once in all rows. Then `ended` has the rows in which an episode ends with this step."""
         env, live = self.env, self.live
         with _locate_errors(env, self.number, self.began, self.clock):
             actor_obs = {**self.obs, LAST_REWARD: self.reward}

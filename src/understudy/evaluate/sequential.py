@@ -38,7 +38,7 @@ class SequentialRateTest:
     """Sequential test of whether a success rate is above or below `threshold`.
 
     State: {"trials", "successes"}. The weights of the bets are a Beta distribution with mean `threshold`, so the
-    capital is the beta-binomial likelihood divided by that of `threshold` (Robbins 1970).
+    capital is the beta-binomial likelihood divided by the likelihood of `threshold` (Robbins 1970).
 
     Args:
         max_rollouts: Largest number of rollouts, for the futility rule.
@@ -114,10 +114,10 @@ class SequentialDifferenceTest:
     """Which of two policies succeeds more often, on the same starts or with independent trials that are paired as they
     come?
 
-    State: {"pairs", "first", "second"}: the number of pairs, and of those that only the first or only the second
-    solved. If the policies are equally good, the winner of a pair that differs is a fair coin (McNemar 1947), and the
-    bets are on that coin. Other pairs cost nothing. Against another difference d, the same bets are on first minus
-    second minus d.
+    State: {"pairs", "first", "second"}: the number of all pairs, of pairs that only the first policy solved, and of
+    pairs that only the second policy solved. If the policies are equally good, the winner of a pair that differs is a
+    fair coin (McNemar 1947), and the bets are on that coin. Other pairs cost nothing. Against another difference d, the
+    same bets are on first minus second minus d.
 
     Args:
         max_rollouts: Largest number of pairs, for the futility rule.

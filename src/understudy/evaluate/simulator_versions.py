@@ -1,4 +1,4 @@
-"""Checks whether a simulator is the one that a policy was trained in, or that data were recorded in."""
+"""Checks whether a simulator is the simulator that a policy was trained in, or that data were recorded in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
 
 
 def environment_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) -> str | None:
-    """Returns a warning if nothing was recorded in this environment, or else that of `version_warning`."""
+    """Returns a warning if nothing was recorded in this environment, or else the warning of `version_warning`."""
     name = str(env.metadata["env"])
     if recorded and _base_name(name) not in map(_base_name, recorded):
         return f"{what} {', '.join(recorded)}, and {name} is another environment"
@@ -36,7 +36,7 @@ def other_environments(recorded: Mapping[str, Sequence[str]], here: Mapping[str,
 
     Args:
         recorded: Simulators by environment, as in the metadata of data. Empty if unknown.
-        here: Those of the other data.
+        here: Simulators by environment of the second data set.
     """
     if not recorded or not here or set(map(_base_name, recorded)) & set(map(_base_name, here)):
         return None

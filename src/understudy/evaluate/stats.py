@@ -1,7 +1,7 @@
 """Statistical intervals and tests, as pure functions of counts and arrays.
 
-`level` is the confidence level, from 0 to 1. Of pairs of outcomes of two policies, `b` counts those in which only the
-first succeeds, and `c` those in which only the second does.
+`level` is the confidence level, from 0 to 1. Outcomes of two policies are compared in pairs. `b` counts the pairs in
+which only the first policy succeeds, and `c` the pairs in which only the second policy succeeds.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     probability of about 2^(1 - n). With so few values that this is more than 1 - level, there is no interval.
 
     Args:
-        weights: Weight of each value, drawn together with it: for a mean over windows whose unit is the episode. None
+        weights: Weight of each value, drawn together with it: for a mean over windows with the episode as unit. None
             for equal weights.
 
     Returns:
@@ -229,8 +229,8 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
                          level: float = LEVEL, *, kind: Kind = "rate") -> tuple[Interval, float]:
     """Computes the interval for the difference of two methods' means, first minus second, and its p-value.
 
-    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has an error from
-    the seeds, whose spread is estimated with seeds - 1 degrees of freedom, and an error from the starts. The margin of
+    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has two errors, from
+    the seeds and from the starts. The spread of seeds is estimated with seeds - 1 degrees of freedom. The margin of
     each is Student's t times its standard error, and the two margins are added in squares (MOVER, Zou and Donner 2008).
     p < 1 - level exactly when the interval excludes 0.
 
@@ -303,11 +303,11 @@ def crossed_margin(d: np.ndarray, tail: float, kind: Kind = "real") -> np.ndarra
 def crossed_errors(d: np.ndarray, kind: Kind = "real") -> tuple[np.ndarray, np.ndarray]:
     """Computes the standard errors of the grand mean that seeds and starts cause, from values (..., seeds, episodes).
 
-    The error of the seeds is that of the seeds' means, which contains the residual. The error of the starts is of what
-    their mean square has beyond the residual, so that the residual is not counted twice.
+    The error of the seeds is computed from the means of seeds, which contain the residual. The error of the starts is
+    computed from their mean square minus the residual, so that the residual is not counted twice.
 
-    The means of a rate are multiples of 1 / episodes, and those of few seeds are often equal by chance. Their variance
-    then counts as that of rounding, 1 / (12 episodes^2), and not as 0.
+    The mean of a rate is a multiple of 1 / episodes, so the means of a few seeds are often equal by chance. Their
+    variance then counts as the variance of rounding, 1 / (12 episodes^2), and not as 0.
     """
     by_seed, by_start, residual = mean_squares(d)
     if kind == "rate":
@@ -405,7 +405,7 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
 
     Args:
         level: Posterior probability of the interval. Both sides leave out equal probabilities.
-        prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior, whose interval covers `level` on
+        prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior. Its interval covers `level` on
             average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
 
     Returns:
@@ -475,7 +475,7 @@ def pairing_gain(first, second) -> float:
         second: Results of the second on the same starts, of the same shape.
 
     Returns:
-        The fraction. Negative if one succeeds where the other fails. NaN if nothing varies.
+        The fraction. Negative if the first tends to succeed where the second fails. NaN if nothing varies.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     _check_paired(x, y)

@@ -143,7 +143,7 @@ def _task_text(obs) -> str:
 
 
 def render_ansi(frame: np.ndarray, lines: int) -> str:
-    """Converts an image to text: two pixels per character, one above the other, in 216 terminal colors.
+    """Converts an image to text: two pixels per character, upper and lower, in 216 terminal colors.
 
     Args:
         frame: The image, (H, W, 3) uint8.

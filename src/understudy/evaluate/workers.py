@@ -111,8 +111,8 @@ class WorkerPool:
         if count != "ray" and count < 1:
             raise UserError(f"at least one worker is needed, not {count}", where="workers", hint="1 is this process")
         self.setup, self._requested = setup, count
-        self.count = 1 if count == "ray" else count  # of "ray" once it has begun
-        self.metadata: Mapping[str, Any] = {}  # of the environment, after the first episode
+        self.count = 1 if count == "ray" else count  # for "ray", the count is known once it has begun
+        self.metadata: Mapping[str, Any] = {}  # metadata of the environment, after the first episode
         self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 
@@ -191,7 +191,7 @@ class WorkerPool:
                     todo.extend(self._handle_death(member, message, deaths, seed))
 
     def _handle_death(self, member, message: str, deaths: Counter[int], seed: int) -> Iterator[range]:
-        """Yields the work that a dead worker leaves undone: each begun episode alone, and the others together."""
+        """Yields the work that a dead worker leaves undone: each begun episode alone, all other episodes together."""
         unfinished = sorted(member.pending)
         begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]  # episodes start in their order
         deaths.update(begun)

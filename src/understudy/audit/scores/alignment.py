@@ -19,14 +19,13 @@ from .step_table import StepTable
 class Alignment(StepScore):
     """Score that rates a step 1 if it aligns with other demonstrations, and 0 if it is extraneous.
 
-    For example, a person who scratches their head during the task does something that does not align with the other
-    demonstrations.
+    For example, a person who scratches their head during the task does something that other demonstrations do not show.
 
     First, states and action directions are embedded with temporal cycle consistency: the way from a step to the most
     similar step of another demonstration and back must end where it started. Then a pointer moves through each
-    demonstration. The current steps of the others vote for the most similar step of the rest, and the mean of the
-    winners is the reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to
-    the reference.
+    demonstration. In each demonstration, one of the remaining steps wins a vote: the current step of every other
+    demonstration votes for the remaining step that is most similar to it. The mean of the winning steps is the
+    reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to the reference.
 
     Unlike in the authors' code, no demonstration is assumed to be clean, and embeddings have length 1, because long
     ones would win every vote.

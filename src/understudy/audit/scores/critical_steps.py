@@ -1,4 +1,4 @@
-"""Critical steps: those at which somebody decides what to do, or at which something changes."""
+"""Marks critical steps, at which somebody decides what to do or something changes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ...core import UserError
 from ...data.episode import Dataset
 from .step_table import standardized
 
-_GROUPS = 20  # of episodes, for the standard error
+_GROUPS = 20  # number of groups of episodes, for the standard error
 _Z = 1.645  # one-sided 95 %
 
 
@@ -59,8 +59,9 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         n_steps: Number of first steps to test. Episodes that are shorter are left out.
         floor: A component is independent at a step if the upper confidence limit of the dependence is below this.
         action: The action, a vector.
-        groups: Components that together mean one thing, such as the pixels of a camera. Their dependence is that of all
-            of them together. It is smaller than that of one number, so that a lower floor suits. None: each alone.
+        groups: Components that together mean one thing, such as the pixels of a camera. They are tested together, and
+            have one dependence. It is smaller than the dependence of a single number, so use a lower `floor`. None
+            tests each component alone.
 
     References:
         Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980,

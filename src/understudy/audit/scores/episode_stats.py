@@ -146,7 +146,7 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
     """Divides states and actions into cells, and returns the number of the cell of each step.
 
     Args:
-        reference: Data whose range is divided into bins.
+        reference: Data. Their range is divided into bins.
         bins: Number of bins of each component that is not discrete.
         inputs: Columns of the state. By default all numeric "observation." columns.
 

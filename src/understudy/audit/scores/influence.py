@@ -24,8 +24,8 @@ class Datamodel(Score):
 
     It is the slope of a ridge regression of value(subset) on the membership in the subset, over random subsets of the
     data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that nothing else uses,
-    the score is the influence on success. Its error is about that of one value times sqrt(4 / n_subsets), so use at
-    least as many subsets as there are episodes.
+    the score is the influence on success. The error of the score is about the error of one value times sqrt(4 /
+    n_subsets), so use at least as many subsets as there are episodes.
 
     Args:
         value: The measure of a subset. Higher is better.
@@ -116,7 +116,7 @@ class ValidationWeights(Score):
 
     Args:
         test: Episodes that are known to be good.
-        base_scores: Scores whose ranks are mixed. Empty for one weight per episode.
+        base_scores: The scores to mix, by their ranks. Empty for one weight per episode.
         lr: Learning rate of the update of the regression that is differentiated.
         inputs: Columns of the state. By default all numeric "observation." columns.
 

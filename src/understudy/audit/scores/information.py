@@ -21,7 +21,7 @@ def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ..
         y: Points, (n, Y).
 
     Returns:
-        Terms in nats, whose mean is the estimate, (n,).
+        Terms in nats, (n,). Their mean is the estimate.
 
     References:
         Kraskov, Stoegbauer and Grassberger (2004), Estimating Mutual Information.

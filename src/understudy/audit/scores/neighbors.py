@@ -222,9 +222,9 @@ class Unimodality(NeighborScore):
 class LocalUnimodality(NeighborScore):
     """Score like `Unimodality`, after a local linear function of the state is subtracted from the actions.
 
-    A regression can follow actions that change with the state, such as those towards a goal that is another one in each
-    episode. Two ways of acting in the same state remain. The function is fitted to each step and its neighbors (ridge
-    regression).
+    A regression can follow actions that change with the state, such as actions towards a goal that differs between
+    episodes. What remains after the subtraction shows whether there are two ways of acting in the same state. The
+    function is fitted to each step and its neighbors (ridge regression).
     """
 
     n_neighbors: int = 30
@@ -236,7 +236,7 @@ class LocalUnimodality(NeighborScore):
         return np.where(is_valid.all(1), -np.concatenate(scores), np.nan)
 
 
-BLOCK = 8192  # steps whose neighbors are in memory at once
+BLOCK = 8192  # the neighbors of so many steps are in memory at once
 
 
 def _residuals(state: np.ndarray, action: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -96,7 +96,8 @@ class Compatibility(StepScore):
     and both would look bad.
 
     Args:
-        base: The data that the ensemble learns. By default each episode is compared with the others, in `folds` parts.
+        base: The data that the ensemble learns. By default the data are divided into `folds` parts, and each part is
+            compared with all other parts.
         error_threshold: Error above which an action is another one. By default the 0.95 quantile over steps of the base
             data that the ensemble was not trained on (two halves).
         novelty_threshold: Novelty below which the ensemble is certain, with the same default.

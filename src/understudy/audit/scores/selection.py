@@ -23,7 +23,8 @@ def select_within_budget(
     by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data.
 
     Args:
-        candidates: Points (N, D), or a data set, whose first states are compared in units of their standard deviation.
+        candidates: Points (N, D), or a data set. Of a data set, the first states are the points, in standard
+            deviations.
         budget: Largest total cost.
         existing: Existing points in the same units, or a data set.
         cost: Cost of each candidate, (N,). The default is 1.

@@ -72,7 +72,7 @@ def _foreign_values(arm: ServoArm) -> Calibration:
 
 
 def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[ServoArm]) -> None:
-    """Refuses the port of another arm of this command, and that of a leader for a follower: it would get torque."""
+    """Refuses the port of another arm of this command, and a leader's port for a follower: it would get torque."""
     from ...robots.base import RobotError
     from ...robots.calibration import is_leader_folder, known_calibrations, same_values
 

@@ -39,7 +39,7 @@ def check_options(o: EvalOptions) -> None:
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
     """Returns the demonstrations to compare with. None if there are none.
 
-    They are those of --demonstrations. By default they are the data that the run was trained on.
+    They are the data of --demonstrations, and by default the data that the run was trained on.
     """
     if o.demonstrations is not None:
         data = open_trained(no_run(o.demonstrations), o.run)

@@ -85,7 +85,7 @@ def help_text(version: str, width: int) -> str:
 
 
 def command_module(name: str) -> ModuleType:
-    """Returns the module of a command, whose `main` runs it."""
+    """Returns the module of a command. The function `main` of the module runs the command."""
     return import_module(f"understudy.commands.{COMMANDS[name].module or name}")
 
 

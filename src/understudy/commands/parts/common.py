@@ -162,7 +162,7 @@ def parse_duration(text: str) -> float:
 
 
 def required_packages(run: Path) -> tuple[str, ...]:
-    """Returns the packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
+    """Returns the packages besides understudy that a checkpoint takes code from. Loading it needs --trust for each."""
     from ...checkpoint import find_checkpoint, is_lerobot_checkpoint
 
     folder = find_checkpoint(run)
@@ -231,7 +231,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
     Args:
         recorded: What is recorded of the data: robot_type, fps, and camera_sizes if their frames were scaled since.
-        features: The columns of the data, with those of its cameras.
+        features: The columns of the data, including cameras.
     """
     from ...policy import camera_sizes
     from ...robots.registry import ROBOTS
@@ -249,7 +249,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
 
 def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -> None:
-    """Warns if the columns of a data set have other units, names or conventions than those of the first one."""
+    """Warns if columns have other units, names or conventions in a data set than in the first data set."""
     from ...audit.compatibility import find_disagreements
 
     codes = ("scale-differs", "unit-differs", "names-differ", "action-convention-differs")
@@ -370,7 +370,7 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
-    """Warns if an environment is not the one in which a run's data were recorded, or of another version."""
+    """Warns if a run's data were recorded in another environment, or in another version of this environment."""
     from ...evaluate.simulator_versions import environment_warning
 
     simulators = recorded_data_of(run).get("simulators") or {}
@@ -469,7 +469,8 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
 
     Args:
         image_size: Camera frames are decoded once to this size, after a message that says what that costs. By default
-            to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
+            the frames keep their own size if all of them have the same size, of at most 128 pixels a side. Otherwise
+            the size is 96 x 96.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
@@ -500,7 +501,7 @@ def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
-        is_random = path.with_name(RANDOM_FILE).is_file()  # whose actions are those of the environment
+        is_random = path.with_name(RANDOM_FILE).is_file()  # random actions of the environment
         for text in () if is_random else training_warnings(data, needs_actions):
             print(f"{path}: {text}", file=sys.stderr)
     else:

@@ -156,7 +156,7 @@ def demonstration_part(method: Method) -> ShowDemonstration | None:
 
 
 def open_conditions(method: Method, features: Schema) -> list[str]:
-    """Returns the columns whose first value the user must give while a method acts."""
+    """Returns the columns of which the user must give the first value while a method acts."""
     from ...learn.method import online_changes
 
     return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
@@ -172,7 +172,7 @@ def return_discount(run: Path, trust: tuple[str, ...] = ()) -> float:
 
 
 def goal_columns(method: Method) -> dict[str, str]:
-    """Returns the goal columns that a policy reads, and for each the column whose values are its goals.
+    """Returns the goal columns that a policy reads, and for each goal column, the column that its values come from.
 
     A goal that the policy can act without is left out, and so is one that another policy of the method predicts.
     """
@@ -272,7 +272,7 @@ def is_judged(data: Dataset) -> bool:
 def example_options(data: Dataset, method: Method, features: Schema) -> list[str] | None:
     """Returns the options --task and --condition with examples from the data.
 
-    Conditions and goals are those of the successful episode with the largest return.
+    Conditions and goals are taken from the successful episode with the largest return.
 
     Args:
         features: The columns that the environment shows.

@@ -33,7 +33,7 @@ IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def command_options(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass of the options of a command. Its own options come before those of its groups."""
+    """Makes a frozen dataclass of the options of a command. Its own options come before the options of its groups."""
     options: Any = dataclass(frozen=True, kw_only=True)(cls)
     names = dict.fromkeys(name for c in cls.__mro__ for name in inspect.get_annotations(c))
     declared = options.__dataclass_fields__

@@ -95,7 +95,7 @@ def _check_fields_are_set_once(chosen: Mapping[str, Any], usual: Method, changed
 
 
 def _divide(args: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
-    """Splits options into those of these names, with their values, and the others."""
+    """Splits options, with their values, into options of these names and all other options."""
     named, others = [], []
     into = others
     for word in args:
@@ -134,7 +134,7 @@ def task_relabel(method: Method) -> TaskText | None:
 
 
 def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the options of a method that are no fields of its parts, with their defaults.
+    """Returns the options of a method that are not fields of its parts, with their defaults.
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
@@ -166,7 +166,7 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     while pending:
         key, words = pending.pop(0).removeprefix("--").replace("-", "_"), []
         option = flag_of(key)
-        while pending and not pending[0].startswith("--"):  # of several numbers or names
+        while pending and not pending[0].startswith("--"):  # an option may have several numbers or names
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf)")  # a value, not an option
 _TYPE_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
                Path: ("a path", "paths")}
-_SYNONYMS = {"gpu": "cuda"}  # of values that people write and that are spelled otherwise here
+_SYNONYMS = {"gpu": "cuda"}  # values that people write, and how they are spelled here
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -90,7 +90,7 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
 
     Returns:
         The command's own arguments, options of the method ("--expectile 0.9"), and changes of fields of its parts
-        ("--policy.head.n-steps 5"), whose names have a dot.
+        ("--policy.head.n-steps 5"). Names of these fields have a dot.
     """
     flags = {"--help", *(option.flag for option in options_of(options))}
     own, of_method, changes = [], [], []
@@ -171,7 +171,7 @@ def errors_name_options(flags: Mapping[str, str]) -> Iterator[None]:
 def _suggest_option(flag: str, flags: Iterable[str]) -> str:
     """Returns the question "did you mean '--optimizer.lr'?" for --lr, or "" if no option is near.
 
-    Options with the same last part come first, and among them those that begin with the same part.
+    Options with the same last part come first. Among these, options that also begin with the same part come first.
     """
     first, _, last = flag.removeprefix("--").rpartition(".")
     same = sorted((f for f in flags if f.rpartition(".")[2].removeprefix("--") == last),
@@ -236,7 +236,7 @@ def split_pairs(option: str, texts: Sequence[str], example: str) -> dict[str, st
 
 
 def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
-    """Raises ConfigError for the first option of these names whose value is not its default."""
+    """Raises ConfigError for the first option of these names that does not have its default value."""
     defaults = {f.name: f.default for f in fields(o)}
     for option in options_of(type(o)):
         if option.name in names and getattr(o, option.name) != defaults[option.name]:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
                  "changed: train on data with the columns that it shows")
-ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
+ROWS = 16  # number of rows of every batch that networks see, so that no result depends on --rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DoubtSource:
     """The doubt score that a policy records, and the data that it was trained on.
 
     Args:
-        fingerprint: That of the numbers which a failure detector was calibrated with. Empty if any data will do.
+        fingerprint: Fingerprint of the numbers that a failure detector was calibrated with. Empty if any data will do.
     """
 
     score: DoubtScore
@@ -162,7 +162,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def renamed_columns(env: Env, o: ActingOptions) -> dict[str, str]:
-    """Returns the names under which a policy knows columns of an environment: those of --rename."""
+    """Returns the names under which a policy knows columns of an environment, as given with --rename."""
     from .eval_options import EvalOptions
 
     if not isinstance(o, EvalOptions):
@@ -189,7 +189,7 @@ def tell_checkpoint(run: Path) -> None:
 
 def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequence[int]] | None, reader: object
                        ) -> None:
-    """Warns if camera frames here differ in size from those of the training data.
+    """Warns if camera frames here differ in size from the camera frames of the training data.
 
     Args:
         recorded: Height and width of the cameras in the recording, if they were scaled.

@@ -127,7 +127,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
 
 def learns_interrupted(run: Path) -> bool:
-    """Returns whether a run was asked to learn episodes whose recording was interrupted."""
+    """Returns whether a run was asked to learn from episodes with an interrupted recording."""
     improve = improve_options_of(run)
     if improve is not None:
         return improve.run.exists() and learns_interrupted(improve.run)
@@ -141,7 +141,7 @@ def learns_interrupted(run: Path) -> bool:
 def trained_on(run: Path) -> Path | None:
     """Returns the path of the data that a run was trained on.
 
-    Of a run that was improved, those of the first.
+    For a run that was improved, this is the path of the data that the first run was trained on.
     """
     improve = improve_options_of(run)
     if improve is not None:

@@ -120,7 +120,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     Episodes are tested in the order of their numbers, so that the result does not depend on the number of rows.
 
     Returns:
-        For each episode up to the one that decides, whether each of the policies succeeded.
+        For each episode up to the episode that decides, whether each of the policies succeeded.
     """
     from ...evaluate.env_checks import warn_unless_repeatable
     from .kept_episodes import KeptEpisodes

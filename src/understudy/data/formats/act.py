@@ -26,7 +26,7 @@ from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
               reserved=frozenset({"observation.qpos", "observation.images", "observations", "compress_len"}))
-# Attributes that are not metadata of an episode: those of the data set, which ACT does not read, and of the file.
+# Attributes that are not metadata of an episode, but of the data set, which ACT does not read, or of the file.
 _RESERVED = {"fps", "robot_type", "compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"}
 _ENCODED = Feature("uint8", (0, 0, 3), "image")
 

@@ -205,8 +205,8 @@ def capability(data: Dataset) -> FormatCapability:
 def write(data: Dataset, path: Path) -> None:
     """Writes a D4RL file, completely or not at all.
 
-    One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
-    (rewards, terminals, timeouts) are filled in, marked, and not read again.
+    One observation is stored as `observations`, and all other observations in infos/. Arrays that D4RL needs and the
+    data do not have (rewards, terminals, timeouts) are filled in, marked, and not read again.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)

@@ -18,7 +18,7 @@ from .parts.links import check_links
 from .parts.npz_arrays import NpzArrays, PickledArray, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
-           "imitation", "bags", "overcooked", "view")  # that are read
+           "imitation", "bags", "overcooked", "view")  # formats that are read
 READABLE_FORMATS = (
     "LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, MCAP, ROS bags, "
     "trials of Overcooked, plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an "

@@ -42,7 +42,7 @@ _INT = re.compile(r"[+-]?\d{1,19}")
 _WORDS = {"true": 1, "false": 0}
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
-_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
+_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # each kind can represent the kinds before it
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -308,7 +308,7 @@ class CsvFolderSource(FolderSource):
             self._frames[name] = camera_frames
             self.schema[name] = declared or image_feature(first.read_bytes(), str(first))
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
-        if self._frames:  # which are decoded into the cache
+        if self._frames:  # frames are decoded into the cache
             stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
             self.key = cache.json_digest(self.key, *([s.st_size, s.st_mtime_ns] for s in stats))
         missing_columns = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]

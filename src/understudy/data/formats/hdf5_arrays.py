@@ -37,7 +37,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     Args:
         path: A file, or a folder of one file per episode.
         names: The arrays that the user named, which have a row for each step.
-        episode: Array of all steps whose value changes where an episode begins.
+        episode: Array with a value for each step, which changes where an episode begins.
         episode_lengths: Array of the number of steps of each episode.
     """
     names = list(names) or [n for n in array_names(path) if role(KEYS.column(n)) in ("observation", "action")]
@@ -66,7 +66,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     if padded is not None:
         return padded
     data = cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
-    warnings = without_arrays(data.metadata["warnings"], [key])  # that it is no column
+    warnings = without_arrays(data.metadata["warnings"], [key])  # a warning that it is not a column
     return Dataset(data.source, {**data.metadata, "warnings": warnings})
 
 
@@ -92,7 +92,7 @@ class Hdf5ArraysSource(ChunkedSource):
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
             self._parts, columns = [], []
-            for file in self.files:  # of which only the last one stays open
+            for file in self.files:  # only the last file stays open
                 self._parts += (parts := self._find_parts(files[file], file, names))
                 columns += [self._columns(*part, names, warnings) for part in parts]
             self.lengths = np.array([steps for steps, _ in columns], np.int64)

@@ -35,7 +35,7 @@ def open_recording(path: Path) -> ColumnSource:
 
 def unpublished_segments(segments: list[journal.JournalSegment], path: Path, n_published: int
                          ) -> list[journal.JournalSegment]:
-    """Returns the journal segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
+    """Returns the journal segments of episodes that are not among the `n_published` episodes of the LeRobot files."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()

@@ -137,7 +137,7 @@ def number_statistics(files: Iterable[tuple[Path, np.ndarray | None]], features:
 
 def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]], name: str, feature: Feature,
                 n_rows: int) -> Iterator[np.ndarray]:
-    """Yields all values of one component of a column after the other.
+    """Yields all values of the first component of a column, then all values of the second component, and so on.
 
     A large column is divided into its components in a temporary file, because it need not fit into memory.
     """
@@ -164,12 +164,12 @@ def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]]
 def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> list[dict]:
     """Returns the statistics of the cameras in the existing episodes, as `aggregate_statistics` takes them.
 
-    They are those of the episode tables or, without any there, those in stats.json if it counts all rows. Frames are
-    decoded if there are none in either place.
+    They are read from the episode tables. If there are none in the tables, they are read from stats.json, provided that
+    it counts all rows. If there are none in either place, frames are decoded.
     """
     total, out = source.info["total_frames"], []
     stored: dict[str, dict] = {}
-    with contextlib.suppress(UserError):  # absent, or damaged by others
+    with contextlib.suppress(UserError):  # absent, or damaged by another program
         content = read_json(source.path / "meta" / "stats.json")
         stored = {n: s for n, s in content.items() if isinstance(s, dict)} if isinstance(content, dict) else {}
     counts = [np.ravel(s["count"]) for s in stored.values() if "count" in s]
@@ -201,10 +201,10 @@ def _as_image_statistics(stored: Mapping, channels: int) -> dict[str, np.ndarray
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combines the statistics of several parts of a data set to those of all episodes, by column.
+    """Combines the statistics of several parts of a data set to statistics of all episodes, by column.
 
-    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are those of a distribution
-    that is linear between the quantiles of each episode.
+    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are computed from a
+    distribution that is linear between the quantiles of each episode.
 
     Args:
         parts: The statistics of the episodes of each part, (E, ...) by column and statistic.

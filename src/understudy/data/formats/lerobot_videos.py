@@ -1,7 +1,8 @@
 """Finds which frame of a video file belongs to which row of a LeRobot data set.
 
-LeRobot looks frames up by their times. In files of others these are rounded, drift from episode to episode, or begin
-with an offset. A frame that is looked up by a time that is off by a step belongs to another row, and nothing shows it.
+LeRobot looks frames up by their times. In files that other programs wrote, times are rounded, drift from episode to
+episode, or begin with an offset. A frame that is looked up by a time that is off by a step belongs to another row, and
+nothing shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...hints import command_line, repair_hint
 from .. import video
 from . import remote
 
-_TOLERANCE = 1 / 3  # of a step, by which a time may differ
+_TOLERANCE = 1 / 3  # fraction of a step by which a time may differ
 
 
 class VideoColumns:
@@ -55,7 +56,7 @@ class VideoColumns:
                 yield rows[which], image
         except UserError as error:  # a video alone does not say of which data set it is a part
             raise UserError(error.problem, where=error.where, hint=repair_hint(self._path)) from None
-        finally:  # also if the caller needs no more of them
+        finally:  # also if the caller needs no more frames
             self._readers[camera] = reader
         if len(rows) < len(matched.times):
             row = int(np.argmin(matched.has_frame))
@@ -170,7 +171,7 @@ def _contradiction(times: np.ndarray, expected: np.ndarray, starts: np.ndarray, 
 def _nearest_frames(times: np.ndarray, rows: np.ndarray, tolerance: float) -> np.ndarray:
     """Returns the time of the video frame of each row of one episode.
 
-    The time of a row is that of the frame before plus the interval of the rows.
+    The time of a row is the time of the frame before it plus the interval of the rows.
     """
     matched, late, last, candidates = np.full(len(rows), np.nan), 0.0, -1, times.tolist()
     for row, time in enumerate(rows.tolist() if candidates else ()):

@@ -47,8 +47,8 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
-_NUMBER_BYTES_AT_ONCE = 1 << 22  # of numbers for which statistics and tables are computed at once
-_FRAME_BYTES_AT_ONCE = 1 << 25  # of frames that are in memory at once
+_NUMBER_BYTES_AT_ONCE = 1 << 22  # statistics and tables are computed for so many bytes of numbers at once
+_FRAME_BYTES_AT_ONCE = 1 << 25  # so many bytes of frames are in memory at once
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
@@ -57,8 +57,8 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
-    index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
-    sidecar file.
+    index and task_index are numbered again. Their values in the data, and columns that lerobot cannot store, are kept
+    in a sidecar file.
 
     Args:
         path: The new folder. It is complete or absent, also after a crash.
@@ -152,10 +152,10 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
-        robot_type: Name of the robot, for the first episodes. By default the one with which `create` was called.
+        robot_type: Name of the robot, for the first episodes. By default the name with which `create` was called.
         images: How frames are stored, as in `write`, for the first episodes.
         threads: As in `VideoWriter`.
-        progress: Called with the number of frames that are written, also those that become images.
+        progress: Called with the number of frames that are written, including frames that become images.
     """
     path = Path(path)
     if not path.exists():
@@ -168,7 +168,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
         info = read_info(path)
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
-        else:  # as `create` left it: its columns are now those of its first episodes
+        else:  # as `create` left it: it now gets the columns of its first episodes
             robot = robot_type or info.get("robot_type")
             writer = _LeRobotWriter.create(path, dataset.features(), dataset.fps, robot, images)
         writer.threads, writer.progress = threads, progress
@@ -293,7 +293,7 @@ class _LeRobotWriter:
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, source: LeRobotSource | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_schema: pa.Schema | None = None):
         self.root, self.plan, self._fps_known = root, plan, fps_known
-        self._source, self._table_schema = source, table_schema  # of the episodes that there are
+        self._source, self._table_schema = source, table_schema  # source and schema of the existing episodes
         stored_tasks = source.index.tasks if source is not None else {}
         self.tasks = {text: number for number, text in stored_tasks.items()}
         self._next_task, self._task_rows = max(stored_tasks, default=-1) + 1, list(stored_tasks.items())
@@ -312,7 +312,7 @@ class _LeRobotWriter:
         self._filmed: dict[str, float] = {}  # length (s) of the open video so far
         self._rows: list[dict] = []  # rows of the episodes table
         self._steps = 0  # steps of all these episodes
-        self._stats: list[dict] = []  # of some episodes together: by column and statistic, (episodes, ...)
+        self._stats: list[dict] = []  # one entry for some episodes: by column and statistic, (episodes, ...)
         self._last: list[dict] = []
         self._episode_metadata: list[dict] = []
         self._grows = (root / "meta" / "info.json").exists()  # else: a new folder
@@ -583,7 +583,7 @@ class _LeRobotWriter:
         table = _episodes_table(self._rows, self._stats)
         if self._table_schema is not None:  # lerobot reads all tables as one: they have the same columns
             for f in self._table_schema:
-                if f.name not in table.column_names:  # of other software
+                if f.name not in table.column_names:  # a column of other software
                     table = table.append_column(f, pa.nulls(len(table), f.type))
             table = table.select(self._table_schema.names)
         pq.write_table(table, self._part("episodes").absolute(), use_dictionary=["tasks"])

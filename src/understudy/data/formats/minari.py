@@ -35,7 +35,7 @@ from .parts.sidecar import FormatCapability
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
             "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
-_VERSION = "0.5.4"  # of Minari, whose layout is written
+_VERSION = "0.5.4"  # files are written in the layout of this version of Minari
 
 
 class _Keys(KeyMap):
@@ -181,8 +181,8 @@ class Hdf5Source(_MinariSource):
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
-        self.file, self._sizes = file, {}  # of encoded images: that of the first
-        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        self.file, self._sizes = file, {}  # of encoded images: the size of the first image
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # layouts of contiguous arrays, by key
         if not file.is_file():
             raise damaged("the file is missing", file)
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):

@@ -3,7 +3,7 @@
 It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Without these, terminals
 and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts, next_observations, and fps,
 one number. Any array may have one row more per episode: for observations, the one after the last action. Actions may be
-left out, and those that are unknown are NaN.
+left out, and unknown actions are NaN.
 
 Arrays with one row per episode are metadata of the episodes, and so are small arrays of other lengths, such as a camera
 matrix. Other arrays of N rows are columns. Arrays are streamed
@@ -50,7 +50,7 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
                "terminals": "next.terminated", "timeouts": "next.truncated"}, separator="")
-_OTHERS = {  # what others call them
+_OTHERS = {  # names in files of other programs
     "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
     "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
@@ -59,14 +59,14 @@ _END_FLAGS = ("terminals", "timeouts")  # each step, where there is no episode_e
 EPISODE_ENDS_HINT = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
-_MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
+_MAY_DIFFER = 1e-5  # relative difference of next_observations from the next row, from storing in float32
 
 
 class NpzSource(NpzArchiveSource):
     """Reader of an .npz file with arrays over all steps of all episodes.
 
     Args:
-        episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
+        episode: Array with a value for each step, which changes where an episode begins, in place of episode_ends.
         episode_lengths: Array of the number of steps of each episode, in place of episode_ends.
     """
 
@@ -93,7 +93,7 @@ class NpzSource(NpzArchiveSource):
             return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
         if episode_lengths is not None:
             lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
-            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # of lengths, and of ends
+            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # as lengths, and as ends
             steps = next((n for n in rows if n in totals), count_steps(headers))
             return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
         if not says_ends(headers):
@@ -211,7 +211,7 @@ class NpzSource(NpzArchiveSource):
         longer = self.lengths + 1
         self.row_counts = {name: self.lengths if self._file.headers[key][0][0] == steps else longer
                            for name, key in self.keys.items()}
-        self._spread = ""  # the column whose last rows are those of next_observations
+        self._spread = ""  # the column that gets its last rows from next_observations
         if "next_observations" in self._file.headers:
             self._check_following(steps)
             if self.row_counts["observation.state"] is not longer:
@@ -271,7 +271,7 @@ class NpzSource(NpzArchiveSource):
         return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
 
     def _follow(self, out):
-        """Fills in the last observations from `next_observations`, whose other rows must equal the next row."""
+        """Fills in the last observations from `next_observations`. Each earlier row must equal the next observation."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
             target_rows = self._moved(np.arange(row, row + len(values))) + 1
@@ -291,7 +291,7 @@ class NpzSource(NpzArchiveSource):
 
 
 class _ArraysOfOneEpisode(NpzArchiveSource):
-    """Reader of an .npz file as one episode: arrays with as many rows as those that the user named, or one more."""
+    """Reader of an .npz file as one episode: arrays with as many rows as the arrays the user named, or one more."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -330,7 +330,7 @@ def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Datas
 
 
 def _step_arrays(file: NpzArrays, names: Iterable[str]) -> list[str]:
-    """Returns the arrays that the user named, or else those with names of observations and actions."""
+    """Returns the arrays that the user named. By default, returns arrays with names of observations and actions."""
     keys = [array_key(name, file.headers) for name in names] or [
         key for key in file.headers if role(standard_name(key)) in ("observation", "action")]
     return [key for key in dict.fromkeys(keys) if key is not None and file.headers[key][0]]
@@ -355,7 +355,7 @@ def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
 
 
 def padding_hint(path: Path, names: Iterable[str] = ()) -> str:
-    """Returns how to read a file whose arrays look padded. Else "". The names are those of `open_padded`."""
+    """Returns how to read a file if its arrays look padded, and otherwise "". `names` are as in `open_padded`."""
     file = NpzArrays(path)
     return padded_hint({key: file.headers[key][0] for key in _step_arrays(file, names)}, _lists(file))
 
@@ -383,7 +383,7 @@ def _check_flags(values: np.ndarray, where: str):
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """Returns a hint to rename arrays whose names are close to known ones. Empty if there are none."""
+    """Returns a hint to rename arrays that have nearly a known name. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)

@@ -1,7 +1,7 @@
 """Reader and writer of the .npz files of OGBench (Park et al. 2025).
 
-An episode of T steps has T+1 rows. The row whose `terminals` is 1 is the observation after the last action; its action
-is no step. There are no rewards, and every episode was cut off.
+An episode of T steps has T+1 rows. The row with `terminals` 1 is the observation after the last action, and its action
+is not a step. There are no rewards, and every episode was cut off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
               separator="")
-_OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
+_OF_STEPS = tuple(KEYS.columns.values())  # all further columns have a row after the last action
 _RESERVED_KEYS = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends",
                   "timeouts", "next_observations", FORMAT_KEY, *KEYS.columns}
 

@@ -35,7 +35,7 @@ _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "step
 class OvercookedSource(ColumnSource):
     """Reader of a table of Overcooked trials. Each trial gives an episode for each human player.
 
-    observation.state has position (x, y), direction and held object, first of the player and then of the other one.
+    observation.state has position (x, y), direction and held object, first of the player and then of the second player.
     observation.layout (H, W, 6) has the kind of each cell, and observation.objects (H, W, 7) the objects on it. Smaller
     kitchens are padded. action is one of north, south, east, west, stay and interact. Metadata of an episode: trial,
     player, layout_name.
@@ -179,7 +179,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
-            elif "state" in thing:  # of 2019: ingredient, count, cooking time. The third starts cooking
+            elif "state" in thing:  # files of 2019: ingredient, count, cooking time. The third starts cooking
                 of, number, ticks = thing["state"]
                 cell[3 + ("onion", "tomato").index(of)] += number
                 cell[5:] = ticks, ticks > 0

@@ -138,7 +138,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
     """Opens a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
 
     Args:
-        mapping: The mapping of topics to columns, for bags. By default the one that is proposed for them, which is then
+        mapping: The mapping of topics to columns, for bags. By default a mapping is proposed, which is then
             `metadata["mapping"]`.
     """
     if _find_registered(path):
@@ -233,8 +233,8 @@ def _format_module(to):
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
     """Decodes all camera frames of a data set once, to one size (see `video.resize`).
 
-    Those of episodes that are left out are decoded too, so that other views of the data need not do it again. If one of
-    them is damaged, only the episodes of the data set are decoded.
+    Frames of episodes that are left out are decoded too, so that other views of the data need not do it again. If an
+    episode that is left out is damaged, only the episodes of the data set are decoded.
 
     Args:
         image_size: Side, or (height, width), in pixels.

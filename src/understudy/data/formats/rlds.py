@@ -102,9 +102,9 @@ class RldsSource(MemmapSource):
     """Reader of an RLDS folder: all splits, one after another. `metadata["split"]` of an episode names its split.
 
     Args:
-        final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like the
-            others, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action, as in
-            RLDS itself. There is a warning if the last actions are all zero.
+        final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like all
+            other steps, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action,
+            as in RLDS itself. There is a warning if the last actions are all zero.
     """
 
     flags = frozenset(FLAG_COLUMNS)
@@ -182,7 +182,7 @@ class RldsSource(MemmapSource):
         return f"{file}, record {number}" + (f", {key}" if key else "")
 
     def _count(self, leaves):
-        """Counts the steps of each record by a feature with one value a step, without reading the other features."""
+        """Counts the steps of each record by a feature with one value a step, and reads only this feature."""
         fixed = [leaf for leaf in leaves if leaf.is_step_feature and leaf.size > 0]
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
@@ -429,7 +429,7 @@ def map_file(file: Path) -> mmap.mmap | bytes:
 
 
 def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
-    """Yields the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+    """Yields the first byte and the number of bytes of each record of a file. A checksum follows each record.
 
     Raises:
         UserError: The file is cut short, or the checksum of a length is wrong.
@@ -454,7 +454,7 @@ def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int
 
 
 class _Values:
-    """One list of values in a TensorFlow Example, whose bytes are at `start` to `end` of `data`."""
+    """One list of values in a TensorFlow Example. Its bytes are at `start` to `end` of `data`."""
 
     def __init__(self, data, start: int, end: int, where: str):
         self._data, self.where = data, where

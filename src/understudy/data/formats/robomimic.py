@@ -29,7 +29,7 @@ from .parts.sidecar import FormatCapability
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
 _RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
-_METADATA_BATCH = 64  # number of demos whose metadata are read at once
+_METADATA_BATCH = 64  # number of demos of which metadata are read at once
 _N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
@@ -38,8 +38,8 @@ class RobomimicSource(ChunkedSource):
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
-        self._episode_metadata: dict[int, dict[str, Any]] = {}  # of the episodes for which it was asked
-        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        self._episode_metadata: dict[int, dict[str, Any]] = {}  # metadata that were asked for, by episode
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # layouts of contiguous arrays, by key
         with self.open_files() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
@@ -254,8 +254,8 @@ def capability(data: Dataset) -> FormatCapability:
 def write(data: Dataset, path: Path) -> None:
     """Writes a file that robomimic opens, completely or not at all.
 
-    If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
-    is next.done. Without that column, it is true where an episode terminates or is truncated.
+    If an episode has no row after the last action, the last row of `next_obs` is a copy of the last row of `obs`, and
+    is marked. `dones` is next.done. Without that column, it is true where an episode terminates or is truncated.
     """
     h5py = hdf5.import_h5py()
     plan = _plan(data)
@@ -300,7 +300,7 @@ def _write_demo(group, e: Episode, keys, holds):
 @dataclass(frozen=True)
 class _StoragePlan:
     capability: FormatCapability
-    keys: dict[str, str]  # of the columns
+    keys: dict[str, str]  # key of each column
     demos: list[str]
     env_args: Any
 

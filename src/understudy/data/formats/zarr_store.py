@@ -32,7 +32,7 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
 _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32",
            "fletcher32", "fixedscaleoffset", "quantize", "packbits", "bitround", "vlen-utf8", "bytes", "transpose",
-           "sharding_indexed"}  # those that decode bytes; "pickle" would run what is in the file
+           "sharding_indexed"}  # codecs that decode bytes; "pickle" would run what is in the file
 _CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
 
 
@@ -272,7 +272,7 @@ def unknown_codecs(document: dict) -> str:
 
 
 def codec_names(document: dict) -> list[str]:
-    """Returns the codecs of an array in the order in which they encode, including those inside shards."""
+    """Returns the codecs of an array in the order in which they encode, including codecs inside shards."""
     filters = document.get("filters")
     codecs = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
               *_nested(document.get("codecs"))]
@@ -281,7 +281,7 @@ def codec_names(document: dict) -> list[str]:
 
 
 def _nested(codecs) -> Iterator[Any]:
-    """Lists the codecs of a format 3 array, including those inside shards."""
+    """Lists the codecs of a format 3 array, including codecs inside shards."""
     for codec in codecs if isinstance(codecs, list) else ():
         yield codec
         inner = codec.get("configuration") if isinstance(codec, dict) else None

@@ -146,7 +146,7 @@ def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping
     """Opens a data set with the same options as other data if it can be read so. Says whether they were used.
 
     Args:
-        overrides: Options of `open_columns` that the user gave. They win over those that are stored.
+        overrides: Options of `open_columns` that the user gave. They win over stored options.
         stored: The options with which other data were read.
     """
     options = {name: value for name, value in overrides.items() if value}

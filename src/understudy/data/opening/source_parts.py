@@ -1,4 +1,4 @@
-"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect the others.
+"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect other episodes.
 
 Parts are the files of a folder (ACT, plain .npz and .csv, bags) or the groups of an HDF5 file (robomimic, Minari). If
 readable parts have different columns, the largest group of parts with equal columns is kept.
@@ -168,7 +168,7 @@ def recover_parts(
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
     out = parts.copy_parts(names, Path(tempfile.mkdtemp(dir=folder)))
     if sidecar.sidecar_path(metadata_path).exists():
-        with suppress(UserError):  # damaged itself, or about others too: `recover` reports it
+        with suppress(UserError):  # damaged, or about more episodes: `recover` reports it
             sidecar.copy_selected(metadata_path, np.isin(parts.names, names), out)
     return preview_dataset(out, **options)
 

@@ -331,7 +331,7 @@ class _TarShard(_Shard):
             self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
     def _episode_length(self, handle, files) -> int:
-        """Returns the length of an episode: that of the action, which has one row per step."""
+        """Returns the length of an episode: the length of the action, which has one row per step."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
             return int(npy_header(handle)[0][0])
@@ -377,7 +377,7 @@ def _read_bytes(handle, place: tuple[int, int]) -> bytes:
 
 
 def _open_parquet(handle) -> pq.ParquetFile:
-    """Opens a parquet file without prefetching, whose thread can crash the interpreter at its end."""
+    """Opens a parquet file without prefetching. Prefetching threads can crash the interpreter at exit."""
     return pq.ParquetFile(handle, pre_buffer=False)
 
 

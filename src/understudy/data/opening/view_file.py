@@ -64,7 +64,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class View:
-    """The contents of a view file. `episodes` and `steps` count those of the result.
+    """The contents of a view file. `episodes` and `steps` count the episodes and steps of the result.
 
     Args:
         created_with: How the view was made, for human readers. Plain JSON values.
@@ -259,7 +259,7 @@ def _operation_from_json(document: Any, where: str, kinds: Mapping[str, Any] = _
 
 def _check_type(value, kind: str, key: str):
     if type(value).__name__ != kind:
-        raise TypeError(f"{key}: {value!r} is not a {kind}")
+        raise TypeError(f"{key}: {value!r} is not of type {kind}")
     return value
 
 

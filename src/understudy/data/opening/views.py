@@ -72,8 +72,8 @@ def lineage(path: str | Path) -> dict[str, Any]:
 
     Returns:
         A dict of plain JSON values: "path", "state" (see `parent_state`), "episodes", "steps", "operations" (one line
-        each), "made", and "parents", a list of the same for each parent. A parent that is not a view has only "path",
-        "state", "episodes" and "steps".
+        each), "made", and "parents", a list with such a dict for each parent. A parent that is not a view has only
+        "path", "state", "episodes" and "steps".
     """
     view = read_view(path)
     parents = []

@@ -46,8 +46,8 @@ class LeRobotRepair:
         self.filmed: dict[int, tuple[int, str]] = {}  # by episode: rows with frames, and why there are no more
         self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
         self.numbers: list[int] = []  # the old number of each kept episode
-        self.cut: set[int] = set()  # which of them have lost rows
-        self.frames = 0  # of the kept episodes
+        self.cut: set[int] = set()  # numbers of episodes that have lost rows
+        self.frames = 0  # number of frames of the kept episodes
 
     def run(self) -> Path:
         """Writes the repaired copy, and returns its folder."""
@@ -222,7 +222,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
 def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:
     """Reads the readable rows of the episode tables, by number. Missing rows are computed from the data."""
     rows: dict[int, dict] = {}
-    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be those of an append that did not finish
+    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be of an append that did not finish
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         table = _readable_row_groups(file, report_loss)
         if table is not None:

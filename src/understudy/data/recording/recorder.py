@@ -44,7 +44,7 @@ SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files
 MAX_QUEUED_BYTES = 512 * 2**20  # bytes that may wait in memory for a slow disk
 MAX_BACKLOG_BYTES = 32 * 2**30  # bytes of finished episodes that may wait for the encoder
 MIN_FREE_DISK = 512 * 2**20  # bytes of the disk that stay free: `repair` needs some of them
-ENCODER_THREADS = 1  # for each camera; cameras are encoded together
+ENCODER_THREADS = 1  # threads for each camera; cameras are encoded together
 _OPTIONAL_COLUMNS = ("task", "timestamp", "next.success")  # columns that not every episode has
 _LATE_FACTOR = 1.5  # a step is late after this many periods
 
@@ -133,8 +133,8 @@ class Recorder:
         except BaseException:
             self._lock.close()
             raise
-        self._steps = -1  # of the current episode; -1 if there is none
-        self._episode_metadata: dict[str, Any] = {}  # of the next episode
+        self._steps = -1  # number of steps of the current episode; -1 if there is none
+        self._episode_metadata: dict[str, Any] = {}  # metadata of the next episode
         self._can_change_last = False  # whether the last finished episode can still be discarded or labeled
         self._first_time = self._last_time = 0.0  # times of the first step that was kept and of the last step
         self._has_last_time = False  # whether the current episode has a step with a time
@@ -387,7 +387,7 @@ class Recorder:
         """Runs the writer thread: writes everything that waits, then syncs once."""
         unsynced: list[int] = []
         since = None  # time of the first step that is not synced
-        n_steps = 0  # of the segment
+        n_steps = 0  # number of steps of the segment
         while not self._stopped.is_set():
             items, asked = [], []
             with suppress(queue.Empty):
@@ -550,7 +550,7 @@ def warn_of_losses(path: Path, done: PublishResult) -> None:
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Runs `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
+    """Runs `publish` on a recording if its recorder has stopped. Raises UserError if the recorder is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)
@@ -559,7 +559,7 @@ def repair(path: str | Path) -> PublishResult:
 
 
 def _match_success_column(episode: Episode, has_success: bool) -> Episode:
-    """Adds `next.success` (false) to an episode if the others have it, or removes it if they do not."""
+    """Adds `next.success` (false) to an episode if all other episodes have it, or removes it if they do not."""
     changes: dict[str, np.ndarray | None] = {}
     if ("next.success" in episode.steps) != has_success:
         changes["next.success"] = np.zeros(len(episode), bool) if has_success else None

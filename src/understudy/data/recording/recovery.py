@@ -227,7 +227,7 @@ def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
 
 
 def _repair_zarr(path: Path, folder: Path, report_loss) -> Path:
-    """Repairs a zarr store: copies the episodes whose chunks are complete and readable. Returns `path` if all are."""
+    """Repairs a zarr store: copies the episodes with complete and readable chunks. Returns `path` if all chunks are."""
     try:
         source = _AllRows(path)
     except UserError:
@@ -326,7 +326,7 @@ def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[st
         raw = data[begin: begin + packed].tobytes()
         if method == 8:
             try:
-                raw = zlib.decompressobj(-15).decompress(raw)  # also what is cut off
+                raw = zlib.decompressobj(-15).decompress(raw)  # also decompresses what is cut off
             except zlib.error as error:
                 report_loss(f"{path}, {name}: {error}")
                 raw = b""

@@ -16,8 +16,8 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 
     Args:
         episode: The episode. Its metadata `margin` is used if the environment reports it.
-        env: Otherwise, a `PlanarMap` with one goal, from whose edge the distance of the agent is measured, in units of
-            the map.
+        env: Otherwise, a `PlanarMap` with one goal. The distance of the agent from the edge of the goal is measured, in
+            units of the map.
 
     Returns:
         The distance. None if it is not known: with several goals, their order is unknown.

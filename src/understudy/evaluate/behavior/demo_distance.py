@@ -68,8 +68,8 @@ class DemonstrationIndex:
 
         Args:
             episode: The episode, T steps.
-            count: Number of nearest states whose actions are compared, so that one of several demonstrated ways is
-                near.
+            count: Number of nearest states. Each action is compared with the actions in all of them, so that one of
+                several demonstrated ways is near.
             exclude: Number of a demonstration to leave out, for distances between demonstrations.
 
         Returns:
@@ -103,7 +103,7 @@ class DistributionDistance:
     deviations.
 
     There is one for the states, and one for the changes of actions from step to step. 0 means equal distributions. The
-    usual distance is that of two halves of the demonstrations (every other one).
+    usual distance is the distance between two halves of the demonstrations, with even and with odd numbers.
     """
 
     states: float
@@ -172,7 +172,7 @@ def discriminator_accuracy(episodes: Dataset, demonstrations: Dataset, scaling: 
 
     References:
         Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests; Devlin et al. (2021), Navigation Turing
-        Test, whose trained judge it replaces.
+        Test. It replaces the trained judge of that test.
     """
     count = min(len(episodes), len(demonstrations), MAX_EPISODES)
     if count < MIN_EPISODES:

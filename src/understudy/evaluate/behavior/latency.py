@@ -22,14 +22,14 @@ from ...policy import Planner, StepwisePlanner
 class LatencySummary:
     """Times in milliseconds from an observation to the policy's action.
 
-    An executor of chunks plans at some decisions only, and takes the next action of a chunk at the others. Then the
-    statistics are those of the decisions that plan, for which the robot has to wait.
+    An executor of chunks plans at some decisions only. At each decision in between, it takes the next action of the
+    chunk. The statistics are then computed from the decisions that plan, because the robot has to wait for them.
 
     Args:
         p95: 95th percentile of these times.
-        n_plans: Number of timed decisions that planned. None if the actor does not tell them apart; the statistics
-            are then those of all decisions.
-        between_plans: Median time of the other decisions, if there are any.
+        n_plans: Number of timed decisions that planned. None if the actor does not tell which decisions planned; the
+            statistics are then computed from all decisions.
+        between_plans: Median time of the decisions that did not plan, if there are any.
         period: Milliseconds between two steps, where the frequency is known.
         n_late: Number of decisions that took longer than that.
     """
@@ -132,7 +132,7 @@ class _CountingPlanner(PlannerWrapper, StepwisePlanner):
 
 
 def _count_plans(actor: Actor, count: _PlanCount) -> Actor:
-    """Returns the actor with a planner that counts plans. An actor that is no policy is returned unchanged."""
+    """Returns the actor with a planner that counts plans. An actor that is not a policy is returned unchanged."""
     if isinstance(actor, (ObservationWrapper, NoisyActor)) and actor.actor is not None:
         return replace(actor, actor=_count_plans(actor.actor, count))
     return replace(actor, planner=_CountingPlanner(actor.planner, count)) if isinstance(actor, PolicyActor) else actor

@@ -20,7 +20,7 @@ from ..stats import LEVEL, Interval
 from .clusters import Clusters, find_clusters
 from .scaling import TrajectoryScaling, evenly_spaced, resample_rows
 
-TRAJECTORY_POINTS = 16  # of a trajectory, for its shape
+TRAJECTORY_POINTS = 16  # number of points of a trajectory that stand for its shape
 ModeFunction = Callable[[Episode], str | None]  # the mode of an episode; None if it has none
 
 
@@ -75,8 +75,8 @@ def find_mode_function(
 
     Args:
         env: The environment, which may report modes.
-        demonstrations: Demonstrations, whose trajectories are clustered if the environment reports no modes. None
-            clusters the episodes' own.
+        demonstrations: Demonstrations. Their trajectories are clustered if the environment reports no modes. None
+            clusters the trajectories of the episodes.
 
     Returns:
         The function, the number of modes, and in words where they come from. None if only one mode is detected.
@@ -186,7 +186,7 @@ class RepeatedStartsEnv(EnvWrapper):
 
     def __init__(self, env: Env, seed: int, starts: int, repeats: int):
         self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
-        count = max(starts * repeats, env.rows)  # a rollout starts every row, also those without an episode
+        count = max(starts * repeats, env.rows)  # a rollout starts every row, also rows without an episode
         begin = keys(seed, [n // repeats for n in range(count)])
         self.start_keys = dict(zip(keys(seed, range(count)).tolist(), begin, strict=True))
 

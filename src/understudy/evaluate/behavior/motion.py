@@ -62,7 +62,7 @@ def log_dimensionless_jerk(profile: np.ndarray, fps: float) -> float:
     profile.
 
     The duration cubed over the largest speed squared makes it free of units. It is -5.32 for the smoothest possible
-    stroke, that of minimal jerk. Lower values are jerkier. Noise of sensors counts more than in SPARC.
+    stroke, which is the stroke of minimal jerk. Lower values are jerkier. Noise of sensors counts more than in SPARC.
 
     Args:
         profile: Speeds, (T,).

@@ -21,7 +21,7 @@ class SuccessBySupport:
     """Successes and numbers of episodes, for starts near demonstrated ones, and for other starts.
 
     Attributes:
-        difference: Success from demonstrated starts minus success from others.
+        difference: Success from starts near demonstrated starts minus success from other starts.
     """
 
     successes: int
@@ -44,7 +44,7 @@ class SuccessBySupport:
 
 def success_by_support(episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling, level: float = LEVEL
                        ) -> SuccessBySupport | None:
-    """Compares success between episodes whose start is near demonstrated starts, and other episodes.
+    """Compares success between episodes that start near demonstrated starts, and other episodes.
 
     A policy may imitate well where it was shown what to do, and be able to do little elsewhere. Errors of predicted
     actions and human-likeness do not show this, because they are measured where demonstrations are.

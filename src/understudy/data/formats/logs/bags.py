@@ -108,8 +108,8 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
     """Groups the messages of a topic by the names of their components.
 
     Returns:
-        The first message and the numbers of the messages of each group, (n,), those with most names first. A group
-        whose names are all in others is left out.
+        The first message and the numbers of the messages of each group, (n,). Groups with most names come first. A
+        group is left out if groups before it have all of its names.
     """
     first = next((m for _, _, m in log.messages([topic])), None)
     if first is None or not maps.message_names(first):
@@ -130,7 +130,7 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
 
 @dataclass
 class _AlignedRecording:
-    """A recording whose messages are assigned to the rows of its clock.
+    """A recording with messages that are assigned to the rows of its clock.
 
     Attributes:
         ticks: Times of the rows that are in an episode, (T,) ns.
@@ -157,7 +157,7 @@ class BagSource(ColumnSource):
         truncations = [log.truncation for log in recordings if log.truncation]
         self.warnings: list[str] = [*(f"{text}; what is there was read" for text in truncations), *(notes or [])]
         self._check(recordings)
-        self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
+        self._paths: dict[str, tuple[str, ...]] = {}  # paths of the numbers of each column, if they are in a structure
         self.schema = self._features(recordings)
         self.key = cache.json_digest("bags", [log.key for log in recordings], mapping.to_json())
         self._joined: list[_AlignedRecording] = []
@@ -312,7 +312,7 @@ class BagSource(ColumnSource):
                                  "\"log\" in the mapping joins by those")
 
     def _note_two_clocks(self, log, scan, ticks) -> None:
-        """Warns if some topics are joined by header stamps, far from their log times, and others have no stamps."""
+        """Warns if some topics are joined by header stamps, far from their log times, and some have no stamps."""
         offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
                    for topic, stamps in scan.stamps.items() if len(stamps)}
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]

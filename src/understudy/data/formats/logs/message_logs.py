@@ -33,7 +33,7 @@ from . import protobuf
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
         "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}
 _CODECS = {"h264": "h264", "h265": "hevc", "vp9": "vp9", "av1": "libdav1d"}  # ours in PyAV
-_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # of MCAP's registry
+_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # names in MCAP's registry
 
 
 class MessageLog(ABC):
@@ -62,7 +62,7 @@ class MessageLog(ABC):
 
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """Decodes the messages of some topics. Those of one topic are always in the same order.
+        """Decodes the messages of some topics. The messages of one topic are always in the same order.
 
         Args:
             begin: Log time of the first message, ns.

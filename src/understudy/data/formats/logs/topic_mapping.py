@@ -61,16 +61,16 @@ class TopicMapping:
     """Mapping from the topics of a recording (MCAP file or ROS bag) to the columns of episodes.
 
     Args:
-        clock: Topic whose messages are the rows. None for rows at the fixed rate `fps`.
+        clock: Topic. Each of its messages is a row. None for rows at the fixed rate `fps`.
         fps: Rows per second, or the nominal rate of the clock topic.
         max_gap: Time without a complete row after which a new episode begins, in s.
         time_source: "header" for the time stamps in messages, "log" for the times at which they were logged.
-        episodes: Topic whose messages begin new episodes.
+        episodes: Topic. Each of its messages begins a new episode.
     """
 
     columns: Mapping[str, ColumnMapping]
     clock: str | None = None  # a topic
-    fps: float | None = None  # of the clock, or what that topic is meant to have
+    fps: float | None = None  # rate of the clock, or the rate that the clock topic is meant to have
     max_gap: float = 1.0  # s
     time_source: str = "header"
     episodes: str | None = None  # a topic
@@ -307,7 +307,7 @@ def _reordered(numbers: list[tuple[str, np.ndarray]], order: tuple[str, ...] | N
 
 
 def _selected(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
-    """Selects the components that the mapping names, and of these those at its indices."""
+    """Selects the components that the mapping names, and then the components at its indices."""
     if column.names is not None:
         array = array.reshape(-1)[_order(message, column.names, array.size)]
     if column.indices is None:

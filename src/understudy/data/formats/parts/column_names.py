@@ -80,7 +80,7 @@ def format_list(items: Iterable, most: int = 8) -> str:
     """Joins items with commas, for a message.
 
     Args:
-        most: Number of items that are named. Of the others, only the number is given.
+        most: Number of items that are named. Only the number of the remaining items is given.
     """
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .column_names import number_sort_key
 
-SIDECAR_NAME = "understudy.npz"  # the end of the name of a sidecar file, which is no episode
+SIDECAR_NAME = "understudy.npz"  # the end of the name of a sidecar file, which is not an episode
 SUFFIXES = {"hdf5": (".hdf5", ".h5"), "npz": (".npz",), "csv": (".csv", ".tsv")}  # of files of episodes, by their kind
 MCAP_MAGIC, BAG_MAGIC = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 _KINDS = {  # first bytes of a file -> its kind
@@ -77,11 +77,11 @@ def is_lerobot(path: Path) -> bool:
 
 def minari_folder(path: Path) -> Path | None:
     """Returns the folder with the episodes of a Minari data set: `data` in it, or the folder itself. None if the path
-    is no Minari data set."""
+    is not a Minari data set."""
     if (path / "data/metadata.json").exists() or (path / "data/main_data.hdf5").exists():
         return path / "data"
     about = path / "metadata.json"
-    is_described = about.is_file() and b'"data_format"' in about.read_bytes()  # also if it is damaged, and no JSON
+    is_described = about.is_file() and b'"data_format"' in about.read_bytes()  # also if it is damaged, and not JSON
     return path if is_described or (path / "main_data.hdf5").exists() else None
 
 
@@ -102,7 +102,7 @@ def episode_files(path: Path, kind: str) -> list[Path]:
 
 
 def recording_paths(path: Path) -> list[Path]:
-    """Returns the path of each recording of messages: a file, the folder of a ROS 2 bag, or those in a folder.
+    """Returns the path of each recording of messages: a file, the folder of a ROS 2 bag, or the recordings in a folder.
 
     Several recordings are ordered by the last number in their names.
     """

@@ -94,7 +94,7 @@ class _CheckedFile:
 
 def open_file(path: Path):
     """Opens a file for reading without a lock. Other processes may have it open, and not all disks have locks."""
-    plain = sys.platform == "win32"  # which has no preadv
+    plain = sys.platform == "win32"  # Windows has no preadv
     return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
 
@@ -389,7 +389,7 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-_BYTES_PER_ARRAY = 1024  # of its description
+_BYTES_PER_ARRAY = 1024  # size of the description of an array
 
 
 def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1) -> None:
@@ -434,7 +434,7 @@ def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability,
     """Writes the metadata of an episode as attributes.
 
     Args:
-        data: The data set, whose fps and robot type are written as well. None to leave them out.
+        data: The data set. Its fps and robot type are written as well. None to leave them out.
     """
     values = {k: episode.metadata[k] for k in capability.metadata_keys if k in episode.metadata}
     if data is not None:

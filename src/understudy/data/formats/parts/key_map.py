@@ -25,7 +25,7 @@ class KeyMap:
     """The names that a format gives its arrays, and the columns that they are read as.
 
     Args:
-        columns: Column of each array whose column has another name, by key.
+        columns: Names of columns that differ from the names of their arrays, by key.
         observation: Key of the array that is the only observation: ``observation.state``, or an image.
         group: Prefix of the keys of observations, such as ``"obs/"``.
         images: Prefix of a camera within the group, such as ``"images/"``.
@@ -126,10 +126,10 @@ def describe_kind(alike: Any) -> str:
 
 
 def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> bool:
-    """Returns whether an array describes an episode, such as a camera matrix, and is no column.
+    """Returns whether an array describes an episode, such as a camera matrix, and is not a column.
 
-    It has few values and not a row for each step. Its name is that of no observation, action or outcome, and of no
-    `infos` of the steps.
+    Such an array has few values, and does not have a row for each step. It does not have the name of an observation, an
+    action or an outcome, or of `infos` of the steps.
 
     Args:
         column: The column that the array would be.
@@ -199,14 +199,14 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
 
 
 def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
-    """Returns the feature of images whose rows are PNG or JPEG bytes, from the first that is not empty. None for other
-    values. Zeros may pad the bytes."""
+    """Returns the feature of images that are stored as PNG or JPEG bytes, from the first row that is not empty. None
+    for other values. Zeros may pad the bytes."""
     data = next((text for row in rows if (text := bytes(row).rstrip(b"\0"))), b"")
     return image_feature(data, where) if video.image_kind(data) else None
 
 
 def image_feature(data: bytes, where: str) -> Feature:
-    """Returns the feature of decoded images, given that of images that are encoded as PNG or JPEG."""
+    """Returns the feature of decoded images, given one image that is encoded as PNG or JPEG."""
     if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")

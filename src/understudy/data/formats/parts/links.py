@@ -1,4 +1,4 @@
-"""Checks of the links in a data folder: those that lead out of it are not followed.
+"""Checks the links in a data folder. Links that lead out of the folder are not followed.
 
 A folder that somebody else made may have a link to any file of the user, which would then become part of data, models
 and reports that the user passes on.
@@ -23,8 +23,8 @@ class OutsideLink(UserError):
 def check_links(folder: Path) -> None:
     """Checks that no link in a folder leads out of it.
 
-    In the cache of the Hugging Face hub, files are links to the folder ``blobs`` of their repository. They are allowed,
-    as are those of `make_link`.
+    In the cache of the Hugging Face hub, files are links to the folder ``blobs`` of their repository. These links are
+    allowed, and so are links that `make_link` made.
 
     Args:
         folder: The folder of a data set. It may itself be reached by a link. A file is not checked.

@@ -26,7 +26,7 @@ from .key_map import encoded_image_feature
 from .read_errors import damaged
 
 _CHUNK = 1 << 16  # rows read at a time
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 
 
 def is_storable_key(name: str) -> bool:
@@ -110,13 +110,13 @@ class NpzArrays:
 
 
 class NpzArchiveSource(MemmapSource):
-    """A source whose columns are arrays of one .npz file.
+    """A source with arrays of one .npz file as columns.
 
     Text is cached like numbers, because an archive cannot be read from the middle.
 
     Attributes:
         keys: Name of the array of each column that has one.
-        computed: Rows of the other columns.
+        computed: Rows of the columns that have no array.
     """
 
     keys: dict[str, str]

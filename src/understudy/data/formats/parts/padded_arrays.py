@@ -17,8 +17,8 @@ from .key_map import encoded_image_feature, stored_feature
 from .read_errors import first_true
 from .reader_warnings import MisreadingWarning, without_arrays
 
-MAX_LABEL_VALUES = 1 << 20  # of an array that is read to see whether it says where episodes end
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+MAX_LABEL_VALUES = 1 << 20  # larger arrays are not read to see whether they say where episodes end
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 _MANY_STEPS = 10  # a second axis of this length in states and actions is one of steps or episodes, not of arms
 
 
@@ -89,7 +89,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
         lengths: Number of steps of each episode, (E,); or a mask, (E, T), that is 1 at the steps of an episode and 0
             after them.
         key: Name of the array of lengths.
-        lists: Arrays that the source does not have. Those of E values are metadata of the episodes.
+        lists: Arrays that the source does not have. Arrays of E values are metadata of the episodes.
     """
     location = f"{source.metadata['path']}, {key}"
     shapes = {name: shape for name, shape in _shapes(source).items() if name in names}
@@ -161,7 +161,7 @@ def _is_mask(values: np.ndarray) -> bool:
 
 
 def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-    """Returns the steps of each episode, (E,), and whether the mask could have its axes the other way around."""
+    """Returns the steps of each episode, (E,), and whether the axes of the mask may be exchanged."""
     rising = [np.diff(mask.astype(np.int8), axis=axis) > 0 for axis in (1, 0)]
     if rising[0].any() and rising[1].any():
         e, step = np.argwhere(rising[0])[0].tolist()

@@ -1,4 +1,4 @@
-"""Warnings of readers: texts in `metadata["warnings"]`, whose type says what they are about."""
+"""Warnings of readers: texts in `metadata["warnings"]`. The type of a warning says what it is about."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class ArrayWarning(str):
 
 
 def without_arrays(warnings: Iterable[str], keys: Collection[str]) -> list[str]:
-    """Returns the warnings without those about some arrays."""
+    """Returns the warnings that are not about some arrays."""
     return [w for w in warnings if not (isinstance(w, ArrayWarning) and w.key in keys)]

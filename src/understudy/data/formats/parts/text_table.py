@@ -16,9 +16,9 @@ from pathlib import Path
 from ....core import DataError, UserError
 from .read_errors import damaged
 
-# The first that fits separates the columns: beside the others, a comma may be the point of a number.
+# The first that fits separates the columns. A comma comes late, because it may be the decimal point of a number.
 _SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "a bar", ",": "a comma", " ": "a blank"}
-MAX_CELL_BYTES = 1 << 24  # of a cell: a JSON document of a step fits
+MAX_CELL_BYTES = 1 << 24  # a JSON document of a step fits into a cell
 _LINE = 1 << 16  # characters of a line that are read for the names of the columns
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -103,7 +103,7 @@ def _reader(lines: Sequence[str], separator: str, strict: bool = False):
 
 
 def _find_separator(lines: Sequence[str]) -> str:
-    """Returns the separator with which the first two lines have equally many cells, or else one in the first line."""
+    """Returns the separator that gives the first two lines equally many cells, or else one from the first line."""
     lines = [line for line in lines[:8] if line.strip()][:2]
     counts = {s: [len(row) for row in _reader(lines, s)] for s in _SEPARATORS}
     alike = [s for s, n in counts.items() if n and n[0] > 1 and len(set(n)) == 1]

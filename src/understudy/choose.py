@@ -76,8 +76,8 @@ class DataProperties:
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
-        learners: What `learners_for` says of the data.
-        has_ends: Whether they say where the environment ended an episode.
+        learners: The result of `learners_for` for the data.
+        has_ends: Whether the data say where the environment ended an episode.
         given_goal: Whether the environment in which the methods are judged gives a goal that a state can be.
     """
 
@@ -318,7 +318,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
         budget: Seconds for all trials. The first round is always finished.
-        methods: Names of the candidates. By default those that suit the data.
+        methods: Names of the candidates. By default the methods that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
         build: Builds a candidate from its name and the columns of the data. None for `find_method`.

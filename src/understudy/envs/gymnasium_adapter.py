@@ -98,7 +98,7 @@ class GymVector(Env):
         mask[which.numpy()] = True
         for row, k in zip(which.tolist(), key.tolist(), strict=True):
             seeds[row] = k % 2**31  # what every generator takes
-        if not self.started:  # the others need some state too
+        if not self.started:  # the first reset is of all rows, because each needs some state
             with self._named_errors("reset"):
                 obs, _ = self.vec.reset(seed=seeds)
             self.last_obs, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
@@ -306,7 +306,7 @@ def wrap_vector(vec: VectorEnv, metadata: Mapping[str, Any]) -> Env:
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> RestingRows:
-    """Makes a vector environment whose copies are stepped one after the other, until their episode ends.
+    """Makes a vector environment whose copies are stepped one after another, each until its episode ends.
 
     Args:
         build: Makes one environment. It must return a new one at each call.
@@ -325,7 +325,7 @@ def build(name: str, **options) -> gymnasium.Env:
 
 
 def check_api(env: gymnasium.Env, name: str) -> None:
-    """Checks that an environment has the signatures of Gymnasium, and not those of the old Gym.
+    """Checks that an environment has the signatures of Gymnasium. The old Gym has different ones.
 
     Args:
         env: The environment. It is reset and stepped once.

@@ -235,7 +235,7 @@ class Distractors(ImageShift):
     own; they bounce off its edges."""
 
     name, is_integer = "distractors", True
-    radius, speed = 1 / 12, 0.01  # in heights of the picture, and those a step
+    radius, speed = 1 / 12, 0.01  # in heights of the picture; speed per step
 
     def shift_image(self, image):
         rows, height, width = image.shape[:3]

@@ -100,7 +100,7 @@ class WrappedEnv(EnvWrapper):
 
 
 class LearnedRewardEnv(EnvWrapper):
-    """Wraps an environment so that its rewards are those of a reward model.
+    """Wraps an environment so that a reward model computes its rewards.
 
     Args:
         model: The reward model of a training: `load_modules(RUN)["reward"]`.
@@ -152,5 +152,5 @@ def _where_rows(rows: Tensor, new: Obs, old: Obs) -> Obs:
 
 
 def rows_where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Returns `new` in some rows, (B,) bool, and `old` in the others."""
+    """Returns `new` in the rows where the mask, (B,) bool, is true, and `old` elsewhere."""
     return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)

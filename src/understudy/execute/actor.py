@@ -307,7 +307,7 @@ class TransformedActor(Actor):
     rollouts provide and robots do not.
 
     Args:
-        transforms: The column changes, in order. Each sees the columns of those before it.
+        transforms: The column changes, in order. Each change sees the columns that earlier changes have added.
         action: The feature of the actor's actions. None if no transform reads actions.
         action_size: Number of action components of the environment, for transforms that change actions. None if it is
             not known.

@@ -61,7 +61,7 @@ class ComposedConditions(NetworkGuidance):
 
 @dataclass(frozen=True)
 class _OtherPolicies(NetworkGuidance):
-    """Guidance that averages the predictions of several networks. The first weight is that of the guided one."""
+    """Guidance that averages the predictions of several networks. The first weight belongs to the guided network."""
 
     nets: tuple[Any, ...]
     contexts: tuple[Context, ...]
@@ -86,13 +86,12 @@ class ComposedPolicies(PlannerWrapper):
     under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
     of sampling are taken in coded actions.
 
-    Of policies with the head `Categorical` the logits are averaged. With the weights ``(1, b, -b)``, a policy and two
-    others, the second of which was tuned from the third, the policy acts as if it had been tuned likewise (emulated
-    fine-tuning).
+    Of policies with the head `Categorical` the logits are averaged. The weights ``(1, b, -b)`` emulate fine-tuning: if
+    the second policy was fine-tuned from the third, the first policy acts as if it had been fine-tuned in the same way.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`, or is `Categorical`.
-        weights: Weight of each policy, that of `planner` first. They sum to 1.
+        weights: Weight of each policy, beginning with the weight of `planner`. The weights sum to 1.
 
     References:
         Mitchell et al. (2024), An Emulator for Fine-Tuning Large Language Models using Small Language Models,

@@ -154,7 +154,7 @@ class DeterministicSolver(DenoisingSolver):
                          sigma_next: Tensor, guidance: Tensor | float = 0.0) -> Tensor:
         """Makes a step of order 1, without an earlier estimate.
 
-        Arguments are those of `step`, and `sigma_next`, the scale of the noise after it.
+        It has the arguments of `step`, and `sigma_next`, the scale of the noise after the step.
         """
         return alpha_next * clean + sigma_next * predict_noise(x, clean, alpha, sigma) + guidance
 

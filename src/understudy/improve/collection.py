@@ -86,8 +86,8 @@ class Exploration(ABC):
 class GaussianExploration(Exploration):
     """Adds independent Gaussian noise to each action.
 
-    Noisy actions stay within the limits of the environment, so that those that are stored are those that it executes.
-    Where the actions of the data are beyond these limits, as they were recorded, noisy actions may be as large.
+    Noisy actions stay within the limits of the environment, so that the environment executes exactly the actions that
+    are stored. Where recorded actions of the data are beyond these limits, noisy actions may be as large.
 
     Args:
         std: Standard deviation, in the units of the action.
@@ -206,9 +206,10 @@ class RolloutCollector(EpisodeCollector):
 
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
-    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if that is
-    given. If the data have episodes that an earlier training collected with the same seed, the numbers continue theirs.
-    Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
+    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if `n_steps`
+    is given. If the data have episodes that an earlier training collected with the same seed, the numbers continue
+    after the numbers of these episodes. Seeds are taken from the seeds for recording, so no policy is evaluated on
+    starts that it has seen.
 
     Args:
         n_episodes: Number of episodes in each round. None if `n_steps` is given.
@@ -346,7 +347,7 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _first_number(data: Dataset, seed: int) -> int:
-    """Returns the number of the first new episode, after those that earlier trainings collected with this seed."""
+    """Returns the number of the first new episode, after all episodes of earlier trainings with this seed."""
     numbers = (e.metadata["number"] for e in data if e.metadata.get("seed") == seed and "number" in e.metadata)
     return max((n + 1 for n in numbers if n >= FIRST_EPISODE), default=FIRST_EPISODE)
 
@@ -504,20 +505,20 @@ class CollectionRounds(DataCollection):
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
-            ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
+            ``updates=PerStoredStep(...)``, since a new learner has seen none of the stored steps.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
-        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at the others. Empty
-            to draw all steps equally often.
+        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at steps where it is
+            false. Empty to draw all steps equally often.
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
-        collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
-            so that a round that made the policy worse costs nobody's time.
+        collect_with: Which policy acts in a round: the one after the "last" updates, or the "best" checkpoint so far.
+            With "best", nobody spends time on a policy that the last round made worse.
         updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
-            from before them. A robot waits only if they take longer.
+            from before these updates. A robot waits only if the updates take longer than the collection.
         leave_out: Columns of flags. Steps at which one is true are stored and not learned. They divide an episode, so
             that no return goes beyond them.
-        rehearsal: How much of each batch comes from each earlier round, which is a task of its own. None to draw all
-            steps equally often.
+        rehearsal: How much of each batch comes from each earlier round, if every round is a separate task. None to draw
+            all steps equally often.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -749,7 +750,7 @@ class _StoredRounds:
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the collection rounds after this many updates, so that they are collected again."""
-        start = acted = config.initial_updates  # updates before those of a round, and of the policy that acted in it
+        start = acted = config.initial_updates  # updates before a round's own, and updates of the policy that acted in it
         whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
             if acted > n_updates or number != whole:

@@ -1,4 +1,4 @@
-"""Loads the episodes that an improved run has learned: its first data, and those of its collection rounds."""
+"""Loads the episodes that an improved run has learned: its first data, and the episodes of its collection rounds."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TakeoverKeyboard(Keyboard):
 
 
 class TakeoverJointKeyboard(TakeoverKeyboard, JointKeyboard):
-    """The keys of `JointKeyboard`, which move joints, and those of a takeover."""
+    """The keys of `JointKeyboard`, which move joints, and the keys for a takeover."""
 
 
 class TakeoverKeys(TakeoverKeyboard, RecordingKeys):

@@ -20,7 +20,7 @@ UNLEARNED = (HANDOVER, UNDONE)
 
 
 def count_learned(episodes: Iterable[Episode]) -> int:
-    """Returns the number of steps at which the supervisor acted, without those that are never learned."""
+    """Returns the number of steps at which the supervisor acted, without the steps that are never learned."""
     return sum(int(np.asarray(episode.steps[INTERVENTION], bool)[first:stop].sum()) for episode in episodes
                for first, stop in _unflagged_runs(episode, UNLEARNED))
 

@@ -100,8 +100,8 @@ class FreshTaskEnv(gymnasium.Env):
 class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
     """Adapter to a Meta-World task. observation.state (39): hand, gripper and objects now and before, and the goal.
 
-    The robot itself measures the position of its hand and how far the gripper is open. Images from the corners are
-    upright; those of MuJoCo are upside down. LeRobot turns "corner2" as well, and moves this camera.
+    The robot itself measures the position of its hand and how far the gripper is open. MuJoCo draws images from the
+    corners upside down; here they are upright. LeRobot turns images of "corner2" as well, and also moves this camera.
     """
 
     proprioception = {"observation.state": (0, 1, 2, 3)}

@@ -750,7 +750,7 @@ class _StoredRounds:
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the collection rounds after this many updates, so that they are collected again."""
-        start = acted = config.initial_updates  # updates before a round's own, and updates of the policy that acted in it
+        start = acted = config.initial_updates  # updates before the round's own; updates of its acting policy
         whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
             if acted > n_updates or number != whole:

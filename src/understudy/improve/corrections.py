@@ -152,7 +152,7 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
     transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), UndoneTakeovers(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
-    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # a plan has one score, but the distance is a mean over its steps
+    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # a plan has one score, the distance is a mean over steps
     learner = TD3(
         method.learner.steps, RLIF_BATCH_SIZE, bc_weight=weight, critic_warmup_updates=first // 2,
         critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))

@@ -62,8 +62,8 @@ class QuantileGate(Gate):
 
     The supervisor takes over where the doubt exceeds a threshold, and gives back control where the doubt does not
     exceed a second, lower threshold. Both are quantiles of the doubt at the steps at which the policy acted in earlier
-    rounds. Before the first round, they are quantiles over every fifth episode; the networks that measure doubt are
-    then not trained on these episodes.
+    rounds. Until the policy has acted, they are quantiles over every fifth episode, and the networks that measure doubt
+    are not trained on these episodes.
 
     Args:
         budget: Fraction of the policy's steps at which doubt is above the threshold. The supervisor acts at more steps

@@ -286,8 +286,9 @@ class DoubtGate(FixedGate):
 
     Args:
         score: What is measured at each step.
-        threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
-            The rate was calibrated with one policy, so it holds only until the policy is trained further.
+        threshold: Doubt at which the policy asks, such as the threshold of a `FailureDetector`, which states a rate of
+            missed failures. The rate was calibrated with one policy, so it holds only until the policy is trained
+            further.
     """
 
     needs_attention, asks_always = False, False

@@ -69,8 +69,8 @@ class Improvement:
         """Returns the method called `name`, and the runs of its stages.
 
         Raises:
-            UserError: There is no such method, or it needs a supervisor and has none, or it has a supervisor and does
-                not use one.
+            UserError: There is no such method, or it needs a supervisor and has none, or it has a supervisor that it
+                cannot use.
         """
         if name not in IMPROVEMENTS:
             raise unknown_name("method", name, list(IMPROVEMENTS), "--with")

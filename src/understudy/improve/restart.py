@@ -110,7 +110,7 @@ class Attempts(Env):
 
     def reset(self, which, key):
         everyone = torch.arange(self.rows)
-        if self.state is None and len(which) < self.rows:  # rows that are not in `which` will be reset before anyone reads them
+        if self.state is None and len(which) < self.rows:  # further rows are reset before anyone reads them
             self._start_attempt(everyone)
         self.key[which], self.count[which], self.total[which] = key, 0, 0
         self._start_attempt(which)

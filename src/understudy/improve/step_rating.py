@@ -1,5 +1,4 @@
-"""Ratings of single steps: a rater that learns which steps are good, and a change that marks good steps in new
-episodes."""
+"""Ratings of single steps: a rater that learns which steps are good, and a change that marks them in new episodes."""
 
 from __future__ import annotations
 

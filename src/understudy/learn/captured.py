@@ -39,7 +39,8 @@ class Graph:
             returns the metrics. The last of these says whether all losses and gradients are finite. If not, nothing has
             changed.
         metrics: Names of the metrics, without the last one.
-        draws: What is drawn from the generator of the preparations (None), and from that of each loss (its number).
+        draws: What is drawn from each generator. The key None is the generator of the preparations, and a number is the
+            generator of the loss with this number.
         trained: The network of each loss.
     """
 
@@ -64,7 +65,7 @@ class CapturedUpdates:
     update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
-        compiled: Whether graphs are compiled. False calls their operations one after the other.
+        compiled: Whether graphs are compiled. False calls their operations one by one.
 
     Raises:
         Unsupported: The updates of the method cannot be captured. The message says why.

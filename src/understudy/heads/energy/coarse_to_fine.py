@@ -21,8 +21,8 @@ class CoarseToFineQ(DeterministicHead):
     highest mean is the interval of the next level. A plan is the center of the last one. The network reads the centers
     of the present intervals of all components and steps, and the number of the level.
 
-    The loss clones: the distribution of a bin with data shall dominate the distributions of all other bins, and its
-    mean shall be higher by `margin`.
+    The loss clones: the distribution of the demonstrated action's bin shall dominate the distributions of all other
+    bins, and its mean shall be higher by `margin`.
 
     Args:
         n_atoms: Number of returns, equally spaced from `low` to `high`. Larger returns count as `high`, and smaller

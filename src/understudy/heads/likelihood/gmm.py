@@ -40,7 +40,7 @@ class GMM(LikelihoodHead, TemperatureHead):
         return self.temperature == 0 and self.n_components == 1
 
     def noise(self, horizon, coded_dim):
-        return (horizon, coded_dim + 1)  # the last column picks the component of each step, or, if joint, its first row picks one for all
+        return (horizon, coded_dim + 1)  # the last column picks components: if joint, its first row picks for all steps
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, self.n_components * (2 * coded_dim + 1), 0, spec)

@@ -27,7 +27,8 @@ class PseudoLabel(Operation):
         part: Name of the part of a mixture whose actions are predicted, as in `Stage.dataset`. None for all episodes.
         only_missing: Keep the actions that were recorded, and predict those that are NaN or absent. Otherwise all
             actions are predicted, whatever was recorded.
-        offset: Each step gets the label of the step that is this many later, of the same episode. -1 is one step late.
+        offset: Each step gets the label of the step that is this many later, of the same episode. With -1 the labels
+            are one step late.
 
     References:
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795.

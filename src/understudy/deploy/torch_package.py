@@ -1,8 +1,8 @@
 """Exports a policy as a package that PyTorch runs without understudy: as a graph, or compiled for a processor.
 
 ``FILE.pt2`` is a `torch.export` program, which runs wherever PyTorch does. ``FILE.aot.pt2`` is machine code that
-AOTInductor makes with a C++ compiler, for processors like that of this machine. Both take what an ONNX file takes. The
-steps of a sampler are one loop.
+AOTInductor makes with a C++ compiler, for processors like the one of this machine. Both files take the inputs of an
+ONNX file. The steps of a sampler are one loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         largest action.
 
     Raises:
-        Unsupported: The sampler is no fixed graph, the executor needs more than whole chunks, or there is no C++
+        Unsupported: The sampler is not a fixed graph, the executor needs more than whole chunks, or there is no C++
             compiler for machine code.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()

@@ -403,7 +403,7 @@ def _rounding_findings(name: str, data: Dataset) -> Iterator[DataWarning]:
 def padding_findings(window: Window, data: Dataset) -> Iterator[DataWarning]:
     """Warns if a window is so much longer than the episodes that over two thirds of it are always padding.
 
-    The episodes are those that the policy is trained on, after the method's transforms.
+    It looks at the episodes that the policy is trained on, after the method's transforms.
     """
     # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
     # of padding costs little. Most often the first episode is long enough, and no other is read.

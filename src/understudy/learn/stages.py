@@ -156,7 +156,7 @@ def _copy_without_learner(source: Path, folder: Path) -> None:
 def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:
     """Returns the provenance.json of the stages of a run, and of their stages, by names such as "from/from".
 
-    The weights of the run began there, or it uses those of the stage.
+    The weights of the run were initialized from the stage, or the run uses the weights of the stage.
     """
     out: dict[str, dict[str, Any]] = {}
     for stage in sorted((run / "stages").glob("[!.]*")):
@@ -186,7 +186,7 @@ def is_finished(run: Run, method: Method) -> bool:
 def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
     """Raises an error if modules of stages read columns with other shapes, orders or units than the data.
 
-    The data are those before any transform.
+    The data must not have been transformed yet.
     """
     as_recorded = not method.transforms and method.wrapper is None
     referenced = tuple(find_references(method))

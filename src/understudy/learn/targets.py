@@ -93,8 +93,8 @@ def td_loss(quantiles: Tensor, target: Tensor, levels: Tensor | None = None, *, 
     Args:
         quantiles: The prediction, (..., n_quantiles, B). One is the expected return.
         target: Its target, (B,), or equally likely targets, (..., n_targets, B).
-        levels: Those of the quantiles, (n_quantiles, B). None if they are equally spaced.
-        huber: Whether the error of a single value is that of Huber as well.
+        levels: Levels of the quantiles, (n_quantiles, B). None if they are equally spaced.
+        huber: Whether the error of a single value is a Huber error, too.
 
     References:
         Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.

@@ -42,7 +42,7 @@ class FSQ:
     def quantize(self, x: Tensor) -> Tensor:
         """Bounds and rounds each component of vectors (..., D) of any size. The codes are from -1 to 1.
 
-        The gradient is that of the bounded vector (straight-through).
+        The gradient is the gradient of the bounded, unrounded vector (straight-through).
         """
         n = self._counts(x)
         half, offset = (n - 1) * (1 + MARGIN) / 2, (n % 2 == 0) * 0.5

@@ -13,7 +13,7 @@ from .metrics import ServerMetrics
 
 MAX_PENDING = 128
 ACCEPTED_AT_ONCE = 16  # connections; the oldest pending ones can be dropped before the next are accepted
-_RESERVED = 16  # descriptors for files, such as those of a new checkpoint
+_RESERVED = 16  # descriptors for files, such as a new checkpoint
 
 
 def connection_limits(max_clients: int) -> tuple[int, int]:

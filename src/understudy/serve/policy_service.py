@@ -65,7 +65,7 @@ class PolicyService(Service):
     Args:
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
-            them. A client may ask for the other.
+            them. A client may ask for "chunk" or "action" itself.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,
@@ -126,7 +126,7 @@ class PolicyService(Service):
         for i, request in enumerate(requests):
             try:
                 work = self._prepare(served, request)
-            except Exception as error:  # of one request: the others are answered
+            except Exception as error:  # in one request: the server still answers the rest
                 replies[i] = error
             else:
                 groups.setdefault(work.kind(), {})[i] = work

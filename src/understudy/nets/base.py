@@ -176,8 +176,7 @@ class CachesContext(TrunkNet):
 
 
 class FusesTimes(CachesContext):
-    """A trunk that a cheaper network can replace at a few times that are known beforehand, such as a sampler's
-    times."""
+    """A trunk that a cheaper network can replace at a few times that are known beforehand, as in a sampler."""
 
     @abstractmethod
     def fuse(self, times: Tensor) -> CachesContext:

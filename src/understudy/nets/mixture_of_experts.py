@@ -68,8 +68,7 @@ class MoEFeedForwardNet(nn.Module):
         return self.router(time).softmax(-1)
 
     def weights(self, time: Tensor) -> Tensor:
-        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1. Experts that are not chosen
-        have 0.
+        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1; experts not chosen have 0.
 
         In training, all steps of a batch row share the random numbers, and so their experts if they share a time. Times
         are (B, S, width) there.

@@ -65,7 +65,7 @@ class PolicyService(Service):
     Args:
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
-            them. A client may ask for "chunk" or "action" itself.
+            them. A client may ask for either kind.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,

@@ -57,9 +57,9 @@ class DichotomyOfControl(Algorithm):
     takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
     holds luck promises more, as policies that are conditioned on returns do.
 
-    The policy reads the latent in a column, whose width is that of the latent. The data need this column with any
-    values, such as those of ``ConstantColumn(FUTURE, (0.0,) * 4)``, and rewards. The codec must leave the latent as it
-    is: ``Normalizer(unscaled=(FUTURE,))``.
+    The policy reads the latent in a column of the same width. The data need this column, with any values, and rewards:
+    ``ConstantColumn(FUTURE, (0.0,) * 4)`` adds the column. The codec must leave the latent as it is:
+    ``Normalizer(unscaled=(FUTURE,))``.
 
     Args:
         lookahead: Number of steps that the latent describes.

@@ -108,8 +108,8 @@ def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:
     """PPO with a discriminator for each part of a body and the reward of a task, whose advantages stay apart.
 
-    The authors' discriminators see several frames, have hinge losses, and rewards between -1 and 1. Here they are those
-    of `gail`, and compare pairs of observations.
+    The authors' discriminators see several frames, have hinge losses, and rewards between -1 and 1. Here the
+    discriminators are the same as in `gail`, and compare pairs of observations.
 
     Args:
         n_epochs: Passes through the steps of a round.

@@ -101,7 +101,7 @@ class InstructedAutoencoder(SkillAutoencoder):
         labeled = (~torch.stack([torch.zeros_like(batch.mask[:, 0]), *absent]).any(0)).nonzero()[:, 0]
         if not len(labeled):
             return total, logged
-        # An instruction does not change: that of the first step is that of its history.
+        # An instruction does not change within an episode, so the first step's instruction holds for its history, too.
         history = nets.policy.window.n_obs_steps
         words = {k: batch.extra[k][labeled, :1].repeat_interleave(history, 1) for k in names}
         piece = Batch({k: v[labeled] for k, v in batch.obs.items()}, batch.action[labeled], batch.mask[labeled])

@@ -558,7 +558,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     failed: dict[str, str] = {}
     for name, method in candidates.items():
         try:
-            seconds_per_update = _try_out(method, data, env, device)  # so that what it lacks is said before any trial
+            seconds_per_update = _try_out(method, data, env, device)  # reports what it lacks before any trial
         except UserError as error:
             failed[name] = _problem(error)
             say(f"{name} failed and is left out: {failed[name]}")
@@ -567,7 +567,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         if seconds_per_update:
             say(f"{name}: {method.learner.steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
     if not default_costs:
-        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # it is not a matter of the method
+        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # one reason for all: no method causes it
             raise UserError(f"no candidate can be tried: {reasons.pop()}", where="choose",
                             hint="all failed for this reason: look at DATA and at --env")
         raise _none_left(failed)

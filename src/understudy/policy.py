@@ -77,7 +77,7 @@ from .nets.mlp import MLP
 from .nets.pretrained.files import save_pretrained_files
 from .nets.vision import without_downloads
 
-NO_TARGET = Feature("float32", (0,))  # what a policy predicts that has no target
+NO_TARGET = Feature("float32", (0,))  # of a policy without a target
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Clamp(NetworkGuidance):
-    """Guidance that fixes entries of a chunk, and lets the policy complete the others.
+    """Guidance that fixes entries of a chunk, and lets the policy complete the remaining entries.
 
     At every denoising step the network reads the given entries in place of noisy ones, and the plan has them unchanged.
     `Inpaint` draws a plan towards known actions instead, and can leave them. A policy completes given entries best if
@@ -958,7 +958,7 @@ def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
                   data: str | Path = "DATA") -> tuple[str, ...]:
-    """Returns the columns that a policy reads. Its config names them; otherwise all observations but text and depth.
+    """Returns the columns that a policy reads: the inputs in its config, or all observations but text and depth.
 
     Args:
         where: What error messages call the data.

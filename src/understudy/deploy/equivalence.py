@@ -92,7 +92,7 @@ NOTABLE = 1e-4  # difference, relative to the largest action, above which inputs
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences between the plans of a policy and those of its exported file, relative to the largest action.
+    """Differences between the plans of a policy and of its exported file, relative to the largest action.
 
     Args:
         batch_sizes: Number of inputs that were planned in batches of each size.

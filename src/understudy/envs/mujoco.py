@@ -157,7 +157,7 @@ class MujocoVector(MujocoCameras, Restorable):
         model, data = self.models[row]
         mujoco.mj_setState(model, data, state, STATE)
         mujoco.mj_forward(model, data)  # positions of bodies and sites
-        mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
+        mujoco.mj_setState(model, data, state, STATE)  # again: mj_forward has changed the warm start
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
         """Returns row i of a recorded column, which must exist and have this size."""

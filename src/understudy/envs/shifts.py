@@ -400,7 +400,7 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
 
 def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
     """Returns the shifts of MuJoCo environments whose state can be set, and of Meta-World."""
-    if "mujoco" not in sys.modules:  # then it is none of them
+    if "mujoco" not in sys.modules:  # then no environment of MuJoCo was made
         return ()
     from .mujoco import MujocoCameras, MujocoVector
 

@@ -114,7 +114,7 @@ class LearnedRewardEnv(EnvWrapper):
         if (n := model.about.window.n_obs_steps) > 1:
             raise Unsupported(f"the reward model reads {n} observations, and an environment shows one",
                               where="LearnedRewardEnv", hint="train the reward with a window of n_obs_steps=1")
-        if model.annotations and not isinstance(model, Discriminator):  # whose loss alone reads them
+        if model.annotations and not isinstance(model, Discriminator):  # only its loss reads annotations
             raise Unsupported(f"{type(model.about.config).__name__} gives rewards to episodes once they are over",
                               where="LearnedRewardEnv", hint="use a reward of steps, such as DiscriminatorReward")
         model.check_columns(env.features, str(env.metadata["env"]))

@@ -370,7 +370,7 @@ def with_new_plans(state: State, fresh: State, rows: Tensor) -> State:
         fresh: What `start` returned for these rows, (R, ...).
         rows: Which rows, (R,).
     """
-    if {"seen", "run"} <= state.keys():  # of a `PolicyActor`
+    if {"seen", "run"} <= state.keys():  # the state of a `PolicyActor`
         return {**state, "run": put(state["run"], rows, fresh["run"])}
     return {k: with_new_plans(v, fresh[k], rows) if isinstance(v, Mapping) and k in fresh else v
             for k, v in state.items()}

@@ -26,8 +26,9 @@ Points = tuple[tuple[float, ...], ...]
 class ComposedConditions(NetworkGuidance):
     """Guidance that follows several conditions at once, each with its own scale: goals, words, skills.
 
-    The prediction is that without any condition plus, for each condition alone, `scale` times what it changes. The
-    policy must be trained with `ConditionDropout` for each condition, so that it knows each alone and none at all.
+    The prediction starts from the prediction without any condition. For each condition, `scale` times the change that
+    this condition alone makes is added. The policy must be trained with `ConditionDropout` for each condition, so that
+    it can act with one condition alone and with none.
 
     Args:
         conditions: The conditions, each with the names of its columns.

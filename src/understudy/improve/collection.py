@@ -208,8 +208,7 @@ class RolloutCollector(EpisodeCollector):
 
     Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if `n_steps`
     is given. If the data have episodes that an earlier training collected with the same seed, the numbers continue
-    after the numbers of these episodes. Seeds are taken from the seeds for recording, so no policy is evaluated on
-    starts that it has seen.
+    after them. Seeds are seeds for recording, so no policy is evaluated on starts that it has seen.
 
     Args:
         n_episodes: Number of episodes in each round. None if `n_steps` is given.
@@ -322,7 +321,7 @@ class RolloutCollector(EpisodeCollector):
         latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
         seed, run_episodes = recording_seed(training.seed), rollout
         run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
-        if self.supervisor is not None:  # whose time a kill must not cost
+        if self.supervisor is not None:  # a killed process must not cost its time
             journal = EpisodeJournal(_unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps
         first = _first_number(training.data, seed)
@@ -622,7 +621,7 @@ class CollectionRounds(DataCollection):
                 training.log(**_summary(number, episodes, kept), **self._policy_score(episodes))
             if self.reset_learner:
                 training.build_learner(data)
-                if training.n_updates > start:  # it resumes within this round
+                if training.n_updates > start:  # the training resumes within this round
                     training.restore()
             last, meanwhile = number == self.n_rounds - 1, None
             if self.updates_meanwhile and not last and number + 1 not in rounds:
@@ -648,7 +647,7 @@ class CollectionRounds(DataCollection):
         return episodes.map(partial(_mark_round, number))
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
-        if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
+        if learner.config.compares:  # it reads demonstrations, which no retention rule removes
             for name in ("mixture_weights", "half_where", "leave_out", "rehearsal"):
                 if getattr(self, name):
                     raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",

@@ -107,7 +107,7 @@ class Improvement:
         method = about.build(self, method)
         if self.supervisor == "person" and name in HELPED:
             method = _watched_practice(method)
-        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # of earlier rounds
+        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # by earlier rounds
             method = without_unlearned_steps(method)
         return method, stages
 

@@ -60,9 +60,9 @@ def capture(learner: Learner, *, compiled: bool = True) -> None:
 class CapturedUpdates:
     """Makes the updates of an `Engine` by graphs, which `torch.compile` turns into machine code.
 
-    They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
-    graph is made when the first batch of its form comes, which takes half a minute or more. It is compared once with an
-    update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
+    They compute what `Engine.update` does, with the same noise, up to rounding. The engine keeps all state. A graph is
+    made when the first batch of its form comes, which takes half a minute or more. It is compared once with an update
+    of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
         compiled: Whether graphs are compiled. False calls their operations one by one.
@@ -80,7 +80,7 @@ class CapturedUpdates:
 
     def read_state(self) -> None:
         """Takes the weights and moments of the engine, after it was built or restored."""
-        self.graphs.clear()  # they may name tensors of before
+        self.graphs.clear()  # they may hold tensors from before
         names = {step.of for step in self.engine.config.steps_of_update()}
         self.adams = {name: _Adam(optimizer) for name, optimizer in self.engine.optimizers.items() if name in names}
         self.state = [t for a in self.adams.values() for t in (*a.parameters, *a.means, *a.squares)]
@@ -203,7 +203,7 @@ class CapturedUpdates:
         twin.n_updates = later
         twin.make_steps(_batch(others))
         try:
-            engine.n_updates = later  # which noise and rates depend on
+            engine.n_updates = later  # noise and rates depend on it
             inputs = [*(t.detach().clone() for t in self.state), *others.values(), *self.noise(graph),
                       *self.rates(graph)]
         finally:
@@ -401,7 +401,7 @@ def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without 
 def _has_dependent_shape(node: torch.fx.Node) -> bool:
     """Returns whether the shape of a graph node's result depends on values."""
     tags = getattr(node.target, "tags", ())
-    if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
+    if node.target is torch.ops.aten.index.Tensor:  # row numbers give a fixed shape, a mask does not
         return any(node.meta["val"].dtype == torch.bool for node in node.all_input_nodes[1:])
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 

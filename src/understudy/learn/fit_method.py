@@ -118,7 +118,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     recorded, data = data.features(), training_data(data, method)
     if policy is None:
         tell(episode_findings(method, TrainingEpisodes(data, data)))
-    else:  # it was made for such columns
+    else:  # the given policy was made for such columns
         tell(padding_findings(method.policy.window, data))
         tell(label_findings(method, data, data.features()))
 

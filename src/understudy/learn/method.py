@@ -162,8 +162,7 @@ class InitializeFrom:
         train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
         frozen: Submodules of the submodules in `train` that are nevertheless not trained, such as "encoder.maps".
         into: Name of the module that receives the weights: "policy", or another module of the learner, such as
-            "critic". A module other than the policy takes over all weights, with the statistics of its training, and is
-            trained further.
+            "critic". A module other than the policy takes over all weights and statistics, and is trained further.
     """
 
     source: FromStage
@@ -398,7 +397,7 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     last = _last_operation(method)
     data = apply_transforms(data, method.transforms[:last])
     if method.wrapper is not None:
-        online_changes(method)  # they must stand behind the wrapper
+        online_changes(method)  # column changes must stand behind the wrapper
         data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
                         for episode in data], data.metadata)
     return apply_transforms(data, method.transforms[last:])

@@ -125,7 +125,7 @@ def copy_run(source: Path | str, folder: Path) -> None:
     if folder.is_dir():
         try:
             original = find_checkpoint(source)
-        except UserError:  # it is gone, and the copy is enough
+        except UserError:  # the original is gone, and the copy is enough
             return
         if Run.fingerprint(original) != Run.fingerprint(find_checkpoint(folder)):
             raise UserError(f"the stage was copied from other weights than those of {source}", where=folder,
@@ -247,7 +247,7 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                 _check_columns(policy, source, place)
             try:
                 module, weights = submodule(policy, name, place), submodule(source, name, place).state_dict()
-                if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
+                if name.partition(".")[0] == "codec":  # each column has statistics, which must keep their shape
                     _check_shapes(module, weights)
                 load_tensors(module, weights)
             except RuntimeError as error:

@@ -168,8 +168,8 @@ class RunConfig:
 def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Policy:
     """Trains a method, and the stages it needs, into the folder of a run.
 
-    The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
-    same class of machine with the same number of threads and processes.
+    The same call continues a stopped run. The result is then bit-equal to a run that was never stopped, on the same
+    class of machine with the same number of threads and processes.
 
     A call with more `steps` continues a run whose learning rate does not depend on their number
     (`lr_schedule="constant"`). It ends with the same weights as a run with that many steps from the start. Only the
@@ -496,7 +496,7 @@ class _RunTraining(MethodTraining):
             except _Interrupted:
                 stopped = True
             self.save(self.n_updates)
-            stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
+            stopped = self.processes.any(stopped or interrupts.seen)  # a signal may have come during the save
         self.processes.wait()
         if stopped:
             raise KeyboardInterrupt
@@ -593,7 +593,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
     old_method = run.read_checkpoint_json(last, "method.json")
     old_settings = {"method": present_document(old_method, packages_of(stage.method))}
     new_settings = {"method": config.dump(stage.method)}
-    if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
+    if (run.checkpoint_path(last) / "train").is_dir():  # the stage was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
         old_settings |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         new_settings |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}

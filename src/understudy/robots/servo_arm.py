@@ -517,7 +517,7 @@ def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
         except ConnectionLost:
             silent.append(name)
         except RobotError:
-            continue  # it answered, with a fault
+            continue  # the servo answered, with a fault
     return silent
 
 

@@ -72,7 +72,7 @@ class CountedConnection(ServerConnection):
         if self._tls is None:
             self._make(transport)
         else:
-            transport.pause_reading()  # what has come belongs to TLS
+            transport.pause_reading()  # bytes that have come belong to TLS
             self._starting = self.loop.create_task(self._start_tls(transport, self._tls))
 
     def data_received(self, data):

@@ -308,7 +308,7 @@ def _run_together(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply 
 def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
     try:
         return finish(*results)
-    except Exception as error:  # of one client
+    except Exception as error:  # only one client fails
         return error
 
 
@@ -395,7 +395,7 @@ def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) 
         key, words = next(((k, sent[k]) for k in ("prompt", "task") if sent.get(k) is not None), ("", None))
         if isinstance(words, str):
             columns[name] = torch.from_numpy(served.texts[name](words).copy())
-        elif words is not None and name not in sent:  # it must not act on the default task
+        elif words is not None and name not in sent:  # do not act on the default task instead
             raise RequestError(f"{key!r} must be the task in words, as one text, but is a {type(words).__name__}")
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():

@@ -388,7 +388,7 @@ class BackgroundServer:
     def stop(self) -> None:
         """Ends the server, after the replies that are being computed."""
         assert self.server is not None and self._loop is not None
-        with suppress(RuntimeError):  # it has ended
+        with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self.server.stop)
 
     def _run(self) -> None:

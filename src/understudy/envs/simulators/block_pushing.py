@@ -27,7 +27,7 @@ from .. import gymnasium_adapter
 from .external import ExpertVector
 
 VARIABLE = "UNDERSTUDY_DIFFUSION_POLICY"  # names the folder of the copy
-FOLDER = "diffusion_policy/env/block_pushing"  # in it
+FOLDER = "diffusion_policy/env/block_pushing"  # in the copy
 PACKAGE = FOLDER.replace("/", ".")
 STEPS_PER_SECOND = 10
 STATE = tuple(f"{body}.{part}" for body, parts in (
@@ -157,7 +157,7 @@ def _load(copy: Path) -> tuple[type, type]:
             oracle = importlib.import_module(f"{PACKAGE}.oracles.multimodal_push_oracle")
         finally:
             sys.path.remove(str(copy))
-    quiet = logging.getLogger(PACKAGE)  # in place of the root, at which it tells of each block that moves
+    quiet = logging.getLogger(PACKAGE)  # replaces the root logger, to which it reports each block that moves
     quiet.setLevel(logging.WARNING)
     vars(simulator)["logger"] = quiet
     return simulator.BlockPushMultimodal, oracle.MultimodalOrientedPushOracle

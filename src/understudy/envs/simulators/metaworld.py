@@ -55,7 +55,7 @@ class _CompiledOnce:
 
 @cache
 def _task_class(task: str) -> Any:
-    goal_class = GOALS[f"{task}-goal-observable"]  # it calls super(type(self), self), so that it has no subclasses
+    goal_class = GOALS[f"{task}-goal-observable"]  # calls super(type(self), self), which fails in a subclass
     own = {"__init__": goal_class.__init__, "__module__": goal_class.__module__}  # the module tells the version
     return type(goal_class.__name__, (_CompiledOnce, *goal_class.__bases__), own)
 

@@ -198,7 +198,7 @@ def _best_success(limit: int, slip: float, missions: tuple[int, ...]) -> float:
 
     if not slip and limit >= FARTHEST + len(STAGES):
         return 1.0
-    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # that there is time for, by the length of the way
+    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # how many fit into the limit, for each length of the way
     in_time = np.where(failures >= 0, nbdtr(np.maximum(failures, 0), len(STAGES), 1 - slip), 0.0)
     return round(float(np.mean([_walk_distribution(mission) @ in_time for mission in missions])), 6)
 

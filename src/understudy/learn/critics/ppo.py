@@ -73,7 +73,7 @@ class PPO(RewardedConfig):
         arXiv:1506.02438.
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
         Andres et al. (2023), Using Offline Data to Speed Up Reinforcement Learning in Procedurally Generated
-        Environments, arXiv:2304.09825 (`cloning_weight`; they make updates of cloning alone between those of PPO).
+        Environments, arXiv:2304.09825 (`cloning_weight`; they alternate updates of cloning alone with updates of PPO).
         Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
         Chen et al. (2025), Reinforcement Learning for Long-Horizon Interactive LLM Agents (LOOP), arXiv:2502.01600
         (`group_size`).

@@ -174,7 +174,7 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
     high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
     latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
                      transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
-    return Method(high, learner=BehaviorCloning(steps=1),  # it is trained in the stage
+    return Method(high, learner=BehaviorCloning(steps=1),  # the stage trains the policy
                   transforms=(LatentLabels(FromStage("latents", "posterior")), words),
                   stages=(Stage("latents", latents),),
                   initialize_from=(InitializeFrom(FromStage("latents", "instruction"), train=()),),

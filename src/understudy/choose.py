@@ -208,8 +208,8 @@ class Standing:
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.
-        worse: Whether the test finds it worse than the best one. One of the best two is then kept until there are
-            `MIN_SEEDS` training seeds.
+        worse: Whether the test finds it worse than the best method. It is kept nevertheless until there are `MIN_SEEDS`
+            training seeds if it is one of the best two.
     """
 
     method: str
@@ -232,8 +232,8 @@ class MethodChoice:
         metric: What the values are. "error" is the error of predicted actions, and smaller is better.
         judged_on: Number of starts or of held-out episodes.
         ahead: Number of steps whose predicted actions are judged, from the current one on: the same for all candidates.
-            None where they act.
-        standings: The candidates, best first. Those that were dropped come last.
+            None if the policies act in an environment.
+        standings: The candidates, best first. Dropped candidates come last.
         skipped: Candidates that were not tried, each with the reason.
         failed: Candidates that were left out because they failed, each with the reason.
         budget: Seconds that were allowed.

@@ -192,14 +192,14 @@ class ScorerGuided(ScoredPlanner):
     from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
     value counts.
 
-    The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the value of
-    Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will do. A
-    large `scale` leaves what was demonstrated.
+    The policy is not trained further. Classifiers that guide image models, and the value function of Diffuser, are
+    trained on noisy inputs. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans
+    can be used. With a large `scale`, plans differ from everything that was demonstrated.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion`, `EDM` or `Flow`.
         scorer: Scores plans, differentiably, such as a critic.
-        scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
+        scale: Factor of the score. 0 is the plain policy. A negative scale avoids plans with a high score.
 
     References:
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.

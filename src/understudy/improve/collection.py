@@ -55,8 +55,8 @@ from .supervisors import PolicySupervisor
 from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
 from .updates import PerNewStep, PerRound, UpdateRule
 
-EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
-COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
+EXECUTED_ACTION = "executed_action"  # column: the action that was sent, if `action` is a label
+COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each counted once
 UNFINISHED = "unfinished-"  # before the number of a round in RUN/collection, until all its episodes are collected
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
@@ -217,7 +217,7 @@ class RolloutCollector(EpisodeCollector):
         exploration: How the policy explores. None to act as it would be deployed.
         supervisor: Who advises at every step: "expert" (the environment's own), "person", a policy that a stage
             trained, or a `PolicySupervisor`, which acts with its own executor. Its actions are the column
-            `supervisor_action`. None for nobody. It acts in the environment, outside of a wrapper.
+            `supervisor_action`. None for nobody. A supervisor acts in the environment, outside of a wrapper.
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 

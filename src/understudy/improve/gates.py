@@ -20,7 +20,7 @@ from ..learn.data_collection import Training
 INTERVENTION = "intervention"  # column: True where the supervisor acted
 POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
-BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that they mean
+BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that would be right
 ADVISED = "advised"  # column of gates that do not always ask: True where the supervisor was asked
 GATE_STREAM = 10  # stream of random numbers
 
@@ -71,7 +71,7 @@ class BuiltGate(ABC):
             obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
                 this step.
             action: Action of the policy, (B, A).
-            supervisor_action: Action of the supervisor, (B, A). That of the policy where the supervisor is not asked.
+            supervisor_action: Action of the supervisor, (B, A). The policy's action where the supervisor is not asked.
             state: The state that `wants_advice` returned.
 
         Returns:
@@ -174,10 +174,11 @@ class SupervisorThresholdGate(FixedGate):
 
     Args:
         threshold: Number above which the supervisor takes over.
-        release: Number up to which it gives back.
+        release: Number up to which it gives control back.
         delay: Steps between noticing and taking over.
-        hold: Number of steps that it acts at least.
-        slip: Probability of noticing nothing at a step where there is something, and the reverse.
+        hold: Smallest number of steps that it acts.
+        slip: Probability of an error at each step: noticing nothing where there is something, or something where there
+            is nothing.
     """
 
     threshold: Annotated[float, AtLeast(0)] = 0.5

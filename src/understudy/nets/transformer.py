@@ -96,7 +96,7 @@ class _TransformerContext(Context):
 
 
 class _TransformerNet(CachesContext):
-    # nn.ModuleList, which does not say of what: blocks.
+    # These are nn.ModuleLists of blocks. The type does not say what a list holds.
     encoder: Any
     layers: Any
     token_to_token: Tensor

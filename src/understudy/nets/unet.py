@@ -87,7 +87,7 @@ class _UNetContext(Context):
 
 
 class _UNetNet(CachesContext):
-    # nn.ModuleList, which does not say of what: stages (nn.ModuleDict) and blocks.
+    # These are nn.ModuleLists of stages (nn.ModuleDict) and blocks. The type does not say what a list holds.
     down: Any
     middle: Any
     up: Any

@@ -137,13 +137,13 @@ def bandit(probabilities: Sequence[float] = (0.9, 0.5, 0.1)) -> MDP:
 
 
 def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP:
-    """Builds an MDP of a rope of `length` steps, where one of two actions is right in each.
+    """Builds an MDP of a rope of `length` steps, where one of two actions is right at each step.
 
     Each right step has reward 1. A wrong action is a fall.
 
     Args:
-        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
-            True, a fall costs its own step only.
+        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the rewards of all
+            remaining steps. If True, a fall costs only the reward of its step.
         seed: Decides which action is right at each step.
 
     References:

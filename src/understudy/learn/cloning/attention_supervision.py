@@ -64,8 +64,8 @@ def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.nd
         length: Number of steps of the episode.
 
     Returns:
-        For each step q its distances ``q - p``, and -1 where it recalls less than the step that recalls most:
-        (length, m) int64, with m of at least 1.
+        For each step q its distances ``q - p``, (length, m) int64. m is the largest number of events that a step
+        recalls, and at least 1. Steps that recall fewer events have -1 in the remaining places.
     """
     distances: list[list[int]] = [[] for _ in range(length)]
     for recalled, step in pairs:

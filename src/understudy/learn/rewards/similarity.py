@@ -23,7 +23,7 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
     """Returns ``max(0, |a - b|^2 - |a - c|^2 + margin) + max(0, |a - b|^2 - |b - c|^2 + margin)``, (B,).
 
     Args:
-        encodings: Of the similar segments a and b and of the third, c, (B, 3, D).
+        encodings: Encodings of two similar segments, a and b, and of a third segment, c, (B, 3, D).
     """
     a, b, c = encodings.unbind(1)
     similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))

@@ -62,7 +62,7 @@ class GoalEncoder(Encoder):
 
 
 class _GoalEncoderNet(EncoderNet):
-    goals: Any  # nn.ModuleList, which does not say of what: encoders
+    goals: Any  # an nn.ModuleList of encoders; its type does not say of what
 
     def __init__(self, config, features, n_obs_steps):
         super().__init__()

@@ -54,8 +54,8 @@ class DichotomyOfControl(Algorithm):
     prior predicts the latent from the observation, and the value predicts the return to go from observation and latent.
 
     While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
-    takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
-    holds luck promises more, as policies that are conditioned on returns do.
+    takes the one of the highest value. The value is an estimate of the return that will be reached. If the latent
+    contained luck, the value would promise too much, as policies that are conditioned on returns do.
 
     The policy reads the latent in a column of the same width. The data need this column, with any values, and rewards:
     ``ConstantColumn(FUTURE, (0.0,) * 4)`` adds the column. The codec must leave the latent as it is:

@@ -25,9 +25,9 @@ from .gail import gail
 class CompositeReward(RewardModelConfig):
     """Reward model config: one discriminator for each of some columns, such as of arm and legs, and the task's reward.
 
-    Each discriminator reads its own column alone. So what demonstrations show of one column need not fit what they
-    show of another: they may be clips of different motions, side by side in one episode. `PPO` keeps these objectives
-    apart. For other learners the reward is their weighted sum.
+    Each discriminator reads only one column. The columns of a demonstration therefore need not fit together: they may
+    be clips of different motions, side by side in one episode. `PPO` keeps these objectives apart. For other learners
+    the reward is their weighted sum.
 
     Args:
         columns: The observations that are compared. Empty: all inputs of the policy, each by itself.

@@ -110,7 +110,7 @@ class SiameseModel(EpisodeReward):
         return sum((w * term for w, term in zip(self.config.loss_weights, terms, strict=True)), h.new_zeros(len(h)))
 
     def contrast(self, codes: Tensor) -> Tensor:
-        """Returns how far the second code is from the first, and what the third lacks of the margin, (N, ...)."""
+        """Returns the distance of the first two codes plus what the first and third lack of the margin, (N, ...)."""
         first, similar, other = codes.unbind(1)
         return mean_square(first, similar) + (self.config.margin - mean_square(first, other)).relu()
 

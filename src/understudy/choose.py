@@ -10,7 +10,7 @@ The rule, which does not depend on what is seen:
   0.05. This is about the policies that were trained. The best two stay until each has three training seeds.
 - A candidate whose training or judging fails is left out, with all its trials.
 - The trials end when one candidate is left, after five rounds, or when another round would exceed the budget. The best
-  one is recommended. The others that are left are named: the trials do not tell them apart.
+  one is recommended. Other candidates that are left are named: the trials do not tell them apart.
 """
 
 from __future__ import annotations

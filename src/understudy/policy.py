@@ -559,7 +559,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     def training_windows(self, data: Dataset, **options) -> Windows:
         """Returns the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
 
-        They are for `loss` and `context`. Others read the images: use `windows`.
+        Only `loss` and `context` can read these windows. For anything that reads the images, use `windows`.
         """
         if not (networks := self.encoder.cached_features):
             return self.windows(data, **options)

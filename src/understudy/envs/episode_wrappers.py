@@ -25,7 +25,8 @@ class DemoStateReset(EnvWrapper):
 
     Args:
         data: Demonstrations that were recorded in `env`.
-        fraction: Fraction of the episodes that start from a demonstrated state. The others start as in `env`.
+        fraction: Fraction of the episodes that start from a demonstrated state. The remaining episodes start as in
+            `env`.
 
     References:
         Salimans and Chen (2018), Learning Montezuma's Revenge from a Single Demonstration, arXiv:1812.03381.

@@ -29,7 +29,7 @@ class SceneRenderer:
     """Draws square images of MuJoCo models without a window.
 
     Args:
-        model: A model. Others that are built from the same file, such as one for each episode, can be drawn too.
+        model: A model. Further models from the same file, such as one for each episode, can be drawn, too.
         size: Width and height of the images, in pixels.
     """
 

@@ -26,7 +26,7 @@ class WrappedEnv(EnvWrapper):
     `env`: bit for bit if the period is 1, and with the same outcomes if it is longer.
 
     Args:
-        discount: Discount per step of `env`. That of a learner is per action: ``discount**period``.
+        discount: Discount per step of `env`. The discount of a learner is per action: ``discount**period``.
     """
 
     def __init__(self, env: Env, wrapper: ActionWrapper, discount: float = 1.0):

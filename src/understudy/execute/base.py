@@ -68,7 +68,7 @@ class ActionConditionedExecutor(Executor):
         Args:
             obs: Observation windows, (B, To, ...).
             executed: The last executed actions, oldest first, (B, P, A) in world units.
-            mask: False where the episode had not begun yet, (B, P). Those actions are not read.
+            mask: False where the episode had not begun yet, (B, P). Actions at these steps are not read.
 
         Returns:
             A chunk in world units, (B, H, A). Its first P steps stand for `executed`.

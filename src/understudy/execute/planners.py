@@ -83,8 +83,7 @@ class PlannerWrapper(Planner):
         return filled
 
     def _modules(self) -> Iterator[tuple[str, type, Any]]:
-        """Yields name, type and value of each module field. Fields with the default None are left out if they are
-        None."""
+        """Yields name, type and value of each module field. A None is left out if it is the default of its field."""
         for name, kind in {self.inner: Planner, **self.module_types}.items():
             value = getattr(self, name)
             if value is not None or getattr(type(self), name, "required") is not None:

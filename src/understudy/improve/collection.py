@@ -401,7 +401,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
     """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes.
 
     Args:
-        shape: That of the actions of the data, which may have no axis where the environment's have one number.
+        shape: Shape of the actions of the data. It may be () where the environment has (1,).
     """
     action, columns = features["action"], {}
     for name in ("action", POLICY_ACTION, SUPERVISOR_ACTION):
@@ -696,7 +696,7 @@ def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[st
     """Returns the metrics of a collection round that are logged.
 
     Args:
-        kept: Those of the episodes that are learned.
+        kept: The episodes that are learned.
     """
     metrics = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):

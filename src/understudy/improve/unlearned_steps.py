@@ -68,7 +68,7 @@ class UnflaggedParts(EpisodeList):
     value, and returns have no reward of a flagged step or of a later one. Histories begin with the part.
 
     Args:
-        columns: Names of the flags. Those that an episode lacks are false.
+        columns: Names of the flags. A flag that an episode lacks is false.
     """
 
     def __init__(self, data: Dataset, columns: Collection[str]):

@@ -214,7 +214,7 @@ class Critic(BuiltModule, Scorer):
         """Returns the quantiles of each network, one tensor each, whose gradients pass through no other network.
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of networks that `draw_levels`.
+            levels: Levels of the quantiles, (B, n_quantiles), for networks that `draw_levels`.
         """
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
@@ -247,8 +247,8 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
     """Returns the quantiles of the network with the smallest score, for each observation and plan.
 
     Args:
-        quantiles: Those of each network, (n_critics, n_quantiles, ...).
-        min_weight: Their weight. The quantiles of the network with the largest score have the remainder.
+        quantiles: Quantiles of each network, (n_critics, n_quantiles, ...).
+        min_weight: Weight of the network with the smallest score. The network with the largest score has the remainder.
     """
     scores = quantiles.mean(1, keepdim=True)
     low = quantiles.take_along_dim(scores.argmin(0, keepdim=True), 0)[0]

@@ -474,9 +474,9 @@ class ConstantComponent:
 def constant_components(policy: Policy, data: Dataset) -> tuple[ConstantComponent, ...]:
     """Returns components that change in the data, but that a policy treats as constant.
 
-    The statistics of the policy count: a policy of an earlier version may treat more components as constant than one
-    that is trained now. A component that only changes by the rounding of float32 is left out. So are the targets of
-    policies that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
+    The statistics of the policy decide: a policy of an earlier version may treat more components as constant than a
+    policy that is trained now. Left out are components that only change by the rounding of float32, targets of policies
+    that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
 
     Args:
         policy: A policy with statistics.

@@ -23,8 +23,8 @@ from .optimizer import OptimizerConfig
 class WeightFunction(ABC):
     """Function that weighs the steps of a batch in the loss.
 
-    A weight function that is an `nn.Module` is saved and restored with the learner. One that trains networks of its
-    own is a `LearnedWeightFunction`.
+    A weight function that is an `nn.Module` is saved and restored with the learner. A weight function that trains
+    networks is a `LearnedWeightFunction`.
     """
 
     @abstractmethod

@@ -20,8 +20,8 @@ class EpisodeSplit:
     """The episodes of a data set that are not trained on, by their indices in order.
 
     Attributes:
-        held_out: Those on which checkpoints are validated.
-        left_out: Those whose recording was interrupted.
+        held_out: Episodes on which checkpoints are validated.
+        left_out: Episodes whose recording was interrupted.
     """
 
     held_out: tuple[int, ...] = ()

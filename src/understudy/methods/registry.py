@@ -238,7 +238,7 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
 def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list[str]:
     """Returns the methods that lack one of the needs of a method, and have no further need but other actions.
 
-    Those of its family come first, and there are at most eight.
+    Methods of its family come first. There are at most eight methods.
     """
     files = method_files()
     family = {other for other in files if name in files and files[other].parent == files[name].parent}

@@ -122,8 +122,8 @@ class ResidualVQ(nn.Module):
     def update(self, x: Tensor, decay: float, rng: Generator, dead_fraction: float = 1 / 32) -> None:
         """Moves the codes towards the vectors that they stand for.
 
-        A code that hardly stands for any vector is replaced with a random vector of the batch. So are all codes in
-        the first update.
+        A code that hardly stands for any vector is replaced with a random vector of the batch. In the first update, all
+        codes are replaced so.
 
         Args:
             x: Vectors, (B, D).

@@ -23,10 +23,10 @@ class Handover:
     """Handover of a robot: the actions of a person from the moment of a takeover on.
 
     Args:
-        teleop: The device, connected. One that moves relative to the last action begins at the pose of the robot.
-        mover: Who moves where the poses differ. "leader": the device is driven to the pose of the robot and released,
-            if it has motors; what remains, the robot goes. "robot": the robot goes to the pose of the device.
-            "nobody": the difference stays, as long as the person acts.
+        teleop: The device, connected. A device that moves relative to the last action begins at the pose of the robot.
+        mover: Who moves where the poses differ. "leader": the device, if it has motors, is driven to the pose of the
+            robot and released; then the robot moves the rest of the way. "robot": the robot goes to the pose of the
+            device. "nobody": the difference stays, as long as the person acts.
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
         limits: Limits of the robot. A device may be beyond them: then the robot goes as far as they let it.
 

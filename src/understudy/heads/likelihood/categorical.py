@@ -95,7 +95,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
         """Returns the quantiles whose means are the `logits`, (n_quantiles, B, H, A).
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
+            levels: Levels of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
         """
         return self.split_quantiles(net, net.trunk(like, like, context), levels)
 

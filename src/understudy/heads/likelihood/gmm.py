@@ -46,7 +46,7 @@ class GMM(LikelihoodHead, TemperatureHead):
         return trunk.build(0, self.n_components * (2 * coded_dim + 1), 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Returns the negative log-density of each step, (B, H). That of a joint chunk is spread over its steps."""
+        """Returns the negative log-density of each step, (B, H). If joint, the chunk's is spread over its steps."""
         return -self._step_log_prob(net, context, action, mask)
 
     def sample(self, net, context, noise):

@@ -169,7 +169,7 @@ class SkillAutoencoder(Algorithm):
     def decoder_batch(self, nets: Any, batch: Batch, skill: Tensor) -> Batch:
         """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
 
-        Those of a piece are adjacent.
+        The windows of a piece are adjacent.
         """
         n = nets.policy.window.n_obs_steps
         column = skill.repeat_interleave(self.length, 0).unsqueeze(1).expand(-1, n, -1)

@@ -200,7 +200,7 @@ class ChainActor(Actor):
 
     Args:
         actor: Keeps the history of observations.
-        shape: That of the states of one row, (K + 1, H, A).
+        shape: Shape of the states of one row, (K + 1, H, A).
         std: Standard deviation of the noise, in coded actions.
     """
 

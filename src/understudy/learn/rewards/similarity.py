@@ -86,7 +86,7 @@ class _Queries(nn.Module):
 
     Attributes:
         columns: What the encoder reads, padded to the longest query, (N, T, ...).
-        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
+        weights: Weights of the steps in the mean of each of the three segments, (N, 3, T).
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):

@@ -20,8 +20,8 @@ from .pwil import pwil
 class DensityReward(EpisodeRewardConfig):
     """Reward: the logarithm of a kernel density estimate of demonstrated steps.
 
-    It has a Gaussian kernel in coded units. The reward is negative far from demonstrations. Use it only if ending an
-    episode early is no way to avoid negative rewards. Far from demonstrations the reward is about -10 per step, and a
+    It has a Gaussian kernel in coded units. The reward is negative far from demonstrations. Use it only where a policy
+    cannot avoid negative rewards by ending the episode. Far from demonstrations the reward is about -10 per step, and a
     critic learns such large sums slowly: if the policy goes where no demonstration is, lower `scale`.
 
     Args:

@@ -179,7 +179,7 @@ class EpisodeCollector(ABC):
 
     @property
     def shows_policy(self) -> bool:
-        """Whether its episodes show what the policy does, so that their success is a score of it."""
+        """Whether collected episodes show how the policy acts. Their success is then a score of the policy."""
         return False
 
     def check(self, env: Env | None, person: Actor | None) -> None:

@@ -112,7 +112,7 @@ def porl(practice: Practice, method: Method) -> Method:
     """Improves all weights of the policy with TD3, without demonstrations in its batches (policy-only RL, PORL).
 
     A new critic learns alone from the episodes of the first round, in which the policy stays as it is. It has seen no
-    other policy's, so that actions which are not in its episodes are not scored low.
+    episodes of other policies. Actions that are in none of its episodes do not get low scores.
 
     References:
         Xiao et al. (2025), Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only, arXiv:2505.16856.

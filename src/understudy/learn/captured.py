@@ -60,9 +60,9 @@ def capture(learner: Learner, *, compiled: bool = True) -> None:
 class CapturedUpdates:
     """Makes the updates of an `Engine` by graphs, which `torch.compile` turns into machine code.
 
-    They compute what `Engine.update` does, with the same noise, up to rounding. The engine keeps all state. A graph is
-    made when the first batch of its form comes, which takes half a minute or more. It is compared once with an update
-    of the engine, with other noise and the rows in another order, and refused if the gradients differ.
+    The graphs compute the same as `Engine.update`, with the same noise, up to rounding. The engine keeps all state. A
+    graph is made when the first batch of its form comes, which takes half a minute or more. It is compared once with an
+    update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
         compiled: Whether graphs are compiled. False calls their operations one by one.

@@ -273,8 +273,8 @@ def episode_findings(method: Method, episodes: TrainingEpisodes, decoded: bool =
     """Checks whether episodes have what a method reads: columns, classes, finite numbers, windows and labels.
 
     Args:
-        episodes: The episodes after the method's transforms. The error names the first one that does not fit, by its
-            number among all of them.
+        episodes: The episodes after the method's transforms. The error gives the number of the first episode that does
+            not fit, counted over all episodes.
         decoded: See `preflight`.
 
     Raises:

@@ -60,7 +60,7 @@ def inside_transform() -> bool:
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`. It may have no inputs; then it is its bias, which begins at 0."""
+    """`torch.nn.Linear`, computed by `linear`. Without inputs it gives its bias, which begins at 0."""
 
     def reset_parameters(self) -> None:
         if self.in_features:

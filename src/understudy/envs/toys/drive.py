@@ -130,8 +130,8 @@ class Drive(Toy):
 
 
 def _camera(hidden: np.ndarray) -> np.ndarray:
-    """(rows, PIXELS): clutter by number and step, so that what follows a recorded state does not depend on when it is
-    restored, and the person, if there is one."""
+    """Returns the camera's line, (rows, PIXELS): the person, if there is one, and clutter. The clutter depends on
+    number and step alone, so that it is the same after a state is restored."""
     number, clock = (torch.from_numpy(hidden[:, i].astype(np.int64)) for i in (6, 7))
     pixels = 2 * uniform(number, clock, (PIXELS,)).numpy().astype(np.float32) - 1
     shows = (hidden[:, 2] > 0)[:, None] & (np.arange(PIXELS) == hidden[:, 5, None])

@@ -54,8 +54,8 @@ class SAC(ActorCritic):
     def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
-        It is the discounted rewards of the steps plus the discounted value that follows them, with its entropy, which
-        is 0 if the episode terminates within them.
+        The target is the sum of the discounted rewards of the steps and the discounted value after them. The value
+        includes the entropy of the policy. It is 0 if the episode terminates within the steps.
         """
         assert batch.next is not None
         coded, log_prob = nets.policy.sample_log_prob(nets.policy.context(batch.next), rng)

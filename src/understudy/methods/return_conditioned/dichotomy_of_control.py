@@ -178,8 +178,9 @@ class DichotomyOfControl(Algorithm):
     def information_bound(self, nets: Any, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns a bound of how much better a reward and the next observation are known with the latent, (B,).
 
-        It is relative to their distribution in the batch, so that a constant is added that no latent changes: what
-        observation and action say. One step of the lookahead is drawn for each window.
+        The comparison is with their distribution in the batch. The bound therefore also contains what observation and
+        action say about them, which is a constant that no latent changes. One step of the lookahead is drawn for each
+        window.
 
         Args:
             latent: Latents, (B, D).

@@ -10,7 +10,7 @@ The rule, which does not depend on what is seen:
   0.05. This is about the policies that were trained. The best two stay until each has three training seeds.
 - A candidate whose training or judging fails is left out, with all its trials.
 - The trials end when one candidate is left, after five rounds, or when another round would exceed the budget. The best
-  one is recommended. The others that are left are named: the trials do not tell them apart.
+  one is recommended. Other candidates that are left are named: the trials do not tell them apart.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class DataProperties:
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
-        learners: What `learners_for` says of the data.
-        has_ends: Whether they say where the environment ended an episode.
+        learners: The result of `learners_for` for the data.
+        has_ends: Whether the data say where the environment ended an episode.
         given_goal: Whether the environment in which the methods are judged gives a goal that a state can be.
     """
 
@@ -208,8 +208,8 @@ class Standing:
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.
-        worse: Whether the test finds it worse than the best one. One of the best two is then kept until there are
-            `MIN_SEEDS` training seeds.
+        worse: Whether the test finds it worse than the best method. It is kept nevertheless until there are `MIN_SEEDS`
+            training seeds if it is one of the best two.
     """
 
     method: str
@@ -232,8 +232,8 @@ class MethodChoice:
         metric: What the values are. "error" is the error of predicted actions, and smaller is better.
         judged_on: Number of starts or of held-out episodes.
         ahead: Number of steps whose predicted actions are judged, from the current one on: the same for all candidates.
-            None where they act.
-        standings: The candidates, best first. Those that were dropped come last.
+            None if the policies act in an environment.
+        standings: The candidates, best first. Dropped candidates come last.
         skipped: Candidates that were not tried, each with the reason.
         failed: Candidates that were left out because they failed, each with the reason.
         budget: Seconds that were allowed.
@@ -318,7 +318,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
         budget: Seconds for all trials. The first round is always finished.
-        methods: Names of the candidates. By default those that suit the data.
+        methods: Names of the candidates. By default the methods that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
         build: Builds a candidate from its name and the columns of the data. None for `find_method`.
@@ -558,7 +558,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     failed: dict[str, str] = {}
     for name, method in candidates.items():
         try:
-            seconds_per_update = _try_out(method, data, env, device)  # so that what it lacks is said before any trial
+            seconds_per_update = _try_out(method, data, env, device)  # reports what it lacks before any trial
         except UserError as error:
             failed[name] = _problem(error)
             say(f"{name} failed and is left out: {failed[name]}")
@@ -567,7 +567,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         if seconds_per_update:
             say(f"{name}: {method.learner.steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
     if not default_costs:
-        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # it is not a matter of the method
+        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # one reason for all: no method causes it
             raise UserError(f"no candidate can be tried: {reasons.pop()}", where="choose",
                             hint="all failed for this reason: look at DATA and at --env")
         raise _none_left(failed)

@@ -144,8 +144,8 @@ def _field_types(definition: type) -> dict[str, object]:
 
 
 def _fits(value, kind) -> bool:
-    """Whether a value read from JSON may stand in a field of this type. Types that are not compared fit everything; of
-    those, `core.part` checks a Literal, and proposes the nearest of its values."""
+    """Whether a value read from JSON may stand in a field of this type. Some types are not compared, and everything
+    fits them. One of them is Literal: `core.part` checks its values and proposes the nearest one."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _fits(value, parts[0])
@@ -169,7 +169,8 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
     """Finds the class that "package.module:Class" names, a subclass of `base`.
 
     Raises:
-        UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
+        UntrustedCode: The package is not trusted, or the name does not lead to a subclass of `base` that is defined in
+            this module.
         UserError: There is no such module.
     """
     path, named_class = _find(name, trust, where)
@@ -223,9 +224,10 @@ def written_version(checkpoint: Path) -> str | None:
 # -- names and fields of earlier versions ------------------------------------------------------------------------------
 
 # A file names code by its import path. If you move or rename something that a file of version 0.3 or later can name,
-# or change its fields, add an entry here. Entries name the present place, never another old one.
+# or change its fields, add an entry here. An entry names the present place, never an old place that has an entry
+# itself.
 MOVED: dict[str, str] = {  # old "module" or "module:Name": the present one
-    # limits of robots, which people write for their arms: those of version 0.2 are read too
+    # limits of robots, which people write for their arms: limits in files of version 0.2 are read too
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
 }

@@ -716,7 +716,7 @@ def keys(seed: int, episode_numbers) -> Tensor:
 
 
 def key(seed: int, number: int) -> int:
-    """Returns one random key as a number: that of `keys` for the same seed and number."""
+    """Returns the random key that `keys` computes for this seed and this number, as an int."""
     offset = _splitmix(seed + 0x632BE59BD9B4E019 & _UINT64)
     return _splitmix(number * 0x9E3779B97F4A7C15 + offset & _UINT64) >> 1
 

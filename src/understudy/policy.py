@@ -77,7 +77,7 @@ from .nets.mlp import MLP
 from .nets.pretrained.files import save_pretrained_files
 from .nets.vision import without_downloads
 
-NO_TARGET = Feature("float32", (0,))  # what a policy predicts that has no target
+NO_TARGET = Feature("float32", (0,))  # of a policy without a target
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PolicyConfig:
     Args:
         head: How the output of the network becomes an action, and its loss.
         encoder: Encodes observations as tokens.
-        codec: Converts between the units of the data and those of the network.
+        codec: Converts between the units of the data and the units of the network.
         window: Which rows are observed and which are predicted.
         inputs: Names of the observation columns. Empty for every "observation." column.
         target: Name of the predicted column. Empty for a policy that predicts nothing, whose encoder is trained on
@@ -117,7 +117,7 @@ class PolicyConfig:
 
 
 def check_parts(owner: object, kinds: Mapping[str, type], example: str) -> None:
-    """Raises ConfigError for the first field that is of another class. `example` is the hint where it is no class."""
+    """Raises ConfigError for the first field with a wrong type. `example` is the hint if the field is not a class."""
     for field_name, kind in kinds.items():
         if not isinstance(content := getattr(owner, field_name), kind):
             is_class = isinstance(content, type)
@@ -322,7 +322,7 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Clamp(NetworkGuidance):
-    """Guidance that fixes entries of a chunk, and lets the policy complete the others.
+    """Guidance that fixes entries of a chunk, and lets the policy complete the remaining entries.
 
     At every denoising step the network reads the given entries in place of noisy ones, and the plan has them unchanged.
     `Inpaint` draws a plan towards known actions instead, and can leave them. A policy completes given entries best if
@@ -331,8 +331,8 @@ class Clamp(NetworkGuidance):
     Args:
         action: Actions in world units, (B, H, A). Values that are not given do not matter.
         is_given: True where an entry is given, (B, H, A), or (B, H, 1) for whole steps.
-        clean_times: Whether the network reads the time 1, that of clean actions, at steps that are given as a whole.
-            None if the head was trained with times that differ from step to step.
+        clean_times: Whether the network reads the time 1, which is the time of clean actions, at steps that are given
+            as a whole. None if the head was trained with times that differ from step to step.
 
     References:
         Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657,
@@ -552,14 +552,14 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Returns the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
+        """Returns the windows of a dataset. It takes the options of `Window.windows`, such as `extra`."""
         self._check_data(data)
         return self.config.window.windows(data, self.inputs, self.config.target or None, **options)
 
     def training_windows(self, data: Dataset, **options) -> Windows:
         """Returns the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
 
-        They are for `loss` and `context`. Others read the images: use `windows`.
+        Only `loss` and `context` can read these windows. For anything that reads the images, use `windows`.
         """
         if not (networks := self.encoder.cached_features):
             return self.windows(data, **options)
@@ -639,7 +639,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
         Args:
             obs: Observation windows by name, (B, To, ...), in the units of the data.
-            rng: Source of randomness in training, such as that of random crops. None otherwise: see `nets.base`.
+            rng: Source of randomness in training, for example for random crops. None otherwise: see `nets.base`.
         """
         return self.encoder(self.codec.encode_obs(obs), rng)
 
@@ -651,7 +651,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def clip(self, coded: Tensor) -> Tensor:
-        """Returns coded actions, (..., width), within the range of those in the data, where the codec knows one."""
+        """Returns coded actions, (..., width), within the range of the data if the codec knows this range."""
         bound = self.codec.bound
         return coded if bound is None else coded.clamp(-bound, bound)
 
@@ -705,7 +705,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         """Samples coded actions, (B, H, width), with gradients.
 
         Args:
-            temperature: None for that of the head. Another one needs a `TemperatureHead`.
+            temperature: None for the temperature of the head. Another temperature needs a `TemperatureHead`.
         """
         head = self.config.head
         if temperature is not None:
@@ -769,7 +769,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.context({**obs, **absent})
 
     def _check_hidden(self, keys: tuple[str, ...]) -> None:
-        """Checks the columns that a guide hides. Warns of those that training never hides."""
+        """Checks the columns that a guide hides, and warns of columns that training never hides."""
         for key in keys:
             if key not in self.inputs:
                 raise UserError(f"the policy does not read the column {key!r} that guidance hides", where="guidance",
@@ -958,7 +958,7 @@ def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
                   data: str | Path = "DATA") -> tuple[str, ...]:
-    """Returns the columns that a policy reads: those that its config names, or all observations but text and depth.
+    """Returns the columns that a policy reads: the inputs in its config, or all observations but text and depth.
 
     Args:
         where: What error messages call the data.

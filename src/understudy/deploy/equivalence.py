@@ -92,7 +92,7 @@ NOTABLE = 1e-4  # difference, relative to the largest action, above which inputs
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences between the plans of a policy and those of its exported file, relative to the largest action.
+    """Differences between the plans of a policy and of its exported file, relative to the largest action.
 
     Args:
         batch_sizes: Number of inputs that were planned in batches of each size.
@@ -184,7 +184,8 @@ def _batch_sizes(inputs: int) -> list[int]:
 def example_plan(policy: Policy) -> tuple[dict[str, Tensor], Tensor]:
     """Returns random inputs of an exported file by name, and the plan of the policy for them.
 
-    The plan also fills tables that parts of the policy keep, so that exporters do not trace how they are computed.
+    Planning also fills tables that parts of the policy keep. Exporters then do not trace the computation of these
+    tables.
 
     Returns:
         The inputs in the order of `argument_names`, (3, ...), and the actions, (3, H, A).

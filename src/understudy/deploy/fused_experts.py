@@ -16,8 +16,8 @@ from .equivalence import random_noise, random_observations
 def fuse_experts(policy: Policy) -> Policy:
     """Fuses the experts that each time of the sampler chooses.
 
-    The times are those of one plan of random observations. A policy whose sampler reads other times afterwards, or
-    times that differ from step to step (`StreamingExecutor`), raises `Unsupported` when it plans.
+    One plan with random observations finds these times. The fused policy raises `Unsupported` if its sampler later
+    reads another time, or times that differ from step to step (`StreamingExecutor`).
 
     Args:
         policy: A policy with ``Transformer(feed_forward=MoEFeedForward())`` or another trunk that `FusesTimes`.

@@ -120,7 +120,7 @@ def _open(path: Path | str, threads: int = 1):
         raise UserError(problem, where=path, hint=_EXPORT_AGAIN)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its kinds of error have no common base
+    except Exception as error:  # errors of ONNX Runtime have no common base
         raise UserError(
             f"this is not a complete ONNX file: {first_line(error)}", where=path, hint=_EXPORT_AGAIN
         ) from None
@@ -171,7 +171,7 @@ def _export_program(policy: Policy, example: Mapping[str, Tensor]):
                 output_names=["action"], verbose=False, dynamic_shapes=(any_rows(example),))
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
         raise export_error(policy, "cannot be exported to ONNX", error) from error
-    assert program is not None  # it is for a function, and not a file
+    assert program is not None  # None only if the exporter writes a file
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, which can be larger than the weights and name files of this machine
     return program

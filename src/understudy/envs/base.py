@@ -52,7 +52,7 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
-        """Restarts some rows, also at the first call. What the others show is not read before they are restarted.
+        """Restarts some rows, also at the first call. A row that has never been restarted may show anything.
 
         Args:
             which: Rows to restart, (n,).

@@ -132,7 +132,7 @@ class Keyboard:
 class DiscreteKeyboard(Keyboard):
     """The keys of `Keyboard` for an action that is one of `grid.MOVES`.
 
-    Each step executes the last key that was pressed since the step before. Without a key there is no step.
+    Each step executes the last key that was pressed since the step before. If no key was pressed, there is no step.
     """
 
     def read(self) -> np.ndarray | None:
@@ -167,7 +167,7 @@ class RecordingKeys(Keyboard):
 class JointKeyboard(RecordingKeys):
     """Keys move one joint at a time: its number (or tab) selects it, up and down (w and s) move it while they are held.
 
-    The other keys are those of `RecordingKeys`.
+    `RecordingKeys` has further keys, which work here too.
     """
 
     n_joints: int = 1

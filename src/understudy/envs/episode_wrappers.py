@@ -25,7 +25,8 @@ class DemoStateReset(EnvWrapper):
 
     Args:
         data: Demonstrations that were recorded in `env`.
-        fraction: Fraction of the episodes that start from a demonstrated state. The others start as in `env`.
+        fraction: Fraction of the episodes that start from a demonstrated state. The remaining episodes start as in
+            `env`.
 
     References:
         Salimans and Chen (2018), Learning Montezuma's Revenge from a Single Demonstration, arXiv:1812.03381.
@@ -141,13 +142,13 @@ class FixedHorizonEnv(EnvWrapper):
 class MultiTrialEnv(EnvWrapper):
     """Wraps an environment so that one episode is several trials, and a policy with memory can learn between them.
 
-    The column `observation.new_trial` (1) is 1 at the first step of each trial. What the last step of a trial led to is
-    not shown, since the first observation of the next trial takes its place. Success is that of the last trial. The
-    metadata `trial_1_success`, `trial_2_success`, ... tell whether there was success at any step of each trial, and
-    `successful_trials` counts the successful ones.
+    The column `observation.new_trial` (1) is 1 at the first step of each trial. The observation after the last step of
+    a trial is not shown, since the first observation of the next trial takes its place. The episode succeeds if its
+    last trial does. The metadata `trial_1_success`, `trial_2_success`, ... tell whether there was success at any step
+    of each trial, and `successful_trials` counts the successful ones.
 
     Args:
-        redraw: Whether each trial has another start. False: every trial starts as the first one.
+        redraw: Whether each trial has another start. False: every trial starts as the first trial did.
 
     References:
         Duan et al. (2016), RL²: Fast Reinforcement Learning via Slow Reinforcement Learning, arXiv:1611.02779.

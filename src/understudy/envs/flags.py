@@ -33,7 +33,7 @@ def check_flags(values: object, name: str, live: np.ndarray, where: str) -> np.n
 
     Args:
         values: One value per row, as `check_flag` takes them, or None for a row that reports nothing.
-        live: Rows whose values count, (rows,) bool. The others may have any value.
+        live: Rows whose values count, (rows,) bool. The remaining rows may have any value.
 
     Raises:
         UserCodeError: There is not one value per row, or `check_flag` refuses the value of a live row.

@@ -97,8 +97,8 @@ class GymVector(Env):
         mask, seeds = np.zeros(self.rows, bool), [0] * self.rows
         mask[which.numpy()] = True
         for row, k in zip(which.tolist(), key.tolist(), strict=True):
-            seeds[row] = k % 2**31  # what every generator takes
-        if not self.started:  # the others need some state too
+            seeds[row] = k % 2**31  # every generator takes such a seed
+        if not self.started:  # the first reset is of all rows, because each needs some state
             with self._named_errors("reset"):
                 obs, _ = self.vec.reset(seed=seeds)
             self.last_obs, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
@@ -120,7 +120,7 @@ class GymVector(Env):
         resting = np.zeros(self.rows, bool)
         if isinstance(self.vec, RestingRows):
             self.vec.resting = resting = self.finished
-        elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # they have to be somewhere to be stepped
+        elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # `vec` cannot step finished rows
             self._restart(self.finished.copy(), [0] * self.rows)
         obs, reward, terminated, truncated, info = self._step(action)
         terminated, truncated = (check_flags(flags, name, live, self.metadata["env"])
@@ -129,7 +129,7 @@ class GymVector(Env):
         self._detect_success_flag(info)
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
-            for row in self.finished.nonzero()[0]:  # its observation is already the first one of the next episode
+            for row in self.finished.nonzero()[0]:  # `obs` already shows the next episode
                 self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(add_batch_axis(info["final_obs"][row]), 1).items():
                     self.last_obs[name][row] = value[0]
@@ -306,7 +306,7 @@ def wrap_vector(vec: VectorEnv, metadata: Mapping[str, Any]) -> Env:
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> RestingRows:
-    """Makes a vector environment whose copies are stepped one after the other, until their episode ends.
+    """Makes a vector environment whose copies are stepped one after another, each until its episode ends.
 
     Args:
         build: Makes one environment. It must return a new one at each call.
@@ -325,7 +325,7 @@ def build(name: str, **options) -> gymnasium.Env:
 
 
 def check_api(env: gymnasium.Env, name: str) -> None:
-    """Checks that an environment has the signatures of Gymnasium, and not those of the old Gym.
+    """Checks that an environment has the signatures of Gymnasium. The old Gym has different ones.
 
     Args:
         env: The environment. It is reset and stepped once.

@@ -29,7 +29,7 @@ class SceneRenderer:
     """Draws square images of MuJoCo models without a window.
 
     Args:
-        model: A model. Others that are built from the same file, such as one for each episode, can be drawn too.
+        model: A model. Further models from the same file, such as one for each episode, can be drawn, too.
         size: Width and height of the images, in pixels.
     """
 
@@ -109,8 +109,8 @@ class MujocoCameras(GymVector, HasCameras):
             self._renderers[size] = SceneRenderer(model, size)
         if row not in self._drawn or self._drawn[row][0] is not model:
             self._drawn[row] = model, mujoco.MjData(model)
-        # After a step MuJoCo's positions of bodies are those before its last small step. Those of the state itself are
-        # computed elsewhere, because computing them changes what follows.
+        # After a step, MuJoCo's positions of bodies are from before its last small step. The positions of the present
+        # state are computed in other data, because computing them in `data` would change the steps that follow.
         drawn, kind = self._drawn[row][1], mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(model, kind))
         mujoco.mj_getState(model, data, state, kind)
@@ -126,10 +126,10 @@ class MujocoCameras(GymVector, HasCameras):
 
 
 class MujocoVector(MujocoCameras, Restorable):
-    """Several copies of a MuJoCo environment, stepped one after the other.
+    """Several copies of a MuJoCo environment, stepped one after another.
 
     The column `simulator.state` is MuJoCo's full physics state and the warm start of the solver. An episode that is
-    restored from it continues bit-identically.
+    restored from this column continues bit-identically.
     """
 
     def __init__(self, vec, metadata, lift=()):
@@ -157,7 +157,7 @@ class MujocoVector(MujocoCameras, Restorable):
         model, data = self.models[row]
         mujoco.mj_setState(model, data, state, STATE)
         mujoco.mj_forward(model, data)  # positions of bodies and sites
-        mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
+        mujoco.mj_setState(model, data, state, STATE)  # again: mj_forward has changed the warm start
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
         """Returns row i of a recorded column, which must exist and have this size."""

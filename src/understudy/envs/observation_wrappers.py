@@ -16,7 +16,7 @@ from ..data.episode import Episode
 from .base import Env, EnvWrapper, Obs
 
 Pairs = Sequence[tuple[int, int]]
-NOISE_STREAM = 17  # keeps the noise of a wrapper apart from that of its environment
+NOISE_STREAM = 17  # so that a wrapper draws other noise than its environment
 
 
 class ObservationTransform(EnvWrapper):

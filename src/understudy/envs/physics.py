@@ -14,7 +14,7 @@ import numpy as np
 
 from .base import Env
 
-UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # where those that wrap a simulator keep it
+UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # in which a wrapper keeps what it wraps
 OPTIONS = ("timestep", "gravity", "wind", "density", "viscosity", "integrator", "cone", "solver", "iterations",
            "tolerance", "impratio", "disableflags", "enableflags")
 MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",

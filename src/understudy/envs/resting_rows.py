@@ -17,8 +17,8 @@ class RestingRows(SyncVectorEnv):
 
     Attributes:
         resting: Rows that `step` leaves as they are, (num_envs,).
-        info_flags: Entries of infos that are flags. They are checked here, because Gymnasium casts those of all rows to
-            the type of the first one.
+        info_flags: Entries of infos that are flags. They are checked here, because Gymnasium casts the flags of all
+            rows to the type of the flag in the first row.
     """
 
     def __init__(self, env_fns):

@@ -235,7 +235,7 @@ class Distractors(ImageShift):
     own; they bounce off its edges."""
 
     name, is_integer = "distractors", True
-    radius, speed = 1 / 12, 0.01  # in heights of the picture, and those a step
+    radius, speed = 1 / 12, 0.01  # in heights of the picture; speed per step
 
     def shift_image(self, image):
         rows, height, width = image.shape[:3]
@@ -400,7 +400,7 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
 
 def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
     """Returns the shifts of MuJoCo environments whose state can be set, and of Meta-World."""
-    if "mujoco" not in sys.modules:  # then it is none of them
+    if "mujoco" not in sys.modules:  # then no environment of MuJoCo was made
         return ()
     from .mujoco import MujocoCameras, MujocoVector
 

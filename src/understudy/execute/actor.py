@@ -307,7 +307,7 @@ class TransformedActor(Actor):
     rollouts provide and robots do not.
 
     Args:
-        transforms: The column changes, in order. Each sees the columns of those before it.
+        transforms: The column changes, in order. Each change sees the columns that earlier changes have added.
         action: The feature of the actor's actions. None if no transform reads actions.
         action_size: Number of action components of the environment, for transforms that change actions. None if it is
             not known.
@@ -370,7 +370,7 @@ def with_new_plans(state: State, fresh: State, rows: Tensor) -> State:
         fresh: What `start` returned for these rows, (R, ...).
         rows: Which rows, (R,).
     """
-    if {"seen", "run"} <= state.keys():  # of a `PolicyActor`
+    if {"seen", "run"} <= state.keys():  # the state of a `PolicyActor`
         return {**state, "run": put(state["run"], rows, fresh["run"])}
     return {k: with_new_plans(v, fresh[k], rows) if isinstance(v, Mapping) and k in fresh else v
             for k, v in state.items()}

@@ -20,7 +20,7 @@ class Executor(ABC):
     """Config of an executor, which decides which action of which plan is executed at each step."""
 
     def check_planner(self, planner: Planner) -> None:
-        """Raises UserError if this executor cannot run a planner. `start` calls it, and so does training."""
+        """Raises UserError if this executor cannot run a planner. Training and `start` call it."""
 
     @abstractmethod
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -57,7 +57,7 @@ class ActionConditionedExecutor(Executor):
 
     `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its last chunk, which was planned
     and not executed. Recorded episodes contain no such chunk, and the recorded actions in its place would give away the
-    answer. The plans of the policy alone are what this executor plans first in an episode.
+    answer. Without a last chunk it plans as the policy alone does, as at the start of an episode.
     """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class ActionConditionedExecutor(Executor):
         Args:
             obs: Observation windows, (B, To, ...).
             executed: The last executed actions, oldest first, (B, P, A) in world units.
-            mask: False where the episode had not begun yet, (B, P). Those actions are not read.
+            mask: False where the episode had not begun yet, (B, P). Actions at these steps are not read.
 
         Returns:
             A chunk in world units, (B, H, A). Its first P steps stand for `executed`.

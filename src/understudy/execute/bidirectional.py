@@ -19,9 +19,9 @@ class BidirectionalDecoding(PlannerWrapper):
     """Executor that draws `n` plans, and takes one that continues the last chunk and is typical of the policy.
 
     Backward coherence is the distance of a plan from the rest of the last chunk. The `n_kept` plans with the smallest
-    distance stay candidates. Forward contrast is the mean distance of a candidate from the nearest half of the other
-    candidates, minus that from the nearest half of the weak policy's plans. The weak policy's plans are filtered by
-    their coherence too. The plan with the smallest sum of coherence and contrast is taken.
+    distance stay candidates. Forward contrast is a difference of two mean distances of a candidate: from the nearest
+    half of the other candidates, minus from the nearest half of the weak policy's plans. Of the weak policy's plans,
+    too, only the most coherent are used. The plan with the smallest sum of coherence and contrast is taken.
 
     Without a last chunk, all plans are candidates. Distances are in units of `action_scale`, and steps of a chunk that
     lie in the past do not count. The executor must tell what it was executing, as `ChunkedExecutor` does.

@@ -85,7 +85,8 @@ class ChunkedExecutor(Executor):
 
         Args:
             obs: Observation windows, (B, To, ...).
-            rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for those that are due.
+            rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for the rows whose plan
+                is due.
         """
         if rows is None and (rows := self.rows_due(state)) is None:
             return None
@@ -184,8 +185,8 @@ class RealTimeChunking(ChunkedExecutor):
     A new chunk arrives `delay` steps after its observation. It is asked to agree with the old chunk: fully on the
     steps that will be executed before it arrives, and less and less on later steps, up to the end of the old chunk.
 
-    Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure the plans of the
-    policy alone, which are those of the first chunk of an episode.
+    Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure plans that the
+    policy makes without an old chunk, as at the start of an episode.
 
     Args:
         delay: Number of steps between an observation and the arrival of its chunk.
@@ -219,7 +220,7 @@ class RealTimeChunking(ChunkedExecutor):
         return torch.where(step < 0, 1.0, later) * mask
 
     def accept_plan(self, planner, state, request, chunk, delay=0):
-        if delay == 0:  # the delay is simulated: the first steps are those of the old chunk
+        if delay == 0:  # the delay is simulated: the first steps are taken from the old chunk
             old, mask = self.last_chunk(state, request.rows).aligned()
             committed = mask & (torch.arange(chunk.shape[1], device=chunk.device) < self.skip + self.delay)
             chunk = torch.where(committed.unsqueeze(-1), old, chunk)

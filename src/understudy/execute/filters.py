@@ -91,7 +91,8 @@ class JerkLimit(ActionFilter):
 class FilteredExecutor(Executor):
     """Executor that filters the actions of another executor. The first action of an episode stays as it is.
 
-    The executor is no `ActionConditionedExecutor`, whose plans continue the actions that a filter would change.
+    The executor must not be an `ActionConditionedExecutor`: its plans continue the executed actions, which a filter
+    would change.
     """
 
     executor: Executor

@@ -18,16 +18,17 @@ class FollowDemonstration(Executor):
     """Executor that repeats the recorded actions of the nearest demonstration until it is no longer near.
 
     It runs policies with the head `Neighbors`, whose memory has every step of the demonstrations. At each step the
-    observation is compared with that of the demonstration at the same step. The memory is searched again if the
-    distance has grown to more than `ratio` times what it was when the demonstration was chosen, if `max_steps`
-    steps were executed, or if the demonstration has ended. Nothing is trained: other demonstrations are another task.
+    observation is compared with the observation that the demonstration has at the same step. The memory is searched
+    again if the distance has grown to more than `ratio` times what it was when the demonstration was chosen, if
+    `max_steps` steps were executed, or if the demonstration has ended. Nothing is trained. To do another task, give
+    other demonstrations.
 
     Args:
         max_steps: Largest number of steps until the next search.
-        ratio: Largest distance of the situations while one is followed, relative to that at the search. None only
-            searches after `max_steps` steps and at the end of a demonstration.
-        min_distance: A distance below this, in units of the encoder, is never a divergence. Without it an exact match
-            would end the next step.
+        ratio: Largest distance from the demonstration while it is followed, relative to the distance at the search.
+            None only searches after `max_steps` steps and at the end of a demonstration.
+        min_distance: A distance below this, in units of the encoder, is never a divergence. Without this limit,
+            following would end one step after an exact match.
 
     References:
         Malato et al. (2023), Behavioral Cloning via Search in Embedded Demonstration Dataset, arXiv:2306.09082.

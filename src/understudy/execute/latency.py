@@ -51,9 +51,9 @@ def _delay_plans(executor: Executor, planner: Planner, delay: int) -> Executor |
 class LatePlan(Executor):
     """Executor whose plans arrive some steps after their request, as if another machine computed them.
 
-    Until it arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
-    chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode
-    arrives at once. Subclasses are frozen dataclasses that say how late a plan is.
+    Until a plan arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
+    chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode arrives
+    at once. Subclasses are frozen dataclasses that say how late a plan is.
     """
 
     executor: ChunkedExecutor

@@ -17,7 +17,7 @@ from ..heads.memory.neighbors import Neighbors
 from ..policy import Guide, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, require_stepwise, sample_noise, sample_plans
 
-Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
+Unresolved: TypeAlias = Any  # in place of a module, until `PlannerWrapper.over` fills it in
 
 
 def _forwarded(name: str) -> Any:
@@ -83,7 +83,7 @@ class PlannerWrapper(Planner):
         return filled
 
     def _modules(self) -> Iterator[tuple[str, type, Any]]:
-        """Yields name, type and value of each module field. None is left out where it is the default."""
+        """Yields name, type and value of each module field. A None is left out if it is the default of its field."""
         for name, kind in {self.inner: Planner, **self.module_types}.items():
             value = getattr(self, name)
             if value is not None or getattr(type(self), name, "required") is not None:

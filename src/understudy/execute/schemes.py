@@ -19,7 +19,7 @@ class ExecutionScheme:
     """A named way to execute the plans of a policy.
 
     Args:
-        paper: Authors, year and arXiv number, and how the scheme differs. Empty if there is no paper.
+        paper: Authors, year and arXiv number, and how the scheme differs from the paper. Empty if there is no paper.
     """
 
     summary: str

@@ -26,8 +26,9 @@ Points = tuple[tuple[float, ...], ...]
 class ComposedConditions(NetworkGuidance):
     """Guidance that follows several conditions at once, each with its own scale: goals, words, skills.
 
-    The prediction is that without any condition plus, for each condition alone, `scale` times what it changes. The
-    policy must be trained with `ConditionDropout` for each condition, so that it knows each alone and none at all.
+    The prediction starts from the prediction without any condition. For each condition, `scale` times the change that
+    this condition alone makes is added. The policy must be trained with `ConditionDropout` for each condition, so that
+    it can act with one condition alone and with none.
 
     Args:
         conditions: The conditions, each with the names of its columns.
@@ -61,7 +62,7 @@ class ComposedConditions(NetworkGuidance):
 
 @dataclass(frozen=True)
 class _OtherPolicies(NetworkGuidance):
-    """Guidance that averages the predictions of several networks. The first weight is that of the guided one."""
+    """Guidance that averages the predictions of several networks. The first weight belongs to the guided network."""
 
     nets: tuple[Any, ...]
     contexts: tuple[Context, ...]
@@ -86,13 +87,12 @@ class ComposedPolicies(PlannerWrapper):
     under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
     of sampling are taken in coded actions.
 
-    Of policies with the head `Categorical` the logits are averaged. With the weights ``(1, b, -b)``, a policy and two
-    others, the second of which was tuned from the third, the policy acts as if it had been tuned likewise (emulated
-    fine-tuning).
+    Of policies with the head `Categorical` the logits are averaged. The weights ``(1, b, -b)`` emulate fine-tuning: if
+    the second policy was fine-tuned from the third, the first policy acts as if it had been fine-tuned in the same way.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`, or is `Categorical`.
-        weights: Weight of each policy, that of `planner` first. They sum to 1.
+        weights: Weight of each policy, beginning with the weight of `planner`. The weights sum to 1.
 
     References:
         Mitchell et al. (2024), An Emulator for Fine-Tuning Large Language Models using Small Language Models,
@@ -192,14 +192,14 @@ class ScorerGuided(ScoredPlanner):
     from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
     value counts.
 
-    The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the value of
-    Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will do. A
-    large `scale` leaves what was demonstrated.
+    The policy is not trained further. Classifiers that guide image models, and the value function of Diffuser, are
+    trained on noisy inputs. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans
+    can be used. With a large `scale`, plans differ from everything that was demonstrated.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion`, `EDM` or `Flow`.
         scorer: Scores plans, differentiably, such as a critic.
-        scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
+        scale: Factor of the score. 0 is the plain policy. A negative scale avoids plans with a high score.
 
     References:
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.

@@ -47,7 +47,7 @@ class ActionWrapper(ABC):
         return features
 
     def action_limits(self) -> tuple[float, float] | None:
-        """Returns the lowest and the highest value of the actor's action components. None if there are no limits."""
+        """Returns the lowest and the highest value of each action component of the actor. None without limits."""
         return None
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -222,11 +222,12 @@ class ResidualWrapper(ActionWrapper):
     def transform_episode(self, episode):
         """Adds the base actions and replaces the actions by corrections.
 
-        The base policy acts along the recorded observations. Its randomness is that of the recorded rollout if the
-        episode has "seed" and "number". Corrections may exceed the limits if `scale` is small, and are 0 if it is 0.
+        The base policy acts along the recorded observations. It draws the same random numbers as in the recorded
+        rollout if the episode has "seed" and "number". Corrections may exceed the limits if `scale` is small, and are 0
+        if it is 0.
 
         Raises:
-            Unsupported: If the period is above 1: recorded actions are no constant corrections.
+            Unsupported: If the period is above 1: corrections of recorded actions are not constant during a period.
         """
         if self.period != 1:
             raise Unsupported(f"recorded actions are not corrections that stay the same for {self.period} steps",
@@ -443,7 +444,7 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
     columns with one row more is kept.
 
     Args:
-        columns: Columns that are replaced; None removes one. Their rows are those of the result.
+        columns: Columns that are replaced; None removes one. The new columns have the rows of the result.
     """
     T, out, features = len(episode), {}, episode.features()
     first = np.arange(0, T, n)

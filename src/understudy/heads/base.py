@@ -171,7 +171,7 @@ class TemperatureHead(Head):
 
     @property
     def ignores_noise(self) -> bool:
-        """Whether the temperature is 0. Override it if plans still depend on the noise then, as those of `GMM` do."""
+        """Whether the temperature is 0. Override it if plans depend on the noise even then, as with `GMM`."""
         return self.temperature == 0
 
 
@@ -392,9 +392,9 @@ def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
     """Draws uniform training times, (B, H), for coded actions `like`, (B, H, A).
 
     Args:
-        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes` are
-            those of a rolling buffer, at a random phase (streaming diffusion). `PrefixTimes` are shared by the steps
-            that are not given.
+        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes`
+            increase along a rolling buffer, at a random phase (streaming diffusion). With `PrefixTimes`, all steps that
+            are not given share a time.
     """
     B, H = like.shape[:2]
     if kind == "each":

@@ -113,7 +113,7 @@ def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -
     It works under `torch.no_grad`, and not under `torch.inference_mode`.
 
     Args:
-        cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited, and that of a
+        cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited. The gradient of a
             `DirectCost` is taken at the estimate itself.
         estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
         x: Noisy actions, (B, H, A).

@@ -80,7 +80,7 @@ class VariancePreservingPath(GaussianPath):
     """Noise schedule of DDPM: ``alpha**2 + sigma**2 = 1`` on `n_train_steps` discrete levels.
 
     Level k of N is the time ``t = 1 - k / N``. Level 0 is the clean action. Other times use the nearest level, and
-    their velocity is that of the straight step to the next cleaner level.
+    their velocity is the velocity of a straight step from this level to the next cleaner one.
 
     Args:
         schedule: ``"squaredcos_cap_v2"`` (Nichol and Dhariwal 2021) or ``"linear"`` (Ho et al. 2020). The betas of

@@ -154,7 +154,7 @@ class DeterministicSolver(DenoisingSolver):
                          sigma_next: Tensor, guidance: Tensor | float = 0.0) -> Tensor:
         """Makes a step of order 1, without an earlier estimate.
 
-        Arguments are those of `step`, and `sigma_next`, the scale of the noise after it.
+        It has the arguments of `step`, and `sigma_next`, the scale of the noise after the step.
         """
         return alpha_next * clean + sigma_next * predict_noise(x, clean, alpha, sigma) + guidance
 
@@ -164,10 +164,10 @@ class DDIM(DeterministicSolver):
     """Denoising diffusion implicit solver (DDIM) with eta = 0, of order 1.
 
     Args:
-        clipped_noise: The noise that a step keeps is what x contains besides the clipped estimate. False computes it
-            from the estimate before clipping, as diffusers and LeRobot do (``use_clipped_model_output=False``). Single
-            steps (`Diffusion.denoise_step`) use the clipped estimate in any case, because a step of length 0 must
-            change nothing.
+        clipped_noise: True computes the noise that a step keeps from x and the clipped estimate. False computes it from
+            the estimate before clipping, as diffusers and LeRobot do (``use_clipped_model_output=False``). Single steps
+            (`Diffusion.denoise_step`) use the clipped estimate in any case, because a step of length 0 must change
+            nothing.
 
     References:
         Song et al. (2021), Denoising Diffusion Implicit Models, arXiv:2010.02502.

@@ -1,4 +1,4 @@
-"""Limits of actions: those that an environment executes, and those of the data."""
+"""Limits of actions: what an environment executes, and what the data contain."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ from .supervisors import PolicySupervisor
 from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
 from .updates import PerNewStep, PerRound, UpdateRule
 
-EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
-COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
+EXECUTED_ACTION = "executed_action"  # column: the action that was sent, if `action` is a label
+COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each counted once
 UNFINISHED = "unfinished-"  # before the number of a round in RUN/collection, until all its episodes are collected
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
@@ -86,8 +86,8 @@ class Exploration(ABC):
 class GaussianExploration(Exploration):
     """Adds independent Gaussian noise to each action.
 
-    Noisy actions stay within the limits of the environment, so that those that are stored are those that it executes.
-    Where the actions of the data are beyond these limits, as they were recorded, noisy actions may be as large.
+    Noisy actions stay within the limits of the environment, so that the environment executes exactly the actions that
+    are stored. Where recorded actions of the data are beyond these limits, noisy actions may be as large.
 
     Args:
         std: Standard deviation, in the units of the action.
@@ -179,7 +179,7 @@ class EpisodeCollector(ABC):
 
     @property
     def shows_policy(self) -> bool:
-        """Whether its episodes show what the policy does, so that their success is a score of it."""
+        """Whether collected episodes show how the policy acts. Their success is then a score of the policy."""
         return False
 
     def check(self, env: Env | None, person: Actor | None) -> None:
@@ -206,9 +206,9 @@ class RolloutCollector(EpisodeCollector):
 
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
-    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if that is
-    given. If the data have episodes that an earlier training collected with the same seed, the numbers continue theirs.
-    Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
+    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if `n_steps`
+    is given. If the data have episodes that an earlier training collected with the same seed, the numbers continue
+    after them. Seeds are seeds for recording, so no policy is evaluated on starts that it has seen.
 
     Args:
         n_episodes: Number of episodes in each round. None if `n_steps` is given.
@@ -217,7 +217,7 @@ class RolloutCollector(EpisodeCollector):
         exploration: How the policy explores. None to act as it would be deployed.
         supervisor: Who advises at every step: "expert" (the environment's own), "person", a policy that a stage
             trained, or a `PolicySupervisor`, which acts with its own executor. Its actions are the column
-            `supervisor_action`. None for nobody. It acts in the environment, outside of a wrapper.
+            `supervisor_action`. None for nobody. A supervisor acts in the environment, outside of a wrapper.
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 
@@ -321,7 +321,7 @@ class RolloutCollector(EpisodeCollector):
         latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
         seed, run_episodes = recording_seed(training.seed), rollout
         run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
-        if self.supervisor is not None:  # whose time a kill must not cost
+        if self.supervisor is not None:  # a killed process must not cost its time
             journal = EpisodeJournal(_unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps
         first = _first_number(training.data, seed)
@@ -346,7 +346,7 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _first_number(data: Dataset, seed: int) -> int:
-    """Returns the number of the first new episode, after those that earlier trainings collected with this seed."""
+    """Returns the number of the first new episode, after all episodes of earlier trainings with this seed."""
     numbers = (e.metadata["number"] for e in data if e.metadata.get("seed") == seed and "number" in e.metadata)
     return max((n + 1 for n in numbers if n >= FIRST_EPISODE), default=FIRST_EPISODE)
 
@@ -401,7 +401,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
     """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes.
 
     Args:
-        shape: That of the actions of the data, which may have no axis where the environment's have one number.
+        shape: Shape of the actions of the data. It may be () where the environment has (1,).
     """
     action, columns = features["action"], {}
     for name in ("action", POLICY_ACTION, SUPERVISOR_ACTION):
@@ -504,20 +504,20 @@ class CollectionRounds(DataCollection):
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
-            ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
+            ``updates=PerStoredStep(...)``, since a new learner has seen none of the stored steps.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
-        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at the others. Empty
-            to draw all steps equally often.
+        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at steps where it is
+            false. Empty to draw all steps equally often.
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
-        collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
-            so that a round that made the policy worse costs nobody's time.
+        collect_with: Which policy acts in a round: the one after the "last" updates, or the "best" checkpoint so far.
+            With "best", nobody spends time on a policy that the last round made worse.
         updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
-            from before them. A robot waits only if they take longer.
+            from before these updates. A robot waits only if the updates take longer than the collection.
         leave_out: Columns of flags. Steps at which one is true are stored and not learned. They divide an episode, so
             that no return goes beyond them.
-        rehearsal: How much of each batch comes from each earlier round, which is a task of its own. None to draw all
-            steps equally often.
+        rehearsal: How much of each batch comes from each earlier round, if every round is a separate task. None to draw
+            all steps equally often.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -621,7 +621,7 @@ class CollectionRounds(DataCollection):
                 training.log(**_summary(number, episodes, kept), **self._policy_score(episodes))
             if self.reset_learner:
                 training.build_learner(data)
-                if training.n_updates > start:  # it resumes within this round
+                if training.n_updates > start:  # the training resumes within this round
                     training.restore()
             last, meanwhile = number == self.n_rounds - 1, None
             if self.updates_meanwhile and not last and number + 1 not in rounds:
@@ -647,7 +647,7 @@ class CollectionRounds(DataCollection):
         return episodes.map(partial(_mark_round, number))
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
-        if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
+        if learner.config.compares:  # it reads demonstrations, which no retention rule removes
             for name in ("mixture_weights", "half_where", "leave_out", "rehearsal"):
                 if getattr(self, name):
                     raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",
@@ -696,7 +696,7 @@ def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[st
     """Returns the metrics of a collection round that are logged.
 
     Args:
-        kept: Those of the episodes that are learned.
+        kept: The episodes that are learned.
     """
     metrics = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):
@@ -749,7 +749,7 @@ class _StoredRounds:
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the collection rounds after this many updates, so that they are collected again."""
-        start = acted = config.initial_updates  # updates before those of a round, and of the policy that acted in it
+        start = acted = config.initial_updates  # updates before the round's own; updates of its acting policy
         whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
             if acted > n_updates or number != whole:

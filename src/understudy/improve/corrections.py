@@ -24,7 +24,7 @@ from .unlearned_steps import UNDONE, UNLEARNED, LearnedStepWeights, UnlearnedCol
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
 SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
 RLIF_BATCH_SIZE = 256
-RLIF_BC_WEIGHT = 2.0  # that of each stored action, against a score of mean size 1
+RLIF_BC_WEIGHT = 2.0  # weight of cloning each stored action, relative to a score of mean size 1
 
 
 # -- changes of episodes --------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def iwr(method: Method, rounds: CollectionRounds) -> Method:
 
 
 def sirius(method: Method, rounds: CollectionRounds) -> Method:
-    """Improves a policy by Sirius: steps are weighted by class, and those just before a takeover hardly count."""
+    """Improves a policy by Sirius: steps are weighted by class, and steps just before a takeover hardly count."""
     assert isinstance(method.learner, BehaviorCloning)
     return replace(method, transforms=(*method.transforms, PreInterventionLabel()),
                    learner=replace(method.learner, sample_weights=SIRIUS_WEIGHTS), collection=rounds)
@@ -152,7 +152,7 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
     transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), UndoneTakeovers(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
-    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # the score is that of a plan, the distance a mean over it
+    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # a plan has one score, the distance is a mean over steps
     learner = TD3(
         method.learner.steps, RLIF_BATCH_SIZE, bc_weight=weight, critic_warmup_updates=first // 2,
         critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))

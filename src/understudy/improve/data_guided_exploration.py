@@ -33,11 +33,12 @@ OPTIMIZER = OptimizerConfig(lr=3e-4, weight_decay=3e-2, lr_schedule="constant") 
 class DataGuidedExploration(Exploration):
     """Adds Gaussian noise in the directions in which demonstrations differ from the policy (DGN).
 
-    Before each round a new network learns the covariance, given the observation, of demonstrated actions minus those
-    that the policy plans without noise. The mean of the noise is 0. Limits are those of `GaussianExploration`.
+    Before each round a new network learns the covariance, given the observation, of the difference between demonstrated
+    actions and the actions that the policy plans without noise. The mean of the noise is 0. Actions have the same
+    limits as in `GaussianExploration`.
 
     Args:
-        n_updates: Number of its updates, on batches of 128.
+        n_updates: Number of updates of this network, on batches of 128.
         decay: Number of updates of the policy after which the noise has 1/e of the learned size.
 
     References:

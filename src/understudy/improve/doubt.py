@@ -60,14 +60,15 @@ class Doubt(ABC):
 class QuantileGate(Gate):
     """Base class of gates that ask for help by themselves, so that nobody has to watch.
 
-    The supervisor takes over where the doubt exceeds a threshold, and gives back where it does not exceed a lower one.
-    Both are quantiles of the doubt at the steps at which the policy acted in earlier rounds. Until there are any, they
-    are those of every fifth episode, on which the networks behind the doubt are not trained then.
+    The supervisor takes over where the doubt exceeds a threshold, and gives back control where the doubt does not
+    exceed a second, lower threshold. Both are quantiles of the doubt at the steps at which the policy acted in earlier
+    rounds. Until the policy has acted, they are quantiles over every fifth episode, and the networks that measure doubt
+    are not trained on these episodes.
 
     Args:
-        budget: Fraction of those steps above the threshold. More steps are acted, because the supervisor continues
-            until doubt is low again.
-        release: Fraction of those steps above the lower threshold.
+        budget: Fraction of the policy's steps at which doubt is above the threshold. The supervisor acts at more steps
+            than this, because it continues until doubt is low again.
+        release: Fraction of the policy's steps at which doubt is above the lower threshold.
     """
 
     needs_attention = False

@@ -1,4 +1,4 @@
-"""Loads the episodes that an improved run has learned: its first data, and those of its collection rounds."""
+"""Loads the episodes that an improved run has learned: its first data, and the episodes of its collection rounds."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def with_earlier_rounds(data: Dataset, run: Path, trust: Sequence[str] = ()) -> 
         stored = list(retention.keep(Dataset([*stored, *episodes])))
     first = [episode for episode in stored if ROUND not in episode.metadata]
     collected = [episode for episode in stored if ROUND in episode.metadata]
-    if not isinstance(method.learner, BehaviorCloning):  # others also learn from what should not be imitated
+    if not isinstance(method.learner, BehaviorCloning):  # other learners also use bad actions
         collected = [episode for episode in collected if {INTERVENTION, EXECUTED_ACTION} & episode.steps.keys()]
-        first = list(data)  # which began the policy, also where the learner reads its own episodes alone
+        first = list(data)  # they began the policy, even if the learner reads only its own episodes
     kept = [LabelsAsInterventions()(e) for e in collected if _is_unchanged(e, method)]
     return Dataset([*first, *kept], data.metadata), len(collected) - len(kept)
 

@@ -20,7 +20,7 @@ from ..learn.data_collection import Training
 INTERVENTION = "intervention"  # column: True where the supervisor acted
 POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
-BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that they mean
+BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that would be right
 ADVISED = "advised"  # column of gates that do not always ask: True where the supervisor was asked
 GATE_STREAM = 10  # stream of random numbers
 
@@ -71,7 +71,7 @@ class BuiltGate(ABC):
             obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
                 this step.
             action: Action of the policy, (B, A).
-            supervisor_action: Action of the supervisor, (B, A). That of the policy where the supervisor is not asked.
+            supervisor_action: Action of the supervisor, (B, A). The policy's action where the supervisor is not asked.
             state: The state that `wants_advice` returned.
 
         Returns:
@@ -174,10 +174,11 @@ class SupervisorThresholdGate(FixedGate):
 
     Args:
         threshold: Number above which the supervisor takes over.
-        release: Number up to which it gives back.
+        release: Number up to which it gives control back.
         delay: Steps between noticing and taking over.
-        hold: Number of steps that it acts at least.
-        slip: Probability of noticing nothing at a step where there is something, and the reverse.
+        hold: Smallest number of steps that it acts.
+        slip: Probability of an error at each step: noticing nothing where there is something, or something where there
+            is nothing.
     """
 
     threshold: Annotated[float, AtLeast(0)] = 0.5
@@ -246,15 +247,16 @@ class DisagreementGate(SupervisorThresholdGate):
 class ValueGate(FixedGate):
     """Gate that lets the supervisor take over where the policy's action has a lower value than the right one (RLIF).
 
-    Values are those of a critic. The right action is that of the supervisor, or the column `best_action`, if the
-    supervisor records one: a person may see what is wrong and still act badly. Values are subtracted, because a factor
-    of a negative value means the opposite. Between two takeovers the policy acts at least once.
+    A critic gives the values. The right action is the supervisor's action, or the column `best_action` if the
+    supervisor records it: a person may see what is wrong and still act badly. The margin is a difference of values,
+    because a ratio would mean the opposite where values are negative. Between two takeovers the policy acts at least
+    once.
 
     Args:
         critic: Scores an action for an observation, both of one step.
         margin: Loss of value above which the supervisor takes over.
-        hold: Number of steps that it acts then.
-        slip: Probability of taking over where there is no reason to, and of not doing so where there is.
+        hold: Number of steps that the supervisor then acts.
+        slip: Probability of taking over without a reason, and of not taking over where there is one.
         delay: Steps between the action and taking over. 0 if it is prevented, 1 if it is carried out and then noticed.
 
     References:
@@ -285,8 +287,9 @@ class DoubtGate(FixedGate):
 
     Args:
         score: What is measured at each step.
-        threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
-            The rate is that of the calibrated policy, so that it holds before the policy is trained further.
+        threshold: Doubt at which the policy asks, such as the threshold of a `FailureDetector`, which states a rate of
+            missed failures. The rate was calibrated with one policy, so it holds only until the policy is trained
+            further.
     """
 
     needs_attention, asks_always = False, False
@@ -372,7 +375,7 @@ class GatedActor(Actor):
     def act(self, obs, state):
         actor_state, key = state["actor"], state["key"]
         if self.replans and len(rows := state["acted"].nonzero().flatten()):
-            key = key + state["acted"]  # other random numbers than those of the plans before
+            key = key + state["acted"]  # draws other random numbers than the plans before
             fresh = self.actor.start({name: column[rows] for name, column in obs.items()}, key[rows])
             actor_state = with_new_plans(actor_state, fresh, rows)
         action, actor_state = self.actor.act(obs, actor_state)

@@ -37,7 +37,7 @@ class DemoGeneration(Operation):
     """Generates copies of demonstrations in which objects lie elsewhere and the actions near them are shifted.
 
     Actions are places (see `WaypointWrapper`): one or more points with as many components as a position. Nothing is
-    played back, so that a copy may be impossible. The objects count as lying where they were at the beginning.
+    played back, so that a copy may be impossible. Objects are taken to lie where they were at the beginning.
 
     Args:
         objects: What moves. The shifts of objects are independent.
@@ -79,9 +79,9 @@ class SegmentRule(ABC):
 class SymmetryAugmentation(Operation):
     """Generates segments of episodes elsewhere in the plane (shifted, turned, mirrored), executed in the environment.
 
-    Each is executed in the environment, from the moved position. It is left out if the environment takes it elsewhere
-    than the symmetry does, such as at a wall, and if `rule` refuses it. The episodes have the environment's rewards.
-    Other observations, such as a goal, are restored as they were recorded.
+    Each segment is executed in the environment, from the moved position. A segment is left out if the environment takes
+    it elsewhere than the symmetry does, such as at a wall, or if `rule` refuses it. The episodes have the environment's
+    rewards. Other observations, such as a goal, are restored as they were recorded.
 
     Args:
         env: Name of the environment, which must be able to restore a state.

@@ -37,7 +37,7 @@ TAKEN_OVER = ("hg-dagger", "iwr", "sirius", "rlif")  # methods whose supervisor 
 ASKED = ("ensemble", "thrifty", "doubt")  # the same, but the policy asks for help, and nobody has to watch
 HELPED = ("filtered", "residual", "rlpd")  # methods of practice in which a person may watch, judge and take over
 
-# Methods whose episodes must be those of the policy that learns.
+# Methods that need episodes in which the learning policy itself acted.
 LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo")
 
 
@@ -69,7 +69,8 @@ class Improvement:
         """Returns the method called `name`, and the runs of its stages.
 
         Raises:
-            UserError: There is no such method, or it needs a supervisor and has none, or the reverse.
+            UserError: There is no such method, or it needs a supervisor and has none, or it has a supervisor that it
+                cannot use.
         """
         if name not in IMPROVEMENTS:
             raise unknown_name("method", name, list(IMPROVEMENTS), "--with")
@@ -106,7 +107,7 @@ class Improvement:
         method = about.build(self, method)
         if self.supervisor == "person" and name in HELPED:
             method = _watched_practice(method)
-        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # of earlier rounds
+        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # by earlier rounds
             method = without_unlearned_steps(method)
         return method, stages
 
@@ -174,7 +175,7 @@ class ImprovementMethod:
 
     Args:
         build: Returns the method, given the improvement and the method that continues the run.
-        starts_as_run: Whether the untrained policy is that of the run. Otherwise it may be worse.
+        starts_as_run: Whether the policy acts like the run's policy before it is trained. Otherwise it may act worse.
     """
 
     summary: str

@@ -56,7 +56,7 @@ class EpisodeJournal:
     in_memory: dict[int, Episode] = field(default_factory=dict)
 
     def rollout(self, actor: Actor, env: Env, episodes: int, seed: int, *, first: int = 0) -> Dataset:
-        """Returns the same episodes as the function `rollout`. Those that are stored are read."""
+        """Returns the same episodes as the function `rollout`. Stored episodes are read, not run again."""
         def store(number: int, episode: Episode) -> None:
             self.store(number, env.annotate(episode) if isinstance(env, WatchedEnv) else episode)
         numbers = range(first, first + episodes)

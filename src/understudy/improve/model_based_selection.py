@@ -20,10 +20,11 @@ from .retention import RetentionRule
 
 @part
 class ModelBasedSelection(RetentionRule):
-    """Keeps only those steps of earlier rounds that the policy is likely to visit, each as an episode of one step.
+    """Keeps only the steps of earlier rounds that the policy is likely to visit, each as an episode of one step.
 
     A network learns to predict the next state. Roll-outs of the policy in it begin at starts of the data. Each
-    predicted state is replaced by the nearest state of the data that has not been chosen yet, whose step stays.
+    predicted state is replaced by the nearest state of the data that has not been chosen yet. The step with this state
+    stays.
 
     Rounds must be tasks (`TaskSequenceCollector`). The episodes before the first round are the first task, and the
     newest task stays whole. States and actions must be numbers. The authors' code was not found; this follows the

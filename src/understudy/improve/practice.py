@@ -43,7 +43,7 @@ from .updates import Epochs, PerRound
 
 BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
-SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
+SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # as in ResFiT
 CAREFUL = OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in WSRL
 STEERING: dict[str, Any] = {"temperature": 0.1, "target_entropy": 0.0, "critic": CriticConfig(layer_norm=True)}
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
@@ -112,7 +112,7 @@ def porl(practice: Practice, method: Method) -> Method:
     """Improves all weights of the policy with TD3, without demonstrations in its batches (policy-only RL, PORL).
 
     A new critic learns alone from the episodes of the first round, in which the policy stays as it is. It has seen no
-    other policy's, so that actions which are not in its episodes are not scored low.
+    episodes of other policies. Actions that are in none of its episodes do not get low scores.
 
     References:
         Xiao et al. (2025), Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only, arXiv:2505.16856.
@@ -240,7 +240,7 @@ def _updates(practice: Practice, method: Method) -> int:
 
 
 def _chunked(method: Method, name: str, kind: type[ChunkedExecutor] = ChunkedExecutor) -> ChunkedExecutor:
-    """Returns the executor of a run, which must execute one chunk after the other."""
+    """Returns the executor of a run, which must execute one chunk after another."""
     if not isinstance(method.executor, kind):
         raise Unsupported(f"one chunk is executed after the other, and {type(method.executor).__name__} overlaps them",
                           where=f"--with {name}", hint="train the policy with RecedingHorizon, or use --with residual")

@@ -110,7 +110,7 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def predicted_difference(reward: RewardModel, episode: Episode) -> float:
-    """Returns the sum of predicted rewards of the first segment of a comparison minus that of the second."""
+    """Returns the difference of the summed predicted rewards: first segment of a comparison minus second segment."""
     [rewarded] = LearnedReward(reward).apply(Dataset([episode]))
     is_second = np.reshape(episode.steps[SEGMENT], -1)[:len(episode)] > 0
     return float(np.where(is_second, -1, 1) @ rewarded.steps[REWARD])
@@ -120,7 +120,7 @@ def count_agreements(reward: RewardModel, comparisons: Dataset) -> tuple[int, in
     """Counts the comparisons in which the segment with the larger sum of rewards is the preferred one.
 
     Returns:
-        Their number, and that of all comparisons that prefer a segment.
+        The number of these comparisons, and the number of all comparisons that prefer a segment.
     """
     agreed = clear = 0
     for episode in comparisons:

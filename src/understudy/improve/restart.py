@@ -75,10 +75,10 @@ class FailureProbability:
 class Attempts(Env):
     """An environment in which a fixed actor tries until it succeeds. The action decides whether to stop an attempt.
 
-    The action has one number. Above 0, this step is the last one of the attempt. An attempt that was stopped, or that
-    ended without success, is followed by another from a new start, `restart_cost` steps later.
+    The action has one number. Above 0, this step is the last one of the attempt. After an attempt that was stopped, or
+    that ended without success, a new attempt begins from a new start, `restart_cost` steps later.
 
-    Observations are those of `env` and `observation.clock` (1), the number of steps of this attempt. The reward is
+    `observation.clock` (1), the number of steps of this attempt, is added to the observations of `env`. The reward is
     minus the time, so that the return is minus the makespan: the steps and restart costs until success. An episode
     succeeds when an attempt does. info["attempts"] is the number of attempts.
 
@@ -110,7 +110,7 @@ class Attempts(Env):
 
     def reset(self, which, key):
         everyone = torch.arange(self.rows)
-        if self.state is None and len(which) < self.rows:  # the others will be reset before anyone reads them
+        if self.state is None and len(which) < self.rows:  # further rows are reset before anyone reads them
             self._start_attempt(everyone)
         self.key[which], self.count[which], self.total[which] = key, 0, 0
         self._start_attempt(which)
@@ -233,7 +233,7 @@ def choose_threshold(
     predictions, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(predictions), np.linspace(0, 1, count, endpoint=False)))]
     spans = [_forecast_at(predictions, success, b).makespan(restart_cost) for b in bounds]
-    best = int(np.argmin(spans))  # of equals the first: never
+    best = int(np.argmin(spans))  # the first of equals, which is never to stop
     return float(bounds[best]), float(spans[best])
 
 

@@ -21,8 +21,8 @@ class RetentionRule(ABC):
         """Returns the episodes that stay. It is called after each round. Episodes that it leaves out do not come back.
 
         Args:
-            data: The episodes that stayed so far, in order, then those of the new round. Collected episodes have the
-                number of their round in their metadata, under `ROUND`.
+            data: The episodes that stayed so far, in order, then the episodes of the new round. Collected episodes have
+                the number of their round in their metadata, under `ROUND`.
         """
 
 

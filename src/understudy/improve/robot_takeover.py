@@ -123,7 +123,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def step(self, action):
         with self._at_rest_if_it_fails():
-            asks = self.takeover.is_asked  # in place of acting
+            asks = self.takeover.is_asked  # the policy asks instead of acting
             self.takeover.count_step(asks or self._is_handover and self.takeover.is_person)
             if asks:
                 self._stop()
@@ -216,7 +216,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         if self.takeover.is_person:
             self._take_over()
             return
-        if self._acting == "nobody":  # what it planned before is old
+        if self._acting == "nobody":  # its old plan no longer fits
             self.takeover.n_returns += 1
             self.pace.restart()
         self._acting = "policy"
@@ -304,7 +304,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         try:
             yield
         except BaseException:
-            self._acting = "policy"  # also stops a robot that seems to hold
+            self._acting = "policy"  # so that `_stop` also stops a robot that seems to hold
             self._stop()
             self._keys.close()
             raise

@@ -1,4 +1,4 @@
-"""Ratings of single steps: a rater that learns which steps are good, and a change that marks those of new episodes."""
+"""Ratings of single steps: a rater that learns which steps are good, and a change that marks them in new episodes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TAKEN = "observation.taken"  # column: the action that led to the observation
 class StepRating(Operation):
     """Adds the columns that a rater of steps learns from: which steps are good, and the action before each observation.
 
-    If more than half of the rated steps are bad, those are drawn less often, so that they are half of a batch.
+    If more than half of the rated steps are bad, bad steps are drawn less often, so that they are half of a batch.
 
     Args:
-        rating: Column with 1 at good steps, 0 at others, and NaN at steps that nobody has rated.
+        rating: Column with 1 at good steps, 0 at bad steps, and NaN at steps that nobody has rated.
     """
 
     rating: str = "good"
@@ -83,7 +83,7 @@ def step_scores(rater: Policy, episode: Episode) -> np.ndarray:
 
 @part
 class MarkGoodSteps:
-    """Marks, in collected episodes, the steps that a rater scores above 0.5, and those in which a person acted.
+    """Marks, in collected episodes, the steps that a rater scores above 0.5, and the steps in which a person acted.
 
     References:
         Zhong et al. (2024), Policy Improvement using Language Feedback Models, arXiv:2402.07876.

@@ -86,9 +86,9 @@ class FrameRates:
 
     Args:
         n_failures: Number of frames without success.
-        n_false: Number of those that it takes for a success.
+        n_false: Number of these frames that the classifier takes for a success.
         n_successes: Number of frames with success.
-        n_recognized: Number of those that it takes for a success.
+        n_recognized: Number of these frames that the classifier takes for a success.
     """
 
     n_failures: int

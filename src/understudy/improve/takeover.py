@@ -39,7 +39,7 @@ class TakeoverKeyboard(Keyboard):
 
 
 class TakeoverJointKeyboard(TakeoverKeyboard, JointKeyboard):
-    """The keys of `JointKeyboard`, which move joints, and those of a takeover."""
+    """The keys of `JointKeyboard`, which move joints, and the keys for a takeover."""
 
 
 class TakeoverKeys(TakeoverKeyboard, RecordingKeys):
@@ -172,7 +172,7 @@ class ReplanningActor(Actor):
 
     def act(self, obs, state):
         key, inner = state["key"], state["inner"]
-        if int(state["returns"][0]) != self.takeover.n_returns:  # with other random numbers than at the start
+        if int(state["returns"][0]) != self.takeover.n_returns:  # draw other random numbers than at the start
             inner = self.actor.start(obs, keys(int(key[0]), [self.takeover.n_returns]).expand(len(key)))
         action, inner = self.actor.act(obs, inner)
         return action, pass_record({"key": key, "returns": torch.full_like(key, self.takeover.n_returns)}, inner)

@@ -20,7 +20,7 @@ UNLEARNED = (HANDOVER, UNDONE)
 
 
 def count_learned(episodes: Iterable[Episode]) -> int:
-    """Returns the number of steps at which the supervisor acted, without those that are never learned."""
+    """Returns the number of steps at which the supervisor acted, without the steps that are never learned."""
     return sum(int(np.asarray(episode.steps[INTERVENTION], bool)[first:stop].sum()) for episode in episodes
                for first, stop in _unflagged_runs(episode, UNLEARNED))
 
@@ -68,7 +68,7 @@ class UnflaggedParts(EpisodeList):
     value, and returns have no reward of a flagged step or of a later one. Histories begin with the part.
 
     Args:
-        columns: Names of the flags. Those that an episode lacks are false.
+        columns: Names of the flags. A flag that an episode lacks is false.
     """
 
     def __init__(self, data: Dataset, columns: Collection[str]):

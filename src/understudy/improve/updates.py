@@ -17,7 +17,7 @@ class UpdateRule(ABC):
         """Returns the number of updates after a collection round, at least 1.
 
         Args:
-            stored: Steps of all episodes that stay in the replay buffer, those of the round included.
+            stored: Steps of all episodes that stay in the replay buffer, including the episodes of the round.
         """
 
     @abstractmethod

@@ -74,7 +74,7 @@ class Step:
         name: The function.
         of: Name of the network that the loss trains. None for `prepare`.
         weights, normalize, when, times: See `loss`.
-        first: Whether the step is made before those of base classes.
+        first: Whether the step is made before the steps of base classes.
     """
 
     name: str
@@ -135,12 +135,12 @@ def first(step: F) -> F:
 class Algorithm(LearnerConfig):
     """Base class of methods that learn by gradient descent: a frozen dataclass whose fields are the options.
 
-    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. `Engine` has
-    everything that changes, and a method nothing.
+    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. The method itself
+    holds nothing that changes in training: `Engine` holds all of it.
 
-    An update makes the steps one after the other, in the order in which they are defined, those of base classes first
-    (but see `first`). A function that replaces one of a base class takes its place. Without a decorator it also takes
-    over that of the base class. A step is left out if the subclass sets its name to None.
+    An update makes the steps in the order in which they are defined, with the steps of base classes first (but see
+    `first`). A function that overrides a step of a base class is made in the place of that step. Without a decorator it
+    keeps the decorator of the overridden step. A step is left out if the subclass sets its name to None.
 
     docs/own-method.md has an example, advantage-weighted regression.
     """

@@ -25,8 +25,7 @@ def is_update(metrics: Mapping[str, float]) -> bool:
 class LossCurve:
     """Callback that passes the mean metrics of the last `every` updates to a function.
 
-    Its state is saved with the learner, so that the curve of an interrupted training equals that of an uninterrupted
-    one.
+    Its state is saved with the learner, so that a training has the same curve whether it is interrupted or not.
 
     Args:
         write: Called as ``write(step=..., loss=..., ...)``.

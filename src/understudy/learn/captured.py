@@ -39,7 +39,8 @@ class Graph:
             returns the metrics. The last of these says whether all losses and gradients are finite. If not, nothing has
             changed.
         metrics: Names of the metrics, without the last one.
-        draws: What is drawn from the generator of the preparations (None), and from that of each loss (its number).
+        draws: What is drawn from each generator. The key None is the generator of the preparations, and a number is the
+            generator of the loss with this number.
         trained: The network of each loss.
     """
 
@@ -59,12 +60,12 @@ def capture(learner: Learner, *, compiled: bool = True) -> None:
 class CapturedUpdates:
     """Makes the updates of an `Engine` by graphs, which `torch.compile` turns into machine code.
 
-    They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
+    The graphs compute the same as `Engine.update`, with the same noise, up to rounding. The engine keeps all state. A
     graph is made when the first batch of its form comes, which takes half a minute or more. It is compared once with an
     update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
-        compiled: Whether graphs are compiled. False calls their operations one after the other.
+        compiled: Whether graphs are compiled. False calls their operations one by one.
 
     Raises:
         Unsupported: The updates of the method cannot be captured. The message says why.
@@ -79,7 +80,7 @@ class CapturedUpdates:
 
     def read_state(self) -> None:
         """Takes the weights and moments of the engine, after it was built or restored."""
-        self.graphs.clear()  # they may name tensors of before
+        self.graphs.clear()  # they may hold tensors from before
         names = {step.of for step in self.engine.config.steps_of_update()}
         self.adams = {name: _Adam(optimizer) for name, optimizer in self.engine.optimizers.items() if name in names}
         self.state = [t for a in self.adams.values() for t in (*a.parameters, *a.means, *a.squares)]
@@ -202,7 +203,7 @@ class CapturedUpdates:
         twin.n_updates = later
         twin.make_steps(_batch(others))
         try:
-            engine.n_updates = later  # which noise and rates depend on
+            engine.n_updates = later  # noise and rates depend on it
             inputs = [*(t.detach().clone() for t in self.state), *others.values(), *self.noise(graph),
                       *self.rates(graph)]
         finally:
@@ -400,7 +401,7 @@ def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without 
 def _has_dependent_shape(node: torch.fx.Node) -> bool:
     """Returns whether a graph node's result is no tensor, or has a shape that depends on values."""
     tags = getattr(node.target, "tags", ())
-    if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
+    if node.target is torch.ops.aten.index.Tensor:  # row numbers give a fixed shape, a mask does not
         return any(node.meta["val"].dtype == torch.bool for node in node.all_input_nodes[1:])
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 

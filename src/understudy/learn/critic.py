@@ -26,14 +26,15 @@ class CriticConfig:
     """Config of the networks of a critic.
 
     Args:
-        n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
+        n_critics: Number of networks. A plan's score is the smallest of the scores that they give (clipped double
+            Q-learning).
         layer_norm: Normalize after each hidden layer.
         share_encoder: One encoder for all networks, in place of one for each.
         target_subset_size: Number of networks, drawn for each update, whose smallest score is the target. None for all.
         n_quantiles: Number of quantiles of the return that each network learns, with a quantile Huber loss (QR-DQN).
-            A score is their mean. 1 learns the expected return, with a squared error.
+            A score is the mean of the quantiles. 1 learns the expected return, with a squared error.
         draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
-            ones. Targets and scores are those at equally spaced levels.
+            levels. Targets and scores still use equally spaced levels.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -213,7 +214,7 @@ class Critic(BuiltModule, Scorer):
         """Returns the quantiles of each network, one tensor each, whose gradients pass through no other network.
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of networks that `draw_levels`.
+            levels: Levels of the quantiles, (B, n_quantiles), for networks that `draw_levels`.
         """
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
@@ -228,7 +229,7 @@ class Critic(BuiltModule, Scorer):
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all.
 
-        With several quantiles it is those of the network with the smallest score, (n_quantiles, B[, N]).
+        With several quantiles it returns the quantiles of the network with the smallest score, (n_quantiles, B[, N]).
         """
         quantiles, size = self.quantiles(obs, plan), self.about.networks.target_subset_size
         if size is not None:
@@ -246,8 +247,8 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
     """Returns the quantiles of the network with the smallest score, for each observation and plan.
 
     Args:
-        quantiles: Those of each network, (n_critics, n_quantiles, ...).
-        min_weight: Their weight. The quantiles of the network with the largest score have the remainder.
+        quantiles: Quantiles of each network, (n_critics, n_quantiles, ...).
+        min_weight: Weight of the network with the smallest score. The network with the largest score has the remainder.
     """
     scores = quantiles.mean(1, keepdim=True)
     low = quantiles.take_along_dim(scores.argmin(0, keepdim=True), 0)[0]

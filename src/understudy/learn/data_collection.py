@@ -112,7 +112,7 @@ class DataCollection(ABC):
         """Returns the collection of a training with a multiple of the updates. By default it is the same.
 
         Args:
-            updates: Number of all updates, with those before the first round.
+            updates: Number of all updates, including the updates before the first round.
         """
         return self
 

@@ -140,8 +140,8 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context manager that seeds PyTorch's global generators, and restores them, that of a CUDA device too, afterwards.
 
-    Modules draw their initial weights and their dropout from these generators. `torch.random.fork_rng` does the same
-    in several times as long.
+    Modules draw their initial weights and their dropout from these generators. `torch.random.fork_rng` does the same,
+    but takes several times as long.
     """
     state = torch.default_generator.get_state()
     state_of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -43,8 +43,8 @@ BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerWrapper, 
 def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()) -> Method:
     """Returns a method with the executor of a scheme, and its way to plan after those that the method has.
 
-    The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The number
-    of steps that are executed from each chunk stays that of the method.
+    The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The method
+    still decides how many steps are executed from each chunk.
     """
     scheme, current = name.replace("_", "-"), method.executor
     if ":" not in name and scheme not in EXECUTION_SCHEMES:

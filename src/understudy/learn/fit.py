@@ -28,8 +28,8 @@ class LearnerConfig(ABC):
         lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
         compares: Whether each batch of collected episodes comes with a batch of demonstrations,
             `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both batches
-            are of them.
-        needs_others: Whether a learner that compares needs episodes that are no demonstrations.
+            consist of demonstrations.
+        needs_others: Whether a learner that compares needs episodes that are not demonstrations.
         validates: Whether the error on held-out episodes says how good the policy is. It does not if the policy reads a
             column that the episodes lack, such as a vector that names what to do.
     """
@@ -135,9 +135,9 @@ class Learner(ABC):
     def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
         """Adds columns to episodes, such as rewards, advantages or old log-probabilities.
 
-        It is called once for the first episodes, before any sampler of batches is built, and once for those of each
-        collection round. The result is stored, so that a resumed training does not call it again. Returns the episodes
-        as they are, by default.
+        It is called once for the first episodes, before any sampler of batches is built, and once for the episodes of
+        each collection round. The result is stored, so that a resumed training does not call it again. Returns the
+        episodes as they are, by default.
 
         Args:
             round: Number of the collection round, from 0. None for the episodes that are there before any is collected.

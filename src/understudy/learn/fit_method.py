@@ -74,8 +74,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                device: str | torch.device = "cpu") -> FitResult:
     """Trains a method in memory, on all of the data.
 
-    The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
-    All processes of `torch.distributed` train one policy together.
+    The weights equal the weights from `understudy.train` with the same seed and without held-out episodes. No file is
+    written. All processes of `torch.distributed` train one policy together.
 
     Args:
         method: The method. `method.learner.steps` updates are made, or, if it collects episodes, as many as its rounds
@@ -118,7 +118,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     recorded, data = data.features(), training_data(data, method)
     if policy is None:
         tell(episode_findings(method, TrainingEpisodes(data, data)))
-    else:  # it was made for such columns
+    else:  # the given policy was made for such columns
         tell(padding_findings(method.policy.window, data))
         tell(label_findings(method, data, data.features()))
 
@@ -304,7 +304,7 @@ def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = 
         fit_head: Whether to fit the head, such as cluster centers or a memory, and not the statistics alone.
     """
     loaded = {name for part in of_policy(parts) for name in part.load}
-    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
+    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory has the new data
     load_weights_from(policy, parts, modules)
     policy.fit_statistics(data, refit_codec="codec" not in loaded,
                           refit_head=fit_head and (keeps_data or "net" not in loaded))

@@ -75,7 +75,7 @@ class GradientLearner(Learner):
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
         self._modules: list[nn.Module] | None = None  # all that are in a registered network
-        self._others: dict[str, list[nn.Parameter]] = {}  # by network: the weights of the others
+        self._others: dict[str, list[nn.Parameter]] = {}  # by network: the weights of all other networks
 
     # -- what a subclass calls when it is built -------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class GradientLearner(Learner):
         The mean is over the whole batch, also if it is worked through in parts.
 
         Args:
-            **values: Tensors of any shape whose first axis is that of the windows. They need no gradient.
+            **values: Tensors of any shape with the windows on the first axis. They need no gradient.
         """
         for name, value in values.items():
             value = value.detach().float()
@@ -255,9 +255,9 @@ class GradientLearner(Learner):
         """Updates target networks, averaged weights and the counter. Call it once, at the end of `update`.
 
         Returns:
-            Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,
-            "critic/loss" and so on of the others, and what `log` has logged, as means over the calls of `minimize`;
-            and `metrics`.
+            Loss, gradient norm and learning rate of each network, and what `log` has logged, as means over the calls of
+            `minimize`; and `metrics`. The keys are "loss", "gradient" and "rate" for the policy, and begin with the
+            name for any other network, as "critic/loss".
         """
         for copies in (self.averages, self.targets) if moves_copies else ():
             for name, ema in copies.items():
@@ -304,7 +304,7 @@ class GradientLearner(Learner):
         module = self._networks[name].module
         if isinstance(module, Critic):
             module.check_source(source, place)
-            module.codec = copy.deepcopy(module.codec)  # its statistics become those of the stage, not the policy's
+            module.codec = copy.deepcopy(module.codec)  # it gets the statistics of the stage, and the policy does not
         try:
             load_tensors(module, source.state_dict())
         except RuntimeError as error:
@@ -321,7 +321,7 @@ class GradientLearner(Learner):
             if network.optimizer is not None:
                 groups[f"optimizers.{name}"], scalers[name] = network.optimizer.state()
         for kind, copies in (("averages", self.averages), ("targets", self.targets)):
-            for name, ema in copies.items():  # their buffers are those of the network
+            for name, ema in copies.items():  # copies have the buffers of the network
                 groups[f"{kind}.{name}"] = dict(ema.module.named_parameters())
         tensors = {f"{group}.{k}": v.detach() for group, tree in groups.items() for k, v in tree.items()}
         return tensors, {"updates": self.n_updates, "scalers": scalers,

@@ -415,7 +415,7 @@ def _diffusion_name(policy: Policy, name: str) -> str:
 def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
     """Converts a tensor of LeRobot to the form of understudy."""
     if name.startswith(POSTERIOR_OUTPUT):
-        return scale_last_half(tensor, 0.5)  # the logarithm of the variance becomes that of the standard deviation
+        return scale_last_half(tensor, 0.5)  # from log variance to log standard deviation
     if name == TIME_WEIGHT:
         return reflect_time(policy, tensor)
     if ".film." in name:

@@ -49,7 +49,7 @@ class Method:
             method may refer to stages before it.
         inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy, with
             `PlannerWrapper.over`.
-        wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
+        wrapper: What the policy's actions mean, if they are not actions of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
             the column changes that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
 
@@ -101,8 +101,9 @@ class Method:
 def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> Method:
     """Returns a method that makes another number of updates.
 
-    The updates of its stages change by the same factor, but to no fewer than 1. So do those before the first round of a
-    collection; the others are divided equally among its rounds.
+    The updates of its stages change by the same factor, but to no fewer than 1. If the method collects episodes, the
+    updates before the first round change by this factor too, and the remaining updates are divided equally among the
+    rounds.
 
     Args:
         steps: Number of updates of the method itself, or of its last stage if that trains it (`play-lmp`).
@@ -159,9 +160,9 @@ class InitializeFrom:
         load: Submodules of the policy whose weights are taken over: "codec" (the statistics of the data), "encoder",
             "net", or one inside these, such as "encoder.maps". Statistics that are not loaded are fitted to new data.
         train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
-        frozen: Submodules inside those of `train` that are not trained, such as "encoder.maps".
-        into: Name of the module that receives the weights: "policy", or another of the learner, such as "critic". That
-            takes over all weights, with the statistics that it was trained with, and is trained on.
+        frozen: Submodules of the submodules in `train` that are nevertheless not trained, such as "encoder.maps".
+        into: Name of the module that receives the weights: "policy", or another module of the learner, such as
+            "critic". A module other than the policy takes over all weights and statistics, and is trained further.
     """
 
     source: FromStage
@@ -349,7 +350,7 @@ def _with_fixed_batches(wrapper: ActionWrapper, rows: int) -> ActionWrapper:
 def has_latent_actions(method: Method) -> bool:
     """Returns whether the policy chooses skills, such as latents or codes, which a low-level policy turns into actions.
 
-    Its errors on recorded episodes are then those of skills, and not of actions.
+    Its errors on recorded episodes are then errors of skills, and not of actions.
     """
     return isinstance(method.wrapper, SkillWrapper)
 
@@ -386,8 +387,8 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     """Returns the episodes that the policy of a method is trained on.
 
     The operations of `method.transforms`, and the column changes before them, are applied first. The wrapper converts
-    the episodes next, except those that were recorded in `WrappedEnv`. The remaining column changes are applied last.
-    Without a wrapper, nothing is computed before a column is asked for.
+    the episodes next, except episodes that were recorded in `WrappedEnv`. The remaining column changes are applied
+    last. Without a wrapper, nothing is computed before a column is asked for.
 
     Args:
         data: Recorded episodes of the environment, or of `WrappedEnv`, as their metadata "env" says.
@@ -396,7 +397,7 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     last = _last_operation(method)
     data = apply_transforms(data, method.transforms[:last])
     if method.wrapper is not None:
-        online_changes(method)  # they must stand behind the wrapper
+        online_changes(method)  # column changes must stand behind the wrapper
         data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
                         for episode in data], data.metadata)
     return apply_transforms(data, method.transforms[last:])

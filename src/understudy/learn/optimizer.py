@@ -25,10 +25,10 @@ class OptimizerConfig:
         warmup_steps: Updates until the largest rate is reached.
         lr_schedule: Schedule after warm-up. "cosine" ends at 0.
         grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
-        accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory, if the
-            loss of a window depends on no other window. What a loss takes from its batch, such as a mean score that
-            it divides by, is of the part. Several processes share the parts, so that 1 process and 4 give the same
-            result for accumulation_steps=4.
+        accumulation_steps: Number of parts of a batch. The result is the same as with the whole batch in one part, with
+            less memory, if the loss of a window depends on no other window. A loss that uses a statistic of its batch,
+            such as a mean score that it divides by, computes this from one part. Several processes share the parts, so
+            that 1 process and 4 give the same result for accumulation_steps=4.
         precision: Precision of the network's arithmetic. Weights, optimizer and averages stay fp32. "auto" is bf16
             where it is faster: see `automatic_precision`. "fp16" needs CUDA.
         compile: Use torch.compile for trunk and encoder.
@@ -193,7 +193,7 @@ class OptimizerState:
         for name, value in tensors.items():
             i, _, key = name.partition(".")
             value = value.permute(self.order[int(i)]) if value.ndim else value
-            # New tensors, because those of safetensors are not aligned.
+            # New tensors, because tensors from safetensors are not aligned.
             entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})

@@ -273,8 +273,8 @@ def episode_findings(method: Method, episodes: TrainingEpisodes, decoded: bool =
     """Checks whether episodes have what a method reads: columns, classes, finite numbers, windows and labels.
 
     Args:
-        episodes: The episodes after the method's transforms. The error names the first one that does not fit, by its
-            number among all of them.
+        episodes: The episodes after the method's transforms. The error gives the number of the first episode that does
+            not fit, counted over all episodes.
         decoded: See `preflight`.
 
     Raises:
@@ -403,7 +403,7 @@ def _rounding_findings(name: str, data: Dataset) -> Iterator[DataWarning]:
 def padding_findings(window: Window, data: Dataset) -> Iterator[DataWarning]:
     """Warns if a window is so much longer than the episodes that over two thirds of it are always padding.
 
-    The episodes are those that the policy is trained on, after the method's transforms.
+    It looks at the episodes that the policy is trained on, after the method's transforms.
     """
     # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
     # of padding costs little. Most often the first episode is long enough, and no other is read.
@@ -474,9 +474,9 @@ class ConstantComponent:
 def constant_components(policy: Policy, data: Dataset) -> tuple[ConstantComponent, ...]:
     """Returns components that change in the data, but that a policy treats as constant.
 
-    The statistics of the policy count: a policy of an earlier version may treat more components as constant than one
-    that is trained now. A component that only changes by the rounding of float32 is left out. So are the targets of
-    policies that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
+    The statistics of the policy decide: a policy of an earlier version may treat more components as constant than a
+    policy that is trained now. Left out are components that only change by the rounding of float32, targets of policies
+    that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
 
     Args:
         policy: A policy with statistics.

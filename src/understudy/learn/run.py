@@ -7,7 +7,7 @@ RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksu
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/stages/NAME/           a run of each stage of the method
 RUN/collection/NNNNNN/     the episodes of each collection round: episodes.npz, round.json
-RUN/collection/unfinished-NNNNNN/  those of a supervised round that is not complete yet, each in its folder
+RUN/collection/unfinished-NNNNNN/  episodes of a supervised round that is not complete yet, each in its folder
 RUN/metrics.jsonl          one line per measurement; CARD.md is the model card
 """
 

@@ -12,7 +12,7 @@ from .run import Run, describe_differences
 
 MAX_DIFFERENCES = 3  # differences that are listed
 
-# Fields of learners whose first or last updates differ from the others.
+# Fields of learners that make the first or last updates of a training special. Each value says how.
 _PHASES = {"cloning_fraction": "is a fraction of all of them", "warmup_fraction": "is a fraction of all of them",
            "label_noise": "is 0 in the last tenth of them"}
 Documents = Mapping[str, Any]  # of a checkpoint, by file name

@@ -23,8 +23,8 @@ from .optimizer import OptimizerConfig
 class WeightFunction(ABC):
     """Function that weighs the steps of a batch in the loss.
 
-    A weight function that is an `nn.Module` is saved and restored with the learner. One that trains networks of its
-    own is a `LearnedWeightFunction`.
+    A weight function that is an `nn.Module` is saved and restored with the learner. A weight function that trains
+    networks is a `LearnedWeightFunction`.
     """
 
     @abstractmethod
@@ -167,12 +167,13 @@ class ClassBalancedWeights(SampleWeights):
 
     The mean weight of all steps is 1.
 
-    The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0,
-    and classes without steps get none; the other targets are then scaled to a sum of 1.
+    The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0.
+    Classes without steps have no share, and the remaining shares are then scaled to a sum of 1.
 
     Args:
         targets: Target share of class 0, 1, and so on. None keeps its share of the steps, so that its weight is 1.
-        remainder: The class that gets what the targets of the others leave. Its own target does not count.
+        remainder: The class that gets what remains of 1 after the targets of all other classes. Its own target does not
+            count.
         column: The number of the class of each step.
 
     References:
@@ -286,8 +287,8 @@ class AdvantageWeights(FixedWeights):
     """Sample weights exp(beta * advantage), bounded above (advantage-weighted cloning).
 
     Args:
-        advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for that of a stage's critic,
-            or a function at the top of a module.
+        advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for the advantage by a stage's
+            critic, or a function at the top of a module.
         beta: Inverse temperature.
         max_weight: Upper bound of a weight.
 
@@ -322,7 +323,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
     References:
         Blessing et al. (2023), Information Maximizing Curriculum: A Curriculum-Based Approach for Imitating Diverse
         Skills, arXiv:2303.15349, whose code subtracts the largest log-likelihood of each window: a single expert then
-        ignores nothing. Here a constant is subtracted, which changes no weight relative to the others.
+        ignores nothing. Here a constant is subtracted, so that the ratio of two weights does not change.
     """
 
     temperature: Annotated[float, Above(0)] = 0.1
@@ -344,7 +345,7 @@ class TrimmedWeights(SampleWeights, WeightFunction):
     """Sample weights that are 0 for the windows with the largest losses of each batch (trimmed loss).
 
     Args:
-        fraction: Fraction of the windows that do not count. It should be above that of the wrong ones.
+        fraction: Fraction of the windows that do not count. It should be above the fraction of wrong windows.
 
     References:
         Rousseeuw (1984), Least Median of Squares Regression, Journal of the American Statistical Association 79.

@@ -28,15 +28,16 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
               log: Callable[[str], None] = lambda text: None) -> tuple[FitResult, ...]:
     """Trains a method with several seeds on the CPU, at once where that is faster.
 
-    The result of each seed is that of `fit_method` with that seed, except for rounding, which long trainings magnify:
-    initial weights, order of the data, noise, gradient clipping and averaged weights are those of the seed.
+    Each seed has the result of `fit_method` with this seed, except for rounding, which long trainings magnify. Initial
+    weights, order of the data, noise, gradient clipping and averaged weights are the same as in `fit_method`.
 
-    The updates of all seeds are one graph if `train --compile` can compile those of the method (see `StackedUpdates`).
-    Five seeds of `iql` with networks of width 64 then take three fifths of the time, and compiled a quarter.
+    The updates of all seeds are one graph if `train --compile` can compile updates of the method (see
+    `StackedUpdates`). Five seeds of `iql` with networks of width 64 then take three fifths of the time, and compiled a
+    quarter.
 
-    One after the other train networks of more than 100,000 weights that are not compiled, trainings of less than 500
-    updates, methods with a reward model or that collect episodes, and all whose updates cannot be captured, or not be
-    computed at once.
+    The seeds are trained one after another if the networks have more than 100,000 weights and are not compiled, if
+    there are less than 500 updates, if the method has a reward model or collects episodes, or if its updates cannot be
+    captured or computed at once.
 
     Args:
         method: The method. Its stages are trained first, with the same seeds.

@@ -29,7 +29,7 @@ class StackedUpdates:
 
     Args:
         engines: Engines of one method, which differ in their seeds and data.
-        compiled: Whether graphs are compiled. False calls their operations one after the other.
+        compiled: Whether graphs are compiled. False calls their operations one by one.
 
     Raises:
         Unsupported: The updates cannot be captured, or not be computed at once. The message says why.

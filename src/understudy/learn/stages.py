@@ -125,7 +125,7 @@ def copy_run(source: Path | str, folder: Path) -> None:
     if folder.is_dir():
         try:
             original = find_checkpoint(source)
-        except UserError:  # it is gone, and the copy is enough
+        except UserError:  # the original is gone, and the copy is enough
             return
         if Run.fingerprint(original) != Run.fingerprint(find_checkpoint(folder)):
             raise UserError(f"the stage was copied from other weights than those of {source}", where=folder,
@@ -156,7 +156,7 @@ def _copy_without_learner(source: Path, folder: Path) -> None:
 def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:
     """Returns the provenance.json of the stages of a run, and of their stages, by names such as "from/from".
 
-    The weights of the run began there, or it uses those of the stage.
+    The weights of the run were initialized from the stage, or the run uses the weights of the stage.
     """
     out: dict[str, dict[str, Any]] = {}
     for stage in sorted((run / "stages").glob("[!.]*")):
@@ -186,7 +186,7 @@ def is_finished(run: Run, method: Method) -> bool:
 def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
     """Raises an error if modules of stages read columns with other shapes, orders or units than the data.
 
-    The data are those before any transform.
+    The data must not have been transformed yet.
     """
     as_recorded = not method.transforms and method.wrapper is None
     referenced = tuple(find_references(method))
@@ -247,7 +247,7 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                 _check_columns(policy, source, place)
             try:
                 module, weights = submodule(policy, name, place), submodule(source, name, place).state_dict()
-                if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
+                if name.partition(".")[0] == "codec":  # each column has statistics, which must keep their shape
                     _check_shapes(module, weights)
                 load_tensors(module, weights)
             except RuntimeError as error:

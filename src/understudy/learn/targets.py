@@ -22,8 +22,9 @@ _OTHER_UNIT_RATIO = 10.0  # times the largest return: farther away is another un
 def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the discounted rewards of windows, and the factor of the value that follows them, (B,) each.
 
-    The target of a critic is ``reward + bootstrap * value(batch.next)``. An episode that terminated has no value
-    afterwards. One that was cut off has: it may be shorter than the window, and then the discount counts its own steps.
+    The target of a critic is ``reward + bootstrap * value(batch.next)``. There is no value after an episode that
+    terminated. After an episode that was cut off there is one. Such an episode may be shorter than the window, and then
+    the discount counts the steps of the episode.
 
     Args:
         batch: Its `extra` has the columns `next.reward` and `next.terminated`.
@@ -93,8 +94,8 @@ def td_loss(quantiles: Tensor, target: Tensor, levels: Tensor | None = None, *, 
     Args:
         quantiles: The prediction, (..., n_quantiles, B). One is the expected return.
         target: Its target, (B,), or equally likely targets, (..., n_targets, B).
-        levels: Those of the quantiles, (n_quantiles, B). None if they are equally spaced.
-        huber: Whether the error of a single value is that of Huber as well.
+        levels: Levels of the quantiles, (n_quantiles, B). None if they are equally spaced.
+        huber: Whether the error of a single value is a Huber error, too.
 
     References:
         Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.

@@ -107,26 +107,28 @@ class RunConfig:
     """Options of `train` besides the method, the data and the folder.
 
     Args:
-        steps: Number of updates. None: those of the method (see `method.with_steps`).
+        steps: Number of updates. None: the number in the method (see `method.with_steps`).
         seed: Seed of the first weights, the order of the data, noise and dropout.
         device: Where to compute. "auto" takes a GPU if there is one.
-        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
-            or else by the rollouts of the policy in the rounds of a collection, or else by the validation error; of
-            equals the later. Its seeds must not be those of the final evaluation.
+        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint has the best
+            score. Without a score it has the best rollouts of the policy in the rounds of a collection, or else the
+            smallest validation error. Of equal checkpoints the later one is best. The final evaluation must use other
+            seeds than the score.
         save_freq: Updates between checkpoints. Each checkpoint is validated and scored. None: a tenth of all, or, if
             the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
-            Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
+            The choice does not depend on `seed`, so that policies of different seeds are judged on the same episodes.
         callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
         sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
-        stream: Where the windows come from, shard by shard. The data are then its first episodes: columns, statistics
-            and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
+        stream: Where the windows come from, shard by shard. `data` are then the first episodes of the stream: they give
+            columns, statistics and validation. Not for a method that keeps its data (knn), nor with `sampling_weights`.
         progress: A progress bar on standard error. None: where that is a terminal.
         resume: False refuses a folder that holds a run.
         command: The command that the model card gives for training this again.
         options: The options of that command as JSON data, with its name as "command".
-        include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
-            a warning that names them. Of a stream, those among its first episodes are known and left out.
+        include_interrupted: Also train on episodes whose recording was interrupted. Otherwise they are left out, with a
+            warning that names them. Of a stream, only interrupted episodes among the first episodes are known and left
+            out.
         stages: Existing runs that take the place of stages, by the stage's name. They are copied into the run and not
             trained. `stages.use_run` gives the method of such a stage.
         stage_callbacks: Returns the callbacks of a stage that is trained, given the stage and its run. `callbacks` are
@@ -166,14 +168,14 @@ class RunConfig:
 def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Policy:
     """Trains a method, and the stages it needs, into the folder of a run.
 
-    The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
-    same class of machine with the same number of threads and processes.
+    The same call continues a stopped run. The result is then bit-equal to a run that was never stopped, on the same
+    class of machine with the same number of threads and processes.
 
     A call with more `steps` continues a run whose learning rate does not depend on their number
-    (`lr_schedule="constant"`). Its weights are those of a run with that many steps from the start; only the updates at
-    which checkpoints are validated differ, unless `save_freq` is given. Stages that are not finished are trained first,
-    each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or accelerate all
-    processes train one policy together.
+    (`lr_schedule="constant"`). It ends with the same weights as a run with that many steps from the start. Only the
+    updates at which checkpoints are validated differ, unless `save_freq` is given. Stages that are not finished are
+    trained first, each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or
+    accelerate all processes train one policy together.
 
     Args:
         **options: Fields of `RunConfig`, such as ``seed=1, device="cpu", score=score``.
@@ -366,7 +368,7 @@ def default_save_freq(steps: int) -> int:
 class _RunTraining(MethodTraining):
     """A training in the folder of a run, with checkpoints from which it can continue."""
 
-    save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
+    save_freq: int | None  # updates between evaluated checkpoints; None: `update` is told when
 
     def __init__(self, prepared: _Preparation):
         run_config, method, run = prepared.config, prepared.resolved, prepared.run
@@ -400,7 +402,7 @@ class _RunTraining(MethodTraining):
         folder = self.run.folder / "annotated"
         if self.processes.first and not folder.is_dir():
             episodes = self.learner.annotate(data, None)
-            without_images = episodes.map(lambda e: e.replace(  # they are long, and are those of the data
+            without_images = episodes.map(lambda e: e.replace(  # images are large, and unchanged
                 {k: None for k, f in e.features().items() if f.kind == "image"}))
             with whole_folder(folder) as part:
                 write_dataset(without_images, part / "episodes.npz", "npz")
@@ -494,7 +496,7 @@ class _RunTraining(MethodTraining):
             except _Interrupted:
                 stopped = True
             self.save(self.n_updates)
-            stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
+            stopped = self.processes.any(stopped or interrupts.seen)  # a signal may have come during the save
         self.processes.wait()
         if stopped:
             raise KeyboardInterrupt
@@ -591,7 +593,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
     old_method = run.read_checkpoint_json(last, "method.json")
     old_settings = {"method": present_document(old_method, packages_of(stage.method))}
     new_settings = {"method": config.dump(stage.method)}
-    if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
+    if (run.checkpoint_path(last) / "train").is_dir():  # the stage was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
         old_settings |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         new_settings |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}

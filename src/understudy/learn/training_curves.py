@@ -55,7 +55,7 @@ class TrainingCurves:
         seconds: Time that the training took so far.
         data: Which data and held-out episodes the run has. Held-out errors can be compared if this is equal.
         evaluations: Lines of RUN/eval/*.jsonl, oldest first. Each has the key "where" in addition.
-        of_latents: Whether held-out errors are those of latents, and not of actions (see `method.has_latent_actions`).
+        of_latents: Whether held-out errors are errors of latents, and not of actions (see `method.has_latent_actions`).
         target: The column that the policy predicts.
     """
 

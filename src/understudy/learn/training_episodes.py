@@ -20,8 +20,8 @@ class EpisodeSplit:
     """The episodes of a data set that are not trained on, by their indices in order.
 
     Attributes:
-        held_out: Those on which checkpoints are validated.
-        left_out: Those whose recording was interrupted.
+        held_out: Episodes on which checkpoints are validated.
+        left_out: Episodes whose recording was interrupted.
     """
 
     held_out: tuple[int, ...] = ()
@@ -93,8 +93,8 @@ class TrainingEpisodes:
     """The training episodes of a data set, after a method's transforms.
 
     Attributes:
-        complete: All of them, with those that are held out or left out.
-        learned: Those that are trained on.
+        complete: All episodes, including the ones that are held out or left out.
+        learned: The episodes that are trained on.
     """
 
     complete: Dataset
@@ -129,7 +129,7 @@ def validation_data(data: Dataset, method: Method, split: EpisodeSplit, learned:
     """
     recording, held_out = without_made_episodes(method), data.select([])
     if split.held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions):  # perhaps the others have actions
+        with contextlib.suppress(NoActions):  # perhaps the training episodes have actions
             held_out = _quiet_training_data(data.select(split.held_out), recording)
     return ValidationEpisodes(held_out, learned if recording is method else
                               training_data(split.learned(data), recording))

@@ -33,7 +33,7 @@ class Need:
     check: Callable[[str, Schema, Mapping[str, Any], Others], None] | None = None
 
 
-LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
+LEAST_SPREAD = 0.1  # difference of the 10th and 90th percentile of returns, as a fraction of the larger
 
 
 def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],

@@ -39,7 +39,8 @@ class MethodInfo:
             benchmarks found, also if it speaks against the method.
         rows: Rows of the table of systems, docs/evidence/systems.md, if it is in there.
         needs: What the data must have, and what must be given while acting. `find_method` checks each `Need` that has
-            a check. The parts of the method that read a column check the others when the training starts.
+            a check. A need without a check is checked when the training starts, by the part of the method that reads
+            the column.
     """
 
     paper: str
@@ -52,8 +53,8 @@ def method(paper: str, *, when: str, rows: tuple[str, ...] = (),
            needs: tuple[Need | str, ...] = (NUMBERS,)) -> Callable[[Function], Function]:
     """Decorator of an `Algorithm`, or of a function that returns a `Method`. Stores a `MethodInfo` on it.
 
-    The arguments are those of `MethodInfo`. In understudy itself each is a literal or a constant of `methods/needs.py`,
-    because `read_info` reads it from the source.
+    It takes the arguments of `MethodInfo`. In understudy itself each argument is a literal or a constant of
+    `methods/needs.py`, because `read_info` reads it from the source.
     """
     info = MethodInfo(paper, when, rows, needs)
 
@@ -106,7 +107,7 @@ def _summary(docstring: str) -> str:
 
 
 def method_names() -> list[str]:
-    """Returns the names of all methods: understudy's, then those that installed packages register."""
+    """Returns the names of all methods: understudy's, then the methods that installed packages register."""
     bundled = method_files()
     return [*bundled, *(name for name in find_plugins("methods") if name not in bundled)]
 
@@ -237,7 +238,7 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
 def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list[str]:
     """Returns the methods that lack one of the needs of a method, and have no further need but other actions.
 
-    Those of its family come first, and there are at most eight.
+    Methods of its family come first. There are at most eight methods.
     """
     files = method_files()
     family = {other for other in files if name in files and files[other].parent == files[name].parent}

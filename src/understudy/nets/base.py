@@ -176,7 +176,7 @@ class CachesContext(TrunkNet):
 
 
 class FusesTimes(CachesContext):
-    """A trunk that a cheaper network can replace at a few times that are known beforehand, as those of a sampler."""
+    """A trunk that a cheaper network can replace at a few times that are known beforehand, as in a sampler."""
 
     @abstractmethod
     def fuse(self, times: Tensor) -> CachesContext:
@@ -254,7 +254,7 @@ def is_captured(name: str) -> bool:
 
 
 def _captured_with(name: str) -> dict[str, Tensor] | None:
-    """The captured activations, if this name is one of those to capture."""
+    """The captured activations, if this name is to be captured."""
     capture = None if torch.compiler.is_compiling() else _capture.get()
     return capture[1] if capture is not None and name in capture[0] else None
 

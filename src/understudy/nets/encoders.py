@@ -103,7 +103,7 @@ class _TokenEncoderNet(EncoderNet):
 
 
 def check_inputs(inputs: Collection[str], names: Iterable[str], where: str) -> None:
-    """Raises UserError for the first name that is no input of the policy."""
+    """Raises UserError for the first name that is not an input of the policy."""
     for name in names:
         if name not in inputs:
             raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(inputs)}.", where=where,
@@ -219,7 +219,7 @@ class _ImageTokens(nn.Module, ImageFeatures):
 
     @property
     def _frozen(self) -> FrozenVisionNet:
-        if not isinstance(self.body, FrozenVisionNet):  # that of a critic or a discriminator
+        if not isinstance(self.body, FrozenVisionNet):  # an encoder of a critic or a discriminator
             raise Unsupported(f"{type(self.body).__name__.strip('_')} reads images, and batches have the features that "
                               "the encoder of the policy caches", where="TokenEncoder.cache_features",
                               hint="use cache_features=False, or the same frozen network")

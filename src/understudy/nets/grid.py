@@ -25,8 +25,8 @@ class GridEncoder(Encoder):
         channels: Channels of the convolutions. Empty for the planes themselves.
         at: Column with the cell of the agent, classes of shape (2,). The encoder then gives the token of this cell
             alone, one for each observation step. None gives the tokens of all cells, row by row.
-        n_rounds: Number of times that the convolutions after the first run, with the same weights. Before each
-            further round, the features are added to those of the first convolution.
+        n_rounds: Number of times that the convolutions after the first run, with the same weights. Before each further
+            round, the features are added to the output of the first convolution.
     """
 
     channels: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64, 64, 64, 64)

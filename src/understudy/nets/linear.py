@@ -21,7 +21,7 @@ MIN_MULTIPLICATIONS = 2**27 if re.search(r"cpu family\s*: 25\b", _PROCESSOR) els
 
 
 def _mkl_is_slow() -> bool:
-    """Whether fp32 products of MKL, which PyTorch uses, are slower here than those of oneDNN, which it includes.
+    """Whether fp32 products by MKL, which PyTorch uses, are slower here than products by oneDNN, which it includes.
 
     MKL uses AVX-512 only on Intel processors.
     """
@@ -60,7 +60,7 @@ def inside_transform() -> bool:
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`. It may have no inputs; then it is its bias, which begins at 0."""
+    """`torch.nn.Linear`, computed by `linear`. Without inputs it gives its bias, which begins at 0."""
 
     def reset_parameters(self) -> None:
         if self.in_features:

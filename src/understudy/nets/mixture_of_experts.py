@@ -55,7 +55,7 @@ class MoEFeedForwardNet(nn.Module):
         super().__init__()
         self.config = config
         self.router: nn.Module = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, config.n_experts))
-        # The initial weights are those of linear layers.
+        # The initial weights are drawn as in linear layers.
         layers = [(nn.Linear(width, hidden), nn.Linear(hidden, width)) for _ in range(config.n_experts)]
         self.weight_in = nn.Parameter(torch.stack([first.weight.detach() for first, _ in layers]))  # (E, hidden, width)
         self.bias_in = nn.Parameter(torch.stack([first.bias.detach() for first, _ in layers]))
@@ -68,7 +68,7 @@ class MoEFeedForwardNet(nn.Module):
         return self.router(time).softmax(-1)
 
     def weights(self, time: Tensor) -> Tensor:
-        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1, and those not chosen have 0.
+        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1; experts not chosen have 0.
 
         In training, all steps of a batch row share the random numbers, and so their experts if they share a time. Times
         are (B, S, width) there.

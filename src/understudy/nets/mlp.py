@@ -37,7 +37,7 @@ class MLP(Trunk):
 
 @dataclass(frozen=True)
 class _MLPContext(Context):
-    """A context with its contribution to the first layer, (B, width), and that of a fixed time, (width,) or None."""
+    """A context, its contribution to the first layer, (B, width), and a fixed time's contribution, (width,) or None."""
 
     context_features: Tensor | None = None
     time_features: Tensor | None = None

@@ -53,7 +53,7 @@ class FocusCrop(Encoder):
     Args:
         at: Column with the point, such as what a detector found. -1 and 1 are the edges of the image, and y goes up.
             The codec must leave it as it is: ``Normalizer(unscaled=...)``. None for the middle of the image.
-        side: Side of the square as a fraction of that of the image. 1 is the whole image, wherever the point is.
+        side: Side of the square as a fraction of the side of the image. 1 is the whole image, wherever the point is.
         cells: Number of cells along each side.
         channels: Channels of the convolutions. Empty for the cells themselves.
 

@@ -87,7 +87,7 @@ def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
-    """Raises UserError if the shape of one row of a column is not that of a point cloud, (points, channels)."""
+    """Raises UserError if one row of a column does not have the shape of a point cloud, (points, channels)."""
     if len(shape) != 2 or shape[1] < 2:
         raise UserError(f"A point cloud has the shape (points, channels), and this is {shape}.",
                         where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

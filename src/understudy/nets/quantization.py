@@ -42,7 +42,7 @@ class FSQ:
     def quantize(self, x: Tensor) -> Tensor:
         """Bounds and rounds each component of vectors (..., D) of any size. The codes are from -1 to 1.
 
-        The gradient is that of the bounded vector (straight-through).
+        The gradient is the gradient of the bounded, unrounded vector (straight-through).
         """
         n = self._counts(x)
         half, offset = (n - 1) * (1 + MARGIN) / 2, (n % 2 == 0) * 0.5
@@ -122,8 +122,8 @@ class ResidualVQ(nn.Module):
     def update(self, x: Tensor, decay: float, rng: Generator, dead_fraction: float = 1 / 32) -> None:
         """Moves the codes towards the vectors that they stand for.
 
-        A code that hardly stands for any vector is replaced with a random vector of the batch. So are all codes in
-        the first update.
+        A code that hardly stands for any vector is replaced with a random vector of the batch. In the first update, all
+        codes are replaced so.
 
         Args:
             x: Vectors, (B, D).

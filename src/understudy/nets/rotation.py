@@ -82,7 +82,7 @@ class RotationConv(nn.Module):
 class RotationConvNet(nn.Module):
     """Convolutional network whose output turns with its input: f(R x) = R f(x).
 
-    It is exact for rotations by multiples of 90 degrees, if n is a multiple of 4, and approximate for the others.
+    It is exact for rotations by multiples of 90 degrees, if n is a multiple of 4, and approximate for all other angles.
 
     Args:
         hidden: Channels of the hidden layers, for each rotation.

@@ -33,7 +33,7 @@ class Transformer(Trunk):
             make of the tokens of the context, (B, N, width).
             ``"block_causal"``: as ``"cross"``, but action step i reads only action steps 0 to i and tokens of
             observation steps up to its own, ``spec.action_start + i``. This trains a loss at every position of a
-            history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
+            history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are the same as with
             ``"cross"``.
         encoder_depth: Number of layers over the context alone, before the action steps read it.
             ``Transformer(512, 1, 8, encoder_depth=4)`` has the size of ACT's network, which is `ACTTransformer`.
@@ -96,7 +96,7 @@ class _TransformerContext(Context):
 
 
 class _TransformerNet(CachesContext):
-    # nn.ModuleList, which does not say of what: blocks.
+    # These are nn.ModuleLists of blocks. The type does not say what a list holds.
     encoder: Any
     layers: Any
     token_to_token: Tensor
@@ -377,7 +377,7 @@ def scaled_dot_product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
 def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """Weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
 
-    Arguments are those of `scaled_dot_product`. Each row of the weights sums to 1.
+    It takes the arguments of `scaled_dot_product`. Each row of the weights sums to 1.
     """
     score = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)

@@ -59,7 +59,7 @@ class FrozenVisionNet(VisionNet):
     Args:
         body: A network from images (N, C, h, w) with values in [0, 1] to features (N, tokens, size). It is never
             trained.
-        width: Width of the tokens. None for those of the features.
+        width: Width of the tokens. None for the width of the features.
         preprocessing: Plain JSON that says, with the weights, what `body` computes.
     """
 
@@ -101,7 +101,7 @@ def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
     """Returns the layer from features to tokens, and the width of its output.
 
     Args:
-        width: Width of the tokens. None for those of the features, without a layer.
+        width: Width of the tokens. None for the width of the features, without a layer.
     """
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
@@ -262,7 +262,7 @@ class _ResNet(VisionNet):
 class PixelNormalizer(nn.Module):
     """Shifts and scales pixels by a mean and a standard deviation that are stored with the weights.
 
-    They are those of ImageNet until other statistics are loaded.
+    These are the statistics of ImageNet until others are loaded.
     """
 
     mean: Tensor
@@ -345,7 +345,7 @@ class ResNetBody(nn.Module):
 class Residual(nn.Module):
     """Two convolutions of 3 x 3 with a shortcut, as in ResNet-18."""
 
-    expansion = 1  # channels of the output, as a multiple of those inside
+    expansion = 1  # channels of the output, as a multiple of the channels inside
 
     def __init__(self, size, inner, norm, stride):
         super().__init__()
@@ -448,7 +448,7 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
     """Crops images (N, C, h, w) to (N, C, *size).
 
     Args:
-        size: Height and width of the result, at most those of the images.
+        size: Height and width of the result, at most the height and width of the images.
         rng: Draws a random position for each image, on the device of the image. None crops the center.
     """
     n, _, h, w = image.shape

@@ -33,7 +33,7 @@ class StepCounts:
         repeated: Actions that repeated the last one of a chunk, because no new plan had come.
         late: Steps that took longer than a period.
         missed: Further periods that late steps took. Meanwhile the robot held its last goal.
-        bad: Steps of these kinds. One that is of two kinds counts once.
+        bad: Steps that were clipped, repeated, late or missed. A step of two kinds counts once.
         retries: Requests to the devices of the robot that were repeated.
     """
 

@@ -30,8 +30,8 @@ class CameraStatus:
     Args:
         rate: Frames per second, over the last second.
         mean_rate: Frames per second, over all frames.
-        dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of
-            those that came.
+        dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of the
+            frames that came.
     """
 
     frames: int
@@ -269,7 +269,7 @@ class EmulatedCamera(ThreadedCamera):
 
     The first 16 columns of blocks, an eighth of the picture high, are white for the ones and black for the zeros of the
     frame number, most significant bit first. `frame_number` reads it, also after lossy video. Depth is
-    400 + x + y + frame number % 1000 mm, before the rotation. Arguments are those of `ThreadedCamera`.
+    400 + x + y + frame number % 1000 mm, before the rotation. It takes the arguments of `ThreadedCamera`.
     """
 
     def __init__(self, width: int = 640, height: int = 480, fps: float = 30, rotation: int = 0, depth: bool = False,
@@ -300,7 +300,7 @@ class EmulatedCamera(ThreadedCamera):
                 255 * (number >> bits & 1), width // _NUMBER_BITS)[:, None]
             depth = self._rotate(ramp + np.uint16(number % 1000)) if self.has_depth else None
             yield self._rotate(color), depth
-            # A thread that is late misses frames, as that of a camera does.
+            # A thread that is late misses frames, as the thread of a real camera does.
             number = max(number + 1, int((time.monotonic() - began) * self.fps))
 
     def _rotate(self, picture: np.ndarray) -> np.ndarray:

@@ -241,7 +241,8 @@ class EmulatedBus(ABC):
         port: Path to open.
         rejected: Number of instruction packets with a wrong checksum.
         instructions: Number of valid instruction packets.
-        mirrored: Servos that are mounted the other way round on the joint of another one: its id by their ids.
+        mirrored: Second servos, mounted the other way round on a joint. Maps the id of each to the id of the joint's
+            first servo.
         lock: Held while packets are answered.
     """
 

@@ -14,7 +14,7 @@ from .limits import SafetyLimits
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
-_FOLLOW_SECONDS = 10.0  # in which the device is driven, at most
+_FOLLOW_SECONDS = 10.0  # longest time in which the device is driven
 _ALIGNED_DISTANCE = 2.0  # units of the action: as near, the robot goes to the device at once
 _STALLED_SECONDS = 5.0  # in which the robot comes no nearer to the device: something blocks it
 
@@ -23,10 +23,10 @@ class Handover:
     """Handover of a robot: the actions of a person from the moment of a takeover on.
 
     Args:
-        teleop: The device, connected. One that moves relative to the last action begins at the pose of the robot.
-        mover: Who moves where the poses differ. "leader": the device is driven to the pose of the robot and released,
-            if it has motors; what remains, the robot goes. "robot": the robot goes to the pose of the device.
-            "nobody": the difference stays, as long as the person acts.
+        teleop: The device, connected. A device that moves relative to the last action begins at the pose of the robot.
+        mover: Who moves where the poses differ. "leader": the device, if it has motors, is driven to the pose of the
+            robot and released; then the robot moves the rest of the way. "robot": the robot goes to the pose of the
+            device. "nobody": the difference stays, as long as the person acts.
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
         limits: Limits of the robot. A device may be beyond them: then the robot goes as far as they let it.
 
@@ -60,7 +60,7 @@ class Handover:
                 while not self.teleop.follow(pose) and self.clock() < ends:
                     show("hold the leader loosely: it goes to the pose of the robot, and is released there")
                     self.sleep(period)
-            except BaseException:  # it is lost on the way, or Ctrl-C is pressed
+            except BaseException:  # the device is lost, or Ctrl-C is pressed
                 with suppress(RobotError):
                     self.teleop.release()
                 raise

@@ -1,6 +1,6 @@
 """Adapters of LeRobot's robots and teleoperators. No other file of the package imports LeRobot.
 
-Their types are those of LeRobot's commands, with the prefix lerobot/. Tested with LeRobot 0.4.4.
+The names of their types are the ones in LeRobot's commands, with the prefix lerobot/. Tested with LeRobot 0.4.4.
 """
 
 from __future__ import annotations

@@ -172,7 +172,8 @@ class SafetyLimits:
     def reachable(self, goal: np.ndarray, command: np.ndarray) -> np.ndarray:
         """Returns the goal, (A,) float64, that repeating a command would reach within the limits.
 
-        Velocity, lead and load are no part of it: they delay a robot that nothing blocks, and do not keep it away.
+        The limits of velocity, lead and load do not change this goal: they delay a robot that nothing blocks, but it
+        still arrives.
 
         Args:
             goal: The last goal that was sent, (A,).

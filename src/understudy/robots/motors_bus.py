@@ -27,7 +27,7 @@ from .registers import MODEL_NUMBERS, Register
 try:
     import termios
 
-    # pyserial's errors are OSErrors, a closed port is a TypeError, and termios.error is no OSError
+    # pyserial's errors are OSErrors, a closed port is a TypeError, and termios.error is not an OSError
     _LINE_ERRORS: tuple[type[Exception], ...] = (OSError, TypeError, termios.error)
 except ImportError:  # Windows
     _LINE_ERRORS = (OSError, TypeError)
@@ -57,7 +57,7 @@ class Motor:
 class MotorsBus(ABC):
     """A serial line with servos, and how to read and write their registers.
 
-    Values are those of the registers, with their sign. All methods may be called from several threads.
+    Values are the contents of the registers, with their sign. All methods may be called from several threads.
 
     Args:
         port: Path or name of the serial port.

@@ -33,8 +33,8 @@ class SafeRobot(Robot):
     Attributes:
         n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. After `stop` it
             does not move.
-        n_clipped: Number of actions of which a limit changed a joint by more than 1 % of its range. Those of slow
-            starts do not count.
+        n_clipped: Number of actions in which a limit changed a joint by more than 1 % of its range. Actions during a
+            slow start do not count.
         on_step: Called after each command with the last observation, the action and what was sent. It must not wait.
     """
 

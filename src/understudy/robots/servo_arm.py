@@ -23,7 +23,7 @@ from .registers import BAUD_RATES
 from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-# Units of the load register for the largest torque; XL430 reports per mille, the others mA.
+# Value of the load register at the largest torque: in thousandths for sts and xl430 servos, in mA for the rest.
 _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
               "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
 MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
@@ -302,7 +302,7 @@ def joint_unit(units: Mapping[str, str]) -> str:
         units: Unit of each joint, as `ServoArm.units`.
 
     Returns:
-        The unit of most joints, and in brackets those of the others: "deg (gripper: percent)".
+        The unit of most joints, and in brackets the joints with another unit: "deg (gripper: percent)".
     """
     most = max(units.values(), key=list(units.values()).count)
     others = ", ".join(f"{joint}: {_UNIT_NAMES[unit]}" for joint, unit in units.items() if unit != most)
@@ -517,7 +517,7 @@ def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
         except ConnectionLost:
             silent.append(name)
         except RobotError:
-            continue  # it answered, with a fault
+            continue  # the servo answered, with a fault
     return silent
 
 

@@ -19,7 +19,7 @@ REPEATS, PAUSE_SECONDS = 5, 0.02  # nobody confirms the packets, and a packet of
 
 
 def main() -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # those of a terminal or of a scheduler are for the parent
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a terminal or a scheduler sends them, for the parent
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     from serial import Serial

@@ -71,7 +71,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     """Returns the TLS context of a server, or None without a certificate.
 
     Args:
-        certificate: PEM file with the certificate and those above it.
+        certificate: PEM file with the certificate, followed by the certificates of the authorities that issued it.
         key: PEM file with the private key.
     """
     if certificate is None and key is None:

@@ -76,8 +76,8 @@ class Client:
             {"observations": {name: {"dtype", "shape", "names", "unit"}}, "action": {...}, "fps": 30,
             "normalization": "none", "action_convention": "..."}. All entries are optional.
         timeout: Seconds to wait for a connection or a reply.
-        ca: PEM file with the certificate of the server or of its authority, for "wss://". By default those of the
-            system.
+        ca: PEM file with the certificate of the server or of its authority, for "wss://". By default the authorities
+            that the system trusts.
 
     Attributes:
         checkpoints: The checkpoints that the server has planned with so far, oldest first.
@@ -119,8 +119,9 @@ class Client:
 
         Args:
             obs: {column: array}. Text goes under "prompt". A policy that reads several steps (`policy["n_obs_steps"]`)
-                needs all of them: give those since the last request, but no more than the last `n_obs_steps`, as one
-                array (steps, ...), oldest first. The server refuses a request that leaves out some.
+                needs all of them: give the observations since the last request, but no more than the last
+                `n_obs_steps`, as one array (steps, ...), oldest first. The server refuses a request in which one of
+                them is missing.
             executed: Number of actions of the last reply that were executed before this observation. By default
                 `n_action_steps`.
             delay: Number of actions that will be executed before the reply is used, as measured. A policy with
@@ -183,7 +184,7 @@ class Client:
             raise RequestRefused(f"{self.url}: {text or error}") from None
         except (OSError, InvalidHandshake) as error:
             raise self._lost(f"no connection ({error or type(error).__name__})") from None
-        except (InvalidURI, ValueError) as error:  # a ValueError, such as of a port that is no number
+        except (InvalidURI, ValueError) as error:  # a ValueError if the port is not a number
             raise RequestRefused(f"{self.url}: this is not an address of a server ({error})") from None
         if self.schema is not None:
             number = next(self._numbers)

@@ -13,7 +13,7 @@ from .metrics import ServerMetrics
 
 MAX_PENDING = 128
 ACCEPTED_AT_ONCE = 16  # connections; the oldest pending ones can be dropped before the next are accepted
-_RESERVED = 16  # descriptors for files, such as those of a new checkpoint
+_RESERVED = 16  # descriptors for files, such as a new checkpoint
 
 
 def connection_limits(max_clients: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class CountedConnection(ServerConnection):
         if self._tls is None:
             self._make(transport)
         else:
-            transport.pause_reading()  # what has come belongs to TLS
+            transport.pause_reading()  # bytes that have come belong to TLS
             self._starting = self.loop.create_task(self._start_tls(transport, self._tls))
 
     def data_received(self, data):

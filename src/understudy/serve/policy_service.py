@@ -65,7 +65,7 @@ class PolicyService(Service):
     Args:
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
-            them. A client may ask for the other.
+            them. A client may ask for either kind.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,
@@ -126,7 +126,7 @@ class PolicyService(Service):
         for i, request in enumerate(requests):
             try:
                 work = self._prepare(served, request)
-            except Exception as error:  # of one request: the others are answered
+            except Exception as error:  # in one request: the server still answers the rest
                 replies[i] = error
             else:
                 groups.setdefault(work.kind(), {})[i] = work
@@ -308,7 +308,7 @@ def _run_together(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply 
 def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
     try:
         return finish(*results)
-    except Exception as error:  # of one client
+    except Exception as error:  # only one client fails
         return error
 
 
@@ -395,7 +395,7 @@ def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) 
         key, words = next(((k, sent[k]) for k in ("prompt", "task") if sent.get(k) is not None), ("", None))
         if isinstance(words, str):
             columns[name] = torch.from_numpy(served.texts[name](words).copy())
-        elif words is not None and name not in sent:  # it must not act on the default task
+        elif words is not None and name not in sent:  # do not act on the default task instead
             raise RequestError(f"{key!r} must be the task in words, as one text, but is a {type(words).__name__}")
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():

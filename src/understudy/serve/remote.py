@@ -125,7 +125,7 @@ def connect_policy(address: str) -> Client:
     path = os.environ.get(TOKEN_VARIABLE)
     token = None if path is None else read_tokens(Path(path))[0]
     client = _asked(lambda: Client(address, token=token))
-    RemotePlanner(client)  # refuses what is no policy of understudy
+    RemotePlanner(client)  # refuses what is not a policy of understudy
     return client
 
 
@@ -133,7 +133,7 @@ def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Ac
     """Returns the actor of a served policy. Chunks are executed here, or on the server if they have to be.
 
     Args:
-        executor: The executor. None for that of the served method.
+        executor: The executor. None for the executor of the served method.
     """
     if executor is None and not planner.client.policy["chunks"]:
         return RemoteActor(planner.client)

@@ -18,7 +18,8 @@ def differences(served: Mapping, expected: Mapping) -> list[str]:
     """Lists the differences between what a policy reads and plans and what a client sends and expects.
 
     Only what the client gives is compared, except that the client must give every column that the policy reads. The
-    policy converts between float16, float32 and float64, and it resizes images, so that these are no differences.
+    policy converts between float16, float32 and float64, and it resizes images, so that these do not count as
+    differences.
 
     Args:
         served: Schema of the policy: {"observations": {name: {"dtype", "shape", "names", "unit", "kind"}}, "action":

@@ -4,10 +4,10 @@ The first message to a client is the metadata. Each request is then answered by 
 `server_timing`, or by a text with an error, after which the connection is closed.
 
 Options of a request are under its key `understudy`: `id` (a number that the reply repeats); `reset`, `seed` and
-`episode` (start an episode, and its randomness); `executed` and `delay` (actions executed since the last reply, and
-those until this reply is used); `deadline` (seconds until the reply is due, if less than the server's); `mode` ("chunk"
-or "action"); and `op` ("hello" compares `schema`, "plan" plans explicit windows, "start" and "act" keep the rows of a
-rollout on the server).
+`episode` (start an episode, and its randomness); `executed` and `delay` (number of actions executed since the last
+reply, and number until this reply is used); `deadline` (seconds until the reply is due, if less than the server's);
+`mode` ("chunk" or "action"); and `op` ("hello" compares `schema`, "plan" plans explicit windows, "start" and "act" keep
+the rows of a rollout on the server).
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class PolicyServer:
         server.close(close_connections=False)
         self._pending.close()
         for connection, idle in list(self._idle.items()):
-            if idle:  # the others close after their reply
+            if idle:  # busy connections close after their reply
                 asyncio.ensure_future(connection.close(GOING_AWAY, "the server ends"))
         until = time.perf_counter() + self.options.grace
         while self._idle and time.perf_counter() < until:
@@ -388,7 +388,7 @@ class BackgroundServer:
     def stop(self) -> None:
         """Ends the server, after the replies that are being computed."""
         assert self.server is not None and self._loop is not None
-        with suppress(RuntimeError):  # it has ended
+        with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self.server.stop)
 
     def _run(self) -> None:

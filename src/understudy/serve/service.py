@@ -84,10 +84,10 @@ class Reply:
 class Service(ABC):
     """Base class of services, which answer requests.
 
-    `run` is called in the thread of the network, the other methods in that of the event loop.
+    `run` is called in the thread of the network. The other methods are called in the thread of the event loop.
 
     Attributes:
-        schema: What the policy reads and plans, for the handshake. None if that is not known.
+        schema: What the policy reads and plans, for the handshake. None if the schema is not known.
     """
 
     metadata: dict[str, object]

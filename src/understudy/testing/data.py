@@ -114,7 +114,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
 def check_column_change(change: EpisodeTransform, data: Dataset, provided: Sequence[str] = ()) -> None:
     """Checks that a policy observes the same columns while acting as in training.
 
-    A function that is no `ColumnChange` may add observations only if something else gives them while acting.
+    A function that is not a `ColumnChange` may add observations only if something else gives them while acting.
 
     A `ColumnChange` sees the recorded observations, actions and rewards one by one. In the first observation it also
     finds the first value of the column, as an `ObservationWrapper` would give it. It must give the columns that it adds

@@ -90,7 +90,7 @@ def _head_draws_nothing(policy, batch, noise, plan):
 @torch.no_grad()
 def _head_loss_of_each_row(policy, context, coded, mask):
     head = policy.config.head
-    if isinstance(head, Flow) and head.coupling != "independent":  # it assigns noises to the rows of a batch
+    if isinstance(head, Flow) and head.coupling != "independent":  # other rows decide the noise of a row
         return
     others = [0, 0, 2, *[0] * (len(mask) - 3)]  # other rows, but the same draws for row 2
     loss, alone = (head.loss(policy.net, take(context, rows), coded[rows], mask[rows], _rng(1))

@@ -33,8 +33,8 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
       side by side.
     - A run that breaks off before or within the updates of any round resumes bit for bit: checkpoints, stored episodes
       and metrics.
-    - Rounds that are later than the checkpoint are dropped and collected again. Those with a person are kept, and the
-      run is refused.
+    - Rounds that are later than the checkpoint are dropped and collected again. If a person took part in them, they are
+      kept, and the run is refused.
 
     Args:
         method: A method with a `collection` of two or more rounds. It is trained several times, so it should be small.

@@ -71,7 +71,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
 
 
 def example_columns(name: str, trust: tuple[str, ...] = ()) -> Schema:
-    """Returns columns on which a method can train: those of the examples of its needs, and states and actions."""
+    """Returns columns on which a method can train: the example columns of its needs, and states and actions."""
     examples = {column: Feature.from_json(feature) for need in _needs(find_function(name, trust))
                 for column, feature in need.example.items()}
     return {"observation.environment_state": Feature("float32", (3,)), "observation.state": VECTOR,

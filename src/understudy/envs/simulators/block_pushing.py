@@ -27,7 +27,7 @@ from .. import gymnasium_adapter
 from .external import ExpertVector
 
 VARIABLE = "UNDERSTUDY_DIFFUSION_POLICY"  # names the folder of the copy
-FOLDER = "diffusion_policy/env/block_pushing"  # in it
+FOLDER = "diffusion_policy/env/block_pushing"  # in the copy
 PACKAGE = FOLDER.replace("/", ".")
 STEPS_PER_SECOND = 10
 STATE = tuple(f"{body}.{part}" for body, parts in (
@@ -38,12 +38,13 @@ STATE = tuple(f"{body}.{part}" for body, parts in (
 def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, **options) -> ExpertVector:
     """Makes multimodal block pushing.
 
-    Which block is pushed first, and onto which square, is free. The environment and its scripted expert are those of
-    a copy of https://github.com/real-stanford/diffusion_policy, whose code runs in this process.
+    Which block is pushed first, and onto which square, is free. The environment and its scripted expert come from a
+    copy of https://github.com/real-stanford/diffusion_policy. The code of the copy runs in this process.
 
     observation.state (16): positions and angles of the blocks, position of the effector and where it is sent, positions
     and angles of the squares. action (2): how far the effector is sent in this step, m. info["one"]: a block has
-    reached a square. The reward is 0.49 when a block first reaches a square, and 0.51 when both are on different ones.
+    reached a square. The reward is 0.49 when a block first reaches a square, and 0.51 when the two blocks are on
+    different squares.
 
     Args:
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
@@ -156,7 +157,7 @@ def _load(copy: Path) -> tuple[type, type]:
             oracle = importlib.import_module(f"{PACKAGE}.oracles.multimodal_push_oracle")
         finally:
             sys.path.remove(str(copy))
-    quiet = logging.getLogger(PACKAGE)  # in place of the root, at which it tells of each block that moves
+    quiet = logging.getLogger(PACKAGE)  # replaces the root logger, to which it reports each block that moves
     quiet.setLevel(logging.WARNING)
     vars(simulator)["logger"] = quiet
     return simulator.BlockPushMultimodal, oracle.MultimodalOrientedPushOracle

@@ -55,7 +55,7 @@ class _CompiledOnce:
 
 @cache
 def _task_class(task: str) -> Any:
-    goal_class = GOALS[f"{task}-goal-observable"]  # it calls super(type(self), self), so that it has no subclasses
+    goal_class = GOALS[f"{task}-goal-observable"]  # calls super(type(self), self), which fails in a subclass
     own = {"__init__": goal_class.__init__, "__module__": goal_class.__module__}  # the module tells the version
     return type(goal_class.__name__, (_CompiledOnce, *goal_class.__bases__), own)
 
@@ -100,8 +100,8 @@ class FreshTaskEnv(gymnasium.Env):
 class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
     """Adapter to a Meta-World task. observation.state (39): hand, gripper and objects now and before, and the goal.
 
-    The robot itself measures the position of its hand and how far the gripper is open. Images from the corners are
-    upright; those of MuJoCo are upside down. LeRobot turns "corner2" as well, and moves this camera.
+    The robot itself measures the position of its hand and how far the gripper is open. MuJoCo draws images from the
+    corners upside down; here they are upright. LeRobot turns images of "corner2" as well, and also moves this camera.
     """
 
     proprioception = {"observation.state": (0, 1, 2, 3)}

@@ -94,7 +94,7 @@ class MiniGridMission(MiniGridRoom):
 
     def expert_action(self):
         if self.asked != self.clock:
-            if self.asked != self.clock - 1:  # it was not asked on the way
+            if self.asked != self.clock - 1:  # somebody else acted in between: plan anew
                 self.bot, self.taken = BabyAIBot(self.env), None
             try:
                 self.advice = int(self.bot.replan(self.taken))

@@ -105,7 +105,7 @@ class Arms(Toy):
 
 @dataclass(frozen=True)
 class ArmsExpert(CountingActor):
-    """Expert of `Arms`: moves each hand to its end of the bar, waits for the other, and carries the bar to the goal.
+    """Expert of `Arms`: moves each hand to an end of the bar, waits until both hold it, and carries it to the goal.
 
     Args:
         noise: Standard deviation of Gaussian noise on the action, m/s.

@@ -18,7 +18,7 @@ FORCE = 5.0  # m/s^2, at full throttle or brake
 PERIOD = 0.2  # s
 PIXELS, PERSON = 16, 2.0  # of the camera's line; how bright a person is, where all else is within -1 and 1
 HIDDEN = ("distance", "speed", "person", "appears_at", "wait", "pixel", "number", "clock")
-DECISIVE = 5  # of these, the first decide what happens; the others only decide the picture
+DECISIVE = 5  # this many of HIDDEN, from the first, decide what happens; the rest only decide the picture
 
 
 class Drive(Toy):

@@ -24,7 +24,7 @@ ORDERS = tuple(order for order in permutations(range(4))
                if order.index(KEY) < order.index(DOOR) and order.index(BALL) < order.index(PAD))
 MISSIONS = tuple(", ".join(STAGES[stage] for stage in order) for order in ORDERS)
 LENGTH = 80  # bytes of a mission
-USE = len(MOVES)  # the action that is no move
+USE = len(MOVES)  # the action that is not a move
 FARTHEST = 4 * (WIDTH + 2 * HEIGHT)  # steps: no mission needs more walking
 
 
@@ -198,7 +198,7 @@ def _best_success(limit: int, slip: float, missions: tuple[int, ...]) -> float:
 
     if not slip and limit >= FARTHEST + len(STAGES):
         return 1.0
-    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # that there is time for, by the length of the way
+    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # how many fit into the limit, for each length of the way
     in_time = np.where(failures >= 0, nbdtr(np.maximum(failures, 0), len(STAGES), 1 - slip), 0.0)
     return round(float(np.mean([_walk_distribution(mission) @ in_time for mission in missions])), 6)
 
@@ -208,7 +208,7 @@ def _walk_distribution(mission: int) -> np.ndarray:
     """Computes the probability of each length of the shortest way, (FARTHEST + 1,), over random starts."""
     order, x, y = ORDERS[mission], *np.divmod(np.arange(WIDTH * HEIGHT), HEIGHT)
     distribution = np.zeros(FARTHEST + 1)
-    for door in range(HEIGHT // 2):  # the others are their mirror images
+    for door in range(HEIGHT // 2):  # the doors in the other half are mirror images
         to_door = np.abs(x - WALL) + np.abs(y - door)
         apart = np.abs(x[:, None] - x) + np.abs(y[:, None] - y)
         apart = np.where((x[:, None] < WALL) == (x < WALL), apart, to_door[:, None] + to_door).astype(np.int8)
@@ -231,8 +231,9 @@ def _walk_distribution(mission: int) -> np.ndarray:
 def _side_probabilities(ball_late: bool, pad_late: bool, n_first: int, n_second: int) -> dict[tuple[bool, bool], float]:
     """Computes the probability that ball and pad lie behind the door.
 
-    `initial_state` gives every cell a number. Walker and key take the cells with the largest ones before the door, then
-    ball and pad take the largest of those that are left. So they lie behind the door more often than not.
+    `initial_state` gives every cell a number. Walker and key take the cells before the door that have the largest
+    numbers. Then ball and pad take the cells with the largest numbers of all cells that are left. So they lie behind
+    the door more often than not.
     """
     # The first n cells are in the first room.
     three, four = (np.prod([(n_first - i) / (n_first + n_second - i) for i in range(n)]) for n in (3, 4))

@@ -27,9 +27,9 @@ class Maze(Toy):
     A maze is a random spanning tree of `cells` x `cells` squares of 1 m, with 30 % of the remaining walls removed.
 
     observation.state (4): position and goal, m. observation.environment_state (24 for 4 x 4 cells): which walls stand,
-    0 or 1, first those to the right of a cell and then those above. action (2): velocity, m/s, clipped to [-2, 2]. A
-    step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1. info["level"] is the number
-    of the maze, -1 if it has none.
+    0 or 1, first the walls to the right of each cell and then the walls above each cell. action (2): velocity, m/s,
+    clipped to [-2, 2]. A step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.
+    info["level"] is the number of the maze, -1 if it has none.
 
     Best possible success: 1.0. `MazeExpert(noise=0)` attains it.
 
@@ -173,7 +173,7 @@ def walk(at: np.ndarray, velocity: np.ndarray, shut: np.ndarray) -> np.ndarray:
         The new positions, (n, 2).
     """
     at, rows = at.copy(), np.arange(len(at))
-    for axis in (0, 1):  # one after the other, so that no corner is cut
+    for axis in (0, 1):  # first along one axis, then along the other, so that no corner is cut
         cell = cell_of(at, shut.shape[2])
         (i, j), cell = cell.T, cell[:, axis].astype(np.float32)
         below, above = shut[rows, 2 + axis, i, j], shut[rows, axis, i, j]

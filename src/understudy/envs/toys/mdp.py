@@ -137,13 +137,13 @@ def bandit(probabilities: Sequence[float] = (0.9, 0.5, 0.1)) -> MDP:
 
 
 def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP:
-    """Builds an MDP of a rope of `length` steps, where one of two actions is right in each.
+    """Builds an MDP of a rope of `length` steps, where one of two actions is right at each step.
 
     Each right step has reward 1. A wrong action is a fall.
 
     Args:
-        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
-            True, a fall costs its own step only.
+        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the rewards of all
+            remaining steps. If True, a fall costs only the reward of its step.
         seed: Decides which action is right at each step.
 
     References:
@@ -223,8 +223,9 @@ def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
 def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float = 0.3, seed: int = 0) -> MDP:
     """Builds an MDP of a grid with objects of several colors, of which a policy observes distances.
 
-    The reward of a cell is 1 within 3 cells of the first color and 2 of the second, -1 if only the first is near, and 0
-    elsewhere. Episodes do not end, so that there is no success, only a return.
+    The reward of a cell is 1 if an object of the first color is within 3 cells and one of the second color within 2
+    cells. It is -1 if only an object of the first color is that near, and 0 elsewhere. Episodes do not end, so that
+    there is no success, only a return.
 
     Args:
         colors: Number of colors, at least 2.
@@ -273,7 +274,7 @@ def _at_least(least, value, name, where):
 
 
 def _cells(layout, valid_cells, where) -> tuple[list[str], np.ndarray]:
-    """Parses a layout: its rows, top first, and the cells (n, 2) that are no wall, as x and y with y up."""
+    """Parses a layout: its rows, top first, and the cells (n, 2) that are not walls, as x and y with y up."""
     rows = list(layout)
     if not rows or len({len(r) for r in rows}) != 1 or not rows[0]:
         raise UserError("its rows differ in length, or there are none", where=f"{where}, layout",

@@ -25,8 +25,8 @@ class Particle(Toy):
     has been visited, which is needed to restore a state. action (dim): target position, clipped to [0, 1]. A step is
     0.05 s.
 
-    The constants are those of the paper's code. Unless `stay` is set, two rules differ: the order of the goals counts,
-    and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
+    The constants come from the paper's code. Unless `stay` is set, two rules differ from this code: the order of the
+    goals counts, and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
 
     Best possible success: 1.0, in at least up to 32 dimensions. `ParticleExpert()` attains it.
 

@@ -30,9 +30,9 @@ SUBSTEPS = 4
 class PlanarArms(Toy):
     """Toy in which an arm moves its tip to a target, follows a moving target, or pushes a block onto a target.
 
-    The bodies differ in the number and lengths of their links, and have the same reach. So what one arm shows another
-    can learn only through what they share: the tip, the target, and the pictures. The arm "human" has the proportions
-    of a person's arm and looks like one.
+    The bodies differ in the number and lengths of their links, and have the same reach. A policy of one arm can
+    therefore learn from episodes of another arm only through what both share: the tip, the target, and the pictures.
+    The arm "human" has the proportions of a person's arm and looks like one.
 
     observation.state (links + 2): angle of each joint relative to the link before it, rad, and position of the tip, m.
     observation.environment_state: position of the target, m; for "track" (5) also the center around which it moves, and

@@ -30,16 +30,16 @@ INSTRUCTIONS = ("words", "click")
 
 
 class Tabletop(Toy):
-    """Toy in which a hand puts a block into a bin. An instruction names both, in words or by a click on each.
+    """Toy in which a hand puts a block into a bin. The instruction consists of words or of two clicks.
 
     observation.state (3): position of the hand, m, and 1 if it is closed. observation.environment_state (2 a block):
     positions of the blocks, in the order of `COLORS`, m. The instruction is observation.task, as text, or
-    observation.click (4): where to take and where to put, m. observation.images.top and observation.images.side:
-    pictures from above and from the front edge, if `camera_size` is not 0.
+    observation.click (4): a click on the block and a click on the bin, m. observation.images.top and
+    observation.images.side: pictures from above and from the front edge, if `camera_size` is not 0.
 
-    Only the second one shows heights: whether a block hangs in the hand or lies under it. Near blocks hide those behind
-    them. simulator.state (2): number of the mission, and of the held block (-1 if none), which are needed to restore a
-    state.
+    Only the side camera shows heights: whether a block hangs in the hand or lies under it. In its picture, near blocks
+    hide the blocks behind them. simulator.state (2): number of the mission, and of the held block (-1 if none), which
+    are needed to restore a state.
 
     action: with control="velocity" (3) the velocity of the hand, where 1 is 0.08 m in a step of 0.1 s, and above 0 to
     close it. A hand that closes within 0.04 m of a block takes it, and opens to let go.

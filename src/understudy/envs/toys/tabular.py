@@ -22,7 +22,8 @@ class Tabular(Toy):
     """Environment of a finite Markov decision process: one of `TASKS`, or your own `MDP`.
 
     observation.state: what is seen of the state, by default a one-hot vector. simulator.state (5): the number of the
-    state, where it is drawn, and the number and step that decide its chances. action (1): the number of the action.
+    state, the place where it is drawn, and two numbers that decide chance: a random number of the episode, and the
+    step. action (1): the number of the action.
 
     Best possible success: computed (`metadata["optimum"]`, rounded to six digits). `TabularExpert(noise=0)` has the
     largest expected discounted return within the limit.

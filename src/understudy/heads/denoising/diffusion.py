@@ -34,9 +34,9 @@ class Diffusion(DenoisingHead):
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
             a rolling buffer (streaming diffusion).
         spacing: Where the sampling steps begin. ``"trailing"``: at level N, the noisiest one. ``"leading"``: the last
-            step begins at level 1 and the others ``N // n_steps`` levels apart, so that sampling treats its noise as if
-            it came from a lower level than N. That is the default of diffusers, and what LeRobot does. The names are
-            those of Lin et al. (2023).
+            step begins at level 1, and each earlier step ``N // n_steps`` levels higher. Sampling then treats its noise
+            as if it came from a lower level than N. This is the default of diffusers, and LeRobot uses it. Both names
+            come from Lin et al. (2023).
         guidance_weight: Weight of the guidance gradient. 1 is the pseudo-inverse guidance of Song et al. (2023).
         n_extra_steps: Number of further steps at level 1, without noise, after the sampling steps. They move a plan
             towards the nearest likely one (Diffusion-X).

@@ -54,7 +54,7 @@ class Flow(DenoisingHead):
         arXiv:2302.00482.
         Lee et al. (2024), Improving the Training of Rectified Flows, arXiv:2405.20320, for times at both ends.
         Li and He (2025), Back to Basics: Let Denoising Generative Models Denoise, arXiv:2511.13720, for predicting the
-        action. They weight its error like that of the velocity, and we do not.
+        action. They weight the error of the action so that it equals the error of the velocity; here it has no weight.
 
     Example:
         >>> method = Method(PolicyConfig(Flow(n_steps=5), window=Window(n_obs_steps=2, horizon=16)))

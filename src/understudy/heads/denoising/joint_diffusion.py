@@ -61,7 +61,7 @@ class JointDiffusion(Head):
         return trunk.build(coded_dim - 1, coded_dim - 1, 2, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Returns the mean squared velocity error of the known actions plus that of the observation, (B, H)."""
+        """Returns the sum of two mean squared velocity errors, of the known actions and of the observation, (B, H)."""
         clean, has_action = action[..., :-1], action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         t = torch.rand(action.shape[0], 1, 2, generator=rng, device=action.device).to(action.dtype)

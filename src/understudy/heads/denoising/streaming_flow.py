@@ -16,7 +16,7 @@ from ..solvers import Euler, Solver, check_solver
 
 @part
 class StreamingFlow(StepwiseHead):
-    """Streaming flow head, whose flow moves through the actions of the chunk one after the other.
+    """Streaming flow head: the flow passes through the actions of the chunk, one after another.
 
     The actions of a chunk are points of a trajectory: step i of H is at t = i / (H - 1). The network reads one action
     and one time, and predicts the velocity of a narrow Gaussian around this trajectory. Each integration step from one

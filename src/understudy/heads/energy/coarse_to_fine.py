@@ -21,10 +21,12 @@ class CoarseToFineQ(DeterministicHead):
     highest mean is the interval of the next level. A plan is the center of the last one. The network reads the centers
     of the present intervals of all components and steps, and the number of the level.
 
-    The loss is that of cloning: the bins of the data shall dominate all others, and have a higher mean by `margin`.
+    The loss clones: the distribution of the demonstrated action's bin shall dominate the distributions of all other
+    bins, and its mean shall be higher by `margin`.
 
     Args:
-        n_atoms: Number of returns, equally spaced from `low` to `high`. Returns beyond count as these.
+        n_atoms: Number of returns, equally spaced from `low` to `high`. Larger returns count as `high`, and smaller
+            ones as `low`.
 
     References:
         Seo et al. (2024), Continuous Control with Coarse-to-fine Reinforcement Learning, arXiv:2407.07787.

@@ -19,9 +19,9 @@ from ..base import Head, HeadNet, uniform_noise
 class EnergyModel(Head):
     """Implicit behavioral cloning head: the network gives an energy to each pair of observation and chunk.
 
-    Training tells the demonstrated chunk from `n_negatives` others (InfoNCE). Sampling searches the chunk of lowest
-    energy within the range of the data, widened by `margin` of it on both sides. Both searches start at candidates that
-    are uniform in this range. Lengths below are fractions of half the range.
+    Training tells the demonstrated chunk from `n_negatives` other chunks (InfoNCE). Sampling searches the chunk of
+    lowest energy within the range of the data, widened by `margin` of it on both sides. Both searches start at
+    candidates that are uniform in this range. Lengths below are fractions of half the range.
 
     The derivative-free search with uniform negatives is for few action dimensions. The paper uses it up to 3, and finds
     that it fails above 5. For more dimensions it uses Langevin dynamics, both for the search and for the negatives,
@@ -37,9 +37,10 @@ class EnergyModel(Head):
         noise_std: Standard deviation of the first perturbation of the derivative-free search.
         noise_decay: Factor of the perturbation per round.
         margin: Fraction of the range of the data by which negatives and candidates may leave it.
-        negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start there. The loss has no
-            gradient through the chains.
-        n_chain_iterations: Number of rounds of these chains. None for that of the search. Fewer make training cheaper.
+        negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start at uniform negatives. The
+            loss has no gradient through the chains.
+        n_chain_iterations: Number of rounds of these chains. None for `n_iterations`. Fewer rounds make training
+            cheaper.
         gradient_margin: Penalize each candidate of the loss whose energy has a gradient with a larger component than
             this, by the square of the excess. None for no penalty.
         step_size: First step of Langevin dynamics. The steps decrease to 0 with the square of the rounds that are left.
@@ -153,14 +154,14 @@ class AutoregressiveEnergy(Head):
     """Autoregressive implicit behavioral cloning head: an energy for each component, given the earlier ones.
 
     Components are ordered by step. Each has a small network that reads the encoded observation, the components before
-    it and its own value. Training tells the demonstrated value of each component from `n_negatives` others (InfoNCE),
-    after the demonstrated ones before it.
+    it and its own value. Training tells the demonstrated value of each component from `n_negatives` other values
+    (InfoNCE), given the demonstrated values of the components before it.
 
     Sampling chooses one component after the other: each is the value of lowest energy that a derivative-free search in
-    one dimension finds. More dimensions therefore cost more searches, but no larger ones. Plans are nearly the same for
-    any noise.
+    one dimension finds. More dimensions therefore cost more searches, but each search stays as small. Plans are nearly
+    the same for any noise.
 
-    Its weights cannot be used by `EnergyModel`, or the other way round.
+    `EnergyModel` cannot use weights of this head, and this head cannot use weights of `EnergyModel`.
 
     Args:
         n_negatives: Number of values that a demonstrated one is compared with.

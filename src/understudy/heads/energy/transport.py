@@ -30,8 +30,8 @@ class Transport(DeterministicHead):
     Features of each copy are a kernel, and its cross-correlation with features of the scene scores each pixel as the
     place for this rotation. (An equivariant network reads the crop once, and its features are rotated.) With
     `max_frequency`, the copies are Fourier transformed along the rotations, and the correlation is of coefficients:
-    their inverse transform scores all `n_angles` angles, also those between the copies. Position and angle of the place
-    have one joint distribution.
+    their inverse transform scores all `n_angles` angles, also angles between two copies. Position and angle of the
+    place have one joint distribution.
 
     Args:
         crop: Width and height of the crop in pixels, odd. What is outside the largest disc in it is not read.

@@ -24,8 +24,8 @@ class Bins(LikelihoodHead, TemperatureHead):
         n_bins: Number of bins of each component.
         edges: Where bins part: ``"uniform"`` between the smallest and the largest value in the data, or ``"quantile"``
             with equally many values in each.
-        autoregressive: True predicts each component from those before it, so that components are drawn jointly. False
-            treats them as independent.
+        autoregressive: True predicts each component from the components before it, so that components are drawn
+            jointly. False treats them as independent.
         width: Width of the layers that join the components. For `autoregressive`.
         temperature: 0 plans the most likely bin, 1 samples from the distribution.
 

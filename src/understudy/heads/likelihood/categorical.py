@@ -24,13 +24,13 @@ class Categorical(LikelihoodHead, TemperatureHead):
     Args:
         temperature: 0 plans the most likely class, 1 samples from the distribution, as the largest sum of logit and
             Gumbel noise.
-        autoregressive: True predicts each component from those before it, such as the symbols of a code, so that
+        autoregressive: True predicts each component, such as a symbol of a code, from the components before it, so that
             components are drawn jointly. False treats them as independent.
         width: Width of the layers that join the components, or the levels. For `autoregressive` and `draw_levels`.
-        n_quantiles: Number of outputs for each logit, which is their mean. More than 1 for learners of values, such as
-            that of dqn: the outputs become quantiles of the return.
-        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
-            ones, which remain those of the logits.
+        n_quantiles: Number of outputs for each logit. The logit is the mean of its outputs. More than 1 for learners of
+            values, as in `dqn`: the outputs become quantiles of the return.
+        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), instead of at equally spaced
+            levels. The logits still use equally spaced levels.
 
     References:
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
@@ -95,7 +95,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
         """Returns the quantiles whose means are the `logits`, (n_quantiles, B, H, A).
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
+            levels: Levels of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
         """
         return self.split_quantiles(net, net.trunk(like, like, context), levels)
 

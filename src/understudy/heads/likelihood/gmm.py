@@ -40,13 +40,13 @@ class GMM(LikelihoodHead, TemperatureHead):
         return self.temperature == 0 and self.n_components == 1
 
     def noise(self, horizon, coded_dim):
-        return (horizon, coded_dim + 1)  # the last column picks the component, a joint one that of the first step
+        return (horizon, coded_dim + 1)  # the last column picks components: if joint, its first row picks for all steps
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, self.n_components * (2 * coded_dim + 1), 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Returns the negative log-density of each step, (B, H). That of a joint chunk is spread over its steps."""
+        """Returns the negative log-density of each step, (B, H). If joint, the chunk's is spread over its steps."""
         return -self._step_log_prob(net, context, action, mask)
 
     def sample(self, net, context, noise):

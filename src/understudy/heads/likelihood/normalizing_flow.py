@@ -17,9 +17,10 @@ from ..base import LikelihoodHead, TemperatureHead
 class NormalizingFlow(LikelihoodHead, TemperatureHead):
     """Normalizing flow head of affine coupling layers, trained by maximum likelihood.
 
-    Each layer keeps every other number of a chunk, as on a chessboard. From these and from the observation, the network
-    of the layer predicts how the others are shifted and scaled. The next layer keeps the others. Padded steps are
-    hidden from all layers, so that the likelihood is that of the steps that are there.
+    Each layer keeps every other number of a chunk, as on a chessboard. From the kept numbers and the observation, the
+    network of the layer predicts how the remaining numbers are shifted and scaled. The next layer keeps these and
+    changes the numbers that this layer kept. Padded steps are hidden from all layers, so that they do not count in the
+    likelihood.
 
     Args:
         n_layers: Number of coupling layers, each with a separate trunk.

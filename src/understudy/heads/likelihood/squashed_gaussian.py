@@ -18,7 +18,7 @@ BORDER = 1e-6  # actions at the border of the range have no finite preimage, and
 
 @part
 class SquashedGaussian(LikelihoodHead, TemperatureHead):
-    """Gaussian head for reinforcement learning, whose actions stay within the range of those in the data.
+    """Gaussian head for reinforcement learning. Its actions stay within the range of the actions in the data.
 
     An action is ``bound * tanh(u)`` with u from a diagonal Gaussian, independent for each step given the observation.
 
@@ -66,7 +66,8 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
 def _log_density(u: Tensor, mean: Tensor, log_std: Tensor, bound: float) -> Tensor:
     """Returns the log-density of the actions bound * tanh(u) for each step, (B, H).
 
-    It is that of u minus the logarithm of the slope, of which 1 - tanh(u)^2 = (2 / (e^u + e^-u))^2 is a factor.
+    It is the log-density of u minus the logarithm of the slope of ``bound * tanh(u)``. A factor of this slope is 1 -
+    tanh(u)^2 = (2 / (e^u + e^-u))^2.
     """
     gaussian = -0.5 * ((u - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + math.log(bound)

@@ -17,12 +17,12 @@ class BeT(TemperatureHead):
     """Behavior transformer head, with k-means clusters of actions and an offset for each of them.
 
     The network predicts a distribution over clusters, and an offset from each center. The offset is trained for the
-    cluster of the demonstrated action only. The offset that is sampled is that of the sampled cluster. Distances are in
-    coded units, so that no component dominates the clusters.
+    cluster of the demonstrated action only. A plan is the center of a sampled cluster plus the offset of this cluster.
+    Distances are in coded units, so that no component dominates the clusters.
 
     Args:
         n_clusters: Number of clusters, K.
-        joint: True clusters whole chunks. False clusters single steps, as in the paper, whose chunks have one step.
+        joint: True clusters whole chunks. False clusters single steps, as in the paper, where chunks have one step.
         gamma: Exponent of the focal loss ``-(1 - p)**gamma * log(p)``, which gives rare clusters more weight.
         offset_weight: Weight of the squared error of the offset. The paper's 1e5 is for actions of standard deviation
             0.01, which is 10 in coded units.

@@ -26,8 +26,8 @@ class FAST(TemperatureHead):
     tokens by byte-pair encoding, which `fit` learns from the data. The network predicts each token from the tokens
     before it.
 
-    The last action of a chunk that extends past the end of its episode is repeated before the transform. Coefficients
-    beyond those in the training data are set to the nearest of them.
+    The last action of a chunk that extends past the end of its episode is repeated before the transform. A coefficient
+    beyond the range of the training data is set to the nearest end of this range.
 
     Differences from the published tokenizer: a token that does not fit into the rest of the chunk has probability 0, in
     training and in plans. Every sequence can therefore be decoded, and no token marks the end. (The published decoder

@@ -144,7 +144,7 @@ class ChunkAutoencoder(nn.Module):
             latent = self.encoder(batch)
             self.quantizer.update(latent, CODE_DECAY, rng)
             index = self.quantizer.encode(latent)
-            # The gradient of the decoder's input is that of the latent, as if nothing were quantized.
+            # The latent receives the gradient of the decoder's input unchanged, as if nothing were quantized.
             decoded = self.decoder(latent + (self.quantizer.decode(index) - latent).detach())
             commitment = self.quantizer.commitment(latent, index).mean()
             optimizer.zero_grad()

@@ -30,9 +30,9 @@ NOISELESS = 0.1  # last fraction of the updates, in which labels have no noise
 class BehaviorCloningFromObservation(Algorithm):
     """Clones demonstrations without actions, which an inverse dynamics model infers after learning from practice.
 
-    The inverse dynamics model learns from practice. That is every episode that is no demonstration (see
-    `mixture.expert_episodes`): the part "prior", and those that the policy collects. Both networks make one update per
-    batch. Of demonstrations that have actions, these count in the statistics of the codec alone.
+    The inverse dynamics model learns from practice. Practice is every episode that is not a demonstration (see
+    `mixture.expert_episodes`): the part "prior", and the episodes that the policy collects. Both networks make one
+    update per batch. If demonstrations have actions, these actions count only in the statistics of the codec.
 
     Args:
         batch_size: Windows of practice per batch, and as many of demonstrations.
@@ -40,8 +40,8 @@ class BehaviorCloningFromObservation(Algorithm):
         ema: Decay of the averaged weights, which act.
         balance_classes: Draw all classes of the actions of the practice equally often.
         label_noise: Standard deviation of the noise of labels, in mean squared errors of the inverse dynamics model.
-            From nine tenths of `steps` updates on, labels have none. A training that collects episodes makes any number
-            of updates: give their number as `steps`. 0 for no noise.
+            After nine tenths of `steps` updates, labels have no noise. A training that collects episodes makes any
+            number of updates: give their number as `steps`. 0 for no noise.
 
     References:
         Torabi et al. (2018), Behavioral Cloning from Observation, arXiv:1805.01954, who train the inverse dynamics

@@ -23,9 +23,9 @@ class Retrieve(Operation):
     """Adds a column of sampling weights: steps of the task, and the steps of prior data most like them, are drawn.
 
     The data are a mixture in which one part is called `task`, such as ``mix(task=(demos, 0.5), prior=(play, 0.5))``.
-    The distance of a prior window is that of its latent to the nearest latent of the task. The nearest windows are
-    retrieved. All retrieved windows are equally likely, and so are all windows of the task. Others are never drawn.
-    ``BehaviorCloning(sampling_column="sampling_weight")`` draws its batches in this way.
+    The distance of a prior window is the distance from its latent to the nearest latent of the task. The nearest
+    windows are retrieved. All retrieved windows are equally likely, and so are all windows of the task. The remaining
+    prior windows are never drawn. ``BehaviorCloning(sampling_column="sampling_weight")`` draws its batches in this way.
 
     Args:
         encoder: The module that gives latents, or the stage that trained it.
@@ -33,7 +33,7 @@ class Retrieve(Operation):
         fraction: Fraction of the prior windows to retrieve.
         threshold: Retrieve the windows whose similarity is at least this, in place of a fraction. The similarity is 1
             at the smallest and 0 at the largest distance of a prior window.
-        task_fraction: Fraction of the drawn windows that are the task's.
+        task_fraction: Fraction of the drawn windows that belong to the task.
         into: Name of the column, (T, 1).
 
     References:

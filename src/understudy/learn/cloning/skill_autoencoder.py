@@ -44,11 +44,11 @@ class SkillAutoencoder(Algorithm):
     policy, summed over the steps, plus `beta` times the KL divergence of the posterior from the prior.
 
     With a `quantizer`, skills are codes instead: the posterior gives one code for each piece, there is no prior, and
-    the loss is that of the policy alone. A code holds little information about its piece. `SkillWrapper` with the same
+    only the loss of the policy remains. A code holds little information about its piece. `SkillWrapper` with the same
     quantizer lets a high-level policy choose the level of each component.
 
-    The policy reads the skill in a column, whose width is that of the skill. The data need this column with any
-    values, such as those of ``ConstantColumn(SKILL, (0.0,) * 8)``. The codecs must leave skills as they are:
+    The policy reads the skill in a column of the same width. The data need this column, with any values:
+    ``ConstantColumn(SKILL, (0.0,) * 8)`` adds it. The codecs must leave skills as they are:
     ``Normalizer(unscaled=(SKILL,))`` for the policy and ``Normalizer(target="identity")`` for the prior.
 
     A checkpoint has the modules "policy", "posterior" and, without a quantizer, "prior". Behind
@@ -61,7 +61,7 @@ class SkillAutoencoder(Algorithm):
     Args:
         length: Number of steps of a piece. At the end of an episode pieces are shorter.
         beta: Weight of the KL divergence, which is a sum over the components of the skill.
-        prior: The prior. Its head is a distribution, and its window is that of the policy. It reads the policy's
+        prior: The prior. Its head is a distribution, and it has the window of the policy. It reads the policy's
             observations without the skill.
         posterior: Network of the posterior. It reads the actions of the piece, and all its observations as the encoder
             of the policy encodes them.
@@ -158,7 +158,7 @@ class SkillAutoencoder(Algorithm):
         """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
 
         It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
-        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), are those of the posterior.
+        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), come from the posterior.
         """
         first = {k: v[:, : nets.policy.window.n_obs_steps] for k, v in batch.obs.items()}
         mask = torch.ones_like(batch.mask[:, :1])
@@ -169,7 +169,7 @@ class SkillAutoencoder(Algorithm):
     def decoder_batch(self, nets: Any, batch: Batch, skill: Tensor) -> Batch:
         """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
 
-        Those of a piece are adjacent.
+        The windows of a piece are adjacent.
         """
         n = nets.policy.window.n_obs_steps
         column = skill.repeat_interleave(self.length, 0).unsqueeze(1).expand(-1, n, -1)
@@ -244,7 +244,7 @@ class SkillPosterior(BuiltModule, LatentEncoder):
         """Returns the mean of the network's outputs over the steps of each piece."""
         n, mask = self.about.policy.window.n_obs_steps, batch.mask
         present = torch.cat([mask.new_ones(len(batch), n - 1), mask], 1)
-        # The codec may read any column of the policy, also those that are not read here.
+        # The codec may read any column of the policy, also columns that are not read here.
         obs = {**{k: torch.zeros(*present.shape, *f.shape, dtype=f.torch_dtype, device=mask.device)
                   for k, f in self.features.items() if k != self.about.policy.target}, **batch.obs}
         coded = self.codec.encode_obs(obs)

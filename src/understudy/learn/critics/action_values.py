@@ -141,7 +141,7 @@ def class_quantiles(policy: Policy, obs: Mapping[str, Tensor], levels: Tensor | 
     """Returns the quantiles of the values that a policy gives to the classes, (n_quantiles, B, classes).
 
     Args:
-        levels: Those of the quantiles, (B, n_quantiles). None: equally spaced.
+        levels: Levels of the quantiles, (B, n_quantiles). None: equally spaced.
     """
     head = policy.config.head
     assert isinstance(head, Categorical)

@@ -35,20 +35,20 @@ class DenoisingPPO(PPO):
     """Proximal policy optimization in which each denoising step of a chunk is an action.
 
     While it explores, a policy with the head `Flow` or `Diffusion` adds noise to each step from noise to action, which
-    makes the step a Gaussian with a density. Every chunk has one reward, the sum of those of its executed steps, and
-    one advantage, and all its steps share it. Batches and the discount count chunks. The deployed policy takes the same
-    steps without this noise.
+    makes the step a Gaussian with a density. Every chunk has one reward, which is the sum over its executed steps, and
+    one advantage, which all its denoising steps share. Batches and the discount count chunks. The deployed policy takes
+    the same steps without this noise.
 
     Use it with ``CollectionRounds(..., retention=LastRounds(1))``, a collector that has `DenoisingExploration`, and
     `RecedingHorizon`. The horizon of the policy can be any, and `reward` must be None.
 
     The authors add the noise of DDPM, at least `std`, and clip ratios of mean densities at 0.01. Here the noise is
-    `std` in all steps, so that the mean of a step is that of the deployed sampler, and densities are those of whole
-    chunks.
+    `std` in all steps, so that the mean of a step equals the step of the deployed sampler, and densities are densities
+    of whole chunks.
 
     Args:
         optimizer: Optimizer of the value.
-        policy_optimizer: Optimizer of the policy. None for that of the value.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the value.
         std: Standard deviation of the noise, in coded actions.
         denoising_discount: Weight of a step relative to the one after it.
 
@@ -171,7 +171,7 @@ def sample_chain(planner: StepwisePlanner, obs: Mapping[str, Tensor], noise: Ten
     Args:
         obs: Observation windows, (B, To, ...).
         noise: Standard normal noise of the beginning and of each step, (B, K + 1, H, A).
-        std: Standard deviation of that of the steps.
+        std: Standard deviation of the noise that is added in the steps.
     """
     context, chain = planner.context(obs), [noise[:, 0]]
     for k in range(noise.shape[1] - 1):
@@ -200,7 +200,7 @@ class ChainActor(Actor):
 
     Args:
         actor: Keeps the history of observations.
-        shape: That of the states of one row, (K + 1, H, A).
+        shape: Shape of the states of one row, (K + 1, H, A).
         std: Standard deviation of the noise, in coded actions.
     """
 

@@ -24,12 +24,12 @@ from ..targets import REWARD, TERMINATED, td_loss, td_terms
 class FittedQ(LearnerConfig):
     """Learns the discounted return of a policy that is not trained.
 
-    A first critic learns from all episodes. Each of the others learns from a resample of them, drawn with replacement,
-    so that the critics differ as their estimates would with other episodes. They are trained side by side, each with
-    its own target network.
+    A first critic learns from all episodes. Each further critic learns from a resample of the episodes, drawn with
+    replacement. The spread of the critics therefore shows how much the estimate depends on which episodes were
+    recorded. All critics are trained side by side, each with its own target network.
 
     Args:
-        critic: What each critic is. There are 1 + `n_resamples`, whatever its own number is.
+        critic: Config of each critic. There are 1 + `n_resamples` critics, whatever `n_critics` of the config is.
         discount: Discount per step.
         target_decay: Fraction of the target critics that each update keeps. The time until values have settled grows
             with ``1 / (1 - target_decay) / (1 - discount)`` updates.

@@ -28,9 +28,10 @@ DISTILL_EVERY = 2  # updates, as in the authors' code
 class NoiseAliasing(SAC):
     """SAC of the noise of a frozen policy, whose critic scores the chunks that are executed (DSRL-NA).
 
-    A second critic learns the score of noise from the first, for noise as the frozen policy draws it, and the noise is
-    chosen by that. So what is known of a chunk holds for every noise that leads to it, and episodes without noise, such
-    as demonstrations, are learned from too: see `demonstrated_chunks`.
+    The first critic scores chunks. A second critic learns from it the score of noise, for noise as the frozen policy
+    draws it, and the trained policy chooses noise by this score. What is learned of a chunk therefore holds for every
+    noise that leads to it. Episodes without noise, such as demonstrations, can be learned from, too: see
+    `demonstrated_chunks`.
 
     Args:
         steering: The wrapper of the method.

@@ -35,21 +35,21 @@ def policy_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
 class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
     """Base class of methods with a critic of plans, and a policy that learns to maximize its scores.
 
-    Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
-    off by a time limit is no end: the value of what would follow counts.
+    Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A time limit does not
+    count as an end: the value of what would follow the cut-off step is part of the target.
 
     A subclass adds `target_value`, and the losses of the policy, which are due if `policy_is_due`.
 
     Args:
-        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
-            models, only those of whole episodes give rewards of later steps.
+        n_step: Number of steps whose rewards are in the target of the critic. 0 for the steps of the plan. Among reward
+            models, only models of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy. Target networks follow after each update of the
-            critic; those of TD3 follow together with the policy.
+            critic. In TD3 they follow together with the policy.
         reward: A reward model that is trained along with the policy, or that a stage trained. None: the rewards of the
             data.
         critic_warmup_updates: Number of first updates of the critic that train it alone, so that a policy which is good
             already does not follow a critic that knows nothing.
-        policy_optimizer: Optimizer of the policy. None for that of the critic.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the critic.
     """
 
     policy_delay: Annotated[int, AtLeast(1)] = 2

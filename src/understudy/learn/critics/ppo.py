@@ -34,11 +34,11 @@ class PPO(RewardedConfig):
     """Proximal policy optimization, for policies that act one step at a time, with numbers or classes.
 
     After each round, the advantages of its actions are estimated once. Updates then read its steps in passes without
-    replacement, and raise the density of good actions while it is near that of the policy that acted. Use it with
-    ``CollectionRounds(..., updates=Epochs(10), retention=LastRounds(1))`` and an exploration that samples from the
-    policy, `TemperatureExploration`.
+    replacement, and raise the density of good actions while it is near the density that the acting policy gave them.
+    Use it with ``CollectionRounds(..., updates=Epochs(10), retention=LastRounds(1))`` and an exploration that samples
+    from the policy, `TemperatureExploration`.
 
-    A step that was cut off by a time limit is no end: the value of what would follow counts.
+    A time limit does not count as an end: the value of what would follow the cut-off step counts.
 
     A reward model may have several objectives. Each then has its own value and its own advantages. They are
     standardized apart, and the loss is the weighted mean of the clipped losses of all objectives. Rewards are in units
@@ -47,23 +47,23 @@ class PPO(RewardedConfig):
     Args:
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
-        policy_optimizer: Optimizer of the policy. None for that of the value.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the value.
         value: The network of the value, one for each objective.
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
         clip: Largest change of the ratio of densities that pays.
-        max_kl: Largest estimated divergence from the policy that acted. The other updates of the round are left out as
-            soon as it is larger. None for no limit.
+        max_kl: Largest estimated divergence from the policy that acted. As soon as it is larger, the remaining updates
+            of the round are left out. None for no limit.
         kl_reference: A policy, such as a cloned one, from which the divergence is kept small.
         kl_weight: Weight of that divergence.
-        cloning_weight: Weight of the loss of behavior cloning, on a batch of demonstrations beside each batch. They
-            need rewards, like all episodes.
+        cloning_weight: Weight of the loss of behavior cloning, on a batch of demonstrations beside each batch.
+            Demonstrations need rewards, like all episodes.
         reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
             round before its updates. None: the rewards of the data.
-        reward_every: Updates of the policy for each one of the reward model.
+        reward_every: Updates of the policy for each update of the reward model.
         group_size: Number of consecutive episodes of a round from the same start. The advantage of all steps of an
-            episode is then its return minus the mean return of the others of its group (leave one out, as in LOOP),
-            which is not standardized. There is no value. None for a value.
+            episode is then its return minus the mean return of the other episodes of its group (leave one out, as in
+            LOOP). It is not standardized. There is no value. None for a value.
         critic: A critic that a stage trained. It stays as it is, and its scores of the actions are the advantages (as
             in DVPO). There is no value, and rewards do not count. None for a value.
 
@@ -73,7 +73,7 @@ class PPO(RewardedConfig):
         arXiv:1506.02438.
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
         Andres et al. (2023), Using Offline Data to Speed Up Reinforcement Learning in Procedurally Generated
-        Environments, arXiv:2304.09825 (`cloning_weight`; they make updates of cloning alone between those of PPO).
+        Environments, arXiv:2304.09825 (`cloning_weight`; they alternate updates of cloning alone with updates of PPO).
         Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
         Chen et al. (2025), Reinforcement Learning for Long-Horizon Interactive LLM Agents (LOOP), arXiv:2502.01600
         (`group_size`).
@@ -303,11 +303,11 @@ class PPOLearner(RewardedLearner):
 def left_out_advantage(reward: Tensor, lengths: Sequence[int], group_size: int, discount: float) -> Tensor:
     """Returns the return of the episode of each step, minus the mean return of the others of its group, (T, ...).
 
-    An episode without others in its group has the advantage 0.
+    If a group has only one episode, its advantage is 0.
 
     Args:
         reward: Reward of each step, (T, ...).
-        lengths: Number of steps of each episode. As many consecutive ones as `group_size` are a group.
+        lengths: Number of steps of each episode. `group_size` consecutive episodes are a group.
     """
     returns = torch.stack([(discount ** torch.arange(len(r)).to(r) @ r) for r in reward.split(list(lengths))])
     advantages = [(group - group.mean(0)) * len(group) / max(len(group) - 1, 1) for group in returns.split(group_size)]

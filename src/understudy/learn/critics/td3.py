@@ -31,9 +31,9 @@ class TD3(ActorCritic):
         target_noise: Standard deviation of the noise on target actions, in coded units.
         max_target_noise: Largest noise on target actions, in coded units.
         bc_weight: Weight of the squared distance to the stored actions, relative to a score of mean absolute value 1.
-            0.4 is that of TD3+BC.
-        critic_bc_weight: Weight, in units of the return, of the squared distance of target actions to the stored ones.
-            Above 0 in ReBRAC.
+            TD3+BC uses 0.4.
+        critic_bc_weight: Weight, in units of the return, of the squared distance of target actions to the stored
+            actions. Above 0 in ReBRAC.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.

@@ -54,9 +54,9 @@ class OrderedContrastive(NetworkObjective):
 class DynamicsAlignment(NetworkObjective):
     """Objective that aligns the encodings of two frames with the states and actions around them.
 
-    A network maps the states at the steps of the window's target, and the actions between these, to an encoding. Each
-    of the two frames must be nearer to its own than to the other's. ``Window(horizon=3, action_offset=-1)`` gives three
-    states and two actions.
+    A network encodes the motion around each frame: the states at the steps of the window's target, and the actions
+    between these. The encoding of a frame must be nearer to the motion around this frame than to the motion around the
+    second frame. ``Window(horizon=3, action_offset=-1)`` gives three states and two actions.
 
     Args:
         column: The states: an input of the policy, which `ConditionDropout` should hide from the encoder.

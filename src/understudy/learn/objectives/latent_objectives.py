@@ -21,10 +21,10 @@ from .representation_objectives import RepresentationObjective, encoding_size
 class LatentDynamics(RepresentationObjective):
     """Objective that predicts each next encoding in the policy's window from the earlier ones and a hidden action.
 
-    A causal network tells the hidden action of a step from the encodings up to its end. Another one predicts that end
-    from the encodings and hidden actions before it. No actions are read. The hidden action must be too narrow to hold
-    the next encoding itself. Its width should be about that of the true state. The covariance of encodings keeps their
-    components apart.
+    A causal network infers the hidden action of a step from the encodings up to the end of the step. A second network
+    predicts the encoding at the end of the step from earlier encodings and hidden actions. No actions are read. The
+    hidden action must be too narrow to hold the next encoding itself. It should be about as wide as the true state. The
+    covariance of encodings keeps their components apart.
 
     The window is the sequence: ``Window(n_obs_steps=5)`` in most of the paper. The later policy may see fewer steps.
     The target is the encoder itself, without gradient, as in three of the four environments of the paper.

@@ -22,8 +22,9 @@ LONGEST = 96  # side of rebuilt pictures, in pixels
 class PictureDecoder(nn.Module):
     """Network that draws pictures of shape (h, w, C), or smaller ones, from vectors: (N, size) to (N, C, h, w).
 
-    Each quarter of a vector is a pixel. These 2 x 2 pixels, repeated, are half as many along each side as those of the
-    picture. Convolutions read them together with Fourier features of the position, and a finer one follows.
+    Each quarter of a vector is a pixel. These 2 x 2 pixels are repeated to a map of half the width and height of the
+    picture. Convolutions read the map together with Fourier features of the position, and a convolution at full size
+    follows.
     """
 
     def __init__(self, size: int, shape: tuple[int, ...], width: int):

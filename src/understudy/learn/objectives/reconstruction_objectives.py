@@ -102,8 +102,8 @@ class ObservationPrediction(NetworkObjective):
 
     Args:
         reward_weight: Factor of the squared error of the sum of the chunk's rewards. 0: rewards are not predicted.
-        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1, plus that of
-            the rewards.
+        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1, plus the error
+            of the rewards.
 
     References:
         Kwon et al. (2024), Future Prediction Can be a Strong Evidence of Good History Representation in Partially

@@ -34,8 +34,8 @@ class RepresentationLearning(Algorithm):
     target (`PolicyConfig.target` is empty), and a later stage takes over its encoder and ``"codec.obs_transforms"``.
 
     The head of the stage's policy is a probe. It learns to predict the target from encodings, without gradient to the
-    encoder. The validation error of the stage is then that of a policy on the frozen encoder. With a `MemoryHead`, the
-    stage is itself retrieval in the features of the encoder.
+    encoder. The validation error of the stage is then the error of a policy on the frozen encoder. With a `MemoryHead`,
+    the policy of the stage retrieves neighbors in the features of the encoder.
 
     Args:
         objectives: The losses of the encoder, which are added.

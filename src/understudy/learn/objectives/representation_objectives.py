@@ -303,8 +303,8 @@ class _BYOLLoss(LaggedAuxiliaryLoss):
 class TimeContrastive(NetworkObjective):
     """Objective that finds the observation after a chunk among those of all windows in the batch (InfoNCE).
 
-    The other windows of the batch are the negatives. With gradient accumulation or several processes, those of each
-    part of the batch are.
+    The other windows of the batch are the negatives. With gradient accumulation or several processes, each part of the
+    batch has its own negatives.
 
     Args:
         size: Width of the projection.
@@ -340,9 +340,9 @@ class SoftInfoNCE(NetworkObjective):
     Similar are the pairs of windows in the batch with the smallest `warping_distances` of their coded chunks. Their
     weights fall with the rank, from 1 to 0. Actions should be positions: velocities are similar almost everywhere.
     Hide what the encoding should not hold, such as the state of the robot, with `ConditionDropout`. With gradient
-    accumulation or several processes, pairs are those of each part of the batch.
+    accumulation or several processes, pairs are formed within each part of the batch.
 
-    The paper ranks the pairs of all data once, in place of those of each batch.
+    The paper ranks the pairs of all data once, instead of the pairs of each batch.
 
     Args:
         quantile: Fraction of the pairs that are similar. Batches should have at least 64 windows.

@@ -30,7 +30,8 @@ class IntentionValue(RepresentationObjective):
     and ``Goal(column, "observation.intent")``.
 
     Args:
-        expectile: Weight of transitions that are good for the intent. Others have 1 minus this.
+        expectile: Weight of transitions that are good for the intent. All other transitions have the weight ``1 -
+            expectile``.
         discount: Per step. Outcomes that are never reached have the value ``-1 / (1 - discount)``.
         same: Fraction of the windows whose outcome is the intent. 1 learns a plain value of goals (GCIVL).
         intents: False learns the outcomes of the behavior in the data, without intents, to compare with.

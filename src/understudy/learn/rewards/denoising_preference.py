@@ -100,7 +100,7 @@ class ImplicitReward(Scorer):
         self.eval()
 
     def train(self, mode: bool = True):
-        return super().train(False)  # also while it learns, all errors are those without dropout
+        return super().train(False)  # errors are computed without dropout, also while it learns
 
     def forward(self, obs, plan):
         return self.improvement(obs, plan, self.t.expand(len(plan), -1), self.noise.expand(len(plan), -1, -1, -1))

@@ -34,11 +34,11 @@ class DiscriminatorReward(RewardModelConfig):
     | ``"airl"`` | f = g(s, a) + discount * h(s') - h(s), where D = exp(f) / (exp(f) + density of the policy) |
 
     The gradient penalty is (norm of the gradient of the logit - target)^2, at points between demonstrated steps and
-    those of the policy, in coded units.
+    steps of the policy, in coded units.
 
     Args:
         inputs: What is compared: "action" is the state and the action, "state" the state alone, and "next" the state
-            and the next one (GAIfO), for demonstrations whose actions are not those of this body.
+            and the next state (GAIfO), for demonstrations by a body with other actions.
         penalty: Weight of the gradient penalty. 0 for none.
         one_sided: Only gradients longer than `target` count.
         target: Length of the gradient that is not penalized.
@@ -47,9 +47,10 @@ class DiscriminatorReward(RewardModelConfig):
         optimizer: Optimizer of the discriminator.
         discount: Discount of the shaping of "airl", and of the rewards of `absorbing`.
         absorbing: Whether an episode that terminates continues forever in an absorbing state, whose rewards the last
-            step has. Its logit is trained like the others, but without the penalty, which would tie it to states that
-            look alike. Otherwise a policy that terminates has no further rewards, so that it ends its episodes early
-            where rewards are negative, and late where they are positive. Not for "airl".
+            step has. The logit of the absorbing state is trained like the logits of other states, but without the
+            penalty, which would tie it to states that look alike. Otherwise a policy that terminates has no further
+            rewards, so that it ends its episodes early where rewards are negative, and late where they are positive.
+            Not for "airl".
 
     References:
         Ho and Ermon (2016), Generative Adversarial Imitation Learning, arXiv:1606.03476.

@@ -23,7 +23,7 @@ from ..optimizer import OptimizerConfig
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 
 SEGMENT = "segment"  # column of a comparison: 0 in the steps of the first segment, 1 in those of the second
-PREFERENCE = "preference"  # column: BETTER in the steps of the better segment and 0 in the other's, or half in both
+PREFERENCE = "preference"  # column: BETTER in steps of the better segment, 0 in steps of the worse; half if equal
 BETTER = 2
 _STATISTICS_DECAY = 0.99
 
@@ -93,8 +93,8 @@ class PreferenceModel(RewardModel):
 class PreferenceLearning(Algorithm):
     """Learns a reward from comparisons of two segments, and a policy that clones the better ones.
 
-    The probability that the first segment is preferred is sigmoid(its sum of rewards - that of the second), as Bradley
-    and Terry (1952) have it. An episode of the data is a comparison: `understudy judge` writes them.
+    The probability that the first segment is preferred is sigmoid(sum of its rewards - sum of rewards of the second
+    segment) (Bradley and Terry 1952). An episode of the data is a comparison: `understudy judge` writes them.
 
     Args:
         batch_size: Number of comparisons in each batch, and of steps that the policy clones.
@@ -158,7 +158,8 @@ class PreferenceLearning(Algorithm):
 def check_comparisons(data: Dataset) -> None:
     """Raises an error for episodes that are no comparison of two equally long segments, with a preference.
 
-    With segments of unequal length a constant in the reward would count, which comparisons do not tell.
+    With segments of unequal length, a constant that is added to all rewards would change which segment is better.
+    Comparisons say nothing about such a constant.
 
     Raises:
         DataError: A column has other values, or no comparison prefers a segment.
@@ -201,8 +202,9 @@ class Comparisons(nn.Module):
 
     Attributes:
         columns: Each column, padded to the longest comparison, (N, T, ...).
-        sign: 1 at the steps of the first segment, -1 at those of the second, and 0 where padded, (N, T).
-        first_is_better: 1 if the first segment is the better one, 0 if the second is, 0.5 if both are as good, (N,).
+        sign: 1 at the steps of the first segment, -1 at the steps of the second, and 0 where padded, (N, T).
+        first_is_better: 1 if the first segment is better, 0 if the second is better, 0.5 if both are equally good,
+            (N,).
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):

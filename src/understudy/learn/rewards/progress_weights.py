@@ -24,12 +24,13 @@ _NEARLY_ALL = 0.98
 class ProgressWeights(Operation):
     """Adds the column `progress_weight`, (T,): the weight of each step in cloning, by predicted progress (RA-BC).
 
-    A step gains the rewards of the next `n_steps` steps. If the model rewards progress, as that of `sarm` does, this is
-    the progress that follows. See `weights_of_gains`. `StoredWeights` clones with the weights.
+    The gain of a step is the sum of rewards of the next `n_steps` steps. If the model rewards progress, as the model of
+    `sarm` does, the gain is the progress in these steps. See `weights_of_gains`. `StoredWeights` clones with the
+    weights.
 
     Args:
         model: The reward model, or the stage that has trained it.
-        n_steps: Number of steps, such as those of a chunk. Towards the end of an episode there are fewer.
+        n_steps: Number of steps, such as the length of a chunk. Towards the end of an episode there are fewer.
         kappa: Gain above which a step counts fully.
 
     References:

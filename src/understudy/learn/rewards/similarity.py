@@ -23,7 +23,7 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
     """Returns ``max(0, |a - b|^2 - |a - c|^2 + margin) + max(0, |a - b|^2 - |b - c|^2 + margin)``, (B,).
 
     Args:
-        encodings: Of the similar segments a and b and of the third, c, (B, 3, D).
+        encodings: Encodings of two similar segments, a and b, and of a third segment, c, (B, 3, D).
     """
     a, b, c = encodings.unbind(1)
     similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
@@ -86,7 +86,7 @@ class _Queries(nn.Module):
 
     Attributes:
         columns: What the encoder reads, padded to the longest query, (N, T, ...).
-        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
+        weights: Weights of the steps in the mean of each of the three segments, (N, 3, T).
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):

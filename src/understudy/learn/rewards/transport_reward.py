@@ -31,9 +31,9 @@ class OptimalTransportReward(EpisodeRewardConfig):
     """Reward: minus the cost of a step in the optimal transport of an episode onto a demonstration (ROT).
 
     If there are several demonstrations, the one that gives an episode the highest return counts. Distances are
-    Euclidean, in coded units. They are scaled so that an episode whose steps lie as far from those of a demonstration
-    as two steps of demonstrations, on average, has the return -`scale`. Episodes and demonstrations may have different
-    lengths: each step has an equal part of the mass.
+    Euclidean, in coded units. They are divided by the mean distance between two steps of demonstrations, and multiplied
+    by `scale`: an episode whose steps lie as far from a demonstration as this mean has the return -`scale`. Episodes
+    and demonstrations may have different lengths: each step has an equal part of the mass.
 
     Args:
         plan: "uniform" spreads each step over all steps of the demonstration, as a control.
@@ -62,8 +62,8 @@ class PWILReward(EpisodeRewardConfig):
     It is ``scale * exp(-rate * n * c / sqrt(d))`` for a step that costs c.
 
     Each step moves 1 / n of the mass, in order and each part to the nearest step of a demonstration that has mass
-    left. n is the number of steps of the longest demonstration, and d that of components of a step. The demonstrations
-    are in the replay buffer too, with their own rewards.
+    left. n is the number of steps of the longest demonstration, and d the number of components of a step. The
+    demonstrations are in the replay buffer too, with their own rewards.
 
     Args:
         inputs: "next" compares the observations that steps lead to, and "action" observations and actions.

@@ -190,8 +190,8 @@ class ImitationDropout(SampleWeights):
     """Sample weights that leave random windows out of the imitation loss, but not out of auxiliary losses.
 
     Args:
-        p: Probability that a window is left out. The loss is a mean over the others.
-        weights: Their weights.
+        p: Probability that a window is left out. The loss is a mean over the windows that stay.
+        weights: Weights of the windows that stay.
     """
 
     p: Annotated[float, AtLeast(0), AtMost(1)] = 0.5

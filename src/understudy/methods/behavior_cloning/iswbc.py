@@ -25,8 +25,8 @@ from ..registry import method
 class ISWBC(Algorithm):
     """Clones all episodes, each step weighted by a discriminator of demonstrations and other episodes (ISW-BC).
 
-    The weight is the ratio of the demonstrations' density to that of both. A batch is half demonstrations. With the
-    logit of the discriminator, the ratio is ``2 * sigmoid(logit)``.
+    The weight of a step is its density among the demonstrations, divided by its density in a batch. Half of a batch are
+    demonstrations, so that this ratio is ``2 * sigmoid(logit)`` with the logit of the discriminator.
 
     Args:
         reward: The discriminator. A large `penalty` of its gradient weighs all steps alike.

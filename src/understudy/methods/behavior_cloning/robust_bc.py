@@ -27,9 +27,9 @@ from ..registry import method
 class RobustBC(Algorithm):
     """Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.
 
-    A batch is split into blocks. In each block the mean loss of the policy is compared with that of a rival, a second
-    policy with other weights. Both then learn from the block with the median difference. If fewer than half of the
-    blocks have a wrong window, wrong actions cannot move the policy far, however large they are.
+    A batch is split into blocks. In each block the mean loss of the policy is compared with the mean loss of a rival,
+    which is a second policy with other weights. Both then learn from the block with the median difference. If fewer
+    than half of the blocks have a wrong window, wrong actions cannot move the policy far, however large they are.
 
     A block of b windows is clean with probability ``(1 - e)**b`` if a fraction e of the windows is wrong, so blocks
     should have at most ``0.7 / e`` windows: 7 for 10 %, 3 for 20 %. Correct but rare behavior can look like an error,

@@ -62,7 +62,7 @@ class GoalEncoder(Encoder):
 
 
 class _GoalEncoderNet(EncoderNet):
-    goals: Any  # nn.ModuleList, which does not say of what: encoders
+    goals: Any  # an nn.ModuleList of encoders; its type does not say of what
 
     def __init__(self, config, features, n_obs_steps):
         super().__init__()
@@ -98,9 +98,9 @@ class ContrastiveAlignment(AuxiliaryLoss):
     """Auxiliary loss that aligns two goals of the same window (contrastive latent alignment, CLA).
 
     The window is encoded twice, with one goal each, and each context is pooled by attention. A symmetric InfoNCE loss
-    with a learned temperature finds the two pooled contexts of a window among those of the batch. Windows that do not
-    have both goals get no loss and are no negatives. Two windows with the same `second` goal, such as the same
-    sentence, are no negatives of each other.
+    with a learned temperature finds the second pooled context of a window among the pooled contexts of the batch.
+    Windows that do not have both goals get no loss and are not negatives. Two windows with the same `second` goal, such
+    as the same sentence, are not negatives of each other.
 
     Args:
         first: Column of one goal, such as a later observation.

@@ -34,9 +34,9 @@ FARTHEST_STEPS = 500.0  # steps: the loss hardly pushes observations farther apa
 class QRL(ScoreMaximizing, GoalValues):
     """Quasimetric reinforcement learning: learns how many steps apart two observations are, and goes the shortest way.
 
-    Distances between random observations are made large, while those between consecutive ones stay at most 1. The
-    quasimetric obeys the triangle inequality, so that the distance becomes that of the shortest way. A model of the
-    next representation gives the gradient of the distance with respect to actions.
+    Distances between random observations are made large, while the distance between consecutive observations stays at
+    most 1. The quasimetric obeys the triangle inequality, so that the distance becomes the length of the shortest way.
+    A model of the next representation gives the gradient of the distance with respect to actions.
 
     The distance is between values of the goal's column. Other observations are read by the policy alone.
 

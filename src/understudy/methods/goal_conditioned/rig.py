@@ -122,7 +122,7 @@ class RIG(TD3):
     """Reaches goals in pictures after practice for imagined goals, drawn from a variational autoencoder (RIG).
 
     It is TD3 on latents, whose reward is minus the distance to the goal. In every batch, goals are drawn again: from
-    N(0, I), or as the goal of the window is. The rewards are those of the new goals, and nothing ends an episode.
+    N(0, I), or as the goal of the window is. Rewards are computed for the new goals, and nothing ends an episode.
 
     Args:
         p_imagined: Fraction of windows whose goal is drawn from N(0, I).

@@ -25,14 +25,15 @@ def signature(path: np.ndarray) -> np.ndarray:
 
 @part
 class SignatureGate(RetentionRule):
-    """Retention rule that keeps those collected episodes that a classifier of path signatures takes for demonstrations.
+    """Retention rule that keeps the collected episodes that a classifier of path signatures takes for demonstrations.
 
-    The classifier is a ridge regression on whole episodes of observed numbers and of time. Each episode is judged by
-    one that was fitted without it. Demonstrations, practice and episodes that stayed once always stay.
+    The classifier is a ridge regression on whole episodes of observed numbers and of time. Each episode is judged by a
+    classifier that was fitted without it. Demonstrations and practice always stay. An episode that was kept once stays,
+    too.
 
     Args:
         ridge: Strength of the ridge penalty, for standardized signatures.
-        fooling: False keeps those that are told apart, to compare with.
+        fooling: False keeps the episodes that the classifier tells from demonstrations, for comparisons.
 
     References:
         Gavenski et al. (2024), Explorative Imitation Learning: A Path Signature Approach for Continuous Environments,
@@ -52,7 +53,7 @@ class SignatureGate(RetentionRule):
     def resemblance(self, demonstrations: Dataset, own: Dataset) -> np.ndarray:
         """Returns how much each collected episode resembles a demonstration, (n,).
 
-        It is above 0 if it does so more than the others do.
+        The result is above 0 for an episode that is more like the demonstrations than like the collected episodes.
         """
         x = _signatures([*demonstrations, *own])
         y = np.r_[np.ones(len(demonstrations)) / len(demonstrations), -np.ones(len(own)) / len(own)] * len(x) / 2

@@ -28,8 +28,8 @@ class SteeredCollector(RolloutCollector):
 
     Args:
         show: How a demonstration becomes columns. It is a transform of the policy's method.
-        steering: Fraction of the episodes that are shown a demonstration. The others are shown an earlier episode of
-            the policy, or one of the practice.
+        steering: Fraction of the episodes that are shown a demonstration. The remaining episodes are shown an earlier
+            episode of the policy or of the practice.
         length: Number of steps of an episode. The policy reads which fraction of them has passed. None if it does not.
 
     References:

@@ -55,7 +55,7 @@ class AWAC(CriticLearning):
         return td_loss(quantiles, target, levels).sum(0), {"score": quantiles.mean((0, 1))}
 
     def compared_scores(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the scores of the stored actions, (B,), and those of actions of the policy, (B, n_samples)."""
+        """Returns the scores of the stored actions, (B,), and of actions of the policy, (B, n_samples)."""
         plans = draw_plans(nets.policy, batch.obs, self.n_samples, rng)
         obs = nets.critic.encode(batch.obs)
         return nets.critic(obs, batch.action), nets.critic.score_plans(obs, plans)

@@ -62,7 +62,7 @@ class FrequentClasses(Categorical):
 class DiscreteBCQ(ActionValues):
     """Batch-constrained Q-learning for classes: the best of those that demonstrations take often enough.
 
-    The head `FrequentClasses` says which classes these are. It clones the data.
+    The head `FrequentClasses` decides which classes are frequent enough. It clones the data.
 
     Args:
         logit_weight: Weight of the mean square of the logits of the probabilities.

@@ -33,10 +33,10 @@ from .iql import IQL
 class Bisimulation(AuxiliaryLoss):
     """Auxiliary loss by which the distance of two encodings tells how much their rewards and successors differ.
 
-    Each window has the window before it in the batch as its partner. A model predicts the reward and the next encoding
-    of both after the action of the first. The loss is the square of ``|z - z'| - |r - r'| - discount * |p - p'|`` with
-    Euclidean norms of encodings z and of predictions p, which have no gradient. The error of the model is added, and
-    trains the model alone.
+    Each window is paired with the window before it in the batch. For both windows of a pair, a model predicts the
+    reward and the next encoding after the action of the first window. The loss is the square of ``|z - z'| - |r - r'| -
+    discount * |p - p'|`` with Euclidean norms of encodings z and of predictions p, which have no gradient. The error of
+    the model is added, and trains the model alone.
 
     References:
         Hong, Dragan and Levine (2024), Offline RL with Observation Histories, arXiv:2310.20663.

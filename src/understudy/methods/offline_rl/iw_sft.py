@@ -126,7 +126,7 @@ class IWSFT(Algorithm):
         return WholeEpisodeSampler(policy.training_windows(data))
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the steps, (B, H). Those of an episode sum to its weight."""
+        """Returns the weights of the steps, (B, H). The weights of an episode's steps sum to its weight."""
         ratio = log_prob(nets.target.policy, batch) - log_prob(cast(Policy, self.reference), batch)
         index = batch.extra["episode"][:, 0]
         n_steps, total = (x.new_zeros(len(batch)).index_add(0, index, x.sum(1)) for x in (batch.mask.float(), ratio))

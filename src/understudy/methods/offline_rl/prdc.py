@@ -59,7 +59,7 @@ class StoredPlans(nn.Module):
 class PRDC(TD3):
     """TD3 that stays close to the nearest stored pair of observation and action, of whatever step.
 
-    The first data are searched. Those that rounds collect are not.
+    Only the first data are searched, not the episodes that rounds collect.
 
     Args:
         obs_scale: Factor of observations in the search (beta), where all numbers are in coded units. Large values are

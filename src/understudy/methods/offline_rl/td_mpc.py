@@ -251,7 +251,7 @@ class TDMPC(Algorithm):
             scores, advantage = net.critic_scores(latent, action), best - net.value(latent)
             weight = (self.beta * advantage.detach()).exp().clamp(max=self.max_weight)
             distance = (net.policy_action(latent.detach()) - action).square().sum(-1)
-            logged = logged or {"critic_score": scores.mean(0), "weight": weight}  # of the first step
+            logged = logged or {"critic_score": scores.mean(0), "weight": weight}  # metrics of the first step
             latent, reward = net(latent, action)
             terms = torch.stack([
                 self.consistency_weight * (latent - target_latents[:, i]).square().mean(-1),

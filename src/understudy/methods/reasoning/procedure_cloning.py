@@ -145,7 +145,7 @@ class ProcedureEpisodes(Operation):
 
     Its observations stay as they were at that step, and the column `into` has the intermediate results in order. A
     policy with ``Window(action_offset=1)`` and the target `into` learns to compute each result from the one before.
-    The last step repeats the end of the computation, so that the policy also learns that it changes nothing there.
+    The last step repeats the end of the computation. The policy thus also learns to change nothing after the end.
     """
 
     procedure: Procedure

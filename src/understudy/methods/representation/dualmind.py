@@ -43,7 +43,7 @@ class PromptedEncoder(Encoder):
 
     Args:
         prompt: Column that says what to do: a text, a class, or numbers such as a goal.
-        encoder: Encoder of the observations, and of the prompt alone. Its width is that of the transformer.
+        encoder: Encoder of the observations, and of the prompt alone. The transformer has the width of this encoder.
         heads: Number of attention heads. Must divide the width.
         feed_forward_ratio: Width of the hidden layer of each block, relative to the width of the tokens.
 

@@ -103,10 +103,10 @@ def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]
 class MultimodalPromptEncoder(Encoder):
     """Encoder of prompts in which words and objects alternate, and of the objects in the scene.
 
-    Each position of the prompt is a word (where the class of `words` is not 0), an object (where it is 0 and the
-    features in `prompt_objects` are not all 0), or padding. One network embeds the objects of the prompt and of the
-    scene. A transformer reads the prompt. With `residual`, the embedding of each object in the prompt is added to what
-    the transformer gives for it, so that details of the object are not lost.
+    Each position of the prompt is a word if the class in `words` is not 0. Otherwise it is an object if the features in
+    `prompt_objects` are not all 0, or else padding. One network embeds the objects of the prompt and of the scene. A
+    transformer reads the prompt. With `residual`, the embedding of each object in the prompt is added to the
+    transformer's output for this object, so that details of the object are not lost.
 
     The prompt is read at the newest observation step. Words that the schema does not know are embedded as zeros.
 

@@ -34,9 +34,9 @@ class ComponentTokenEncoder(Encoder):
     step. The tokens of the newest step, after the transformer, are the context. The objectives
     `MaskedTokenPrediction` and `NextTokenPrediction` train the transformer without a policy.
 
-    A component may be missing, such as that of a sensor that failed: a column of flags says which. Its token then has
-    the embeddings of component and step alone, and the transformer can infer it from the other tokens. Tokens of rows
-    and columns that are marked as not observed (``"name?"``) are masked.
+    A component may be missing, for example because a sensor failed. A column of flags says which components are
+    missing. Its token then has the embeddings of component and step alone, and the transformer can infer it from the
+    other tokens. Tokens of rows and columns that are marked as not observed (``"name?"``) are masked.
 
     Args:
         heads: Number of attention heads. Must divide `width`.
@@ -44,7 +44,7 @@ class ComponentTokenEncoder(Encoder):
             all other columns together. Both have the same weights: the token of a modality is the sum over its
             components.
         causal: Whether a token reads only itself and earlier tokens. Tokens are ordered by observation step, then by
-            column (those of `first` first), then by component. `NextTokenPrediction` needs it.
+            column (beginning with the columns in `first`), then by component. `NextTokenPrediction` needs it.
         first: Columns whose tokens come first within a step. By default the last action, which led to the observation.
         flags: Pairs (column, column of flags). A component is missing where its flag is below 0.5. The codec must leave
             the flags as they are: ``Normalizer(unscaled=...)``.
@@ -69,7 +69,7 @@ class ComponentTokenEncoder(Encoder):
             n_obs_steps: Number of observation rows in a window (To).
 
         Returns:
-            The module. Its tokens are those of the newest step.
+            The module. It gives the tokens of the newest step.
         """
         check_heads(self.width, self.heads, "ComponentTokenEncoder")
         for column, flags in self.flags:
@@ -221,7 +221,7 @@ class _Readout(nn.Module):
 
 @part
 class MaskedTokenPrediction(_TokenObjective):
-    """Auxiliary loss that hides random tokens and predicts their components from the others.
+    """Auxiliary loss that hides random tokens and predicts their components from the visible tokens.
 
     Args:
         fraction: Probability that a token is hidden.

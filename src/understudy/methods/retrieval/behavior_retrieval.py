@@ -49,7 +49,7 @@ class StateActionVAE(Algorithm):
 
     References:
         Du et al. (2023), Behavior Retrieval: Few-Shot Imitation Learning by Querying Unlabeled Datasets,
-        arXiv:2304.08742. The defaults are those of the authors' code for states, which trains about 2,000 epochs.
+        arXiv:2304.08742. The defaults come from the authors' code for states, which trains about 2,000 epochs.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 14

@@ -116,16 +116,17 @@ class CalibratedScorer(CheckpointModule):
 
 @part
 class ScoredReturn(ColumnChange):
-    """Adds a column of returns to go of a scorer's rewards, (T+1, 1). No rewards of the data are needed.
+    """Adds a column of returns to go, (T+1, 1), of rewards that a scorer gives. The data need no rewards.
 
     The reward of a step is the score of its observation, such as the similarity to the words of the task, minus the
     lowest score of the training data. While acting, the column is the target return at the first step, then reduced by
-    the reward of each observation. So it tells how far the task has come, also where the words or the places of things
-    are new.
+    the reward of each observation. So the column tells how far the task has come, even if the words or the places of
+    things are new.
 
     Args:
         scorer: The stage that calibrated the scorer (see `ScorerCalibration`), or the module.
-        target: Target return while acting. None: that of the scorer, a quantile of the training data.
+        target: Target return while acting. None: the target of the scorer, which is a quantile of the returns in the
+            training data.
 
     References:
         Kim et al. (2023), Guide Your Agent with Adaptive Multimodal Rewards (ARP), arXiv:2309.10790.
@@ -165,14 +166,14 @@ class TaskContrast(Algorithm):
     """Trains a scorer that tells how well an observation fits the words of a task, as CLIP does for images.
 
     Two networks embed the observation and the words at unit length. The score is their cosine similarity, divided by
-    a temperature. The loss finds the words of each observation among those of the batch, and the observation of each
-    words. Equal words are no negatives of each other.
+    a temperature. The loss finds the words of each observation among all words of the batch, and the observation that
+    belongs to the words among all observations. Equal words are not negatives of each other.
 
     It is the learner of a stage. Its checkpoint has the module "scorer". The policy of the stage is not trained.
 
     Args:
         task: Column of the words: a text or a class.
-        encoder: Encoder of both. Each has its own.
+        encoder: Encoder of the observation and of the words. Each has separate weights.
         hidden: Widths of the hidden layers after the encoders.
         batch_size: Observations per batch.
 

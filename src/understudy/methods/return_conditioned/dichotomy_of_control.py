@@ -54,12 +54,12 @@ class DichotomyOfControl(Algorithm):
     prior predicts the latent from the observation, and the value predicts the return to go from observation and latent.
 
     While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
-    takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
-    holds luck promises more, as policies that are conditioned on returns do.
+    takes the one of the highest value. The value is an estimate of the return that will be reached. If the latent
+    contained luck, the value would promise too much, as policies that are conditioned on returns do.
 
-    The policy reads the latent in a column, whose width is that of the latent. The data need this column with any
-    values, such as those of ``ConstantColumn(FUTURE, (0.0,) * 4)``, and rewards. The codec must leave the latent as it
-    is: ``Normalizer(unscaled=(FUTURE,))``.
+    The policy reads the latent in a column of the same width. The data need this column, with any values, and rewards:
+    ``ConstantColumn(FUTURE, (0.0,) * 4)`` adds the column. The codec must leave the latent as it is:
+    ``Normalizer(unscaled=(FUTURE,))``.
 
     Args:
         lookahead: Number of steps that the latent describes.
@@ -178,8 +178,9 @@ class DichotomyOfControl(Algorithm):
     def information_bound(self, nets: Any, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns a bound of how much better a reward and the next observation are known with the latent, (B,).
 
-        It is relative to their distribution in the batch, so that a constant is added that no latent changes: what
-        observation and action say. One step of the lookahead is drawn for each window.
+        The comparison is with their distribution in the batch. The bound therefore also contains what observation and
+        action say about them, which is a constant that no latent changes. One step of the lookahead is drawn for each
+        window.
 
         Args:
             latent: Latents, (B, D).

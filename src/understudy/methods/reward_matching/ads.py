@@ -77,7 +77,7 @@ class ProgressDiscount(nn.Module):
 
 
 def count_followed_steps(pairs: Iterable[tuple[Tensor, Tensor]], k: int) -> list[int]:
-    """Counts how many of the first k steps of one episode match those of another one in the same order."""
+    """Counts how many of the first k steps of one episode match steps of another episode in the same order."""
     return [longest_increasing_subsequence(torch.cdist(a[:k], b[:k]).argmin(1).tolist()) for a, b in pairs]
 
 
@@ -101,12 +101,14 @@ class ADS(TD3):
     It holds for all stored steps.
 
     After each round of collection, k grows by 1 as long as the first k steps of the round's episodes score at least
-    ``threshold`` times as much as those of demonstrations, rounded down. It never falls. Episodes without exploration
-    count, if the collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
+    ``threshold`` times as much as the first k steps of demonstrations, rounded down. k never falls. If the collector
+    marks episodes without exploration (`ScoredRolloutCollector`), only these count. Otherwise all episodes of the round
+    count.
 
-    The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
-    steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all
-    pairs, and that of demonstrations the median over their pairs. A single one is compared with itself.
+    To score an episode against a demonstration, each step of the episode is replaced by the number of the nearest step
+    of the demonstration. The score is the length of the longest increasing subsequence of these numbers. A round scores
+    the 90th percentile over all pairs of an episode and a demonstration. Demonstrations score the median over pairs of
+    demonstrations. A single demonstration is compared with itself.
 
     Args:
         alpha: How much the reward after k steps counts.

@@ -53,7 +53,8 @@ class DemonstratedStarts(RolloutCollector):
 class OwnStartReward(DiscriminatorReward):
     """Reward model config: a discriminator of demonstrations and of episodes with the environment's own start.
 
-    Those that begin at demonstrated states look like demonstrations, whatever the policy does.
+    It is not trained on episodes that begin at demonstrated states, because they look like demonstrations whatever the
+    policy does.
     """
 
     def build(self, policy, data):

@@ -29,12 +29,13 @@ class SiameseReward(EpisodeRewardConfig):
 
     The reward is ``exp(-(frame_weight * d_e + sequence_weight * d_h))``.
 
-    Steps with the same number are compared, and later ones with the last of the demonstration. d_e is the mean squared
-    difference of the encodings of the next observation, and d_h that of the states of an LSTM, which has read all
-    encodings so far. `VIRL` trains them. Of several demonstrations the one that gives the highest return counts.
+    Each step is compared with the step of the same number in the demonstration. Steps after the end of the
+    demonstration are compared with its last step. d_e is the mean squared difference of the encodings of the next
+    observation. d_h is the mean squared difference of the states of an LSTM that has read all encodings so far. `VIRL`
+    trains them. Of several demonstrations the one that gives the highest return counts.
 
-    Clips start with the episode and end at a random step, mostly early. A clip of a demonstration is to be near the
-    same with noise and at another speed. It is to be at least `margin` away from a clip of an own episode, or from
+    Clips start with the episode and end at a random step, mostly early. A clip of a demonstration is to be near a copy
+    of itself with noise and at another speed. It is to be at least `margin` away from a clip of an own episode, or from
     itself in shuffled order. Clips are also decoded, from the last state and from each encoding.
 
     Args:
@@ -42,8 +43,8 @@ class SiameseReward(EpisodeRewardConfig):
         width: Size of an encoding and of a state.
         noise: Standard deviation of the noise, in coded units.
         warp: Largest relative change of the speed.
-        own_rounds: Number of first rounds whose own episodes are told from demonstrations. Those of a good policy would
-            make it look bad.
+        own_rounds: Number of first rounds in which training tells own episodes from demonstrations. Later the policy is
+            good, and its episodes would be made to look bad.
         n_clips: Number of triplets of clips in an update.
         loss_weights: Of the losses of states, of encodings, and of what is decoded from states and from encodings.
 
@@ -109,7 +110,7 @@ class SiameseModel(EpisodeReward):
         return sum((w * term for w, term in zip(self.config.loss_weights, terms, strict=True)), h.new_zeros(len(h)))
 
     def contrast(self, codes: Tensor) -> Tensor:
-        """Returns how far the second code is from the first, and what the third lacks of the margin, (N, ...)."""
+        """Returns the distance of the first two codes plus what the first and third lack of the margin, (N, ...)."""
         first, similar, other = codes.unbind(1)
         return mean_square(first, similar) + (self.config.margin - mean_square(first, other)).relu()
 

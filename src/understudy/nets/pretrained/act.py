@@ -181,7 +181,7 @@ class _ACTLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, absent: Tensor,
                 memory: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`absent` (B, keys) marks the tokens of x that are masked, or those of `memory` (keys, values)."""
+        """`absent` (B, keys) marks the masked tokens of x, or of `memory` (keys, values) if it is given."""
         def self_attention(y):
             query = y + positions
             mask = absent if memory is None else None
@@ -214,7 +214,7 @@ def sequence_positions(count: int, width: int) -> Tensor:
 
 
 def grid_positions(height: int, width: int, size: int) -> Tensor:
-    """Sinusoids of the cells of a grid, row by row, (height * width, size): first those of the row, then the column.
+    """Sinusoids of the cells of a grid, row by row, (height * width, size): first of the row, then of the column.
 
     Rows and columns are numbered from 1 and scaled so that the last is at 2 pi, as in DETR and ACT.
 
@@ -244,7 +244,7 @@ class ACTEncoder(Encoder):
     name, as `ACTTransformer` needs them for its posterior.
 
     Args:
-        width: Width of the tokens: that of the trunk.
+        width: Width of the tokens, which must be the width of the trunk.
         weights: Pretrained weights of the ResNet-18, see `nets.vision.ResNet`. None for random weights.
 
     References:

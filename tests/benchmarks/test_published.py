@@ -173,4 +173,4 @@ def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episod
     assert any(line.startswith("| iql | 3.3 | 3.0 [3.0, 3.0] | 2.0 [2.0, 2.0] | 13.5 | 5.0") for line in lines)
     assert any(line.endswith("| 100,000 |") for line in lines)
     assert not any(line.startswith("| cql") for line in lines)
-    assert any("Training seed 1 of iql ended at update 81577" in line for line in lines)
+    assert any("seed 1 of iql at update 81577" in line for line in lines)

@@ -5,9 +5,10 @@ The first message to a client is the metadata. Each request is then answered by 
 
 Options of a request are under its key `understudy`: `id` (a number that the reply repeats); `reset`, `seed` and
 `episode` (start an episode, and its randomness); `executed` and `delay` (number of actions executed since the last
-reply, and number until this reply is used); `deadline` (seconds until the reply is due, if less than the server's);
-`mode` ("chunk" or "action"); and `op` ("hello" compares `schema`, "plan" plans explicit windows, "start" and "act" keep
-the rows of a rollout on the server).
+reply, and number until this reply is used); `deadline` (seconds until the reply is due, if less than the server's).
+
+Further options are `mode` ("chunk" or "action") and `op` ("hello" compares `schema`, "plan" plans explicit windows,
+"start" and "act" keep the rows of a rollout on the server).
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ class Alignment(StepScore):
     For example, a person who scratches their head during the task does something that other demonstrations do not show.
 
     First, states and action directions are embedded with temporal cycle consistency: the way from a step to the most
-    similar step of another demonstration and back must end where it started. Then a pointer moves through each
-    demonstration. In each demonstration, one of the remaining steps wins a vote: the current step of every other
+    similar step of another demonstration and back must end where it started.
+
+    Then a pointer moves through each demonstration. In each demonstration, one of the remaining steps wins a vote: the current step of every other
     demonstration votes for the remaining step that is most similar to it. The mean of the winning steps is the
     reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to the reference.
 

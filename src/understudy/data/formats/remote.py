@@ -3,8 +3,9 @@ fsspec knows. Each file is downloaded once into the cache and read there.
 
 The data and video files of a LeRobot data set are downloaded when they are first read. The files of other data sets are
 downloaded before anything is read. An interrupted download continues where it stopped. A copy is identified by the
-version that the source reports, so a changed file is downloaded again. Without a network, the last copy is read. The
-size limit is the limit of the cache (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
+version that the source reports, so a changed file is downloaded again. Without a network, the last copy is read.
+
+The size limit is the limit of the cache (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ class Alignment(StepScore):
     First, states and action directions are embedded with temporal cycle consistency: the way from a step to the most
     similar step of another demonstration and back must end where it started.
 
-    Then a pointer moves through each demonstration. In each demonstration, one of the remaining steps wins a vote: the current step of every other
-    demonstration votes for the remaining step that is most similar to it. The mean of the winning steps is the
-    reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to the reference.
+    Then a pointer moves through each demonstration. In each demonstration, one of the remaining steps wins a vote: the
+    current step of every other demonstration votes for the remaining step that is most similar to it. The mean of the
+    winning steps is the reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most
+    similar to the reference.
 
     Unlike in the authors' code, no demonstration is assumed to be clean, and embeddings have length 1, because long
     ones would win every vote.

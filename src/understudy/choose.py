@@ -629,10 +629,7 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequ
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
-    """Returns the mean over seeds and starts.
-
-    Limits are NaN for numbers of fewer than three starts, or six with one seed.
-    """
+    """Returns the mean over seeds and starts. Limits are NaN for fewer than three starts, or six with one seed."""
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":

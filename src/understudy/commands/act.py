@@ -145,7 +145,10 @@ def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses
 
 
 def _checkpoints(run: Path) -> dict[str, object]:
-    """Returns metadata of an episode during which the server changed its checkpoint."""
+    """Returns metadata of an episode during which the server changed its checkpoint.
+
+    Without it, `by` names the only one.
+    """
     if changed_checkpoint(run) is None or (address := served_address(run)) is None:
         return {}
     return {"checkpoints": served_client(address).checkpoints}

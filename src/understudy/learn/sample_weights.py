@@ -40,7 +40,10 @@ class WeightFunction(ABC):
         """
 
     def fit(self, data: Dataset) -> None:
-        """Computes what depends on the episodes that batches are drawn from."""
+        """Computes what depends on the episodes that batches are drawn from.
+
+        Called before the first update on them, also if a training resumes. Does nothing by default.
+        """
 
     def after_update(self, policy: Policy) -> None:
         """Updates copies that follow the policy with a lag, after each update. Does nothing by default."""

@@ -234,7 +234,10 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
 
 
 def shows_observations(name: str, features: Schema) -> bool:
-    """Returns whether an environment shows the observations of data under their names."""
+    """Returns whether an environment shows the observations of data under their names.
+
+    One that cannot be made is said to.
+    """
     from ...envs import make
 
     try:

@@ -134,7 +134,7 @@ def task_relabel(method: Method) -> TaskText | None:
 
 
 def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the options of a method that are no fields of its parts, with their defaults.
+    """Returns the options of a method that are no fields of its parts, with their defaults. A method.json has none.
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.

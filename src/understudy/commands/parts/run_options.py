@@ -127,7 +127,10 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
 
 def learns_interrupted(run: Path) -> bool:
-    """Returns whether a run was asked to learn episodes whose recording was interrupted."""
+    """Returns whether a run was asked to learn episodes whose recording was interrupted.
+
+    Of an improved run, the first.
+    """
     improve = improve_options_of(run)
     if improve is not None:
         return improve.run.exists() and learns_interrupted(improve.run)

@@ -104,7 +104,7 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
 
 
 def fewest_rollouts(make: Callable[..., SequentialRateTest | SequentialDifferenceTest], n: int) -> int | None:
-    """Returns the smallest number of rollouts with which a test can reach a verdict.
+    """Returns the smallest number of rollouts with which a test can reach a verdict. None if 10,000 are too few.
     """
     def is_futile(most: int) -> bool:
         test = make(max_rollouts=most)
@@ -158,6 +158,8 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
 
 def _rollout_or_load(actor, env, o: EvalOptions, numbers: range, by: str, kept: KeptEpisodes | None) -> Dataset:
     """Returns the episodes with these numbers, which an interrupted call may have finished.
+
+    They are recorded without `kept`.
     """
     from ...evaluate.recording import record_episodes
     from ...evaluate.workers import WorkerPool

@@ -524,10 +524,9 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
 
 
 def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
-    """Yields row groups of a Parquet file in turn, small ones together, because reading each alone is slow.
+    """Yields the row groups of a Parquet file in turn, small ones together, because reading each alone is slow.
 
-    `width` is the number of bytes of a row once it is decoded, which may be many times what it takes in the file.
-    """
+    `width` is the number of bytes of a decoded row, which may be many times what it takes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     takes = [max(g.num_rows / _ROWS, max(g.total_byte_size, g.num_rows * width) / _BYTES) for g in groups]
     for first, stop in batch_ranges(np.array(takes), 1):

@@ -21,6 +21,8 @@ TASKS = {"slippery-grid": slippery_grid, "bandit": bandit, "tightrope": tightrop
 class Tabular(Toy):
     """Environment of a finite Markov decision process: one of `TASKS`, or your own `MDP`.
 
+    Its exact values are `env.mdp`'s.
+
     observation.state: what is seen of the state, by default a one-hot vector. simulator.state (5): the number of the
     state, where it is drawn, and the number and step that decide its chances. action (1): the number of the action.
 

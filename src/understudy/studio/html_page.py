@@ -86,7 +86,7 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
-    """Writes the episodes in pieces. Returns (first episode, JSON) of each; with a folder, the JSON is in files there."""
+    """Writes the episodes in pieces. Returns (first episode, JSON) of each; in a folder, the JSON is a script."""
     out, pending, size, first = [], [], 0, 0
     for e in range(pages.count):
         pending.append(_script_json(pages.episode(e)))

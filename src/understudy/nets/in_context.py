@@ -18,7 +18,7 @@ from .transformer import Transformer, TransformerBlock, check_heads
 
 @part
 class InContextTransformer(SharedTimeTrunk):
-    """Transformer over one sequence: tokens of the context, a token of the time, then one token per action step.
+    """Transformer trunk over one sequence: tokens of context and time, then one token per action step.
 
     The network of Diffusion Transformer Policy. Nothing but attention brings context and time to the actions: no
     layer is scaled or shifted by them, as in `nets.transformer.Transformer`. Tokens of the context read neither the
@@ -53,7 +53,7 @@ class InContextTransformer(SharedTimeTrunk):
         return _InContextNet(self, inputs, outputs, n_times, spec)
 
     def attention_mask(self, n_context: int, n_steps: int, has_time: bool) -> Tensor:
-        """Which tokens read which: those of the context, that of the time if there is one, one per action step.
+        """Returns which tokens read which: those of context, time, and one per action step.
 
         Returns:
             (S, S) bool for all S tokens: True where the token of a row reads that of a column.

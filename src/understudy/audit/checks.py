@@ -267,7 +267,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
 
 
 def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:
-    """Returns the time steps (s) that episodes have, each over a fifth from the next, with numbers of episodes."""
+    """Groups episodes by their usual time between steps (s), equal within a fifth. Returns (time, count) of groups."""
     groups: list[tuple[float, int]] = []
     quartiles = [np.percentile(between, (25, 50, 75)) for _, between in steps if len(between)]
     for step in sorted((float(q[1]) for q in quartiles if q[2] - q[0] < 0.1 * q[1]), reverse=True):

@@ -134,7 +134,7 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
 
 
 def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
-    """Returns the doubt score with the data that the run was trained on."""
+    """Returns the doubt score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")

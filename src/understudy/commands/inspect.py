@@ -165,7 +165,7 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 
 
 def _check_training(data: Dataset, findings: Sequence[Finding], method: str | None = None) -> Preflight:
-    """Returns what `understudy train` would say of the data before its first update.
+    """Returns what `understudy train` would say of the data before its first update. Nothing of data without actions.
 
     Args:
         findings: Findings of an audit.

@@ -100,7 +100,7 @@ def main(args: list[str]) -> None:
 
 
 def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[Actor, str]:
-    """Loads the actor, and returns it with the name under which its results are stored."""
+    """Loads the actor, and returns it with the name under which its results are stored. See `policies.load_actor`."""
     from .. import __version__
     from ..evaluate.recording import expert_actor
 

@@ -262,7 +262,10 @@ def _warm_up(policy: Policy) -> None:
 
 
 def _newest(o: ServeOptions) -> str:
-    """Returns the digest of the newest checkpoint."""
+    """Returns the digest of the newest checkpoint.
+
+    Files are read only if they have changed, because --watch asks every second.
+    """
     path = weights_path(o.run)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return _digest(path, tuple((str(f), s.st_mtime_ns, s.st_size) for f in files for s in [f.stat()]))

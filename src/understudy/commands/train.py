@@ -589,6 +589,8 @@ def _open_stream(o: TrainOptions):
 def training_plan(method: Method, existing_stages: Container[str] = ()) -> str:
     """Describes the stages of a method and its data collection, with their numbers of updates. Empty if it has none.
 
+    Empty if it has none.
+
     Args:
         existing_stages: Names of the stages that are not trained, because there is a run for them.
     """
@@ -752,7 +754,10 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
-    """Builds the score of checkpoints: success if the environment defines it, otherwise mean return."""
+    """Builds the score of checkpoints: success if the environment defines it, otherwise mean return.
+
+    Checkpoints share starts, which `eval` never uses.
+    """
     from ..evaluate.evaluation import evaluate, validation_seed
     from ..learn.run import IS_SUCCESS
 

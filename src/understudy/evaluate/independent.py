@@ -65,6 +65,8 @@ def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> fl
 def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
     """Computes the score interval of the difference of two independent rates, first minus second.
 
+    It covers close to `level`.
+
     References:
         Miettinen and Nurminen (1985), Comparative Analysis of Two Rates.
     """

@@ -17,6 +17,8 @@ Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
     """Computes the p-value of the hypothesis that the first policy is worse by `margin` or more.
 
+    Below 0.05, it is not inferior.
+
     The test is one-sided and belongs to the interval: Tango's score test (1998) for two checkpoints,
     `stats.difference_p` for two methods, Miettinen and Nurminen's score test (1985) for unpaired checkpoints.
 
@@ -31,6 +33,8 @@ def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, 
 
 def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
     """Computes the p-value of the hypothesis that the policies differ by `margin` or more.
+
+    Below 0.05, they are equivalent up to it.
 
     This is the larger p-value of two one-sided tests, so 0.05 corresponds to a 90 % interval.
 

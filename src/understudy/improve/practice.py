@@ -109,7 +109,7 @@ def rlpd(practice: Practice, method: Method) -> Method:
 
 
 def porl(practice: Practice, method: Method) -> Method:
-    """Improves all weights of the policy with TD3, without demonstrations in its batches (policy-only RL, PORL).
+    """Improves all weights of the policy with TD3, from its own episodes and no demonstrations (PORL).
 
     A new critic learns alone from the episodes of the first round, in which the policy stays as it is. It has seen no
     episodes of other policies. Actions that are in none of its episodes do not get low scores.

@@ -112,7 +112,7 @@ class BytePairEncoding(nn.Module):
         return torch.where(exists, symbols, PAD)
 
     def token_lengths(self, tokens: Tensor) -> Tensor:
-        """Number of symbols that each token stands for. 0 for `PAD`."""
+        """Returns the number of symbols that each token stands for. 0 for `PAD`."""
         return torch.where(tokens == PAD, 0, self.lengths[tokens.clamp(min=0)])
 
 

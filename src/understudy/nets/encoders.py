@@ -1,4 +1,4 @@
-"""Encoders: observation windows to context tokens.
+"""Encoders, which turn observation windows into context tokens.
 
 A transform that inference needs as well (a crop) belongs here. A transform for training alone is an augmentation
 (data/augment.py).
@@ -25,7 +25,7 @@ from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
 @part
 class TokenEncoder(Encoder):
-    """Tokens for each column and observation step.
+    """Encoder with tokens for each column and observation step.
 
     A vector gives one token (a linear map), a point cloud one, a class column one (the sum of an embedding per
     component), a text one, and an image as many as `vision` makes. Tokens are ordered by column, then by observation
@@ -247,7 +247,7 @@ def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
 
 @part
 class ConcatEncoder(Encoder):
-    """All values of the window, concatenated into one token. Nothing is trained.
+    """Encoder that concatenates all values of the window into one token. Nothing is trained.
 
     With the MLP trunk this is a plain network from observation to action. For nearest neighbors it defines what is
     compared. Class columns become one-hot vectors. Images become the features of a frozen network, as in VINN.

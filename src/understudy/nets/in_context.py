@@ -18,7 +18,7 @@ from .transformer import Transformer, TransformerBlock, check_heads
 
 @part
 class InContextTransformer(SharedTimeTrunk):
-    """Transformer over one sequence: tokens of the context, a token of the time, then one token per action step.
+    """Transformer trunk over one sequence: tokens of context and time, then one token per action step.
 
     The network of Diffusion Transformer Policy. Context and time reach the actions by attention alone. In
     `nets.transformer.Transformer`, in contrast, the time also scales and shifts layers. Tokens of the context read

@@ -48,12 +48,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether `x` has no gaps in memory, by rows or by columns. oneDNN is 100 times slower for parts of matrices."""
+    """Returns whether `x` has no gaps in memory. oneDNN is 100 times slower for parts of matrices."""
     return x.is_contiguous() or x.ndim == 2 and x.t().is_contiguous()
 
 
 def inside_transform() -> bool:
-    """Whether this call is exported, vmapped or differentiated in forward mode, which cannot handle custom calls."""
+    """Returns whether this call is exported, vmapped or differentiated in forward mode, where custom calls fail."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

@@ -12,7 +12,7 @@ from .linear import Linear, inside_transform, linear
 
 @part
 class MoEFeedForward:
-    """Mixture of expert denoisers: the time of a denoising step chooses experts and weighs their outputs.
+    """Config of a mixture of experts: the time of a denoising step chooses experts and weighs their outputs.
 
     A router maps the embedding of the time to a probability for each expert. In training, `top_k` experts are drawn
     without replacement from these probabilities, with the random numbers of dropout. Otherwise the `top_k` most likely
@@ -64,7 +64,7 @@ class MoEFeedForwardNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def probabilities(self, time: Tensor) -> Tensor:
-        """Probability of each expert, (..., E), for embedded times (..., width)."""
+        """Returns the probability of each expert, (..., E), for embedded times (..., width)."""
         return self.router(time).softmax(-1)
 
     def weights(self, time: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class MoEFeedForwardNet(nn.Module):
         return fused.eval()
 
     def _expert(self, x: Tensor, i: int) -> Tensor:
-        """The output of expert i."""
+        """Returns the the output of expert i."""
         hidden = self.dropout(F.gelu(linear(x, self.weight_in[i], self.bias_in[i])))
         return linear(hidden, self.weight_out[i], self.bias_out[i])
 

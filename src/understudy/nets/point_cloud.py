@@ -31,7 +31,7 @@ class PointEncoder(ABC):
 
 @part
 class PointNet(PointEncoder):
-    """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
+    """PointNet encoder of 3D Diffusion Policy: an MLP for each point, and the maximum over the points.
 
     Each linear layer of the MLP is followed by LayerNorm and ReLU. With more channels than positions, such as colors,
     there is one more linear layer, twice as wide as the last. After the maximum, a linear layer with LayerNorm gives

@@ -216,13 +216,13 @@ class _TransformerNet(CachesContext):
 
     @staticmethod
     def _causal_mask(n_memory: int, steps: Tensor) -> Tensor:
-        """(n_memory + H, n_memory + H): True where a row may read a column. Memory tokens read no action step."""
+        """Returns the causal mask, (n_memory + H, n_memory + H): True where a row may read a column."""
         position = torch.arange(n_memory + steps.shape[1], device=steps.device).clamp(min=max(n_memory - 1, 0))
         return position[:, None] >= position
 
 
 class ExpertTransformerNet(_TransformerNet, FusesTimes):
-    """The module of a `Transformer` with experts."""
+    """The network of a `Transformer` with experts."""
 
     def fuse(self, times):
         assert self.time is not None
@@ -237,7 +237,7 @@ class ExpertTransformerNet(_TransformerNet, FusesTimes):
 
 
 def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:
-    """Which memory tokens each memory token (1 + N, 1 + N) and each action step (H, 1 + N) may read."""
+    """Returns which memory tokens each memory token (1 + N, 1 + N) and each action step (H, 1 + N) may read."""
     tokens = torch.tensor((-1, *spec.token_obs_steps))  # the null token belongs to no step: all may read it
     steps = spec.action_start + torch.arange(spec.horizon)
     return tokens[:, None] >= tokens, steps[:, None] >= tokens
@@ -268,7 +268,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def modulation_width(self) -> int:
-        """Width W of the result of `modulation`."""
+        """The width W of the result of `modulation`."""
         assert self.film is not None
         experts = self.feed_forward.config.n_experts if isinstance(self.feed_forward, MoEFeedForwardNet) else 0
         return self.film.out_features + experts
@@ -281,14 +281,14 @@ class TransformerBlock(nn.Module):
         return torch.cat([film, experts.weights(time)], -1) if isinstance(experts, MoEFeedForwardNet) else film
 
     def timeless_modulation(self) -> Tensor:
-        """The `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
+        """Returns the the `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
         assert self.film is not None
         if isinstance(self.feed_forward, MoEFeedForwardNet):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
         return self.film.bias
 
     def keys_values(self, h: Tensor, film: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of self-attention for tokens (B, S, width). `film` is as in `forward`."""
+        """Returns the keys and values of self-attention for tokens (B, S, width). `film` is as in `forward`."""
         assert self.self_attention is not None
         y = self.norms[0](h)
         if film is not None:
@@ -375,7 +375,7 @@ def scaled_dot_product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
 
 
 def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
+    """Returns the weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
 
     It takes the arguments of `scaled_dot_product`. Each row of the weights sums to 1.
     """

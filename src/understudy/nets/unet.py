@@ -138,7 +138,7 @@ class _UNetNet(CachesContext):
         return replace(self.precompute(context), time_film=embedding)
 
     def _films(self, t: Tensor, context: Context) -> Iterator[Tensor]:
-        """Scales and shifts of each block, (B, 2 * out)."""
+        """Returns the scales and shifts of each block, (B, 2 * out)."""
         context = self.precompute(context)
         film = context.film
         if context.time_film is not None:
@@ -196,7 +196,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _SinusoidalEmbedding(nn.Module):
-    """(B,) -> (B, width): sinusoids and two layers (Vaswani et al. 2017; Ho et al. 2020)."""
+    """Embeds times, (B,) -> (B, width), by sinusoids and two layers (Vaswani et al. 2017; Ho et al. 2020)."""
 
     rate: Tensor
 

@@ -157,7 +157,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
 
 
 def _stop_robot(robot: Robot, kind: type | None, error: BaseException | None, trace: object) -> None:
-    """Stops the robot at the end of an episode. If it was lost before, that error is raised."""
+    """Stops the robot at the end of an episode. If it was lost before, the error says so, not that it is closed."""
     with suppress(RobotError) if isinstance(error, RobotError) else nullcontext():
         robot.stop()
 
@@ -170,7 +170,10 @@ def _note_steps(error: BaseException | None, steps: int) -> None:
 
 def plan_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
                             patience: float) -> Actor:
-    """Returns the actor with its chunks planned in another thread until `stack` ends."""
+    """Returns the actor with its chunks planned in another thread until `stack` ends.
+
+    Its runner is added to `runners`.
+    """
     if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
         return replace(actor, actor=plan_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):

@@ -384,7 +384,10 @@ class EmulatedBus(ABC):
 
 
 class EmulatedFeetechBus(EmulatedBus):
-    """Emulated servos with Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM."""
+    """Emulated servos with Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM.
+
+    Addresses have one byte.
+    """
 
     header, width, lengths, invalid_ids = b"\xff\xff", 1, range(2, 251), (0xFF,)
 

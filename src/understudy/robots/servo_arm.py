@@ -201,7 +201,10 @@ class ServoArm:
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
     def is_new(self, differences: Calibration) -> bool:
-        """Returns whether no servo has been calibrated. A single new one is a replacement, whose zero nobody knows."""
+        """Returns whether no servo has been calibrated. A single new one is a replacement, whose zero nobody knows.
+
+        A new one among others is a replacement, whose zero nobody knows.
+        """
         return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
 
     def mismatch(self, differences: Calibration) -> RobotError:
@@ -381,7 +384,10 @@ class ServoFollower(Robot):
             camera.disconnect()
 
     def _release(self) -> None:
-        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again."""
+        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again.
+
+        If a servo does not answer, the guard tries again.
+        """
         silent = _switch_torque_off(self.arm.bus, self.arm.kind)
         self.arm.bus.disconnect()
         if self._guard is not None:

@@ -86,10 +86,7 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
-    """Writes the episodes in pieces, and returns (first episode, JSON) of each.
-
-    In a folder, the JSON is written there as a script and is empty here.
-    """
+    """Writes the episodes in pieces. Returns (first episode, JSON) of each; in a folder, the JSON is a script."""
     out, pending, size, first = [], [], 0, 0
     for e in range(pages.count):
         pending.append(_script_json(pages.episode(e)))
@@ -370,7 +367,10 @@ class _ProjectionMap:
         self.at.append(np.stack([np.full(int(is_finite.sum()), episode), steps[is_finite]], 1))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the map as JSON. `share` is the fraction of variance in each direction."""
+        """Returns the map as JSON. `share` is the fraction of variance in each direction.
+
+        The page also computes x = (row - mean) @ axes.
+        """
         rows, at = np.concatenate(self.points), np.concatenate(self.at).astype(np.int32)
         mean, axes, share = principal_components(rows)
         x, y = ((rows - mean) @ axes).T

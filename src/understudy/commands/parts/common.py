@@ -174,7 +174,10 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
-    """Returns the --trust options that a follow-up command needs."""
+    """Returns the --trust options that a follow-up command needs.
+
+    A Gymnasium id may be registered by any trusted package.
+    """
     from ...envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
@@ -209,7 +212,10 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 
 def earlier_provenances(run: Path) -> list[dict[str, Any]]:
-    """Returns the provenances of the stages of a run, and of the run that it was fine-tuned from."""
+    """Returns the provenances of the stages of a run, and of the run that it was fine-tuned from.
+
+    Empty if there are none.
+    """
     from ...checkpoint import find_checkpoint
     from ...learn.stages import stage_provenances
 
@@ -270,7 +276,10 @@ def draw_screen(text: str) -> None:
 
 
 def unused_path(name: str) -> str:
-    """Returns `name` if nothing is there, or else the first free one of name-2, name-3, ..."""
+    """Returns `name` if nothing is there, or else the first free one of name-2, name-3, ...
+
+    A suffix stays at the end.
+    """
     path = Path(name)
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(2))
     return name if not path.exists() else str(next(p for p in numbered if not p.exists()))

@@ -313,7 +313,7 @@ class RobotImprovement:
 
 
 def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None = ROWS) -> Actor:
-    """Loads the actor of a run for an environment that shows all that it reads."""
+    """Loads the actor of a run for an environment that shows all that it reads. No option of improve tells it more."""
     try:
         return load_actor(run, env, ActingOptions(device=o.device, trust=o.trust, seed=o.seed), rows)[0]
     except UserError as error:

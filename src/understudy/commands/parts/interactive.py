@@ -362,7 +362,10 @@ def _catch_interrupt():
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
-    """Returns a function that runs a trial on a robot, and returns "again" if it was discarded."""
+    """Returns a function that runs a trial on a robot, and returns "again" if it was discarded.
+
+    The robot holds in between.
+    """
     from ...robots.acting import act_on_robot
 
     def loop(actor: Actor, trial: Trial) -> bool | str | None:

@@ -296,7 +296,7 @@ def _with_changes(value, changes, prefix: str = ""):
 
 @dataclass(frozen=True)
 class PartChoice:
-    """The type of a field that holds one of several parts without fields, such as a solver."""
+    """The type of a field that holds one of several parts without fields, such as a solver. Users write its class."""
 
     classes: tuple[type, ...]
 

@@ -120,7 +120,7 @@ def _files(path: Path, warnings) -> list[Path]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data)[0]
 
 

@@ -480,7 +480,7 @@ def _ends_with_newline(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():

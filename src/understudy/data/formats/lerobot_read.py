@@ -524,7 +524,7 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
 
 
 def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
-    """Yields row groups of a Parquet file in turn, small ones together, because reading each alone is slow.
+    """Yields the row groups of a Parquet file in turn, small ones together, because reading each alone is slow.
 
     width: bytes of a decoded row, which may be many times what it takes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

@@ -371,7 +371,7 @@ def _leaves(field: pa.Field, prefix: str):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data)[0]
 
 

@@ -399,7 +399,7 @@ _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
         is_free = name in KEYS.columns.values() or name not in _RESERVED_KEYS and is_storable_key(name)

@@ -92,7 +92,7 @@ class OGBenchSource(NpzArchiveSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     features, lengths = data.features(), data.lengths
     observation = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}

@@ -247,7 +247,7 @@ def _inside(value, *keys):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data).capability
 
 

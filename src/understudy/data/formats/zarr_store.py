@@ -315,7 +315,7 @@ def zarr_errors(where: object) -> AbstractContextManager[None]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     features, names = data.features(), _names(data)
     columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}

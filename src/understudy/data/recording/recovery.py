@@ -338,7 +338,10 @@ def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[st
 
 
 def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
-    """Repairs an .npz file by the headers of its arrays."""
+    """Repairs an .npz file by the headers of its arrays.
+
+    Without `episode_ends`, the episode of each row is not known.
+    """
     arrays: dict[str, np.ndarray] = {}
     data, end = np.memmap(path, np.uint8, "r"), 0
     for name, raw, size, check, next_at in _zip_members(path, data, report_loss):

@@ -157,6 +157,8 @@ def outline_of(radii: np.ndarray) -> np.ndarray:
 class PegInsertionExpert(CountingActor):
     """Expert of `PegInsertion`: lines the peg up close to the wall, and then pushes it in.
 
+    On contact beside the hole it slides back to it.
+
     Args:
         tolerance: Of the environment, m.
         noise: Standard deviation of its unsteadiness, as a fraction of the largest action.

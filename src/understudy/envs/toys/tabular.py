@@ -21,6 +21,8 @@ TASKS = {"slippery-grid": slippery_grid, "bandit": bandit, "tightrope": tightrop
 class Tabular(Toy):
     """Environment of a finite Markov decision process: one of `TASKS`, or your own `MDP`.
 
+    Its exact values are `env.mdp`'s.
+
     observation.state: what is seen of the state, by default a one-hot vector. simulator.state (5): the number of the
     state, the place where it is drawn, and two numbers that decide chance: a random number of the episode, and the
     step. action (1): the number of the action.

@@ -111,7 +111,10 @@ class Bend:
         return self.offset * (1 - u) ** 2 * (1 + 2 * u) + self.slope * length * u * (1 - u) ** 2
 
     def curvature(self) -> float:
-        """Largest second derivative of the curve, per step squared."""
+        """Largest second derivative of the curve, per step squared.
+
+        It is linear on each side, so it is at an end of one.
+        """
         return max(abs(self.offset * c + self.slope * length * d) / length**2
                    for length in (-self.n_before, self.n_after) for c, d in ((-6, -4), (6, 2)))
 

@@ -64,7 +64,7 @@ class ISWBC(Algorithm):
         return join_batches([batch, batch.others["expert"]])
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the rows, (B,)."""
+        """Returns the weights of the rows, (B,). Those of the demonstrations are not logged."""
         weights = 2 * nets.reward.reward(batch, nets.policy)[:, 0].sigmoid()
         return weights, {"weight": weights[:len(batch) // 2]}
 

@@ -83,7 +83,7 @@ class SuccessWeights:
 
 
 def _kinds(episode: Episode, by_class: bool) -> list[tuple[int, ...]]:
-    """Returns whether each step was collected, and its action if there are classes."""
+    """Returns whether each step was collected, and its action if there are classes. Empty for a collected failure."""
     collected = ROUND in episode.metadata
     if collected and not _succeeded(episode):
         return []

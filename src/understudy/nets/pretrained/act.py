@@ -132,7 +132,10 @@ class _LearnedToken(nn.Module):
 
 
 class _ACTPosterior(TrunkNet):
-    """(B, H, outputs), equal for all steps. The input of a step is its coded action, and 1 if it is not padded."""
+    """Posterior network of ACT, (B, H, outputs), equal for all steps.
+
+    The input of a step is its coded action, and 1 if it is not padded.
+    """
 
     # nn.ModuleList, which does not say of what: layers.
     layers: Any
@@ -205,7 +208,7 @@ class _ACTLayer(nn.Module):
 
 
 def sequence_positions(count: int, width: int) -> Tensor:
-    """Sinusoids of the positions 0 to count - 1 with sines and cosines alternating, (count, width).
+    """Returns the sinusoids of the positions 0 to count - 1 with sines and cosines alternating, (count, width).
 
     References:
         Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
@@ -238,7 +241,7 @@ def _alternating(position: Tensor, width: int) -> Tensor:
 
 @part
 class ACTEncoder(Encoder):
-    """One token per vector and observation step, then one per cell of 32 x 32 pixels of each image, as in ACT.
+    """Encoder of ACT: one token per vector and observation step, then one per cell of 32 x 32 pixels.
 
     All cameras share a ResNet-18 whose batch normalization has fixed statistics. Vectors are also given to the trunk by
     name, as `ACTTransformer` needs them for its posterior.

@@ -418,6 +418,8 @@ class RosbagLog(MessageLog):
 class UnindexedRosbag(MessageLog):
     """Reader of a ROS 1 bag without an index, because its recording was interrupted.
 
+    Its chunks are read in order, up to the cut.
+
     Records: wiki.ros.org/Bags/Format/2.0.
     """
 

@@ -121,7 +121,7 @@ class MoEFeedForwardNet(nn.Module):
         return fused.eval()
 
     def _expert(self, x: Tensor, i: int) -> Tensor:
-        """Returns the the output of expert i."""
+        """Returns the output of expert i."""
         hidden = self.dropout(F.gelu(linear(x, self.weight_in[i], self.bias_in[i])))
         return linear(hidden, self.weight_out[i], self.bias_out[i])
 

@@ -60,7 +60,7 @@ class QuantileNet(nn.Module):
 
 
 def equal_levels(n: int, device: torch.device) -> Tensor:
-    """Returns the the middles of n equal parts of the numbers from 0 to 1, (n,)."""
+    """Returns the middles of n equal parts of the numbers from 0 to 1, (n,)."""
     return (torch.arange(n, device=device) + 0.5) / n
 
 

@@ -281,7 +281,7 @@ class TransformerBlock(nn.Module):
         return torch.cat([film, experts.weights(time)], -1) if isinstance(experts, MoEFeedForwardNet) else film
 
     def timeless_modulation(self) -> Tensor:
-        """Returns the the `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
+        """Returns the `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
         assert self.film is not None
         if isinstance(self.feed_forward, MoEFeedForwardNet):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))

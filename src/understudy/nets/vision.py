@@ -406,7 +406,7 @@ class FixedBatchNorm(nn.Module):
 
 
 def _weights_file(weights: str) -> Path:
-    """Returns the the path of the safetensors file, downloaded first if it is on the hub."""
+    """Returns the path of the safetensors file, downloaded first if it is on the hub."""
     if not weights.startswith("hf://"):
         return Path(weights)
     owner, name, *file = weights.removeprefix("hf://").split("/", 2) if weights.count("/") > 2 else (None, None)
@@ -462,7 +462,7 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
 
 
 def _cut(image: Tensor, first_row: Tensor, first_column: Tensor, h: int, w: int) -> Tensor:
-    """Returns the the rectangle of each image whose first row and column is given, (N, 1, 1) each."""
+    """Returns the rectangle of each image whose first row and column is given, (N, 1, 1) each."""
     row = first_row + torch.arange(h, device=image.device)[:, None]
     column = first_column + torch.arange(w, device=image.device)
     number = torch.arange(image.shape[0], device=image.device)[:, None, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
@@ -33,6 +34,7 @@ OTHER_UNIT_RATIO = 5.0  # recorded actions, as a multiple of the limits, from wh
 MARGIN = 0.1  # fraction of the range of a component: experts and noisy policies exceed limits by less
 WIDEST_ORDER = 30  # largest number of components of which the order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
+_OR_CORRECT = "If that of the data is wrong, correct the data, and train again"
 
 
 def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence[int]]) -> Iterator[RunFinding]:
@@ -80,62 +82,105 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         recorded: The column in recorded episodes, (T, D) each.
         observed: The same where the policy acts.
     """
-    first, begins = (np.array([e[0] for e in episodes], np.float64) for episodes in (recorded, observed))
-    total = np.concatenate(recorded).std(0)
-    mean, spread = first.mean(0), first.std(0)
-    shift, own_spread = begins.mean(0) - mean, begins.std(0)
-    chance = _chance_of_spread(own_spread, len(begins), spread, len(first))
-    outside = _outside(first, begins, np.maximum(spread, VARIES * total))
-    speed, own_speed = (np.mean([np.abs(np.diff(e, axis=0)).mean(0) for e in episodes if len(e) > 1] or [total * 0],
-                                axis=0) for episodes in (recorded, observed))
-    constant = _constant(recorded, observed)
-    size = float(np.sqrt(np.mean(begins**2) / max(np.mean(np.concatenate(recorded)**2), 1e-18)))
-    if len(begins) == 1 and size > RESTING:  # a robot that rests anywhere
-        unit = unit_of_ratio(size)
+    starts, new_starts = _starts(recorded), _starts(observed)
+    magnitude = float(np.sqrt(np.mean(new_starts**2) / max(np.mean(np.concatenate(recorded)**2), 1e-18)))
+    if len(new_starts) == 1 and magnitude > RESTING:  # a robot that rests anywhere
         yield RunFinding(
-            "observation-units", "fault", f"{name} is {size:.3g} times as large as in the data"
-            + (f", as between {unit}" if unit else ""), size, (0, RESTING),
-            "convert the observation to the unit of the data", ("inspect", "DATA"), Location(feature=name))
+            "observation-units", "fault", f"{name} is {magnitude:.3g} times as large as in the data"
+            f"{_between_units(magnitude)}", magnitude, (0, RESTING), "convert the observation to the unit of the data",
+            ("inspect", "DATA"), Location(feature=name))
         return
-    if order := _order_of_starts(first, begins):
+    if order := _order_of_starts(starts, new_starts):
         pairs = ", ".join(f"{name}[{parts[i]}] begins as {name}[{parts[j]}] does in the data" for i, j in order.items())
         yield RunFinding(
             "component-order", "fault", f"components have another order than in the data: {pairs}", len(order), (0, 0),
-            "bring the components into the order of the data where the policy acts. If that of the data is wrong, "
-            "correct the data, and train again", correct_order(name, parts, order), Location(feature=name))
-    for d in np.flatnonzero((total > 1e-9) & ~constant & ~np.isin(np.arange(len(total)), list(order))):
-        varies = spread[d] > VARIES * total[d] and len(begins) > 2
-        ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
-                 else 1.0)
-        unit, location = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
-        scaled = (abs(mean[d] + shift[d] - ratio * mean[d]) < 2 * own_spread[d] if varies  # the mean too
-                  else abs(shift[d]) > 3 * total[d])
-        scaled &= not varies or chance[d] < CHANCE
-        if min(speed[d], own_speed[d]) > 0:  # another unit changes the steps as it does the starts
-            faster = np.log(own_speed[d] / speed[d])
-            scaled &= abs(faster - np.log(max(abs(ratio), 1e-9))) < abs(faster)
-        if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and scaled:
-            yield RunFinding(
-                "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
-                f"{'wide' if varies else 'large'} as in the data" + (f", as between {unit}" if unit else ""),
-                float(ratio), SPREAD, "convert the observation to the unit of the data. If that of the data is wrong, "
-                "correct the data, and train again",
-                correct_data("--scale", f"{location.feature}={unit_factor(ratio):.3g}"), location)
-        elif abs(2 * mean[d] + shift[d]) < 0.25 * abs(mean[d]) and abs(mean[d]) > 2 * max(spread[d], VARIES * total[d]):
-            yield RunFinding("sign-flip", "fault", f"{location} begins at {mean[d] + shift[d]:.3g}, and in the data at "
-                             f"{mean[d]:.3g}: its sign is turned around", float(ratio), SPREAD,
-                             "turn the sign of this joint around, where it is read. If that of the data is wrong, "
-                             "correct the data, and train again", correct_data("--sign", str(location.feature)),
-                             location)
-        elif outside[d] > OUTSIDE:
-            size = abs(shift[d]) / max(spread[d], VARIES * total[d])
-            yield RunFinding(
-                "start-states", "fault", f"{location} begins at {mean[d] + shift[d]:.3g} on average, and in the data "
-                f"at {mean[d]:.3g}, {size:.2g} standard deviations apart, and {outside[d]:.0%} begin outside "
-                "of the recorded range: episodes start where none was recorded", float(outside[d]), (0, OUTSIDE),
-                "start as in the data, or record episodes that start so",
-                ("record", "ENV", "--out", "more", "--episodes", "20"), location)
-    yield from _constant_findings(name, parts, constant, begins.mean(0), np.concatenate(recorded))
+            f"bring the components into the order of the data where the policy acts. {_OR_CORRECT}",
+            correct_order(name, parts, order), Location(feature=name))
+    constant, comparison = _constant(recorded, observed), _compare_starts(recorded, observed)
+    for d in np.flatnonzero(comparison.can_judge & ~constant & ~np.isin(np.arange(len(constant)), list(order))):
+        yield from _start_findings(Location(feature=f"{name}[{parts[d]}]"), comparison, d)
+    yield from _constant_findings(name, parts, constant, new_starts.mean(0), np.concatenate(recorded))
+
+
+@dataclass(frozen=True)
+class _StartComparison:
+    """How new episodes start, compared with recorded ones: an array with a value for each component, (D,).
+
+    Args:
+        ratio: Spread of the new starts as a multiple of the recorded one, or else the same of the means.
+        by_spread: Whether the ratio is that of the spreads.
+        distance: Distance of the means, in recorded standard deviations.
+        outside: Fraction of the new episodes that start outside of the range of the recorded starts.
+    """
+
+    can_judge: np.ndarray
+    mean: np.ndarray
+    new_mean: np.ndarray
+    ratio: np.ndarray
+    by_spread: np.ndarray
+    is_scaled: np.ndarray
+    is_flipped: np.ndarray
+    distance: np.ndarray
+    outside: np.ndarray
+
+
+@np.errstate(divide="ignore", invalid="ignore")  # np.where evaluates both branches for all components
+def _compare_starts(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> _StartComparison:
+    starts, new_starts = _starts(recorded), _starts(observed)
+    mean, std, new_mean, new_std = starts.mean(0), starts.std(0), new_starts.mean(0), new_starts.std(0)
+    all_std = np.concatenate(recorded).std(0)
+    least_std = np.maximum(std, VARIES * all_std)
+    by_spread = (std > VARIES * all_std) & (len(new_starts) > 2)
+    ratio = np.where(by_spread, new_std / std, np.where(np.abs(mean) > all_std, new_mean / mean, 1.0))
+    differs = _chance_of_spread(new_std, len(new_starts), std, len(starts)) < CHANCE
+    fits = np.where(by_spread, differs & (np.abs(new_mean - ratio * mean) < 2 * new_std),  # the mean has the ratio too
+                    np.abs(new_mean - mean) > 3 * all_std)
+    speed, new_speed = _speed(recorded), _speed(observed)
+    faster = np.log(new_speed / speed)  # another unit changes the steps as it does the starts
+    fits &= (np.minimum(speed, new_speed) == 0) | (
+        np.abs(faster - np.log(np.maximum(np.abs(ratio), 1e-9))) < np.abs(faster))
+    is_other_size = (np.abs(ratio) < SPREAD[0]) | (np.abs(ratio) > SPREAD[1])
+    is_flipped = (np.abs(mean + new_mean) < 0.25 * np.abs(mean)) & (np.abs(mean) > 2 * least_std)
+    return _StartComparison(all_std > 1e-9, mean, new_mean, ratio, by_spread, fits & is_other_size & (new_std > 0),
+                            is_flipped, np.abs(new_mean - mean) / least_std, _outside(starts, new_starts, least_std))
+
+
+def _start_findings(location: Location, c: _StartComparison, d: int) -> Iterator[RunFinding]:
+    """Returns at most one finding about component `d`: a wrong unit or sign also starts elsewhere."""
+    ratio, begins = float(c.ratio[d]), f"begins at {c.new_mean[d]:.3g}"
+    if c.is_scaled[d]:
+        yield RunFinding(
+            "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
+            f"{'wide' if c.by_spread[d] else 'large'} as in the data{_between_units(ratio)}", ratio, SPREAD,
+            f"convert the observation to the unit of the data. {_OR_CORRECT}",
+            correct_data("--scale", f"{location.feature}={unit_factor(ratio):.3g}"), location)
+    elif c.is_flipped[d]:
+        yield RunFinding(
+            "sign-flip", "fault", f"{location} {begins}, and in the data at {c.mean[d]:.3g}: its sign is turned around",
+            ratio, SPREAD, f"turn the sign of this joint around, where it is read. {_OR_CORRECT}",
+            correct_data("--sign", str(location.feature)), location)
+    elif c.outside[d] > OUTSIDE:
+        yield RunFinding(
+            "start-states", "fault", f"{location} {begins} on average, and in the data at {c.mean[d]:.3g}, "
+            f"{c.distance[d]:.2g} standard deviations apart, and {c.outside[d]:.0%} begin outside of the recorded "
+            "range: episodes start where none was recorded", float(c.outside[d]), (0, OUTSIDE),
+            "start as in the data, or record episodes that start so",
+            ("record", "ENV", "--out", "more", "--episodes", "20"), location)
+
+
+def _starts(episodes: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([e[0] for e in episodes], np.float64)
+
+
+def _speed(episodes: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the mean absolute change in a step, (D,). 0 if all episodes have one step."""
+    changes = [np.abs(np.diff(e, axis=0)).mean(0) for e in episodes if len(e) > 1]
+    return np.mean(changes or [np.zeros(episodes[0].shape[1])], axis=0)
+
+
+def _between_units(ratio: float) -> str:
+    unit = unit_of_ratio(ratio)
+    return f", as between {unit}" if unit else ""
 
 
 def _constant_findings(name: str, parts: Sequence[str], constant: np.ndarray, mean: np.ndarray, recorded: np.ndarray
@@ -240,11 +285,10 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
     if reach.max() > OTHER_UNIT_RATIO:
         beyond = np.flatnonzero(reach > OTHER_UNIT_RATIO)
         size = float(np.median(reach[beyond]))
-        unit = unit_of_ratio(size)
         yield RunFinding(
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
-            "times the limits of the environment or robot" + (f", as between {unit}" if unit else ""),
-            unit_factor(size), (0, OTHER_UNIT_RATIO),
+            f"times the limits of the environment or robot{_between_units(size)}", unit_factor(size),
+            (0, OTHER_UNIT_RATIO),
             "bring the actions of the data and of the environment or robot to one unit. If those of the data are "
             "wrong, correct the data, and train again",
             correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),

@@ -108,8 +108,9 @@ def check_motion(model: MotionModel, recorded: Episodes, probes: Episodes, actio
     effects = _effects(model, usual, own)
     fitted = float(np.mean([e.error for e in effects.values()])) if len(effects) == len(model.driven) else np.inf
     finding = (_check_rearranged(model, probes, fitted, action_names, state_names)
-               or _check_refitted_lag(model, probes) or _check_noise(model, usual, own, state_names))
-    yield from _gain_findings(effects, model, action_names, state_names) if finding is None else (finding,)
+               or _check_refitted_lag(model, probes) or _check_noise(model, usual, own, state_names)
+               or _check_effects(effects, model, action_names, state_names))
+    yield from () if finding is None else (finding,)
 
 
 def _check_noise(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...],
@@ -261,74 +262,101 @@ def _latency(steps: int, evidence: str) -> RunFinding:
         ("replay", "DATA", "ENV"), Location(feature="action"))
 
 
-def _gain_findings(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
-                   ) -> Iterator[RunFinding]:
-    if not effects:
-        return
-    gains, offsets, conventions = ({i: getattr(e, part) for i, e in effects.items()}
-                                   for part in ("gain", "offset", "convention"))
-    flipped = [i for i, g in gains.items() if g < -GAINS[0] / 2]
-    changed = [i for i, g in gains.items() if i not in flipped and not GAINS[0] <= g <= GAINS[1]]
-    related = [i for i, extra in conventions.items() if i not in flipped and CONVENTION[0] < abs(extra) < CONVENTION[1]]
-    if flipped:
-        i = flipped[0]
-        yield RunFinding(
-            "sign-flip", "fault", f"action {format_list(names[k] for k in flipped)} moves "
-            f"{format_list(state_names[model.driven[k]] for k in flipped)} in the opposite direction of the data",
-            gains[i], GAINS, "turn the sign of this joint around, where it is read or where it is sent. If that of the "
-            "data is wrong, correct the data, and train again",
-            correct_data("--sign", f"action[{','.join(names[k] for k in flipped)}]"), Location(feature=names[i]))
-    elif len(related) > len(gains) / 2:
-        extra = float(np.median([conventions[i] for i in related]))
-        kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
-        yield RunFinding(
-            "action-convention", "fault", f"the environment or robot takes the actions as {kinds[0]} ones, and in the "
-            f"data they are {kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
-            f"{format_list(names[k] for k in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
-            "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
-            Location(feature="action"))
-    elif stuck := [i for i in changed if effects[i].is_stuck]:
-        parts = format_list(state_names[model.driven[i]] for i in stuck)
-        yield RunFinding(
-            "constant-sensor", "fault", f"{parts} never changes, and in the data action "
-            f"{format_list(names[i] for i in stuck)} moves it: the sensor hangs, or is not connected", 0,
-            (GAINS[0], None), "look at the sensor and at what reads it", ("inspect", "DATA"),
-            Location(feature=state_names[model.driven[stuck[0]]]))
-    elif changed and (moved_by := {i: effects[i].moved_by for i in changed if effects[i].moved_by != i}):
-        yield _order_finding(model, moved_by, "as a model of the new motion says", names, state_names)
-    elif changed:
-        yield _scale_finding(gains, changed, names)
-    else:
-        drifted = [i for i, offset in offsets.items() if abs(offset) > OFFSET]
-        if drifted:
-            worst = max(drifted, key=lambda k: abs(offsets[k]))
-            yield RunFinding(
-                "calibration-drift", "fault", f"actions act as if a constant were added to "
-                f"{format_list(names[k] for k in drifted)}: "
-                + ", ".join(f"{offsets[k] * model.action_std[k]:.3g}" for k in drifted[:8])
-                + f", {abs(offsets[worst]):.2g} standard deviations of the recorded ones", offsets[worst],
-                (-OFFSET, OFFSET), "calibrate again, or remove the offset", ("robot", "check", "--data", "DATA"),
-                Location(feature=names[worst]))
+def _check_effects(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                   ) -> RunFinding | None:
+    """Returns what explains the effects of the actions. Of several explanations, the first one in this order counts."""
+    checks = (_check_signs, _check_convention, _check_stuck, _check_exchanged, _check_scale, _check_offset)
+    return next(filter(None, (check(effects, model, names, state_names) for check in checks)), None)
 
 
-def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[str]) -> RunFinding:
-    i = max(changed, key=lambda k: abs(np.log(max(abs(gains[k]), 1e-9))))
+def _check_signs(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                 ) -> RunFinding | None:
+    flipped = [i for i, effect in effects.items() if effect.gain < -GAINS[0] / 2]
+    if not flipped:
+        return None
+    return RunFinding(
+        "sign-flip", "fault", f"action {format_list(names[i] for i in flipped)} moves "
+        f"{format_list(state_names[model.driven[i]] for i in flipped)} in the opposite direction of the data",
+        effects[flipped[0]].gain, GAINS, "turn the sign of this joint around, where it is read or where it is sent. If "
+        "that of the data is wrong, correct the data, and train again",
+        correct_data("--sign", f"action[{','.join(names[i] for i in flipped)}]"), Location(feature=names[flipped[0]]))
+
+
+def _check_convention(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                      ) -> RunFinding | None:
+    related = {i: e.convention for i, e in effects.items() if CONVENTION[0] < abs(e.convention) < CONVENTION[1]}
+    if len(related) <= len(effects) / 2:
+        return None
+    extra = float(np.median([*related.values()]))
+    kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
+    return RunFinding(
+        "action-convention", "fault", f"the environment or robot takes the actions as {kinds[0]} ones, and in the data "
+        f"they are {kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
+        f"{format_list(names[i] for i in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
+        "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
+        Location(feature="action"))
+
+
+def _changed_gains(effects: dict[int, Effect]) -> dict[int, float]:
+    return {i: effect.gain for i, effect in effects.items() if not GAINS[0] <= effect.gain <= GAINS[1]}
+
+
+def _check_stuck(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                 ) -> RunFinding | None:
+    stuck = [i for i in _changed_gains(effects) if effects[i].is_stuck]
+    if not stuck:
+        return None
+    return RunFinding(
+        "constant-sensor", "fault", f"{format_list(state_names[model.driven[i]] for i in stuck)} never changes, and in "
+        f"the data action {format_list(names[i] for i in stuck)} moves it: the sensor hangs, or is not connected", 0,
+        (GAINS[0], None), "look at the sensor and at what reads it", ("inspect", "DATA"),
+        Location(feature=state_names[model.driven[stuck[0]]]))
+
+
+def _check_exchanged(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                     ) -> RunFinding | None:
+    moved_by = {i: effects[i].moved_by for i in _changed_gains(effects) if effects[i].moved_by != i}
+    return (_order_finding(model, moved_by, "as a model of the new motion says", names, state_names) if moved_by
+            else None)
+
+
+def _check_scale(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                 ) -> RunFinding | None:
+    gains = _changed_gains(effects)
+    if not gains:
+        return None
+    i = max(gains, key=lambda k: abs(np.log(max(abs(gains[k]), 1e-9))))
     unit = unit_of_ratio(gains[i])
     if unit is None and abs(gains[i]) < MAX_OFF_EFFECT:
         return RunFinding(
             "action-scale", "fault", f"an action hardly moves what it moves in the data "
-            f"({format_list(names[k] for k in changed)}): {gains[i]:.2g} times as far", gains[i], GAINS,
+            f"({format_list(names[k] for k in gains)}): {gains[i]:.2g} times as far", gains[i], GAINS,
             "check that the joint moves at all, that actions and observations have the order of the data, and that the "
             f"motion is not more than {DELAYS[-1]} steps late: longer delays are not tried",
             ("replay", "DATA", "ENV"), Location(feature=names[i]))
     text = f"an action has {gains[i]:.3g} times the effect that it has in the data"
     return RunFinding(
         "action-units" if unit else "action-scale", "fault",
-        f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
+        f"{text} ({format_list(names[k] for k in gains)})" + (f", as between {unit}" if unit else ""), gains[i],
         GAINS, "bring the actions of the policy and of the environment or robot to one unit and range. If those of the "
         "data are wrong, correct the data, and train again",
-        correct_data("--scale", f"action[{','.join(names[k] for k in changed)}]={1 / unit_factor(1 / gains[i]):.3g}"),
+        correct_data("--scale", f"action[{','.join(names[k] for k in gains)}]={1 / unit_factor(1 / gains[i]):.3g}"),
         Location(feature=names[i]))
+
+
+def _check_offset(effects: dict[int, Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                  ) -> RunFinding | None:
+    offsets = {i: effect.offset for i, effect in effects.items() if abs(effect.offset) > OFFSET}
+    if not offsets:
+        return None
+    worst = max(offsets, key=lambda i: abs(offsets[i]))
+    return RunFinding(
+        "calibration-drift", "fault", f"actions act as if a constant were added to "
+        f"{format_list(names[i] for i in offsets)}: "
+        + ", ".join(f"{offset * model.action_std[i]:.3g}" for i, offset in list(offsets.items())[:8])
+        + f", {abs(offsets[worst]):.2g} standard deviations of the recorded ones", offsets[worst],
+        (-OFFSET, OFFSET), "calibrate again, or remove the offset", ("robot", "check", "--data", "DATA"),
+        Location(feature=names[worst]))
 
 
 def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

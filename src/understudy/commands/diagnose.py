@@ -209,19 +209,34 @@ def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
         return None
     if "METHOD" in words and (again := reseeded_command(o.run)) is not None:
         return " ".join([again[0], *words[words.index("RUN-2") + 1:]])
-    env = o.env or recorded_env_of(o.run)
-    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN": str(o.run), "VIEW": "view.json"}
-    words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN-") else word for word in words]
-    if o.robot is not None and "ENV" in words:
-        at = words.index("ENV")
-        words[at:at + 1] = [*o.robot_arguments(), *(["--teleop", "TYPE"] if words[0] == "record" else [])]
-        words[0] = {"eval": "act"}.get(words[0], words[0])
-    if words[0] == "eval" and (path := _data_path(o)) is not None:
-        names["DATA"] = recorded_word(path)
-    words = [names.get(word, word) for word in words]
-    words = [f"{run_folder(o.run)}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
-    if words[0] == "robot":  # only where there is one
-        checks = words[1] == "check"
-        words = ([*words[:2], *(o.robot_arguments() if checks else ()), *words[2:]] if o.robot is not None
-                 else ["inspect", names["DATA"]] if env is None or not checks else ["replay", names["DATA"], env])
+    env, data = o.env or recorded_env_of(o.run), _data_path(o)
+    words = _without_robot(words, env) if o.robot is None else _with_robot(o, words)
+    data_word = "DATA" if data is None else recorded_word(data) if words[0] == "eval" else str(data)
+    names = {"DATA": data_word, "ENV": env or "ENV", "RUN": str(o.run), "VIEW": "view.json"}
+    words = [_run_place(o.run, names.get(word, word)) for word in words]
     return command_line(*words, *(trust_options(o.trust, env, o.run) if env in words else ()))
+
+
+def _with_robot(o: DiagnoseOptions, words: Sequence[str]) -> list[str]:
+    """Returns the words of a command for the robot in place of an environment."""
+    if words[:2] == ("robot", "check"):
+        return [*words[:2], *o.robot_arguments(), *words[2:]]
+    if "ENV" not in words:
+        return list(words)
+    at, teleoperator = words.index("ENV"), ("--teleop", "TYPE") if words[0] == "record" else ()
+    command = "act" if words[0] == "eval" else words[0]
+    return [command, *words[1:at], *o.robot_arguments(), *teleoperator, *words[at + 1:]]
+
+
+def _without_robot(words: Sequence[str], env: str | None) -> Sequence[str]:
+    """Returns the words of a command, with another one in place of those that need a robot."""
+    if words[0] != "robot":
+        return words
+    return ("replay", "DATA", "ENV") if words[1] == "check" and env is not None else ("inspect", "DATA")
+
+
+def _run_place(run: Path, word: str) -> str:
+    """Returns a path beside the run for RUN-NAME, one in its folder for RUN/NAME, and other words as they are."""
+    if word.startswith("RUN-"):
+        return f"{run}{word.removeprefix('RUN')}"
+    return f"{run_folder(run)}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word

@@ -7,8 +7,8 @@ docs/formats.md describes the file. Ages and gaps are in seconds. A path names a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -424,9 +424,8 @@ _PLAIN = {"image", "image_raw", "image_rect", "image_color", "compressed", "data
 MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly differ
 
 
-def propose_mapping(
-    topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
-) -> tuple[TopicMapping, list[str]]:
+def propose_mapping(topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
+                    ) -> tuple[TopicMapping, list[str]]:
     """Proposes a mapping of all topics that can be columns, and gives a reason for each topic that is left out.
 
     Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
@@ -434,12 +433,12 @@ def propose_mapping(
     """
     columns: dict[str, ColumnMapping] = {}
     notes = []
-    states = [t for t in topics if re.search(r"state|position|pose|odom", t.name, re.I)]
-    for topic in sorted(topics, key=lambda t: t not in states):  # topics with a state in their name come first
+    for topic in sorted(topics, key=lambda t: not re.search("state|position|pose|odom", t.name, re.I)):  # states first
         if why := _unusable(topic):
             notes.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
         else:
-            _propose_columns(topic, columns)
+            for name, column in _topic_columns(topic, columns).items():
+                columns[_free_name(name, columns)] = column
     if "task" not in columns:
         for name, record in metadata.items():
             if isinstance(record.get("task"), str):
@@ -485,38 +484,39 @@ def _contents(message) -> dict[str, Any]:
     return {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
 
 
-def _propose_columns(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
-    def free(name: str) -> str:
-        return next(n for i in range(1, 10**6) if (n := name if i == 1 else f"{name}_{i}") not in columns)
+def _free_name(name: str, taken: Collection[str]) -> str:
+    return next(n for i in range(1, 10**6) if (n := name if i == 1 else f"{name}_{i}") not in taken)
 
-    period = _period(topic.stamps)
-    age = None if period is None else max(0.1, round(3 * period, 3))
-    parts = [re.sub(r"\W", "_", p) for p in topic.name.split("/") if p]
-    short = "_".join(p for p in parts if p.lower() not in _PLAIN)
+
+def _topic_columns(topic: TopicSummary, taken: Collection[str]) -> dict[str, ColumnMapping]:
+    """Returns the columns of a topic, with names that may be taken: see `_free_name`."""
+    short = "_".join(p for p in re.sub(r"[^\w/]", "_", topic.name).split("/") if p and p.lower() not in _PLAIN)
+    period, text = _period(topic.stamps), None if topic.image else _only_text(topic.message)
+    if text is not None:
+        name = "task" if re.search(r"task|instruction|prompt|language", topic.name, re.I) else short or "text"
+        rule = "nearest" if topic.count == 1 else "last"  # sent once, just before or after the first row
+        return {name: ColumnMapping(topic.name, tuple(_contents(topic.message)), join=rule)}
+    column = ColumnMapping(topic.name, max_age=None if period is None else max(0.1, round(3 * period, 3)))
     if topic.image:
-        columns[free(f"observation.images.{short or 'camera'}")] = ColumnMapping(topic.name, max_age=age)
-        return
-    inside = _contents(topic.message)
-    if (text := _only_text(topic.message)) is not None:
-        task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
-        columns[free("task" if task else short or "text")] = ColumnMapping(
-            topic.name, (next(k for k, v in inside.items() if v is text),),
-            join="nearest" if topic.count == 1 else "last")  # sent once, just before or after the first row
-        return
-    is_action = bool(_ACTIONS.search(topic.name))
-    first = "action" if is_action else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
-    name = first if first not in columns else free(f"{'action' if is_action else 'observation'}.{short or 'state'}")
-    rule = "next" if is_action or name == "next.reward" else "last"
-    if _is_list_of_text(inside.get("name")) and np.ndim(inside.get("position", 0)) == 1:  # sensor_msgs/JointState
-        kinds = [k for k in ("position", "velocity", "effort") if len(inside.get(k, ()))]
-        for k in kinds[:1] if is_action else kinds:
-            names = tuple(map(str, inside["name"])) if len(inside["name"]) == len(inside[k]) else None
-            column = ColumnMapping(topic.name, (k,), names=names, join=rule, max_age=age)
-            columns[name if k == kinds[0] else free(f"observation.{'_'.join(filter(None, (short, k)))}")] = column
-        return
+        return {f"observation.images.{short or 'camera'}": column}
+    inside, is_action = _contents(topic.message), bool(_ACTIONS.search(topic.name))
+    name = "action" if is_action else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
+    if name in taken:
+        name = f"{'action' if is_action else 'observation'}.{short or 'state'}"
+    column = replace(column, join="next" if is_action or name == "next.reward" else "last")
+    if _is_list_of_text(inside.get("name")) and np.ndim(inside.get("position", 0)) == 1:
+        return _joint_columns(inside, name, short, column)
     numeric_keys = [k for k in inside if any(True for _ in numeric_fields(inside[k], k))]
-    field = tuple(numeric_keys) if len(numeric_keys) == 1 else ()
-    columns[name] = ColumnMapping(topic.name, field, join=rule, max_age=age)
+    return {name: replace(column, field=tuple(numeric_keys) if len(numeric_keys) == 1 else ())}
+
+
+def _joint_columns(inside: Mapping[str, Any], name: str, short: str, column: ColumnMapping) -> dict[str, ColumnMapping]:
+    """Returns the columns of a message sensor_msgs/JointState: one for an action, and else one for each quantity."""
+    kinds = [k for k in ("position", "velocity", "effort") if len(inside.get(k, ()))]
+    joints = tuple(map(str, inside["name"]))
+    return {f"observation.{'_'.join(filter(None, (short, k)))}" if i else name:
+            replace(column, field=(k,), names=joints if len(joints) == len(inside[k]) else None)
+            for i, k in enumerate(kinds[:1] if role(name) == "action" else kinds)}
 
 
 def _period(stamps: np.ndarray) -> float | None:

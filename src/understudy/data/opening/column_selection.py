@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,16 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
 
     Args:
         columns: One text for each new column: its name, "=", and the columns that it is made of; or a mapping from its
-            name to these columns. "state" stands for
-            `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
-            that ends in ":classes" or ":quantities" says what the whole numbers of the new column are.
+            name to these columns. "state" stands for `observation.state`, "reward" for `next.reward`, and an unknown
+            NAME for `observation.NAME`. A last column that ends in ":classes" or ":quantities" says what the whole
+            numbers of the new column are.
 
             "episode" names the column that tells episodes apart. "episode_lengths" names an array of their numbers of
             steps, or of the step after the last of each ("episode_ends" is the same).
     """
     selection: dict[str, tuple[str, ...]] = {}
-    texts = columns
-    if isinstance(columns, str):
-        texts = [columns]
-    elif isinstance(columns, Mapping):
+    texts = [columns] if isinstance(columns, str) else columns
+    if isinstance(columns, Mapping):
         for name, parts in columns.items():
             if not isinstance(parts, (str, list, tuple)) or not all(isinstance(part, str) for part in parts):
                 raise ConfigError(f"{name!r} is made of {parts!r}, but must be made of names of columns", where=_OPTION,
@@ -96,39 +95,18 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         >>> data = open_columns("runs.csv", {"observation.state": ("q1", "q2"), "action": ("u1", "u2")})
     """
     selection = dict(columns or {})
-    boundary = {name: parts for name in _BOUNDARIES if (parts := selection.pop(name, None)) is not None}
-    if sum(map(len, boundary.values())) > 1:
+    boundaries = [(name, part) for name in _BOUNDARIES for part in selection.pop(name, ())]
+    if len(boundaries) > 1:
         raise ConfigError("one column tells episodes apart, not several", where=_OPTION,
                           hint="name one, with episode= or episode_lengths=")
-    named = {name: parts[0] for name, parts in boundary.items()}
-    local = Path(remote.local_path(path))
+    boundary = dict(boundaries)
     needed = [_split_reading(parts)[0] for name, parts in selection.items() if name not in _EPISODE_FIELDS]
-    data = _open_plain(local, named, needed) if columns else None
-    if data is None and named:
-        raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
-                          where=f"{_OPTION}, {next(iter(named))}=", hint="leave it out")
-    try:
-        data = open(path, **options) if data is None else data
-    except UnknownFormat as error:
-        if (names := _unknown_names(local)) is None:
-            raise
-        hint = (f"say what they are: {columns_option('state=A,B', 'action=C,D')} with these names, and where episodes "
-                "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
-                + (f". {episodes}" if (episodes := _episodes_hint(local)) else ""))
-        if "actions_0" in names and episode_files(local, "hdf5"):
-            hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
-        raise DataError(f"no column has a name that policies read; there are {names}", where=path,
-                        hint=hint) from error
-    except UserError as error:  # in the layout of its format, which does not matter where the user names the arrays
-        with suppress(UserError):
-            data = _open_plain(local, named, needed, override=True) if any(needed) else None
-        if data is None:
-            raise
-        doubt = MisreadingWarning(f"read by the named arrays alone, because of an error in its format: {error.problem}")
-        data = Dataset(data.source, {**data.metadata, "warnings": [*data.metadata["warnings"], doubt]})
+    local = Path(remote.local_path(path))
+    data = _open_plain(local, boundary, needed) if columns else None
+    if data is None:
+        data = _open_known(path, local, boundary, needed, partial(open, path, **options))
     reading: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (int, str))}
-    if columns:
-        reading["columns"] = {name: list(parts) for name, parts in columns.items()}
+    reading |= {"columns": {name: list(parts) for name, parts in columns.items()}} if columns else {}
     if reading:  # a run keeps it, so that other data are read alike
         data = Dataset(data.source, {**data.metadata, "reading": reading}, data.indices)
     if not selection:
@@ -140,6 +118,39 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                 if not isinstance(w, NoActionWarning)]
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
+
+
+def _open_known(path: str | Path, local: Path, boundary: Mapping[str, str], needed: Sequence[Sequence[str]],
+                open: Callable[[], Dataset]) -> Dataset:
+    """Opens data in a known format. If that fails, the arrays that the user names are read alone."""
+    if boundary:
+        raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
+                          where=f"{_OPTION}, {next(iter(boundary))}=", hint="leave it out")
+    try:
+        return open()
+    except UnknownFormat as error:
+        if (names := _unknown_names(local)) is None:
+            raise
+        raise DataError(f"no column has a name that policies read; there are {names}", where=path,
+                        hint=_naming_hint(local, names)) from error
+    except UserError as error:  # in the layout of its format, which does not matter where the user names the arrays
+        data = None
+        with suppress(UserError):
+            data = _open_plain(local, boundary, needed, override=True) if any(needed) else None
+        if data is None:
+            raise
+        doubt = MisreadingWarning(f"read by the named arrays alone, because of an error in its format: {error.problem}")
+        return Dataset(data.source, {**data.metadata, "warnings": [*data.metadata["warnings"], doubt]})
+
+
+def _naming_hint(path: Path, names: str) -> str:
+    """Returns how to say which columns of a file in no known format are the state, the action, and so on."""
+    if "actions_0" in names and episode_files(path, "hdf5"):
+        return "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
+    episodes = episodes_hint(path) if path.is_file() and episode_files(path, "npz") else ""
+    return (f"say what they are: {columns_option('state=A,B', 'action=C,D')} with these names, and where episodes end: "
+            "episode=E, a column that numbers them, or episode_lengths=L, an array"
+            + (f". {episodes}" if episodes else ""))
 
 
 def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
@@ -423,10 +434,6 @@ def _unknown_names(path: Path) -> str | None:
         return None
     roles = {role(standard_name(name)) for name in names}
     return None if {"observation", "action"} <= roles else ": ".join([format_list(names, 20), *notes])
-
-
-def _episodes_hint(path: Path) -> str:
-    return episodes_hint(path) if path.is_file() and episode_files(path, "npz") else ""
 
 
 def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]],

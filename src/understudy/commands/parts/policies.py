@@ -16,13 +16,7 @@ from ...core import ConfigError, Feature, Schema, Unsupported, UserError, role
 from ...files import file_name, replace_nonfinite
 from ...hints import did_you_mean, path_text
 from ...serve.address import served_address
-from .common import (
-    command_line,
-    has_no_run,
-    open_data,
-    recorded_data_of,
-    recorded_env_of,
-)
+from .common import command_line, has_no_run, open_data, recorded_data_of, recorded_env_of
 from .conditions import (
     demonstration_part,
     demonstration_source,
@@ -135,30 +129,36 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
-    open_names = []
-    if not has_no_run(run):
-        open_names = open_conditions(Method.load(run, o.trust), {**features, **option_columns})
-    numbers = {name: "NUMBER" for name in open_names} | {
-        g.into: ",".join(planner.features[g.into].names or ("NUMBER", "..."))
-        for g in planner.window.goals if g.into in planner.inputs
-        and g.into not in {**features, **conditions} and f"{g.into}?" not in visible_columns}
-    if numbers:
-        missing_conditions = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
-        raise UserError(f"{path_text(run)} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does "
-                        "not show", where="--condition", hint=f"give it: --condition {missing_conditions}")
+    open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**features, **option_columns})
+    goals = [g.into for g in planner.window.goals if g.into in planner.inputs
+             and g.into not in {**features, **conditions} and f"{g.into}?" not in visible_columns]
+    if open_names or goals:
+        raise _missing_conditions(run, env, {name: "NUMBER" for name in open_names} | {
+            name: ",".join(planner.features[name].names or ("NUMBER", "...")) for name in goals})
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     if tell:
         tell_distant_conditions(run, conditions, o.trust)
-    by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
-    by += (f", told {o.task!r}" if words else "") + "".join(
-        f", {text}" for text in o.condition if demonstration_source(text) is None)
     actor = ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor
-    if renamed:
-        by += "".join(f", {old} as {new}" for old, new in renamed.items())
-        actor = RenamedColumns(actor, renamed)
+    actor = RenamedColumns(actor, renamed) if renamed else actor
+    description = _describe_actor(run, o, bool(words), renamed)
     if demonstrated:
-        return DemonstratedActor(actor, *demonstrated), f"{by}, shown {demonstrated[0].fingerprint()}"
-    return actor, by
+        return DemonstratedActor(actor, *demonstrated), f"{description}, shown {demonstrated[0].fingerprint()}"
+    return actor, description
+
+
+def _missing_conditions(run: Path, env: Env, forms: Mapping[str, str]) -> UserError:
+    """Returns the error about columns that --condition must give, each with the form of its value."""
+    arguments = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in forms.items())
+    return UserError(f"{path_text(run)} reads {' and '.join(map(repr, forms))}, which {env.metadata['env']} does not "
+                     "show", where="--condition", hint=f"give it: --condition {arguments}")
+
+
+def _describe_actor(run: Path, o: ActingOptions, has_words: bool, renamed: Mapping[str, str]) -> str:
+    """Describes a policy by its weights and by the options that change what it observes."""
+    conditions = (text for text in o.condition if demonstration_source(text) is None)
+    return ", ".join((f"policy {weights_digest(weights_path(run))}", *([o.executor] if o.executor is not None else ()),
+                      *([f"told {o.task!r}"] if has_words else ()), *conditions,
+                      *(f"{old} as {new}" for old, new in renamed.items())))
 
 
 def renamed_columns(env: Env, o: ActingOptions) -> dict[str, str]:

@@ -120,46 +120,50 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
-    is_recorded_data = not o.interactive and is_recorded(o.target)
-    if is_recorded_data and not o.sequential:
+    recorded = not o.interactive and is_recorded(o.target)
+    if recorded and not o.sequential:
         refuse_given(o, ("episodes",), "these are recorded episodes: those that were held out are evaluated, or all",
                      "leave it out, or evaluate a view of some of them (understudy view)")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-    if is_recorded_data or o.interactive:
-        refuse_given(o, ("rows",), "is a number of environments, and these are recorded episodes or trials")
-    if not o.interactive or o.robot is None:
-        refuse_given(o, ("fps", "episode_time_s"), "needs --interactive and --robot, whose trials it is about")
-    if o.interactive or o.sequential:
-        refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
-                     "leave it out: these test after every episode")
-    if not o.interactive:
-        refuse_given(o, ("labels",), "needs --interactive, where a person says how a trial went",
-                     "leave it out: an environment decides itself what is a success")
+    is_fixed_rollout = not (o.interactive or o.sequential or recorded)
+    in_env = ("eval", o.run, "ENV")
+    _refuse_where(o, (
+        (recorded or o.interactive, ("rows",), "is a number of environments, and these are recorded episodes or trials",
+         "leave it out"),
+        (not o.interactive or o.robot is None, ("fps", "episode_time_s"),
+         "needs --interactive and --robot, whose trials it is about", "leave it out"),
+        (o.interactive or o.sequential, ("workers",), "must be 1 with --sequential or --interactive",
+         "leave it out: these test after every episode"),
+        (not o.interactive, ("labels",), "needs --interactive, where a person says how a trial went",
+         "leave it out: an environment decides itself what is a success")))
     behavior_metrics.check_options(o)
-    if o.against or o.interactive or o.sequential or is_recorded_data:
-        refuse_given(o, ("train_env",), "needs one run, an environment, and a fixed number of episodes",
-                     command_line("eval", o.run, "ENV", "--train-env", o.train_env))
+    _refuse_where(o, ((bool(o.against) or not is_fixed_rollout, ("train_env",),
+                       "needs one run, an environment, and a fixed number of episodes",
+                       command_line(*in_env, "--train-env", o.train_env)),))
     if o.train_env is not None and o.train_env == o.target:
         raise UserError(f"{o.target} is the environment to evaluate in, too, so there is no gap", where="--train-env",
                         hint="name the environment of the training data here, and a new one as ENV")
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
-    if not is_recorded_data:
-        refuse_given(o, ("fitted_q", "discount"), "estimates a value from recorded episodes, and there are none here",
-                     "leave it out: in an environment the return is measured")
-        refuse_given(o, ("columns",), "names the columns of recorded episodes, and there are none here",
-                     "leave it out: an environment has the columns that it shows")
-    if o.interactive or o.sequential or is_recorded_data:
-        refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
-                     command_line("eval", o.run, "ENV", "--detect"))
-    if o.interactive or is_recorded_data:
-        refuse_given(o, ("rename",), "names the columns of an environment, and there is none here",
-                     "leave it out; --columns names those of recorded episodes")
-    if not o.fitted_q:
-        refuse_given(o, ("discount", "updates"), "is an option of --fitted-q", "add --fitted-q, or leave it out")
-        if is_recorded_data:
-            refuse_given(o, ("seed",), "is the seed of --fitted-q here", "add --fitted-q, or leave it out")
+    _refuse_where(o, (
+        (not recorded, ("fitted_q", "discount"), "estimates a value from recorded episodes, and there are none here",
+         "leave it out: in an environment the return is measured"),
+        (not recorded, ("columns",), "names the columns of recorded episodes, and there are none here",
+         "leave it out: an environment has the columns that it shows"),
+        (not is_fixed_rollout, ("detect",), "needs an environment, and a fixed number of episodes",
+         command_line(*in_env, "--detect")),
+        (recorded or o.interactive, ("rename",), "names the columns of an environment, and there is none here",
+         "leave it out; --columns names those of recorded episodes"),
+        (not o.fitted_q, ("discount", "updates"), "is an option of --fitted-q", "add --fitted-q, or leave it out"),
+        (recorded and not o.fitted_q, ("seed",), "is the seed of --fitted-q here", "add --fitted-q, or leave it out")))
     return o
+
+
+def _refuse_where(o: EvalOptions, restrictions: Sequence[tuple[bool, tuple[str, ...], str, str]]) -> None:
+    """Raises ConfigError for the first restriction that applies: its options, what is wrong with them, and the hint."""
+    for applies, names, problem, hint in restrictions:
+        if applies:
+            refuse_given(o, names, problem, hint)
 
 
 # -- acting ---------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from understudy.cli import main
 from understudy.core import Batch, UserError
 from understudy.data.formats import open_dataset
 from understudy.envs.base import EnvWrapper
+from understudy.evaluate.teleoperate import Screen
 from understudy.execute.actor import Actor
 from understudy.improve.takeover import (
-    Screen,
     SupervisedEnv,
     Takeover,
     TakeoverJointKeyboard,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ import torch
 from ..core import UserError, keys
 from ..data.episode import Episode
 from ..envs.base import Env, EnvWrapper, Renderable, StepResult
-from ..envs.devices import JointKeyboard, Keyboard, RecordingKeys
-from ..evaluate.teleoperate import render_ansi
+from ..envs.devices import JointKeyboard, Keyboard, KeyInput, RecordingKeys
+from ..evaluate.teleoperate import Screen
 from ..execute.actor import Actor, pass_record
 from .gates import INTERVENTION
 from .journal import EpisodeDiscarded, WatchedEnv
@@ -203,21 +203,6 @@ class TakeoverSupervisor(Actor):
 # -- toys -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Screen:
-    """What a person sees, and the time in which the person sees it.
-
-    Args:
-        show: Draws a text: the image of the environment and the keys.
-        lines: Height of the image in lines.
-    """
-
-    show: Callable[[str], None]
-    lines: int = 24
-    clock: Callable[[], float] = field(default=time.perf_counter)
-    sleep: Callable[[float], None] = field(default=time.sleep)
-
-
 class SupervisedEnv(EnvWrapper, WatchedEnv):
     """A toy with one row that a person watches in real time.
 
@@ -227,7 +212,7 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
         takeover: Who acts, with the same clock as the screen.
     """
 
-    def __init__(self, env: Env, keyboard: Keyboard, takeover: Takeover, screen: Screen):
+    def __init__(self, env: Env, keyboard: KeyInput, takeover: Takeover, screen: Screen):
         if not isinstance(env, Renderable):
             raise UserError("the environment cannot be rendered, so that nobody can watch it",
                             where=env.metadata["env"], hint="use another supervisor, such as scripted")
@@ -277,4 +262,4 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
         self.takeover.obey(self.keyboard.commands())
 
     def _draw(self, text: str) -> None:
-        self.screen.show(f"{render_ansi(self.toy.frame(0), self.screen.lines)}\n{text}")
+        self.screen.draw(self.toy, text)

@@ -10,21 +10,21 @@ from typing import Literal
 import numpy as np
 
 from understudy.evaluate.multiple_comparisons import compact_letter_display, holm
-from understudy.evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_difference, two_level_rate
+from understudy.evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_rate
 
-Unit = Literal["", "%", "points"]  # of a number; a difference of rates is in points
+Unit = Literal["", "%"]
 
 
 def format_interval(interval: Interval, unit: Unit) -> str:
-    """Formats an estimate and its limits, such as 91 % [85, 94], 3.5 points [-1.0, 8.1] or 0.443 [0.379, 0.506]."""
+    """Formats an estimate and its limits, such as 91 % [85, 94] or 0.443 [0.379, 0.506]."""
     estimate, low, high = (_format_number(v, unit) for v in (interval.estimate, interval.low, interval.high))
     return f"{estimate}\N{NO-BREAK SPACE}{unit} [{low}, {high}]" if unit else f"{estimate} [{low}, {high}]"
 
 
 def _format_number(value: float, unit: Unit) -> str:
-    """Formats a number without its unit: whole percents, tenths of points, or three significant digits or more."""
+    """Formats a number without its unit: whole percents, or three significant digits or more."""
     if unit:
-        return f"{100 * value:z.0f}" if unit == "%" else f"{100 * value:z.1f}"
+        return f"{100 * value:z.0f}"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) >= 10:
@@ -51,12 +51,9 @@ def arm_table(columns: Mapping[str, ArmColumn]) -> list[str]:
     """A Markdown table of arms, the best by the first measure first.
 
     Arms that share a letter cannot be told apart. Pairs are compared on the same training seeds and starts, and their
-    p-values are adjusted by Holm's method. The first measure also has the difference of each arm to the best one, with
-    its own interval, which is not adjusted.
+    p-values are adjusted by Holm's method.
     """
-    (name, first), *_ = columns.items()
-    cells = {name: _column_cells(first), "minus the best": _differences(first),
-             **{other: _column_cells(column) for other, column in columns.items() if other != name}}
+    cells = {name: _column_cells(column) for name, column in columns.items()}
     arms = dict.fromkeys(arm for column in cells.values() for arm in column)
     return [f"| arm | {' | '.join(cells)} |", f"|---{'|---' * len(cells)}|",
             *(f"| {arm} | {' | '.join(column.get(arm, '') for column in cells.values())} |" for arm in arms)]
@@ -72,15 +69,6 @@ def _column_cells(column: ArmColumn) -> dict[str, str]:
     is_different = _told_apart([column.values[arm] for arm in arms], column.kind)
     return {arm: f"{format_interval(two_level_rate(column.values[arm], kind=column.kind), column.unit)} {letters}"
             for arm, letters in zip(arms, compact_letter_display(is_different), strict=True)}
-
-
-def _differences(column: ArmColumn) -> dict[str, str]:
-    """The paired difference of each arm to the best, which has none."""
-    best, *others = _best_first(column)
-    differences = {arm: two_level_difference(column.values[arm], column.values[best], kind=column.kind)[0]
-                   for arm in others}
-    unit: Unit = "points" if column.unit else ""
-    return {arm: format_interval(difference, unit) for arm, difference in differences.items()}
 
 
 def _told_apart(tables: Sequence[np.ndarray], kind: Kind) -> np.ndarray:

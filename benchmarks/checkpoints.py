@@ -35,7 +35,7 @@ act shorter, for their time alone.
 
 The cells, one for each data set, seed and method, are kept in results/checkpoints/. --half 0 and --half 1 divide them
 between two processes. --budget 60m starts no cell later. --tiny shows only that everything runs. --page writes the
-tables and the figure of docs/tables/checkpoints.md from the cells that there are.
+table and the figure of docs/checkpoints.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -278,38 +278,31 @@ def difference_table(title: str, groups: Mapping[str, Sequence[Mapping]]) -> lis
     return header + [_row(name, some) for name, some in groups.items() if len(some) > 1]
 
 
-def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
-    """What the rule says of each kind of head."""
-    rows = ["| kind of head | least error: worst data set | rollouts: worst data set | `RUN` means | "
-            "`RUN` with rollouts means |", "|---|---|---|---|---|"]
-    for kind, some in groups.items():
-        worst = [least_difference(some, choice) for choice in ("least error", "rollouts")]
-        worst_texts = [f"{task} {measure.percent(d, d, d, '+').partition(' ')[0]}" for d, task in worst]
-        means = ["`RUN/best`" if is_better(some, choice) else "`RUN/last`" for choice in ("least error", "rollouts")]
-        rows.append(f"| {' | '.join((kind, *worst_texts, *means))} |")
-    return rows
+def rule_text(groups: Mapping[str, Sequence[Mapping]]) -> str:
+    """What the rule says of the kinds of head."""
+    def says(choice: str) -> str:
+        better = [kind for kind, some in groups.items() if is_better(some, choice)]
+        return f"`RUN/best` for {', '.join(better)}, otherwise `RUN/last`" if better else "`RUN/last` for every kind"
+    return f"By the rule, `RUN` means {says('least error')}. With rollouts it means {says('rollouts')}."
 
 
 def summary(size: Size, cells: Sequence[Mapping]) -> str:
     """How many trainings there are, and in how many the held-out error has risen."""
     planned, hours = len(size.seeds) * len(METHODS) * len(TASKS), sum(c["seconds"]["all"] for c in cells) / 3600
-    finished = {name: sum(c["method"] == name for c in cells) for name in METHODS}
-    by_method = ", ".join(f"{name} {count}" for name, count in finished.items())
     risen = [c for c in cells if c["curve"][-1][1] > min(error for _, error, _ in c["curve"])]
     early = np.median([c["chosen"]["least error"] / c["updates"] for c in risen])
-    return (f"{len(cells)} of {planned} planned trainings of {size.updates:,} updates are finished ({by_method}); they "
-            f"took {hours:.1f} CPU hours. In {len(risen)} of them the held-out error had risen at the end, and was "
+    return (f"{len(cells)} of {planned} planned trainings of {size.updates:,} updates are finished; they took "
+            f"{hours:.1f} CPU hours. In {len(risen)} of them the held-out error had risen at the end, and was "
             f"lowest after {early:.0%} of the updates (median).")
 
 
 def page_text(size: Size) -> str:
-    """The tables and the figure of the documentation."""
+    """The table of the documentation. The figure has the methods one by one."""
     cells = cells_of(size)
     if len(cells) < 2:  # an interval needs two
         return ""
     kinds = {kind: [c for c in cells if c["method"] in of] for kind, of in KINDS.items()}
     methods = {name: [c for c in cells if c["method"] == name] for name in METHODS}
-    tasks = {task: [c for c in cells if c["task"] == task] for task in TASKS}
     rose = [c for c in cells if c["curve"][-1][1] > 1.1 * min(error for _, error, _ in c["curve"])]
     rows = [(f"{name}: {choice}", d.estimate, d.low, d.high, d.low > 0 or d.high < 0)
             for choice in ("least error", "rollouts") for name, some in methods.items() if len(some) > 1
@@ -318,10 +311,8 @@ def page_text(size: Size) -> str:
         write_text(PICTURES / "checkpoints.svg", differences(rows).standalone_svg())
     all_of = {"all": cells, "all whose held-out error rose by a tenth": rose}
     return "\n".join([
-        summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
-            {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
-        "![Success of two choices minus that of the last checkpoint](../images/checkpoints.svg)", "",
-        *difference_table("method", methods), "", *difference_table("data set", tasks)])
+        summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", rule_text(
+            {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells})])
 
 
 def main() -> None:
@@ -330,7 +321,7 @@ def main() -> None:
     if not o.page:
         run(size, o.tasks or list(TASKS), o.half, o.until)
     if o.page or o.tiny:
-        measure.publish("checkpoints", page_text(size), "tables/checkpoints.md", o.tiny)
+        measure.publish("checkpoints", page_text(size), "checkpoints.md", o.tiny)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Defects seeded in clean data, how many the audit finds, and what it says of clean data: python benchmarks/defects.py
 
-Prints both tables of docs/tables/audit.md. A value is spoilt in demonstrations of the bundled toys, and of people and
-experts in UNDERSTUDY_DATA where that is set; files are spoilt in copies of the fixtures, which other libraries
-have written (`--fixtures ../shared/fixtures`). A defect counts as found where the audit says one of its codes and did
-not before. `--seeds N`: trials of each kind in each source, 3 by default.
+Prints the tables behind the figures of docs/audit.md. A value is spoilt in demonstrations of the bundled toys, and of
+people and experts in UNDERSTUDY_DATA where that is set; files are spoilt in copies of the fixtures, which other
+libraries have written (`--fixtures ../shared/fixtures`). A defect counts as found where the audit says one of its codes
+and did not before. `--seeds N`: trials of each kind in each source, 3 by default.
 """
 
 from __future__ import annotations

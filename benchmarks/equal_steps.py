@@ -11,7 +11,7 @@ A cell is a method, a task and a training seed. Its file in benchmarks/results/e
 start, and the steps that the supervisor acted, labeled and watched. Cells that are there are not run again. The tasks
 were chosen by a pilot with the seed 50, in which no method took part: the first policy succeeds in 30 to 70 % of the
 episodes, and the same cloning with five times the demonstrations in at least 20 points more. --seed N runs that seed
-alone. --page writes the section of docs/improvement-tables.md. --budget 30m begins no cell later. --tiny runs all in
+alone. --page writes the table of docs/improvement-tables.md. --budget 30m begins no cell later. --tiny runs all in
 the smallest size.
 """
 
@@ -56,9 +56,10 @@ sys.path.insert(0, str(measure.HERE.parent))
 from evidence.worlds.human_steps import HumanStepsCollector, expert_steps  # noqa: E402
 from evidence.worlds.peg import WeakPeg  # noqa: E402
 
-RIVALS = ("cloning", "more demonstrations")
+RIVAL = "more demonstrations"
+RIVALS = ("cloning", RIVAL)
 METHODS = ("dagger", "hg-dagger", "safe", "lazy", "ensemble", "iwr", "sirius", "rlif", "thrifty")
-NAMES = {"peg": "peg insertion, weak actuators", "planar_arms": "planar arms", "push": "push"}
+NAMES = {"peg": "peg insertion", "planar_arms": "two arms", "push": "push"}
 FIRST_DEMONSTRATION = 500_000  # number of the first demonstration that the steps of the supervisor buy
 ROWS = 25  # environments side by side; results do not depend on it
 
@@ -170,33 +171,31 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.mean(values) - half), float(np.mean(values)), float(np.mean(values) + half)
 
 
-def row(size: Size, task: str, name: str) -> str:
-    """A line of the table: success, minus that of more demonstrations on the same seeds, and the mean steps."""
+def entry(size: Size, task: str, name: str) -> str:
+    """Success minus that of more demonstrations on the same seeds, in points, and of these their success in percent."""
     cells = cells_of(size, task, name)
+    if len(cells) < 2:  # an interval needs two
+        return "–"
     rates = [np.mean(c["successes"]) for c in cells]
-    low, rate, high = interval(rates)
-    columns = [name, str(len(cells)), measure.percent(max(low, 0), rate, min(high, 1))]
-    rivals = {c["seed"]: np.mean(c["successes"]) for c in cells_of(size, task, "more demonstrations")}
-    gains = [rate - rivals[c["seed"]] for rate, c in zip(rates, cells, strict=True)]
-    columns.append("" if name == "more demonstrations" else measure.percent(*interval(gains), "+"))
-    for key in (*COSTS, "episodes"):
-        total = np.mean([sum(r[key] for r in c["rounds"]) for c in cells])
-        columns.append(f"{total:,.0f}" if name != "cloning" else "")
-    return f"| {' | '.join(columns)} |"
+    if name == RIVAL:
+        low, rate, high = interval(rates)
+        return measure.percent(max(low, 0), rate, min(high, 1))
+    rivals = {c["seed"]: np.mean(c["successes"]) for c in cells_of(size, task, RIVAL)}
+    return measure.percent(*interval([rate - rivals[c["seed"]] for rate, c in zip(rates, cells, strict=True)]), "+")
 
 
 def page_text(size: Size) -> str:
-    """The section of the documentation. Empty if no task has two seeds of each rival."""
-    text, seconds = [], 0.0
-    for task, title in NAMES.items():
-        if min(len(cells_of(size, task, name)) for name in RIVALS) < 2:
-            continue
-        names = [name for name in (*RIVALS[::-1], *METHODS) if len(cells_of(size, task, name)) > 1]
-        text += [f"**{title}**", "", "| method | seeds | success, % | minus more demonstrations, points | acted | "
-                 "labeled | watched | episodes |", "|---|--:|--:|--:|--:|--:|--:|--:|",
-                 *(row(size, task, name) for name in names), ""]
-        seconds += sum(c["seconds"] for name in names for c in cells_of(size, task, name))
-    return "\n".join([*text, f"All cells took {seconds / 60:.0f} CPU minutes."]) if text else ""
+    """The table of the documentation. Empty if no task has two seeds of each rival."""
+    tasks = [task for task in NAMES if min(len(cells_of(size, task, name)) for name in RIVALS) > 1]
+    if not tasks:
+        return ""
+    rows = [f"| | {' | '.join(NAMES[task] for task in tasks)} |", "|---|" + "--:|" * len(tasks)]
+    for name in (*RIVALS[::-1], *METHODS):
+        each = [entry(size, task, name) for task in tasks]
+        if set(each) != {"–"}:
+            label = f"{name}: success, %" if name == RIVAL else name
+            rows.append(f"| {label} | {' | '.join(each)} |")
+    return "\n".join(rows)
 
 
 def main() -> None:

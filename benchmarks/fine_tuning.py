@@ -23,7 +23,7 @@ demonstrations. It succeeded in 36 % of the ambiguous starts. No method was trie
 
 The cells, one for each training seed and method, are kept in results/fine-tuning/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/fine-tuning-tiny/, and shows only that
-everything runs. --page writes the tables and curves of docs/improvement-tables.md from the cells that there are.
+everything runs. --page writes the table and curves of docs/improvement-tables.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -180,35 +180,35 @@ def run(size: Size, tasks: list[str], until: float) -> None:
 
 
 def page_text(size: Size) -> str:
-    """The tables of the documentation."""
-    return "\n\n".join(filter(None, (_table(size, task) for task in TASKS)))
-
-
-def _table(size: Size, task: str) -> str:
+    """The table and the pictures of the documentation."""
     names = (BASE, RIVAL, *METHODS)
-    seeds = [s for s in size.seeds if all(cell_path(size, task, s, name).exists() for name in names)]
-    if len(seeds) < 2:  # an interval needs two
+    tasks = {task: seeds for task in TASKS if len(seeds := [  # an interval needs two
+        s for s in size.seeds if all(cell_path(size, task, s, name).exists() for name in names)]) > 1}
+    if not tasks:
         return ""
-    cells = {name: [read_json(cell_path(size, task, s, name)) for s in seeds] for name in names}
-    won = {name: np.array([c["success"] for c in of], float) for name, of in cells.items()}
-    first = two_level_rate(won[BASE])
-    parts = [f"**{task}**, {len(seeds)} training seeds, {size.starts} fresh starts; the first policy succeeds in "
-             f"{measure.percent(first.low, first.estimate, first.high)} percent:", "",
-             "| | success | minus the first policy | largest dip | steps of practice | s of CPU |",
-             "|---|--:|--:|--:|--:|--:|"]
-    for name in (*METHODS, RIVAL):
-        rate, gain = two_level_rate(won[name]), two_level_difference(won[name], won[BASE])[0]
-        text = (f"{measure.percent(rate.low, rate.estimate, rate.high)} | "
-                f"{measure.percent(gain.low, gain.estimate, gain.high, '+')}")
-        if name == RIVAL:
-            label = "ten times the demonstrations" if task == "imprecise" else "demonstrations of the left side alone"
-            parts.append(f"| {label} | {text} | | | |")
-            continue
-        dip = np.mean([max(base["compared"] - min(c["rounds"]), 0) for c, base in
-                       zip(cells[name], cells[BASE], strict=True)])
-        parts.append(f"| `{name}` | {text} | {100 * dip:.0f} | {np.mean([c['steps'] for c in cells[name]]):,.0f} | "
-                     f"{np.mean([c['seconds'] for c in cells[name]]):.0f} |")
-    return "\n".join([*parts, "", _curves(size, task, cells)])
+    cells = {task: {name: [read_json(cell_path(size, task, s, name)) for s in seeds] for name in names}
+             for task, seeds in tasks.items()}
+    heads = [head for task in tasks for head in (f"{task}: gain, points", "dip")]
+    rows = [f"| | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
+    labels = {BASE: f"{BASE}: success, %", **{m: f"`{m}`" for m in METHODS}, RIVAL: "more demonstrations"}
+    for name, label in labels.items():
+        rows.append(f"| {label} | {' | '.join(text for task in tasks for text in _entries(cells[task], name))} |")
+    return "\n\n".join(["\n".join(rows), *(_curves(size, task, cells[task]) for task in tasks)])
+
+
+def _entries(cells: dict[str, list[dict]], name: str) -> tuple[str, str]:
+    """What a method gains over the first policy, and how far it falls below it in a round."""
+    won = {n: np.array([c["success"] for c in cells[n]], float) for n in (BASE, name)}
+    if name == BASE:
+        first = two_level_rate(won[BASE])
+        return measure.percent(first.low, first.estimate, first.high), ""
+    gain = two_level_difference(won[name], won[BASE])[0]
+    text = measure.percent(gain.low, gain.estimate, gain.high, "+")
+    if name == RIVAL:
+        return text, ""
+    dip = np.mean([max(base["compared"] - min(c["rounds"]), 0) for c, base in
+                   zip(cells[name], cells[BASE], strict=True)])
+    return text, f"{100 * dip:.0f}"
 
 
 def _curves(size: Size, task: str, cells: dict[str, list[dict]]) -> str:
@@ -221,7 +221,7 @@ def _curves(size: Size, task: str, cells: dict[str, list[dict]]) -> str:
     file = f"fine-tuning-{task}.svg"
     if size is FULL:
         write_text(PICTURES / file, figure.standalone_svg())
-    return f"![Success of the rounds on {size.compared} starts, the mean over training seeds](images/{file})"
+    return f"![Success of the {task} policy by rounds on {size.compared} starts, the mean over seeds](images/{file})"
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ next seed, so that a run can be stopped at any time: what was finished is kept, 
 uses the seeds with which all heads ran, or else what there is of the first seed. A seed takes some 70 minutes of a
 core; --budget 8m stops at the first cell that begins later, and --seeds 3 runs the first three seeds only. --tiny takes
 minutes, keeps its cells in results/heads-tiny/, and shows only that everything runs. --page writes the tables of
-docs/heads.md and the figures from the cells that there are. Latencies are those of head_speed.py.
+docs/heads.md and the figures from the cells that there are, and prints all tables, also those that the page leaves out.
+Latencies are those of head_speed.py.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402
 from understudy.evaluate.evaluation import Evaluation, compare, evaluation_of, recording_seed  # noqa: E402
-from understudy.evaluate.multiple_comparisons import compact_letter_display, holm  # noqa: E402
+from understudy.evaluate.multiple_comparisons import holm  # noqa: E402
 from understudy.evaluate.noninferiority import noninferiority_p_value  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import seeds_caveat  # noqa: E402
@@ -111,10 +112,10 @@ from understudy.policy import Policy, PolicyConfig  # noqa: E402
 
 PICTURES = measure.HERE.parent / "docs" / "images"
 REFERENCE = "ddpm-100"
+DRAWN = ("fork", "particle")  # on pick-place nearly all heads succeed
 MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the reference, and 20 times as fast
 OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
 BATCH = 256
-CELL_SECONDS = 90  # CPU seconds that a cell may take
 SEARCHES = "1, and a search for each number"
 # The updates of heads that would otherwise take longer, measured on one core before any run.
 FEWER = {"reflow-1": 2400, "reflow-sample-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1": 3300,
@@ -419,40 +420,29 @@ def judged(line: dict | None, differences: Mapping[str, tuple[float, float, floa
         else "cannot tell: speed"
 
 
-def letters_of_policies(won: Mapping[str, list[list[int]]], level: float = 0.95) -> tuple[list[str], int]:
-    """Letters of the policies that were trained, over new starts alone, and the number of pairs that differ.
-
-    Student's t of the differences of each start, averaged over the seeds, with Holm's adjustment for all pairs.
-
-    Args:
-        won: Success of each head, (seeds, starts).
-        level: Confidence level.
-    """
-    of_start = [np.mean(rows, 0) for rows in won.values()]
-    pairs = list(itertools.combinations(range(len(of_start)), 2))
-    p_values = []
-    for i, j in pairs:
-        d = of_start[i] - of_start[j]
-        p_values.append(float(scipy.stats.ttest_1samp(d, 0).pvalue) if d.std() > 0 else float(d[0] == 0))
-    is_different = np.zeros((len(of_start),) * 2, bool)
-    for (i, j), p in zip(pairs, holm(p_values), strict=True):
-        is_different[i, j] = is_different[j, i] = p < 1 - level
-    best_first = sorted(range(len(of_start)), key=lambda i: -of_start[i].mean())
-    return compact_letter_display(is_different, best_first), int(is_different.sum()) // 2
+def page_table(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
+    """Success of each head on each task and its speed, best mean first."""
+    tasks = list(compared_on)
+    of = {task: dict(zip(c.names, c.estimates, strict=True)) for task, c in compared_on.items()}
+    of_head = {h: [of[t][h].estimate for t in tasks if h in of[t]] for h in variants(size)}
+    rows = []
+    for head in sorted(filter(of_head.get, of_head), key=lambda h: -sum(of_head[h]) / len(of_head[h])):
+        cells = [measure.percent(e.low, e.estimate, e.high) if (e := of[t].get(head)) else "not run" for t in tasks]
+        speed = f"{fast[head]['one chunk']['ratio']['estimate']:.3g}×" if head in fast else ""
+        rows.append(f"| {head} | " + " | ".join(cells) + f" | {speed} |")
+    return ["| head | " + " | ".join(tasks) + " | faster than DDPM-100 |",
+            "|---|" + "--:|" * (len(tasks) + 1), *rows]
 
 
-def success_table(compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
+def success_table(compared_on: Mapping[str, Comparison]) -> list[str]:
     """Success of each head on each task, best mean first, with the letters of the heads that cannot be told apart."""
     tasks = list(compared_on)
-    of = {task: dict(zip(c.names, zip(c.estimates, map(" | ".join, zip(
-        c.letters, letters_of_policies(won[task])[0], strict=True)), strict=True), strict=True))
+    of = {task: dict(zip(c.names, zip(c.estimates, c.letters, strict=True), strict=True))
           for task, c in compared_on.items()}
     of_head = {h: [of[t][h][0].estimate for t in tasks if h in of[t]] for t in tasks for h in of[t]}
-    heads = sorted(of_head, key=lambda h: -sum(of_head[h]) / len(of_head[h]))
-    out = ["| head | " + " | ".join(f"{task} | methods | policies" for task in tasks) + " |",
-           "|---|" + "--:|---|---|" * len(tasks)]
-    for head in heads:
-        cells = [f"{measure.percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run | |"
+    out = ["| head | " + " | ".join(f"{task} | letters" for task in tasks) + " |", "|---|" + "--:|---|" * len(tasks)]
+    for head in sorted(of_head, key=lambda h: -sum(of_head[h]) / len(of_head[h])):
+        cells = [f"{measure.percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run |"
                  for e, letters in (of[t].get(head, (None, "")) for t in tasks)]
         out.append(f"| {head} | " + " | ".join(cells) + " |")
     return out
@@ -535,19 +525,38 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     outcomes_of = {task: of for task in TASKS if (of := outcomes(size, task))}
+    fast, parts = speeds(), [" ".join(seeds_said(size, outcomes_of)), ""]
+    if outcomes_of:
+        compared_on = {task: compared(task, won) for task, won in outcomes_of.items()}
+        parts += ["### Success and speed", "", "Percent of successful episodes, with the 95% interval over training "
+                  "seeds and starts, and how many times as fast as DDPM-100 a head makes a chunk.", "",
+                  *measure.folded(page_table(size, compared_on, fast), "heads"), ""]
+        if fast:
+            parts += ["Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% "
+                      "intervals.", "",
+                      *pictures(size, {t: c for t, c in compared_on.items() if t in DRAWN}, fast)]
+    if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
+        parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
+    if size == TINY:
+        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
+                        "The policies are barely trained.**\n")
+    return "\n".join(parts).rstrip()
+
+
+def all_tables(size: Size) -> str:
+    """The tables of the documentation in detail, and those that it leaves out."""
+    outcomes_of = {task: of for task in TASKS if (of := outcomes(size, task))}
     more = {task: of for task in MORE if (of := outcomes(size, task))}
     fast, parts = speeds(), [state_of(size, outcomes_of)]
     if outcomes_of:
         compared_on = {task: compared(task, won) for task, won in outcomes_of.items()}
-        parts += ["### Success", "", *success_text(size, compared_on, outcomes_of)]
-        if fast:
-            parts += ["### Success against latency", "", "Dashed: 20 times as fast as DDPM-100, and 5 points below its "
-                      "success. Vertical lines are 95% intervals.", "", *pictures(size, compared_on, fast)]
+        parts += ["### Success", "", *success_text(size, compared_on)]
     if more:
         parts += ["### Success on more tasks", "", " ".join(seeds_said(size, more)), "",
-                  *success_text(size, {task: compared(task, won) for task, won in more.items()}, more)]
+                  *success_text(size, {task: compared(task, won) for task, won in more.items()})]
     if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
-        parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
+        parts += ["### How many training seeds the rest of ten heads would take", "",
+                  *(f"- {task}: {seeds_text(of)}" for task, of in apart.items()), ""]
     if fast:
         parts += ["### Speed", "", *measure.folded(speed_table(size, fast), "heads"), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
@@ -565,9 +574,6 @@ def page_text(size: Size) -> str:
         parts += ["### The aim, judged again", "", "Two of the heads that this table leaves open, with "
                   f"{len(finished_seeds(AGAIN, next(iter(again))))} training seeds that had no part in choosing them, "
                   f"and {AGAIN.starts} starts on each task.", "", *aim_table(AGAIN, again, fast)]
-    if size == TINY:
-        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
-                        "The policies are barely trained.**\n")
     return "\n".join(parts).rstrip()
 
 
@@ -580,7 +586,7 @@ def state_of(size: Size, outcomes_of: Mapping[str, dict]) -> str:
              f"{size.updates:,} updates each{_fewer_said(size)}."]
     if lacking := [task for task in TASKS if task not in outcomes_of]:
         lines.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
-    return "\n\n".join((" ".join(lines), " ".join(time_said(size) + seeds_said(size, outcomes_of)))) + "\n"
+    return "\n\n".join((" ".join(lines), " ".join(seeds_said(size, outcomes_of)))) + "\n"
 
 
 def _fewer_said(size: Size) -> str:
@@ -588,24 +594,6 @@ def _fewer_said(size: Size) -> str:
     parts = [f"{head} {most:,}" + "".join(f", on {name} {task.fewer[head]:,}" for name, task in TASKS.items()
                                           if head in task.fewer) for head, most in FEWER.items() if most < size.updates]
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def time_said(size: Size) -> list[str]:
-    """How long all cells took, and which exceeded the planned time."""
-    cells, again = ([c for path in sorted((measure.RESULTS / folder).glob("*.json")) if (c := read_json(path)).get(
-        "task") in ALL] for folder in (size.folder, AGAIN.folder))
-    if not cells:
-        return []
-    took = sum(sum(c["seconds"].values()) for c in (*cells, *(again if size == FULL else ()))) / 3600
-    first = [c for c in cells if c["task"] in TASKS]
-    longer = [c for c in first if c["seconds"]["training"] > CELL_SECONDS]
-    lines = [f"All cells, with those of the further tasks, took {took:.1f} CPU hours."]
-    if longer:
-        most = max(longer, key=lambda c: c["seconds"]["training"])
-        lines.append(f"In {len(longer)} of the {len(first)} cells of the first tasks the training took more than "
-                     f"the planned {CELL_SECONDS} CPU seconds, at most {most['seconds']['training']:.0f} "
-                     f"({most['head']} on {most['task']}).")
-    return lines
 
 
 def seeds_said(size: Size, outcomes_of: Mapping[str, dict]) -> list[str]:
@@ -623,17 +611,13 @@ def seeds_said(size: Size, outcomes_of: Mapping[str, dict]) -> list[str]:
     return [text.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for text, of in same.items()]
 
 
-def success_text(size: Size, compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]],
-                 ) -> list[str]:
+def success_text(size: Size, compared_on: Mapping[str, Comparison]) -> list[str]:
     """The table of success, and what it can tell."""
     parts = ["Percent of successful episodes, with the 95% interval. Heads that share a letter cannot be told apart on "
-             "this task (all pairs, Holm): in the column *methods* over training seeds and starts, in the column "
-             "*policies* over starts alone, which is about the policies that were trained here and not about other "
-             "training seeds.", "", *measure.folded(success_table(compared_on, won), "heads"), ""]
+             "this task (all pairs, Holm).", "", *measure.folded(success_table(compared_on), "heads"), ""]
     for task, c in compared_on.items():
         head, sure, _ = c.verdict_parts()
-        parts.append(f"- {task}: {sure} {_few_names(head)} Of the policies, {letters_of_policies(won[task])[1]} pairs "
-                     "can be told apart.")
+        parts.append(f"- {task}: {sure} {_few_names(head)}")
     several = [n for task in compared_on if (n := len(finished_seeds(size, task))) > 1]
     return [*parts, "", *([seeds_caveat(min(several)), ""] if several else [])]
 
@@ -646,10 +630,9 @@ def apart_text(won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
              f"{TOLD_APART.batch_size} windows, and "
              + ", ".join(f"{n} training seeds on {task}" for task, n in n_seeds.items())
              + ". Neither the heads nor their settings were chosen with these seeds.", "",
-             *success_table(compared_on, won), ""]
-    for task, c in compared_on.items():
-        parts.append(f"- {task}: {c.verdict_parts()[1]} {seeds_text(won[task])}")
-    return [*parts, "", seeds_caveat(min(n_seeds.values()))]
+             "Heads that share a letter cannot be told apart on this task (all pairs, Holm).", "",
+             *success_table(compared_on), ""]
+    return [*parts, seeds_caveat(min(n_seeds.values()))]
 
 
 def seeds_text(won: Mapping[str, list[list[int]]]) -> str:
@@ -690,7 +673,7 @@ def main() -> None:
         print("finished" if finished else "stopped: run again to continue", file=sys.stderr)
     if (o.page or o.tiny) and (text := page_text(size)):
         measure.insert("heads", text, "heads.md")
-        print(text)
+        print(text, all_tables(size), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ had been judged and their cause been sought with `dagger` and `hg-dagger` on the
 
 The cells, one for each training seed and method, are kept in results/interactive/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/interactive-tiny/, and shows only that
-everything runs. --page writes the table of docs/improvement-tables.md from the cells that there are.
+everything runs. --page writes the tables of docs/improvement-tables.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
+from collections.abc import Collection  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -208,31 +209,32 @@ def run(size: Size, tasks: list[str], until: float) -> None:
 
 
 def page_text(size: Size) -> str:
-    """The tables of the documentation."""
-    return "\n\n".join(filter(None, (_table(size, name) for name in TASKS)))
-
-
-def _table(size: Size, name: str) -> str:
-    seeds = [s for s in size.seeds if all(cell_path(size, name, s, m).exists() for m in (BASE, *METHODS))]
-    if len(seeds) < 2:  # an interval needs two
+    """The tables of the documentation: the gain over as many demonstrations, and over the first policy."""
+    tasks = {name: seeds for name in TASKS if len(seeds := [  # an interval needs two
+        s for s in size.seeds if all(cell_path(size, name, s, m).exists() for m in (BASE, *METHODS))]) > 1}
+    if not tasks:
         return ""
-    cells = {m: [read_json(cell_path(size, name, s, m)) for s in seeds] for m in (BASE, *METHODS)}
-    won = {m: np.array([c["success"] for c in of], float) for m, of in cells.items()}
-    first = two_level_rate(won[BASE])
-    parts = [f"**{name}**, {len(seeds)} training seeds, {size.starts} starts; the first policy succeeds in "
-             f"{measure.percent(first.low, first.estimate, first.high)} percent:", "",
-             "| method | acted | labeled | watched | success | minus the first policy | minus as many demonstrations | "
-             "s of CPU |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    cells = {(name, m): [read_json(cell_path(size, name, s, m)) for s in seeds]
+             for name, seeds in tasks.items() for m in (BASE, *METHODS)}
+    won = {key: np.array([c["success"] for c in of], float) for key, of in cells.items()}
+    rivals = {key: np.array([c["rival"] for c in of], float) for key, of in cells.items() if key[1] != BASE}
+    first = [two_level_rate(won[name, BASE]) for name in tasks]
+    successes = " | ".join(measure.percent(r.low, r.estimate, r.high) for r in first)
+    over_rivals = _gains(tasks, won, rivals)
+    over_first = _gains(tasks, won, {key: won[key[0], BASE] for key in rivals})
+    return "\n".join([
+        "Success minus that of as many demonstrations, in points:", "", *over_rivals, "",
+        "Success minus that of the first policy, in points:", "", *over_first[:2],
+        f"| {BASE}: success, % | {successes} |", *over_first[2:]])
+
+
+def _gains(tasks: Collection[str], won: dict, others: dict) -> list[str]:
+    rows = [f"| | {' | '.join(tasks)} |", "|---|" + "--:|" * len(tasks)]
     for method in METHODS:
-        of = cells[method]
-        rate = two_level_rate(won[method])
-        gains = [two_level_difference(won[method], other)[0] for other in (
-            won[BASE], np.array([c["rival"] for c in of], float))]
-        steps = " | ".join(f"{np.mean([c[cost] for c in of]):.0f}" for cost in COSTS)
-        parts.append(f"| `{method}` | {steps} | {measure.percent(rate.low, rate.estimate, rate.high)} | "
-                     + " | ".join(measure.percent(g.low, g.estimate, g.high, "+") for g in gains)
-                     + f" | {np.mean([c['seconds'] for c in of]):.0f} |")
-    return "\n".join(parts)
+        gains = [two_level_difference(won[name, method], others[name, method])[0] for name in tasks]
+        each = (measure.percent(g.low, g.estimate, g.high, "+") for g in gains)
+        rows.append(f"| `{method}` | {' | '.join(each)} |")
+    return rows
 
 
 def main() -> None:

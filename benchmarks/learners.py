@@ -25,8 +25,8 @@ cannot be told apart. The advice names the plainest arm that shares a letter wit
 
 The cells, one for each seed and arm, are kept in results/learners/. A run that was stopped continues. --budget 8m
 starts no cell later than that. --tiny keeps its cells in results/learners-tiny/, and shows only that everything runs.
---page writes the tables of docs/learners.md from the cells that there are, and from those of published_goals.py and
-published_agents.py, which have larger networks.
+--page writes the tables of docs/learners.md from the cells that there are, and from those of published_goals.py, which
+have larger networks.
 """
 
 from __future__ import annotations
@@ -127,10 +127,7 @@ QUESTIONS = {
         "cloning": Arm("bc", (FIRST,)), "cloning, 50 demonstrations": Arm("bc"),
         **{f"`{name}`": _practiced(name) for name in ("dac", "airl", "sqil", "iq-learn", "pwil", "rot")},
         "`gail`": Arm("gail", (FIRST,), 2), "`gail`, ten times the steps": Arm("gail", (FIRST,), 23)},
-        "A few demonstrations and an environment", tuple(Published(
-            f"Hopper from every 20th step of {n} demonstration{'s' * (n > 1)}, 40,000 steps of practice",
-            f"published-agents/hopper-{{}}-{n}-{{}}.json", ("bc", "dac", "iq_learn", "rot"), "returns", "real")
-            for n in (1, 5))),
+        "A few demonstrations and an environment"),
     "goals": Question(Walks(), lambda rows: make("four_rooms", rows), 2000, {
         f"`{name}`": Arm(name, (STITCH,)) for name in ("gcbc", "gcivl", "hiql", "qrl", "crl", "gciql", "dwsl")},
         "Walks without a task", (Published(

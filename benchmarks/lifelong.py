@@ -2,14 +2,14 @@
 python benchmarks/lifelong.py [ARM ... | --tiny | --page]
 
 The world, networks and laws are those of the table `power-law-rehearsal`: eight tasks one after the other, three orders
-for each training seed. After each task, all eight are measured on 50 starts. From this matrix the page shows success by
+for each training seed. After each task, all eight are measured on 50 starts. The table shows success by
 the number of tasks learned since (0: just learned), and success in a task that has not been learned yet, which is what
 the earlier ones give to it. The seeds are not those of the table, nor of its pilots. Intervals are over training seeds
 and orders (`two_level_rate`). All this was fixed before the first run.
 
 The cells, one for each training seed and arm, are kept in results/lifelong/. A run that was stopped continues.
---budget 8m starts no cell later than that. --tiny keeps its cells in results/lifelong-tiny/. --page writes the table
-and the picture of docs/runs.md from the cells that there are.
+--budget 8m starts no cell later than that. --tiny keeps its cells in results/lifelong-tiny/. --page only prints the
+table of the cells that there are.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from understudy.evaluate.evaluation import validation_seed  # noqa: E402
-from understudy.evaluate.plots import Axis, curves  # noqa: E402
 from understudy.evaluate.stats import Interval, two_level_rate  # noqa: E402
-from understudy.files import read_json, write_json, write_text  # noqa: E402
+from understudy.files import read_json, write_json  # noqa: E402
 
 sys.path.insert(0, str(measure.HERE.parent))
 from evidence.families.task_sequence.what_to_keep import N_ORDERS, N_TASKS, Sequence, TaskDemonstrations, successes  # noqa: E402
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "lifelong.svg"
 SEEDS, STARTS = range(870, 875), 50
 ARMS = {"one after the other": Sequence(), "EWC": Sequence(elastic=0.1), "power law": Sequence("power"),
         "uniform": Sequence("uniform"), "uniform, 5 kept": Sequence("uniform", kept=5)}
@@ -69,12 +67,11 @@ def before_learning(matrix: np.ndarray) -> Interval:
     return two_level_rate(np.diagonal(matrix, 1, 2, 3).reshape(len(matrix), -1), kind="bounded")
 
 
-def page_text(tiny: bool) -> str:
-    """The table and the picture."""
+def table(tiny: bool) -> str:
+    """Success in percent by the number of tasks learned since, or no text if cells are missing."""
     ages = (0, 1, 3, 7)
     lines = ["| arm | next task, before it is learned | " + " | ".join(
         f"{age} tasks later" if age else "just learned" for age in ages) + " |", "|---|" + "--:|" * (1 + len(ages))]
-    series, bands = {}, {}
     for arm in ARMS:
         files = [cell_path(arm, seed, tiny) for seed in SEEDS]
         if not all(file.exists() for file in files):
@@ -84,16 +81,7 @@ def page_text(tiny: bool) -> str:
         cells = [measure.percent(i.low, i.estimate, i.high) for i in (before_learning(matrix),
                                                                       *(intervals[age] for age in ages))]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
-        series[arm] = np.arange(N_TASKS), [i.estimate for i in intervals]
-        bands[arm] = [i.low for i in intervals], [i.high for i in intervals]
-    figure = curves(series, Axis("tasks learned since"), Axis("success", 0, 1), dots=True, bands=bands)
-    if not tiny:
-        write_text(PICTURE, figure.standalone_svg())
-    return "\n".join([
-        "Success in percent by the number of tasks learned since. The laws and the world are those of "
-        "the table [power-law-rehearsal](evidence/task-sequence.md#power-law-rehearsal), the training seeds are others "
-        "(`python benchmarks/lifelong.py`).", "", *lines, "",
-        f"![Success in a task by the number of tasks learned since](images/{PICTURE.name})"])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -103,7 +91,7 @@ def main() -> None:
             if not (file := cell_path(arm, seed, o.tiny)).exists() and time.monotonic() < o.until:
                 write_json(file, cell := run_cell(arm, seed, o.tiny))
                 print(f"{arm}, seed {seed}: {cell['seconds']} s", file=sys.stderr, flush=True)
-    measure.publish("lifelong", page_text(o.tiny), "runs.md", o.tiny)
+    print(table(o.tiny))
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ def kept_parts(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]
               else []),
             *(["fps"] if now.fps == data.fps else []),
             *(["robot_type"] if now.metadata.get("robot_type") == data.metadata.get("robot_type") else []),
-            *(f"meta.{k}" for k in data[0].metadata if all(was.metadata[k] == is_.metadata.get(k)
-                                                           for was, is_ in zip(data, now, strict=True)))]
+            *(f"metadata.{k}" for k in data[0].metadata if all(was.metadata[k] == is_.metadata.get(k)
+                                                               for was, is_ in zip(data, now, strict=True)))]
 
 
 def equal(was, now) -> bool:
@@ -117,19 +117,14 @@ def measured() -> dict:
 
 
 def tables(result: dict) -> str:
-    names, pairs = list(result["lost"]), len(result["lost"]) ** 2
-    lines = [f"{len(result['same'])} of {pairs} ordered pairs give back every value, name and metadata key, bit by "
-             "bit, with their sidecar files.",
-             f"This data set has {len(result['all'])} properties: its columns, the rows after the last action, names, "
-             "a unit, rate, robot and metadata. The table counts how many of them survive a conversion from the format "
-             "on the left into the one above without the sidecar files:", "",
-             "| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-    lines += [f"| **{a}** | " + " | ".join(str(len(result["kept"][f"{a} {b}"])) for b in names) + " |" for a in names]
-    lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |",
-              "|---|---|"]
+    names, n = list(result["lost"]), len(result["all"])
+    lines = [f"{len(result['same'])} of {len(names) ** 2} ordered pairs give back every value, name and metadata key, "
+             "bit by bit, with their side files. Without its side file, a data set of each format has these of the "
+             f"{n} properties:", "", "| format | kept | only in the side file |", "|---|--:|---|"]
     for name in names:
-        keys = [x for x in result["all"] if x not in result["kept"][f"{name} {name}"]]
-        lines.append(f"| {name} | {', '.join(f'`{x}`' if '.' in x or ' ' not in x else x for x in keys) or 'none'} |")
+        kept = result["kept"][f"{name} {name}"]
+        missing = ", ".join(f"`{x}`" for x in result["all"] if x not in kept)
+        lines.append(f"| {name} | {len(kept)} | {missing} |")
     return "\n".join(lines)
 
 

@@ -309,8 +309,8 @@ def agent_returns(name: str, results: Path, episodes: int) -> list[float]:
 
 def tables(results: Path) -> list[str]:
     """Lines of Markdown."""
-    lines = ["| task, agent | published | here | percent of the agent | minus cloning | steps collected | CPU s a seed "
-             "|", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| task, agent | published | here | percent of the agent | minus cloning | steps collected |",
+             "|---|---|---|---|---|---|"]
     for name, table in TABLES.items():
         cells = {cell: [read_json(f) for seed in range(table.seeds)
                         if (f := results / f"{name}-{cell}-{seed}.json").exists()] for cell in table.cells}
@@ -321,14 +321,14 @@ def tables(results: Path) -> list[str]:
             against = signed(two_level_difference(values, returns[clone], kind="real")[0]) if (
                 clone in returns and clone != cell) else ""
             file = results / f"{name}-agent.json"
-            share = whole(two_level_mean(100 * values / np.mean(read_json(file)["returns"]))) + " %" if (
+            share = whole(two_level_mean(100 * values / np.mean(read_json(file)["returns"]))) if (
                 file.exists()) else ""
             published = PUBLISHED.get(cell, PUBLISHED.get(f"{cell}-{table.agent}", ""))
-            collected, seconds = (np.mean([entry[k] for entry in cells[cell]]) for k in ("collected", "seconds"))
+            collected = np.mean([entry["collected"] for entry in cells[cell]])
             mean = two_level_mean(values)
             mean = replace(mean, high=min(mean.high, MOST.get(table.env, math.inf)))
             lines.append(f"| {table.env}, {cell} | {published} | {whole(mean)} | {share} | {against} "
-                         f"| {collected:,.0f} | {seconds:.0f} |")
+                         f"| {collected:,.0f} |")
     return lines
 
 

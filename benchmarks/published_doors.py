@@ -92,8 +92,8 @@ def cloned(results: Path) -> list[dict]:
 
 def table(results: Path, cloning: list[dict]) -> list[str]:
     """Lines of Markdown with the scores of the methods whose training seeds have all run, and of cloning."""
-    lines = ["| method | last, published | last | minus BC | best, published | best | best, new episodes | updates "
-             "| CPU s a seed |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| method | last, published | last | minus BC | best, published | best | best, new episodes | updates |",
+             "|---|---|---|---|---|---|---|---|"]
     cells = complete_cells(results, OPTIONS)
     if len(cloning) == len(SEEDS):
         cells = {"bc": cloning, **cells}
@@ -103,12 +103,11 @@ def table(results: Path, cloning: list[dict]) -> list[str]:
             np.array(last), np.array([cell["last"] for cell in cloning]), kind="real")[0])
         published = PUBLISHED[name]
         lines.append(f"| {name} | {published[0]} | {text(two_level_mean(last))} | {gap} | {published[1]} "
-                     f"| {text(two_level_mean(best))} | {text(two_level_mean(anew))} | {runs[0]['updates']:,} "
-                     f"| {np.mean([cell['seconds'] for cell in runs if cell['seconds']]):,.0f} |")
-    stopped = [f"- Training seed {seed} of {name} ended at {update}, because its critic diverged. Its last checkpoint "
-               "is judged." for name, runs in cells.items() for seed, cell in enumerate(runs)
+                     f"| {text(two_level_mean(best))} | {text(two_level_mean(anew))} | {runs[0]['updates']:,} |")
+    stopped = [f"seed {seed} of {name} at {update}" for name, runs in cells.items() for seed, cell in enumerate(runs)
                if (update := cell.get("diverged"))]
-    return [*lines, *(["", *stopped] if stopped else [])]
+    return [*lines, *(["", f"Trainings that ended early because the critic diverged, and whose last checkpoint is "
+                       f"judged: {', '.join(stopped)}."] if stopped else [])]
 
 
 def text(interval: Interval) -> str:

@@ -120,14 +120,14 @@ def complete_cells(results: Path, names: Iterable[str]) -> dict[str, list[dict]]
 def table(results: Path, of: str) -> list[str]:
     """Lines of Markdown with success by method, and its difference to that of the rival."""
     task = TASKS[of]
-    lines = [f"| method | published | here | minus {task.rival.upper()} | by goal | updates |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = [f"| method | published, % | here, % | minus {task.rival.upper()} | by goal, % | updates |",
+             "|---|---|---|---|---|---|"]
     cells = complete_cells(results / of, task.options)
     for name, runs in cells.items():
         by_goal = ", ".join(f"{100 * p:.0f}" for p in np.mean([cell["success"] for cell in runs], (0, 2)))
         against = "" if name == task.rival or task.rival not in cells else points(gap(cells, name, task.rival))
-        lines.append(f"| {name} | {task.published[name]} % | {points(two_level_rate(flat(runs)))} | {against} "
-                     f"| {by_goal} % | {runs[0]['updates']:,} |")
+        lines.append(f"| {name} | {task.published[name]} | {points(two_level_rate(flat(runs)))} | {against} "
+                     f"| {by_goal} | {runs[0]['updates']:,} |")
     return lines
 
 

@@ -146,26 +146,25 @@ def _interval(i) -> dict:
 
 
 def page() -> str:
-    lines = ["# Real input", "",
-             "This page shows how the named methods do on demonstrations by people and by trained agents, with their "
-             "defaults and without tuning for a task. Read it if you want to know what to expect before you train on "
-             "data of your own.", "",
-             "There is one training seed per cell: every number describes *this checkpoint*, and the intervals do not "
-             "cover the variation between training seeds. All policies of a task were evaluated on the same "
-             f"{EPISODES} starts. Intervals are 95 % intervals: Clopper-Pearson for rates, bootstrap for means. "
-             "*untrained* is `bc` after a single update, which shows how easy the task is.", "",
-             "## How to repeat a cell", "",
-             "Each cell is two commands. DATA is the folder of recorded demonstrations, and the number of updates is "
-             "in "
-             "the tables:", "", "<!-- not run: hours of training -->", "```console", *_folded(commands("door/knn")),
-             "```", "",
-             f"Demonstrations of Meta-World are recorded first: `understudy record ENV --actor scripted --episodes "
-             f"{TASKS['door-open'].record} --out DATA`. `python benchmarks/real_input.py` runs all missing cells and "
-             "writes this page."]
-    for task, t in TASKS.items():
-        lines += ["", f"## {t.title}", "", f"Environment `{t.env}`, data `{t.data}`.", "", *_notes(task),
-                  *_table(task)]
-    return "\n".join(lines) + "\n"
+    door = TASKS["door"]
+    return "\n".join([
+        "# Real input", "",
+        "This page shows how the named methods do on demonstrations by people and by trained agents, with their "
+        "defaults and without tuning for a task.", "",
+        "Each row is one training with one seed, so every number describes *this checkpoint*, and the intervals do not "
+        f"cover the variation between training seeds. All policies of a task were evaluated on the same {EPISODES} "
+        "starts. Intervals are 95 % intervals.", "",
+        f"{_updates()} *untrained* is `bc` after a single update, which shows how easy the task is.", "",
+        f"## {door.title}", "", *_notes(), *_table("door"), "",
+        "## Other tasks", "",
+        "The demonstrations of Meta-World are by scripted policies, those of Hopper and Walker2d by trained agents (2 "
+        "episodes each). The result is the success rate, or the mean return where the environment defines no "
+        "success.", "", *_other_tasks(), "",
+        "## How to repeat a row", "",
+        "Each row is two commands, for example:", "",
+        "<!-- not run: hours of training -->", "```console", *_folded(commands("door/knn")), "```", "",
+        f"Demonstrations of Meta-World are recorded first: `understudy record ENV --actor scripted --episodes "
+        f"{TASKS['door-open'].record} --out DATA`. `python benchmarks/real_input.py` runs all missing rows."]) + "\n"
 
 
 def _folded(lines: list[str]) -> list[str]:
@@ -173,38 +172,54 @@ def _folded(lines: list[str]) -> list[str]:
     return [part for line in lines for part in f"$ {line}".replace(" --", " \\\n    --").splitlines()]
 
 
-def _notes(task: str) -> list[str]:
-    if task != "door":
-        return []
-    return ["`AdroitHandDoor-v1` stops after 200 steps, when few of the people have reached its success flag (hinge at "
-            "1.35 rad). Success is therefore measured within 300 steps, by the flag and by the hinge passing 1.0 rad. "
-            "D4RL's normalized score counts the first 200 steps; people reach 7.8. The published score of behavior "
-            "cloning is 2.3 for its last checkpoint, and 9.4 for its best one, selected on the test episodes.", ""]
+def _updates() -> str:
+    return "Updates: " + ", ".join(f"{n:,} for {method}" for method, n in STEPS.items() if n > 1) + "."
+
+
+def _notes() -> list[str]:
+    return [f"The environment `{TASKS['door'].env}` stops after 200 steps, when few of the people have reached its "
+            "success flag (hinge at 1.35 rad). Success is therefore measured within 300 steps, by the flag and by the "
+            "hinge passing 1.0 rad. D4RL's normalized score counts the first 200 steps. The published score of "
+            "behavior cloning is 2.3 for its last checkpoint, and 9.4 for its best one, selected on the test episodes.",
+            ""]
+
+
+def _results(task: str) -> dict[str, dict]:
+    """What ran of a task, by method."""
+    files = {m: RESULTS / f"{task}-{m}.json" for m in (*TASKS[task].methods, FLOOR)}
+    return {m: read_json(file) if file.exists() else {} for m, file in files.items()}
+
+
+def _demonstrations(task: str) -> dict:
+    path = RESULTS / f"{task}-shown.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _table(task: str) -> list[str]:
-    door = task == "door"
-    head = ["", "flag" if door else "success", *(["hinge > 1.0 rad", "D4RL score"] if door else []), "return",
-            "training, CPU s", "updates"]
+    head = ["", "flag", "hinge > 1.0 rad", "D4RL score"]
     rows = [head, ["---"] * len(head)]
-    path = RESULTS / f"{task}-shown.json"
-    line = read_json(path) if path.exists() else {}
-    if line:
-        cells = [_share(line.get("flag")), *([_share(line["opened"]), f"{line['d4rl']:.1f}"] if door else [])]
-        rows.append(["*the demonstrations*", *cells, f"{line['return']:.1f}", "", ""])
-    for method in (*TASKS[task].methods, FLOOR):
-        file = RESULTS / f"{task}-{method}.json"
-        if not file.exists():
-            rows.append([method, "did not run", *[""] * (len(head) - 2)])
-            continue
-        r = read_json(file)
-        beside = [_range(r["opened"], 100, " %"), _range(r["d4rl"])] if door else []
-        cells = [_range(r["success"], 100, " %"), *beside,
-                 _range({"estimate": r["return"]["mean"], **r["return"]})]
-        spent = r["train_cpu_seconds"]
-        rows.append([method, *cells, "not timed" if spent is None else f"{spent:.0f}",
-                     f"{STEPS[method]:,}"])
+    if line := _demonstrations(task):
+        rows.append(["*the demonstrations*", _share(line["flag"]), _share(line["opened"]), f"{line['d4rl']:.1f}"])
+    for method, r in _results(task).items():
+        rows.append([method, _range(r["success"], 100, " %"), _range(r["opened"], 100, " %"), _range(r["d4rl"])]
+                    if r else [method, "did not run", "", ""])
     return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _other_tasks() -> list[str]:
+    head = ["task", "method", "result"]
+    rows = [head, ["---"] * len(head)]
+    for task in list(TASKS)[1:]:  # the door has a table of its own
+        shown, results = _demonstrations(task), _results(task)
+        of = [f"`{TASKS[task].env}`", "*the demonstrations*"]
+        rows.append([*of, _share(shown.get("flag")) or f"{shown['return']:.1f}" if shown else ""])
+        for method, r in results.items():
+            rows.append(["", method, _range(r["success"], 100, " %") or _return(r) if r else "did not run"])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _return(result: dict) -> str:
+    return _range({"estimate": result["return"]["mean"], **result["return"]})
 
 
 def _share(value) -> str:

@@ -11,7 +11,6 @@ kills         SIGKILL of clients and of the server at random moments: every repl
 
 The policy is an MLP flow policy with observations of state that plans in about 1 ms. Server and clients share the
 machine, and networks compute in one thread. `--only NAME` runs one part, whose lines replace those of the last run.
-The table of docs/serving.md is written too; `--table` writes only it.
 """
 
 from __future__ import annotations
@@ -458,29 +457,10 @@ PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients
          "half-open": lambda s: half_open(min(s, 20)), "kills": lambda s: kills(min(s, 120))}
 
 
-def table(result: dict) -> str:
-    """The table of docs/serving.md."""
-    lines = ["| | measured | aim | |", "|---|--:|--:|---|"]
-    for line in result["lines"]:
-        aim = "" if line["bound"] is None else f"≤ {line['bound']:g} {line['ours']['unit']}"
-        met = {True: "met", False: "**not met**", None: ""}[line["met"]]
-        note = "; ".join(filter(None, (met, line["note"])))
-        lines.append(f"| {line['what']} | {measure.text(measure.Figure(**line['ours']))} | {aim} | {note} |")
-    machine = result["machine"]
-    return "\n".join([*lines, "", f"`python benchmarks/serving.py`, {result['date']}, {machine['cpu']}, "
-                      f"{machine['cores']} cores."])
-
-
-def write_table() -> None:
-    measure.insert("serving", table(json.loads((measure.RESULTS / "serving.json").read_text(encoding="utf-8"))),
-                   "serving.md")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--serve", nargs=2)
     parser.add_argument("--client", nargs=4)
     o = parser.parse_args()
@@ -489,9 +469,6 @@ def main() -> None:
         return
     if o.client:
         checked_client(o.client[0], Path(o.client[1]), Path(o.client[2]), int(o.client[3]))
-        return
-    if o.table:
-        write_table()
         return
     measured = {}
     for name in [o.only] if o.only else PARTS:
@@ -504,7 +481,6 @@ def main() -> None:
     done |= measured
     measure.save("serving", [measure.restored(line) for name in PARTS for line in done.get(name, ())],
                  packages=("torch", "numpy", "websockets", "msgpack"), more={"parts": done})
-    write_table()
 
 
 if __name__ == "__main__":

@@ -199,14 +199,13 @@ def page_text(size: Size) -> str:
         won = {name: np.array([cell["success"] for cell in of], float) for name, of in cells.items()}
         parts += [f"**{about.env}**, {cells[REFERENCE][0]['demonstrations']} demonstrations, {len(seeds)} training "
                   f"seeds, {won[REFERENCE].shape[1]} starts:", "",
-                  "| encoder | updates | success, % | more than without the image, points | training, CPU s |",
-                  "|---|--:|--:|--:|--:|"]
+                  "| encoder | success, % | more than without the image, points | training, CPU s |",
+                  "|---|--:|--:|--:|"]
         for name in sorted(NAMES, key=lambda name: -won[name].mean()):
             rate, more = two_level_rate(won[name]), two_level_difference(won[name], won[REFERENCE])[0]
             gain = "" if name == REFERENCE else measure.percent(more.low, more.estimate, more.high, "+")
             took = np.mean([cell["seconds"]["training"] for cell in cells[name]])
-            parts.append(f"| {name} | {cells[name][0]['updates']:,} | "
-                         f"{measure.percent(rate.low, rate.estimate, rate.high)} | {gain} | {took:.0f} |")
+            parts.append(f"| {name} | {measure.percent(rate.low, rate.estimate, rate.high)} | {gain} | {took:.0f} |")
         parts.append("")
     return "\n".join(parts).rstrip()
 

@@ -2,12 +2,11 @@
 
 OPENINGS = {
     "behavior_cloning": """\
-These methods learn the action of each step from recorded steps, as in supervised learning. They differ in what the
-network gives out: one action, or a distribution over actions. They are the first choice if you have good demonstrations
-and no rewards, because they train fast and a plan takes one evaluation of the network.
+These methods learn the action of each step from recorded steps, as in supervised learning. They are the first choice if
+you have good demonstrations and no rewards, because they train fast and a plan takes one evaluation of the network.
 
 What can go wrong: a method that predicts one action, such as `bc`, averages demonstrations that act in two ways. On the
-toy `fork` the average of left and right runs into the pillar, and a mixture does not:
+toy `fork` the average of left and right runs into the pillar, and the mixture of `bc-gmm` does not:
 
 ```console
 $ understudy record fork --out demos --episodes 40
@@ -17,22 +16,19 @@ $ understudy eval runs/bc fork --episodes 50
 This checkpoint succeeds in 27 of 50 in fork. 54.0%, 95% interval 39.3% to
 68.2%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 $ understudy eval runs/gmm fork --episodes 50
 This checkpoint succeeds in 50 of 50 in fork. 100.0%, 95% interval 92.9% to
 100.0%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
-A policy of this family can also drift to places where no demonstration was. [Improving](../improving.md) collects
-episodes there.""",
+A policy can also drift to places where no demonstration was. [Improving](../improving.md) collects episodes there.""",
     "generative": """\
 These methods draw a chunk of actions from noise, as image generators draw pictures. Choose one if demonstrations act in
 several ways: each plan then follows one of the ways. A plan takes several evaluations of the network, so it is slower
-than that of [behavior cloning](behavior-cloning.md). The [heads](../heads.md) are compared on their own page.
+than that of [behavior cloning](behavior-cloning.md). [Which head](../heads.md) compares their heads.
 
 ```console
 $ understudy record fork --out demos --episodes 40
@@ -41,15 +37,14 @@ $ understudy eval runs/flow fork --episodes 50
 This checkpoint succeeds in 32 of 50 in fork. 64.0%, 95% interval 49.2% to
 77.1%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
 300 updates are few: `flow-policy` trains for 4,000 by default.
 
-What can go wrong: if plans are too slow for the robot, try fewer steps of sampling (`--policy.head.n-steps 5`) or a
-method that needs one evaluation. [Execution](../execution.md#plans-that-arrive-late) explains how to act while a
-plan is computed. If motions must be precise, try `--prediction sample`.""",
+What can go wrong: if plans are too slow for the robot, try fewer steps of sampling (`--policy.head.n-steps 5`) or
+[act while a plan is computed](../execution.md#plans-that-arrive-late). If motions must be precise, try
+`--prediction sample`.""",
     "chunking": """\
 This method predicts a long chunk of actions with a transformer, and can average the chunks that overlap. It is a common
 choice for arms with cameras and two hands.
@@ -74,7 +69,6 @@ $ understudy eval runs/knn fork --episodes 50
 This checkpoint succeeds in 50 of 50 in fork. 100.0%, 95% interval 92.9% to
 100.0%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
@@ -103,8 +97,8 @@ $ understudy train bc-inverse-dynamics demos --out runs/inverse --steps 1000
 $ understudy eval runs/inverse fork --episodes 50
 ```
 
-`--prior DATA` gives the other data to the methods that read some. What can go wrong: on observations of a few numbers
-there is nothing to gain. Compare with the same policy without the first stage.""",
+`--prior DATA` gives the other data. What can go wrong: on observations of a few numbers there is nothing to gain.
+Compare with the same policy without the first stage.""",
     "skills": """\
 These methods learn short pieces of behavior from long episodes, and a policy that chooses among the pieces. Choose one
 if episodes are long and the same pieces return in them.
@@ -115,12 +109,11 @@ $ understudy train opal demos --out runs/opal --steps 1000
 $ understudy eval runs/opal fork --episodes 50
 ```
 
-What can go wrong: the second stage can be no better than the pieces of the first. Train the first stage longer if the
-policy fails where single motions are not precise: `understudy train NAME --help` lists the options of each stage.""",
+What can go wrong: the second stage can be no better than the pieces of the first. Train the first stage longer if
+single motions are not precise.""",
     "offline_rl": """\
-These methods learn from recorded episodes with rewards which actions are better than others. No environment is needed.
-Choose one if the episodes are of mixed quality; if all of them are good, [behavior cloning](behavior-cloning.md) is
-simpler. [Which learner](../learners.md) compares them.
+These methods learn from recorded episodes with rewards which actions are better than others, without an environment.
+Choose one if the episodes are of mixed quality. [Which learner](../learners.md) compares them.
 
 ```console
 $ understudy record fork --out demos --episodes 40
@@ -129,15 +122,11 @@ $ understudy eval runs/iql fork --episodes 50
 This checkpoint succeeds in 22 of 50 in fork. 44.0%, 95% interval 30.0% to
 58.7%. This is about this checkpoint; another training seed may come out
 otherwise.
-Success: within 0.1 m of the goal without having touched the pillar.
 ...
 ```
 
-300 updates are few: they show that the data have what the method needs.
-
-What can go wrong: the column `next.reward` is needed, and `next.terminated` must say which episodes ended by themselves
-and not by a limit of time. Scores of actions that nobody recorded can be far too high; a larger weight on staying close
-to the data helps.""",
+What can go wrong: `next.terminated` must say which episodes ended by themselves and not by a limit of time. Scores of
+actions that nobody recorded can be far too high; a larger weight on staying close to the data helps.""",
     "online_rl": """\
 These methods learn from rewards by acting in an environment, with or without demonstrations. Choose one if you have a
 simulator in which steps are cheap and a reward that says what you want.
@@ -206,6 +195,6 @@ return of the data, and try smaller ones.""",
 These methods learn how the expert found its action, such as the steps of a search or what it said, and then read the
 action from that. Choose one if the recordings contain this, and new situations need the same reasoning.
 
-The columns that the methods need are described in [Concepts](../concepts.md). What can go wrong: errors add up over the
-steps, so compare with plain [behavior cloning](behavior-cloning.md) on the same data.""",
+What can go wrong: errors add up over the steps, so compare with plain [behavior cloning](behavior-cloning.md) on the
+same data.""",
 }

@@ -20,36 +20,26 @@ A named method is a policy, an executor that runs it, and a learner that trains 
 family. [Which method](which-method.md) leads from your data to one of them, and `understudy choose DATA`
 [tries several](choosing.md).
 
-`understudy methods offline-rl` lists the methods of a family, `understudy methods NAME` prints the parts of a method,
-and `understudy train NAME --help` lists every field with its default. Some have other
-[names in other libraries](other-libraries.md).
+`understudy methods offline-rl` lists the methods of a family with what they cost on one processor core,
+`understudy methods NAME` describes a method, and `understudy train NAME --help` lists every field with its default.
+Some methods have other [names in other libraries](other-libraries.md).
+
+Every method can be run with another [executor](execution.md#the-schemes). To add a method, write
+[a function that returns a `Method`](own-method.md).
 
 ## All methods
 
 {families}
-
-## Costs
-
-The pages of the families give the costs of each method: {cost_note}.
-`python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so differences of a
-third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
-[On a GPU](benchmarks.md#on-a-gpu) shows which are faster there.
-
-## Execution schemes
-
-`--executor NAME` of `train`, `eval`, `compare`, `robustness`, `export`, `act` and `serve` replaces the executor of a
-method, and `--executor module:Class` takes an executor of your own. A scheme is refused if the policy lacks what it
-needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own, which cannot be replaced.
-See [Execution](execution.md).
-
-{schemes}
-
-## Your own method
-
-[A method of your own](own-method.md) is a function that returns a `Method`.
 """
 
-USUAL_PARTS, USUAL_NEED = ("TokenEncoder", "RecedingHorizon", "BehaviorCloning"), "actions that are numbers"
+NUMBERS, CLASSES_TOO = "actions that are numbers", "actions that are numbers or classes"
+ENDED = "which steps ended an episode (next.terminated)"
+SHORT_NEEDS = {
+    ENDED: "`next.terminated`",
+    f"rewards, and {ENDED}": "rewards and `next.terminated`",
+    "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN":
+        "numbers or classes as actions of some episodes",
+    "practice with actions, of any quality, besides the demonstrations (--prior)": "practice with actions (`--prior`)"}
 
 FAMILY = """# {title}
 
@@ -57,19 +47,12 @@ FAMILY = """# {title}
 
 {opening}
 
-## Methods and their costs
+## Methods
 
-Each method has a section below. `understudy methods NAME` prints its options with their defaults. Numbers such as 047
-are rows of the table of [systems](../evidence/systems.md). [Costs](../methods.md#costs) are of one processor core.
+`understudy methods {name}` prints what each method costs, and `understudy methods NAME` the options of a method and
+how it differs from its paper.
 
-If a section names no encoder, executor or learner, these are `TokenEncoder`, `RecedingHorizon` and `BehaviorCloning`.
-If it names no needs, the method needs actions that are numbers.
-
-??? note "Costs of each method"
-
-    | method | weights | training | a plan |
-    |---|--:|--:|--:|
-{costs}
+{needs}
 
 {methods}
 """
@@ -102,10 +85,8 @@ With `--json`, a command prints one JSON document on standard output and nothing
 
 
 def methods() -> str:
-    from understudy.commands.methods import COST_NOTE
-
     families = "\n\n".join(_family_entry(family, described) for family, described in by_family().items())
-    return METHODS.format(made=MADE, families=families, cost_note=COST_NOTE, schemes=schemes())
+    return METHODS.format(made=MADE, families=families)
 
 
 def family_pages() -> dict[str, str]:
@@ -140,7 +121,7 @@ def _family_title(family: str) -> tuple[str, str]:
 def _family_entry(family: str, described: list[dict]) -> str:
     """Links to a family and its methods. The anchors are those that the methods had on this page before."""
     title, summary = _family_title(family)
-    links = ", ".join(f'<a id="{d["name"]}"></a>{_method_link(d["name"])}' for d in described)
+    links = ", ".join(f"{_method_link(d['name'])}{{#{d['name']}}}" for d in described)
     return f"**[{title}]({_family_file(family)})**: they {summary}.\n\n{links}\n{{.names}}"
 
 
@@ -150,12 +131,38 @@ def _method_link(name: str) -> str:
 
 
 def _family_page(family: str, described: list[dict]) -> str:
-    from understudy.commands.methods import cost_texts
     from understudy.methods import find_method
 
-    costs = "\n".join(f"    | [`{d['name']}`](#{d['name']}) | {' | '.join(cost_texts(d['cost']))} |" for d in described)
-    return FAMILY.format(made=MADE, title=_family_title(family)[0], opening=family_openings.OPENINGS[family],
-                         costs=costs, methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+    shared = _shared_needs(described)
+    methods = "\n\n".join(_method(d, find_method(d["name"]), {NUMBERS, CLASSES_TOO, *shared}) for d in described)
+    return FAMILY.format(made=MADE, title=_family_title(family)[0], name=family.replace("_", "-"),
+                         opening=family_openings.OPENINGS[family], needs=_needs(described, shared), methods=methods)
+
+
+def _shared_needs(described: list[dict]) -> dict[str, list[str]]:
+    """What most methods of a family need besides actions, and the names of those that do not."""
+    without = {need: [d["name"] for d in described if need not in d["needs"]]
+               for need in dict.fromkeys(need for d in described for need in d["needs"])}
+    return {need: names for need, names in without.items()
+            if len(described) > 5 and 3 * len(names) <= len(described) and need not in (NUMBERS, CLASSES_TOO)}
+
+
+def _needs(described: list[dict], shared: dict[str, list[str]]) -> str:
+    """What the methods of a family need, as far as their sections do not say it."""
+    with_classes = [d["name"] for d in described if CLASSES_TOO in d["needs"]]
+    lines = ["Methods need actions that are numbers, unless their section says otherwise."]
+    if with_classes:
+        lines[0] += f" Actions may be classes, too, for {_names(with_classes)}."
+    if any("next.terminated" in need for d in described for need in d["needs"]):
+        lines[0] += " `next.terminated` is a column that tells which steps ended an episode."
+    lines += [f"*Needs of all methods{f' but {_names(names)}' if names else ''}:* {SHORT_NEEDS.get(need, need)}"
+              for need, names in shared.items()]
+    return "<br>\n".join(lines)
+
+
+def _names(names: list[str]) -> str:
+    *most, last = (f"`{name}`" for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _from_folder(text: str) -> str:
@@ -163,31 +170,22 @@ def _from_folder(text: str) -> str:
     return re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", text)
 
 
-def schemes() -> str:
-    from understudy.execute.schemes import EXECUTION_SCHEMES
-
-    rows = [f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items()]
-    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|", *rows])
-
-
-def _method(f, method) -> str:
-    policy, window = method.policy, method.policy.window
-    parts = [policy.head, policy.trunk, policy.encoder, method.executor, method.learner, *method.inference,
-             *filter(None, (method.collection, method.wrapper))]
-    names = [f"`{name}`" for name in map(_name, parts) if name not in USUAL_PARTS]
-    window = (f"reads {window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, predicts {window.horizon} "
-              f"action{'s' * (window.horizon > 1)}")
-    stages = ", ".join(f"{stage.name} (`{_name(stage.method.learner)}`)" for stage in method.stages)
-    paper = f["paper"] + (f" (system {', '.join(f['rows'])})" if f["rows"] else "")
-    details = {"Needs": "" if f["needs"] == [USUAL_NEED] else "; ".join(f["needs"]) or "any actions",
-               "Parts": ", ".join(names) + f"; {window}", "Stages before": stages, "Paper": paper}
+def _method(f: dict, method, said: set[str]) -> str:
+    """The section of a method, without the needs that are said above all sections."""
+    needs = [SHORT_NEEDS.get(need, need) for need in f["needs"] if need not in said]
+    details = {"Needs": "; ".join(needs), "Trains first": ", ".join(stage.name for stage in method.stages)}
+    lines = [*(f"*{name}:* {text}" for name, text in details.items() if text), _paper(f["paper"])]
     return "\n".join([f"## {f['name']}", "", f["summary"], f"Choose it {_from_folder(f['when'])}", "",
-                      *(f"- *{name}:* {text}" for name, text in details.items() if text)])
+                      "<br>\n".join(lines)])
 
 
-def _name(part) -> str:
-    """The name of a class of parts or of a function."""
-    return part.__name__ if inspect.isfunction(part) else type(part).__name__
+def _paper(text: str) -> str:
+    """The first paper of a method with a link, without what differs from it."""
+    first = text.split("; ")[0]
+    if found := re.match(r"(.+?), arXiv ([\d.]+\d)", first):
+        name, number = found.groups()
+        return f"[{name}{')' * (name.count('(') - name.count(')'))}](https://arxiv.org/abs/{number})"
+    return ", ".join(first.split(", ")[:2])
 
 
 def command_line() -> str:

@@ -65,7 +65,8 @@ STATUSES = ("reproduced", "above", "below", "approached", "no published figure",
 DECISIONS = (
     (("Are actions missing", "in the recordings?"), ("vpt, or bco", "with a simulator for practice")),
     (("Is the goal named only", "while the policy acts?"), ("gcbc", "to join pieces: gcivl, hiql")),
-    (("Did some episodes fail?", "Keep the successes."), ("iql", "only if too few succeeded")),
+    (("Are too few episodes left", "without the failures?"), ("iql", "it needs rewards")),
+    (("Do cameras show", "what the policy needs?"), ("act", "several ways: diffusion-policy")),
     (("Is there one episode,", "or fewer than 40?"), ("knn, search-bc", "one: retrieve-align-replay")),
     (("Do they do the same", "in several ways?"), ("flow-policy", "in one evaluation: bc-gmm")),
     (("Do only earlier steps", "tell what to do now?"), ("bc-rnn-gmm", "it remembers what it saw")),
@@ -125,7 +126,7 @@ def svg(parts: Iterable[str], height: float, about: str) -> str:
              ".box+text,.box+text+text{stroke:none}"
              ".soft{fill:var(--soft);font-size:12px}.strong{font-weight:600}path{fill:none;stroke:var(--ink)}"
              ".mono{font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-weight:600}"
-             ".grid{stroke:var(--line)}.base{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}"
+             ".grid{stroke:var(--line)}.base{stroke:var(--soft);stroke-width:1.5}"
              ".mark{stroke-width:2}.stem{stroke:var(--s0);stroke-width:4;stroke-opacity:.4}.dot{fill:var(--s0);stroke:var(--s0);stroke-width:2}"
              ".ring{fill:var(--paper);stroke:var(--bad);stroke-width:2}.bar{fill:var(--s0)}"
              ".rest{fill:var(--line)}.box{fill:var(--panel);stroke:var(--edge)}.answer{fill:none;stroke:var(--s2)}")
@@ -162,8 +163,11 @@ def chart(groups: Mapping[str, Sequence[Row]], axis: Axis, draw: Callable[[Row, 
             parts.append(words(6, y + 20, group, "strong"))
             y += 28
         for row in rows:
-            parts += [words(6, y + 14, row.name), words(WIDTH - 6, y + 14, row.said, "soft", "end"),
-                      draw(row, axis, y + (10 if axis.beside else 27))]
+            middle = y + (10 if axis.beside else 27)
+            parts += [words(6, y + 14, row.name), words(WIDTH - 6, y + 14, row.said, "soft", "end")]
+            if axis.line is not None:  # beside each point, so that no text stands on it
+                parts.append(line(axis.place(axis.line), middle - 8, axis.place(axis.line), middle + 8, "base"))
+            parts.append(draw(row, axis, middle))
             spoken.append(f"{row.name}{f' ({group})' if group else ''}: {row.said}")
             y += 22 if axis.beside else 40
         y += 6
@@ -172,8 +176,6 @@ def chart(groups: Mapping[str, Sequence[Row]], axis: Axis, draw: Callable[[Row, 
         x = axis.place(value)
         anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
         grid += [line(x, start, x, y, "grid"), words(x, y + 16, label, "soft", anchor)]
-    if axis.line is not None:
-        grid.append(line(axis.place(axis.line), start, axis.place(axis.line), y, "base"))
     return svg([*top, *grid, *parts], y + 24, f"{about} {'; '.join(spoken)}.")
 
 

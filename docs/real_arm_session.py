@@ -1,7 +1,7 @@
 """Records the whole way of docs/real-arm.md with emulated arms: python docs/real_arm_session.py (4 minutes)
 
 A shell in a pseudo-terminal gets the commands of STEPS, and the keys that a person would press. Its output becomes
-docs/casts/real-arm.cast, which `asciinema play` plays (asciicast v2), and docs/real-arm-session.md.
+docs/casts/real-arm.cast, which `asciinema play` plays (asciicast v2). docs/real-arm-session.md shows some of the steps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import textwrap
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -38,11 +39,13 @@ class Step:
         title: Title of the section.
         commands: The commands.
         answers: What a person answers, one after the other: (text that asks, seconds to wait, keys).
+        on_page: Whether the page shows it. The recording has all steps.
     """
 
     title: str
     commands: tuple[str, ...]
     answers: tuple[tuple[str, float, str], ...] = ()
+    on_page: bool = True
 
 
 CALIBRATING = (("middle of its range, and press enter", 1, "\n"), ("Then press enter", 16, "\n"))
@@ -52,17 +55,18 @@ STEPS = (
         "understudy robot emulate --teleop so101_leader --wave > leader.txt 2> /dev/null &",
         "until grep -q port follower.txt && grep -q port leader.txt; do sleep 1; done",
         "FOLLOWER=$(cut -c 7- follower.txt) LEADER=$(cut -c 7- leader.txt)")),
-    Step("Calibrate", (f"understudy robot calibrate {FOLLOWER}", f"understudy robot calibrate {LEADER}"), CALIBRATING),
+    Step("Calibrate", (f"understudy robot calibrate {FOLLOWER}",), CALIBRATING),
+    Step("Calibrate the leader", (f"understudy robot calibrate {LEADER}",), CALIBRATING, on_page=False),
     Step("Teleoperate", (f"understudy robot teleoperate {FOLLOWER} {LEADER} --fps 30 --teleop-time-s 4",)),
     Step("Record", (f"understudy record {FOLLOWER} {LEADER} --fps 20 --episodes 5 --episode-time-s 4 "
                     "--warmup-time-s 1 --reset-time-s 1 --task 'follow the hand' --out demos",)),
-    Step("Train", ("understudy train bc demos --out runs/arm --steps 300",)),
+    Step("Train", ("understudy train bc demos --out runs/arm --steps 300",), on_page=False),
     Step("Act", (f"understudy act runs/arm {FOLLOWER} --episode-time-s 5",), (("press enter (q", 1, "\n"),)),
     Step("Serve, and act with the served policy", (
         "understudy serve runs/arm --port 8123 > address.txt 2> server.log &",
         "until grep -q served address.txt; do sleep 1; done; head -1 address.txt",
-        f"understudy act ws://127.0.0.1:8123 {FOLLOWER} --episode-time-s 10",
-        "kill $!; wait $!; cut -c 1-110 server.log"), (("press enter (q", 1, "\n"),)),
+        f"understudy act ws://127.0.0.1:8123 {FOLLOWER} --episode-time-s 10"), (("press enter (q", 1, "\n"),)),
+    Step("Stop the server", ("kill $!; wait $!; cut -c 1-110 server.log",), on_page=False),
 )
 
 
@@ -178,33 +182,45 @@ def thinned(events: list[tuple[float, str]], period: float = 1.0) -> list[tuple[
     return found
 
 
-def page(outputs: list[str]) -> str:
-    """The page, from the output of each step."""
+def folded(line: str) -> str:
+    """A line of the terminal in lines of at most 80 characters."""
+    if not line.startswith("$ "):
+        return "\n".join(textwrap.wrap(line, 80)) if len(line) > 80 else line
+    lines = [""]
+    for word in re.split(r" (?=--)", line):
+        if lines[-1] and len(lines[-1]) + len(word) > 77:
+            lines.append("    ")
+        lines[-1] += word if lines[-1].isspace() or not lines[-1] else f" {word}"
+    return " \\\n".join(lines)
+
+
+def page(recorded: str) -> str:
+    """The page, from all that the terminal shows in the end."""
+    begins = [recorded.index(f"$ {step.commands[0]}\n") for step in STEPS]
     parts = ["""# A session with emulated arms
 
 <!-- made by docs/real_arm_session.py: run it instead of editing this page -->
 
-This page shows what the commands of [the way from a real arm to a served policy](real-arm.md) print, as a terminal
-recorded it. Read it before you stand next to an arm, or compare it with what your terminal shows.
+This page shows what some commands of [the way from a real arm to a served policy](real-arm.md) print. Read it before
+you stand next to an arm, or compare it with what your terminal shows. Long lines are folded.
 
-The arms are emulated ([Robots](robots.md#without-hardware)), and the policy learns from five short episodes: the page
-shows that the commands work together, not how good a policy can be. If an emulated arm gives no reply on a busy
-computer, repeat the command. `asciinema play` plays [the recording](casts/real-arm.cast)."""]
-    for step, output in zip(STEPS, outputs, strict=True):
-        parts.append(f"## {step.title}\n\n```text\n{output}\n```")
+The arms are emulated ([Robots](robots.md#without-hardware)). The policy learned from five short episodes, so the page
+does not show how good a policy can be. `asciinema play` plays [the whole recording](casts/real-arm.cast)."""]
+    for step, begin, end in zip(STEPS, begins, [*begins[1:], len(recorded)], strict=True):
+        if step.on_page:
+            lines = [folded(line) for line in recorded[begin:end].rstrip().splitlines()]
+            parts.append("\n".join([f"## {step.title}", "", "```text", *lines, "```"]))
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     folder = Path(tempfile.mkdtemp())
     terminal = Terminal(folder)
-    outputs = []
     try:
         for step in STEPS:
-            answers = list(step.answers) * (len(step.commands) if step.title == "Calibrate" else 1)
-            written = [terminal.run(command, answers) for command in step.commands]
-            outputs.append("\n".join(shown("$ " + text.removesuffix("$ ")) for text in written))
-            print(outputs[-1], flush=True)
+            answers = list(step.answers)
+            for command in step.commands:
+                print(shown("$ " + terminal.run(command, answers).removesuffix("$ ")), flush=True)
     finally:
         terminal.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -212,7 +228,7 @@ def main() -> None:
     CAST.parent.mkdir(exist_ok=True)
     CAST.write_text("".join(json.dumps(line) + "\n" for line in
                             (head, *([at, "o", text] for at, text in thinned(terminal.events)))), encoding="utf-8")
-    PAGE.write_text(page(outputs), encoding="utf-8")
+    PAGE.write_text(page(shown("".join(text for _, text in terminal.events))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,33 +116,29 @@ def page(drawn: list[str]) -> str:
     steps = "\n".join(f"{i}. {f'`{key}`' if len(key) == 1 else key}: {action}"
                       for i, (_, _, key, action) in enumerate(moments(drawn), 1))
     result = lines("round 1 of 1" + drawn[-1].partition("round 1 of 1")[2]).partition("\n\nnext:")[0]
-    round_lines, _, verdict = result.split("\n\n")  # between them a table that is wider than the page
-    printed = [*round_lines.splitlines(), "", verdict.replace("\n", " ")]
-    text = "\n".join(textwrap.fill(line, 80) for line in printed)
+    round_lines = result.split("\n\n")[0]  # a table that is wider than the page and the comparison follow
+    text = "\n".join(textwrap.fill(line, 80) for line in round_lines.splitlines())
     command = re.sub(r" (--supervisor|--rounds)", r" \\\n    \1", IMPROVE)
     return f"""# A takeover at the keyboard
 
 <!-- made by docs/takeover_session.py: run it instead of editing this page -->
 
-A person watches a policy in the toy `fork`, takes over, gives back, holds it, and says what is to be learned.
-[Take over](take-over.md) explains the command and its keys, [Practise alone](practise.md) what a policy learns without
-a person, and [Improving a policy](improving.md) which of them you want.
+This page shows a session in which a person watches a policy in the toy `fork` and corrects it.
+[Take over](take-over.md) explains the command and its keys.
 
 <!-- not run: needs a person at a terminal -->
 ```console
 $ {command}
 ```
 
-Each screen of the picture is the one at which the person pressed the key below it. The orange square is the agent, the
-gray block the obstacle, and the goals are green. In screens 5 to 9 the agent is beyond its left
-edge. `asciinema play` plays [the recording](casts/takeover.cast).
+Each screen is the one at which the person pressed the key below it. The orange square is the agent, the gray block the
+obstacle, and the goals are green. `asciinema play` plays [the recording](casts/takeover.cast).
 
 ![The twelve screens of the session, in their order](images/takeover-session.svg)
 
 {steps}
 
-In the end the command trains the policy and compares it. It prints this, a [table](take-over.md#an-example) of the
-rounds, and the commands that you may want next:
+In the end the command trains the policy, compares it, and says what it did in each round:
 
 ```text
 {text}

@@ -20,6 +20,35 @@ from .tables import Comparison, Family, Measure, Table, families, find_table, fo
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MAX_WORDS = 120  # of the text of a family
+FAMILIES_OF_SYSTEMS = {
+    "continual": "continual learning", "irl-matching": "inverse RL and matching", "offline-rl": "offline RL",
+    "multi-embodiment": "multi-embodiment", "observation-only": "observations only", "rl-finetuning": "RL fine-tuning",
+    "privacy-security-safety": "privacy, security and safety", "skills-hierarchy": "skills and hierarchy",
+    "world-model": "world models"}
+# Opens the families that have rows of the family and the status that are chosen, and hides all other rows.
+FILTER = """<p class="filter"><label>Family <select id="family"><option value="">all</option>{families}</select></label>
+<label>Status <select id="status"><option value="">all</option>{statuses}</select></label>
+<output id="shown"></output></p>
+<script>
+function show() {{
+  const [family, status] = ["family", "status"].map(id => document.getElementById(id).value);
+  let shown = 0;
+  for (const part of document.querySelectorAll(".systems")) {{
+    const rows = [...part.querySelectorAll("tbody tr")];
+    const isOther = family && part.querySelector("h2").id !== family;
+    for (const row of rows) row.hidden = isOther || status && row.cells[2].textContent !== status;
+    const left = rows.filter(row => !row.hidden).length;
+    part.hidden = !left;
+    part.querySelector("details").open = family || status;
+    shown += left;
+  }}
+  document.getElementById("shown").textContent = shown + " of {total} systems";
+}}
+document.addEventListener("DOMContentLoaded", () => {{
+  for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
+  show();
+}});
+</script>"""
 
 
 def write_pages() -> list[Path]:
@@ -48,7 +77,9 @@ def family_page(family: Family) -> str:
     """The page of a family: its question, and each table with its comparisons."""
     if (words := len(family.text.split())) > MAX_WORDS:
         raise ValueError(f"{family.folder / 'family.toml'}: the text has {words} words, and at most {MAX_WORDS}")
-    parts = [f"# {family.question}", MADE, _paragraphs(family.text)]
+    kind = "exploratory" if all(table.record["exploratory"] for table in family.tables.values()) else "paired by seed"
+    parts = [f"# {family.question}", MADE, _paragraphs(family.text),
+             f"The tables are {kind}: see [how to read them](index.md#how-to-read-a-table)."]
     for table in family.tables.values():
         parts += [f"## {table.title} {{#{table.name}}}", table.text]
         if table.shows_nothing:
@@ -69,16 +100,16 @@ def _paragraphs(text: str) -> str:
 
 def _rows(table: Table, name: str) -> list[str]:
     measure, record = table.family.measure(name), table.record["figures"][name]
-    comparisons = table.comparisons(name)
+    comparisons = [] if table.shows_nothing else table.comparisons(name)
     reach = max((abs(v) for c in comparisons for v in (c.low, c.high)), default=1.0) or 1.0
     title = name + (", %" if measure.percent else "") + (" (lower is better)" if measure.lower else "")
-    lines = [f"| arm | {title} | compared with | difference | |", "|---|--:|---|--:|---|"]
+    lines = [f"| arm | {title} | difference from {table.rival} |", "|---|--:|--:|"]
     for arm in (arm for arm in table.arms if arm in record):
-        own = [c for c in comparisons if c.arm == arm and not table.shows_nothing]
         label = f"{arm} *(ablation)*" if arm in (table.ablations or {}) else arm
-        first = f"| {label} | {format_figure(float(np.mean(record[arm])), measure)} |"
-        cells = [f" {c.rival} | {_difference(c, measure)} | {picture(c, measure, reach)} |" for c in own] or [" | | |"]
-        lines += [start + cell for start, cell in zip([first, *["| | |"] * (len(cells) - 1)], cells, strict=True)]
+        differences = [("" if c.rival == table.rival else f"from {c.rival}: ") + _difference(c, measure)
+                       + f" {picture(c, measure, reach)}" for c in comparisons if c.arm == arm]
+        figure = format_figure(float(np.mean(record[arm])), measure)
+        lines.append(f"| {label} | {figure} | {'<br>'.join(differences)} |")
     return lines
 
 
@@ -96,18 +127,16 @@ def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
     places = {"low": comparison.low, "high": comparison.high, "mean": comparison.difference,
               "margin": measure.margin or 0.0}
     style = ";".join(f"--{name}:{place(value)}" for name, value in places.items())
-    return f'<i class="difference {comparison.word}" style="{style}"></i>'
+    return f'<i class="{comparison.word}" style="{style}"></i>'
 
 
 def _origin(table: Table) -> str:
     record = table.record
-    seeds, commits = record["seeds"], ", ".join(f"`{commit[:8]}`" for commit in record["commits"])
-    kind = "Exploratory, " if record["exploratory"] else ""
-    again = f"`python -m evidence run {table.name}`" if table.experiment else f"`{table.was}`"
+    kind = "" if record["exploratory"] else "Planned before its run, "
+    commits = ", ".join(f"`{commit[:8]}`" for commit in record["commits"])
     other = sum(entry["design"] == "another" for entry in record.get("earlier", []))
     earlier = f", {other} earlier runs of another design" if other else ""
-    return (f"*{kind}{len(seeds)} seeds from {seeds[0]}, {record['seconds'] / 60:.0f} CPU minutes, commit {commits}"
-            f"{earlier}: {again}.*")
+    return f"*{kind}{len(record['seeds'])} seeds, commit {commits}{earlier}.*"
 
 
 def _index(everything: dict[str, Family]) -> str:
@@ -122,14 +151,18 @@ def _index(everything: dict[str, Family]) -> str:
         "- [Published numbers](../published.md): figures of papers and other libraries, and the same here.\n"
         "- Family tables, below: which method suits a situation.",
         "## How to read a table",
-        "The first arm is what a practitioner would try first. Every other arm is compared with it on the same "
-        "training seeds, demonstrations and starts. The difference has a 95 % interval of Student's t over training "
-        "seeds, and one of four words.",
+        "The first arm is what a practitioner would try first. The last column says how each other arm differs from it "
+        "on the same training seeds, demonstrations and starts. A line that begins with *from* compares with another "
+        "arm. An *ablation* lacks the mechanism of the arm that is compared with it.",
+        "In brackets is the 95 % interval of Student's t over training seeds. Intervals are not adjusted for the "
+        "number of comparisons. One of four words and a picture follow.",
         "- **better** or **worse**: the interval excludes 0.\n- **equal**: the interval lies within the margin, the "
         "gray band of the picture.\n- **open**: neither. More seeds would be needed.",
-        "Intervals are not adjusted for the number of comparisons. A table that is marked *exploratory* is older than "
-        "these rules: its seeds may have been looked at, and its margin was chosen for another rule. An *ablation* "
-        "lacks the mechanism of another arm, and is compared with that arm.",
+        "All tables are exploratory unless they say that they were planned before their run: they are older than these "
+        "rules, their seeds may have been looked at, and their margin was chosen for another rule.",
+        "`python -m evidence run NAME` runs a table again if its code is still in the repository, and otherwise says "
+        "which file of which commit has it. The name of a table stands after the `#` in the link of its heading. "
+        "`evidence/families/` has the figure of every seed.",
         "## Families",
         "\n".join(f"- [{family.question}]({_page_of(family)}) {len(family.tables)} tables"
                   for family in everything.values())]
@@ -141,62 +174,74 @@ def _page_of(family: Family) -> str:
     return f"{family.name.replace('_', '-')}.md"
 
 
-FILTER = """<p class="filter"><label>Family <select id="family"><option></option>{families}</select></label>
-<label>Status <select id="status"><option></option>{statuses}</select></label> <output id="shown"></output></p>
-<script>
-const choose = (id, i) => row => !document.getElementById(id).value
-  || row.cells[i].textContent === document.getElementById(id).value;
-function show() {{
-  const rows = [...document.querySelectorAll(".md-typeset tbody tr")];
-  const tests = [choose("family", 2), choose("status", 3)];
-  rows.forEach(row => row.hidden = !tests.every(test => test(row)));
-  document.getElementById("shown").textContent = rows.filter(row => !row.hidden).length + " systems";
-}}
-for (const id of ["family", "status"]) document.getElementById(id).addEventListener("change", show);
-document.addEventListener("DOMContentLoaded", show);
-</script>"""
-
-
 def _systems(rows: list[System]) -> str:
     counts = Counter(system.status for system in rows)
     names = sorted({system.family for system in rows})
-    options = {key: "".join(f"<option>{escape(v)}</option>" for v in values)
-               for key, values in (("families", names), ("statuses", STATUSES))}
-    head = "\n\n".join([
+    parts = [
         "---\nhide: [navigation, toc]\n---", "# Systems", MADE,
-        f"This table of {len(rows)} published systems says how to use each one, which test shows that it is right, and "
-        "where it is compared with the plainest rival.",
-        "- **works**: there is a use and a test, and a comparison with the plainest rival is better, or equal at a "
+        f"This page lists {len(rows)} published systems by family. It says how to use each one, what its tests compare "
+        "it with, and where it is compared with the plainest rival, which is what a practitioner would try first. Open "
+        "the table of a family, or choose a family or a status.",
+        "- **works**: it can be used and is tested, and a comparison with the plainest rival is better, or equal at a "
         "lower cost.\n- **no gain**: the comparison was made and is not better.\n- **not at this scale**: no "
         "experiment of this size could show a difference.\n- **experiment only**: there is an experiment, and nothing "
-        "that a person would use, or no test.\n- **missing**: the rest.",
+        "that a person would use, or no test.\n- **missing**: it is not here, or nothing compares it with a rival.",
         "Systems by status: " + ", ".join(f"*{status}* {counts[status]}" for status in STATUSES) + ".",
-        FILTER.format(**options), '<div class="systems" markdown>'])
-    lines = ["| row | system | family | status | use | right: compared with | works |", "|---|---|---|---|---|---|---|"]
-    return head + "\n\n" + "\n".join([*lines, *map(_system_line, rows)]) + "\n\n</div>\n"
+        "`python -m evidence systems` prints all entries, with the names of the tests.",
+        FILTER.format(families="".join(f'<option value="{name}">{_spoken(name)}</option>' for name in names),
+                      total=len(rows), statuses="".join(f"<option>{status}</option>" for status in STATUSES))]
+    for name in names:
+        parts += _systems_of(name, [system for system in rows if system.family == name])
+    return "\n\n".join(parts) + "\n"
+
+
+def _spoken(family: str) -> str:
+    return FAMILIES_OF_SYSTEMS.get(family, family.replace("-", " "))
+
+
+def _systems_of(family: str, systems: list[System]) -> list[str]:
+    """The folded table of a family, below a line that counts its systems by status."""
+    title = _spoken(family)
+    counts = Counter(system.status for system in systems)
+    counted = ", ".join(f"{status} {counts[status]}" for status in STATUSES if counts[status])
+    head = "| row | system | status | use | tested against | compared |", "|---|---|---|---|---|---|"
+    return ['<div class="systems" markdown>', f"## {title[0].upper()}{title[1:]} {{#{family}}}",
+            f"<details markdown>\n<summary>{counted}</summary>", "\n".join([*head, *map(_system_line, systems)]),
+            "</details>", "</div>"]
+
+
+def _linked_name(system: System) -> str:
+    return f"[{system.name}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.name
 
 
 def _system_line(system: System) -> str:
-    name = f"[{system.name}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.name
-    uses = "<br>".join(map(_use, filter(None, system.use.split("; "))))
-    tests = "<br>".join(_test(test) for test in filter(None, system.right.split("; ")))
+    uses = "<br>".join(map(_use, filter(None, system.use.split("; ")))) or escape(system.note)
+    tests: dict[str, list[str]] = {}
+    for test in filter(None, system.right.split("; ")):
+        tests.setdefault(_kind(test), []).append(test.split(" (")[0])
+    kinds = ", ".join(f'<span title="{"&#10;".join(map(escape, names))}">{escape(kind)}</span>'
+                      for kind, names in tests.items())
     comparison = system.comparison
     compared = "" if comparison is None else f"{_table_link(system)}: {comparison.arm} {comparison.word}"
-    why = compared or system.works or system.note
-    cells = (system.row, name, system.family, system.status, uses, tests, why)
+    cells = [system.row, _linked_name(system), system.status, uses, kinds, compared]
+    while not cells[-1]:  # a row may have fewer cells than the head
+        cells.pop()
     return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
 
 
 def _use(use: str) -> str:
-    """A command without its first word, or the name of a part. The whole is shown when pointed at."""
-    short = use.removeprefix("understudy ") if " " in use.split("(")[0] else use.split(":")[-1]
-    return f'<code title="{escape(use, quote=True)}">{escape(short)}</code>'
+    """A command without its first word, or the name of a part, whose module is shown when pointed at."""
+    if " " in use.split("(")[0]:
+        return f"<code>{escape(use.removeprefix('understudy '))}</code>"
+    return f'<code title="{escape(use, quote=True)}">{escape(use.split(":")[-1].split("(")[0])}</code>'
 
 
-def _test(test: str) -> str:
+def _kind(test: str) -> str:
+    """What a test compares with, in the first words of its description."""
     what = re.search(r" \((.+)\)$", test)
-    title = escape(test.split(" (")[0], quote=True)
-    return f'<span title="{title}">{escape(what[1]) if what else "test"}</span>'
+    words = re.split(r"[,;]" if what[1].startswith("peer") else r"[:,;]", what[1])[0] if what else "test"
+    kinds = "closed form", "limiting case", "literal", "planted"
+    return next((kind for kind in kinds if words.startswith(kind)), words)
 
 
 def _table_link(system: System) -> str:

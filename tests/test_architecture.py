@@ -373,21 +373,33 @@ def test_functions_are_short():
 
 VAGUE = {"found", "seen", "shown", "said", "told", "known", "given", "left", "rest", "where", "wanted", "odd", "wrong",
          "ran", "made", "near", "far", "mine", "theirs", "held", "gone", "lost"}
-VAGUE_LOCALS: dict[str, int] = {}  # file: assignments to these words. A number may only fall.
+# File: assignments to these words, all of them constants of experiments. A number may only fall.
+VAGUE_LOCALS: dict[str, int] = {
+    "evidence/advice.py": 1, "evidence/families/advice/sentences.py": 2,
+    "evidence/families/bad_demonstrations/mixed_demonstrations.py": 1,
+    "evidence/families/bad_demonstrations/spoiled_demonstrations.py": 1,
+    "evidence/families/matching_rewards/composite_motion.py": 1,
+    "evidence/families/matching_rewards/growing_discount.py": 1,
+    "evidence/families/observations/styles_by_place.py": 1,
+    "evidence/families/rewards_from_people/feature_traces.py": 1,
+    "evidence/families/rewards_from_people/marked_steps.py": 1, "benchmarks/bf16_success.py": 1,
+    "benchmarks/choose.py": 1, "benchmarks/eager_updates.py": 1, "benchmarks/history.py": 1, "benchmarks/latency.py": 1,
+    "benchmarks/one_shot.py": 1, "benchmarks/processes.py": 1, "benchmarks/real_input.py": 1,
+    "benchmarks/writing.py": 1}
 
 
 def vague_locals(tree):
     """Number of assignments to these words, without fields of classes, which are no local names."""
     fields = {id(target) for node in nodes(tree) if isinstance(node, ast.ClassDef) for statement in node.body
               if isinstance(statement, ast.AnnAssign | ast.Assign) for target in ast.walk(statement)}
-    return sum(isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE
-               and id(node) not in fields for node in nodes(tree))
+    return sum(isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+               and node.id.strip("_").lower() in VAGUE and id(node) not in fields for node in nodes(tree))
 
 
 def test_local_names_say_what_they_hold():
     example = ast.parse("class A:\n    near: float = 0.1\n    def f(self, far):\n        left, (wrong, x) = far\n"
-                        "        return [mine.seen for mine in x if (lost := mine)], self.rest\n")
-    assert vague_locals(example) == 4
+                        "        return [mine.seen for mine in x if (lost := mine)], self.rest\n_FAR = 1\n")
+    assert vague_locals(example) == 5
     counts = {path.relative_to(REPOSITORY).as_posix(): vague_locals(tree)
               for path, tree in (*trees(), *evidence_trees(), *benchmark_trees())}
     risen = {file: n for file, n in counts.items() if n > VAGUE_LOCALS.get(file, 0)}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures.pages import Block, blocks, commands
-from folders import BENCHMARKS, REPOSITORY
+from folders import REPOSITORY
 
 from understudy import plugins
 
@@ -76,7 +76,7 @@ def run(block: Block, namespace: dict) -> None:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, demos):
-    """A folder with somebody's own demonstrations in it, as the pages assume: my_demos.npz."""
+    """A folder with somebody's own data in it, as the pages assume: my_demos.npz and log.mcap."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     some = list(demos[:12])
@@ -84,7 +84,25 @@ def here(tmp_path, monkeypatch, demos):
     np.savez("my_demos.npz", observations=np.concatenate([e.steps[state][:len(e)] for e in some]),
              actions=np.concatenate([e.steps["action"] for e in some]),
              episode_ends=np.cumsum([len(e) for e in some]))
+    if importlib.util.find_spec("mcap") is not None:
+        write_log("log.mcap")
     return tmp_path
+
+
+def write_log(path: str) -> None:
+    """The recording of messages of docs/formats.md."""
+    from mcap.writer import Writer
+    with open(path, "wb") as file:
+        writer = Writer(file)
+        writer.start()
+        schema = writer.register_schema("numbers", "jsonschema", b"{}")
+        topics = {t: writer.register_channel(t, "json", schema) for t in ("/arm/state", "/arm/command")}
+        for i in range(50):
+            for topic, late in (("/arm/state", 0), ("/arm/command", 20_000_000)):
+                at = i * 100_000_000 + late
+                message = json.dumps({"position": [0.1 * i, 0.0]}).encode()
+                writer.add_message(topics[topic], at, message, at)
+        writer.finish()
 
 
 @pytest.mark.parametrize("page", [
@@ -220,29 +238,18 @@ def test_the_api_reference_has_every_package():
             f"{package} has no page in docs/api_pages.py"
 
 
-def test_the_figures_of_the_server_are_those_of_the_last_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    serving = pytest.importorskip("serving", reason="extra serve not installed")
-    result = json.loads((REPOSITORY / "benchmarks/results/serving.json").read_text(encoding="utf-8"))
-    page = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
-    assert serving.table(result) in page, "python benchmarks/serving.py --table writes it"
-    assert [line["what"].split(",")[0] for line in result["lines"]] == [
-        line.split("|")[1].strip().split(",")[0] for line in serving.table(result).splitlines()[2:-2]]
-
-
 def test_the_recorded_session_is_the_page(monkeypatch):
-    """The page has the commands of the script and what the recording shows after each of them."""
+    """The recording has the commands of the script, and the page some of them with what is shown after each."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import real_arm_session as session
     head, *events = (json.loads(line) for line in session.CAST.read_text(encoding="utf-8").splitlines())
     assert head["version"] == 2 and {kind for _, kind, _ in events} == {"o"}
     assert [at for at, _, _ in events] == sorted(at for at, _, _ in events)
     recorded = session.shown("".join(text for _, _, text in events))
-    outputs = re.findall(r"```text\n(.*?)\n```", session.PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert session.page(outputs) == session.PAGE.read_text(encoding="utf-8")
-    for step, output in zip(session.STEPS, outputs, strict=True):
-        assert [line[2:] for line in output.splitlines() if line.startswith("$ ")] == list(step.commands)
-    assert "\n".join(outputs) == recorded.removesuffix("\n$")
+    page = session.PAGE.read_text(encoding="utf-8")
+    assert session.page(recorded) == page
+    assert max(len(line) for block in blocks(session.PAGE) for line in block.text.splitlines()) <= 80
+    assert re.findall(r"^\$ (.+)$", recorded, re.MULTILINE) == [c for step in session.STEPS for c in step.commands]
     assert "is served at ws://127.0.0.1:8123" in recorded and '"event": "stopped"' in recorded
 
 

@@ -37,7 +37,7 @@ def test_what_did_not_run_says_so_and_what_ran_is_shown(bench):
     (bench.RESULTS / "door-knn.json").write_text(json.dumps(result))
     page = bench.page()
     assert page.count("did not run") == len(bench.CELLS) - 1
-    assert "| knn | 50 % [40, 60] | 50 % [40, 60] | 2.3 [0.4, 0.6] | 10.0 [9.0, 11.0] | 12 | 1 |" in page
+    assert "| knn | 50 % [40, 60] | 50 % [40, 60] | 2.3 [0.4, 0.6] |" in page
     assert "this checkpoint" in page
 
 

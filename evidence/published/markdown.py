@@ -7,8 +7,7 @@ from .cells import CELLS
 from .figures import cells, load
 
 KINDS = ("reproduced", "above", "below", "approached", "no published figure", "not run")
-HEAD = ("| cell | task | published | here | seeds | updates here, there | CPU s a seed | status |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |")
+HEAD = ("| cell | published | here | updates here, there | CPU s | status |", "|---|--:|--:|--:|--:|---|")
 TEXT = Path(__file__).with_name("page.md")
 
 
@@ -16,16 +15,9 @@ def page() -> str:
     """Returns the Markdown of the page, which is page.md with its tables."""
     rows = cells()
     counts = Counter(next(kind for kind in KINDS if row["status"].startswith(kind)) for row in rows)
-    tables = {"counts": [f"Of {len(rows)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS) + "."]}
-    for row in rows:
-        tables.setdefault(CELLS[row["cell"]].source, [])
-        if not row["status"].startswith("not run"):
-            lines = tables[CELLS[row["cell"]].source]
-            lines += [*(() if lines else HEAD), _line(row)]
     waiting = [row for row in rows if row["status"].startswith("not run")]
-    for source in {CELLS[row["cell"]].source for row in waiting}:
-        of_source = [row for row in waiting if CELLS[row["cell"]].source == source]
-        tables[source] += [*([""] * bool(tables[source])), *_not_run(of_source)]
+    tables = {"counts": [f"Of {len(rows)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS) + "."],
+              "cells": [*HEAD, *(_line(row) for row in rows if row not in waiting)], "not run": _not_run(waiting)}
     text = TEXT.read_text(encoding="utf-8")
     for name, lines in tables.items():
         text = text.replace(f"<!-- {name} -->", "\n".join(lines))
@@ -39,17 +31,22 @@ def _not_run(rows: list[dict]) -> list[str]:
         published = CELLS[row["cell"]].published
         text = f"`{row['cell']}`" + ("" if published is None else f" ({_number(published)})")
         by_reason.setdefault(row["status"], []).append(text)
-    return [f"- {reason[0].upper()}{reason[1:]}: {', '.join(texts)}." for reason, texts in by_reason.items()]
+    return [f"- {_wants(reason)}: {', '.join(texts)}." for reason, texts in by_reason.items()]
+
+
+def _wants(status: str) -> str:
+    """What a cell that has not run wants, from its status."""
+    wants = status.removeprefix("not run: ")
+    return "Can be run" if wants == status else f"{wants[0].upper()}{wants[1:]}"
 
 
 def _line(row: dict) -> str:
     name, cell, here, updates = row["cell"], CELLS[row["cell"]], row["here"], row["updates"]
     seconds = [figure["seconds"] for figure in load(name) if figure["seconds"] is not None]
-    texts = (f"`{name}`", cell.task, "" if cell.published is None else _number(cell.published),
+    texts = (f"`{name}`", "" if cell.published is None else _number(cell.published),
              f"{_number(here['mean'])} [{_number(here['low'])}, {_number(here['high'])}]" if here else "",
-             str(here["seeds"]) if here else "",
              ", ".join(f"{count:,}" for count in updates.values() if count) if updates else "",
-             f"{sum(seconds) / len(seconds):,.0f}" if seconds else "", row["status"])
+             f"{sum(seconds) / len(seconds):,.0f}" if seconds else "", row["status"].split(" (")[0])
     return "| " + " | ".join(texts) + " |"
 
 

@@ -10,7 +10,7 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 def advice_about(*topics: str) -> list[str]:
-    """Sentences about any of these topics, each with its figures.
+    """Returns the tested sentences of advice about any of these topics, each with its figures.
 
     Args:
         topics: A command and its subject: "choose ways" (demonstrators act in several), "inspect failures" (some

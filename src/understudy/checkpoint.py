@@ -48,7 +48,7 @@ class CheckpointModule(nn.Module, ABC):
 
 
 class Scorer(CheckpointModule):
-    """Scores plans; higher is better. Critics, reward models, progress models and success classifiers are scorers.
+    """Base class of scorers of plans; higher is better. Critics, reward models and success classifiers are scorers.
 
     Attributes:
         inputs: The observation columns that it reads.
@@ -59,7 +59,7 @@ class Scorer(CheckpointModule):
     features: Schema
 
     def check_window(self, window: Any, where: str) -> None:
-        """Raises UserError if it was trained on plans of another `Window`. By default it scores plans of any."""
+        """Raises UserError if the scorer was trained on plans of another `Window`. By default any window fits."""
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
@@ -328,12 +328,12 @@ def _describe_path(folder: Path) -> str:
 
 
 def _saved_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that have weights, in order."""
+    """Returns the checkpoints that have weights, in order."""
     return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
 
 
 def _resume_hint(run: Path) -> str:
-    """Advice for a run whose names do not lead to a checkpoint."""
+    """Returns advice for a run whose names do not lead to a checkpoint."""
     checkpoints = _saved_checkpoints(run / "checkpoints")
     named = f"name one of its checkpoints, {checkpoints[-1]}; or " if checkpoints else ""
     command = _training_command(checkpoints[-1] if checkpoints else None, run)
@@ -341,14 +341,14 @@ def _resume_hint(run: Path) -> str:
 
 
 def replacement_hint(folder: Path) -> str:
-    """Advice for an incomplete checkpoint."""
+    """Returns advice for an incomplete checkpoint."""
     if others := [f for f in _saved_checkpoints(folder.parent) if f != folder]:
         return f"take another checkpoint of the run: {others[-1]}"
     return f"remove {folder} and train again: {_training_command(folder, folder.parent.parent)}"
 
 
 def _training_command(folder: Path | None, run: Path) -> str:
-    """The command that trains the run, as far as it is known."""
+    """Returns the command that trains the run, as far as it is known."""
     with suppress(UserError, AttributeError):
         if folder is not None and (command := read_json(folder / "provenance.json").get("command")):
             return str(command)
@@ -370,5 +370,5 @@ def find_lerobot_checkpoint(folder: Path) -> Path | None:
 
 
 def is_lerobot_checkpoint(folder: Path) -> bool:
-    """Whether a folder that `find_checkpoint` returned was written by LeRobot."""
+    """Returns whether a folder that `find_checkpoint` returned was written by LeRobot."""
     return (folder / "config.json").is_file() and not (folder / "policy.json").exists()

@@ -1,4 +1,4 @@
-"""Child processes: starting them, and ending them with their parent."""
+"""Starts child processes, and ends them with their parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def exit_reason(status: int) -> str:
-    """The reason of a process's end, by its exit status."""
+    """Describes why a process ended, by its exit status."""
     if status >= 0:
         return f"it ended with status {status}"
     return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"

@@ -1,4 +1,4 @@
-"""Choose a method for a data set by short trials on the same starts, and show the evidence.
+"""Chooses a method for a data set by short trials on the same starts, and shows the evidence.
 
 The rule, which does not depend on what is seen:
 
@@ -10,7 +10,7 @@ The rule, which does not depend on what is seen:
   0.05. This is about the policies that were trained. The best two stay until each has three training seeds.
 - A candidate whose training or judging fails is left out, with all its trials.
 - The trials end when one candidate is left, after five rounds, or when another round would exceed the budget. The best
-  one is recommended. The others that are left are named: the trials do not tell them apart.
+  one is recommended. Other candidates that are left are named: the trials do not tell them apart.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class DataProperties:
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
-        learners: What `learners_for` says of the data.
-        has_ends: Whether they say where the environment ended an episode.
+        learners: The result of `learners_for` for the data.
+        has_ends: Whether the data say where the environment ended an episode.
         given_goal: Whether the environment in which the methods are judged gives a goal that a state can be.
     """
 
@@ -93,7 +93,7 @@ class DataProperties:
     given_goal: bool = False
 
     def sentences(self) -> list[str]:
-        """The properties in words."""
+        """Describes the properties in sentences."""
         rate = f" at {self.fps:g} a second" if self.fps else ""
         cameras = f"{self.cameras or 'no'} camera{'s' * (self.cameras > 1)}"
         sentences = [f"{self.episodes} episodes, {self.steps} steps{rate}; {cameras}; actions are {self.actions}."]
@@ -108,7 +108,7 @@ class DataProperties:
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """What a property of the data says about candidates.
+    """A rule by which a property of the data adds candidate methods or drops them.
 
     Args:
         methods: Names of the methods that it adds, or drops.
@@ -162,7 +162,7 @@ CANDIDATE_RULES = (
 
 @dataclass(frozen=True)
 class MethodTrial:
-    """One training of a method, and how it was judged.
+    """One short training of a method, and its evaluation.
 
     Args:
         seconds: Wall-clock time of training and judging, seconds.
@@ -178,7 +178,7 @@ class MethodTrial:
 
     @property
     def result(self) -> str:
-        """The mean value in words."""
+        """Mean value of the trial in words."""
         mean = float(np.mean(self.values))
         return {"success": f"{mean:.1%} success", "return": f"return {mean:.4g}",
                 "error": f"action error {-mean:z.4g}"}[self.metric]
@@ -200,7 +200,7 @@ class FailedTrial:
 
 @dataclass(frozen=True)
 class Standing:
-    """A candidate after the trials.
+    """The place of a candidate method after the trials.
 
     Args:
         reason: Why the method is a candidate. Empty if it was named.
@@ -208,8 +208,8 @@ class Standing:
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.
-        worse: Whether the test finds it worse than the best one. One of the best two is then kept until there are
-            `MIN_SEEDS` training seeds.
+        worse: Whether the test finds it worse than the best method. It is kept nevertheless until there are `MIN_SEEDS`
+            training seeds if it is one of the best two.
     """
 
     method: str
@@ -232,8 +232,8 @@ class MethodChoice:
         metric: What the values are. "error" is the error of predicted actions, and smaller is better.
         judged_on: Number of starts or of held-out episodes.
         ahead: Number of steps whose predicted actions are judged, from the current one on: the same for all candidates.
-            None where they act.
-        standings: The candidates, best first. Those that were dropped come last.
+            None if the policies act in an environment.
+        standings: The candidates, best first. Dropped candidates come last.
         skipped: Candidates that were not tried, each with the reason.
         failed: Candidates that were left out because they failed, each with the reason.
         budget: Seconds that were allowed.
@@ -254,20 +254,20 @@ class MethodChoice:
 
     @property
     def recommended(self) -> str:
-        """Name of the best method."""
+        """The name of the best method."""
         return self.standings[0].method
 
     @property
     def tied(self) -> tuple[str, ...]:
-        """Names of the methods that the trials do not tell apart from the best one."""
+        """The names of the methods that the trials do not tell apart from the best one."""
         return tuple(s.method for s in self.standings[1:] if s.dropped_after is None and not s.worse)
 
     def printed_estimate(self, standing: Standing) -> Interval:
-        """The estimate of a candidate as it is printed: errors are positive."""
+        """Returns the estimate of a candidate as it is printed: errors are positive."""
         return -standing.estimate if self.metric == "error" else standing.estimate
 
     def verdict_parts(self) -> tuple[str, str, str]:
-        """What is recommended, how certain that is, and what the statement is about."""
+        """Says what is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
         kept = [s for s in self.standings if s.worse and s.dropped_after is None]
         if self.tied:
@@ -293,7 +293,7 @@ class MethodChoice:
         return f"{self.recommended} is recommended.", certainty, basis
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `understudy choose --json`."""
+        """Returns the document of `understudy choose --json`."""
         def ends(i: Interval) -> dict[str, float]:
             return {"estimate": i.estimate, "low": i.low, "high": i.high}
         return replace_nonfinite({
@@ -318,7 +318,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
         budget: Seconds for all trials. The first round is always finished.
-        methods: Names of the candidates. By default those that suit the data.
+        methods: Names of the candidates. By default the methods that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
         build: Builds a candidate from its name and the columns of the data. None for `find_method`.
@@ -381,7 +381,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
 
 
 def trial_run(out: Path, method: str, seed: int) -> Path:
-    """The run of a trial of `choose_method` in the folder of the trials."""
+    """Returns the run of a trial of `choose_method` in the folder of the trials."""
     return out / f"{file_name(method)}-{seed}"
 
 
@@ -444,7 +444,7 @@ def data_properties(data: Dataset, env: Env | None = None) -> DataProperties:
 
 @dataclass(frozen=True)
 class _Trials:
-    """Trials of several methods."""
+    """Runs the trials of several methods."""
 
     data: Dataset
     out: Path
@@ -479,7 +479,7 @@ class _Trials:
 
     def run(self, seed: int, budget: float, say: Callable[[str], None]
             ) -> tuple[dict[str, list[MethodTrial]], dict[str, int], dict[str, str], int, float]:
-        """Rounds of trials.
+        """Runs rounds of trials until the best method is clear or the time is used up.
 
         Returns:
             The trials of each method that did not fail, the round after which each was dropped, why others failed,
@@ -516,7 +516,7 @@ class _Trials:
 
 
 def _with_common_metric(trials: Mapping[str, list[MethodTrial]]) -> dict[str, list[MethodTrial]]:
-    """The trials, all judged by success if any is: an environment may report success only where there is one."""
+    """Judges all trials by success if any is, because an environment may report it only where there is one."""
     if all(trial.metric != "success" for method_trials in trials.values() for trial in method_trials):
         return dict(trials)
     return {name: [trial if trial.metric == "success" else
@@ -525,7 +525,7 @@ def _with_common_metric(trials: Mapping[str, list[MethodTrial]]) -> dict[str, li
 
 
 def _problem(error: UserError) -> str:
-    """What an error says, with the place in one line."""
+    """Returns the text of an error, with the place in one line."""
     return error.problem if error.where is None else f"{error.where}: {error.problem}"
 
 
@@ -535,14 +535,14 @@ def _none_left(failed: Mapping[str, str]) -> UserError:
 
 
 def _without_actions(methods: Mapping[str, Method]) -> dict[str, str]:
-    """Why methods whose policies predict something else than actions cannot be judged by the error of actions."""
+    """Returns why methods that predict no actions cannot be judged by the error of actions."""
     return {name: f"it predicts {method.policy.target or 'nothing'}, so its error would not be that of actions; with "
                   "--env ENV it acts" for name, method in methods.items() if role(method.policy.target) != "action"}
 
 
 def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,
                budget: float, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine."""
+    """Chooses the number of updates of every candidate, and stores it, as it depends on the machine's speed."""
     file = out / "plan.json"
     if file.exists():
         plan = read_json(file)
@@ -558,7 +558,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     failed: dict[str, str] = {}
     for name, method in candidates.items():
         try:
-            seconds_per_update = _try_out(method, data, env, device)  # so that what it lacks is said before any trial
+            seconds_per_update = _try_out(method, data, env, device)  # reports what it lacks before any trial
         except UserError as error:
             failed[name] = _problem(error)
             say(f"{name} failed and is left out: {failed[name]}")
@@ -567,7 +567,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         if seconds_per_update:
             say(f"{name}: {method.learner.steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
     if not default_costs:
-        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # it is not a matter of the method
+        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # one reason for all: no method causes it
             raise UserError(f"no candidate can be tried: {reasons.pop()}", where="choose",
                             hint="all failed for this reason: look at DATA and at --env")
         raise _none_left(failed)
@@ -598,7 +598,7 @@ def _check_candidate(method: Method, name: str) -> Method:
 
 
 def _try_out(method: Method, data: Dataset, env: Env | None, device: str) -> float:
-    """Seconds of an update of a method, which is trained for a moment and acts for a step. 0 if it makes only a few."""
+    """Measures the seconds of an update of a method by a short training. 0 if it makes only a few."""
     tell(preflight(method, data, val_fraction=HELD_OUT if env is None else 0.0).findings)
     times: list[float] = []
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
@@ -620,7 +620,7 @@ def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: st
 
 def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequence[int], ahead: int, device: str,
                      trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
-    """Minus the energy score of the next `ahead` actions on each held-out episode."""
+    """Returns minus the energy score of the next `ahead` actions on each held-out episode."""
     policy, method = Policy.load(folder, device=device, trust=trust), without_made_episodes(method)
     scale = target_scale(training_data(EpisodeSplit(tuple(held_out)).learned(data), method), method.policy.target)
     judge = Validation(n_windows=32)
@@ -629,7 +629,7 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequ
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
-    """Mean over seeds and starts. Limits are NaN for numbers of fewer than three starts, or six with one seed."""
+    """Returns the mean over seeds and starts. Limits are NaN for fewer than 3 starts, or 6 with one seed."""
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":

@@ -1,4 +1,4 @@
-"""The command line: how a command is called, and how errors are reported. Each command is a file in commands/.
+"""The command line: runs a command, and reports errors. Each command is a file in commands/.
 
 Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
 robot check found a difference, or more steps of act than allowed were clipped, stale or late; 130 interrupted and
@@ -71,14 +71,14 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Standard streams that the shell has closed lead nowhere, rather than into the next file that is opened."""
+    """Opens standard streams that the shell has closed to nowhere, so that no file takes their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each gets the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it stays open)
 
 
 def _show_warning(otherwise, printed: set[str], message, category, *where) -> None:
-    """A warning of ours is printed without the line of code that it came from, and once by each command."""
+    """Prints a warning of understudy without the source line, and once by each command."""
     from .core import DataWarning
 
     in_package = issubclass(category, UserWarning) and os.path.dirname(__file__) in where[0]
@@ -92,7 +92,7 @@ def _show_warning(otherwise, printed: set[str], message, category, *where) -> No
 
 # C++ libraries swallow an interrupt while they are imported, or abort the process.
 class _InterruptGuard:
-    """Ctrl-C, a scheduler's notice and a closed terminal raise KeyboardInterrupt. They wait during imports."""
+    """Turns Ctrl-C, termination and a closed terminal into KeyboardInterrupt, but not during imports."""
 
     ECHO_SECONDS = 2.0  # a closed terminal sends SIGHUP twice, and often SIGTERM too
 
@@ -158,7 +158,7 @@ def _report_failure(error: Exception, debug: bool, args: list[str]) -> int:
 
 
 def _user_error_message(error: Exception, args: list[str]) -> str | None:
-    """What to print if the user can fix the error."""
+    """Returns the message to print if the user can fix the error."""
     from .core import UserError, is_out_of_memory
     from .user_code import locate_user_error, trusted_packages
 
@@ -180,7 +180,7 @@ def _user_error_message(error: Exception, args: list[str]) -> str | None:
 
 
 def _target_path(path: str) -> str:
-    """The file or folder that was to be written, where `path` is the temporary one next to it (see files)."""
+    """Returns the file or folder that was to be written, given the temporary one next to it."""
     folder, name = os.path.split(path)
     temporary = re.fullmatch(r"\.(.+)\.\w+\.(part|new)", name)
     return os.path.join(folder, temporary[1]) if temporary else path

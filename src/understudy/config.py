@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, by import path. There is no registry, so a new head needs no entry.
+"""Converts frozen dataclasses to JSON and back, by import path. There is no registry of classes.
 
 A checkpoint names code, so loading one may import only from packages that the caller trusts.
 """
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class UntrustedCode(UserError, PermissionError):
-    """A file names code outside the trusted packages."""
+    """Raised when a file names code outside the trusted packages."""
 
 
 def dump(value):
@@ -62,7 +62,7 @@ def dump(value):
 
 
 def _is_top_level(value) -> bool:
-    """Whether a class or function is found under its name in its module, where `load` searches for it."""
+    """Returns whether a class or function is found under its name in its module, where `load` searches."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 
@@ -137,15 +137,15 @@ def _load(data, trust: tuple[str, ...], where: str):
 
 @cache
 def _field_types(definition: type) -> dict[str, object]:
-    """The types of the fields. Empty if a module imports the names of its types for type checkers only."""
+    """Returns the types of the fields. Empty if a module imports the names of its types for type checkers only."""
     with suppress(NameError):
         return get_type_hints(definition, include_extras=True)
     return {}
 
 
 def _fits(value, kind) -> bool:
-    """Whether a value read from JSON may stand in a field of this type. Types that are not compared fit everything; of
-    those, `core.part` checks a Literal, and proposes the nearest of its values."""
+    """Whether a value read from JSON may stand in a field of this type. Some types are not compared, and everything
+    fits them. One of them is Literal: `core.part` checks its values and proposes the nearest one."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _fits(value, parts[0])
@@ -169,7 +169,8 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
     """Finds the class that "package.module:Class" names, a subclass of `base`.
 
     Raises:
-        UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
+        UntrustedCode: The package is not trusted, or the name does not lead to a subclass of `base` that is defined in
+            this module.
         UserError: There is no such module.
     """
     path, named_class = _find(name, trust, where)
@@ -179,7 +180,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
 
 def _find(name: str, trust: tuple[str, ...], where: str):
-    """The module path of "package.module:name", and the object or None, if the package is trusted."""
+    """Returns the module path of "package.module:name", and the object or None, if the package is trusted."""
     path, _, attribute = current_name(name).partition(":")
     package = path.split(".")[0]
     if package not in trust:
@@ -198,7 +199,7 @@ def _find(name: str, trust: tuple[str, ...], where: str):
 
 
 def _version_hint(package: str, where: str) -> str:
-    """How to load a file that names code which is gone: the version that wrote it, if it is known, and this one."""
+    """Returns the hint for a file whose code no longer exists: which version wrote it, if that is known."""
     from . import __version__
 
     named = re.match(r".*?\.json", where)
@@ -223,9 +224,10 @@ def written_version(checkpoint: Path) -> str | None:
 # -- names and fields of earlier versions ------------------------------------------------------------------------------
 
 # A file names code by its import path. If you move or rename something that a file of version 0.3 or later can name,
-# or change its fields, add an entry here. Entries name the present place, never another old one.
+# or change its fields, add an entry here. An entry names the present place, never an old place that has an entry
+# itself.
 MOVED: dict[str, str] = {  # old "module" or "module:Name": the present one
-    # limits of robots, which people write for their arms: those of version 0.2 are read too
+    # limits of robots, which people write for their arms: limits in files of version 0.2 are read too
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
 }

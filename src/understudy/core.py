@@ -64,7 +64,7 @@ class UserError(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full: of Python, of a GPU, or of the CPU in PyTorch, which has no class."""
+    """Returns whether an error says that memory is full: of Python, of a GPU, or of the CPU in PyTorch."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             or isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
@@ -79,23 +79,23 @@ MAX_LISTED = 20  # names that an error lists
 
 
 class DataError(UserError):
-    """The demonstrations are inconsistent or incomplete. Other data would work."""
+    """Raised when the demonstrations are inconsistent or incomplete. Other data would work."""
 
 
 class ConfigError(UserError):
-    """An option, a method or a configuration is invalid for any data."""
+    """Raised when an option, a method or a configuration is invalid for any data."""
 
 
 class Unsupported(UserError):
-    """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
+    """Raised when a valid component cannot do what is asked for, such as guidance for a head without steps."""
 
 
 class Diverged(UserError):
-    """Training has gone astray: a loss, a gradient or the values of a critic are not finite, or far too large."""
+    """Raised when training diverges: a loss, a gradient or critic values are not finite, or far too large."""
 
 
 class NonFiniteAction(UserError, FloatingPointError):
-    """An action or an observation is NaN or infinite.
+    """Raised when an action or an observation is NaN or infinite.
 
     Without this error an environment would count the episode as a failure.
 
@@ -133,7 +133,7 @@ def unknown_name(kind: str, name: object, valid_names: Iterable[object], where: 
 
 
 class MissingAction(DataError):
-    """Data lack the column of actions."""
+    """Raised when data lack the column of actions."""
 
 
 def missing_action(columns: Iterable[str], where: object = None) -> MissingAction:
@@ -148,7 +148,7 @@ def missing_action(columns: Iterable[str], where: object = None) -> MissingActio
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit of the numbers of a field, in its type: ``Annotated[int, AtLeast(1)]``."""
+    """Base class of limits for numbers in a field, given in its type: ``Annotated[int, AtLeast(1)]``."""
 
     limit: float
     word: ClassVar[str]
@@ -233,7 +233,7 @@ def check_fields(value: object) -> None:
 
 
 def _missed_limit(content: object, field: _Field) -> str | None:
-    """What a number must be, or the first invalid one of a tuple. None if all are valid."""
+    """Describes the limit that a number misses, or the first invalid one of a tuple. None if all are valid."""
     if isinstance(content, (tuple, list)):
         return next((must for x in content if (must := _missed_limit(x, field)) is not None), None)
     if content is None:
@@ -275,7 +275,7 @@ class _Field:
 
 @functools.cache
 def _checked_fields(part: type) -> tuple[_Field, ...]:
-    """The fields of a dataclass whose values are numbers, or have choices."""
+    """Returns the fields of a dataclass whose values are numbers, or have choices."""
     checked = []
     for f in fields(part):  # ty: ignore[invalid-argument-type]
         written = [_field_type(c, f.name) for c in part.__mro__ if f.name in inspect.get_annotations(c)]
@@ -291,7 +291,7 @@ def _checked_fields(part: type) -> tuple[_Field, ...]:
 
 
 def _field_type(owner: type, name: str) -> Any:
-    """The type of a field that a class declares. None if it names something that is imported for type checkers only."""
+    """Returns the type of a field that a class declares. None if it is imported for type checkers only."""
     # One field at a time, because `get_type_hints` reads all fields of a class or none.
     alone = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(owner)[name]})
     try:
@@ -301,7 +301,7 @@ def _field_type(owner: type, name: str) -> Any:
 
 
 def _is_numeric(kind: Any) -> bool:
-    """Whether a type is made of numbers alone, which may be missing."""
+    """Returns whether a type is made of numbers alone, which may be missing."""
     if get_origin(kind) in (Union, types.UnionType, tuple):
         parts = [k for k in get_args(kind) if k not in (Ellipsis, type(None))]
         return bool(parts) and all(map(_is_numeric, parts))
@@ -309,7 +309,7 @@ def _is_numeric(kind: Any) -> bool:
 
 
 def _members(kind: Any) -> tuple[list[Any], list[type]]:
-    """The values of the `Literal`s in a type, and its other classes."""
+    """Returns the values of the `Literal`s in a type, and its other classes."""
     if get_origin(kind) is Literal:
         return list(get_args(kind)), []
     if get_origin(kind) in (Union, types.UnionType, tuple):
@@ -319,7 +319,7 @@ def _members(kind: Any) -> tuple[list[Any], list[type]]:
 
 
 def is_of_kind(value: object, kind: Any) -> bool:
-    """Whether a value is of a type, where True is not a number.
+    """Returns whether a value is of a type, where True is not a number.
 
     Types other than classes, `Literal`s and tuples are not checked.
     """
@@ -339,7 +339,7 @@ def is_of_kind(value: object, kind: Any) -> bool:
 
 
 class UserCodeError(UserError):
-    """Code of the user, such as an environment, raised an error or returned an invalid value."""
+    """Raised when code of the user, such as an environment, raised an error or returned an invalid value."""
 
 
 class DataWarning(UserWarning):
@@ -379,11 +379,11 @@ class Feature:
         return getattr(torch, self.dtype)
 
     def has_other_unit(self, other: Feature) -> bool:
-        """Whether the units of both are known and differ."""
+        """Returns whether the units of two features are known and differ."""
         return bool(self.unit and other.unit) and self.unit != other.unit
 
     def disagreement(self, other: Feature) -> str | None:
-        """What the components of two columns cannot both mean: their order or their unit. None if nothing says so."""
+        """Describes how two columns of this kind differ: in the order or the unit of components. None if unknown."""
         if self.names and other.names and self.names != other.names and sorted(self.names) == sorted(other.names):
             return f"the components {', '.join(self.names)}, and here they are {', '.join(other.names)}"
         if self.has_other_unit(other):
@@ -440,12 +440,12 @@ def short_name(name: str) -> str:
 
 
 def is_read_by_default(name: str, feature: Feature) -> bool:
-    """Whether a policy reads a column if its config names none: an observation, but no text and no depth."""
+    """Returns whether a policy reads a column by default: observations, but no text and no depth."""
     return role(name) == "observation" and feature.kind not in ("string", "depth")
 
 
 def check_observed(column: str, features: Schema, where: str) -> None:
-    """Checks that a column is an observation, as the columns of goals and of planned states must be.
+    """Checks that a column is an observation, which goals and planned states must be.
 
     Args:
         features: The columns of the data, which the error lists.
@@ -510,7 +510,7 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of B windows.
+    """A batch of B windows: observations, actions and masks.
 
     Args:
         obs: Observations by name, (B, To, *feature). "name?" (B, To) bool is False where the value is missing.
@@ -555,7 +555,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Context:
-    """Encoded observations, which trunks read.
+    """Encoded observations of a policy, which its trunk reads.
 
     Args:
         tokens: The tokens, (B, N, D).
@@ -579,7 +579,7 @@ class Context:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """Sizes and alignment that a head and its trunk need before data are seen.
+    """Sizes and alignment that a head and its trunk need to know before data are seen.
 
     Args:
         horizon: Number of action steps (H).
@@ -607,7 +607,7 @@ class HeadSpec:
 
 
 def tree_map(function: Callable[..., Any], *trees):
-    """Applies a function to the tensors at the same place of several trees.
+    """Applies a function to the tensors at the same place of several trees (nested dicts).
 
     Args:
         *trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
@@ -622,7 +622,7 @@ def tree_map(function: Callable[..., Any], *trees):
 
 
 def take(tree, rows):
-    """Selects rows of every tensor in a tree.
+    """Selects rows of every tensor in a tree (nested dicts).
 
     Args:
         tree: A tensor, or nested dicts and `Context` objects of tensors (see `tree_map`), rows first.
@@ -648,7 +648,7 @@ _replacements: ContextVar[Mapping[Callable, Callable]] = ContextVar(
 
 
 def replaceable(function: Callable[P, R]) -> Callable[P, R]:
-    """Marks a function that `replaced` can replace, whichever module calls it. `inspect.unwrap` gives it as it is."""
+    """Marks a function as one that `replaced` can replace, for all callers. `inspect.unwrap` gives the original."""
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return _replacements.get().get(call, function)(*args, **kwargs)
@@ -657,7 +657,7 @@ def replaceable(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def replaced(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
-    """A context in which other functions are called in place of replaceable ones, in this thread.
+    """Replaces marked functions by others in this thread while its body runs. A context manager.
 
     Args:
         replacements: What is called by the function marked with `replaceable`.
@@ -677,7 +677,7 @@ def replaced(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
 
 
 def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
-    """Returns a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
+    """Converts a seed to an int, such as one of `np.arange`.
 
     Args:
         bits: It must be from -2**bits to 2**bits - 1. None allows all.
@@ -716,7 +716,7 @@ def keys(seed: int, episode_numbers) -> Tensor:
 
 
 def key(seed: int, number: int) -> int:
-    """Returns one random key as a number: that of `keys` for the same seed and number."""
+    """Returns the random key that `keys` computes for this seed and this number, as an int."""
     offset = _splitmix(seed + 0x632BE59BD9B4E019 & _UINT64)
     return _splitmix(number * 0x9E3779B97F4A7C15 + offset & _UINT64) >> 1
 

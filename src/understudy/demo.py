@@ -125,7 +125,7 @@ def _run_demo(out, device, say, bar):
 
 
 def commands(out: Path) -> list[tuple[str, str]]:
-    """Commands to try next, and a description of each."""
+    """Returns commands to try next, and a description of each."""
     data = out / "demonstrations"
     return [(command_line("inspect", data), "What is in the demonstrations"),
             (command_line("eval", out / "flow", TASK, "--episodes", 100, "--against", out / "regression", "--seed", 1),
@@ -135,7 +135,7 @@ def commands(out: Path) -> list[tuple[str, str]]:
 
 
 def summary(data: Dataset) -> str:
-    """The data in one line."""
+    """Describes the data of the demo in one line."""
     n_left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
     won = sum(bool(e.metadata["success"]) for e in data)
     return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {n_left} go left of "
@@ -143,7 +143,7 @@ def summary(data: Dataset) -> str:
 
 
 def results(data: Dataset, evaluations: dict[str, Evaluation], optimum: float) -> dict:
-    """The results as JSON data, without numbers that differ between runs of the demo, such as times."""
+    """Returns the results as JSON data, without numbers that differ between runs of the demo, such as times."""
     policies: dict[str, dict] = {}
     for run, e in evaluations.items():
         other = next(k for k in evaluations if k != run)

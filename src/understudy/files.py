@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, even in a power cut."""
+"""Writes files completely or not at all, even in a power cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKSUMS = "checksums.json"  # for the files in the same folder: name -> SHA-25
 
 
 def file_name(text: object) -> str:
-    """The text as the name of a file: every character but letters, digits, "-", "_" and "." becomes "_"."""
+    """Converts a text to a file name: every character but letters, digits, "-", "_" and "." becomes "_"."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(text))
 
 
@@ -48,7 +48,7 @@ def write_json(path: Path | str, value) -> None:
 
 
 def replace_nonfinite(value):
-    """A copy of JSON data in which NaN and infinite numbers are null."""
+    """Returns a copy of JSON data in which NaN and infinite numbers are null."""
     if isinstance(value, dict):
         return {k: replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -119,7 +119,7 @@ def check_absent(path: Path) -> None:
 
 @contextmanager
 def _part_folder(path: Path) -> Iterator[Path]:
-    """The temporary folder next to a path at which nothing may exist yet, removed at the end.
+    """Makes a temporary folder next to a path at which nothing may exist yet. A context manager.
 
     It is locked as long as its process lives, so that those of killed processes are recognized and removed.
     """
@@ -140,7 +140,7 @@ def _part_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[bool]:
-    """Locks a folder, and gives whether that was possible. The system releases the locks of a process that died."""
+    """Locks a folder, and yields whether that was possible. A lock ends with its process. A context manager."""
     try:
         import fcntl
 
@@ -161,7 +161,7 @@ def _locked_folder(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
-    """A context in which a new folder is built under a temporary name. At its end the folder is synced and renamed.
+    """Builds a new folder under a temporary name, and then syncs and renames it. A context manager.
 
     After an error nothing is left.
     """
@@ -181,7 +181,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder."""
+    """Writes a new file under a temporary name, and then syncs and renames it. A context manager."""
     path = Path(path)
     with _part_folder(path) as folder:
         part = folder / path.name
@@ -193,13 +193,13 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Makes the contents of a file durable."""
+    """Syncs the contents of a file to the disk."""
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Makes a rename durable. Some systems cannot open folders and do not need it."""
+    """Syncs a folder, so that renames in it are durable. Some systems cannot and need not do it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Drawing on machines without a display."""
+"""Lets simulators draw on machines without a display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 
 @cache
 def prefer_offscreen() -> None:
-    """Lets MuJoCo draw without a display, if there is none and the machine can: sets MUJOCO_GL to "egl".
+    """Sets MUJOCO_GL to "egl", so that MuJoCo draws without a display, if there is none and EGL works.
 
     It has no effect once MuJoCo is imported. What the user has set stays.
     """
@@ -20,7 +20,7 @@ def prefer_offscreen() -> None:
 
 
 def _egl_devices() -> int:
-    """Number of devices that draw without a display. A library alone is not enough: dm_control fails without one."""
+    """Returns the number of EGL devices. A library alone is not enough: dm_control fails without a device."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:

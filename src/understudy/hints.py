@@ -18,19 +18,21 @@ def command_line(*parts: object) -> str:
 
 
 def path_text(path: object) -> str:
-    """A path as it is typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two, and that of
-    ./-name begins like an option."""
+    """Returns a path as a user would type it.
+
+    `Path` turns ws://HOST into ws:/HOST, which is undone. A name that begins with "-" gets ./ before it.
+    """
     text = re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
     return f"./{text}" if isinstance(path, Path) and text.startswith("-") else text
 
 
 def is_standard_library(name: str) -> bool:
-    """Whether a name of code, such as "package.module:function", is in Python's standard library."""
+    """Returns whether a name of code, such as "package.module:function", is in Python's standard library."""
     return name.partition(":")[0].partition(".")[0] in sys.stdlib_module_names
 
 
 def trust_hint(package: str) -> str:
-    """What to do if the code of a package is not trusted. Nothing of understudy is in the standard library."""
+    """Returns what to do if code of a package is not trusted. Nothing of understudy is in the standard library."""
     if is_standard_library(package):
         return (f"{package} is a module of Python's standard library, which has nothing for understudy; do not use "
                 "what names it, or rename a module of yours with this name")
@@ -38,7 +40,7 @@ def trust_hint(package: str) -> str:
 
 
 def columns_option(*columns: str) -> str:
-    """The option that names columns, such as "state=q1,q2", on the command line and in Python."""
+    """Returns the option that names columns, such as "state=q1,q2", on the command line and in Python."""
     return f"--columns {' '.join(columns)} (in Python: columns={list(columns)})"
 
 
@@ -52,7 +54,7 @@ def escape_control(text: str) -> str:
 
 
 def repair_hint(path: object) -> str:
-    """What to do about damaged data: the command saves those episodes that can be read."""
+    """Returns what to do about damaged data: the command that saves the readable episodes."""
     return f"take the data from a copy; {command_line('repair', path, '--out', 'DST')} saves what can be read"
 
 
@@ -62,7 +64,7 @@ def join_and(names: Sequence[str]) -> str:
 
 
 def pluralize(n: int, what: str) -> str:
-    """A number and what is counted: "1 step", "2 steps"."""
+    """Formats a number and what is counted: "1 step", "2 steps"."""
     return f"{n} {what}{'s' * (n != 1)}"
 
 
@@ -84,13 +86,13 @@ def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cu
 
 
 def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:
-    """The question "did you mean 'a'?", with the nearest of the known names, or "" if none is near."""
+    """Returns the question "did you mean 'a'?" with the nearest of the known names. Empty if none is near."""
     suggestions = nearest_names(name, valid_names, most, cutoff)
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
 def unit_hint(data: str | None, robot: str | None, otherwise: str) -> str:
-    """Advice for data in another unit than a robot, whose joints may be in this one.
+    """Returns advice for data in another unit than a robot, whose joints may be in this one.
 
     Args:
         data: The unit of the data, if it is known.

@@ -1,4 +1,4 @@
-"""Signals that stop a command: Ctrl-C, the polite kill of a scheduler, and a closed terminal."""
+"""Handles signals that stop a command: Ctrl-C, termination by a scheduler, and a closed terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def leave_closed_terminal(number: int) -> None:
 
 
 def is_of_closed_terminal(error: BaseException | None) -> bool:
-    """Whether an error comes from a terminal that has been closed. It may come earlier than SIGHUP."""
+    """Returns whether an error comes from a terminal that has been closed, maybe before SIGHUP arrives."""
     visited: set[int] = set()  # an error may be its own cause
     while error is not None and error.args[:1] != (errno.EIO,):
         visited.add(id(error))

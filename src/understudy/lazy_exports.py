@@ -1,4 +1,4 @@
-"""Names of packages that are imported when they are used, because importing PyTorch takes a second."""
+"""Imports the names that packages export only when they are used, because importing PyTorch is slow."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> tuple[
         Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package.
+    """Returns `__getattr__`, `__dir__` and `__all__` for a package whose names are imported on use.
 
     Args:
         modules: Exported names, with the module of the package that defines each.

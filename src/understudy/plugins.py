@@ -1,4 +1,4 @@
-"""Methods, environments and formats that installed packages register by entry points.
+"""Finds methods, environments and formats that installed packages register by entry points.
 
 A package registers them in its `pyproject.toml`:
 
@@ -28,7 +28,7 @@ Kind = Literal["methods", "envs", "formats"]
 
 
 def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
-    """What installed packages register, by name. Nothing is imported.
+    """Returns the entry points of installed packages by name, without importing them.
 
     The packages are listed once for each state of `sys.path`, because that takes milliseconds, and every data set that
     is opened asks for it. What is installed while the program runs is found by the next one.
@@ -58,5 +58,5 @@ def load_plugin(kind: Kind, name: str) -> Any:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The name of the package that registers an entry point."""
+    """Returns the name of the package that registers an entry point."""
     return entry.dist.name if entry.dist is not None else entry.module.partition(".")[0]

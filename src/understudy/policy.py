@@ -77,17 +77,17 @@ from .nets.mlp import MLP
 from .nets.pretrained.files import save_pretrained_files
 from .nets.vision import without_downloads
 
-NO_TARGET = Feature("float32", (0,))  # what a policy predicts that has no target
+NO_TARGET = Feature("float32", (0,))  # of a policy without a target
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Configuration of a policy: everything but its weights and the features of the data.
+    """Config of a policy: everything but its weights and the features of the data.
 
     Args:
         head: How the output of the network becomes an action, and its loss.
         encoder: Encodes observations as tokens.
-        codec: Converts between the units of the data and those of the network.
+        codec: Converts between the units of the data and the units of the network.
         window: Which rows are observed and which are predicted.
         inputs: Names of the observation columns. Empty for every "observation." column.
         target: Name of the predicted column. Empty for a policy that predicts nothing, whose encoder is trained on
@@ -117,7 +117,7 @@ class PolicyConfig:
 
 
 def check_parts(owner: object, kinds: Mapping[str, type], example: str) -> None:
-    """Raises ConfigError for the first field that is of another class. `example` is the hint where it is no class."""
+    """Raises ConfigError for the first field with a wrong type. `example` is the hint if the field is not a class."""
     for field_name, kind in kinds.items():
         if not isinstance(content := getattr(owner, field_name), kind):
             is_class = isinstance(content, type)
@@ -127,7 +127,7 @@ def check_parts(owner: object, kinds: Mapping[str, type], example: str) -> None:
 
 
 class NetworkGuidance(ABC):
-    """Guidance that wraps the network."""
+    """Base class of guidance that wraps the network of a policy."""
 
     def select_rows(self, rows: Tensor) -> NetworkGuidance:
         """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
@@ -165,7 +165,7 @@ class NetworkGuidance(ABC):
 
 
 class CostGuidance(ABC):
-    """Guidance that lowers a cost of the estimated clean chunk at each denoising step.
+    """Base class of guidance that lowers a cost of the estimated clean chunk at each denoising step.
 
     If `through_network` is False, no gradient of the plan's costs passes the network: see `heads.guidance.DirectCost`.
     """
@@ -193,7 +193,7 @@ class CostGuidance(ABC):
 
 
 class LimitedCostGuidance(CostGuidance):
-    """Guidance whose cost is at least 0, and whose strength saturates.
+    """Base class of cost guidance whose cost is at least 0, and whose strength saturates.
 
     No sampling step is guided past the point where the cost would be 0, however large the cost is: see
     `heads.guidance.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
@@ -201,7 +201,7 @@ class LimitedCostGuidance(CostGuidance):
 
 
 class EnergyGuidance(CostGuidance):
-    """Guidance whose cost is an energy: plans are drawn from the density of the policy times ``exp(-cost)``.
+    """Base class of cost guidance whose cost is an energy: plans are weighted by ``exp(-cost)``.
 
     The effect does not depend on the number of sampling steps: see `heads.guidance.EnergyCost`. Costs of other guides
     that act at the same time keep their own strength.
@@ -210,7 +210,7 @@ class EnergyGuidance(CostGuidance):
 
 @dataclass(frozen=True)
 class LastChunk:
-    """The chunk that an executor was executing when it asked for a new plan.
+    """The chunk that an executor was running when it asked for a new plan.
 
     Executors pass it with the guides. It does not change how a chunk is sampled. Planners that choose between several
     samples read it.
@@ -242,7 +242,7 @@ class LastChunk:
 
 
 class _BoundGuides:
-    """The guides of one plan, bound to its observation.
+    """All guidance of one plan together, bound to the observation of this plan.
 
     Args:
         encode: Converts actions in world units to coded actions, for this observation.
@@ -296,7 +296,7 @@ def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGu
 
 @part
 class ClassifierFreeGuidance(NetworkGuidance):
-    """Classifier-free guidance: moves the prediction away from the one without some columns.
+    """Classifier-free guidance: moves the prediction away from the prediction without some columns.
 
     The policy must be trained with `ConditionDropout` for these columns.
 
@@ -322,7 +322,7 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Clamp(NetworkGuidance):
-    """Fixes entries of a chunk, and lets the policy complete the others.
+    """Guidance that fixes entries of a chunk, and lets the policy complete the remaining entries.
 
     At every denoising step the network reads the given entries in place of noisy ones, and the plan has them unchanged.
     `Inpaint` draws a plan towards known actions instead, and can leave them. A policy completes given entries best if
@@ -331,8 +331,8 @@ class Clamp(NetworkGuidance):
     Args:
         action: Actions in world units, (B, H, A). Values that are not given do not matter.
         is_given: True where an entry is given, (B, H, A), or (B, H, 1) for whole steps.
-        clean_times: Whether the network reads the time 1, that of clean actions, at steps that are given as a whole.
-            None if the head was trained with times that differ from step to step.
+        clean_times: Whether the network reads the time 1, which is the time of clean actions, at steps that are given
+            as a whole. None if the head was trained with times that differ from step to step.
 
     References:
         Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657,
@@ -380,7 +380,7 @@ class Clamp(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Inpaint(CostGuidance):
-    """Guides a chunk towards known actions, as in real-time chunking.
+    """Guidance of a chunk towards known actions, as in real-time chunking.
 
     Args:
         action: Actions in world units, (B, H, A).
@@ -405,7 +405,7 @@ class Inpaint(CostGuidance):
 
 
 class Planner(ABC):
-    """Plans chunks for an executor: a policy, or a combination of policies.
+    """Base class of planners, which plan chunks for an executor: policies, and combinations of policies.
 
     Attributes:
         features: Features of these columns, and possibly of others.
@@ -478,7 +478,7 @@ _NO_CONTEXT = "use an executor that only asks for plans, such as RecedingHorizon
 
 
 class StepwisePlanner(Planner):
-    """A planner whose chunks can be sampled step by step."""
+    """Base class of planners whose chunks can be sampled step by step."""
 
     @property
     @abstractmethod
@@ -501,7 +501,7 @@ class StepwisePlanner(Planner):
 
 
 class Policy(CheckpointModule, StepwisePlanner):
-    """A network with its codec, which plans chunks of the target column."""
+    """A policy: a network with its codec, which plans chunks of the target column."""
 
     def __init__(self, config: PolicyConfig, features: Schema):
         super().__init__()
@@ -552,14 +552,14 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Returns the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
+        """Returns the windows of a dataset. It takes the options of `Window.windows`, such as `extra`."""
         self._check_data(data)
         return self.config.window.windows(data, self.inputs, self.config.target or None, **options)
 
     def training_windows(self, data: Dataset, **options) -> Windows:
         """Returns the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
 
-        They are for `loss` and `context`. Others read the images: use `windows`.
+        Only `loss` and `context` can read these windows. For anything that reads the images, use `windows`.
         """
         if not (networks := self.encoder.cached_features):
             return self.windows(data, **options)
@@ -639,7 +639,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
         Args:
             obs: Observation windows by name, (B, To, ...), in the units of the data.
-            rng: Source of randomness in training, such as that of random crops. None otherwise: see `nets.base`.
+            rng: Source of randomness in training, for example for random crops. None otherwise: see `nets.base`.
         """
         return self.encoder(self.codec.encode_obs(obs), rng)
 
@@ -651,7 +651,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def clip(self, coded: Tensor) -> Tensor:
-        """Returns coded actions, (..., width), within the range of those in the data, where the codec knows one."""
+        """Returns coded actions, (..., width), within the range of the data if the codec knows this range."""
         bound = self.codec.bound
         return coded if bound is None else coded.clamp(-bound, bound)
 
@@ -705,7 +705,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         """Samples coded actions, (B, H, width), with gradients.
 
         Args:
-            temperature: None for that of the head. Another one needs a `TemperatureHead`.
+            temperature: None for the temperature of the head. Another temperature needs a `TemperatureHead`.
         """
         head = self.config.head
         if temperature is not None:
@@ -733,7 +733,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.likelihood_head.sample_log_prob(self.net, context, self._draw_noise(context, rng))
 
     def log_prob(self, context: Context, coded: Tensor, mask: Tensor) -> Tensor:
-        """Log-density of each step, (B, H), 0 at padding. A `LikelihoodHead` is needed.
+        """Returns the log-density of each step, (B, H), 0 at padding. It needs a `LikelihoodHead`.
 
         Args:
             coded: Coded actions, (B, H, width), as of `encode_batch`.
@@ -744,7 +744,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return -self.likelihood_head.loss(self.net, context, coded, mask, none) * mask
 
     def entropy(self, context: Context, rng: Generator) -> Tensor:
-        """Entropy of each step, (B, H), or an estimate of it: see `LikelihoodHead.entropy`, which is needed."""
+        """Returns the entropy of each step, (B, H), or an estimate of it. It needs a `LikelihoodHead`."""
         return self.likelihood_head.entropy(self.net, context, self._draw_noise(context, rng))
 
     def _draw_noise(self, context: Context, rng: Generator) -> Tensor:
@@ -769,7 +769,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.context({**obs, **absent})
 
     def _check_hidden(self, keys: tuple[str, ...]) -> None:
-        """Checks the columns that a guide hides. Warns of those that training never hides."""
+        """Checks the columns that a guide hides, and warns of columns that training never hides."""
         for key in keys:
             if key not in self.inputs:
                 raise UserError(f"the policy does not read the column {key!r} that guidance hides", where="guidance",
@@ -934,7 +934,7 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 
 
 def _reading_error(name: str, trained: Feature, where: str, is_environment: bool) -> UserError:
-    """The error for numbers that are classes to the policy and quantities here, or the other way round."""
+    """Builds the error for numbers that are classes to the policy and quantities here, or the other way round."""
     readings = ["classes", "quantities"] if trained.kind == "discrete" else ["quantities", "classes"]
     here, there = (f"--columns {short_name(name)}=COLUMN:{reading}" for reading in readings)
     return UserError(f"the policy was trained on {readings[0]}, and here are {readings[1]}",
@@ -958,7 +958,7 @@ def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
                   data: str | Path = "DATA") -> tuple[str, ...]:
-    """Returns the columns that a policy reads: those that its config names, or all observations but text and depth.
+    """Returns the columns that a policy reads: the inputs in its config, or all observations but text and depth.
 
     Args:
         where: What error messages call the data.

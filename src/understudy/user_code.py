@@ -1,4 +1,4 @@
-"""Code of users: environments, methods and scores in their own files.
+"""Imports code of users: environments, methods and scores in their own files.
 
 Errors inside such code are told with the user's file and line, so that they are not taken for errors of understudy.
 """
@@ -25,7 +25,7 @@ _DEBUG_HINT = "correct it there; --debug prints the whole traceback"
 
 
 def trusted_packages(args: Sequence[str]) -> tuple[str, ...]:
-    """The packages that --trust names in the arguments of a command."""
+    """Returns the packages that --trust names in the arguments of a command."""
     separate = [value for option, value in zip(args, args[1:], strict=False) if option == "--trust"]
     return *separate, *(a.removeprefix("--trust=") for a in args if a.startswith("--trust="))
 
@@ -81,7 +81,7 @@ def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> User
 
 
 def refuse_python_file(name: str, command: str) -> None:
-    """Refuses a file of Python code where the name of a function is expected, and says how to name one.
+    """Raises an error for a Python file where a function name is expected, and says how to name one.
 
     The file is parsed and not run.
 
@@ -109,7 +109,7 @@ def refuse_python_file(name: str, command: str) -> None:
 
 
 def user_code_digest() -> str:
-    """SHA-256 of the files of the user's code that have been imported, in hexadecimal digits.
+    """Returns the SHA-256 of the imported files of the user's code, in hexadecimal digits.
 
     It tells whether a result may differ because the user has changed an environment or a part of a method.
     """
@@ -122,7 +122,7 @@ def user_code_digest() -> str:
 
 
 def describe_place(function: Callable) -> str:
-    """ "FILE, line N, in NAME" of a function or method, or its qualified name if it has no source file."""
+    """Returns "FILE, line N, in NAME" of a function or method, or its qualified name without a source file."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is None:
         return getattr(function, "__qualname__", repr(function))

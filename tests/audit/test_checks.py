@@ -12,7 +12,7 @@ from understudy.audit.file_checks import check_files
 from understudy.audit.purposes import FAULTY, rank_episodes
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
-from understudy.data.formats.parts.key_map import MisreadingWarning
+from understudy.data.formats.parts.reader_warnings import MisreadingWarning
 from understudy.data.operations import Merge
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout

@@ -62,7 +62,8 @@ def test_the_page_says_what_a_run_means_and_how_often_the_error_had_risen(checkp
     text = checkpoints.page_text(checkpoints.TINY)
     assert "In 18 of them the held-out error had risen at the end, and was lowest after 20%" in text
     assert "they took 0.2 CPU hours" in text
-    assert "| regression | push +20 | fork +0 | `RUN/best` | `RUN/last` |" in text
+    assert "`RUN` means `RUN/best` for regression, others, otherwise `RUN/last`" in text
+    assert "With rollouts it means `RUN/last` for every kind." in text
 
 
 def test_the_mean_of_the_weights_is_that_since_half_of_the_training(checkpoints):

@@ -68,7 +68,7 @@ def test_the_table_has_the_mean_of_the_seeds_of_which_all_cells_ran(delay, tmp_p
     assert delay.points(replace(differences["low-pass"][1], low=-0.6, high=-0.4)) == "**−50 [−60, −40]**"
     text = delay.page_text(size)
     row = next(line for line in text.splitlines() if line.startswith("| low-pass"))
-    assert row.startswith("| low-pass | 100 [") and "| 50 [" in row
+    assert row.startswith("| low-pass | +0 [") and "−50 [" in row and "succeeds in 100 [" in text
     assert "2 training seeds" in text and "smallest size" not in text and "push" not in text
     assert (tmp_path / "delay-fork.svg").read_text().startswith("<svg")
 

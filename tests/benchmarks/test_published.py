@@ -149,11 +149,11 @@ def test_the_table_of_goals_has_the_methods_of_which_all_seeds_have_run(publishe
             write_json(folder / task / f"{name}-{seed}.json", {"success": success, "updates": 40_000})
     lines = "\n".join(published._goals())
     assert "gcivl **not reproduced**, qrl **reproduced**, hiql **not all have run**" in lines
-    assert "| qrl | 82 % | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
-    assert "| hiql | 79 %" not in lines
+    assert "| qrl | 82 | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 | 40,000 |" in lines
+    assert "| hiql | 79 |" not in lines
     assert "GCIQL above HIQL: gciql **reproduced**" in lines
-    assert "| gciql | 68 % | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
-    assert "| hiql | 15 % | 10 [3, 22] |  |" in lines
+    assert "| gciql | 68 | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 | 40,000 |" in lines
+    assert "| hiql | 15 | 10 [3, 22] |  |" in lines
 
 
 def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episodes(published, tmp_path):
@@ -169,8 +169,8 @@ def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episod
                 "last": [3.0] * 100, "best": [5.0] * 10, "anew": [4.0] * 100, "updates": 100_000,
                 "diverged": "update 81577" if seed == 1 else None, "seconds": 600.0 if seed else None})
     lines = published._rewards()
-    assert "| bc | 2.3 | 1.0 [1.0, 1.0] |  | 9.4 | 11.0 [11.0, 11.0] | 2.0 [2.0, 2.0] | 100,000 | 400 |" in lines
+    assert "| bc | 2.3 | 1.0 [1.0, 1.0] |  | 9.4 | 11.0 [11.0, 11.0] | 2.0 [2.0, 2.0] | 100,000 |" in lines
     assert any(line.startswith("| iql | 3.3 | 3.0 [3.0, 3.0] | 2.0 [2.0, 2.0] | 13.5 | 5.0") for line in lines)
-    assert any(line.endswith("| 100,000 | 600 |") for line in lines)
+    assert any(line.endswith("| 100,000 |") for line in lines)
     assert not any(line.startswith("| cql") for line in lines)
-    assert any("Training seed 1 of iql ended at update 81577" in line for line in lines)
+    assert any("seed 1 of iql at update 81577" in line for line in lines)

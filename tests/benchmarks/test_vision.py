@@ -38,8 +38,8 @@ def test_the_gain_is_over_the_policy_that_sees_no_image(vision):
     text = vision.page_text(vision.FULL)
     assert "5 demonstrations, 2 training seeds, 4 starts" in text and "button" not in text
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
-    assert rows["conv"][2].startswith("75 [") and rows["conv"][3].startswith("+50 [")
-    assert rows["state"][3].startswith("+0 [") and rows["no-image"][3].strip() == ""
+    assert rows["conv"][1].startswith("75 [") and rows["conv"][2].startswith("+50 [")
+    assert rows["state"][2].startswith("+0 [") and rows["no-image"][2].strip() == ""
     assert list(rows)[1] == "conv"  # the best comes first
 
 

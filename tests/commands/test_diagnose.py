@@ -88,7 +88,8 @@ def test_another_checkpoint_is_one_of_the_same_run(place, named):
 
 
 def test_a_server_is_no_run(place, call):
-    refused(call("diagnose", "ws://127.0.0.1:8000"), "ws://127.0.0.1:8000: is no run", "the run that is served there")
+    refused(call("diagnose", "ws://127.0.0.1:8000"), "ws://127.0.0.1:8000: is not a run",
+            "the run that is served there")
 
 
 def test_the_page_has_every_finding_with_its_number_and_its_command(place, call, tmp_path):

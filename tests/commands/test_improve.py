@@ -327,7 +327,7 @@ def test_a_supervisor_acts_with_its_own_executor(folder, improve, tmp_path):
      ["at most 0.5", "such as --intervention-rate 0.1"]),
     (["--with", "dagger"], ["dagger needs a supervisor", "scripted", "keyboard"]),
     (["--with", "filtered", "--supervisor", "scripted"], ["filtered has no supervisor", "hg-dagger"]),
-    (["--with", "dagger", "--supervisor", "nobody"], ["'nobody' is no supervisor", "scripted"]),
+    (["--with", "dagger", "--supervisor", "nobody"], ["'nobody' is neither a supervisor nor a run", "scripted"]),
     (["--with", "dagger", "--supervisor", "keyboard"], ["no terminal to read keys from", "scripted"]),
     (["--with", "dagger", "--supervisor", "{folder}/other"], ["observation"]),
     (["--with", "dagger", "--supervisor", "scripted", "--env", "particle"], ["observation"]),

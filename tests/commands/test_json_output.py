@@ -21,6 +21,10 @@ WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evalu
          "behavior.metrics.NAME.demonstrations", "behavior.modes.conditional_entropy",
          "behavior.discriminator_accuracy", "behavior.support", "skipped", "failed")
 
+# Objects that the page describes once, as an interval and as a difference.
+SHAPES = ({"estimate", "low", "high"}, {"estimate", "low", "high", "level"}, {"mean", "low", "high", "level"},
+          {"difference", "low", "high", "p"})
+
 
 def documented(title):
     """The keys of the first column of a section's table."""
@@ -35,7 +39,7 @@ def keys(value, at=""):
         yield at
     if at in WHOLE:
         return
-    if isinstance(value, dict):
+    if isinstance(value, dict) and set(value) not in SHAPES:
         for name, part in value.items():
             yield from keys(part, f"{at}.{'NAME' if at in NAMED else name}".lstrip("."))
     elif isinstance(value, list):

@@ -164,7 +164,7 @@ def test_other_episodes_and_comparisons_of_comparisons_are_refused(judge, data, 
     refused((main(["judge", str(tmp_path / "answers"), "--out", str(tmp_path / "new"), "--judge", "reward"]),
              *capsys.readouterr()), "are comparisons themselves")
     write_dataset(walks(), tmp_path / "walks", "lerobot")
-    refused(judge(out="walks"), "the episode is no comparison")
+    refused(judge(out="walks"), "the episode is not a comparison")
     assert main(["judge", str(data), "--out", str(tmp_path / "once"), "--judge", "reward", "--length", "10", "--pairs",
                  "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["agreed"] is None  # nothing was asked

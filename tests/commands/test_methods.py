@@ -38,7 +38,7 @@ def test_a_family_is_listed_alone(capsys):
 @pytest.mark.parametrize("name", ["offline", "offline-rl", "offline_rl"])
 def test_a_family_that_stands_in_place_of_a_method_is_told(name, capsys):
     assert main(["train", name, "data.npz", "--out", "run", "--help"]) == 2
-    assert f"{name!r} is no method, but a family of methods\n  -> understudy methods offline-rl lists them" in (
+    assert f"{name!r} is not a method, but a family of methods\n  -> understudy methods offline-rl lists them" in (
         capsys.readouterr().err)
 
 

@@ -106,7 +106,7 @@ def test_an_address_keeps_both_its_slashes(run, tmp_path, capsys):
         assert main(["eval", served.url, "fork", "--episodes", "2", "--against", str(run), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["checkpoint"] == served.url
         assert main(["eval", served.url, str(run.parent / "demos")]) == 2
-        assert f"{served.url} needs an environment: it is no run" in capsys.readouterr().err
+        assert f"{served.url} needs an environment: it is not a run" in capsys.readouterr().err
     improve = ["improve", "ws://gpu:8000", "--with", "dagger", "--supervisor", "scripted", "--out", str(tmp_path / "o")]
     for command in (improve, ["export", "ws://gpu:8000", "--out", "f.onnx"], ["plot", "ws://gpu:8000"]):
         assert main(command) == 2

@@ -44,7 +44,7 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     refused(call(*again), "scored in 4 episodes of fork")
     assert call(*again, "--eval=fork", "--rollouts=4")[0] == 0
     refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
-    refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
+    refused(call(*again, "--random-steps", 4), "--random-steps: has no effect where DATA are named")
     refused(call("train", "sac", "--env", "fork", "--out", "none", "--random-steps", 0), "must be at least 1")
 
 
@@ -240,7 +240,7 @@ def test_options_without_a_type_have_that_of_their_default():
 
 def test_a_field_is_not_set_twice():
     """The second value won without a word."""
-    says = "--policy.window.horizon: says otherwise than --horizon 5, which sets this field to 5"
+    says = "--policy.window.horizon: contradicts --horizon 5, which sets this field to 5"
     with pytest.raises(ConfigError, match=says):
         build_method("bc", ["--horizon", "5"], ["--policy.window.horizon", "6"], None, (), steps=3)
     same = build_method("bc", ["--horizon", "5"], ["--policy.window.horizon", "5"], None, ())

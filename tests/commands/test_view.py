@@ -43,12 +43,13 @@ def test_what_a_subcommand_needs(call, mixed, tmp_path):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["materialize", "--out", "d", "--filter", "success=true"], "--filter: says nothing with materialize"),
-    (["show", "--crop", "1:2"], "--crop: says nothing with show"), (["list", "--delete", 1], "--delete: says nothing"),
-    (["make", "--out", "w.json", "--strict"], "--strict: says nothing with make"),
-    (["make", "--out", "w.json", "--descending"], "--descending: says nothing without --sort"),
-    (["make", "--out", "w.json", "--rule", "linear"], "--rule: says nothing without --fps"),
-    (["make", "--out", "w.json", "--seed", 1], "--seed: says nothing without --sample")])
+    (["materialize", "--out", "d", "--filter", "success=true"], "--filter: has no effect with materialize"),
+    (["show", "--crop", "1:2"], "--crop: has no effect with show"),
+    (["list", "--delete", 1], "--delete: has no effect"),
+    (["make", "--out", "w.json", "--strict"], "--strict: has no effect with make"),
+    (["make", "--out", "w.json", "--descending"], "--descending: has no effect without --sort"),
+    (["make", "--out", "w.json", "--rule", "linear"], "--rule: has no effect without --fps"),
+    (["make", "--out", "w.json", "--seed", 1], "--seed: has no effect without --sample")])
 def test_operations_that_would_not_be_done_are_refused(words, says, call, mixed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("view", "make", mixed, "--out", "v.json", "--sample", 3, "--seed", 1)[0] == 0

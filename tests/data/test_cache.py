@@ -118,12 +118,12 @@ def _entry(key, n, value=0):
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.001")
-    monkeypatch.setattr(cache, "_held", set())
+    monkeypatch.setattr(cache, "_mapped_entries", set())
     for i, key in enumerate("abc"):
         _entry(key * 32, 300_000, i)
         os.utime(tmp_path / "cache" / (key * 32), (1000 + i, 1000 + i))
     assert _entry("a" * 32, 300_000)[0] == 0  # used again: now the youngest
-    cache._held.clear()
+    cache._mapped_entries.clear()
     _entry("d" * 32, 300_000)
     remaining = {p.name[0] for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")}
     assert remaining == {"a", "c", "d"}

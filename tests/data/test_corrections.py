@@ -114,8 +114,9 @@ def test_exceptions_in_the_unit_are_not_converted():
 @pytest.mark.parametrize("operation, says", [
     (Scale(STATE, "deg2rad"), "the unit is rad, and deg2rad converts deg"),
     (Scale(STATE, "deg2grad"), "no conversion 'deg2grad'; there are deg2rad, rad2deg, mm2m, m2mm"),
-    (Scale(STATE, 0), "scale, observation.state: 0 is no factor"), (Scale(STATE, float("nan")), "nan is no factor"),
-    (Scale(STATE, 1.0), "1 is no factor"), (Scale(STATE, 2, ("d",)), "no component 'd'; there are a, b, c"),
+    (Scale(STATE, 0), "scale, observation.state: 0 is not a factor"),
+    (Scale(STATE, float("nan")), "nan is not a factor"),
+    (Scale(STATE, 1.0), "1 is not a factor"), (Scale(STATE, 2, ("d",)), "no component 'd'; there are a, b, c"),
     (Scale(STATE, 2, (3,)), "no component 3; there are a, b, c"), (Scale(STATE, 2, (0, "a")), "'a' is given twice"),
     (Scale(STATE, 2, (-1,)), "no component -1"),
     (Scale(CAMERA, 2), "scale, observation.images.front: the column has the kind 'image'"),

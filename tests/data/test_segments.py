@@ -118,7 +118,7 @@ def test_segments_of_files_are_read_when_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("segments, text", [
-    ([[LabeledSegment(0, 11, "go")], []], "episode 0, segment 0: start=0 and stop=11 are no part of its 10 steps"),
+    ([[LabeledSegment(0, 11, "go")], []], "episode 0, segment 0: start=0 and stop=11 are not part of its 10 steps"),
     ([[], [LabeledSegment(0, 1, "go"), LabeledSegment(3, 3, "go")]], "episode 1, segment 1: start=3 and stop=3"),
     ([[LabeledSegment(-1, 3, "go")], []], "start=-1"), ([[LabeledSegment(0.5, 3, "go")], []], "whole numbers"),
     ([[LabeledSegment(0, 3, " ")], []], "episode 0, segment 0: task=' ' says nothing"),

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from fixtures.onnx_policies import NUMBERS
-from folders import REPOSITORY
 
 pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
@@ -131,6 +129,3 @@ def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
-    page = (REPOSITORY / "docs/deploy.md").read_text()
-    shown = textwrap.indent(f'```python title="onnx_runner.py"\n{source}```', "    ")
-    assert shown in page, "docs/deploy.md shows another onnx_runner.py"

@@ -101,7 +101,7 @@ def test_an_error_of_another_column_is_not_called_one_of_actions(tmp_path):
     prediction = evaluate_action_prediction(Policy(config, data.features()).fit_statistics(data), data)
     text = f"{prediction.headline()} {prediction.note}"
     assert text.startswith("Values of the column 'joint', and not actions alone, are compared. On ")
-    assert "predicted values are off by" in text and "predicted actions" not in text and "no comparison" in text
+    assert "predicted values are off by" in text and "predicted actions" not in text and "cannot be compared" in text
     assert prediction.to_json()["column"] == "joint" and len(prediction.by_component) == 6
     write_prediction_report(prediction, tmp_path / "report.html")
     assert "predicted action" not in (tmp_path / "report.html").read_text()
@@ -278,7 +278,7 @@ def test_another_data_set_is_not_called_unseen():
     numbers, origin = episodes_to_evaluate(provenance, cut)
     text = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
     assert text.startswith("On 1 episode of a data set that it was not trained on, as far as is recorded (if they are "
-                           "cut from its training data, this is no test), the predicted actions are off by ")
+                           "cut from its training data, this is not a test), the predicted actions are off by ")
 
 
 def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,7 @@ def test_the_generalization_gap_by_hand():
     assert (gap.metric, gap.difference, gap.p_value) == ("success", 7 / 20, pytest.approx(2 * 67 / 2048))
     assert gap.low < 7 / 20 < gap.high and generalization_gap(new, training).difference == -7 / 20
     assert generalization_gap(training, outcomes(*[None] * 20)).difference == 15 / 20  # no success was ever reported
-    with pytest.raises(UserError, match=r"no pairs: 20 of seed 0 in toy, and 3 of seed 0 in toy"):
+    with pytest.raises(UserError, match=r"not pairs: 20 of seed 0 in toy, and 3 of seed 0 in toy"):
         generalization_gap(training, outcomes(True, False, True))
 
 

@@ -36,7 +36,7 @@ def place(tmp_path_factory):
 def test_the_command_says_the_value_and_what_it_cannot_tell(place):
     status, text = call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20)
     assert status == 0 and "Fitted Q evaluation on 20 episodes, 20 of which it was trained on" in text
-    assert "discount 0.99" in text and "This value is no measurement" in text and "which can be far too high" in text
+    assert "discount 0.99" in text and "This value is not measured" in text and "which can be far too high" in text
     status, text = call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20, "--discount",
                         0.5, "--json")
     value = json.loads(text[text.index("{"):])["fitted_q"]

@@ -28,6 +28,7 @@ from understudy.evaluate.report import (
     Section,
     StatTiles,
     Table,
+    demonstrations_section,
     write_page,
     write_prediction_report,
     write_report,
@@ -47,13 +48,12 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
             runs=runs,
             env=Fork(),
             training={"steady": recorded_curves(lines), "shaky": recorded_curves(lines[:19])},
-            data=steady.episodes,
             commands=[("understudy eval a b", "Again")],
         )
     )
-    assert page.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
+    assert page.seen.count("svg") == 7  # two maps, bars, difference, loss, error, score
     for words in ("steady succeeds more often than shaky", "20 of 20 against", "this checkpoint", "understudy eval a b",
-                  Fork().metadata["success"], "observation.state", "Losses of different heads", "Clopper–Pearson"):
+                  Fork().metadata["success"], "Losses of different heads", "Clopper–Pearson"):
         assert words in page.text, words
     p = compare(steady, shaky)
     assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in page.text
@@ -104,9 +104,11 @@ def test_text_from_strangers_stays_text(runs, tmp_path):
     e = runs["steady"].episodes[0]
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
     hostile_data = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
-    page = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=hostile_data,
+    page = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(),
                                 training={EVIL: recorded_curves([{"step": 1, "loss": 1.0}])}, commands=[(EVIL, EVIL)]))
-    assert page.text.count(EVIL) >= 6
+    assert page.text.count(EVIL) >= 4
+    page = checked(write_page(tmp_path / "d.html", "t", [demonstrations_section(hostile_data)]))
+    assert page.text.count(EVIL) >= 2
     every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
     page = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
                               footer=EVIL))

@@ -6,6 +6,7 @@ import pytest
 from folders import REPOSITORY
 
 from evidence.pages import pages
+from evidence.systems import STATUSES, systems
 from evidence.tables import Comparison, Measure
 
 
@@ -23,6 +24,23 @@ def test_a_picture_has_its_interval_on_the_side_of_its_sign():
     assert [int(v) for v in re.findall(r"--\w+:(\d+)", text)] == [50, 95, 73, 55]
     negative = picture(Comparison("a", "b", "success", -0.5, -1.0, 0.0, "open"), Measure(0.11), 1.0)
     assert [int(v) for v in re.findall(r"--\w+:(\d+)", negative)] == [5, 50, 27, 55]
+
+
+def test_each_system_has_a_row_that_the_choice_of_its_family_and_status_shows():
+    text = (REPOSITORY / "docs/evidence/systems.md").read_text(encoding="utf-8")
+    shown: dict[str, list[tuple[str, ...]]] = {}
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"## .+ \{#(.+)\}", line):
+            shown[heading[1]] = []
+        elif re.match(r"\| \d{3} ", line):
+            number, name, status = line.split(" | ")[:3]
+            name = re.sub(r"^\[(.+)\]\(.+\)$", r"\1", name)
+            shown[list(shown)[-1]].append((number[2:], name, status.removesuffix(" |")))
+    assert [(family, *row) for family, rows in shown.items() for row in rows] == sorted(
+        ((system.family, system.row, system.name, system.status) for system in systems()), key=lambda row: row[0])
+    family_choice, status_choice = re.findall(r"<select.+?</select>", text)
+    assert re.findall(r'value="([\w-]+)"', family_choice) == sorted(shown)
+    assert re.findall(r"<option>(.+?)</option>", status_choice) == list(STATUSES)
 
 
 def test_pages_that_were_moved_lead_to_pages_that_exist():

@@ -60,7 +60,10 @@ def test_each_arm_is_compared_with_the_plainest_rival_and_ablations_with_what_th
     assert table.arms == ["plain", "new", "bare"]
     assert [(c.arm, c.rival) for c in table.comparisons("success")] == [("new", "plain"), ("new", "bare")]
     page = family_page(replace_tables(table))
-    assert "| plain | 50 | | | |" in page and "+37 [+22, +51] **better**" in page and "bare *(ablation)*" in page
+    assert "| difference from plain |" in page and "| plain | 50 |  |" in page
+    assert "| bare *(ablation)* | 50 |  |" in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| new |")]
+    assert "| +37 [+22, +51] **better** <i" in row and "<br>from bare: +37 [+22, +51] **better** <i" in row
 
 
 def replace_tables(table):

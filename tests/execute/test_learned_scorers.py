@@ -160,7 +160,8 @@ def test_planners_refuse_what_is_no_module_when_they_are_made(build, field, kind
     for bad, name in ((3, "int"), (None, "None")):
         if build is BidirectionalDecoding and bad is None:  # without a weaker policy
             continue
-        with pytest.raises(ConfigError, match=rf"{build.__name__}\.{field}: {name} is no {kind}\n  -> name a {kind}"):
+        refused = rf"{build.__name__}\.{field}: {name} is not a {kind}\n  -> name a {kind}"
+        with pytest.raises(ConfigError, match=refused):
             holds(bad)
 
 
@@ -178,7 +179,7 @@ def test_planners_in_planners_are_filled_in():
         Hierarchical(BestOfN(scorer="value")).over(policy, modules)
     with pytest.raises(ConfigError, match="BestOfN.planner: it changes another planner already"):
         BestOfN("high", "value").over(policy, modules)
-    with pytest.raises(ConfigError, match="BestOfN.scorer: Policy is no Scorer"):
+    with pytest.raises(ConfigError, match="BestOfN.scorer: Policy is not a Scorer"):
         BestOfN(scorer="high").over(policy, modules)
 
 

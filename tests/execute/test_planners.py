@@ -13,7 +13,6 @@ from understudy.envs.toys.fork import Fork
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.planners import (
-    BackwardCoherence,
     BestOfN,
     FactoredPlanner,
     FixedBatch,
@@ -24,14 +23,13 @@ from understudy.execute.planners import (
     SampleSelector,
 )
 from understudy.execute.streaming import StreamingExecutor
-from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import NoiseSteeringWrapper
 from understudy.heads.base import RampTimes
 from understudy.heads.denoising.flow import Flow
 from understudy.heads.likelihood.regression import Regression
 from understudy.heads.memory.neighbors import Neighbors
 from understudy.nets.mlp import MLP
-from understudy.policy import ClassifierFreeGuidance, Inpaint, LastChunk, Policy, PolicyConfig
+from understudy.policy import ClassifierFreeGuidance, Inpaint, Policy, PolicyConfig
 from understudy.testing import random_batch, random_dataset
 
 # -- step by step ---------------------------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ class Choices(Clock):
 def test_kernel_density_takes_the_plan_that_most_others_resemble(bandwidth):
     planner = Choices([0.0, 0.0], [5.0, 5.0], [5.1, 5.2], [9.0, 4.0])
     plans, scale = planner.chunks.unsqueeze(0), planner.action_scale
-    score = KernelDensity(bandwidth).score({}, plans, scale, None)
+    score = KernelDensity(bandwidth).score({}, plans, scale)
     each = torch.tensor([[((a - b) / 2).square().mean() for b in plans[0]] for a in plans[0]])
     assert torch.allclose(score[0], (-each / (2 * bandwidth**2)).exp().sum(1).log(), atol=1e-5)
     select = SampleSelector(planner, KernelDensity(bandwidth), 4)
@@ -233,32 +231,12 @@ def test_kernel_density_takes_the_plan_that_most_others_resemble(bandwidth):
     assert torch.equal(plan, planner.chunks[score.argmax()].expand(3, 2, 1)) and score.argmax() in (1, 2)
 
 
-def test_coherence_takes_the_plan_nearest_to_the_rest_of_the_last_chunk():
-    """Two steps of the first chunk, 0 1 2 3, are executed. The rest is 2 3; nothing is known beyond it."""
-    planner = Choices([0.0, 1, 2, 3], [2.0, 3, 9, 9], [2.5, 2.5, 2, 2], [8.0, 8, 8, 8])
-    select, executor = SampleSelector(planner, BackwardCoherence(0.5), 4), RecedingHorizon(2)
-    obs = {"observation.state": torch.zeros(3, 1, 1)}
-    state, done = executor.start(select, obs, KEY), []
-    for _ in range(4):
-        action, state = executor.act(select, obs, state)
-        done.append(action[:, 0])
-    assert torch.stack(done).tolist() == [[0] * 3, [1] * 3, [2] * 3, [3] * 3]
-    last = LastChunk(planner.chunks[:1], torch.tensor([2]), torch.tensor([True]))
-    score = BackwardCoherence(0.5).score({}, planner.chunks.unsqueeze(0), planner.action_scale, last)
-    expected = [-((a - 2) ** 2 + 0.5 * (b - 3) ** 2) / 4 for a, b, *_ in planner.chunks[:, :, 0].tolist()]
-    assert torch.allclose(score[0], torch.tensor(expected))
-    with pytest.raises(Unsupported, match="does not tell"):
-        TemporalEnsemble().act(select, obs, TemporalEnsemble().start(select, obs, KEY))
-
-
-@pytest.mark.parametrize(("scorer", "second"), [(BackwardCoherence(0.5), 1), (KernelDensity(1.0), 0)])
-def test_steps_in_the_past_do_not_count(scorer, second):
-    """After 0, the rest of the first chunk is 1 2, which is that of the second, and the most frequent plan is 0 1 2."""
+def test_steps_in_the_past_do_not_count():
+    """The most frequent plan is 0 1 2 from the current step on."""
     planner = Choices([0.0, 0, 1, 2], [99.0, 1, 2, 9], [50.0, 0, 1, 2], [99.0, 8, 8, 8], [99.0, 7, 5, 3], ahead=-1)
-    select, executor = SampleSelector(planner, scorer, 5), RecedingHorizon(1, skip=1)
+    select, executor = SampleSelector(planner, KernelDensity(1.0), 5), RecedingHorizon(1, skip=1)
     obs = {"observation.state": torch.zeros(3, 1, 1)}
-    _, state = executor.act(select, obs, executor.start(select, obs, KEY))
-    assert executor.act(select, obs, state)[0].tolist() == [[second]] * 3
+    assert executor.act(select, obs, executor.start(select, obs, KEY))[0].tolist() == [[0]] * 3
 
 
 def test_a_factored_planner_joins_the_slices_of_its_planners():

@@ -69,7 +69,7 @@ def test_what_a_batch_consists_of_is_said_once_and_of_tasks():
     for other in ({"mixture_weights": (0.5, 0.5)}, {"half_where": "intervention"}):
         with pytest.raises(UserError, match="rehearsal: both say what a batch consists of"):
             replace(rounds, rehearsal=PowerLawRehearsal(), **other)
-    with pytest.raises(UserError, match="the rounds of RolloutCollector are no tasks"):
+    with pytest.raises(UserError, match="the rounds of RolloutCollector are not tasks"):
         CollectionRounds(3, RolloutCollector(2), rehearsal=PowerLawRehearsal())
     for wrong in ({"exponent": -1.0}, {"fraction": 0.0}, {"fraction": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):

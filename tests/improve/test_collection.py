@@ -345,7 +345,7 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
             (lambda: PerRound(0), "PerRound.count: count is 0, but must be at least 1"),
             (lambda: rounds(mixture_weights=(1.0,)), "there must be two weights"),
             (lambda: RolloutCollector(0), "n_episodes is 0, but must be at least 1"),
-            (lambda: RolloutCollector(1, supervisor="me"), "'me' is no supervisor"),
+            (lambda: RolloutCollector(1, supervisor="me"), "'me' is not a supervisor"),
             (lambda: RolloutCollector(1, gate=RandomGate()), "there is no supervisor"),
             (lambda: RandomGate(1.5), "probability is 1.5, but must be at least 0 and at most 1")):
         with pytest.raises(UserError, match=words):

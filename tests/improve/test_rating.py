@@ -90,7 +90,7 @@ def test_a_policy_clones_what_a_rater_likes(tmp_path, monkeypatch, capsys):
         return main(["improve", "run", "--with", how, "--rounds", "1", "--episodes", "8", "--steps", "3",
                      "--compare", "20", "--device", "cpu", *args]), *capsys.readouterr()
     refused(improve("--out", "no", "--rater", "rater", how="dsrl"), "use --with filtered")
-    refused(improve("--out", "no", "--rater", "run"), "no rater of episodes")
+    refused(improve("--out", "no", "--rater", "run"), "rates neither episodes nor steps")
     assert main(["record", "push", "--out", "pushes", "--episodes", "6"]) == 0
     assert main(["train", name, "pushes", "--out", "of-push", "--steps", "5", *tiny]) == 0
     refused(improve("--out", "no", "--rater", "of-push"), "--rater of-push", "episodes of this environment")

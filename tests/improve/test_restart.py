@@ -23,7 +23,6 @@ from understudy.improve.restart import (
     RestartingActor,
     choose_threshold,
     elapsed_steps,
-    forecast,
     label_attempt,
 )
 from understudy.nets.encoders import ConcatEncoder
@@ -120,20 +119,14 @@ def test_the_closed_form_is_the_mean_of_simulated_trials(p, lost, caught, seed):
 @pytest.mark.slow
 def test_what_is_forecast_happens():
     """Attempts that run to the end tell what giving up would cost; those that are given up cost that."""
-    attempts = rollout(Sometimes(0.5), Fork(50, limit=30), 400, seed=-2).map(label_attempt)
-    forecast_rates = forecast(attempts, backwards, 0.5)
-    assert (
-        forecast_rates.false_alarms == 0
-        and forecast_rates.detected > 0.98
-        and 10 < forecast_rates.steps_to_success < 20
-        and 15 <= forecast_rates.steps_to_detection <= 26
-    )
-    for judge, above in ((backwards, 0.5), (elapsed_steps, 14.5), (elapsed_steps, math.inf)):
-        makespan, took = forecast(attempts, judge, above).makespan(5.0), spans(tried(40, judge, above, episodes=400))
+    attempts, makespans = rollout(Sometimes(0.5), Fork(50, limit=30), 400, seed=-2).map(label_attempt), []
+    for judge in (backwards, elapsed_steps, lambda obs: 0 * elapsed_steps(obs)):  # the last one can tell nothing
+        above, makespan = choose_threshold(attempts, judge, 5.0)
+        took = spans(tried(40, judge, above, episodes=400))
         assert makespan == pytest.approx(took.mean(), abs=float(4 * took.std() / 20 + 0.1 * makespan)), above
-    above, expected = choose_threshold(attempts, backwards, 5.0)
-    assert 0 <= above < 1 and expected == forecast(attempts, backwards, above).makespan(5.0)
-    assert expected < forecast(attempts, elapsed_steps, math.inf).makespan(5.0)
+        makespans.append(makespan)
+        assert 0 <= above < 1 if judge is backwards else above > 1
+    assert max(makespans[:2]) < makespans[2]
 
 
 def test_nothing_is_given_up_unless_that_saves_time():

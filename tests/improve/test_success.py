@@ -139,7 +139,8 @@ def test_a_policy_practices_where_only_a_classifier_says_what_success_is(tmp_pat
     assert main(["train", name, "other.json", "--out", "other", "--steps", "500", *tiny]) == 0
     assert main(["train", name, "demos", "--out", "untrained", "--steps", "1", *tiny]) == 0
     refused(improve("--out", "no", *silent), "needs a success signal", "--success RUN")
-    refused(improve("--out", "no", *silent, "--success", "run"), "no classifier of success", "success_classifier DATA")
+    refused(improve("--out", "no", *silent, "--success", "run"), "not a classifier of success",
+            "success_classifier DATA")
     refused(improve("--out", "no", *silent, "--success", "other"), "--success other", "episodes of this environment")
     refused(improve("--out", "no", *silent, "--success", "untrained"), "does not tell success from failure: ",
             "train it longer")

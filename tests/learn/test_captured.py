@@ -288,5 +288,5 @@ def test_training_says_that_a_run_goes_on_with_other_arithmetic(tmp_path):
 
 def test_a_learner_with_an_update_of_its_own_is_not_compiled(tmp_path):
     data = example_data(example_columns("g-blend"))
-    with pytest.raises(Unsupported, match="is no `Algorithm`"):
+    with pytest.raises(Unsupported, match="is not an `Algorithm`"):
         train(find_method("g-blend"), data, tmp_path / "run", steps=2, progress=False, device="cpu", compile=True)

@@ -101,7 +101,7 @@ def test_a_curriculum_settles_on_one_of_two_answers():
     gap = policy.loss(batch, torch.Generator())[:2, 0].diff().abs().item()
     assert (weights[is_chosen] == 1).all()
     assert weights[~is_chosen].numpy() == pytest.approx(math.exp(-gap / 2), rel=1e-4)
-    with pytest.raises(Unsupported, match="the loss of Flow is no log-likelihood"):
+    with pytest.raises(Unsupported, match="the loss of Flow is not a log-likelihood"):
         CurriculumWeights().build(Policy(PolicyConfig(Flow(), MLP(8, 1)), data.features()), data)
     with pytest.raises(UserError, match="temperature is 0"):
         CurriculumWeights(0)

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from fixtures.waiting import wait_until
 
 from understudy.data.formats import open_dataset
 
@@ -26,10 +28,19 @@ def served(folder, env="fork"):
     server = subprocess.Popen([sys.executable, "-m", "understudy", "studio", env, "--out", str(folder), "--no-browser",
                                "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        yield re.search(r"http://\S+/", server.stdout.readline())[0]
+        address = re.search(r"http://\S+/", server.stdout.readline())[0]
+        wait_until(lambda: answers(address), 60)
+        yield address
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +83,17 @@ def drive_around(page, count):
     page.get_by_text(f"episode {count}, step 0").wait_for()
 
 
+def take_over(page, count):
+    """Takes over by holding a key, gives back by releasing it, and ends the episode as a success."""
+    page.get_by_text("the policy acts").wait_for()
+    page.keyboard.down("ArrowUp")
+    page.get_by_text("you act").wait_for()
+    page.keyboard.up("ArrowUp")
+    page.get_by_text("the policy acts").wait_for()
+    page.keyboard.press("y")
+    page.get_by_text(f"of {count} succeeded").wait_for()
+
+
 def test_the_whole_loop(page, tmp_path):
     folder = tmp_path / "project"
     with served(folder) as address:
@@ -80,6 +102,40 @@ def test_the_whole_loop(page, tmp_path):
         for count in range(1, 4):
             drive_around(page, count)
         press(page, "Stop showing")
+        data = open_dataset(folder / "demonstrations" / "1")
+        assert len(data) == 3 and all(e.metadata["success"] and e.metadata["by"] == "browser" for e in data)
+
         tab(page, "Check")
-        page.get_by_text("Demonstration 3").wait_for()
-        press(page, "Leave out")
+        page.get_by_role("button", name="Leave out").first.click()  # the newest stands first
+        page.get_by_role("button", name="Take back").wait_for()
+        assert len(open_dataset(folder / "views" / "1.json")) == 2
+
+        tab(page, "Train")
+        page.get_by_label("Updates").fill("200")
+        press(page, "Train")
+        page.get_by_text("Train: done.").wait_for()
+
+        tab(page, "Watch")
+        press(page, "Watch")
+        for count in (1, 2):
+            take_over(page, count)
+        press(page, "Stop watching")
+        page.get_by_text("watched episodes are stored").wait_for()
+        press(page, "Learn from them")
+        page.get_by_text("Improve: done.").wait_for()
+        rounds = open_dataset(folder / "runs" / "1-1" / "collection" / "000000")
+        assert len(rounds) >= 2 and all(e.steps["intervention"].any() for e in rounds[:2])
+
+        tab(page, "Compare")
+        page.get_by_role("button", name=re.compile("^Compare on")).click()
+        report = folder / "reports" / "1.json"
+        page.get_by_text("Compare: done.").wait_for()
+        stored = json.loads(report.read_text())
+        page.get_by_text(stored["verdict"]).wait_for()
+        shown = page.inner_text("body")
+        assert all(f"{p['success']['estimate']:.0%} [{p['success']['low']:.0%} to" in shown for p in stored["policies"])
+    with served(folder) as address:  # the server was killed: all is there
+        page.goto(address)
+        page.get_by_text("2 shown").wait_for()
+        tab(page, "Compare")
+        page.get_by_text(stored["verdict"]).wait_for()

@@ -37,7 +37,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights, SampleWeights, UniformWeights
 from understudy.methods.behavior_cloning.ccil import CorrectiveLabels, LipschitzLoss
 from understudy.methods.behavior_cloning.chauffeurnet import (
-    MADE,
+    SYNTHESIZED,
     CollisionLoss,
     ImitationDropout,
     LaneLoss,
@@ -258,7 +258,7 @@ def path(n_episodes: int | None, bent: type[TrajectoryPerturbation] | None = Non
          dropout: float = 0.0, motion: bool = True) -> Method:
     perturbation = () if bent is None else (bent(AHEAD, past=(9, 10, 11)),)
     losses = (CollisionLoss((7, 8), BOX_HALF, RADIUS, env_weight), LaneLoss(HALF_WIDTH, RADIUS, env_weight))
-    weights: SampleWeights = ColumnWeights(MADE, 0.1) if perturbation else UniformWeights()
+    weights: SampleWeights = ColumnWeights(SYNTHESIZED, 0.1) if perturbation else UniformWeights()
     if dropout:
         weights = ImitationDropout(dropout, weights)
     learner = BehaviorCloning(2000, 128, FAST, sample_weights=weights, auxiliary_losses=losses if env_weight else ())

@@ -1,7 +1,7 @@
-"""Checks of how actions fit the motion, with linear one-step models of the data.
+"""Checks whether the recorded actions explain the recorded motion, with linear one-step models of the data.
 
-A step with a much larger error than all others, or an episode in which the actions do not help the prediction, deserves
-a look.
+A step deserves a look if the error of its prediction is much larger than the errors of other steps. So does an episode
+in which the actions do not help the prediction.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .motion import (
 )
 
 SHIFTS = range(-8, 9)  # steps between a motion and its image
-_WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
-_SEEN = 0.7  # largest unexplained fraction of the image change at the best shift
+_WATCHED = 50_000  # steps in which images are compared with states, in evenly spaced episodes
+_UNEXPLAINED_SHIFT = 0.7  # largest unexplained fraction of the image change at the best shift
 _USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera normally sees the task like this
 _SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
 _ALIKE = 20  # stretches with similar motion that are needed for a finding
@@ -40,10 +40,10 @@ _CHANGES = 0.95  # fraction of them in which the image has to change
 _FEWEST = 10  # smallest number of steps per fitted parameter
 _JUMP = 12.0  # times the 99th percentile of the error
 _GAP = 2.5  # times the next smaller error
-_FITS, _FAILS = 0.7, 0.3  # smallest explained fraction in the model's own episodes, largest one in others
+_FITS, _FAILS = 0.7, 0.3  # fraction explained: at least in the model's own episodes, at most in other episodes
 _MINORITY = 0.4  # largest fraction of episodes that are called the unusual ones
-_TIGHT = 0.9  # correlation of a component of the action with one of the motion
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_TIGHT = 0.9  # correlation of a component of the action with a component of the motion
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:
@@ -59,7 +59,7 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
-    """Finds steps with a much larger prediction error than all others."""
+    """Finds steps with a much larger prediction error than all other steps."""
     model = _fit(data)
     if model is None:
         return
@@ -86,14 +86,14 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
 
 
 def _segment_ends(episode: Episode, n: int) -> np.ndarray:
-    """The last step of the first segment of a comparison, of `understudy judge`: the next one is of another episode."""
+    """Returns the last step of the first segment of a comparison of two segments (`understudy judge`), as an array."""
     if not {"segment", "preference"} <= set(episode.steps):
         return np.array([], int)
     return np.flatnonzero(np.diff(np.reshape(episode.steps["segment"], -1)[:n + 1]))
 
 
 def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose actions do not have the same effect as elsewhere.
+    """Finds episodes in which actions do not have the same effect as in most episodes.
 
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
@@ -116,7 +116,7 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
 
 
 def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
-    """Of (size, episode, step), sorted by size, those above a wide gap. Contacts cause errors of every size."""
+    """Returns the errors (size, episode, step), sorted by size, that lie above a wide gap in size."""
     values = np.array([size for size, _, _ in sizes] + [_JUMP / 3])
     gaps = values[:-1] / values[1:] if len(values) > 1 else np.empty(0)
     gaps[(values[:-1] < _JUMP) | (np.arange(len(gaps)) >= most)] = 0
@@ -124,7 +124,7 @@ def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[
 
 
 def _residuals(data, model, most=None):
-    """(episode, errors of the model of states (n, D), errors of the model of states and actions (n, D))."""
+    """Yields (episode, errors of the model of states (n, D), errors of the model of states and actions (n, D))."""
     for e, s, a in _transitions(data, 1, most):
         change = state_change(s)
         yield (
@@ -169,9 +169,9 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
 class CameraLag:
     """Finds the delay of a camera: the shift at which changes of the state explain changes of the image best.
 
-    An image is represented by the mean brightness of a coarse grid, and the model is linear. Each half of the episodes
-    is tested with the model of the other half. There is no finding if the camera sees too little of the robot for that,
-    or if the shifts do not differ clearly.
+    An image is represented by the mean brightness of a coarse grid, and the model is linear. The episodes are divided
+    into two halves. The model of each half is tested on the episodes that it was not fitted to. There is no finding if
+    the camera sees too little of the robot for a model, or if the shifts do not differ clearly.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -202,7 +202,7 @@ class CameraLag:
             return
         missed = {k: each.sum() / whole for k, each in unexplained.items()}
         best = min(missed, key=missed.__getitem__)
-        plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
+        plain = missed[best] < _UNEXPLAINED_SHIFT and missed[0] > 1.1 * missed[best]
         if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(unexplained[best] < unexplained[0]) > 0.8:
             correction = ("--shift", f"{self.name}={-best}")
             then, stored = ("before", "late") if best > 0 else ("after", "early")
@@ -215,7 +215,7 @@ class CameraLag:
                           Location(feature=self.name), correction=correction)
 
     def _unexplained(self, k: int | None) -> np.ndarray:
-        """(E,) squares of image changes that the state changes k steps earlier do not explain. None: of all changes."""
+        """Returns the squared image changes of each episode that state changes k steps earlier do not explain, (E,)."""
         margin, pairs = max(SHIFTS), []
         for moved, brightness in self._brightness:
             n = len(brightness)
@@ -283,7 +283,7 @@ class Stillness:
                           tuple(e for _, e, _, _ in frozen))
 
     def _sample(self) -> dict[int, np.ndarray]:
-        """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""
+        """Returns standardized states (T, D) of evenly spaced episodes, with only the components that vary."""
         each = max(1, -(-sum(map(len, self.equal.values())) // _WATCHED))
         chosen = {
             e: concat_columns(self.data[e], self._states)[: len(self.equal[e])] for e in list(self.equal)[::each]
@@ -293,12 +293,12 @@ class Stillness:
         return {e: s / self._spread for e, s in chosen.items()}
 
     def _moved(self, n: int, e: int, start: int) -> np.ndarray:
-        """(D,) how far each component moves in a stretch."""
+        """Returns how far each component of the state moves in a stretch of steps, (D,)."""
         return np.ptp((concat_columns(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
 
     def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
                    n: int) -> tuple[int, int]:
-        """(stretches in which the image changes, all) with at least half and hardly more of the motion."""
+        """Returns in how many stretches with a similar motion the image changes, and the number of such stretches."""
         most, changed, of = np.linalg.norm(moved), 0, 0
         for length in sorted({max(1, n >> k) for k in range(6)}):
             for other, s in states.items():
@@ -317,7 +317,7 @@ class Stillness:
 
 
 def _longest_run(equal: np.ndarray) -> tuple[int, int]:
-    """First frame and length of the longest run of frames that equal the previous one."""
+    """Returns first frame and length of the longest run of frames that equal the previous one."""
     edges = np.diff(np.concatenate([[0], equal.astype(np.int8), [0]]))
     first, last = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
     if not len(first):
@@ -327,13 +327,13 @@ def _longest_run(equal: np.ndarray) -> tuple[int, int]:
 
 
 def _span(s: np.ndarray, length: int) -> np.ndarray:
-    """(T - length, D) largest minus smallest value of each component in the steps t to t + length."""
+    """Returns the largest minus the smallest value of each component in the steps t to t + length, (T - length, D)."""
     size, middle = length + 1, (length + 1) // 2
     return (maximum_filter1d(s, size, axis=0) - minimum_filter1d(s, size, axis=0))[middle:middle + len(s) - length]
 
 
 def grid_brightness(frame: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (16,) mean brightness of the cells of a 4 x 4 grid."""
+    """Returns the mean brightness of the cells of a 4 x 4 grid over an image, (H, W, C) -> (16,)."""
     every = max(1, min(frame.shape[:2]) // 64)
     cells = frame[::every, ::every]
     for axis, n in enumerate(cells.shape[:2]):
@@ -344,11 +344,11 @@ def grid_brightness(frame: np.ndarray) -> np.ndarray:
 
 
 def check_action_convention(data: Dataset) -> Iterator[Finding]:
-    """Finds actions that are positions in some episodes and differences or velocities in others.
+    """Finds actions that are positions in some episodes and differences or velocities in other episodes.
 
-    The values alone are only a hint: slow motion, a scaled velocity or a long delay make one look like the other. The
-    evidence is a linear model of the motion, fitted to the larger group of episodes. If all actions follow one
-    convention, the model predicts the smaller group as well. There is a finding only if it clearly does not.
+    The values alone are only a hint: with slow motion, a scaled velocity or a long delay, positions and velocities look
+    alike. The evidence is a linear model of the motion, fitted to the larger group of episodes. If all actions follow
+    one convention, the model predicts the smaller group as well. There is a finding only if it clearly does not.
     """
     kinds = _conventions(data)
     if "positions" in kinds.values() and (rates := _rates(data)).any():
@@ -373,7 +373,7 @@ def check_action_convention(data: Dataset) -> Iterator[Finding]:
 
 
 def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, str]:
-    """"positions" or "differences" of each episode, if either fits. `rates`, (D,), marks velocities in the state."""
+    """Returns for each episode whether its actions are "positions" or "differences" (velocities), if either fits."""
     kinds: dict[int, str] = {}
     for e, s, a in _transitions(data, 8):
         after, change = s[1:], state_change(s)
@@ -394,7 +394,7 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
 
 
 def _rates(data: Dataset) -> np.ndarray:
-    """(D,) True for components of the state that are proportional to the change of another, without an offset."""
+    """Returns which state components are velocities (proportional to the change of another component), (D,) bool."""
     sums = 0.0
     for _, s, _ in _transitions(data, 8, STEPS):
         change = state_change(s)
@@ -417,12 +417,12 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def check_component_pairs(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes in which one component of the action has the other sign or another size than in the others, or in
-    which two of them are exchanged.
+    """Finds episodes in which a component of the action is flipped, scaled or exchanged, compared with most episodes.
 
-    Correlations of action components with those of the state, and ratios of their spreads, say which. The evidence is a
-    linear model of the motion, fitted to the other episodes. There is a finding only if it predicts these badly as they
-    are, and well once the component has the other sign or size, or the two have changed places.
+    The check correlates action components with state components, and compares their spreads, to find unusual episodes.
+    A linear model of the motion is fitted to the usual episodes. There is a finding only if the model predicts the
+    unusual episodes badly, and predicts them well after the correction: another sign or size, or two components
+    exchanged.
     """
     if (pairs := _pairs(data)) is None:
         return
@@ -477,13 +477,13 @@ def _size_findings(data: Dataset, episodes: np.ndarray, sizes: np.ndarray, usual
 
 
 def _sign_groups(correlations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks of episodes, the larger one first: where an action component moves component k either way.
+    """Returns two groups of episodes, larger first, in which an action component moves state component k up or down.
 
-    The second is empty if it moves any other component in the same direction in both groups: then it has one sign, and
-    its relation to k is that of the task.
+    The second group is empty if the action component moves any other state component in the same direction in both
+    groups. Then its sign is the same in all episodes, and its different relation to k comes from the task.
 
     Args:
-        correlations: Those of the action component with each component of the state, 0 where they are loose, (E, D).
+        correlations: Correlations of the action component with each state component, 0 where they are loose, (E, D).
     """
     few, many = sorted((correlations[:, k] < 0, correlations[:, k] > 0), key=np.count_nonzero)
     if few.any() and (np.sign(correlations[few]).mean(0) * np.sign(correlations[many]).mean(0)).max() > 0.25:
@@ -495,7 +495,8 @@ def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
     """Correlation of each action component with the position or the change of each state component, and the ratio of
     their spreads, (2, A, D), by episode.
 
-    Of the two, it is the one that fits more closely in most episodes. None if there are too few episodes.
+    Whichever of position and change correlates more closely in most episodes is used. None if there are too few
+    episodes.
     """
     kinds: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = {}, {}
     for e, s, a in _transitions(data, 8):
@@ -514,7 +515,7 @@ def _with_sign(a: np.ndarray, j: int) -> np.ndarray:
 
 def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: int,
                   change: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Whether a linear model of `many` explains a component of the motion in `few` once their actions are changed.
+    """Returns whether a linear model of `many` explains a component of the motion in `few` with changed actions.
 
     It must explain it in `many`, and not in `few` as they are.
     """
@@ -537,7 +538,7 @@ def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: i
 
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
-    """Fractions of the motion that a linear model of `many` explains in `many` and `few`. None without enough steps."""
+    """Returns the fractions of the motion in `many` and in `few` that a linear model of `many` explains, or None."""
     pairs = list(_transitions(data.select(many), 8, STEPS))
     if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > WIDEST:
         return None
@@ -588,16 +589,17 @@ def check_units(data: Dataset) -> Iterator[Finding]:
 
 
 def _column_scale(values) -> np.ndarray:
-    """(D,) log of the largest absolute value. NaN if it is always 0 (a flag), because that has no magnitude."""
+    """Returns the log of the largest absolute value of each component, (D,). NaN for a component that is always 0."""
     flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
     largest = np.max(np.where(np.isfinite(flat), flat, 0), axis=0, initial=0)
     return np.where(largest > 0, np.log(np.maximum(largest, 1e-4)), np.nan)
 
 
 def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
-    """The smaller of two groups with a wide gap between them. NaN belongs to neither.
+    """Returns the members of the smaller of two groups of values, if a wide gap separates the groups.
 
-    Groups of about equal size may be two tasks, unless their ratio is that of two units.
+    Groups of about equal size may be two tasks. So nothing is returned for them unless the ratio of their values is the
+    ratio of two known units, such as degrees and radians.
     """
     finite = np.flatnonzero(np.isfinite(size))
     order = finite[np.argsort(size[finite], kind="stable")]
@@ -615,14 +617,14 @@ def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
 
 
 def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """See `transitions`, of all numeric columns."""
+    """Yields the states and actions of each episode as `transitions` does, for all numeric columns."""
     features = data[0].features()
     return transitions(data, columns_of_kind(features, "observation"), columns_of_kind(features, "action"), fewest,
                        most)
 
 
 def _fit(data: Dataset) -> MotionFit | None:
-    """The model of the motion. None without enough steps."""
+    """Fits the linear model of the motion to the data. Returns None if the data have too few steps."""
     return fit_lags(((s, a) for _, s, a in _transitions(data, 1, STEPS)), (0,)).get(0)
 
 
@@ -631,6 +633,6 @@ def _state_action(s, a):
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
+    """Returns the correlation of each column of a (T, A) with each column of b (T, B), as an array (A, B)."""
     a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
     return a.T @ b / len(a)

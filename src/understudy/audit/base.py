@@ -63,7 +63,7 @@ class Finding:
 
 def finding_of_episodes(code: str, severity: Literal["error", "warning", "note"], episodes: Iterable[int], text: str,
                         remedy: str, feature: str | None = None) -> Finding:
-    """A finding whose message is the number of episodes, the text and the list of the episodes."""
+    """Builds one finding about several episodes. Its message counts and lists the episodes."""
     numbers = tuple(map(int, episodes))
     return Finding(code, severity, f"{pluralize(len(numbers), 'episode')} {text}: {format_list(numbers)}", remedy,
                    Location(episode=numbers[0], feature=feature), numbers)
@@ -92,7 +92,7 @@ def finding_from_error(
 
 
 def is_numeric(feature: Feature) -> bool:
-    """Whether the components are quantities, and not the cells of a map (H, W, C).
+    """Returns whether the components are quantities, and not the cells of a map (H, W, C).
 
     Many cells of a map never change, many are equal, and they have no unit.
     """
@@ -100,7 +100,7 @@ def is_numeric(feature: Feature) -> bool:
 
 
 def view_options(operations: Iterable[Operation]) -> tuple[str, ...]:
-    """The options of `understudy view make` that do what these operations do: shifts, scales, swaps and orders."""
+    """Returns the options of `understudy view make` that do the same as these operations, such as shift or scale."""
     options: list[str] = []
     for one in operations:
         if isinstance(one, Shift):
@@ -115,18 +115,18 @@ def view_options(operations: Iterable[Operation]) -> tuple[str, ...]:
 
 
 def correction_command(data: Dataset, correction: Sequence[str]) -> str:
-    """The command that makes a view of the data with these options."""
+    """Returns the command that makes a view of the data set with these options."""
     return f"{command_line('view', 'make', data.metadata.get('path', 'DATA'), *correction, '--out')} VIEW"
 
 
 def component_labels(feature: Feature, numbers: Iterable[int]) -> tuple[Component, ...]:
-    """How operations name components: by their names, or by their numbers if names are missing or repeat."""
+    """Returns the names of components as operations use them, or their numbers if names are missing or repeat."""
     is_named = len(set(feature.names or ())) == feature.size
     return tuple(component_names(feature)[i] if is_named else int(i) for i in numbers)
 
 
 def component_names(feature: Feature) -> list[str]:
-    """Names of the components of a column, or their numbers."""
+    """Returns the names of the components of a column, or their numbers if they have no names."""
     return [str(name) for name in feature.names or range(feature.size)]
 
 
@@ -149,7 +149,7 @@ class StepScore(Score):
         return self.of_episodes(self.score_steps(data))
 
     def of_episodes(self, step_scores: Sequence[np.ndarray]) -> np.ndarray:
-        """The score of each episode, (E,), from those of its steps."""
+        """The score of each episode, (E,), computed from the scores of its steps."""
         return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in step_scores])
 
 

@@ -2,8 +2,8 @@
 
 All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data.
 `INTEGRITY_CHECKS` can find errors. `QUALITY_CHECKS` yield warnings and notes. `FRAME_CHECKS` decode every camera frame.
-`action_motion` has the checks of how actions fit the motion, and `label_checks` those of flags and labels.
-`file_checks` and `lerobot_checks` have those of files, which also work if a data set cannot be opened.
+`action_motion` has the checks of how actions fit the motion. `label_checks` has the checks of flags and labels.
+`file_checks` and `lerobot_checks` have the checks of files, which also work if a data set cannot be opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import component_ranges, episode_tasks
 from ..data.formats.parts.column_names import format_list
-from ..data.formats.parts.key_map import MisreadingWarning
+from ..data.formats.parts.reader_warnings import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.resampling import LONG_STEP
 from ..data.running_statistics import is_constant, unlearned_components
@@ -40,9 +40,8 @@ from .base import (
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
-_CHUNK = 64  # frames held at a time
 _AT_ONCE = 1 << 22  # numbers that are checked together
-_FEW_VALUES = 20  # of an action, which may then be classes or quantities
+_FEW_VALUES = 20  # an action with at most so many values may be classes or quantities
 
 
 # -- whole: contradictions in the data ---------------------------------------------------------------------------------
@@ -121,22 +120,22 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_column_finite(data, name) -> bool:
-    """Whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
-    lies = data.column(name)
-    if lies is None:
+    """Returns whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
+    stored = data.column(name)
+    if stored is None:
         return False
-    array = lies[0]
+    array = stored[0]
     step = max(1, _AT_ONCE // max(1, int(np.prod(array.shape[1:]))))
     return array.dtype.kind != "f" or all(np.isfinite(array[r: r + step]).all() for r in range(0, len(array), step))
 
 
 def _unended_episodes(data, flags) -> list[int] | None:
-    """The episodes without a flag at their end. None if flags are elsewhere, or episodes must be checked singly."""
-    lies = [data.column(n) for n in flags]
-    if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in lies):
+    """Returns the episodes without an end flag at their last step. None if each episode must be checked by itself."""
+    stored = [data.column(n) for n in flags]
+    if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in stored):
         return None
     ended, lengths = np.zeros(len(data), bool), data.lengths
-    for array, first, _ in lies:
+    for array, first, _ in stored:
         order = np.argsort(first, kind="stable")
         set_at = np.flatnonzero(array)
         at = np.searchsorted(first[order], set_at, side="right") - 1
@@ -175,7 +174,7 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
 
 def _time_steps(data: Dataset, is_defined: bool
                 ) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Times between steps by episode, and (episode, step) where they are most uneven and where they first go back."""
+    """Returns the times between steps by episode, and the steps where time is most uneven and where it goes back."""
     fps, steps, uneven, back = data.fps, [], [], []
     for e, episode in enumerate(data):
         time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
@@ -268,7 +267,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
 
 
 def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:
-    """The usual times between steps (s) without jitter that differ by more than a fifth, and how many episodes each."""
+    """Groups episodes by their usual time between steps (s), equal within a fifth. Returns (time, count) of groups."""
     groups: list[tuple[float, int]] = []
     quartiles = [np.percentile(between, (25, 50, 75)) for _, between in steps if len(between)]
     for step in sorted((float(q[1]) for q in quartiles if q[2] - q[0] < 0.1 * q[1]), reverse=True):
@@ -330,7 +329,7 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
 
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes that end long before the others without having reached a goal."""
+    """Finds episodes that are much shorter than most episodes and did not reach a goal."""
     lengths = data.lengths
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
@@ -347,7 +346,7 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose recording was interrupted."""
+    """Finds episodes with an interrupted recording."""
     if episodes := interrupted_episodes(data):
         descriptions = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in episodes]
         yield Finding("interrupted", "warning", f"{pluralize(len(episodes), 'episode')} whose recording was "
@@ -443,7 +442,7 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
 
 
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
-    """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
+    """Finds numbers of a type that makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = component_ranges(data, name)
@@ -470,7 +469,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_text(data: Dataset, name: str) -> bool:
-    """Whether the bytes at the first step of every episode are UTF-8 text, padded with 0."""
+    """Returns whether the bytes at the first step of every episode are UTF-8 text, padded with 0."""
     try:
         return all(bytes(np.ravel(e.steps[name][0])).rstrip(b"\0").decode().replace("\n", " ").isprintable()
                    for e in data if len(e))
@@ -604,7 +603,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
     instead of 0 to 255."""
     features = data[0].features()
-    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
+    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names empty ones
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):
@@ -650,7 +649,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
 
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, frame) in order, read from the source without loading the whole episode."""
+    """Yields the frames of an episode in order as (row, frame), without loading the whole episode."""
     waiting, due = {}, 0
     for which, frame in data.frames(name, e):
         for row in np.atleast_1d(which):

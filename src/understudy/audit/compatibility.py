@@ -25,7 +25,7 @@ _APART = 10.0  # ratio of standard deviations that needs another unit as explana
 _UNITS = {"degrees and radians": 57.3, "millimeters and meters": 1000.0, "bytes and fractions": 255.0}
 _CONVERSIONS = {180 / np.pi: ("deg2rad", "rad2deg"), 1000.0: ("mm2m", "m2mm"), 255.0: ("", "")}  # by the ratio
 _FITS, _FAILS = 0.5, 0.3  # fractions of variance
-_REVERSED = -1.0  # of the variance: a model with the other sign explains about -3 times as much
+_REVERSED = -1.0  # explained fraction of the variance. A model with the wrong sign explains about -3
 _EXACT = 0.2  # largest deviation of what an action does from one component with another sign or gain
 _DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
                     r"yaw|theta|q\d*)$", re.IGNORECASE)
@@ -34,12 +34,12 @@ _FRAMES = {"world": "world", "base": "base", "eef": "end effector", "ee": "end e
 
 
 def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
-    """Compares each named data set with the first. Reads at most 20,000 rows of each.
+    """Finds where data sets differ from the first one, so that they cannot be merged. Reads at most 20,000 rows each.
 
     Errors: `columns-differ` (observations and actions), `shape-differs`, `kind-differs`, `names-differ`,
     `unit-differs`, `fps-differs`, `normalization-differs` (a warning if all values are within 1.5), `scale-differs`,
-    `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
-    `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
+    `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (all other
+    columns), `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
     """
     (first, data), *others = sets.items()
     first_sample = _DatasetSample(data)
@@ -47,7 +47,7 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
 
 
 def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
-    """Columns that have no common form and must be left out of a merge."""
+    """Returns columns that have no common form and must be left out of a merge."""
     schemas = [d.features() for d in sets.values()]
     return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if n != "task" and any(
         n not in s for s in schemas) or len({(s[n].shape, s[n].kind == "string") for s in schemas if n in s}) > 1)
@@ -67,13 +67,13 @@ def check_exact(sets: Mapping[str, Dataset], leave_out: Collection[str] = ()) ->
 
 
 def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
-    """The two units whose values have this ratio, within a factor of `tolerance`."""
+    """Returns two units with this ratio of values, such as degrees and radians, within a factor of `tolerance`."""
     size = max(abs(ratio), 1 / max(abs(ratio), 1e-12))
     return next((unit for unit, factor in _UNITS.items() if 1 / tolerance < size / factor < tolerance), None)
 
 
 def unit_factor(ratio: float) -> float:
-    """The factor between the units that have about this ratio, or the ratio itself."""
+    """Returns the factor between the units that have about this ratio, or the ratio itself."""
     unit = unit_of_ratio(ratio)
     if unit is None:
         return abs(ratio)
@@ -81,14 +81,14 @@ def unit_factor(ratio: float) -> float:
 
 
 class _DatasetSample:
-    """The part of a data set that is compared. Rows are read once, when they are needed."""
+    """The steps of a data set that are compared with another data set. They are read once, when they are needed."""
 
     def __init__(self, data: Dataset):
         self.data, self.features, self._rows = data, data.features(), {}
         self.corrections: list[Operation] = []
 
     def rows(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(N, D) float64 values of a column at some steps, and at the next steps."""
+        """Returns the values of a column at some steps and at the steps after them, (N, D) float64 each."""
         if name not in self._rows:
             episodes = np.linspace(0, len(self.data) - 1, min(len(self.data), _EPISODES)).astype(int)
             now, then = [], []
@@ -111,7 +111,7 @@ class _DatasetSample:
 
 
 def _scale_correction(name: str, feature: Feature, moving: np.ndarray, ratio: np.ndarray) -> list[Operation]:
-    """Converts the components whose spread is larger by the ratio of two units, if all others are alike."""
+    """Returns the change of units that makes the spreads of a column equal in two data sets. Empty if none fits."""
     for size, (larger, smaller) in _CONVERSIONS.items():
         for conversion, expected in ((larger, size), (smaller, 1 / size)):
             is_scaled = (ratio > expected / 2) & (ratio < expected * 2)
@@ -237,7 +237,7 @@ def _compare_values(name, x, y, feature: Feature, finding) -> Iterator[Finding]:
 
 
 def _normalization_guess(x: np.ndarray) -> str:
-    """The normalization that the values suggest, if every component has the same range or standard deviation."""
+    """Returns the normalization that the values suggest, if all components have equal ranges or standard deviations."""
     low, high, moving = x.min(0), x.max(0), x.std(0) > 1e-6
     low, high, mean, std = low[moving], high[moving], x.mean(0)[moving], x.std(0)[moving]
     if len(low) < 2:  # a single component may look like this by chance
@@ -302,7 +302,7 @@ def action_convention(data: Dataset, sample: _DatasetSample | None = None) -> st
 
 
 def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(D,) the largest correlation of each moving component of x with any component of y."""
+    """Returns the largest absolute correlation of each moving component of x with any component of y."""
     x, y = (v[:, v.std(0) > 1e-9] for v in (x, y))
     if not x.shape[1] or not y.shape[1]:
         return np.zeros(1)
@@ -312,11 +312,12 @@ def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _ActionEffects:
-    """Linear models of what the actions of two data sets do, one of which fails in the other data set.
+    """Linear models of what actions do in two data sets. The model of one data set fails in the other data set.
 
     Attributes:
-        models: For each data set, what a component of the action does to one of the state, (A, D).
-        shares: Fractions of the changes that a model explains in its own data set and in the other one.
+        models: For each data set, what a component of the action does to a component of the state, (A, D).
+        shares: Fractions of the changes that a model explains, in its own data set and in the data set of the other
+            model.
         moved: Components of the state that actions move.
     """
 
@@ -327,7 +328,7 @@ class _ActionEffects:
 
     @staticmethod
     def compare(one: _DatasetSample, other: _DatasetSample, name: str, is_absolute: bool) -> _ActionEffects | None:
-        """None unless a model of one data set explains little in the other, or the opposite of a component."""
+        """Compares the two models. Returns None if they agree, or if there is too little to compare."""
         pairs = []
         for k in (one, other):
             (action, _), (now, then) = k.rows("action"), k.rows(name)
@@ -352,7 +353,7 @@ class _ActionEffects:
                               shares if worst == 0 else shares[::-1], moved)
 
     def corrections(self, feature: Feature) -> list[Operation]:
-        """Signs, gains and exchanges after which the model of the first data set fits the second, if there are any.
+        """Returns the changes of sign, scale and order after which the actions of the second data set fit the first.
 
         The first model `a` and the second model `b` satisfy ``b = p @ a`` with a matrix p (A, A), which says what each
         component of the second does in terms of the first: a sign, a gain or another component.
@@ -388,13 +389,13 @@ class _ActionEffects:
 
 
 def _explained_shares(model: np.ndarray, action: np.ndarray, effect: np.ndarray) -> np.ndarray:
-    """(D,) fraction of the variance of each component of an effect that a model of actions explains."""
+    """Returns the fraction of the variance of each effect component that a linear model of actions explains, (D,)."""
     total = np.square(effect).sum(0)
     return 1 - np.square(effect - action @ model).sum(0) / np.where(total > 1e-12, total, np.inf)
 
 
 def _reference_frame(sample: _DatasetSample) -> str:
-    """The reference frame of the actions, if the names of their components or the metadata tell it."""
+    """Returns the reference frame of the actions, if the names of their components or the metadata tell it."""
     first = sample.data[0].metadata if len(sample.data) else {}
     stated_frame = sample.data.metadata.get("action_frame") or first.get("action_frame")
     words = [str(stated_frame)] if stated_frame else list(sample.features["action"].names or ())

@@ -1,4 +1,4 @@
-"""Checks of what is discontinuous: rollouts that were written as one episode, and rotations that change their sign."""
+"""Checks that find several rollouts written as one episode, and rotations that change their sign."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .base import Finding, Location, component_names, correction_command
 
 _WIDEST, _FIT_STEPS = 160, 50_000  # components of states and actions, and steps, from which a model is fitted
 _USUAL = 0.8  # quantile of the errors: more than this fraction of the steps continue the same rollout
-_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
+_FLOOR = 0.01  # fraction of a component's usual change: smaller errors count as rounding
 _JUMP, _GAP = 8.0, 2.5  # times the usual error, and times the next smaller error
 _LISTED = 20  # rows that a command names; for more, the audit finds them again
 
 
 def find_resets(data: Dataset) -> dict[int, list[int]]:
-    """Finds rows at which another rollout begins inside an episode, by the number of the episode.
+    """Finds the rows at which another rollout begins inside an episode. Returns them by the number of the episode.
 
-    There, either a flag of the row before says that the episode ended, or most components of the state jump: their
-    change is unlike that of all other steps, by a linear model of the state and the action. One such step alone is not
-    counted.
+    Another rollout begins at a row if a flag of the row before says that the episode ended, or if most components of
+    the state jump. A component jumps if a linear model of the state and the action explains its change far worse than
+    in usual steps. A single jump in the data is not counted.
     """
     resets = {e: rows for e, episode in enumerate(data) if (rows := _flagged_ends(episode))}
     jumps = _jumps(data)
@@ -51,7 +51,7 @@ def check_resets(data: Dataset) -> Iterator[Finding]:
 
 
 def _cuts(resets: dict[int, list[int]], data: Dataset) -> list[str]:
-    """The arguments of `view make --cut`."""
+    """Builds the arguments of `understudy view make --cut` that cut episodes at these rows."""
     lengths, every = data.lengths, min(rows[0] for rows in resets.values())
     if all(resets.get(e, []) == list(range(every, int(n), every)) for e, n in enumerate(lengths)):
         return [f"every={every}"]
@@ -62,7 +62,7 @@ def _cuts(resets: dict[int, list[int]], data: Dataset) -> list[str]:
 
 
 def _flagged_ends(episode: Episode) -> list[int]:
-    """The rows after a step with the flag of an end, except for the last step."""
+    """Returns the rows that follow a step with a flag of termination or truncation inside an episode."""
     ends = np.zeros(len(episode), bool)
     for name in ("next.terminated", "next.truncated"):
         if name in episode.steps:
@@ -71,10 +71,10 @@ def _flagged_ends(episode: Episode) -> list[int]:
 
 
 def _jumps(data: Dataset) -> list[tuple[int, int]]:
-    """(episode, row) where most components of the state change unlike in all other steps.
+    """Returns the places (episode, row) where most components of the state change in an unusual way.
 
-    If the actions do not explain the motion, the change of the step before does. It is not that of the same rollout in
-    the row after a jump, which therefore counts with the jump.
+    If the actions do not explain the motion, the model predicts each change from the change of the step before. In the
+    row after a jump, the step before is the jump itself, so that this row seems to jump as well. It is left out.
     """
     jumps = _unexplained_changes(data, with_last_change=False)
     if len(jumps) < 2:
@@ -84,7 +84,7 @@ def _jumps(data: Dataset) -> list[tuple[int, int]]:
 
 
 def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:
-    """Whether the states after the jumps are like those at the starts of episodes, and not an event of the task.
+    """Returns whether states after jumps are like states at starts of episodes, and jumps are not events of the task.
 
     With fewer than five episodes, too few starts are known, and several jumps in an episode are enough.
     """
@@ -102,7 +102,7 @@ def _are_starts(data: Dataset, jumps: list[tuple[int, int]]) -> bool:
 
 
 def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[int, int]]:
-    """(episode, row) before which most components of the state change unlike in all other steps."""
+    """Returns (episode, row) where most state components change in a way that the motion model does not explain."""
     states, actions = ([n for n, f in data[0].features().items() if role(n) == kind and f.kind == "vector"
                         and f.dtype != "bool" and f.size] for kind in ("observation", "action"))
     features = data[0].features()
@@ -140,14 +140,14 @@ def _unexplained_changes(data: Dataset, with_last_change: bool) -> list[tuple[in
 
 
 def _joint_size(size: np.ndarray) -> np.ndarray:
-    """(T, D) -> (T,): root mean square of the errors. 0 where not more than half of the components are unusual."""
+    """Returns the root mean square of errors, (T, D) -> (T,). It is 0 if at most half of the components are unusual."""
     typical = np.sort(size, 1)[:, (size.shape[1] - 1) // 2]
     return np.where(typical > _GAP, np.sqrt(np.square(size).mean(1)), 0)
 
 
 def _changes(episode: Episode, states: list[str], actions: list[str],
              with_last_change: bool) -> tuple[np.ndarray, np.ndarray]:
-    """[1, state, action, last change] of each step, and the change of the state in it. Angles take the short way."""
+    """Returns the inputs [1, state, action, last change] and the output, the change of the state, of a motion model."""
     s, a = (concat_columns(episode, names)[:len(episode)] for names in (states, actions))
     d = np.diff(s, axis=0)
     wraps = (np.abs(d) > np.pi) & (np.abs(s).max(0, initial=0) <= 2 * np.pi + 1e-3)

@@ -1,4 +1,4 @@
-"""Checks of the files themselves. They also work if a data set cannot be opened, and name the damaged file.
+"""Checks of the files of a data set. They also work if it cannot be opened, and name the damaged file.
 
 `check_files` recognizes the format from the content of the files, not from their names, and yields the findings of the
 checks for this format.
@@ -23,9 +23,8 @@ import numpy as np
 
 from ..core import UserError
 from ..data.formats import act, d4rl, rlds, robomimic
-from ..data.formats.detection import VIEW_PATTERN
-from ..data.formats.parts import hdf5, read_errors
-from ..data.formats.parts.column_names import format_list, sort_numbered, standard_name
+from ..data.formats.parts import file_kinds, hdf5, read_errors
+from ..data.formats.parts.column_names import format_list, number_sort_key, sort_numbered, standard_name
 from ..data.formats.parts.key_map import is_metadata
 from ..data.formats.parts.npz_arrays import npy_header
 from ..data.opening import views
@@ -34,7 +33,6 @@ from . import lerobot_checks
 from .base import Finding, Location, finding_from_error
 
 _COPY = "take it from a copy"
-_MCAP, _BAG = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 
 
 def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
@@ -61,35 +59,37 @@ def _damaged(problem: str, error: BaseException, where: Location) -> Finding:
 
 
 def _folder(path, deep):
-    if (path / "meta/info.json").exists():
+    kind = file_kinds.folder_kind(path)
+    if kind == "lerobot":
         yield from lerobot_checks.check_files(path)
-    elif (path / "dataset_info.json").exists() and (path / "features.json").exists():
+    elif kind == "rlds":
         yield from _records(path, deep)
-    elif (path / ".zgroup").exists() or (path / "zarr.json").exists():
+    elif kind == "zarr":
         yield from _zarr({p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()})
-    elif (path / "metadata.yaml").exists():
+    elif kind == "ros2":
         yield from _ros2(path, deep)
     else:
-        if (path / "data/metadata.json").exists() or (path / "metadata.json").exists():
-            yield from _minari(path if (path / "metadata.json").exists() else path / "data")
+        data = file_kinds.minari_folder(path)
+        if data is not None and (data / "metadata.json").exists():
+            yield from _minari(data)
         for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
             yield from _file(file, file.relative_to(path).as_posix(), deep)
 
 
 def _file(path, name, deep):
-    with open(path, "rb") as handle:
-        first = handle.read(64)
-    if VIEW_PATTERN.match(first):
+    first = file_kinds.read_start(path)
+    kind = file_kinds.kind_of_start(first)
+    if kind == "view":
         view = views.read_view(path)
         for parent in view.parents:
             yield from (f for f in check_files(view.parent_path(parent), deep) if f.code != "frames-missing")
-    elif first.startswith(hdf5.MAGIC):
+    elif kind == "hdf5":
         yield from _hdf5(path, name)
-    elif first.startswith(b"PK\x03\x04"):
+    elif kind == "zip":
         yield from _zip(path, name, deep)
-    elif first.startswith(_MCAP):
+    elif kind == "mcap":
         yield from _mcap(path, name, deep)
-    elif first.startswith(_BAG):
+    elif kind == "bag":
         yield from _bag(path, name)
     elif path.suffix == ".npz":
         yield _error("damaged-file", "the name ends in .npz, but the file is not a zip of arrays: "
@@ -112,13 +112,13 @@ def _hdf5(path, name):
                 yield from _robomimic(file, name, h5py)
             elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
                 yield from _check_equal_lengths(_arrays(file, h5py), name, "action", keys=act.KEYS)
-            elif any(k.startswith("episode_") for k in file):
-                for key in sorted((k for k in file if k.startswith("episode_")), key=_last_number):
+            elif episodes := sort_numbered(file, "episode_"):
+                for key in episodes:
                     yield from _episode(file[key], name, key, h5py)
             elif {"observations", "actions"} <= set(file):
                 arrays = {k: v for k, v in _arrays(file, h5py).items() if not k.startswith(("metadata", "virtual"))}
                 yield from _check_equal_lengths(arrays, name, "actions", keys=d4rl.KEYS)
-    except Exception as error:  # of h5py, which raises what it likes at damaged bytes
+    except Exception as error:  # h5py raises errors of any type at damaged bytes
         yield _damaged("the HDF5 file is cut short or damaged", error, Location(name))
 
 
@@ -137,7 +137,7 @@ def _check_opaque(file, name, h5py):
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,), keys=None):
-    """Finds arrays, other than metadata, whose number of rows is not that of array `of` plus one of those in `more`."""
+    """Finds arrays with another number of rows than the array `of`. `more` lists the allowed surpluses."""
     n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
         is_other = "compress_len" in key or keys and is_metadata(keys.column(key), array.shape, (n_rows,))
@@ -183,10 +183,10 @@ def _robomimic(file, name, h5py):
 
 
 def _episode(group, name, key, h5py):
-    """Checks one episode of a Minari file."""
-    arrays, e = _arrays(group, h5py), _last_number(key)
+    """Checks the arrays of one episode in a Minari file."""
+    arrays, e = _arrays(group, h5py), number_sort_key(key)[0]
     if isinstance(actions := group.get("actions"), h5py.Dataset):
-        arrays["actions"] = actions  # which may be a link, and is then not listed
+        arrays["actions"] = actions  # it may be a link, and is then not listed
         flat = ("actions", "rewards", "terminations", "truncations")
         yield from _check_equal_lengths({k: arrays[k] for k in flat if k in arrays}, name, "actions", e)
         observed = {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"}
@@ -237,7 +237,7 @@ def _zip(path, name, deep):
             for key in inside:
                 if key.endswith(".npy"):
                     yield from _header(archive, key, name)
-            if any(k.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for k in inside):
+            if file_kinds.is_zarr(inside):
                 yield from _zarr({k: (archive, i) for k, i in inside.items()})
             if deep and (bad := archive.testzip()) is not None:
                 yield _error("checksum", f"the checksum of {bad} is wrong", Location(name, feature=bad))
@@ -270,7 +270,7 @@ def _size(entry) -> int:
 
 @dataclass(frozen=True)
 class _ZarrArray:
-    """What the metadata of a zarr array say."""
+    """The shape, chunks and type of a zarr array, as its metadata state them."""
 
     node: str
     shape: tuple[int, ...]
@@ -281,7 +281,7 @@ class _ZarrArray:
 
     @staticmethod
     def parse(node: str, about: dict[str, Any], is_v3: bool) -> _ZarrArray:
-        """Raises ValueError, KeyError, TypeError or AttributeError if these are no metadata of an array."""
+        """Parses the metadata of a zarr array. Raises ValueError, KeyError, TypeError or AttributeError if invalid."""
         shape = about["shape"]
         chunks = about["chunk_grid"]["configuration"]["chunk_shape"] if is_v3 else about["chunks"]
         is_raw = not is_v3 and about.get("compressor") is None and not about.get("filters")
@@ -335,7 +335,7 @@ def _check_chunks(array: _ZarrArray, stored):
 
 
 def _check_ends(stored, ends: str, rows):
-    """Finds ends of episodes that do not rise, and arrays of steps with another number of rows than the last end."""
+    """Finds episode ends that do not increase, and arrays with another number of steps than the last episode end."""
     try:
         values = _ends(stored, ends)
     except (UserError, ImportError, ValueError, OSError, RuntimeError, KeyError):
@@ -396,7 +396,7 @@ def _shard(path, name, n_expected, deep):
     has_crc = find_spec("google_crc32c") is not None
     n_read, size = 0, path.stat().st_size
     with open(path, "rb") as handle:
-        if handle.read(2) == b"\x1f\x8b":
+        if file_kinds.kind_of_start(handle.read(2)) == "gzip":
             return  # compressed as a whole: its reader looks
         handle.seek(0)
         while head := handle.read(12):
@@ -428,7 +428,7 @@ def _mcap(path, name, deep):
     size = path.stat().st_size
     with open(path, "rb") as handle:
         handle.seek(max(0, size - 8))
-        if handle.read() != _MCAP:
+        if handle.read() != file_kinds.MCAP_MAGIC:
             yield _error("damaged-file", "the MCAP log has no end: it is cut short",
                          Location(name), "what comes before can be read: understudy repair, or mcap recover")
             return
@@ -448,16 +448,16 @@ def _mcap(path, name, deep):
             if stated_count != n_messages:
                 yield _error("counts-disagree", f"its statistics say {stated_count} messages, but the log "
                              f"has {n_messages}", Location(name))
-        except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
+        except Exception as error:  # mcap, lz4 and zstandard raise errors of any type at damaged bytes
             yield _error("checksum" if "crc" in str(error).lower() else "damaged-file",
                          f"a record cannot be read ({read_errors.first_line(error)})", Location(name))
 
 
 def _bag(path, name):
-    """The header of a ROS 1 bag has the start of its index and the number of its records, or 0 if it was not closed."""
+    """Checks that a ROS 1 bag was closed and is complete, by the index position and record count in its header."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
-        handle.seek(len(_BAG))
+        handle.seek(len(file_kinds.BAG_MAGIC))
         head = handle.read(4096)
 
         def stored_number(key, form):
@@ -503,7 +503,3 @@ def _database(path, name, text):
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
         yield _error("counts-disagree", f"metadata.yaml says {stated_count[1]} messages, but the file has {n_messages}",
                      Location(name))
-
-
-def _last_number(name: str) -> int:
-    return int((re.findall(r"\d+", name) or ["0"])[-1])

@@ -13,7 +13,7 @@ from .base import Finding, Location
 
 
 def check_flags(data: Dataset) -> Iterator[Finding]:
-    """Finds flags of steps that are neither 0 nor 1: learners calculate with them, and others take them for true."""
+    """Finds step flags, such as `next.terminated`, with values other than 0 and 1."""
     for name in (n for n, f in data.features().items() if n in FLAG_COLUMNS and f.dtype != "bool"):
         for e, episode in enumerate(data):
             values = np.asarray(episode.steps[name])
@@ -27,12 +27,12 @@ def check_flags(data: Dataset) -> Iterator[Finding]:
 
 
 def is_flag(value: object) -> bool:
-    """Whether a value of the metadata is true or false, or the number 1 or 0."""
+    """Returns whether a value of the metadata is true or false, or the number 1 or 0."""
     return isinstance(value, (bool, int, float, np.bool_, np.number)) and value in (0, 1)
 
 
 def check_labels(data: Dataset) -> Iterator[Finding]:
-    """Finds labels that are no flags: text and other numbers would count as true, and null as false."""
+    """Finds labels "success" and "expert" of episodes that are neither true nor false, such as text."""
     for e, episode in enumerate(data):
         for name in ("success", "expert"):
             label = episode.metadata.get(name, False)
@@ -46,7 +46,7 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_cut(episode: Episode) -> bool:
-    """Whether an episode ends neither terminated nor truncated, because only the steps before its end were kept."""
+    """Returns whether an episode was cut: it ends neither terminated nor truncated, since later steps were left out."""
     ends = [episode.steps[n] for n in ("next.terminated", "next.truncated") if n in episode.steps]
     return len(ends) == 2 and not any(np.asarray(flags).reshape(-1)[:len(episode)][-1:].any() for flags in ends)
 
@@ -93,7 +93,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 
 
 def check_terminated_at_limit(data: Dataset) -> Iterator[Finding]:
-    """Finds data whose episodes all terminate after the same number of steps, as if a time limit were an end."""
+    """Finds data in which all episodes terminate after the same number of steps, as if a time limit were an end."""
     if len(data) and "next.terminated" in data[0].steps and terminate_together(data):
         yield Finding("terminated-at-limit", "warning",
                       f"all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time limit",

@@ -1,4 +1,4 @@
-"""Do the parts of a split share episodes? Finds copies, complete or cropped, and trajectories that are almost copies.
+"""Checks whether the parts of a split share episodes: copies, complete or cropped, and almost equal trajectories.
 
 If a test set shares episodes with the training set, it measures how well a policy remembers.
 """
@@ -15,7 +15,7 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from .base import Finding, Location
 
-NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
+NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer
 TRAJECTORY_POINTS = 16  # points per trajectory, evenly spaced in time
 MIN_SHARED_FRACTION = 0.5  # fraction of the steps of the shorter episode
 _COMMON = 20  # a row that this many episodes share is a rest position, and no sign of a copy
@@ -23,7 +23,7 @@ _AXES, _CANDIDATES = 8, 50
 
 
 def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
-    """Finds episodes that two parts share. All findings are warnings.
+    """Finds episodes that two parts of a split (such as training and test) share. All findings are warnings.
 
     `same-episode`: at least half of the distinct steps of an episode are also in an episode of an earlier part, with
     bit-identical observations and actions. `near-duplicate`: the distance to an episode of an earlier part is below
@@ -62,7 +62,7 @@ def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
 
 
 def find_copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of episodes that share at least half of the rows of the shorter one.
+    """Returns the pairs (i, j), i < j, of episodes that share at least half of the rows of the shorter one.
 
     Args:
         distinct: Sorted hashes of the distinct rows of each episode. If more than 20 episodes are equal, each is paired
@@ -93,7 +93,7 @@ def find_copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Hashes of the distinct rows of each episode, and points (E, N) with the distance of `find_leakage`."""
+    """Returns hashes of the distinct rows of each episode, and one point per episode for finding near duplicates."""
     hashes, points, total, shift = [], [], [], None
     for e in episodes:
         rows = concat_columns(e, columns)[:len(e)]
@@ -101,7 +101,7 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
         rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
         shift = rows[0] if shift is None else shift
         total.append((len(rows), (rows - shift).sum(0), np.square(rows - shift).sum(0)))
-        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)  # not with `resample_rows`, whose room imports PyTorch
+        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)  # `resample_rows` would import PyTorch
         low = at.astype(int)
         share = (at - low)[:, None]
         points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
@@ -114,7 +114,7 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
 
 
 def _near_duplicates(points, owner) -> dict[tuple[int, int], float]:
-    """{(i, j): distance} of an episode j and the nearest episode of each earlier part, if it is near."""
+    """Returns {(i, j): distance} of each episode j and the most similar episode i of each earlier part, if similar."""
     from scipy.spatial import cKDTree
 
     if not points.shape[1]:
@@ -140,7 +140,7 @@ def _near_duplicates(points, owner) -> dict[tuple[int, int], float]:
 
 
 def _common_columns(sets) -> list[str]:
-    """Numeric columns that all data sets have, with the same shape."""
+    """Returns the numeric columns that all data sets have, with the same shape."""
     schemas = [data.features() for data in sets if len(data)]
     return [n for n, f in (schemas[0] if schemas else {}).items()
             if role(n) in ("observation", "action") and f.kind in ("vector", "discrete")
@@ -148,7 +148,7 @@ def _common_columns(sets) -> list[str]:
 
 
 def _row_hashes(rows: np.ndarray) -> np.ndarray:
-    """(T,) uint64 hashes of rows (T, D) by their bits. 0 and -0 have the same hash."""
+    """Returns hashes of rows (T, D) by their bits, (T,) uint64. 0 and -0 have the same hash."""
     bits = np.ascontiguousarray(rows + 0.0).view(np.uint64)
     factors = np.random.default_rng(0).integers(1 << 62, size=bits.shape[1], dtype=np.uint64) * 2 + 1
     with np.errstate(over="ignore"):

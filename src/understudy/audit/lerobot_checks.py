@@ -34,7 +34,7 @@ from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
 
 _META = "write the data set again, so that the metadata come from the data"
-_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
+_MAY_DIFFER = 0.02  # fraction of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
 
 
@@ -78,7 +78,7 @@ def check_files(path: Path) -> Iterator[Finding]:
 
 
 def _episodes(path, info) -> list[dict[str, Any]]:
-    """One row per episode, with the names of v3.0. Rows that cannot be read are left out."""
+    """Reads the metadata of the episodes, one row each, with the names of v3.0. Unreadable rows are left out."""
     if info["codebase_version"] != "v3.0":
         return [r for r in read_json_lines(path / "meta/episodes.jsonl")
                 if isinstance(r.get("episode_index"), int) and isinstance(r.get("length"), int)]
@@ -99,7 +99,7 @@ def _episodes(path, info) -> list[dict[str, Any]]:
 
 
 def _episode_file(info, key, e, **more) -> str | None:
-    """The file that holds an episode, or None if the path pattern of the metadata is invalid."""
+    """Returns the file that holds an episode, or None if the path pattern of the metadata is invalid."""
     chunks = max(1, int(info.get("chunks_size") or 1000))
     prefix = f"videos/{more['video_key']}" if more else "data"
     try:
@@ -113,7 +113,7 @@ def _episode_file(info, key, e, **more) -> str | None:
 
 
 def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[dict], row: int | None, tasks):
-    """Finds indices of a data file that disagree with the metadata. `row` is its first one, None if not known."""
+    """Finds index columns of a data file (episode, frame, task) that disagree with the metadata."""
     if "episode_index" in columns:
         which, counted = np.unique(columns["episode_index"], return_counts=True)
         n_rows = dict(zip(which.tolist(), counted.tolist(), strict=True))
@@ -148,7 +148,7 @@ def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[d
 
 
 def _check_data_files(path, info, episodes, tasks):
-    """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
+    """Finds data files that are missing or damaged, or have rows that disagree with the metadata."""
     within: dict[str, list[dict]] = {}
     for e in episodes:
         within.setdefault(_episode_file(info, "data_path", e) or "", []).append(e)
@@ -187,7 +187,7 @@ def _check_data_files(path, info, episodes, tasks):
 
 
 def _check_types(info, schema, file):
-    """Finds columns of a file whose type is not that of info.json: a reader casts them, and may lose data."""
+    """Finds columns that have another type in a file than in info.json: a reader casts them, and may lose data."""
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":
@@ -231,7 +231,7 @@ def _check_videos(path, info, episodes):
 
 
 def check_frame_times(data: Dataset) -> Iterator[Finding]:
-    """Finds videos whose frames have other times than the metadata say. Files that are not fetched are not checked."""
+    """Finds videos with frames at other times than the metadata say. Files that are not fetched are not checked."""
     source = lerobot_source(data)
     for camera, (files, _) in source.index.videos.items() if source is not None else ():
         latest, shifted, contradicted = 0.0, [], {}
@@ -307,7 +307,7 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
 
 
 def check_quantiles(data: Dataset) -> Iterator[Finding]:
-    """Finds quantiles in meta/stats.json that are not those of the data.
+    """Finds quantiles in meta/stats.json that differ from the quantiles computed from the data.
 
     lerobot stores the means of the quantiles of episodes, which do not have the width of the data. This is a note.
     """
@@ -349,16 +349,16 @@ def _is_between(values: np.ndarray, bounds: list[np.ndarray], tolerance: np.ndar
 
 
 def _episode_quantiles(values: np.ndarray, lengths: np.ndarray, share: float) -> list[np.ndarray]:
-    """Means over the episodes of their quantiles, rounded down and up to a row, and of their means."""
+    """Returns the average over episodes of their quantiles (lower and upper estimate), and of their means."""
     episode, first = np.repeat(np.arange(len(lengths)), lengths), episode_starts(lengths)
     ordered = np.stack([c[np.lexsort((c, episode))] for c in values.T], 1)  # within each episode
     weights = (lengths / lengths.sum())[:, None]
     return [*((ordered[first + to(share * (lengths - 1)).astype(int)] * weights).sum(0) for to in (np.floor, np.ceil)),
-            values.mean(0)]  # of episodes of one frame
+            values.mean(0)]  # the average for episodes of one frame
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """First episode, rows as float64, and numbers of rows of the episodes, of blocks of whole episodes."""
+    """Yields blocks of whole episodes: first episode, rows as float64, and number of rows of each episode."""
     first, rows, n_values = 0, [], 0
     for e, episode in enumerate(data):
         rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
@@ -375,7 +375,7 @@ def _read_stats(path) -> dict[str, Any]:
 
 
 def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
-    """Statistics of each episode, with the structure of stats.json."""
+    """Reads the statistics of each episode, with the structure of stats.json."""
     file = path / "meta/episodes_stats.jsonl"
     if file.exists():
         return {r["episode_index"]: r["stats"] for r in read_json_lines(file) if isinstance(r.get("stats"), dict)}
@@ -393,7 +393,7 @@ def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
 
 
 def _stored_moments(stored, name, f) -> dict[str, np.ndarray]:
-    """The stored mean, std, min and max of a column. Empty if there are none of its shape (LeRobot, several axes)."""
+    """Returns the stored mean, std, min and max of a column. Empty if none has the shape of the column."""
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:

@@ -1,4 +1,4 @@
-"""The linear one-step model of the motion, with which audits and diagnoses judge actions.
+"""A linear one-step model of how actions change the state, with which audits and diagnoses judge actions.
 
 The change of the state in a step, s' - s, is predicted from s and the action by least squares over all episodes, in one
 pass. Most robots are not linear, but the error of the model is similar everywhere in clean data.
@@ -19,22 +19,22 @@ Transitions = tuple[np.ndarray, np.ndarray]  # states (n + 1, D) and actions (n,
 LAGS = range(-21, 22)  # steps from an action to the motion that it explains; negative: the motion comes first
 WIDEST = 160  # largest number of components of states and actions for which a model is fitted
 STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episodes
-LAGGED_STEPS = 50_000  # the same for the models of many lags
+LAGGED_STEPS = 50_000  # number of steps for fitting models of many lags
 CLEAR = 0.5  # factor by which another lag has to reduce what is unexplained
-EXACT = 0.01  # of what the state leaves open: less is explained well enough
-_EPISODES_PER_SUM = 100  # whose squares are summed together
+EXACT = 0.01  # fraction of the change left open by the state: a smaller error counts as none
+_EPISODES_PER_SUM = 100  # episodes in one sum of squares
 _FEWEST = 10  # smallest number of steps per fitted parameter
-_SHARE = 0.2  # of the steps; a larger lag leaves only the ends of episodes
+_SHARE = 0.2  # fraction of the steps; a larger lag leaves only the ends of episodes
 
 
 def columns_of_kind(features: Schema, kind: str) -> list[str]:
-    """The numeric columns of a role, without flags."""
+    """Returns the numeric columns with a role (such as observation or action), without flags."""
     return [n for n, f in features.items() if role(n) == kind and f.kind == "vector" and f.dtype != "bool" and f.size]
 
 
 def transitions(data: Dataset, states: Sequence[str], actions: Sequence[str], fewest: int = 1, most: int | None = None
                 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(episode, states (n + 1, D), actions (n, A)) for the n steps with a known next state.
+    """Yields (episode, states (n + 1, D), actions (n, A)) for the n steps with a known next state.
 
     Args:
         fewest: Episodes with fewer steps are left out.
@@ -52,14 +52,14 @@ def transitions(data: Dataset, states: Sequence[str], actions: Sequence[str], fe
 
 
 def state_change(s: np.ndarray) -> np.ndarray:
-    """s' - s. An angle that wraps takes the short way around."""
+    """Returns the change of the state to the next step, s' - s. Angles that wrap take the short way around."""
     change = np.diff(s, axis=0)
     wraps = (np.abs(change) > np.pi) & (np.abs(change) <= 2 * np.pi + 1e-3) & (np.abs(s).max(0) <= 2 * np.pi + 1e-3)
     return np.where(wraps, change - 2 * np.pi * np.sign(change), change)
 
 
 class LeastSquares:
-    """Least squares of y on [1, x], accumulated piece by piece."""
+    """Linear least-squares model of y given [1, x], to which data are added piece by piece."""
 
     def __init__(self):
         self.xx = self.xy = self.yy = self.y = np.zeros(())
@@ -81,25 +81,25 @@ class LeastSquares:
         return self
 
     def residual(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The error of each prediction, as y."""
+        """Returns the errors of the model's predictions of y."""
         return y - self.weights[0] - (x - self.shift) @ self.weights[1:]
 
     @property
     def residual_variance(self) -> np.ndarray:
-        """(D,) mean squared error on the data of the fit."""
+        """Mean squared error of each output on the data of the fit, (D,)."""
         return np.maximum(self.yy - 2 * (self.weights * self.xy).sum(0)
                           + np.einsum("ij,ik,kj->j", self.weights, self.xx, self.weights), 0) / self.n
 
     @property
     def spread(self) -> np.ndarray:
-        """Standard deviations of x."""
+        """Standard deviations of the inputs x."""
         moments = np.diag(self.xx)[1:] / self.n - np.square(self.xx[0, 1:] / self.n)
         return np.sqrt(np.maximum(moments, 0))
 
 
 @dataclass
 class MotionFit:
-    """The models of one lag.
+    """Linear models that predict the change of the state, without and with the action of some steps ago (the lag).
 
     Attributes:
         state_only: Predicts the change of the state from the state alone.
@@ -127,23 +127,23 @@ class MotionFit:
 
     @property
     def left_open(self) -> np.ndarray:
-        """Standard deviations of what the state leaves open, (D,). Infinite where nothing is, and for flags."""
+        """Standard deviations of the error of predicting the motion from the state alone, (D,). Infinite for flags."""
         variance = self.state_only.residual_variance
         return np.where(self.live & (variance > 1e-6 * self.state_only.variance + 1e-18), np.sqrt(variance), np.inf)
 
     @property
     def unexplained_parts(self) -> np.ndarray:
-        """Fraction of what the state leaves open that remains with the action, (D,). 1 where nothing is open."""
+        """Fraction of the motion that the action leaves unexplained, of what the state alone does not explain, (D,)."""
         is_open = np.isfinite(self.left_open)
         return np.where(is_open, self.state_action.residual_variance / np.where(is_open, self.left_open**2, 1), 1.0)
 
     @property
     def unexplained(self) -> float:
-        """The same for as many components as actions can move, those that are explained best."""
+        """Mean of `unexplained_parts` over the best explained components, as many as there are action components."""
         return float(np.sort(self.unexplained_parts)[:self.n_actions].mean())
 
     def strongest(self) -> list[tuple[int, float]]:
-        """For each action component, the component of the state on which it has the largest effect, and that effect.
+        """Returns, for each action component, the state component on which it has the largest effect, and that effect.
 
         Effects are standard deviations, as fractions of what the state leaves open.
         """
@@ -182,15 +182,17 @@ def fit_lags(episodes: Iterable[Transitions], lags: Iterable[int] = LAGS) -> dic
             if fit.state_only.n >= max(100, _FEWEST * len(fit.state_action.shift), _SHARE * usual)}
 
 
-def lagged(states: np.ndarray, actions: np.ndarray, changes: np.ndarray, lag: int) -> tuple[np.ndarray, ...]:
-    """States, actions `lag` steps before, and changes of the states."""
-    first = max(0, lag)
-    last = max(first, len(actions) + min(0, lag))
+def lagged(states: np.ndarray, actions: np.ndarray, changes: np.ndarray, lag: int, lags: Iterable[int] = ()
+           ) -> tuple[np.ndarray, ...]:
+    """Returns states, the actions `lag` steps before, and state changes, at steps for which all of `lags` exist."""
+    lags = (0, lag, *lags)
+    first = max(lags)
+    last = max(first, len(actions) + min(lags))
     return states[first:last], actions[first - lag:last - lag], changes[first:last]
 
 
 def best_lag(fits: Mapping[int, MotionFit]) -> tuple[int, bool]:
-    """The lag at which actions explain the motion best, and whether it is clearly better than at once.
+    """Returns the lag at which actions explain the motion best, and whether it explains clearly more than lag 0.
 
     The largest and the smallest lag are never clear: the next one may be better.
     """
@@ -201,6 +203,6 @@ def best_lag(fits: Mapping[int, MotionFit]) -> tuple[int, bool]:
 
 
 def _is_number(parts: Sequence[tuple[np.ndarray, ...]]) -> np.ndarray:
-    """Which components of the state have more than three values, (D,)."""
+    """Returns which components of the state have more than three values, (D,) bool."""
     states = np.concatenate([states for states, _, _ in parts])[:1000]
     return np.array([len(np.unique(column)) > 3 for column in states.T], bool)

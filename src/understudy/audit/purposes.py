@@ -1,4 +1,4 @@
-"""Episodes to look at, ranked for one purpose at a time, with the evidence for each."""
+"""Ranks the episodes that are worth a look for one purpose, such as outliers, with the evidence for each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..hints import command_line
 from .base import AuditReport
 
 OUTLIER = 3.5  # robust deviations from the median, as Iglewicz and Hoaglin (1993) recommend
-MAX_FRACTION = 0.2  # of the episodes; more of them are not unlike the others
-MIN_EPISODES = 8  # with fewer, none is unlike the others
+MAX_FRACTION = 0.2  # fraction of the episodes; a larger group is not called unusual
+MIN_EPISODES = 8  # with fewer episodes, none is called unusual
 # Codes of findings that are corrected without leaving an episode out.
 _LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "resets", "sign-flips", "success-disagrees",
                 "success-reward", "task-missing", "task-unknown")
@@ -22,7 +22,7 @@ _LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "resets", "sign-
 
 @dataclass(frozen=True)
 class Purpose:
-    """A reason to look at episodes, such as outliers, and the score whose lowest values show them.
+    """A reason to look at episodes, such as outliers, and a score that is lowest in these episodes.
 
     Args:
         meaning: What it means that an episode is listed, and what to do.
@@ -54,7 +54,7 @@ PURPOSES = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why an episode is listed.
+    """The evidence for which an episode is ranked: a score or finding, and its value.
 
     Attributes:
         source: Name of the score, or code of the finding.
@@ -101,7 +101,7 @@ class Ranking:
 def rank_episodes(report: AuditReport, path: Path | str, has_commands: bool = True) -> tuple[Ranking, ...]:
     """Ranks episodes for each purpose that any episode is listed for.
 
-    An episode is listed for a score if it is far below the others: more than `OUTLIER` robust deviations.
+    An episode is listed for a score if its score is more than `OUTLIER` robust deviations below the median.
 
     Args:
         has_commands: Whether a command can open the data with no other options.
@@ -125,13 +125,13 @@ def rank_episodes(report: AuditReport, path: Path | str, has_commands: bool = Tr
 
 
 def typical_episodes(scores: Mapping[str, np.ndarray], count: int) -> list[int]:
-    """The episodes that are most like the others, to compare with. Empty if typicality is not known."""
+    """Returns the most typical episodes, to compare other episodes with. Empty if typicality is not known."""
     values = np.asarray(scores.get("typicality", ()), float)
     return [int(e) for e in np.argsort(-values, kind="stable")[:count] if np.isfinite(values[e])]
 
 
 def robust_deviations(values: np.ndarray) -> np.ndarray:
-    """Distances from the median, in units of the median absolute deviation of a normal distribution.
+    """Returns distances from the median, in units of the median absolute deviation of a normal distribution.
 
     Args:
         values: One number per episode, (E,).
@@ -153,7 +153,7 @@ def robust_deviations(values: np.ndarray) -> np.ndarray:
 
 
 def _faulty_episodes(report: AuditReport) -> tuple[RankedEpisode, ...]:
-    """The episodes in which findings name a defect, those of errors first."""
+    """Returns the episodes in which findings name a defect. Episodes with errors come first."""
     evidence_by_episode: dict[int, list[Evidence]] = {}
     for f in report.findings:  # errors first
         if f.severity == "note" or f.code in _LABEL_CODES:
@@ -166,7 +166,7 @@ def _faulty_episodes(report: AuditReport) -> tuple[RankedEpisode, ...]:
 
 
 def _sources(report: AuditReport, purpose: Purpose, episode: int) -> list[str]:
-    """The score of a purpose, and those of the further ones that are unusually low in the episode."""
+    """Returns the score that ranks a purpose, and all further scores that are unusually low in the episode."""
     return [purpose.score, *(name for name in purpose.also if name in report.scores and robust_deviations(
         np.asarray(report.scores[name], float))[episode] < -OUTLIER)]
 
@@ -183,7 +183,7 @@ def _score_evidence(report: AuditReport, name: str, episode: int) -> Evidence:
 
 def _curation(path: Path | str, purpose: Purpose, values: np.ndarray, low: list[int],
               n_episodes: int | None) -> str | None:
-    """The command that leaves out exactly these episodes: by score, or by number where it has ties or NaN."""
+    """Returns the command that leaves out exactly these episodes, by score or by number."""
     keep = f"{(len(values) - len(low)) / len(values):.6g}"
     is_exact = np.isfinite(values).all() and int(float(keep) * len(values) + 0.5) == len(values) - len(low)
     if n_episodes is None or not is_exact:

@@ -1,4 +1,4 @@
-"""Cameras that deliver fewer frames than the data have rows, so that each frame is repeated in several rows."""
+"""Check for cameras that deliver fewer frames than the data have rows, so that frames are repeated."""
 
 from __future__ import annotations
 

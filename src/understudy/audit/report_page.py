@@ -55,7 +55,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
 
 
 def _headline(kinds, rankings: Sequence[Ranking]) -> str:
-    """Whether the data can be trained on, and what to look at first."""
+    """Builds the headline: whether the data can be trained on, and what to look at first."""
     if kinds["error"]:
         return "Errors were found. Repair these data before you train on them."
     if kinds["warning"]:
@@ -78,7 +78,7 @@ def _findings_section(kind, findings) -> Section:
 
 
 def _scores_section(data, report) -> Section:
-    """The lengths of the episodes, and a table of the scores, whose histograms the reader opens."""
+    """Builds the section with the lengths of the episodes and the table of scores with histograms."""
     rows, figures, equal = [], [], []
     for name, values in report.scores.items():
         values = np.asarray(values, float)
@@ -101,7 +101,7 @@ def _scores_section(data, report) -> Section:
 
 
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
-    """The episodes that are listed for a purpose: why, what they look like, and the command that leaves them out."""
+    """Builds the section of the episodes listed for one purpose: why, what they look like, how to leave them out."""
     rows = tuple((episode.episode, evidence.text) for episode in ranking.episodes for evidence in episode.evidence)
     examples = [e.episode for e in ranking.episodes if e.episode < len(data)][:_N_EXAMPLES]
     return Section(ranking.name.capitalize(), (
@@ -111,7 +111,7 @@ def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
 
 
 def _typical_section(data: Dataset, report: AuditReport) -> list[Section]:
-    """Episodes that are most like the others, to compare the listed ones with."""
+    """Builds the section of typical episodes, to compare the listed ones with."""
     lead = "Usual episodes, to compare others with. Their states and actions are close to those of other episodes."
     typical = typical_episodes(report.scores, min(_N_EXAMPLES, len(data) // 2))
     return [Section("Most like the others", _episode_figures(data, typical), lead)] if typical else []
@@ -141,7 +141,7 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
 
 
 def _line_figure(episode: Episode, name: str) -> tuple[Figure, str] | None:
-    """The first components of a column over the steps, and what the caption says of it."""
+    """Draws the first components of a column over the steps. Returns the figure and its caption."""
     try:
         values = np.asarray(episode.steps[name])
     except (KeyError, UserError):

@@ -31,7 +31,7 @@ _UNREADABLE_CODES = ("cannot-be-read", "frame-damaged")
 
 def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True, frames: bool = True,
           progress: Progress | None = None, **options) -> AuditReport:
-    """Audits a data set: all findings, errors first, and the scores that need no training.
+    """Audits a data set. Returns all findings, errors first, and the scores that need no training.
 
     If a file of an otherwise readable data set is damaged, that is a finding, not an exception.
 
@@ -51,7 +51,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         if not any(f.severity == "error" for f in findings):
             try:
                 format_of(path)
-            except UserError:  # this is no data set at all, or the user names its columns
+            except UserError:  # this is not a data set at all, or the user names its columns
                 raise error from None
         return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
@@ -64,14 +64,14 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 
 def _check_files(data: Dataset, path: Path, checksums: bool = True) -> list[Finding]:
-    """Findings of the files of a data set, without those of a layout that was not read."""
+    """Returns the findings about the files of a data set, without findings about layout if the layout is unknown."""
     own_layout = data.metadata.get("format") == "hdf5"
     return [f for f in check_files(path, checksums) if not (own_layout and f.code in _LAYOUT_CODES)]
 
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False,
                   progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Findings of an open data set, errors first.
+    """Checks an open data set. Returns the findings, errors first.
 
     Args:
         path: The files of the data set, which are checked without their checksums. By default they are not checked.
@@ -105,7 +105,7 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
 
 
 def training_warnings(data: Dataset, needs_actions: bool = True) -> list[str]:
-    """What a user should know before training on data that `check_usable` accepts.
+    """Returns what a user should know before training on data that `check_usable` accepts, as warnings.
 
     Args:
         needs_actions: Whether all steps need an action. Otherwise it is only said how actions are read.
@@ -145,7 +145,7 @@ def raise_on_errors(findings: Sequence[Finding], where: Path | str, ignore: Coll
         only_with = f", with a method that does not read {' and '.join(unread)}" if unread and training_data else ""
         remedy = f"to accept them{only_with}: " + " ".join(f"--ignore {code}" for code in codes)
         if short_video is not None:
-            remedy = short_video.remedy  # of the data, where these are a view of them
+            remedy = short_video.remedy  # the remedy for the data that these are a view of
         elif set(codes) & set(_UNREADABLE_CODES):
             remedy = repair_hint(where)
         raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,
@@ -153,7 +153,7 @@ def raise_on_errors(findings: Sequence[Finding], where: Path | str, ignore: Coll
 
 
 def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: Path | str) -> str:
-    """Which method learns from data where NaN stands for unknown actions. Empty if all actions are finite."""
+    """Returns which method learns from data where NaN stands for unknown actions. Empty if all actions are finite."""
     name = next((f.where.feature for f in not_finite if role(f.where.feature or "") == "action"), None)
     if name is None:
         return ""
@@ -167,7 +167,7 @@ def _unknown_actions_hint(data: Dataset, not_finite: Iterable[Finding], where: P
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:
-    """How to leave out the episodes whose observations or actions are not finite."""
+    """Returns how to leave out the episodes with observations or actions that are not finite."""
     bad = {e for e, episode in enumerate(data) for name, f in episode.features().items()
            if role(name) in ("observation", "action") and f.kind == "vector"
            and not np.isfinite(episode.steps[name]).all()}
@@ -193,7 +193,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
             findings = list(check(data))
             yield from findings
             if check in (checks.check_rows, label_checks.check_flags) and findings:
-                return  # the other checks assume columns of one shape, and flags
+                return  # all further checks assume columns of one shape, and flags
         except DiskError:  # says nothing about the data
             raise
         except UserError as error:  # a column that is read only now; several checks may find the same error
@@ -205,7 +205,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
 
 
 def _sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first. A remark of the reader about a file with an error is dropped."""
+    """Sorts findings by severity, errors first. Drops remarks of the reader about a file that has an error."""
     unique = list(dict.fromkeys(findings))
     damaged_files = {f.where.file for f in unique if f.severity == "error" and f.code not in _UNREADABLE_CODES}
     remaining = [f for f in unique if f.code not in _UNREADABLE_CODES or f.where.file not in damaged_files]
@@ -213,7 +213,7 @@ def _sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The scores that need no training and have a meaning for these data, and the steps at which they are lowest."""
+    """Computes the scores that need no training and suit these data, and the steps at which they are lowest."""
     from .scores import NETWORK_SCORES, SCORES
 
     roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}

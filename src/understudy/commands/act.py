@@ -103,7 +103,7 @@ def main(args: list[str]) -> None:
 def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: FailureDetector | None,
                   recorder: Recorder | None, fps: float, show: Callable[[str], None], out: Output
                   ) -> tuple[StepCounts, int]:
-    """Runs episodes until the person stops. Returns the steps and the number of those that were not discarded."""
+    """Runs episodes until the person stops. Returns the steps, and the number of episodes that were not discarded."""
     from ..robots.acting import StepCounts, act_on_robot
 
     total, n_counted = StepCounts(), 0
@@ -132,7 +132,7 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: Failu
 
 
 def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:
-    """Describes how an episode ended and whether the robot paused."""
+    """Describes in words how an episode ended and whether the robot paused."""
     text = f", ended by {done.ended}" if done.ended else ""
     if done.ended == "alarm":
         text += " of the failure detector, before its next action: the robot holds"
@@ -145,7 +145,7 @@ def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses
 
 
 def _checkpoints(run: Path) -> dict[str, object]:
-    """Metadata of an episode of a server that has changed its checkpoint. Without it, `by` names the only one."""
+    """Returns a server's checkpoints as metadata of an episode. Empty if the server has not changed its checkpoint."""
     if changed_checkpoint(run) is None or (address := served_address(run)) is None:
         return {}
     return {"checkpoints": served_client(address).checkpoints}

@@ -15,7 +15,7 @@ from .parts.groups import ColumnsOption, HtmlFile, JsonOption, MapOption, comman
 if TYPE_CHECKING:
     from ..audit.purposes import Ranking
 
-MAX_SHOWN = 3  # episodes of a purpose whose evidence is printed; --json has all
+MAX_SHOWN = 3  # episodes of a purpose for which evidence is printed; --json has all
 
 
 @command_options
@@ -73,7 +73,7 @@ def main(args: list[str]) -> None:
 
 
 def _ranking_lines(ranking: Ranking) -> list[str]:
-    """Episodes that are listed for a purpose, with their evidence and the command that leaves them out."""
+    """Returns lines on the episodes that are listed for a purpose, with evidence and the command to leave them out."""
     from ..data.formats.parts.column_names import format_list
 
     numbers = format_list(e.episode for e in ranking.episodes)
@@ -84,7 +84,7 @@ def _ranking_lines(ranking: Ranking) -> list[str]:
 
 
 def _can_be_inspected(path: Path, o: AuditOptions) -> bool:
-    """Whether the data can be opened and all of their numbers read."""
+    """Returns whether the data can be opened and all of their numbers read."""
     from ..data.formats import preview_dataset
     from ..data.opening.column_selection import open_columns, parse_columns
 

@@ -49,7 +49,7 @@ class CalibrateOptions(ActingOptions, JsonOption):
     The policy acts in ENV, on starts that no evaluation uses. For a robot, give episodes of this policy on it, which
     `understudy act RUN --out DATA` recorded and you called successes and failures (y, n). The threshold is written into
     the folder of the run, where `understudy eval RUN ENV --detect` and `understudy act RUN --detect` find it. An alarm
-    is raised at the first step whose doubt reaches it.
+    is raised at the first step in which the doubt reaches the threshold.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -134,7 +134,7 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
 
 
 def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
-    """The score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
+    """Returns the doubt score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
@@ -145,7 +145,7 @@ def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSo
 
 
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
-    """The detector of a run."""
+    """Returns the failure detector of a run."""
     from ..evaluate.failure_detection import FailureDetector
     from ..serve.address import served_address
 

@@ -50,12 +50,12 @@ class ChooseOptions(DeviceOption, ColumnsOption, HtmlOption, JsonOption, TrustOp
     """Choose a method for demonstrations by short trials, and say how certain the choice is.
 
     Methods that suit what is measured in the data are trained for a short time each, with the same seeds, and judged on
-    the same starts of ENV. Methods that are worse are dropped, the others get further training seeds, until one is left
-    or the time is over. Without ENV the methods are judged by the error of the actions that they predict in held-out
-    episodes, which is weaker evidence. After Ctrl-C the same command continues.
+    the same starts of ENV. Methods that are worse are dropped, and the remaining methods get further training seeds,
+    until one is left or the time is over. Without ENV the methods are judged by the error of the actions that they
+    predict in held-out episodes, which is weaker evidence. After Ctrl-C the same command continues.
 
-    Options of the methods are set as in `understudy train`, such as --batch-size 64, for all candidates. Name those
-    that have them with --methods.
+    Options of the methods are set as in `understudy train`, such as --batch-size 64, for all candidates. If only some
+    methods have an option, name these methods with --methods.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -131,7 +131,7 @@ def _header(c: MethodChoice) -> tuple[str, ...]:
 
 
 def _cells(c: MethodChoice, s: Standing) -> tuple[str, ...]:
-    """The row of a candidate, for `_header`."""
+    """Returns the table row of a candidate, for `_header`."""
     e = c.printed_estimate(s)
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
     limits = "unknown to unknown" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}"  # too few values
@@ -163,7 +163,7 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
 
 def _next_commands(o: ChooseOptions, method_options: list[str], c: MethodChoice, acts: str | None,
                    conditions: list[str] | None) -> list[tuple[str, str]]:
-    """Useful next commands, each with a description.
+    """Returns useful next commands, each with a description.
 
     Args:
         method_options: Options of the methods that were given, as words.
@@ -197,5 +197,5 @@ def _again(o: ChooseOptions, *more: object) -> str:
 
 
 def _new(option: list[str], trusted: Sequence[str]) -> list[str]:
-    """A --trust option, unless its package is trusted."""
+    """Returns a --trust option for a package, unless it is trusted already."""
     return [] if option and option[1] in trusted else option

@@ -129,7 +129,7 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
 
 
 def _refuse_one_training(group: list[Path]) -> None:
-    """Raises UserError if two of a group are of one training, which counts as one training seed.
+    """Raises UserError if two runs of a group are of one training, which counts as one training seed.
 
     They are two checkpoints of a run, or a policy and its saved rollouts.
     """
@@ -148,7 +148,7 @@ def _refuse_one_training(group: list[Path]) -> None:
 
 
 def _policy_of_rollouts(run: Path) -> str:
-    """The digest of the policy that acted in saved rollouts, or the folder if it is not known."""
+    """Returns the digest of the policy that acted in saved rollouts, or the folder if it is not known."""
     from ..data.formats import open_dataset
 
     data = open_dataset(run)
@@ -157,11 +157,13 @@ def _policy_of_rollouts(run: Path) -> str:
 
 
 def _is_saved_rollouts(run: Path) -> bool:
-    return (run / "meta" / "info.json").exists()
+    from ..data.formats.parts.file_kinds import is_lerobot
+
+    return is_lerobot(run)
 
 
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> tuple[dict[Path, Evaluation], Env | None]:
-    """The evaluations, and the closed environment in which the policies acted, if any of them did."""
+    """Returns the evaluations, and the closed environment in which the policies acted, if any of them did."""
     from ..envs import make
     from ..evaluate.evaluation import evaluation_of
     from .parts.kept_episodes import KeptEpisodes
@@ -242,7 +244,7 @@ def _print_comparison(c: Comparison, out: Output) -> None:
 
 
 def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[tuple[str, str]]:
-    """Useful next commands with descriptions: more episodes if they would help, or a page."""
+    """Returns useful next commands with descriptions, such as more episodes or a page."""
     who = [part for g in o.group for part in ("--group", *g)] or [*map(str, o.runs)]
     more = [
         *given_options(o, "env"),

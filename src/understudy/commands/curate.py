@@ -143,7 +143,10 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
 
 
 def _tie(score: np.ndarray, kept: list[int], excluded: list[int]) -> tuple[float, int, int] | None:
-    """A tie at the limit of the selection: its value, number of episodes, and how many are kept. None without one."""
+    """Returns the value of a tie at the limit of the selection, its number of episodes, and how many of them are kept.
+
+    None if there is no tie.
+    """
     import numpy as np
 
     both = np.intersect1d(score[kept], score[excluded])  # NaN equals nothing
@@ -153,7 +156,7 @@ def _tie(score: np.ndarray, kept: list[int], excluded: list[int]) -> tuple[float
 
 
 def _load_score(name: str, trust: tuple[str, ...]):
-    """Loads a function of a data set. A class is instantiated."""
+    """Loads a function that scores a data set. A class is instantiated."""
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",

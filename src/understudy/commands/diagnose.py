@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..diagnose.runner import Observed, Recorded
     from ..learn.method import TrainedRun
 
-_READINGS = 5  # of a robot that does not move
+_READINGS = 5  # number of readings of a robot that does not move
 
 
 @command_options
@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
 
     if has_no_run(o.run):
         address = served_address(o.run)
-        raise UserError("is no run: it does not say what it was trained on", where=address or o.run,
+        raise UserError("is not a run: it does not say what it was trained on", where=address or o.run,
                         hint=f"diagnose the run that {'is served there' if address else 'it was exported from'}")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
     if o.robot is not None:
@@ -140,12 +140,12 @@ def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: 
 
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
-    """The data of --data, or those of the command that trained the run."""
+    """Returns the path of the data of --data, or of the data that the run was trained on."""
     return o.data or trained_on(o.run)
 
 
 def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None, str | None]:
-    """The data of the run, or why they are not there."""
+    """Returns the recorded data of the run, or why they are not there."""
     from ..diagnose.runner import Recorded
     from ..evaluate.action_prediction import episodes_to_evaluate
 
@@ -189,7 +189,7 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
 
 
 def _observed_robot(o: DiagnoseOptions) -> Observed:
-    """Reads a connected robot, which does not move."""
+    """Reads observations from a connected robot, which does not move."""
     import numpy as np
 
     from ..data.episode import Dataset, Episode
@@ -204,7 +204,7 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
 
 
 def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
-    """The command of a finding, for this run, data and environment."""
+    """Returns the command of a finding, for this run, data and environment."""
     if not words:
         return None
     if "METHOD" in words and (again := reseeded_command(o.run)) is not None:

@@ -116,7 +116,7 @@ def main(args: list[str]) -> None:
 
 
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
-    """The options with the default number of episodes."""
+    """Returns the options with the default number of episodes."""
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
@@ -186,7 +186,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         out.print("", gap_text)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    in_detail = o.details or o.repeats or o.demonstrations is not None  # which are given for these figures alone
+    in_detail = o.details or o.repeats or o.demonstrations is not None  # they are given for these figures alone
     (behavior_metrics.print_metrics if in_detail else behavior_metrics.print_most_frequent_failure)(behavior, out)
     document = evaluation.to_json(other, path_text(o.against))
     successes = None if evaluation.successes is None else evaluation.successes.tolist()
@@ -234,7 +234,7 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
 
 
 def _generalization_gap(o: EvalOptions, training: Evaluation, evaluation: Evaluation) -> tuple[str, dict[str, Any]]:
-    """The gap in words, and as the document has it."""
+    """Returns the generalization gap in words, and as JSON."""
     from ..evaluate.comparison import describe_generalization_gap, generalization_gap
 
     assert o.train_env is not None and o.target is not None
@@ -280,7 +280,7 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
 
 
 def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
-    """Useful next commands with descriptions: a policy to compare with, more episodes if they would help, or a page."""
+    """Returns useful next commands with descriptions, such as a policy to compare with or more episodes."""
     from ..evaluate.evaluation import compare
 
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))
@@ -314,7 +314,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
                  "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
-        raise UserError(f"these are recorded episodes, and {path_text(o.run)} needs an environment: it is no run",
+        raise UserError(f"these are recorded episodes, and {path_text(o.run)} needs an environment: it is not a run",
                         where=o.target, hint="evaluate the run that it was exported from, or that is served there")
     refuse_given(o, ("condition", "task"), "these are recorded episodes, which have their own conditions and tasks",
                  "leave it out, or name an environment")
@@ -376,7 +376,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
 
 
 def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[tuple[str, str]]:
-    """The command that lets the policy act, in an environment or on a robot, with what it is for."""
+    """Returns the command that lets the policy act, in an environment or on a robot, and what it is for."""
     env, env_options = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
@@ -390,7 +390,7 @@ def _commands_to_act(o: EvalOptions, recorded: Dataset, method: Method) -> list[
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
-    """The episodes whose actions were all recorded. Actions that a method filled in are no targets."""
+    """Returns the episodes in which all actions were recorded. Actions that a method filled in are not targets."""
     from ..data.missing_actions import NoActions, has_action
 
     kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]
@@ -405,7 +405,7 @@ def _with_recorded_actions(data: Dataset) -> Dataset:
 
 
 def _without_changed_rewards(method: Method) -> Method:
-    """The method, with the rewards of the data as they are, by which policies are judged."""
+    """Returns the method without its changes of rewards, so that policies are judged by the rewards of the data."""
     from ..data.relabel import ScaledReward
     from ..learn.rewards.learned_reward import LearnedReward
 
@@ -415,7 +415,7 @@ def _without_changed_rewards(method: Method) -> Method:
 
 def _value_estimate(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int], origin: Origin
                     ) -> Callable[[], PolicyValue]:
-    """What estimates the value of the policy by fitted Q evaluation on all episodes, once they are checked."""
+    """Prepares the estimate of the policy's value by fitted Q evaluation on all episodes."""
     from ..evaluate.fitted_q import check
     from ..learn.critics.fitted_q import FittedQ
 
@@ -439,10 +439,10 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, config: Fi
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
-    """The recorded data as the policy learns from them, and which of their episodes are evaluated.
+    """Transforms the recorded data as for training. Returns them, and which episodes are evaluated.
 
-    An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
-    and to the others separately, as in training, and once to each.
+    An operation may change the order and the number of the episodes. It is therefore applied twice, as in training:
+    once to the evaluated episodes, and once to all other episodes.
     """
     import numpy as np
 
@@ -467,7 +467,7 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 
 
 def _component_table(prediction: ActionPrediction) -> Table:
-    """Errors of each component next to those of predictions without a policy."""
+    """Builds a table of the errors of each component, next to the errors of predictions without a policy."""
     error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
     rows = []
     for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):

@@ -134,7 +134,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
 
 
 def _tell_what_is_left_out(method: Method, out: Output) -> bool:
-    """Prints which column changes of the method the exported file does not compute."""
+    """Prints which column changes of the method the exported file does not compute. Returns whether there are any."""
     from ..learn.method import online_changes
 
     if computed := [type(r).__name__ for r in online_changes(method)]:
@@ -144,7 +144,7 @@ def _tell_what_is_left_out(method: Method, out: Output) -> bool:
 
 
 def _example_evaluation(run: Path, method: Method) -> tuple[str | None, list[str]]:
-    """An environment for the policy of a run, and what it must be told there. None if there is no example of that."""
+    """Returns an environment for the policy of a run, and what to tell the policy there. None without an example."""
     if not must_be_told(run):
         return recorded_env_of(run) or "ENV", []
     data = unchanged_training_data(run)

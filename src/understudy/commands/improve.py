@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from ..learn.run import Run
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
-N_STARTS = 100  # of each comparison, but on a robot
+N_STARTS = 100  # number of starts of each comparison, except on a robot
 PROG, FLAGS = "understudy improve", tuple(option.flag for option in options_of(ImproveOptions))
 
 
@@ -77,7 +77,7 @@ def main(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Command:
-    """One call of the command.
+    """One call of the command understudy improve.
 
     Args:
         method_options: Options of the method that the user gave, as words.
@@ -127,7 +127,7 @@ class _Command:
     # -- what is needed ------------------------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
-        """The environment, the data and the held-out episodes, the method and the runs of its stages."""
+        """Prepares the environment, the data and the held-out episodes, the method and the runs of its stages."""
         from ..checkpoint import find_checkpoint
         from ..improve.improvement import LEARNS_FROM_ITSELF, Improvement
 
@@ -139,9 +139,9 @@ class _Command:
             try:
                 find_checkpoint(supervisor)
             except UserError as error:
-                raise UserError(f"{o.supervisor!r} is no supervisor, and no run: {error.problem}", where="--supervisor",
-                                hint="name scripted (the expert of the environment), keyboard (you, in a terminal), or "
-                                     "the run of another policy") from None
+                raise UserError(f"{o.supervisor!r} is neither a supervisor nor a run: {error.problem}",
+                                where="--supervisor", hint="name scripted (the expert of the environment), "
+                                "keyboard (you, in a terminal), or the run of another policy") from None
         find_checkpoint(o.run)
         if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
             raise UserError("this is the run to improve, which stays as it is", where="--out",
@@ -162,7 +162,7 @@ class _Command:
         return env_name, data, held_out, change_fields(method, self.method_options, PROG, FLAGS), stages
 
     def _origin(self, method: Method) -> dict[str, Any]:
-        """The command and its options, for the run to store."""
+        """Returns the command and its options, for the run to store."""
         from .parts.method import method_options_to_json
 
         given_values = method_options_to_json(parse_changes(method, self.method_options, PROG))
@@ -170,7 +170,7 @@ class _Command:
 
     @cached_property
     def _begun(self) -> ImproveOptions | None:
-        """The options of the call that began this run. None if this one does."""
+        """Options of the call that began this run. None if this one does."""
         from ..learn.run import Run
 
         if not Run(self.o.out).saved_steps():
@@ -180,7 +180,7 @@ class _Command:
         return begun
 
     def _check_resumed(self, env_name: str) -> None:
-        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier.
+        """Raises UserError if a run would continue with another robot, classifier, environment, or number of rounds.
 
         On a robot a person compares, in as many trials as they like.
         """
@@ -208,7 +208,7 @@ class _Command:
                                 if can_go_on else ""))
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
-        """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
+        """Returns the episodes that a run was trained on, or `replacement`, and whether the run was trained on them."""
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
@@ -263,12 +263,12 @@ class _Command:
 
     @cached_property
     def classifier(self) -> tuple[SuccessClassifier, FrameRates]:
-        """The classifier of --success, and how often it is wrong."""
+        """Classifier of --success, and how often it is wrong."""
         assert self.o.success is not None
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
-        """The environment of the collection, and the person if one takes part. Checks the supervisor."""
+        """Returns the environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..improve.supervisors import check_units
         from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
@@ -291,7 +291,7 @@ class _Command:
         return _watched_toy(self._make(env_name, 1), self.resources)
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
-        """The comparison of rounds, with the evaluation of the base if the run is new."""
+        """Builds the comparison of rounds, with the evaluation of the base policy if the run is new."""
         from ..evaluate.env_checks import warn_of_early_ends
         from ..improve.promotion import Promotion, compared_checkpoints
 
@@ -314,7 +314,7 @@ class _Command:
         return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
-        """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
+        """Returns the first episodes of a policy whose noise is steered, collected once and stored in RUN2."""
         from ..data.formats import open_dataset, write_dataset
         from ..improve.practice import steered_episodes
         from ..learn.method import load_policy
@@ -426,7 +426,7 @@ class _Command:
         commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,
                                  "--seed", o.seed + 1, *trust)] if improved else []
         if total:
-            lengths = [len(e) for e in data if ROUND not in e.metadata]  # of demonstrations
+            lengths = [len(e) for e in data if ROUND not in e.metadata]  # lengths of demonstrations
             count = max(round(total / (sum(lengths) / len(lengths))), 1)
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
@@ -454,7 +454,7 @@ def _unit(env: Env) -> str:
 
 
 def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
-    """A toy that a person at the keyboard watches, and the person."""
+    """Returns a toy that a person at the keyboard watches, and the person."""
     import numpy as np
 
     from ..evaluate.teleoperate import Screen

@@ -101,7 +101,7 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
 
 def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport,
                   refusal: UserError | None, out: Output) -> None:
-    """Prints how to train on the data, or what stands against it."""
+    """Prints how to train on the data, or why that is not possible."""
     from ..methods.needs import learners_for
 
     learners = learners_for(data) if len(data) else {}
@@ -143,7 +143,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
 
 
 def _reading(f: Feature) -> str:
-    """How a policy reads the values of a column."""
+    """Describes how a policy reads the values of a column."""
     if f.kind == "discrete":
         return "classes" if f.num_classes is None else f"{max(f.num_classes)} classes"
     return "flags" if f.dtype == "bool" else {"vector": "quantities", "string": "text"}.get(f.kind, f.kind)
@@ -165,11 +165,11 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 
 
 def _check_training(data: Dataset, findings: Sequence[Finding], method: str | None = None) -> Preflight:
-    """What `understudy train` would say of the data before its first update. Nothing of data without actions.
+    """Returns what `understudy train` would say of the data before its first update. Nothing of data without actions.
 
     Args:
-        findings: Those of an audit.
-        method: The method that is trained. None for the one that suits the columns.
+        findings: Findings of an audit.
+        method: The method that is trained. None for a method that suits the columns.
     """
     from ..audit import raise_on_errors
     from ..learn.preflight import Preflight, preflight
@@ -184,7 +184,7 @@ def _check_training(data: Dataset, findings: Sequence[Finding], method: str | No
 
 
 def _range_table(data) -> Table:
-    """The range of each component, for units and normalization. Long vectors have one range for all components."""
+    """Builds a table of the range of each component. Long vectors have one range for all components."""
     from ..data.formats.describe import value_ranges
 
     rows, features = [], data.features()
@@ -200,7 +200,7 @@ def _range_table(data) -> Table:
 
 
 def _task_lines(tasks: Mapping[str, int]) -> list[str]:
-    """The most frequent tasks, each with its number of episodes."""
+    """Returns lines with the most frequent tasks, each with its number of episodes."""
     from ..hints import pluralize
 
     most = sorted(tasks.items(), key=lambda item: -item[1])[:_SHOWN_TASKS]
@@ -210,7 +210,7 @@ def _task_lines(tasks: Mapping[str, int]) -> list[str]:
 
 
 def _success_lines(data) -> list[str]:
-    """The number of successful episodes, if the data contain it, and advice if some failed."""
+    """Returns lines with the number of successful episodes, and advice if some failed."""
     from ..audit.label_checks import is_flag
 
     ended = [bool(e.metadata["success"]) for e in data if is_flag(e.metadata.get("success"))]

@@ -91,7 +91,7 @@ def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
 
 
 def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tuple[Segment, Segment], int], str]:
-    """The function that answers, given a pair and the number of answers before it."""
+    """Returns the function that answers a comparison, given a pair and the number of answers before it."""
     from ..envs import make
     from ..improve.preferences import PreferenceKeys, PreferenceScreen, prefer_by_reward, segment_frames
 

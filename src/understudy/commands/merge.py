@@ -78,7 +78,7 @@ def main(args: list[str]) -> None:
 
 
 def _correction_hint(o: MergeOptions, findings: Sequence[Finding]) -> str:
-    """The commands that correct what can be corrected, and that merge the corrected data. Empty if there is nothing."""
+    """Returns the commands that correct the data, and that merge the corrected data. Empty if there is nothing."""
     options: dict[str, list[str]] = {}
     for f in findings:
         if f.correction and f.where.file in map(str, o.data):

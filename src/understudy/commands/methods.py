@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @command_options
 class MethodsOptions(TrustOption, JsonOption):
     """List the methods that can be trained by name, with what each needs and costs, and when to choose it. With the
-    name of a family, such as offline-rl: its methods. With that of a method: its parts and everything that can be set.
+    name of a family, such as offline-rl: its methods. With the name of a method: its parts and everything that can be
+    set.
     """
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
@@ -92,7 +93,7 @@ COST_NOTE = "CPU time on one core, on 20 observed numbers or on what the method 
 
 
 def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
-    """The number of weights, the time of a training and that of a plan, as text.
+    """Returns the number of weights, the time of a training and the time of a plan, as text.
 
     Args:
         cost: The costs of a method: see `method_costs`. None if they are not known.
@@ -107,7 +108,7 @@ def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
 
 
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Group:
-    """Tables of the options of a method's function and of all fields of the method, with their defaults."""
+    """Builds tables of the options of a method's function and of all fields of the method, with defaults."""
     from .parts.method import method_option_texts, method_options
 
     # --steps is an option of train

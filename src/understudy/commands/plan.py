@@ -92,7 +92,7 @@ def _print_sequential(out: Output, p) -> None:
 
 
 def _explain_sequential(expected: int, maximum: int, fixed: int) -> list[str]:
-    """Lines that explain the cost and the benefit of a test after each rollout."""
+    """Returns lines that explain the cost and the benefit of a test after each rollout."""
     change = expected / fixed - 1
     return [f"Looking after each takes {abs(change):.0%} {'fewer' if change < 0 else 'more'} on average if the "
             "difference is as planned, and most are saved",

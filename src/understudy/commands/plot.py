@@ -62,7 +62,7 @@ def main(args: list[str]) -> None:
 
 
 def _next_commands(runs) -> list[tuple[str, str]]:
-    """Useful next commands, each with a description: evaluate the run, or compare all runs."""
+    """Returns useful next commands, each with a description: evaluate the run, or compare all runs."""
     from ..checkpoint import find_checkpoint, load_features
     from ..envs.registry import WITH_GOALS, base_name
 

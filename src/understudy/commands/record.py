@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
-    Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
-    error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same command
-    continues. A larger --episodes adds episodes.
+    Every episode is kept. Episodes of an environment are labeled with their success (next.success). `saved N` on
+    standard error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same
+    command continues. A larger --episodes adds episodes.
 
     On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
     the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded during the
@@ -105,7 +105,7 @@ def main(args: list[str]) -> None:
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
-    refuse_given(o, ignored, "says nothing " + ("on a robot" if o.robot is not None else "in an environment"))
+    refuse_given(o, ignored, "has no effect " + ("on a robot" if o.robot is not None else "in an environment"))
     if o.robot is not None:
         _record_robot(o)
         return
@@ -137,6 +137,7 @@ def _record_environment(o: RecordOptions, name: str) -> None:
 def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     """Records episodes of the environment's expert, or of random actions."""
     from ..data.formats import open_dataset
+    from ..data.formats.parts.file_kinds import is_lerobot
     from ..evaluate.env_checks import warn_unless_repeatable
     from ..evaluate.evaluation import recording_seed
     from ..evaluate.recording import record_episodes
@@ -144,7 +145,7 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
     actor = _make_actor(o, env)
     warn_unless_repeatable(actor, env, recording_seed(o.seed))
-    n_before = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+    n_before = len(open_dataset(o.out)) if is_lerobot(o.out) else 0
     with (progress_bar("recording", o.episodes, n_before) as progress,
           WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
         return record_episodes(

@@ -33,13 +33,14 @@ def main(args: list[str]) -> None:
     o = parse(RepairOptions, "repair", args)
     from ..data import journal
     from ..data.formats import lerobot, open_dataset
+    from ..data.formats.parts.file_kinds import is_lerobot
     from ..data.formats.remote import url_of
     from ..data.recording.recorder import repair
     from ..data.recording.recovery import check_readable, recover
 
     out = Output()
     demonstrations_path(o.path)
-    ours = (o.path / journal.JOURNAL_FOLDER.parent).is_dir() and (o.path / "meta" / "info.json").exists()
+    ours = (o.path / journal.JOURNAL_FOLDER.parent).is_dir() and is_lerobot(o.path)
     if ours and o.out is None:
         try:
             done = repair(o.path)

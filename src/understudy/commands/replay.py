@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
                           where="understudy replay", hint="understudy replay DATA ENV, or understudy replay DATA "
                           "--episode 0 --robot TYPE --robot.port PORT")
     if o.robot is not None:
-        refuse_given(o, ("rows",), "says nothing on a robot, which repeats one episode")
+        refuse_given(o, ("rows",), "has no effect on a robot, which repeats one episode")
         refuse_given(o, ("state",), "a robot cannot be set to a recorded state",
                      "leave it out; in an environment, it compares one step from each state")
         _replay_on_robot(o)

@@ -46,7 +46,7 @@ class RobotCommandOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOpti
 
     check: compare the calibration in the servos with its file, and with the positions that were recorded; exit status 3
     if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the
-    servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+    servos of an arm on a pseudo-terminal, to try other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """
@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
     o = parse(RobotCommandOptions, "robot", args)
     for subcommands, names in OPTIONS_OF.items():
         if o.subcommand not in subcommands:
-            refuse_given(o, names, f"says nothing with {o.subcommand}")
+            refuse_given(o, names, f"has no effect with {o.subcommand}")
     with Output(o.json) as out:
         {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
          "teleoperate": _teleoperate, "check": _check,
@@ -82,7 +82,7 @@ def main(args: list[str]) -> None:
 
 
 def serial_ports() -> list[str]:
-    """Names of the serial ports, those of USB adapters first."""
+    """Lists the names of the serial ports. Ports of USB adapters come first."""
     ports = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
     try:
         from serial.tools import list_ports
@@ -123,7 +123,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _arm_of(o: RobotCommandOptions) -> NamedArm:
-    """The single arm of --robot or --teleop."""
+    """Returns the single arm of --robot or --teleop."""
     device = "teleop" if o.robot is None else "robot"
     if len(arms := _arms_of(o, device)) > 1:
         raise ConfigError("is two arms, which are calibrated one by one", where=f"--{device}",
@@ -132,7 +132,7 @@ def _arm_of(o: RobotCommandOptions) -> NamedArm:
 
 
 def _arms_of(o: RobotCommandOptions, *devices: str) -> list[NamedArm]:
-    """The arms of --robot, of --teleop, or of both. Each has an id."""
+    """Returns the arms of --robot, of --teleop, or of both. Each has an id."""
     from ..robots.registry import named_arms
 
     arms = []
@@ -242,7 +242,7 @@ def _release(o: RobotCommandOptions, out: Output) -> None:
     for arm in _arms_of(o, "robot", "teleop"):
         try:
             silent = release_arm(arm.kind, arm.port)
-        except ConnectionLost as error:  # the other arm may still be reached
+        except ConnectionLost as error:  # another arm may still be reached
             problems.append(f"{arm.port}: {error.problem}")
             continue
         if silent:

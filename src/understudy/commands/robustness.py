@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..evaluate.robustness import SeveritySweep
     from ..execute.actor import Actor
 
-SCRIPTED_ACTOR = "scripted"  # in the place of a run
+SCRIPTED_ACTOR = "scripted"  # given in the place of a run
 
 
 @command_options
@@ -100,7 +100,7 @@ def main(args: list[str]) -> None:
 
 
 def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[Actor, str]:
-    """The actor, and the name under which its results are stored. See `policies.load_actor`."""
+    """Loads the actor, and returns it with the name under which its results are stored. See `policies.load_actor`."""
     from .. import __version__
     from ..evaluate.recording import expert_actor
 
@@ -130,7 +130,7 @@ def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tu
 
 def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift], actor: Actor,
                      build: Callable[[int], World]) -> list[shifts.Shift]:
-    """The shifts that the user asked for, each with its levels."""
+    """Returns the shifts that the user asked for, each with its levels."""
     levels = dict(_parse_levels(text) for text in o.levels or ())
     for flag, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
         for name in names:

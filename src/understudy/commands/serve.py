@@ -134,7 +134,7 @@ def main(args: list[str]) -> None:
 
 
 STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "condition", "steer", "steer_scale", "seed",
-                    "device", "trust"}  # that --steer reads
+                    "device", "trust"}  # options that --steer reads
 
 
 def _serve_steering(o: ServeOptions) -> None:
@@ -226,7 +226,7 @@ def load_service(o: ServeOptions) -> PolicyService:
 
 
 def _default_columns(o: ServeOptions, say: TaskText | None) -> dict[str, Tensor]:
-    """The values of --task and --condition, for clients that send none.
+    """Returns the values of --task and --condition, for clients that send none.
 
     Args:
         say: What encodes the task for the policy. None if it reads no words.
@@ -262,7 +262,10 @@ def _warm_up(policy: Policy) -> None:
 
 
 def _newest(o: ServeOptions) -> str:
-    """Digest of the newest checkpoint. Files are read only if they have changed, because --watch asks every second."""
+    """Returns the digest of the newest checkpoint.
+
+    Files are read only if they have changed, because --watch asks every second.
+    """
     path = weights_path(o.run)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return _digest(path, tuple((str(f), s.st_mtime_ns, s.st_size) for f in files for s in [f.stat()]))

@@ -116,7 +116,7 @@ def _random_parts(o: SplitOptions, values: list) -> dict[str, tuple[list[int], l
 
 
 def _numbers_first(value) -> tuple:
-    """Sorting key: numbers by size, and then texts."""
+    """Returns a sorting key that puts numbers by size first, and then texts."""
     return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
 
 

@@ -101,12 +101,13 @@ def main(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Training:
-    """What the command trains, and on what.
+    """The method, the data and the options of one call of understudy train.
 
     Args:
-        sources: The episodes of DATA, and those of --prior if there are any.
+        sources: The episodes of DATA, and the episodes of --prior if there are any.
         data: Their mixture.
-        val_fraction: Fraction of the episodes that is held out, or, of a mixture, the numbers of those of the task.
+        val_fraction: Fraction of the episodes that is held out. For a mixture, the numbers of the held-out episodes of
+            the task.
     """
 
     method: Method
@@ -139,7 +140,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     if o.data is None:
         _record_random(o)
     else:
-        refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
+        refuse_given(o, ("random_steps",), "has no effect where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
     method = training.method
     _check_same_scores(o, method)
@@ -206,7 +207,7 @@ def _check_same_scores(o: TrainOptions, method: Method) -> None:
 
 
 def _data_path(o: TrainOptions) -> Path:
-    """The path of the episodes with which the training begins."""
+    """Returns the path of the episodes with which the training begins."""
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 
@@ -272,7 +273,7 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
 
 
 def _with_frames(training: _Training, o: TrainOptions) -> _Training:
-    """The training with decoded camera frames. What is wrong with the other columns is said before that."""
+    """Decodes the camera frames of a training's data. Problems of other columns are reported before that."""
     from ..learn.preflight import preflight, tell
 
     if training.stream is not None or all(f.kind != "image" for f in training.data.features().values()):
@@ -439,7 +440,7 @@ def _check_options(own: list[str], options: list[str]) -> None:
 
 
 def _open_prior(data: Dataset, o: TrainOptions, path: Path) -> Dataset:
-    """The episodes of --prior. Warns if they do not fit those of DATA."""
+    """Opens the episodes of --prior. Warns if they do not fit the episodes of DATA."""
     from ..evaluate.simulator_versions import other_environments
     from ..learn.train import recorded_simulators
 
@@ -453,14 +454,14 @@ def _open_prior(data: Dataset, o: TrainOptions, path: Path) -> Dataset:
 
 
 def _mix(sources: Sequence[Dataset]) -> tuple[Dataset, MixtureWeights | None]:
-    """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior". Or DATA alone."""
+    """Mixes DATA, as the part "task", with the episodes of --prior, as the part "prior". Or returns DATA alone."""
     from ..data.mixture import mix
 
     return mix(task=(sources[0], 0.5), prior=(sources[1], 0.5)) if len(sources) > 1 else (sources[0], None)
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
-    """The loggers that the user asked for. A missing package is an error before the training starts."""
+    """Builds the loggers that the user asked for. A missing package is an error before the training starts."""
     from ..learn.callbacks import TensorBoard, Wandb
 
     loggers: list[TensorBoard | Wandb] = []
@@ -474,14 +475,14 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
 
 
 def _logged_config(o: TrainOptions, method: Method) -> dict:
-    """The whole configuration of a training, for Weights & Biases: the options, and every field of the method."""
+    """Returns the whole configuration of a training, for Weights & Biases."""
     options = {k: v for k, v in options_to_json(o).items() if k not in ("method", "data", "seed", "json")}
     return {"method": o.method, "data": _data_path(o).name, "seed": o.seed, "understudy": __version__,
             "options": options, "configuration": dump(method)}
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
-    """The method with the stages that --from and --stage give, and the run of each stage."""
+    """Returns the method with the stages that --from and --stage give, and the run of each stage."""
     from ..learn.method import InitializeFrom, find_references, is_trained_in_stage, online_changes
     from ..learn.stages import continue_from, use_run
 
@@ -519,7 +520,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 
 
 def _refuse_other_network(method: Method, o: TrainOptions) -> None:
-    """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
+    """Refuses --from a run with a network for another head or trunk, before anything is trained."""
     from ..checkpoint import find_checkpoint, is_lerobot_checkpoint
     from ..learn.method import Method
 
@@ -546,7 +547,7 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
 
 
 def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_stages: Container[str] = ()) -> Env | None:
-    """The environment in which the method and its stages collect episodes; None if they collect none."""
+    """Makes the environment in which the method and its stages collect episodes, or returns None."""
     from ..envs import make
     from ..envs.registry import base_name
 
@@ -586,7 +587,9 @@ def _open_stream(o: TrainOptions):
 
 
 def training_plan(method: Method, existing_stages: Container[str] = ()) -> str:
-    """The stages of a method and its data collection, with their numbers of updates. Empty if it has none.
+    """Describes the stages of a method and its data collection, with their numbers of updates. Empty if it has none.
+
+    Empty if it has none.
 
     Args:
         existing_stages: Names of the stages that are not trained, because there is a run for them.
@@ -615,7 +618,7 @@ class ProgressPrinter:
         every: Updates between lines. None for a tenth of all.
         stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
             a part that is not trained alone.
-        of_latents: Whether the held-out error is that of latents, and not of actions.
+        of_latents: Whether the held-out error is an error of latents, and not of actions.
         rounds: Number of rounds in which episodes are collected.
     """
 
@@ -672,7 +675,7 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:
-        """The logged losses since the last line, for a run interrupted between an update and its checkpoint."""
+        """Returns the logged losses since the last line, for a run that was interrupted before a checkpoint."""
         if self.every is None:
             return []
         return [line["loss"] for line in self.run.read_metrics()
@@ -680,7 +683,7 @@ class ProgressPrinter:
 
 
 def _time_left(first: tuple[int, float], done: int, last: int) -> list[str]:
-    """How long the updates or rounds after number `done` take, if they are as fast as those since the first one.
+    """Estimates how long the updates or rounds after number `done` take, from the time since the first one.
 
     A list of one text, or of none if it is unknown or short.
     """
@@ -709,13 +712,13 @@ def _print_help(own: list[str], options: list[str]) -> None:
 
 
 def _trusted(own: list[str]) -> tuple[str, ...]:
-    """The packages of --trust, before the options are parsed."""
+    """Returns the packages of --trust, before the options are parsed."""
     search_current_folder(trust := trusted_packages(own))
     return trust
 
 
 def _task_relabel(data: Dataset) -> TaskText:
-    """A relabeling with room for the longest task."""
+    """Builds a transform that adds the task text, with room for the longest one."""
     from ..data.tasks import task_texts
     from ..data.text_columns import TaskText
 
@@ -740,7 +743,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     recorded = recorded_env(data)
-    show = demonstration_part(method)  # which is given while acting
+    show = demonstration_part(method)  # it is given while acting
     frames = {} if show is None else {name: policy.features[name] for name in show.into}
     check_features(
         policy, policy_features(method, {**env.features, **frames}), str(env.metadata["env"]), resized=True,
@@ -751,7 +754,10 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
-    """Success if the environment defines it, else mean return. Checkpoints share starts, which `eval` never uses."""
+    """Builds the score of checkpoints: success if the environment defines it, otherwise mean return.
+
+    Checkpoints share starts, which `eval` never uses.
+    """
     from ..evaluate.evaluation import evaluate, validation_seed
     from ..learn.run import IS_SUCCESS
 

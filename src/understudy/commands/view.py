@@ -108,11 +108,11 @@ def main(args: list[str]) -> None:
         needs = "needs --out FILE" if o.out is None else "writes nothing, so it takes no --out"
         raise _usage_error(f"{o.subcommand} {needs}", o)
     own = {"make": vars(o).keys() - OF_MATERIALIZE, "materialize": OF_MATERIALIZE}.get(o.subcommand, set())
-    refuse_given(o, vars(o).keys() - {"subcommand", "path", "out", "json"} - own, f"says nothing with {o.subcommand}",
+    refuse_given(o, vars(o).keys() - {"subcommand", "path", "out", "json"} - own, f"has no effect with {o.subcommand}",
                  "leave it out; understudy view --help says what each takes")
     for name, other in (("seed", "sample"), ("descending", "sort"), ("rule", "fps")):
         if getattr(o, other) is None:
-            refuse_given(o, (name,), f"says nothing without --{other}")
+            refuse_given(o, (name,), f"has no effect without --{other}")
     with Output(o.json) as out:
         {"make": _make_view, "list": _list_views, "show": _show_view, "materialize": _materialize}[o.subcommand](o, out)
 
@@ -151,7 +151,7 @@ def _make_view(o: ViewOptions, out: Output) -> None:
 
 
 def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
-    """Warnings about an operation that fits the data but may not do what was meant."""
+    """Returns warnings about an operation that fits the data but may not do what was meant."""
     from ..audit.checks import check_timestamps
     from ..data.operations import Filter, Resample
 
@@ -166,7 +166,7 @@ def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
 
 
 def _unnamed_angles(data: Dataset) -> list[str]:
-    """Warnings about components that are interpolated as numbers although they jump like angles."""
+    """Returns warnings about components that are interpolated as numbers although they jump like angles."""
     from ..core import role
     from ..data.resampling import unnamed_turns
 

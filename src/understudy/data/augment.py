@@ -41,10 +41,10 @@ class Augmentation(ABC):
 
 
 class _ColumnAugmentation(Augmentation):
-    """Changes the columns that its first field names."""
+    """Base class of augmentations that change the columns named by their first field."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    kind: ClassVar[str | None] = None  # that the columns must have
+    kind: ClassVar[str | None] = None  # kind that the columns must have
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class _ColumnAugmentation(Augmentation):
                 raise self._refuse(key, usable, features)
 
     def _refuse(self, key: str, usable: list[str], features: Schema) -> UserError:
-        """The error about a column that the policy does not read, or that has another kind."""
+        """Builds the error about a column that the policy does not read, or that is of the wrong kind."""
         name, kind_plural = type(self).__name__, f"{self.kind or 'column'}s"
         column_list = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
         suggestions = nearest_names(key, usable) or usable[:len(usable) == 1]
@@ -71,7 +71,7 @@ class _ColumnAugmentation(Augmentation):
 
 
 class _MaskAugmentation(_ColumnAugmentation):
-    """Hides columns by setting ``"<key>?"`` to False."""
+    """Base class of augmentations that hide columns by setting their mask ``"<key>?"`` to False."""
 
     changes_images: ClassVar[bool] = False  # only the masks
 
@@ -104,14 +104,14 @@ class ConditionDropout(_MaskAugmentation):
 
 @dataclass(frozen=True)
 class ModalityDropout(_MaskAugmentation):
-    """Shows one of several columns in each window and hides the others by setting ``"<key>?"`` to False.
+    """Shows one of several columns in each window, and hides all other columns by setting ``"<key>?"`` to False.
 
     The policy then learns to act with any one of them, such as a goal that is an observation or a sentence. The column
-    is drawn among those that are present at the newest row, each with the same probability.
+    is drawn from the columns that are present at the newest row, each with the same probability.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
-        arXiv:2407.05996, whose batches have one kind of goal each.
+        arXiv:2407.05996. There, each batch has one kind of goal.
     """
 
     keys: tuple[str, ...]
@@ -127,8 +127,8 @@ class ModalityDropout(_MaskAugmentation):
 class SensorDropout(_ColumnAugmentation):
     """Marks one number as missing in a fraction of the windows, at all rows, by setting its flag to 0.
 
-    The number is drawn among those that are given at the newest row. Use it with an encoder that reads flags, such as
-    `ComponentTokenEncoder`. The policy then learns to act while a sensor has failed.
+    The number is drawn from the numbers that are given at the newest row. Use it with an encoder that reads flags, such
+    as `ComponentTokenEncoder`. The policy then learns to act while a sensor has failed.
 
     Args:
         flags: Column of flags: 1 where a number is given, 0 where it is missing.
@@ -274,12 +274,12 @@ class RandomShift(_ColumnAugmentation):
 
 
 def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
-    """Returns a `ColorJitter` for each camera. `features` is None if the columns are not known yet."""
+    """Builds a `ColorJitter` for each camera. `features` is None if the columns are not known yet."""
     return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
 
 
 def _presence(obs: Mapping[str, Tensor], key: str) -> Tensor:
-    """The mask of a column, (B, To). It is True everywhere if there is none."""
+    """Returns the mask of a column, (B, To). It is True everywhere if there is none."""
     return obs.get(key + "?", torch.ones(obs[key].shape[:2], dtype=torch.bool, device=obs[key].device))
 
 

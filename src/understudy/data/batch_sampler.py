@@ -92,7 +92,7 @@ class MixtureSampler(BatchSampler):
 
 
 class SourcesSampler(BatchSampler):
-    """Batches of one sampler, with as many rows of other samplers beside them in `Batch.others`."""
+    """Draws batches from one sampler. Puts as many rows from each further sampler into `Batch.others`."""
 
     def __init__(self, sampler: BatchSampler, others: Mapping[str, BatchSampler]):
         self.sampler, self.others = sampler, dict(others)
@@ -106,7 +106,7 @@ class SourcesSampler(BatchSampler):
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:
-    """Returns the rows of all parts, one part after the other, without their `others`."""
+    """Joins batches: the rows of all parts, in the order of the parts, without their `others`."""
     if len(parts) == 1:
         return parts[0]
     nexts = [p.next for p in parts if p.next is not None]

@@ -1,7 +1,7 @@
 """Cache of derived files outside the user's folders: arrays for memory-mapping, made from parquet, zip and video files.
 
 The name of an entry is a digest of its source, so a changed source gets a new entry. If the size limit is reached, the
-least recently used entries are removed, except those that this process uses. You can delete the folder at any time.
+least recently used entries are removed, except entries that this process uses. You can delete the folder at any time.
 `UNDERSTUDY_CACHE` sets the folder, and `UNDERSTUDY_CACHE_GB` the limit in gigabytes (20 by default).
 """
 
@@ -29,7 +29,7 @@ from ..files import whole_folder
 _LAYOUT = 1  # a new layout makes all old entries stale
 _STALE_SECONDS = 24 * 3600  # s; an incomplete entry of this age was left by a killed process
 FREE_SPACE = "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"  # a hint
-_held: set[Path] = set()  # entries that this process has mapped and must not remove
+_mapped_entries: set[Path] = set()  # entries that this process has mapped and must not remove
 _sizes: dict[str, int] = {}  # path of a complete entry: its bytes, which do not change
 
 
@@ -71,7 +71,7 @@ def files_digest(files: Iterable[Path], *parts) -> str:
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry of this name."""
+    """Returns whether the cache has an entry of this name."""
     return (folder() / key).is_dir()
 
 
@@ -90,7 +90,7 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
             _build_entry(place, size, build, description)
         try:
             os.utime(place)
-            _held.add(place)
+            _mapped_entries.add(place)
             arrays = {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
             if arrays:
                 return arrays
@@ -133,7 +133,7 @@ def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.m
 
 
 class DiskError(UserError):
-    """There is no space, or no permission to write. The data may be in order."""
+    """Raised when there is no space on a disk, or no permission to write. The data may be in order."""
 
 
 def _build_entry(folder: Path, size: int, build, what: str) -> None:
@@ -196,7 +196,7 @@ def _evict(max_bytes: int, making: Path) -> None:
     total = sum(sizes.values())
     if total <= max_bytes:
         return
-    removable = {entry: size for path, size in sizes.items() if (entry := Path(path)) not in _held}
+    removable = {entry: size for path, size in sizes.items() if (entry := Path(path)) not in _mapped_entries}
     for entry in sorted(removable, key=_seconds_since_use, reverse=True):
         if total <= max_bytes:
             return
@@ -212,7 +212,7 @@ def _seconds_since_use(path: Path) -> float:
 
 
 def _remove(entry: Path) -> None:
-    """Renames the entry first, so that nobody maps an incomplete one. Open memory maps stay valid."""
+    """Removes a cache entry. It is renamed first, so that nobody maps an incomplete one."""
     try:
         hidden_entry = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
     except OSError:  # another process removes it, or has it open on a system that forbids removal

@@ -21,7 +21,7 @@ TARGET_TOLERANCE = 1e-3  # largest difference of two values of the same code, in
 
 
 class CodecModule(nn.Module, ABC):
-    """The module that a `Codec` builds.
+    """The module that a `Codec` builds, which encodes observations and targets and decodes predictions.
 
     Attributes:
         width: Width of one coded step of the target.
@@ -34,11 +34,11 @@ class CodecModule(nn.Module, ABC):
     bound: float | None = None
 
     def known_values(self, name: str) -> Tensor | None:
-        """The only values that an observation may have, one per row. None if any value is possible."""
+        """Returns the only values that an observation may have, one per row. None if any value is possible."""
         return None
 
     def obs_statistics(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Center and scale of each component of an observation in the data. None if they are unknown.
+        """Returns center and scale of each component of an observation in the data. None if they are unknown.
 
         Returns:
             Such as mean and standard deviation, (*feature) or, with statistics of groups, (G, *feature). The scale of a
@@ -47,9 +47,9 @@ class CodecModule(nn.Module, ABC):
         return None
 
     def target_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Center and scale of each component of the target, as `obs_statistics` has those of an observation.
+        """Returns center and scale of each component of the target in the data, as `obs_statistics` for observations.
 
-        None if they are not those of the recorded values, such as those of displacements.
+        None if the codec has statistics of something else than the recorded values, such as displacements.
         """
         return None
 
@@ -63,7 +63,7 @@ class CodecModule(nn.Module, ABC):
         """
 
     def extend_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
-        """Adds the windows of a collection round to the statistics. Keeps them as they are, by default."""
+        """Adds the windows of a collection round to the statistics. By default it keeps the statistics as they are."""
 
     @abstractmethod
     def encode_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class CodecModule(nn.Module, ABC):
         """
 
     def target_difference(self, other: CodecModule) -> str | None:
-        """Says how the code of the target differs from that of another codec.
+        """Describes how the encoding of the target differs from another codec's encoding. None if it does not differ.
 
         By default two codecs are the same only if all their statistics are. Override it if a codec has statistics that
         do not belong to the target.
@@ -153,7 +153,7 @@ class Normalizer(Codec):
     largest entry, as float32. The bytes of a text are such classes.
 
     Args:
-        relative: An observation whose newest row is subtracted from the target before scaling, so that absolute
+        relative: An observation. Its newest row is subtracted from the target before scaling, so that absolute
             positions become displacements. Executors still see absolute positions.
         components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
             Other components stay absolute. Empty: all components, in order.
@@ -162,7 +162,7 @@ class Normalizer(Codec):
         group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
             its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
             so they are coded as 0.
-        unscaled: Observations that stay as they are, such as a latent whose values the data do not have yet.
+        unscaled: Observations that stay as they are, such as a latent that has no values in the data yet.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
@@ -271,7 +271,7 @@ class _NormalizerModule(CodecModule):
         self.fitted = True
 
     def _set(self, transform: _Affine, statistics: list[RunningStatistics], keys: list, scale: Scale, where: str):
-        """Sets a transform from the statistics of each group."""
+        """Sets offset and scale of a transform from the statistics of each group."""
         grouped = self.config.group_by is not None
         offsets_and_scales = []
         for key, s in zip(keys, statistics, strict=True):
@@ -287,7 +287,7 @@ class _NormalizerModule(CodecModule):
         transform.set_statistics(offset, size)
 
     def _rows_of_groups(self, obs: Mapping[str, Tensor]) -> Iterator[tuple[tuple[int, ...], Tensor | slice]]:
-        """Yields each group in the batch and its rows."""
+        """Yields each group of rows (such as each robot) in the batch, with its row numbers."""
         if self.config.group_by is None:
             yield (), slice(None)
             return
@@ -325,7 +325,7 @@ class _NormalizerModule(CodecModule):
         return None if self.num_classes else self.action_transform.difference(other.action_transform)
 
     def _group(self, obs: Mapping[str, Tensor]) -> Tensor | None:
-        """The group of each row, (B,). None without `group_by`."""
+        """Returns the group of each row, (B,). None without `group_by`."""
         if self.config.group_by is None:
             return None
         values = self._group_values(obs)
@@ -341,7 +341,7 @@ class _NormalizerModule(CodecModule):
         return torch.where(has_statistics, matches.int().argmax(1), self.groups.shape[0])
 
     def _group_label(self, value) -> str:
-        """The value of a group as a user would write it."""
+        """Returns the name of a group as a user would write it."""
         if self.group_kind == "text":
             return repr(bytes(value).rstrip(b"\0").decode(errors="replace"))
         return str(value[0] if len(value) == 1 else tuple(value))
@@ -383,7 +383,7 @@ class _NormalizerModule(CodecModule):
 
 
 def _group_feature(name: str, features: Schema, inputs: tuple[str, ...]):
-    """The feature of the column that `Normalizer.group_by` names."""
+    """Returns the feature of the column that `Normalizer.group_by` names."""
     if name not in inputs:
         raise UserError(f"The policy does not read {name!r}. It reads {', '.join(inputs)}.",
                         where="Normalizer.group_by", hint="Name one of the policy's inputs.")
@@ -395,7 +395,7 @@ def _group_feature(name: str, features: Schema, inputs: tuple[str, ...]):
 
 def _relative_columns(config: Normalizer, features: Schema, inputs: tuple[str, ...], target: str,
                       ) -> tuple[Tensor, Tensor]:
-    """For each component of the target: its component of the observation, and 1.0 where it has one."""
+    """Returns, for each target component, the observation component that is subtracted, and whether there is one."""
     if features[target].kind == "discrete":
         raise Unsupported("Classes have no difference.", where="Normalizer.relative", hint="Remove relative.")
     if config.relative not in inputs:
@@ -416,14 +416,14 @@ def _relative_columns(config: Normalizer, features: Schema, inputs: tuple[str, .
 
 
 class _Affine(nn.Module):
-    """coded = (x - offset) / scale, with one row per group. Where scale is 0, the code is 0, decoded as offset."""
+    """Affine normalization (x - offset) / scale, with one row per group. Where scale is 0, the result is 0."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.shape = shape
         self.register_buffer("offset", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("factor", torch.ones(shape), persistent=False)  # of the code: 1 / scale, or 0
+        self.register_buffer("factor", torch.ones(shape), persistent=False)  # factor of the code: 1 / scale, or 0
 
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
         self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)
@@ -443,7 +443,7 @@ class _Affine(nn.Module):
         return None
 
     def _of_groups(self, group: Tensor | None, statistic: Tensor) -> Tensor:
-        """A statistic, or that of each row's group, (B, 1, *shape). An unknown group has NaN."""
+        """Returns a statistic, or the statistic of each row's group, (B, 1, *shape). An unknown group has NaN."""
         if group is None:
             return statistic
         unknown = statistic.new_full((1, *self.shape), math.nan)

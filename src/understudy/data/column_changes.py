@@ -1,4 +1,4 @@
-"""Column changes: columns that are added to recorded episodes, and in the same way to observations while acting."""
+"""Column changes: columns added or changed in recorded episodes, and in the same way in observations while acting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EpisodeTransform = Callable[[Episode], Episode]  # a frozen dataclass or a modul
 
 @dataclass(frozen=True)
 class LastStep:
-    """The step before the current one.
+    """The last step, as column changes get it while acting: the action and the reward.
 
     Attributes:
         exists: False at the first step of an episode, (B,) bool.
@@ -41,15 +41,15 @@ class ColumnChange(ABC):
 
     @property
     def open_condition(self) -> str | None:
-        """Column whose first value must be given while acting, such as the desired return. None if there is none."""
+        """Column of which the user must give the first value while acting, such as the desired return. None if none."""
         return None
 
     @abstractmethod
     def __call__(self, episode: Episode) -> Episode:
-        """Returns a recorded episode with the columns."""
+        """Returns a recorded episode with the columns added or changed."""
 
     def check_online(self) -> None:
-        """Raises UserError before acting if a setting fits recorded episodes alone."""
+        """Raises UserError before acting if a setting fits only recorded episodes, and not acting."""
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
         """Returns the state before the first step: nested dicts of tensors, rows first.
@@ -71,7 +71,7 @@ class ColumnChange(ABC):
         """
 
     def transform_action(self, action: Tensor, size: int | None) -> Tensor:
-        """Returns the action for the environment.
+        """Converts the action of the policy to the action for the environment.
 
         Args:
             action: The action of the policy, (B, A).
@@ -228,7 +228,7 @@ class Progress(ColumnChange):
 
 @dataclass(frozen=True)
 class LastAction(ColumnChange):
-    """Adds the action of the step before, (T+1, ...). The action of the same step would reveal the target.
+    """Adds the action of the previous step, (T+1, ...), as an observation.
 
     Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
     action yet.
@@ -316,7 +316,7 @@ class OptionalColumn(ColumnChange):
 class ColumnPadding(ColumnChange):
     """Pads a vector column with zeros, so that robots of different widths share one policy.
 
-    While acting, what is observed is padded, and actions are cut back to those of the robot. With
+    While acting, what is observed is padded, and actions are cut back to the width of the robot's actions. With
     ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded and decoded as 0.
     """
 
@@ -360,7 +360,7 @@ class ColumnPadding(ColumnChange):
 
 @dataclass(frozen=True)
 class SelectComponents(ColumnChange):
-    """Keeps some components of a vector column, such as those that are not confounded with the action.
+    """Keeps some components of a vector column, such as components that are not confounded with the action.
 
     Args:
         components: Numbers of the components, in the order that they get.
@@ -389,7 +389,7 @@ class SelectComponents(ColumnChange):
 
     def check_online(self):
         if role(self.column) != "observation":
-            raise Unsupported(f"{self.column!r} is no observation, and actions need all components",
+            raise Unsupported(f"{self.column!r} is not an observation, and actions need all components",
                               where="SelectComponents.column", hint="name an observation")
 
     def step(self, obs, last, state):
@@ -439,7 +439,7 @@ def target_return(obs, name: str, default: float | None, rows: int) -> Tensor:
 
 
 def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:
-    """(B, 1) float32: the column of the first observation, or the default."""
+    """Returns the column in the first observation as (B, 1) float32, or the default."""
     if name in obs:
         value = torch.as_tensor(obs[name]).float()
         if value.numel() != rows:

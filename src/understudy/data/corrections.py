@@ -54,7 +54,7 @@ class Shift(Operation):
 
 
 class _ShiftedSource(SlicedSource):
-    """Another source in which each episode is cut to some of its steps, and one column begins at another row."""
+    """Wraps a source so that one column is shifted in time, and each episode is cut to the steps that remain."""
 
     def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray, column: str, steps: int):
         super().__init__(inner, start, stop)
@@ -90,7 +90,7 @@ class Scale(Operation):
             raise unknown_name("conversion", self.by, CONVERSIONS, place)
         factor = CONVERSIONS[self.by][2] if isinstance(self.by, str) else float(self.by)
         if not math.isfinite(factor) or factor in (0, 1):
-            raise DataError(f"{factor:g} is no factor that can be undone and changes something", where=place,
+            raise DataError(f"{factor:g} is not a factor that can be undone and changes something", where=place,
                             hint="such as 0.5, -1, deg2rad")
         factors = np.ones(feature.size)
         numbers, unit = self._scaled_components(feature, place)
@@ -101,7 +101,7 @@ class Scale(Operation):
                                     lambda values: (values * factors).astype(dtype))
 
     def _scaled_components(self, feature: Feature, where: str) -> tuple[list[int], str | None]:
-        """The numbers of the components that are scaled, and the unit of the column afterwards."""
+        """Returns the numbers of the components that are scaled, and the unit of the column afterwards."""
         every = list(range(feature.size))
         chosen = every if self.components is None else component_numbers(feature, self.components, where)
         if not isinstance(self.by, str):
@@ -207,7 +207,7 @@ def _component_list(feature: Feature) -> str:
 
 
 def _vector_feature(column: str, data: Dataset, operation: str, kinds: tuple[str, ...]) -> Feature:
-    """The feature of a column of numbers, or an error if it is none."""
+    """Returns the feature of a column of numbers. Raises an error if it has no numbers."""
     check_column(column, data.source, operation)
     feature = data.source.schema[column]
     if feature.kind not in kinds or feature.dtype == "bool":
@@ -224,7 +224,7 @@ def _with_changed_column(data: Dataset, name: str, feature: Feature, operation: 
 
 
 class _ChangedSource(WrapperSource):
-    """Another source with one column changed row by row.
+    """Wraps a source so that one column is changed row by row.
 
     Args:
         change: Returns the changed rows of the column, (rows, *shape).

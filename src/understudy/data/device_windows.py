@@ -15,7 +15,7 @@ CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time, so that a mapped fi
 
 
 def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
-    """Returns the same batches, made on the device from columns that are stored there.
+    """Returns a sampler of the same batches that gathers them on the device, from columns that are stored there.
 
     Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs. On
     the CPU, samplers are returned as they are. So is a sampler that is not made of windows.
@@ -38,14 +38,14 @@ def available_bytes(device: torch.device) -> int:
 
 
 class _RowIndices(PackedColumn):
-    """A column that contains the indices of its rows."""
+    """A column that contains the indices of its own rows."""
 
     def take(self, indices):
         return indices if indices.flags.writeable else indices.copy()
 
 
 class DeviceWindows(Windows):
-    """The same windows, with batches that are made on the device."""
+    """Windows over a dataset. Batches are gathered on the device, from columns that are stored there."""
 
     def __init__(self, windows: Windows, device: torch.device):
         self.__dict__.update(windows.__dict__)
@@ -78,7 +78,7 @@ class DeviceWindows(Windows):
 
 
 def _memory_key(array: np.ndarray) -> tuple:
-    """A key that is equal for two views of the same rows."""
+    """Returns a key that is equal for two arrays that are views of the same memory."""
     return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
 
 

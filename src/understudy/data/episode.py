@@ -49,7 +49,7 @@ class Episode:
                 raise DataError(f"the column {name!r} is {_describe_column(column)}, but must be an array of numbers, "
                                 "flags or text with one row per step", where="Episode", hint=_array_hint(column))
             if isinstance(column, np.ma.MaskedArray):  # what is masked would be read as numbers
-                raise DataError(f"the column {name!r} is a masked array, and a missing value is no value to learn",
+                raise DataError(f"the column {name!r} is a masked array, and a missing value cannot be learned",
                                 where="Episode", hint="fill it: column.filled(value), or leave these steps out")
         n = len(self)
         _, shortest = min((len(column), name) for name, column in self.steps.items())
@@ -109,7 +109,7 @@ def _common_length(rows, columns):
 
 
 class LazyColumns(Mapping):
-    """Columns that are read when they are asked for.
+    """Mapping of columns that are read when they are asked for.
 
     Args:
         read: Returns a column by its name.
@@ -134,7 +134,7 @@ class LazyColumns(Mapping):
 
 
 class ColumnSource(ABC):
-    """Where the columns of episodes come from. Only `column`, `frames` and `stream_episodes` read data.
+    """A source of episodes, such as a file. Only `column`, `frames` and `stream_episodes` read data.
 
     Attributes:
         key: Digest of the content, which names its cache entry. Empty for episodes in memory.
@@ -181,7 +181,7 @@ class ColumnSource(ABC):
         return len(self.lengths)
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
-        """Returns one episode, whose columns are read when they are asked for. Those in `read` are read already."""
+        """Returns one episode. Columns in `read` are read already. All other columns are read when asked for."""
         columns = LazyColumns(self.schema, partial(self._read_column, number, read or {}))
         return Episode(columns, self.episode_metadata(number), int(self.lengths[number]), self.schema)
 
@@ -197,7 +197,7 @@ class ColumnSource(ABC):
         return self.rows(name)[np.asarray(indices, np.int64)]
 
     def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Locates the episodes `indices`, (n,), of a column in one array.
+        """Locates a column of some episodes in one array that has the episodes end to end.
 
         Returns:
             The array, (N, *shape); the row at which each episode begins, (n,); and the number of rows of each episode,
@@ -224,7 +224,7 @@ class ColumnSource(ABC):
 
 
 class EpisodeList(ColumnSource):
-    """A source of episodes in memory. Their columns may differ; the schema is that of the first episode."""
+    """A source of episodes in memory. Their columns may differ; the source has the schema of the first episode."""
 
     def __init__(self, episodes: Iterable[Episode]):
         self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
@@ -269,7 +269,7 @@ class EpisodeList(ColumnSource):
 
 
 class LabeledEpisodes(EpisodeList):
-    """The episodes of a data set with further columns after their own.
+    """Wraps the episodes of a data set so that further columns are added to each.
 
     Args:
         columns: Returns the further columns of an episode by its number in the data set. Each has a row for each step.
@@ -304,7 +304,7 @@ class LabeledEpisodes(EpisodeList):
 
 
 class _LazyMap(EpisodeList):
-    """The episodes of another source. The function is applied when an episode is asked for."""
+    """Wraps a source so that a function is applied to each episode when it is asked for."""
 
     def __init__(self, source: ColumnSource, function: Callable[[Episode], Episode]):
         self._source, self._function = source, function
@@ -320,11 +320,11 @@ class _LazyMap(EpisodeList):
 
 
 class Dataset(Sequence[Episode]):
-    """A sequence of episodes from a source.
+    """A sequence of episodes from a source, the form in which all commands get data.
 
     Args:
-        metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default
-            those of the source.
+        metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default the
+            metadata of the source.
         indices: Numbers of the episodes in the source, in order. By default all of them.
 
     Example:
@@ -473,7 +473,7 @@ def interrupted_episodes(data: Dataset) -> list[int]:
 
 
 def terminate_together(data: Dataset) -> bool:
-    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
+    """Returns whether all episodes terminate after the same number of steps, as if a time limit were an end."""
     return bool(len(data) > 2 and data.lengths.min() == data.lengths.max() >= 10
                 and all(np.any(e.steps["next.terminated"][:len(e)]) for e in data))
 
@@ -484,7 +484,7 @@ def episode_starts(rows: np.ndarray) -> np.ndarray:
 
 
 def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
-    """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
+    """Joins columns of an episode side by side, (rows, D) float64. The result has as many rows as the shortest."""
     parts = [np.asarray(episode.steps[k], float) for k in columns]
     rows = min((len(p) for p in parts), default=len(episode))
     return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, math.prod(p.shape[1:])) for p in parts)], 1)

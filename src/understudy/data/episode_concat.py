@@ -1,4 +1,4 @@
-"""Episodes joined to longer ones, so that a policy with memory learns from one trial to the next."""
+"""Joins episodes into longer ones, so that a policy with memory learns from one trial to the next."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NEW_TRIAL = "observation.new_trial"  # 1 at the first step of each trial, also i
 
 @part
 class EpisodeConcat(Operation):
-    """Joins episodes to a curriculum: those of the worst demonstrators first, and those of the best last.
+    """Joins several episodes into one that goes from the worst demonstrators to the best (a curriculum).
 
     Each joined episode has some episodes of every group, drawn at random without replacement. A policy with a history
     over several trials, which acts in a `MultiTrialEnv`, can then continue the improvement that it has seen.
 
     What the last step of an episode led to is left out, because the first observation of the next one takes its place.
-    Only the last episode ends the joined one, and decides its success.
-    The metadata are those of the last episode, and "joined": the numbers of all.
+    Only the last episode ends the joined one, and decides its success. The joined episode has the metadata of the last
+    episode, and "joined": the numbers of all joined episodes.
 
     Args:
-        field: Metadata field whose values are the groups, such as the proficiency of the demonstrator.
+        field: Metadata field. Each of its values is a group, such as a proficiency of the demonstrator.
         groups: The values, worst first. Empty for all values in increasing order.
         per_group: Smallest and largest number of episodes of each group. A group with fewer gives all it has.
         order: ``"rising"`` has the groups in their order, ``"falling"`` in the opposite one. ``"shuffled"`` mixes the
@@ -36,8 +36,8 @@ class EpisodeConcat(Operation):
         into: Name of a new column, (T, 1), which is 1 at the first step of each episode, as `MultiTrialEnv` shows it.
             Empty for no such column.
         same: Metadata field in which all episodes of a joined one are equal, such as the number of a goal that is not
-            observed, so that the later episodes can be understood from the earlier ones. Each joined episode draws one
-            of the values that every group has. Empty: any episodes are joined.
+            observed, so that the later episodes can be understood from the earlier episodes. Each joined episode draws
+            one of the values that every group has. Empty: any episodes are joined.
 
     References:
         Shi et al. (2023), Cross-Episodic Curriculum for Transformer Agents, arXiv:2310.08549. Their episodes of a group
@@ -81,7 +81,7 @@ class EpisodeConcat(Operation):
         return Dataset(joined, data.metadata)
 
     def _members(self, values: Sequence) -> list[list[int]]:
-        """The numbers of the episodes of each group, in the order of the curriculum."""
+        """Returns the numbers of the episodes of each group, in the order of the curriculum."""
         if (missing := next((i for i, v in enumerate(values) if v is None), None)) is not None and not self.groups:
             raise UserError(f"the episode has no {self.field!r}", where=f"episode {missing}",
                             hint=f"label it (understudy.data.operations.Label({self.field!r}, VALUE, EPISODES)), or "
@@ -99,7 +99,7 @@ class EpisodeConcat(Operation):
         return members_by_group[::-1] if self.order == "falling" else members_by_group
 
     def _split(self, members: list[list[int]], data: Dataset) -> list[list[list[int]]]:
-        """The members of every group that have the same value, for each value that all groups have."""
+        """Divides the episodes of every group by a value, such as the task, that all groups have."""
         values = episode_values(data, self.same)
         shared = set.intersection(*({values[i] for i in group} for group in members)) - {None}
         if not shared:
@@ -115,7 +115,7 @@ def _join(parts: Sequence[Episode], numbers: list[int], schema: Mapping[str, Fea
 
 
 def _join_column(parts: Sequence[Episode], into: str, name: str) -> np.ndarray:
-    """The columns of several episodes, one after another."""
+    """Joins a column of several episodes, one after another."""
     if name == into:
         new = np.zeros((sum(map(len, parts)) + 1, 1), np.float32)  # one more, as in recorded observations
         new[np.cumsum([0, *(len(part) for part in parts[:-1])])] = 1

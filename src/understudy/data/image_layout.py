@@ -1,4 +1,4 @@
-"""Recognizes columns that hold images in another layout than uint8 (height, width, channels)."""
+"""Recognizes image columns in another layout than uint8 (height, width, channels)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterable
 
 from ..core import DataError, Feature, Schema
 
-_SMALLEST_IMAGE = 8  # pixels; rotation matrices, (3, 3), and grids of few cells, (3, 5, C), are no images
+_SMALLEST_IMAGE = 8  # pixels; rotation matrices, (3, 3), and grids of few cells, (3, 5, C), are not images
 _PIXEL_VALUES = 256
 
 
 def image_layout_problem(name: str, feature: Feature, is_image: bool = False) -> tuple[str, str] | None:
-    """Says what is wrong with a column that holds images but would be read as something else, or with swapped axes.
+    """Describes why a column of images would be misread, such as by swapped axes. None if it would not.
 
     Encoders read images as uint8 (H, W, C) with values from 0 to 255. PyTorch and LeRobot hold images in memory as
     floats (C, H, W) from 0 to 1. Arrays of other types are judged by the name of their column: one that is called
     `observation.image` or `observation.images.NAME` holds images. Depth maps stay numbers: "depth" is in their name.
 
     Args:
-        is_image: Whether it is known to hold images, whatever its name.
+        is_image: Whether the column is known to hold images, whatever its name.
 
     Returns:
         What is wrong, and how to convert the column. None if nothing is wrong.
@@ -62,7 +62,7 @@ def _problem(name: str, feature: Feature, what: str, code: str | None) -> tuple[
 
 
 def check_image_layout(features: Schema, columns: Iterable[str], where: str = "data set") -> None:
-    """Refuses columns that hold images in another layout than uint8 (H, W, C)."""
+    """Raises an error for columns that hold images in another layout than uint8 (H, W, C)."""
     for name in columns:
         if (problem := image_layout_problem(name, features[name])) is not None:
             raise DataError(problem[0], where=where, hint=problem[1])

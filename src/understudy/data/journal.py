@@ -47,7 +47,7 @@ _PIECE = 1 << 20  # bytes of a record that are read at once to check it
 
 
 class JournalWriter:
-    """Appends records to segments. Written records survive the end of this process, synced ones survive a power cut.
+    """Writer of a recorder's journal: appends records to segments. They survive a crash of this process.
 
     If a write fails (a full disk), the segment is cut back to its last complete record, and the OSError is raised.
 
@@ -97,12 +97,12 @@ class JournalWriter:
         self.n_bytes += _RECORD_HEADER.size + length
 
     def sync(self) -> None:
-        """Waits until all records are on the disk."""
+        """Waits until all records are synced to the disk, so that they survive a power cut."""
         if self.segment is not None:
             os.fsync(self._handle)
 
     def rotate(self) -> Path | None:
-        """Starts a new segment. Returns the one that is complete now, or None if there is none."""
+        """Starts a new segment. Returns the completed one, or None if it has no records."""
         complete = self.segment
         if complete is not None:
             self.sync()
@@ -154,7 +154,7 @@ def episode_record(episode: Episode) -> list:
 
 
 class _SegmentBytes:
-    """The bytes of a segment, also if its file is removed. Not mapped: mapped pages count as memory of the process."""
+    """Reads the bytes of a journal segment, even after the file is removed, without a memory map."""
 
     def __init__(self, path: Path):
         self._handle = os.open(path, os.O_RDONLY)
@@ -171,7 +171,7 @@ class _SegmentBytes:
         return window[at - first: at - first + size]
 
     def find(self, mark: bytes, at: int) -> int:
-        """Position of the first `mark` from `at` on, or -1."""
+        """Returns the position of the first `mark` from `at` on, or -1."""
         while at < self.size:
             if (place := self.read(at, _PIECE).find(mark)) >= 0:
                 return at + place
@@ -183,7 +183,7 @@ class _SegmentBytes:
 
 
 class JournalFrames:
-    """Frames of an episode in a journal, (rows, H, W, C). They are read when the column is sliced."""
+    """Camera frames of an episode in a journal, (rows, H, W, C), which are read when the column is sliced."""
 
     def __init__(self, episode: JournalEpisode, name: str):
         self._episode, self._name, f = episode, name, episode.schema[name]
@@ -205,7 +205,7 @@ class JournalFrames:
 
 @dataclass
 class JournalEpisode:
-    """An episode in a segment. A column is assembled when it is asked for.
+    """An episode in a journal segment. A column is assembled when it is asked for.
 
     Args:
         steps: Position of each step in the segment, in bytes.
@@ -263,7 +263,7 @@ class JournalEpisode:
         raise KeyError(name)
 
     def episode(self) -> Episode:
-        """Returns the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
+        """Returns the episode. Columns are read when they are asked for. Columns of cameras are `JournalFrames`."""
         return Episode(LazyColumns(self.schema, self._read), self.metadata, rows=len(self), schema=self.schema)
 
     def _read(self, name: str) -> np.ndarray | JournalFrames:
@@ -288,7 +288,7 @@ class JournalSegment:
 
     @property
     def first_episode(self) -> int:
-        """Number of the first episode."""
+        """The number of the first episode in the segment."""
         return int(self.path.name[:8])
 
 
@@ -306,7 +306,7 @@ def read_segment(path: Path) -> JournalSegment:
 
 
 class _SegmentReader:
-    """Puts records together to episodes."""
+    """Joins the records of a journal segment to episodes."""
 
     def __init__(self, path: Path):
         self.data, self.segment = _SegmentBytes(path), JournalSegment(path, {}, [], None, [])
@@ -370,7 +370,7 @@ class _SegmentReader:
 
 
 def _valid_records(data: _SegmentBytes, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start of the payload, its length) of each valid record; kind "?" for damage."""
+    """Yields (kind, start of the payload, its length) of each valid record. Kind "?" marks damage."""
     at = 0
     while at < data.size:
         if (record := _record_at(data, at)) is not None:

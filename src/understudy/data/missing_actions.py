@@ -1,4 +1,4 @@
-"""Episodes that were recorded without some of their actions, such as videos."""
+"""Operations for episodes that were recorded without some of their actions, such as videos."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FEW_LABELS = 30  # steps with actions: with fewer, a model of actions can hardly
 
 
 class NoActions(DataError):
-    """No step has an action to learn from."""
+    """Raised when no step of a data set has an action to learn from."""
 
 
 def has_action(episode: Episode) -> np.ndarray:
-    """Whether the action of each step was recorded, (T,). An action with a NaN was not."""
+    """Returns whether the action of each step was recorded, (T,). An action with a NaN was not."""
     if "action" not in episode.steps:
         return np.zeros(len(episode), bool)
     action = np.asarray(episode.steps["action"])[:len(episode)]
@@ -32,12 +32,12 @@ def has_action(episode: Episode) -> np.ndarray:
 
 
 def lacks_next_observation(data: Dataset, columns: Sequence[str]) -> np.ndarray:
-    """Whether the observation after the last step of each episode was not recorded, (E,)."""
+    """Returns whether the observation after the last step of each episode is missing, (E,)."""
     return np.any([data.rows(name) <= data.lengths for name in columns], axis=0)
 
 
 def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: Feature) -> Dataset:
-    """Returns the episodes with other actions. Those that are left without a step are left out.
+    """Returns the episodes with their actions replaced, without episodes that are left without a step.
 
     Args:
         actions: For each episode None to keep its actions, or the new ones. They may be fewer than there are steps. The
@@ -53,7 +53,7 @@ def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: F
 
 
 class _ChangedActions(LabeledEpisodes):
-    n_steps: np.ndarray  # of each episode, (E,)
+    n_steps: np.ndarray  # steps of each episode, (E,)
 
     def lengths_of(self, indices):
         return self.n_steps[np.asarray(indices, np.int64)]
@@ -61,7 +61,7 @@ class _ChangedActions(LabeledEpisodes):
 
 @dataclass(frozen=True)
 class LabeledSteps(Operation):
-    """Makes an episode of each run of steps whose actions were recorded, for models that learn from actions.
+    """Cuts episodes into runs of steps with recorded actions, for models that learn from actions.
 
     Each has the observation after its last step, if that was recorded.
 
@@ -102,7 +102,7 @@ class LabeledSteps(Operation):
 
 
 class _Runs(SlicedSource):
-    """Steps of each episode, with the observation after the last of them, wherever it was recorded."""
+    """Source of runs of steps, each an episode, with the observation after its last step if it was recorded."""
 
     def rows(self, name):
         if role(name) != "observation":
@@ -118,10 +118,10 @@ class _Runs(SlicedSource):
 
 @dataclass(frozen=True)
 class PlaceholderActions(Operation):
-    """Gives steps without an action one of the recorded actions, drawn at random, which nothing may learn from.
+    """Fills steps without an action with a random recorded action, as a placeholder that nothing learns.
 
-    The statistics of the column then stay those of the recorded actions. A last step without a next observation is left
-    out.
+    The column then has about the same statistics as the recorded actions. A last step without a next observation is
+    left out.
     """
 
     def apply(self, data: Dataset) -> Dataset:

@@ -12,12 +12,12 @@ from .episode import Dataset, Episode
 DATASET_INDEX = "dataset_index"  # metadata of an episode: the index of its data set
 DATASET_NAME = "dataset"  # metadata of an episode: the name of its data set
 ROUND = "collection_round"  # metadata of an episode that was collected while training: the number of its round
-EXPERT = "expert"  # metadata of an episode: False if it is no demonstration
+EXPERT = "expert"  # metadata of an episode: False if it is not a demonstration
 
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """Sampling weights of a mixture, by the data set of an episode.
+    """Sampling weights that give each data set of a mixture its fraction of the batches.
 
     Args:
         weights: Relative frequency of a window at each step, for each data set.
@@ -30,13 +30,13 @@ class MixtureWeights:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Joins datasets into a mixture in which each has a fixed fraction of the training windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 
     Args:
         *parts: A dataset, which has steps, and its weight, which is not negative. Weights need not add up to 1.
-        **named_parts: The same with a name, to which `Stage.dataset` can refer.
+        **named_parts: A dataset and its weight, with a name to which `Stage.dataset` can refer.
 
     Returns:
         The episodes of all datasets in order, and the sampling weights: `policy.windows(data,
@@ -73,10 +73,10 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
 
 
 def expert_episodes(data: Dataset) -> list[int]:
-    """Returns the indices of the demonstrations.
+    """Returns the numbers of the episodes that are demonstrations of an expert.
 
-    They were not collected by a training, are in the part "task" if there is a part "prior", and are not marked with
-    `EXPERT` as those of others.
+    They were not collected by a training, and `EXPERT` in their metadata is not False. If there is a part "prior", they
+    are not in it.
     """
     return [i for i, metadata in enumerate(episode.metadata for episode in data)
             if ROUND not in metadata and metadata.get(DATASET_NAME) != "prior" and metadata.get(EXPERT, True)]

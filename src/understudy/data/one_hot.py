@@ -23,7 +23,7 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def _one_hot(classes: Tensor, n_classes: int) -> Tensor:
-    if READS_VALUES:  # it refuses what is no class
+    if READS_VALUES:  # it refuses what is not a class
         return F.one_hot(classes.long(), n_classes)
     return classes.long().unsqueeze(-1) == torch.arange(n_classes, device=classes.device)
 
@@ -40,7 +40,7 @@ def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Applies a function from (..., n) to (..., n) to the n classes of each component of (..., sum(num_classes))."""
+    """Applies a function to the n class scores of each component of (..., sum(num_classes)) separately."""
     if len(set(num_classes)) == 1:
         return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
     return torch.cat([function(part) for part in x.split(tuple(num_classes), -1)], -1)

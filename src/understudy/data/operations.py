@@ -30,7 +30,7 @@ class Operation(ABC):
 
     Attributes:
         makes_episodes: Whether episodes are made of the recorded ones. A policy learns from them, and its errors are
-            those on recorded episodes alone.
+            measured on recorded episodes alone.
     """
 
     makes_episodes: ClassVar[bool] = False
@@ -77,14 +77,14 @@ class Delete(Operation):
 
 @dataclass(frozen=True)
 class Filter(Operation):
-    """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
+    """Select the episodes in which a field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
     A float32 number equals the decimal that it was rounded from, and true equals 1.
 
     Args:
         equals: The value must be one of these.
-        negate: Select the other episodes.
+        negate: Select the episodes that fail at least one condition.
 
     Example:
         >>> good = Filter("success", equals=(True,)).apply(data)
@@ -116,7 +116,7 @@ class Filter(Operation):
 
 
 def _is_equal(value: Any, other: Scalar) -> bool:
-    """Whether a value is this one, or a float32 that was rounded from it: 0.1 is 0.10000000149 in float32."""
+    """Returns whether a value equals another, also after rounding to float32: 0.1 is 0.10000000149 in float32."""
     if not isinstance(value, float) or value.is_integer() or not isinstance(other, (int, float)):
         return value == other
     return value == other or value == float(np.float32(value)) == float(np.float32(other))
@@ -206,7 +206,7 @@ def _assign_greedily(sizes: Sequence[int], order: Sequence[int], part_sizes: Seq
 
 
 def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequence[int]], float]) -> list[int] | None:
-    """The closest assignment, by dynamic programming over the totals of the parts. None if there are too many."""
+    """Finds the closest assignment of groups to parts by dynamic programming. None if there are too many groups."""
     layers: list[dict[tuple[int, ...], int]] = [{(0,) * parts: -1}]  # totals -> the part of the group before
     work = 0
     for size in sizes:
@@ -229,12 +229,12 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 
 @dataclass(frozen=True)
 class Merge(Operation):
-    """Join the episodes of several datasets, one dataset after the other.
+    """Join the episodes of several datasets, in the order of the datasets.
 
-    The columns are those of the first dataset without `drop_columns`. All datasets must have them with the same shapes.
-    Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
-    (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
-    `audit.compatibility` checks in more detail whether datasets go together.
+    The result has the columns of the first dataset without `drop_columns`. All datasets must have these columns with
+    the same shapes. Numbers of different types are converted to one that holds them all. An integer of 64 bits that it
+    does not hold (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they
+    differ. `audit.compatibility` checks in more detail whether datasets go together.
 
     A dataset without the column `task` gets it from the metadata of its episodes. If `next.success` is dropped, the
     metadata say which episodes succeeded.
@@ -260,7 +260,7 @@ class Merge(Operation):
 
 
 def _labeled(data: Dataset, field: str) -> Dataset:
-    """The dataset with what its episodes say of a field as a label."""
+    """Returns the dataset with a field of its episodes stored as metadata of each."""
     labels: dict[int, dict[str, Any]] = {n: {field: _episode_value(e, field, n)}
                                          for n, e in zip(data.indices, data, strict=True)}
     return Dataset(LabeledSource(data.source, labels), data.metadata, data.indices)
@@ -287,7 +287,7 @@ class Rename(Operation):
 
 @dataclass(frozen=True)
 class Drop(Operation):
-    """Remove some columns."""
+    """Remove some columns of the data."""
 
     columns: tuple[str, ...]
 
@@ -372,7 +372,7 @@ class Resample(Operation):
     last row. Actions that are differences per step mean another speed afterwards: they are not scaled.
 
     Args:
-        rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
+        rule: Values of a new step. ``"last"``: values of the last row before it. ``"nearest"``: values of the nearest
             row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
             that are floating-point numbers, and ``"last"`` for all other columns. Quaternions and angles that are known
             as such take the shortest way: see `resampling.find_rotations`.
@@ -487,7 +487,7 @@ def _episode_value(episode: Episode, field: str, number: int):
 
 
 class RenamedSource(WrapperSource):
-    """Some columns of another source, under other names.
+    """Wraps a source so that some columns have other names.
 
     Args:
         names: The old name of each column by its new name. Other columns are left out.
@@ -512,7 +512,7 @@ class RenamedSource(WrapperSource):
 
 
 class ConcatSource(WrapperSource):
-    """Episodes of several sources, one source after the other.
+    """Source that joins the episodes of several sources, in the order of the sources.
 
     Args:
         parts: The sources, each with the numbers of its episodes.
@@ -555,14 +555,14 @@ class ConcatSource(WrapperSource):
         return self._parts[part][0].episode_metadata(number)
 
     def packed_column(self, name):
-        """None if all parts are already in one array. Gathering finds that array without a copy."""
+        """Returns None if all parts are in one array already, which is then gathered from without a copy."""
         arrays = [source.packed_column(name) for source, _ in self._parts]
         same = arrays and arrays[0] is not None and all(a is arrays[0] for a in arrays)
         return None if same and arrays[0].dtype == self.schema[name].dtype else self.gather_rows(name)
 
 
 class SlicedSource(WrapperSource):
-    """Another source in which each episode is cut to some of its steps.
+    """Wraps a source so that each episode is cut to some of its steps.
 
     Args:
         start: First step of each episode, (E,).
@@ -579,7 +579,7 @@ class SlicedSource(WrapperSource):
         self._has_last_row = inner.lengths if last_row else np.full_like(inner.lengths, np.iinfo(np.int64).max)
 
     def first_row(self, name: str, episode: int) -> int:
-        """Returns the row of the other source that becomes the first row of an episode."""
+        """Returns the row of `inner` that becomes the first row of an episode."""
         return int(self._start[episode])
 
     def rows(self, name):
@@ -600,7 +600,7 @@ class SlicedSource(WrapperSource):
                                  lambda rows: rows[(rows >= start) & (rows < start + n)] - start, n)
 
     def packed_column(self, name):
-        """None if the rows are in one array: they are gathered from it without a copy."""
+        """Returns None if the rows are in one array already, which is then gathered from without a copy."""
         return self.gather_rows(name) if name == _TIMESTAMP or self.inner.packed_column(name) is None else None
 
 
@@ -608,14 +608,14 @@ class SlicedSource(WrapperSource):
 
 
 def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
-    """The dataset or, if `narrow`, the same episodes as a source that has no others and numbers them alike."""
+    """If `narrow`, replaces the source by one that has only the dataset's episodes, numbered from 0."""
     if not narrow or list(data.indices) == list(range(len(data.source))):
         return data
     return Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
 
 
 def check_indices(numbers: Sequence[int], episodes: int, operation: Operation) -> None:
-    """Raises UserError for the first number of an episode that does not exist."""
+    """Raises UserError for the first episode number that does not exist."""
     for i in numbers:
         if not 0 <= i < episodes:
             raise UserError(f"there is no episode {i}; there are 0 to {episodes - 1}",
@@ -623,13 +623,13 @@ def check_indices(numbers: Sequence[int], episodes: int, operation: Operation) -
 
 
 def check_column(name: str, source: ColumnSource, where: str) -> None:
-    """Raises UserError if there is no such column."""
+    """Raises UserError if the data have no such column."""
     if name not in source.schema:
         raise unknown_name("column", name, source.schema, where)
 
 
 def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
-    """The feature of a column that several sources have."""
+    """Returns the feature of a column that several sources have."""
     present = [f for f in features if f is not None]
     first = present[0]
     for i, f in enumerate(features):

@@ -1,4 +1,4 @@
-"""Batches of videos: five steps of one episode after the other. The last three are in order."""
+"""Batches of five frames of one episode, with which a model learns their temporal order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FRAME, N_FRAMES = "frame", 5  # the column of `Batch.extra` with the number of a
 
 
 class OrderedFrames(BatchSampler):
-    """Windows at five steps of an episode: one in its first and one in its last fifth, and any s0 < s1 < s2.
+    """Windows at five steps of an episode: one early, one late, and three at any steps in temporal order.
 
     Episodes are drawn equally often, or by the sampling weights of their steps. The last video of a batch is incomplete
-    if the size is no multiple of five.
+    if the size is not a multiple of five.
     """
 
     def __init__(self, windows: Windows):
@@ -43,7 +43,7 @@ class OrderedFrames(BatchSampler):
 
 
 def video_rows(batch: Batch) -> Tensor:
-    """Returns the rows of the frames of each video that is complete in a batch of `OrderedFrames`, (V, 5)."""
+    """Returns the batch rows of the five frames of each complete video in a batch of `OrderedFrames`, (V, 5)."""
     if FRAME not in batch.extra:
         raise ConfigError("the batch has no ordered frames", where="OrderedFrames",
                           hint="train this objective with RepresentationLearning, and without a stream")

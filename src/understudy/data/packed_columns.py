@@ -1,6 +1,6 @@
-"""Columns of many episodes end to end, so that one gather makes a batch.
+"""Stores columns of many episodes end to end, so that a batch is gathered at once.
 
-Episodes whose columns already are in one array (a memory map, a rollout) are gathered without a copy. Columns that a
+Episodes are gathered without a copy if their columns already are in one array (a memory map, a rollout). Columns that a
 relabeling made are copied.
 """
 
@@ -19,7 +19,7 @@ _EXACT = 2**53  # whole numbers up to here are exact as float64
 
 @dataclass(frozen=True)
 class PackedColumn:
-    """A column of all episodes in one array.
+    """A column of all episodes in one array, from which rows are gathered.
 
     Args:
         array: The rows, (N, *shape). Episode e has the rows ``array[starts[e] : starts[e] + lengths[e]]``.
@@ -34,7 +34,7 @@ class PackedColumn:
     constant: bool = False
 
     def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Returns rows of episodes, (B, n, *shape): see `flat_indices`."""
+        """Returns rows of episodes, (B, n, *shape), by `flat_indices`."""
         return self.take(self.flat_indices(episode, row))
 
     def flat_indices(
@@ -67,7 +67,7 @@ class PackedColumn:
 
 @dataclass(frozen=True)
 class PackedColumns:
-    """Several columns of the same episodes.
+    """Several packed columns of the same episodes.
 
     Args:
         lengths: Number of steps of each episode, (E,).
@@ -133,7 +133,7 @@ def _check_shapes(data: Dataset, name: str, shapes: Sequence[tuple[int, ...]]) -
 
 
 def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int, ...]:
-    """The shape of a column of episode i at one step. A column whose feature is known is not read."""
+    """Returns the shape of a column of episode i at one step. If the feature is known, the column is not read."""
     if name in episode.schema:
         return tuple(episode.schema[name].shape)
     column = _episode_column(data, episode, i, name)
@@ -147,8 +147,8 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
 def common_dtype(dtypes: Iterable[np.dtype | str]) -> np.dtype:
     """Returns the dtype that numbers of several dtypes are converted to.
 
-    It is that of NumPy, except for int64 with uint64. They become int64 and not float64, which holds few whole numbers
-    above 2**53.
+    It is the dtype of NumPy's promotion, except for int64 with uint64. These become int64 and not float64, which holds
+    few whole numbers above 2**53.
     """
     distinct = {np.dtype(d) for d in dtypes}
     dtype = np.result_type(*distinct)
@@ -156,14 +156,14 @@ def common_dtype(dtypes: Iterable[np.dtype | str]) -> np.dtype:
 
 
 def may_change(dtype: np.dtype | str, common: np.dtype | str) -> bool:
-    """Whether a common dtype cannot hold all numbers of a dtype."""
+    """Returns whether a common dtype cannot hold all numbers of a dtype."""
     dtype = np.dtype(dtype)
     return dtype.kind in "iu" and dtype.itemsize == 8 and dtype != common
 
 
 def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: str = "other episodes",
                  hint: str = "store the column with one type in all episodes, or leave it out") -> np.ndarray:
-    """Returns a column as the dtype that it has in other episodes, or in what else `others` says in the message.
+    """Casts a column to the dtype that it has in other episodes. Raises an error if a value would change.
 
     Raises:
         DataError: A number would change. The message names its row.
@@ -183,7 +183,7 @@ def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: 
 
 
 def _deduplicate(array: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
-    """Returns an equal array from `arrays`, if there is one. To gather from one array reads less memory."""
+    """Returns an equal array from `arrays` instead, if there is one, so that less memory is read."""
     if (same := next((a for a in arrays if np.array_equal(a, array)), None)) is not None:
         return same
     arrays.append(array)
@@ -201,7 +201,7 @@ def _episode_column(data, episode, i, name):
 
 
 def _cast_parts(data: Dataset, parts: list[np.ndarray], name: str) -> list[np.ndarray]:
-    """A column of each episode, all with one dtype if they are numbers or flags."""
+    """Returns a column of each episode, all with one dtype if they are numbers or flags."""
     if any(p.dtype.kind not in "biuf" for p in parts):
         return parts
     dtype, path = common_dtype(p.dtype for p in parts), data.metadata.get("path") or "data set"
@@ -224,7 +224,7 @@ def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
 
 
 def _shared_memory(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """One array over the memory of all parts, and the row at which each begins. None if their layouts differ."""
+    """Returns one array over the memory of all parts, and where each begins. None if their layouts differ."""
     low = min(parts, key=_address)
     step = low.strides[0] if low.ndim else 0
     if step <= 0 or any(_base_array(p) is not _base_array(low) or p.strides != low.strides

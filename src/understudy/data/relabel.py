@@ -1,4 +1,4 @@
-"""Relabeling: changes of recorded episodes, which add columns that are not computed while acting.
+"""Relabeling: operations that add or change columns of recorded episodes, but not of observations while acting.
 
 The environment, a planner or `execute.actor.ObservationWrapper` gives such a column, such as the goal of `Hindsight`.
 """
@@ -34,7 +34,7 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class NextObservation:
-    """Adds the next observation of each step, from which inverse dynamics tell the action. The last one is repeated.
+    """Adds the next observation of each step, from which an inverse dynamics model predicts the action.
 
     While acting, a policy that plans states gives the column: see `InverseDynamicsPlanner`.
     """
@@ -64,7 +64,7 @@ class FirstObservation:
 
 @part
 class MotionToFirst:
-    """Replaces the actions by those that lead straight back to the first pose of the episode.
+    """Replaces the actions by actions that lead straight back to the first pose of the episode.
 
     A policy that reads the first observation as its goal (`FirstObservation`) learns from it to go where an observation
     was made, from episodes in which a robot moved in any way and without anybody's labels.
@@ -96,7 +96,7 @@ class MotionToFirst:
 
 @dataclass(frozen=True)
 class InterventionPenalty:
-    """Sets the reward to -1 at the last step before a person takes over, and to 0 at all others.
+    """Sets the reward to -1 at the last step before a person takes over, and to 0 at all other steps.
 
     Any offline RL learner can use it. An episode that a person controlled from the start has no such step.
 
@@ -148,7 +148,7 @@ class ScaledReward:
 
 @dataclass(frozen=True)
 class SelectColumns:
-    """Keeps some columns and removes all others."""
+    """Keeps some columns of the data and removes all other columns."""
 
     columns: tuple[str, ...]
 
@@ -160,9 +160,9 @@ class SelectColumns:
 
 @dataclass(frozen=True)
 class ConcatColumns:
-    """Joins columns of numbers into one, so that one target has actions and later observations.
+    """Joins columns of numbers into one column, so that a policy can predict several of them together.
 
-    Row t of the new column has the first column at step t, the other columns at step ``t + offset`` (or their last
+    Row t of the new column has the first column at step t, all further columns at step ``t + offset`` (or their last
     row), and a last component that is 1 where the first column is known and 0 where it is not.
 
     Args:

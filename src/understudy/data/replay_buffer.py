@@ -14,15 +14,15 @@ MIN_CAPACITY = 1024  # rows of a new array
 
 
 class ReplayBuffer(Dataset):
-    """A dataset that grows.
+    """A dataset that grows, in memory. Each extension is a new buffer that shares the arrays.
 
     The steps of all episodes are in one array for each column. `extend` copies the new episodes to the ends of these
     arrays and returns a buffer that has them as well. Arrays double when they are full, so that a step is copied a
     constant number of times on average. Buffers that come from one another share their arrays: a window of rows, a
     selection of episodes or a buffer before it was extended costs no memory.
 
-    A column that some episodes lack can be read from the others. A column has a type that holds the numbers of all
-    episodes: adding an integer of 64 bits that changes in it is an error.
+    A column that some episodes lack can be read from the episodes that have it. The type of a column holds the numbers
+    of all episodes: adding an integer of 64 bits that changes in it is an error.
 
     Example:
         >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))
@@ -41,13 +41,13 @@ class ReplayBuffer(Dataset):
         return ReplayBuffer(data)
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
-        """Returns a buffer with further episodes. This one stays as it is."""
+        """Returns a buffer with further episodes. The present one stays as it is."""
         arrays = self.source
         assert isinstance(arrays, _GrowingArrays)
         return _buffer(arrays, np.concatenate([self.indices, arrays.append(episodes)]))
 
     def union(self, other: ReplayBuffer) -> ReplayBuffer:
-        """Returns a buffer with the episodes of two that come from one another, each once and in order."""
+        """Returns a buffer with the episodes of two related buffers, each once and in order."""
         assert isinstance(self.source, _GrowingArrays) and other.source is self.source
         return _buffer(self.source, np.union1d(self.indices, other.indices))
 
@@ -59,7 +59,7 @@ def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:
 
 
 class _Column:
-    """One growing array, and the position of each episode in it."""
+    """One growing array with a column of all episodes, and the position of each episode in it."""
 
     def __init__(self, values: np.ndarray, n_before: int):
         self.array = np.empty((0, *values.shape[1:]), values.dtype)
@@ -89,7 +89,7 @@ class _Column:
 
 
 class _GrowingArrays(EpisodeList):
-    """The columns that buffers share. Episodes are added and never changed, so what a buffer reads never changes."""
+    """The growing columns that several replay buffers share. Episodes are added and never changed."""
 
     def __init__(self):
         self._columns: dict[str, _Column] = {}

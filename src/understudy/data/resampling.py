@@ -1,4 +1,4 @@
-"""Another number of steps per second: which rows and times the new steps have, and their values."""
+"""Resamples episodes to another number of steps per second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_STEPS_OF_STEP, _MAX_STEPS_OF_GAP = 10, 10_000  # new steps of a usual long 
 
 
 class ResampledSource(WrapperSource):
-    """Another source at another number of steps per second: see `Resample`.
+    """Wraps a source so that it has another number of steps per second: see `Resample`.
 
     Args:
         old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
@@ -44,7 +44,7 @@ class ResampledSource(WrapperSource):
         return max(1, int(np.ceil(seconds * self._fps - 0.01)))  # float32 times of long episodes are 0.01 steps off
 
     def _step_times(self, episode) -> np.ndarray:
-        """Time of each step and of the end of the last step, (T + 1,), in s from the first step."""
+        """Returns the time of each step and of the end of the last step, (T + 1,), in s from the first step."""
         n = int(self.inner.lengths[episode])
         if _TIMESTAMP not in self.inner.schema:
             assert self._old is not None  # `Resample.apply` refuses data with neither
@@ -69,7 +69,7 @@ class ResampledSource(WrapperSource):
         return np.append(times, times[-1] + last) - times[0]
 
     def _resample_plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each new step, the last row before it and its time (s); and the times of the old rows, (T + 1,)."""
+        """Returns, for each new step, the last old row before it and its time (s); and the times of the old rows."""
         if episode not in self._plans:
             times = self._step_times(episode)
             at = np.arange(self._steps(times[-1])) / self._fps
@@ -81,7 +81,7 @@ class ResampledSource(WrapperSource):
         return self.lengths + (self.inner.rows(name) > self.inner.lengths)
 
     def _source_rows(self, episode) -> np.ndarray:
-        """For each new step, the row whose values it has."""
+        """Returns, for each new step, the row from which it takes its values."""
         last, at, times = self._resample_plan(episode)
         if self._rule != "nearest":
             return last
@@ -109,7 +109,7 @@ class ResampledSource(WrapperSource):
         return np.concatenate([resampled, ends]) if len(column) > n else resampled
 
     def _aggregate_rows(self, column, last):
-        """For each new step, the sum (or any) over the rows from its own to that before the next step."""
+        """Sums values (or combines flags by any) over the old rows of each new step."""
         into = np.searchsorted(last, np.arange(len(column)), "right") - 1
         out = np.zeros((len(last), *column.shape[1:]), np.float64 if column.dtype.kind == "f" else np.int64)
         np.add.at(out, into[into >= 0], column[into >= 0])
@@ -126,7 +126,7 @@ class ResampledSource(WrapperSource):
 
 
 def _resampled_dtype(name: str, feature: Feature) -> str:
-    """The dtype of a column at another rate: new times are no whole numbers, and sums need more bits."""
+    """Returns the dtype of a column at another rate: new times are fractions, and sums need more bits."""
     if name == _TIMESTAMP and (feature.kind == "string" or np.dtype(feature.dtype).kind != "f"):
         return "float64"
     is_integer = feature.kind != "string" and np.dtype(feature.dtype).kind in "iu"
@@ -134,7 +134,7 @@ def _resampled_dtype(name: str, feature: Feature) -> str:
 
 
 def _check_gaps(times: np.ndarray, gaps: np.ndarray, dtype: np.dtype, fps: float, where: str) -> None:
-    """Refuses times (s) of one episode with which its steps would be lost, or would become many steps each."""
+    """Raises an error if timestamps (s) of an episode are equal, or so far apart that one step would become many."""
     usual_gap, step = float(np.median(gaps)), int(np.argmax(gaps)) + 1
     if usual_gap == 0:
         spacing = float(np.spacing(np.array(times[-1], dtype))) if dtype.kind == "f" else 0.0
@@ -171,12 +171,12 @@ _ANGLES = {"yaw", "pitch", "roll", "heading", "theta", "phi", "psi", "azimuth", 
            "rx", "ry", "rz"}
 _NO_ANGLES = {"vel", "velocity", "velocities", "rate", "speed", "dot", "delta", "d", "sin", "cos", "acc", "omega",
               "torque", "effort"}
-_TOLERANCE = 1e-3  # of the norm of a quaternion
+_TOLERANCE = 1e-3  # largest deviation of the norm of a quaternion from 1
 
 
 @dataclass(frozen=True)
 class Rotations:
-    """Which components of a column are rotations.
+    """Which components of a column are rotations, and of which kind.
 
     Attributes:
         quaternions: Components of each quaternion, which may lack axes about which nothing turns.
@@ -192,8 +192,8 @@ class Rotations:
 def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations:
     """Finds quaternions and angles by their names, units and norms.
 
-    Names such as "qx" or "orientation.w" belong to a quaternion, and so do any four neighbors whose norm is 1 at every
-    row. Names such as "yaw", and the units deg and rad, belong to angles.
+    Names such as "qx" or "orientation.w" belong to a quaternion, and so do any four neighboring components with norm 1
+    at every row. Names such as "yaw", and the units deg and rad, belong to angles.
 
     Args:
         name: Name of the column.
@@ -212,7 +212,7 @@ def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations
     unit_norm = np.abs(np.sqrt(np.square(sliding_windows(flat)).sum(2)) - 1) < _TOLERANCE
     for i in np.flatnonzero(unit_norm.all(0)).tolist():
         some = flat[:, i:i + 4]
-        if not taken & set(range(i, i + 4)) and not np.isin(some, (-1, 0, 1)).all():  # a class is no rotation
+        if not taken & set(range(i, i + 4)) and not np.isin(some, (-1, 0, 1)).all():  # a class is not a rotation
             quaternions.append(tuple(range(i, i + 4)))
             taken |= set(range(i, i + 4))
     angles = {i: turn for i in range(flat.shape[1]) if i not in taken
@@ -222,14 +222,14 @@ def find_rotations(name: str, feature: Feature, values: np.ndarray) -> Rotations
 
 
 def sliding_windows(flat: np.ndarray) -> np.ndarray:
-    """(T, D) -> (T, D - 3, 4): four neighbors each."""
+    """Returns windows of four neighboring components, (T, D) -> (T, D - 3, 4)."""
     if flat.shape[1] < 4:
         return np.zeros((len(flat), 0, 4))
     return np.lib.stride_tricks.sliding_window_view(flat, 4, axis=1)
 
 
 def _full_turn(label: str, component: str, unit: str | None, values: np.ndarray) -> float | None:
-    """The full turn of an angle, in its unit. None if nothing says that it is an angle."""
+    """Returns the full turn of an angle, in its unit. None if nothing says that it is an angle."""
     tokens = set(re.split(r"[^a-z]+", label.lower()))
     unit = (unit or "").lower()
     has_unit = unit.startswith(("deg", "rad")) and not (
@@ -277,7 +277,7 @@ def _slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def unnamed_turns(name: str, feature: Feature, values: np.ndarray) -> list[int]:
-    """Components that jump by almost a full turn like angles, although nothing says that they are angles."""
+    """Returns the components that jump by almost a full turn like angles, although nothing says they are angles."""
     if len(feature.shape) != 1 or len(values) < 2:
         return []
     rotations, flat = find_rotations(name, feature, values), np.asarray(values, np.float64)

@@ -1,4 +1,4 @@
-"""Scales of observations that follow what a policy meets while it learns."""
+"""A normalizer of observations. Its statistics are updated while a policy learns from new steps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..core import Unsupported, part
 from .codec import Normalizer, _NormalizerModule
 from .running_statistics import constant_floor
 
-LARGEST_CODE = 10.0  # of a component that hardly varied so far, as in VecNormalize of stable-baselines3
+LARGEST_CODE = 10.0  # cuts components that hardly varied so far, as in VecNormalize of stable-baselines3
 
 
 @part
 class RunningNormalizer(Normalizer):
-    """Shifts and scales observations to mean 0 and standard deviation 1 over all steps so far, those of each round too.
+    """Normalizes observations to mean 0 and standard deviation 1 over all steps so far, new ones included.
 
     Random actions reach a small part of what a policy meets later, so that scales of the first episodes alone make
     later inputs large, and hide components that did not vary at first. Codes are cut off at -10 and 10. The scales of
-    the target stay those of the first episodes.
+    the target stay as the first episodes gave them.
 
     References:
         Andrychowicz et al. (2021), What Matters for On-Policy Deep Actor-Critic Methods?, arXiv:2006.05990.

@@ -1,4 +1,4 @@
-"""Statistics of columns, computed batch by batch, and which components count as constant."""
+"""Computes statistics of columns batch by batch, and finds components that count as constant."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LARGEST_UNIT, SMALLEST_UNIT = 1.0, 1e-5  # sizes of a column above and below whi
 
 
 def constant_floor(size: Tensor, min_scale: float = MIN_SCALE) -> Tensor:
-    """Returns the largest range of each component that is rounding, so that the component counts as constant.
+    """Returns the range of each component up to which it counts as constant, because it is rounding.
 
     Two things are rounding in float32: changes of the last digits of a number, such as 1000.0001 instead of 1000, and
-    what is left of a zero after arithmetic with the other numbers of its column, such as 3e-9 in a rotation matrix.
+    what is left of a zero after arithmetic with other numbers of its column, such as 3e-9 in a rotation matrix.
 
     How large a component is in its unit says nothing: 1e-6 m for each step is a motion, and is learned. Other numbers
     above 1 do not count, because they may have another unit, such as encoder ticks beside amperes.
@@ -37,7 +37,7 @@ def constant_floor(size: Tensor, min_scale: float = MIN_SCALE) -> Tensor:
 
 
 def is_constant(low: np.ndarray, high: np.ndarray, min_scale: float = MIN_SCALE) -> np.ndarray:
-    """Whether codecs treat each component of a column as constant, given its smallest and largest value, (*feature)."""
+    """Returns whether codecs treat each component as constant, given its smallest and largest value."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     size = np.maximum(np.abs(low), np.abs(high))
     column_size = np.clip(size.max(), SMALLEST_UNIT, LARGEST_UNIT) if size.size else 1.0
@@ -45,13 +45,13 @@ def is_constant(low: np.ndarray, high: np.ndarray, min_scale: float = MIN_SCALE)
 
 
 def unlearned_components(low: np.ndarray, high: np.ndarray, constant: np.ndarray) -> np.ndarray:
-    """Returns the numbers of constant components (C,) that change by more than one step of float32 up and down."""
+    """Returns the numbers of constant components (C,) that nevertheless change by more than float32 rounding."""
     size = np.maximum(np.abs(low), np.abs(high))
     return np.flatnonzero(constant & (high - low > 2 * np.finfo(np.float32).eps * size))
 
 
 class RunningStatistics:
-    """Merges statistics as Chan et al. (1979). Percentiles are of at most `max_samples` rows, drawn at random.
+    """Running statistics of a column, merged as by Chan et al. (1979). Percentiles are of random rows.
 
     PyTorch is imported by the methods, because commands that only look at data use this module and need none.
     """
@@ -64,10 +64,10 @@ class RunningStatistics:
         self.count, self.rng = 0, torch.Generator().manual_seed(0)
 
     def add(self, x: Tensor, operand: Tensor | None = None) -> None:
-        """Adds rows (n, ...).
+        """Adds rows (n, ...) to the statistics.
 
         Args:
-            operand: The numbers from which x was computed by subtraction. Their rounding is that of x.
+            operand: The numbers from which x was computed by subtraction. Their rounding also is in x.
         """
         import torch
 
@@ -105,7 +105,7 @@ class RunningStatistics:
                             hint="Set num_classes of the target's Feature to cover all classes of the data.")
 
     def offset_and_scale(self, kind: Scale, min_scale: float, where: str) -> tuple[Tensor, Tensor]:
-        """Returns offset and scale of each component."""
+        """Returns offset and scale of each component, with which it is normalized."""
         import torch
 
         if not self.count:

@@ -1,4 +1,4 @@
-"""Parts of long episodes: pieces between cuts, and labeled segments, which may overlap and say what was done.
+"""Parts of long episodes: pieces between cuts, and labeled segments with a text of what was done.
 
 Long recordings without tasks and resets become episodes of single tasks, after they were made (hindsight labels).
 """
@@ -24,7 +24,7 @@ _FIELD = f"metadata {SEGMENTS!r}"
 
 @dataclass(frozen=True)
 class LabeledSegment:
-    """A part of an episode, and what was done in it.
+    """A part of an episode, and a text of what was done in it.
 
     Args:
         stop: The step after its last step.
@@ -40,8 +40,8 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
 
     Segments may overlap, and steps in no segment are left out. Columns stay lazy. The words are the column and the
     metadata `task`, which `TaskText` reads. The metadata `segment` tells the number of the episode, the start and the
-    stop of each segment. All else stays as it was recorded: `success`, for example, is that of the whole episode. As in
-    `Crop`, a column with a row after the last action keeps one.
+    stop of each segment. All else stays as it was recorded: `success`, for example, is the success of the whole
+    episode. As in `Crop`, a column with a row after the last action keeps one.
 
     Args:
         extra_steps: Number of steps to keep after the end of each segment, where the episode has them. They show the
@@ -73,7 +73,7 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
 
 def _slice_episodes(data: Dataset, parts: Sequence[tuple[int, int, int]], labels: Sequence[Mapping[str, Any]],
                     last_row: bool = True) -> Dataset:
-    """A dataset of parts (episode, start, stop) of episodes, with their metadata. The segments in it would be wrong."""
+    """Builds a dataset of parts (episode, start, stop) of episodes, with their metadata but without segments."""
     inner = ConcatSource([(data.source, [data.indices[episode] for episode, _, _ in parts])])
     start, stop = (np.array([part[i] for part in parts], np.int64) for i in (1, 2))
     sliced = SlicedSource(inner, start, stop, last_row=last_row)
@@ -115,7 +115,7 @@ class Cut(Operation):
         return _slice_episodes(data, parts, labels, last_row=False)
 
     def _cuts(self, lengths: list[int]) -> list[list[int]]:
-        """The rows at which each episode is cut."""
+        """Returns the rows at which each episode is cut."""
         if self.every is not None and self.every < 1 or min(self.rows, default=1) < 1:
             raise DataError("the first row at which an episode can be cut is 1", where="cut",
                             hint="rows are counted from 0, and each is the first of a new piece")
@@ -136,7 +136,7 @@ class Cut(Operation):
 
 
 class SegmentDetector(ABC):
-    """Finds the segments of an episode. Subclasses are frozen dataclasses."""
+    """Rule that finds the segments of an episode. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def detect(self, episode: Episode) -> Sequence[LabeledSegment]:
@@ -145,7 +145,7 @@ class SegmentDetector(ABC):
 
 @dataclass(frozen=True)
 class StoredSegments(SegmentDetector):
-    """The segments in the metadata of each episode, as people or another program labeled them.
+    """Segments from the metadata of each episode, as people or another program labeled them.
 
     The field `segments` is a list of ``[start, stop, task]``. An empty list says that nothing was done.
     """
@@ -167,7 +167,7 @@ class StoredSegments(SegmentDetector):
 
 @dataclass(frozen=True)
 class ColumnSegments(SegmentDetector):
-    """One segment for each run of steps with the same text in a column, such as the subtask. Empty text gives none."""
+    """Segments from a text column such as the subtask: one for each run of steps with equal text."""
 
     column: str = "subtask"
 
@@ -220,14 +220,14 @@ class CutSegments(Operation):
 
 
 def check_segment(one: LabeledSegment, length: int, where: str) -> None:
-    """Raises DataError if a segment is no part of an episode of this length, or says nothing."""
+    """Raises DataError if a segment is not a part of an episode of this length, or says nothing."""
     try:
         start, stop = index(one.start), index(one.stop)
     except TypeError:
         raise DataError(f"start={one.start!r} and stop={one.stop!r} are not numbers of steps", where=where,
                         hint="use whole numbers, counted from 0") from None
     if not 0 <= start < stop <= length:
-        raise DataError(f"start={start} and stop={stop} are no part of its {length} steps", where=where,
+        raise DataError(f"start={start} and stop={stop} are not part of its {length} steps", where=where,
                         hint="start counts from 0, and stop is the step after the last")
     if not isinstance(one.task, str) or not one.task.strip():
         raise DataError(f"task={one.task!r} says nothing", where=where, hint="say in words what was done")

@@ -1,4 +1,4 @@
-"""Demonstrations as conditions: each step is shown another episode of the same task."""
+"""Adds to each step frames of another episode of the same task, as a description of what to do."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ DEMONSTRATION = "observation.demonstration"
 
 @part
 class ShowDemonstration(Operation):
-    """Adds frames of another episode of the same task, which a policy reads as the description of what to do.
+    """Adds frames of another episode of the same task, which a policy reads as a description of the task.
 
     The frames are evenly spaced from the first to the last observation. Frame i is the column
     ``observation.demonstration.<i>``, so that it has its own statistics and weights. Each step is shown another
     episode, drawn at random, because a policy that always saw the same one with an episode could remember the pair. Let
     the policy read one observation, because a history would show several demonstrations.
 
-    The task of an episode is that of `task_texts`: its column or metadata "task", or the text that the environment
-    showed. Tasks are the same if their words are equal. An episode without others of its task is left out.
+    `task_texts` reads the task of an episode: its column or metadata "task", or the text that the environment showed.
+    Tasks are the same if their words are equal. An episode is left out if no other episode has its task.
 
     While acting, `execute.demonstrated.DemonstratedActor` adds the same columns.
 
     Args:
-        columns: Observed columns of numbers that a frame has, one after the other.
+        columns: Observed columns of numbers that a frame has, in this order.
         own: Show each step the episode that it belongs to, of any task (hindsight). No episode is left out.
 
     References:
-        Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326, whose network reads the whole demonstration.
+        Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326. Its network reads the whole demonstration.
     """
 
     columns: tuple[str, ...] = ("observation.state",)
@@ -109,7 +109,7 @@ class ShowDemonstration(Operation):
 
 
 def numeric_observations(features: Schema) -> tuple[str, ...]:
-    """Returns the observed columns of numbers."""
+    """Returns the names of the observed columns of numbers."""
     return tuple(name for name, f in features.items() if role(name) == "observation" and f.kind == "vector")
 
 

@@ -1,4 +1,4 @@
-"""Base classes of sources: cached in memory maps, read in chunks, or made from another source."""
+"""Base classes of data sources: cached in memory maps, read in chunks, or wrappers of another source."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def first_misfit(values: np.ndarray, cast: np.ndarray) -> tuple[int, ...] | None:
-    """Returns the index of the first number that a cast to whole numbers or flags has changed. None if there is none.
+    """Returns the index of the first number that a cast to whole numbers or flags has changed, or None.
 
     Args:
-        cast: `values` after ``astype``. Rounding to floats of another precision is no change.
+        cast: `values` after ``astype``. Rounding to floats of another precision is not a change.
     """
     if cast.dtype.kind not in "iub" or np.can_cast(values.dtype, cast.dtype):
         return None
@@ -68,7 +68,7 @@ def collect_frames(source: ColumnSource, name: str, episode: int) -> np.ndarray:
 
 def select_frames(frames: Iterator[tuple[Any, np.ndarray]], new_rows: Callable[[np.ndarray], np.ndarray],
                   n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Selects the frames of some rows. It stops after `n_rows` rows, because what follows may be missing.
+    """Selects the frames of some rows from a camera. It stops after `n_rows` rows.
 
     Args:
         frames: Rows and images as `ColumnSource.frames` yields them.
@@ -84,7 +84,7 @@ def select_frames(frames: Iterator[tuple[Any, np.ndarray]], new_rows: Callable[[
 
 
 class MemmapSource(ColumnSource):
-    """A source whose numeric columns are copied into memory maps when the first of them is asked for.
+    """Base class of sources that copy their numeric columns into memory maps on first use.
 
     Images and text stay in the files of the source.
 
@@ -106,7 +106,7 @@ class MemmapSource(ColumnSource):
         """
 
     def read_text(self, name: str, episode: int) -> np.ndarray:
-        """Reads a column of text, (rows,)."""
+        """Reads a column of text of all episodes, (rows,)."""
         raise NotImplementedError
 
     def location(self, name: str, episode: int) -> str:
@@ -115,7 +115,7 @@ class MemmapSource(ColumnSource):
 
     @cached_property
     def numeric_columns(self) -> list[str]:
-        """The columns that are cached."""
+        """The columns of numbers, which are cached."""
         return [name for name, f in self.schema.items() if f.kind not in ("image", "string")]
 
     def rows(self, name):
@@ -167,7 +167,7 @@ class MemmapSource(ColumnSource):
             if is_invalid.any():
                 row, *component = map(int, np.argwhere(is_invalid)[0])
                 raise UserError(f"a flag must be 0 or 1, not {values[(row, *component)]}", where=place(row),
-                                hint="correct the value, or store it under another name if it is no flag")
+                                hint="correct the value, or store it under another name if it is not a flag")
         if f.kind == "string":
             return values
         with np.errstate(invalid="ignore"):  # of NaN
@@ -198,7 +198,7 @@ class MemmapSource(ColumnSource):
 
 
 class ChunkedSource(MemmapSource):
-    """A source in which any rows of any column can be read alone: compressed chunks, or a file for each episode.
+    """Base class of sources that can read any rows of any column alone, such as from compressed chunks.
 
     If the cache is too small for the numeric columns, they are read from the files.
     """
@@ -268,7 +268,7 @@ class ChunkedSource(MemmapSource):
 
 
 class WrapperSource(ColumnSource):
-    """Another source, in which subclasses change something.
+    """Base class of sources that wrap another source and change something.
 
     Args:
         *settings: JSON values that the result depends on. They become part of the key.
@@ -294,11 +294,11 @@ class WrapperSource(ColumnSource):
         return self.gather_rows(name)
 
     def reads_frames(self, name: str) -> bool:
-        """Whether a column consists of images in files, of which only those that are needed should be read."""
+        """Returns whether a column consists of images in files, of which only the needed ones should be read."""
         return self.schema[name].kind == "image" and bool(self.key) and self.inner.packed_column(name) is None
 
     def gather_rows(self, name: str) -> np.ndarray | None:
-        """Returns a column as one array of the cache. None for images, depth, text, empty columns, data in memory."""
+        """Returns a column as one array of the cache. None if it is not cached, such as images and text."""
         f, rows = self.schema[name], self.rows(name)
         shape = (int(rows.sum()), *f.shape)
         if not self.key or f.kind in ("string", "image", "depth") or not np.prod(shape):
@@ -312,7 +312,7 @@ class WrapperSource(ColumnSource):
 
 
 class LabeledSource(WrapperSource):
-    """Another source with metadata fields of some episodes set: see `operations.Label`.
+    """Wraps a source so that some episodes have other metadata fields: see `operations.Label`.
 
     Args:
         labels: The fields and their values, by the number of the episode. None removes a field.
@@ -357,11 +357,11 @@ class LabeledSource(WrapperSource):
 
 
 class DecodedFramesSource(WrapperSource):
-    """Another source whose camera frames are decoded once, at one size, into memory maps.
+    """Wraps a source so that its camera frames are decoded once, at one size, into memory maps.
 
     Args:
         size: Height and width of the frames, in pixels.
-        episodes: Those that are decoded. The frames of the others are never read. By default all.
+        episodes: Episodes to decode. Frames of all other episodes are never read. By default all are decoded.
     """
 
     def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None,

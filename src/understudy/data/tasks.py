@@ -1,4 +1,4 @@
-"""The tasks of episodes in words."""
+"""Reads the tasks of episodes in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .episode import Episode
 
-SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
+SHOWN_TASK = "observation.task"  # where an environment shows the task of an episode
 
 
 def task_texts(episode: Episode) -> np.ndarray:
@@ -20,7 +20,7 @@ def task_texts(episode: Episode) -> np.ndarray:
 
 
 def shown_texts(episode: Episode) -> list[str]:
-    """Returns the task of each observation as the environment showed it. Empty if it showed none in words."""
+    """Returns the task text that the environment showed with each observation. Empty if it showed no text."""
     feature = episode.features().get(SHOWN_TASK)
     if feature is None or feature.kind != "text":
         return []

@@ -1,4 +1,4 @@
-"""Tasks and thoughts in words, as columns of bytes."""
+"""Stores tasks and thoughts in words as columns of UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .tasks import SHOWN_TASK, decode_text, task_texts
 
 @part
 class TaskText(ColumnChange):
-    """Adds the task as UTF-8 bytes, padded with 0.
+    """Adds the task of the episode as a column of UTF-8 bytes, padded with 0.
 
-    It is read from the column "task", whose text may change within the episode, from the metadata "task", or from the
-    text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut after a
-    complete character, also while acting.
+    It is read from the column "task", in which the text may change within the episode, from the metadata "task", or
+    from the text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut
+    after a complete character, also while acting.
 
     Args:
         max_bytes: Number of bytes of the column.
@@ -41,7 +41,7 @@ class TaskText(ColumnChange):
         return with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns a text as the column has it, (max_bytes,) uint8."""
+        """Encodes a text as the column has it, (max_bytes,) uint8."""
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
@@ -63,7 +63,7 @@ class TaskText(ColumnChange):
 
 @part
 class ThoughtText:
-    """Adds what the expert thought at each step as UTF-8 bytes, padded with 0.
+    """Adds what the expert thought at each step as a column of UTF-8 bytes, padded with 0.
 
     It is read from a column of text, such as the subgoal that a scripted expert follows or that a person said. After
     the last thought it is repeated. While acting, a policy that predicts thoughts gives the column: see

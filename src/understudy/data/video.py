@@ -22,10 +22,11 @@ from av.video.reformatter import VideoReformatter
 
 from ..core import UserError
 
-TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and that of the frame
+TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and the time of the frame
 _TICKS = 90_000  # per second; the clock of written files
 _TICK = Fraction(1, _TICKS)
 MAX_CACHED_BYTES = 64 * 2**20  # bytes; files up to this size stay in memory as packets
+_IMAGE_CODECS = {"png": "png", "jpeg": "mjpeg"}  # by `image_kind`
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _PYAV = int(av.__version__.partition(".")[0])
 # For one frame, waking other threads takes longer than its conversion. PyAV before 18 had no option for this.
@@ -71,7 +72,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(32)
 def _resize_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the fraction of each old line in each new one. Rows sum to 1."""
+    """Returns the weight of each old line in each new one for resizing, (new, old) float32. Rows sum to 1."""
     scale = old / new
     if new <= old:
         low, high = np.arange(new)[:, None] * scale, np.arange(1, new + 1)[:, None] * scale
@@ -101,9 +102,14 @@ def encode_png(frame: np.ndarray) -> bytes:
     return b"".join(bytes(p) for p in (*codec.encode(image), *codec.encode(None)))
 
 
+def image_kind(data: bytes) -> str:
+    """Returns the kind of an encoded image by its first bytes: "png" or "jpeg". Empty for any other bytes."""
+    return "png" if data.startswith(b"\x89PNG") else "jpeg" if data.startswith(b"\xff\xd8\xff") else ""
+
+
 def is_16_bit_gray(image: bytes) -> bool:
-    """Whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
-    return image[:4] == b"\x89PNG" and image[24:26] == b"\x10\x00"
+    """Returns whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
+    return image_kind(image) == "png" and image[24:26] == b"\x10\x00"
 
 
 def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "uint8") -> np.ndarray:
@@ -115,10 +121,8 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
         channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
         dtype: "uint8", or "uint16" for depth.
     """
-    kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
-    if kind is None and (data or b"")[:2] == b"\xff\xd8":
-        kind = "mjpeg"
-    if kind is None:
+    kind = image_kind(data or b"")
+    if not kind:
         content = "it is empty" if not data else f"it starts with {data[:8]!r}"
         raise UserError(f"the value is not a PNG or JPEG image: {content}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
@@ -126,7 +130,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
         raise UserError(f"the image is {'gray of 16 bits, such as depth' if has_16_bits else 'not gray of 16 bits'}, "
                         f"but {dtype} is to be read", where=where,
                         hint="leave the column out, or store all its images with one type")
-    codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
+    codec = cast(av.VideoCodecContext, av.CodecContext.create(_IMAGE_CODECS[kind], "r"))
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:
@@ -150,7 +154,7 @@ def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: 
 
 
 def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    """A frame in one of _FORMATS as (H, W, C), without a copy."""
+    """Converts a video frame in one of _FORMATS to an array (H, W, C), without a copy."""
     plane = frame.planes[0]
     shape = frame.height, frame.width, channels
     return np.ndarray(shape, np.uint8, cast(Any, plane), strides=(plane.line_size, channels, 1))
@@ -176,7 +180,7 @@ def frame_times(path: Path) -> np.ndarray:
 
 
 class VideoReader:
-    """An open video file.
+    """An open video file. Frames are decoded by their times.
 
     A window of frames costs little more than decoding the frames since the key frame before it. The packets of a small
     file stay in memory. In a larger file, a window costs one seek.
@@ -259,7 +263,7 @@ class VideoReader:
                 hint="take the file from a copy, or leave out the episodes in it")
 
     def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
-        """The frames from the key frame at or before the time (s) to the end of the file."""
+        """Yields the frames from the key frame at or before the time (s) to the end of the file."""
         if self._packets is None:
             self._read_packets()
         if self._packets:
@@ -298,7 +302,7 @@ class VideoReader:
 
 @functools.cache
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether an encoder of FFmpeg, "libsvtav1" or "libx264", can encode frames of a shape (H, W, C) on this system."""
+    """Returns whether an encoder of FFmpeg, "libsvtav1" or "libx264", works here for frames of shape (H, W, C)."""
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False
@@ -323,7 +327,7 @@ def _configure_encoder(context, codec, height, width, fps, threads=None):
 
 
 def _open_encoder(context) -> None:
-    """Opens an encoder, and gives its threads the scheduling of this one."""
+    """Opens a video encoder with threads that have the scheduling priority of this thread."""
     # With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
     # else on the same cores would run then, such as the control loop of a robot. It does so while it opens: 5 to 15 ms
     # with one thread.
@@ -348,8 +352,8 @@ class VideoWriter:
         codec: Name of the encoder in FFmpeg: "libsvtav1" (AV1) or "libx264" (H.264).
         shape: Shape of the frames, (H, W, 3).
         fps: Nominal frames per second.
-        threads: Number of threads that encode. By default that of the codec, which is about the number of processors.
-            AV1 starts more of them, but most only wait.
+        threads: Number of threads that encode. By default the codec chooses, about as many as there are processors. AV1
+            starts more threads, but most of them only wait.
     """
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float, threads: int | None = None):
@@ -377,7 +381,7 @@ class VideoWriter:
         self._container.close()
 
     def abort(self) -> None:
-        """Closes an incomplete file, which is unusable."""
+        """Closes a video file that is incomplete, and which is therefore unusable."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 

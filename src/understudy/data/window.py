@@ -1,4 +1,4 @@
-"""Windows: which rows of an episode a model reads and which rows it predicts, and batches of them."""
+"""Windows: the rows of an episode that a policy reads, and the rows it predicts, and batches of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SamplingWeights = Callable[[Episode], np.ndarray]  # (T,) non-negative: relative
 
 @dataclass(frozen=True)
 class ColumnSamplingWeights:
-    """Sampling weights that are a column of the data.
+    """Sampling weights of windows that are a column of the data.
 
     Args:
         column: A column with one number per step.
@@ -41,11 +41,11 @@ class ColumnSamplingWeights:
 
 @part
 class Goal:
-    """A goal column that is drawn for each window (hindsight relabeling).
+    """A goal column: for each window, a row that is reached later is drawn (hindsight relabeling).
 
     By default the goal is a later row of the same episode ("future" of HER). The last row of an episode has no later
     row, and the first no earlier one: these windows get their own row. Goals are not stored, so image goals do not
-    double the dataset, and each batch draws others.
+    double the dataset, and each batch draws new goals.
 
     Two columns of `Batch.extra` describe the goal. ``"<into>.steps"`` (B, 1) float is the number of rows from the
     current row to the goal: negative for a goal in the past, infinite for a goal in another episode.
@@ -55,13 +55,13 @@ class Goal:
     is in `Batch.extra` too, (B, 1, ...), under its name.
 
     Args:
-        column: The observation whose rows are the goals.
-        p_curgoal: Fraction of windows whose goal is the current row.
-        p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does
-            not apply to them.
+        column: The observation. Its rows are the goals.
+        p_curgoal: Fraction of windows that have the current row as goal.
+        p_randomgoal: Fraction of windows that have another row of any episode as goal, drawn uniformly. `max_steps`
+            does not apply to them.
         discount: The distance of later and earlier goals is geometric with this discount (0.99, for example). The last
-            row in reach stands for all beyond it. None draws distances uniformly.
-        p_pastgoal: Fraction of windows whose goal is an earlier row of the same episode.
+            row in reach stands for all rows beyond it. None draws distances uniformly.
+        p_pastgoal: Fraction of windows that have an earlier row of the same episode as goal.
         max_steps: Largest distance of later and earlier goals, in rows. None for no limit.
 
     References:
@@ -85,7 +85,7 @@ class Goal:
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
                     drawn: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the goals of a batch.
+        """Draws the goals of a batch: episode and row of each.
 
         Args:
             episode: Episode of each window, (B,).
@@ -112,7 +112,7 @@ class Goal:
         return np.where(draw < self.p_randomgoal, other_episode, episode), row
 
     def _distances(self, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Distances of goals where `available` (B,) rows are in one direction. 0 where there is none."""
+        """Draws how many rows away each goal is, where `available` (B,) rows are in one direction."""
         limit = available if self.max_steps is None else np.minimum(available, self.max_steps)
         if self.discount is None:
             return rng.integers(np.minimum(1, limit), limit + 1)
@@ -121,12 +121,12 @@ class Goal:
 
 @part
 class Subgoal:
-    """A goal column with the row that is `n_steps` later, or the last row of the episode if that is earlier.
+    """A goal column with the observation `n_steps` later, or the last one if the episode ends before.
 
     Args:
-        column: The observation whose rows are the subgoals.
+        column: The observation. Its rows are the subgoals.
         toward: Column of a goal that stands before this one in `Window.goals`. If it is a later row of the same
-            episode, the subgoal is no row beyond it.
+            episode, the subgoal is not a row beyond it.
 
     References:
         Park et al. (2023), HIQL: Offline Goal-Conditioned RL with Latent States as Actions, arXiv:2307.11949.
@@ -148,7 +148,7 @@ class Subgoal:
 
 @part
 class Window:
-    """Which rows a model reads and predicts at step t.
+    """The rows around step t that a policy reads and predicts.
 
     The observation rows are the `n_obs_steps` rows that end at ``t + obs_offset``. The target rows are the `horizon`
     rows that begin at ``t + action_offset``. Observation rows before the start of an episode repeat its first row, and
@@ -214,7 +214,7 @@ class Window:
 
 
 class Windows(BatchSampler):
-    """All windows of a dataset: see `Window.windows`, which makes them and describes the arguments.
+    """All windows of a dataset, from which batches are drawn: see `Window.windows`.
 
     A batch is a function of (seed, step), so there is no position to save or resume.
     """
@@ -261,7 +261,7 @@ class Windows(BatchSampler):
         self.next_offset = window.action_offset + (lookahead or window.horizon)
 
     def _unknown_ends(self) -> np.ndarray:
-        """1 for each episode after whose last step no observation is stored, although what follows counts, (E,)."""
+        """Returns 1 for each episode that continues after its last step but lacks the observation there, (E,)."""
         columns, lengths = self.packed.columns, self.packed.lengths
         rows = [columns[name].lengths for name in self.stored_inputs if not columns[name].constant]
         if not self.next_obs or not rows:
@@ -305,7 +305,7 @@ class Windows(BatchSampler):
         return self._mark_padding(batch, indices) if self.window.obs_pad_mask else batch
 
     def _episode_of(self, indices: np.ndarray) -> np.ndarray:
-        """The episode of each window, (B,)."""
+        """Returns the episode of each window, (B,)."""
         if self.episode_table is None:
             return self.episode_ends.searchsorted(indices, side="right")
         candidate = self.episode_table[indices // self.table_stride]
@@ -332,7 +332,7 @@ class Windows(BatchSampler):
             next=self._observations(episode, next_row, clip_start, True, {}, goals) if self.next_obs else None)
 
     def _gather_columns(self, names, episode, row, clip_start, clip_end, indices_by_layout) -> dict[str, Tensor]:
-        """Columns of these names. `indices_by_layout` has positions, so that they are computed once."""
+        """Gathers columns by their names. `indices_by_layout` keeps row positions, so that they are computed once."""
         tensors = {}
         for name in names:
             column, layout = self.packed.columns[name], self.layout_ids[name]
@@ -350,7 +350,7 @@ class Windows(BatchSampler):
         return {k: tensors[k] for k in self.inputs}
 
     def _targets(self, episode, t, row, indices_by_layout) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Actions, (B, H, A), their mask, (B, H), and the extra columns."""
+        """Returns actions, (B, H, A), their mask, (B, H), and the extra columns."""
         w, columns, lengths = self.window, self.packed.columns, self.packed.lengths
         ends = lengths if self.target is None else columns[self.target].lengths
         inside = row < (ends - self.unknown_ends)[episode][:, None]
@@ -372,7 +372,7 @@ class Windows(BatchSampler):
         return action, torch.from_numpy(inside), extra
 
     def _goal_columns(self, episode, t, goals) -> dict[str, Tensor]:
-        """Steps to each goal, whether it is reached, and goals that are no inputs."""
+        """Returns the steps to each goal, whether it is reached, and goals that are not inputs."""
         extra = {}
         for g in self.window.goals:
             goal_episode, goal_row = goals[g.into]
@@ -384,7 +384,7 @@ class Windows(BatchSampler):
         return extra
 
     def _mark_padding(self, batch: Batch, indices: np.ndarray) -> Batch:
-        """The batch with `name?` False in rows of `obs` outside the episode. Rows of `next` stay: they give values."""
+        """Sets the mask `name?` to False in rows of `obs` outside the episode."""
         episode = self._episode_of(indices)
         row = (indices - self.episode_bounds[episode])[:, None] + self.obs_offsets
 
@@ -405,7 +405,7 @@ class Windows(BatchSampler):
 
 
 def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """The stride and the episode of every stride-th window, for two lookups per window. 0 and None if of no use."""
+    """Builds a table for looking up the episode of a window. Returns 0 and None if it is of no use."""
     shortest = int(np.diff(ends, prepend=0).min())
     if len(ends) < TABLE_MIN_EPISODES or not shortest or 4 * shortest * len(ends) < ends[-1]:
         return 0, None
@@ -413,7 +413,7 @@ def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
 
 
 class _ThreadRng(threading.local):
-    """One generator per thread. A new one would first ask the system for entropy, which takes longer than a draw."""
+    """Holds one random generator per thread, because creating one takes longer than a draw."""
 
     def __init__(self):
         self.philox = np.random.Philox(0)
@@ -424,7 +424,7 @@ _thread_rng = _ThreadRng()
 
 
 def _rng(seed: int, step: int) -> np.random.Generator:
-    """The generator of np.random.Philox(key=(seed, step)). Valid until this thread asks for another."""
+    """Returns the generator np.random.Philox(key=(seed, step)), until this thread asks for another."""
     _thread_rng.philox.state = {**_thread_rng.initial_state, "state": {
         "counter": _thread_rng.initial_state["state"]["counter"],
         "key": np.array([seed % 2**64, step], np.uint64)}}

@@ -1,1 +1,1 @@
-"""Deployment: ONNX files, packed weights and CUDA graphs."""
+"""Deployment of policies: ONNX files, packed weights and CUDA graphs."""

@@ -45,7 +45,7 @@ class CapturedPlanner(PlannerWrapper):
 
 
 class _CapturedGraph:
-    """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes there."""
+    """A CUDA graph of a captured function. It reads its arguments from fixed memory and writes its results there."""
 
     def __init__(self, function: Callable[[dict], Tensor], inputs: dict):
         self.inputs = tree_map(torch.clone, inputs)

@@ -1,4 +1,4 @@
-"""Equivalence checks for exported policies."""
+"""Checks that exported policies plan like the originals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .program import ExportedPlanner, argument_names, check_runs
 
 
 def plan_difference(policy: Policy, planner: Planner) -> tuple[float, float]:
-    """Largest errors of a planner's chunks and of the policy's own, compared with the policy in double precision.
+    """Returns the largest errors of a planner and of the policy itself, compared with double precision.
 
     They are measured on batches of 1, 2 and 5 rows of random observations.
 
@@ -46,7 +46,7 @@ def plan_difference(policy: Policy, planner: Planner) -> tuple[float, float]:
 
 
 def finite_plan(policy: Policy, obs: dict[str, Tensor], noise: Tensor) -> Tensor:
-    """The policy's plan, (B, H, A).
+    """Returns the policy's plan, (B, H, A). Raises an error if it is not finite.
 
     Raises:
         NonFiniteAction: It contains NaN or infinity, which an exported file would equal and no robot could execute.
@@ -92,7 +92,7 @@ NOTABLE = 1e-4  # difference, relative to the largest action, above which inputs
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences between the plans of a policy and those of its exported file, relative to the largest action.
+    """Differences between the plans of a policy and of its exported file, relative to the largest action.
 
     Args:
         batch_sizes: Number of inputs that were planned in batches of each size.
@@ -156,7 +156,7 @@ def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
 
 
 def parity_report(path: Path, planner: ExportedPlanner, parity: Parity, error: float) -> dict:
-    """What is written next to an exported file, as JSON data.
+    """Returns the report that is written next to an exported file, as JSON data.
 
     Args:
         error: Largest error of the file against the policy in double precision, of `plan_difference`.
@@ -171,7 +171,7 @@ def parity_report(path: Path, planner: ExportedPlanner, parity: Parity, error: f
 
 
 def _batch_sizes(inputs: int) -> list[int]:
-    """Sizes of batches with `inputs` rows in all. At least one batch has a single row."""
+    """Returns sizes of batches with `inputs` rows in all. At least one batch has a single row."""
     sizes, n_remaining = [], inputs
     for size, share in BATCHES.items():
         count = min(n_remaining // size, max(1, int(inputs * share) // size))
@@ -182,9 +182,10 @@ def _batch_sizes(inputs: int) -> list[int]:
 
 @torch.no_grad()
 def example_plan(policy: Policy) -> tuple[dict[str, Tensor], Tensor]:
-    """Random inputs of an exported file by name, and the plan of the policy for them.
+    """Returns random inputs of an exported file by name, and the plan of the policy for them.
 
-    The plan also fills tables that parts of the policy keep, so that exporters do not trace how they are computed.
+    Planning also fills tables that parts of the policy keep. Exporters then do not trace the computation of these
+    tables.
 
     Returns:
         The inputs in the order of `argument_names`, (3, ...), and the actions, (3, H, A).
@@ -195,7 +196,7 @@ def example_plan(policy: Policy) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
-    """Standard normal noise for plans of a policy.
+    """Draws standard normal noise for plans of a policy.
 
     Returns:
         The noise, (rows, *policy.noise_shape).
@@ -204,7 +205,7 @@ def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
 
 
 def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random observations with the statistics of the data: standard normal after coding.
+    """Draws random observations with the statistics of the data.
 
     Returns:
         Observations by column, (rows, To, ...), on the policy's device.
@@ -237,6 +238,6 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
 
 
 def _dtype(feature: Feature) -> torch.dtype:
-    """The dtype that actors use: double precision becomes single precision."""
+    """Returns the dtype that actors use: double precision becomes single precision."""
     dtype = feature.torch_dtype
     return torch.float32 if dtype == torch.float64 else dtype

@@ -16,8 +16,8 @@ from .equivalence import random_noise, random_observations
 def fuse_experts(policy: Policy) -> Policy:
     """Fuses the experts that each time of the sampler chooses.
 
-    The times are those of one plan of random observations. A policy whose sampler reads other times afterwards, or
-    times that differ from step to step (`StreamingExecutor`), raises `Unsupported` when it plans.
+    One plan with random observations finds these times. The fused policy raises `Unsupported` if its sampler later
+    reads another time, or times that differ from step to step (`StreamingExecutor`).
 
     Args:
         policy: A policy with ``Transformer(feed_forward=MoEFeedForward())`` or another trunk that `FusesTimes`.
@@ -48,7 +48,7 @@ def fuse_experts(policy: Policy) -> Policy:
 
 
 def _sampler_times(policy: Policy) -> dict[str, Tensor]:
-    """The times (S, K) that each trunk which fuses times embeds in one plan, by the name of the module."""
+    """Returns the times (S, K) that each trunk embeds in one plan, by the name of the module."""
     embedded: dict[str, list[Tensor]] = {n: [] for n, m in policy.named_modules() if isinstance(m, FusesTimes)}
     if not embedded:
         raise Unsupported("The policy has no experts that a time chooses.", where="fuse_experts",

@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX file in 8 bits, with the scale of their inputs measured in every plan.
+"""Quantizes linear layers of an ONNX file to 8 bits. Their inputs are scaled anew in every plan.
 
 Weights have one scale for each output. Inputs have one scale, from their largest and smallest value, so that no
 calibration data are needed. Convolutions over images, embeddings and attention stay in fp32.
@@ -61,7 +61,7 @@ def quantize_file(path: Path | str) -> int:
 
 
 def _graphs(graph) -> Iterator:
-    """The graph and the bodies of its loops."""
+    """Yields the graph and the bodies of its loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -70,7 +70,7 @@ def _graphs(graph) -> Iterator:
 
 
 def _split_weights(graph, weights: dict) -> None:
-    """Replaces each slice of a weight, such as the columns that read the time, by a weight of its own."""
+    """Replaces slices of a weight, such as the columns that read the time, by separate weights."""
     from onnx import numpy_helper
 
     nodes = []
@@ -90,7 +90,7 @@ def _split_weights(graph, weights: dict) -> None:
 
 
 def _weight_of(node, weights: dict):
-    """The constant second factor of a product, and whether it is turned. None if the node is no such product."""
+    """Returns the weight of a product with a constant, and whether it is transposed. None for other nodes."""
     if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in weights:
         return None, False
     options = {a.name: a for a in node.attribute}
@@ -101,7 +101,7 @@ def _weight_of(node, weights: dict):
 
 
 def _round_weight(graph, weight, turned: bool) -> tuple[str, str]:
-    """Adds a weight in 8 bits, (inputs, outputs), and its scales, (outputs,). Returns their names."""
+    """Stores a weight in 8 bits, (inputs, outputs), and its scales, (outputs,). Returns their names."""
     from onnx import numpy_helper
 
     exact = numpy_helper.to_array(weight)
@@ -116,7 +116,7 @@ def _round_weight(graph, weight, turned: bool) -> tuple[str, str]:
 
 
 def _integer_product(node, weight: str, scale: str, name: str) -> list:
-    """The nodes that replace a product."""
+    """Returns the nodes of an integer product, which replace a product."""
     from onnx import TensorProto, helper
 
     def new_node(kind: str, inputs: list[str], outputs: list[str], **options):

@@ -79,7 +79,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
 
 
 def runs_in_onnx_runner(executor: Executor) -> bool:
-    """Whether `OnnxRunner`, the file that is copied to a robot, runs this executor. It refuses all others."""
+    """Returns whether `OnnxRunner`, the file that is copied to a robot, can run this executor."""
     return type(executor).__name__ == "RecedingHorizon"
 
 
@@ -105,12 +105,12 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
 
 
 def recorded_rate(path: Path | str) -> float | None:
-    """Actions per second of the data, as a file of `export` says. None if it is unknown."""
+    """Returns the actions per second of the data, as an exported file states them. None if unknown."""
     return _open(path)[1].get("fps")
 
 
 def _open(path: Path | str, threads: int = 1):
-    """The session of a file that `export` wrote, and what the file says of itself."""
+    """Opens a file that `export` wrote. Returns its session and its metadata."""
     ort = _import_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -120,7 +120,7 @@ def _open(path: Path | str, threads: int = 1):
         raise UserError(problem, where=path, hint=_EXPORT_AGAIN)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its kinds of error have no common base
+    except Exception as error:  # errors of ONNX Runtime have no common base
         raise UserError(
             f"this is not a complete ONNX file: {first_line(error)}", where=path, hint=_EXPORT_AGAIN
         ) from None
@@ -138,7 +138,7 @@ def _open(path: Path | str, threads: int = 1):
 
 def load_onnx_actor(path: Path | str, rows: int | None = None,
                     trust: tuple[str, ...] = ("understudy",)) -> PolicyActor:
-    """The actor of a file that `export` wrote.
+    """Loads the actor from a file that `export` wrote.
 
     Args:
         rows: Batch size that the network always gets; None for as many rows as there are.
@@ -171,7 +171,7 @@ def _export_program(policy: Policy, example: Mapping[str, Tensor]):
                 output_names=["action"], verbose=False, dynamic_shapes=(any_rows(example),))
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
         raise export_error(policy, "cannot be exported to ONNX", error) from error
-    assert program is not None  # it is for a function, and not a file
+    assert program is not None  # None only if the exporter writes a file
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, which can be larger than the weights and name files of this machine
     return program

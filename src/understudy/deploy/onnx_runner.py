@@ -9,7 +9,7 @@ DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)":
 
 
 class OnnxRunner:
-    """Acts from a file of `understudy export`: plans a chunk, executes its first actions, plans again.
+    """Runs a policy from a file of `understudy export`: plans a chunk, executes its first actions, plans again.
 
     Args:
         path: The file. It contains the names of the inputs and the number of actions of a chunk that are executed.

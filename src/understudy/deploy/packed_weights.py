@@ -26,7 +26,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def pack_weights(policy: Policy, precision: Precision = "auto", *, max_error: float = 0.02) -> Policy:
-    """Returns a copy on the CPU for planning. It cannot be trained.
+    """Returns a copy of a policy with packed weights, for planning on the CPU. It cannot be trained.
 
     Args:
         precision: "fp32" gives the same plans up to rounding. "bf16" rounds weights and inputs of products to bf16, and
@@ -68,7 +68,7 @@ def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:
 
 
 class _PackedLinear(nn.Linear):
-    """A packed linear layer. It keeps its plain weight, for code that reads it and for gradients, which guides need."""
+    """A linear layer with packed weights. It keeps the plain weight for code that reads it, and for gradients."""
 
     def __init__(self, plain: nn.Linear, dtype: torch.dtype):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
@@ -103,7 +103,7 @@ class _PackedMatrix:
         return type(self)(self.plain, self.bias, self.dtype)
 
     def cast(self, x: Tensor) -> Tensor:
-        """The input for the product. Unchanged if gradients are needed, which packed products do not support."""
+        """Casts the input for the product. It is unchanged if gradients are needed, which packed products lack."""
         return x if torch.is_grad_enabled() and x.requires_grad else x.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The plan of a policy as one function of tensors, for exporters, and what an exported file tells of itself."""
+"""The plan of a policy as one function of tensors, for exporters, and the metadata of exported files."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FORMAT = 2
 
 
 def obs_columns(planner: Planner) -> tuple[str, ...]:
-    """The observation columns that `plan` reads: the inputs, and the masks of rows before the start of an episode."""
+    """Returns the observation columns that `plan` reads: inputs, and masks of rows before the start."""
     return *planner.inputs, *planner.window.pad_masks(planner.inputs)
 
 
 class PlanModule(nn.Module):
-    """`policy.plan` without guides as a function of tensors in the order of `argument_names`."""
+    """Module that computes `policy.plan` without guides, from tensors in the order of `argument_names`."""
 
     def __init__(self, policy: Policy):
         super().__init__()
@@ -90,13 +90,13 @@ def check_runs(executor: Executor, planner: ExportedPlanner, obs: Mapping[str, T
 
 
 def argument_names(policy: Policy | ExportedPlanner) -> tuple[str, ...]:
-    """Names of the inputs of an exported file: the noise, if the policy draws any, and the columns."""
+    """Returns the names of the inputs of an exported file: the noise, if any, and the columns."""
     return (*(("noise",) if math.prod(policy.noise_shape) else ()), *obs_columns(policy))
 
 
 def metadata(policy: Policy, executor: Executor | None, fps: float | None, example: Mapping[str, Tensor],
              action: Tensor, precision: str) -> dict:
-    """What a file says of itself, as JSON data.
+    """Returns the metadata of an exported file, as JSON data.
 
     Args:
         executor: The executor of its chunks. By default every chunk is executed for one step.
@@ -121,7 +121,7 @@ def metadata(policy: Policy, executor: Executor | None, fps: float | None, examp
 
 @contextmanager
 def traceable(policy: Policy) -> Iterator[PlanModule]:
-    """A context in which exporters may trace the module that it gives: the steps of samplers become one loop."""
+    """Lets exporters trace a module: the steps of samplers become one loop. A context manager."""
     module = PlanModule(exportable_copy(policy)).requires_grad_(False)
     token = scan_implementation.set(_loop)
     try:
@@ -132,18 +132,18 @@ def traceable(policy: Policy) -> Iterator[PlanModule]:
 
 
 def any_rows(example: Mapping[str, Tensor]) -> tuple[dict[int, torch.export.Dim], ...]:
-    """The `dynamic_shapes` of inputs that have any number of rows."""
+    """Returns the `dynamic_shapes` of inputs that have any number of rows."""
     rows = {0: torch.export.Dim("rows", min=1)}
     return tuple(rows for _ in example)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class if it says nothing."""
+    """Returns the first line of an error's message, or its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def export_error(policy: Policy, problem: str, cause: BaseException) -> Unsupported:
-    """The error of a policy that cannot be exported.
+    """Builds the error of a policy that cannot be exported.
 
     Args:
         problem: What is wrong with its head, such as "cannot be written as ONNX".
@@ -161,7 +161,7 @@ def export_error(policy: Policy, problem: str, cause: BaseException) -> Unsuppor
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """A context that silences the messages of the exporter, which are for its own developers."""
+    """Silences messages of the exporter, which are for its own developers. A context manager."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -173,7 +173,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def _loop(step, carried, *columns: Tensor):
-    """`scan` as one loop of the exported program."""
+    """Implements `scan` as one loop of the exported program."""
     from torch._higher_order_ops.scan import scan
 
     one = isinstance(carried, Tensor)
@@ -190,7 +190,7 @@ def _loop(step, carried, *columns: Tensor):
 
 
 def exportable_copy(policy: Policy) -> Policy:
-    """A copy that computes the same with operators that are fast for a few rows.
+    """Returns a copy of the policy that computes the same with operators that are fast for a few rows.
 
     Convolutions become products with all neighbors of a position, which one Gather collects.
     """

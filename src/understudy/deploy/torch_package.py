@@ -1,8 +1,8 @@
 """Exports a policy as a package that PyTorch runs without understudy: as a graph, or compiled for a processor.
 
 ``FILE.pt2`` is a `torch.export` program, which runs wherever PyTorch does. ``FILE.aot.pt2`` is machine code that
-AOTInductor makes with a C++ compiler, for processors like that of this machine. Both take what an ONNX file takes. The
-steps of a sampler are one loop.
+AOTInductor makes with a C++ compiler, for processors like the one of this machine. Both files take the inputs of an
+ONNX file. The steps of a sampler are one loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METADATA = "understudy.json"
 
 
 def is_compiled(path: Path | str) -> bool:
-    """Whether a name is that of a package of machine code."""
+    """Returns whether a file name is of a compiled package."""
     return str(path).endswith(COMPILED)
 
 
@@ -48,7 +48,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         largest action.
 
     Raises:
-        Unsupported: The sampler is no fixed graph, the executor needs more than whole chunks, or there is no C++
+        Unsupported: The sampler is not a fixed graph, the executor needs more than whole chunks, or there is no C++
             compiler for machine code.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
@@ -69,7 +69,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
                     program, package_path=str(partial),
                     inductor_configs={"aot_inductor.metadata": {"understudy": metadata_json}})
         else:
-            program._example_inputs = None  # they would be pickled
+            program._example_inputs = None  # example inputs would be pickled
             torch.export.save(program, partial, extra_files={METADATA: metadata_json})
         error = check_export(policy, load_package(partial, trust=trust), executor, max_error, path)
         partial.replace(path)
@@ -100,7 +100,7 @@ def _export_program(policy: Policy, example: Mapping[str, Tensor]) -> torch.expo
         with traceable(policy) as module:
             return torch.export.export(module, tuple(example.values()), strict=False,
                                        dynamic_shapes=(any_rows(example),))
-    except Exception as error:  # its kinds of error have no common base
+    except Exception as error:  # errors of torch.export have no common base
         raise export_error(policy, "cannot be exported as a fixed graph", error) from error
 
 

@@ -13,7 +13,7 @@ from ..files import replace_nonfinite
 Level = Literal["fault", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 
-# What explains the others comes first: a policy that reads a wrong unit also leaves its data.
+# A finding that explains other findings comes first: a policy that reads a wrong unit also leaves its data.
 ORDER = (
     "no-held-out", "missing-column", "camera-size", "image-never-changes", "cameras-swapped", "color-order",
     "camera-differs", "observation-units", "action-units", "constant-sensor", "wrong-statistics",
@@ -154,17 +154,17 @@ class RunDiagnosis:
 
 
 def correct_data(option: str, value: str) -> tuple[str, ...]:
-    """The command of a view of the data with a correction."""
+    """Builds the command that makes a corrected view of the data."""
     return ("view", "make", "DATA", option, value, "--out", "VIEW")
 
 
 def correct_order(column: str, names: Sequence[str], order: Mapping[int, int]) -> tuple[str, ...]:
-    """The command of a view of the data in which component i of a column is the recorded one order[i]."""
+    """Builds the command that makes a view in which component i of a column is the recorded one order[i]."""
     if len(order) == 2:
         return correct_data("--swap", f"{column}[{','.join(names[i] for i in sorted(order))}]")
     return correct_data("--reorder", f"{column}=" + ",".join(str(order.get(k, k)) for k in range(len(names))))
 
 
 def sort_findings(findings: Iterable[RunFinding]) -> tuple[RunFinding, ...]:
-    """Faults first, and within a level in the order of `ORDER`."""
+    """Sorts findings: faults first, and within a level in the order of `ORDER`."""
     return tuple(sorted(findings, key=lambda f: (LEVELS.index(f.level), ORDER.index(f.code))))

@@ -1,4 +1,4 @@
-"""What cameras show where a policy acts, against what was recorded."""
+"""Compares what the cameras show where a policy acts with the recorded images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..audit.base import Location
 from ..data.formats.parts.column_names import format_list
 from .base import RunFinding
 
-NEARER, SURE = 0.8, 5.0  # distance to the recorded images, as a fraction of that as they are, and standard errors
-EXCHANGED = 0.5  # the same of the colors if red and blue are exchanged
+NEARER, SURE = 0.8, 5.0  # a change has to bring images to this fraction of their distance; standard errors
+EXCHANGED = 0.5  # the same fraction for the distance of colors, if exchanging red and blue is the change
 SHADES = 64  # quantiles of the difference of red and blue that stand for the colors of an image
-APART = 0.15  # of the brightness, to the nearest recorded image
-MOST_CAMERAS = 4  # whose orders are tried
+APART = 0.15  # difference to the nearest recorded image, as a fraction of the brightness
+MOST_CAMERAS = 4  # most cameras of which all orders are tried
 READ = 0.5  # largest unexplained fraction of a component of the state that is read from images
-RIDGE = 1e-3  # of the variance of the images
-DISAGREES = 3.0  # error of what is read from new images, as a multiple of that of recorded ones
+RIDGE = 1e-3  # ridge penalty, as a fraction of the variance of the images
+DISAGREES = 3.0  # error of states read from new images, as a multiple of the error with recorded images
 FEWEST_IMAGES = 100  # recorded images from which a component is read
 CLEAR = 0.6  # factor by which another delay has to reduce the error
 DELAYS = range(21)  # steps that a camera may be late
@@ -62,7 +62,7 @@ def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.
     names = [n for n in recorded if n in observed][:MOST_CAMERAS]
 
     def nearest(order):
-        """Distance of each observed time to the recorded images, (M,), if camera order[i] is really names[i]."""
+        """Returns the distances of observed times to recorded images if camera order[i] is really names[i], (M,)."""
         return np.mean([_distance(recorded[a], observed[b]) for a, b in zip(names, order, strict=True)], axis=0)
     if not names:
         return
@@ -86,7 +86,7 @@ def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.
 
 
 def _exchange(recorded: np.ndarray, observed: np.ndarray) -> float | None:
-    """How many times nearer the colors are to recorded ones with red and blue exchanged. None if not clearly.
+    """Returns how many times nearer the colors are to recorded ones with red and blue exchanged. None if unclear.
 
     The colors of an image are how red or blue its pixels are, wherever they are: a colored object moves.
     """
@@ -97,23 +97,23 @@ def _exchange(recorded: np.ndarray, observed: np.ndarray) -> float | None:
 
 
 def _distance(recorded: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Mean difference to the nearest recorded row, (M,)."""
+    """Returns the mean difference of images to the nearest recorded image, (M,)."""
     flat = [rows.reshape(len(rows), -1) for rows in (observed, recorded)]
     return cdist(*flat, "cityblock").min(1) / flat[0].shape[1]
 
 
 def _is_nearer(changed: np.ndarray, plain: np.ndarray, fraction: float) -> bool:
-    """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
+    """Returns whether distances to recorded images are clearly smaller after a change, such as exchanged cameras."""
     gain = plain - changed
     return bool(changed.mean() < fraction * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
 
 
 def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
                 observed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Iterator[RunFinding]:
-    """Finds images that show another state than recorded ones would: a camera that is late, turned, moved or zoomed.
+    """Finds a camera that is late, turned, moved or zoomed: its new images do not show the state as recorded images do.
 
-    The state is read from images by linear regression. The frames that are read best say how well: new things in the
-    scene disturb the others.
+    The state is read from images by linear regression. The error is taken at its lower quartile over frames, because
+    new things in the scene disturb the reading of some frames.
 
     Args:
         recorded: Small images (T, h, w, 3) and states (T, D) of each episode.
@@ -155,7 +155,7 @@ def check_views(name: str, recorded: Sequence[tuple[np.ndarray, np.ndarray]],
 
 
 def _reader(images: np.ndarray, states: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A linear model, fitted to images and states, that reads states (N, D) from images."""
+    """Fits a linear model that reads states (N, D) from images."""
     center, pixels = states.mean(0), images.reshape(len(images), -1).astype(np.float64)
     middle = pixels.mean(0)
     pixels -= middle
@@ -174,7 +174,7 @@ def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str
     """
     for name in (n for n in recorded if n in observed):
         parts = np.array_split(recorded[name], 2)
-        others = np.concatenate([_new_pixels(*parts), _new_pixels(*parts[::-1])])  # by those of other episodes
+        others = np.concatenate([_new_pixels(*parts), _new_pixels(*parts[::-1])])  # two halves of the recorded images
         own = _new_pixels(recorded[name], observed[name])
         count, most = int((own > np.quantile(others, 1 - FEW)).sum()), FEW * len(others)
         chance = scipy.stats.betabinom(len(own), 1 + most, len(others) - most).sf(count - 1)
@@ -187,6 +187,6 @@ def check_first_images(recorded: Mapping[str, np.ndarray], observed: Mapping[str
 
 
 def _new_pixels(recorded: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Fraction of the pixels of each image that are outside of the range of this pixel in the recorded ones, (M,)."""
+    """Returns the fraction of pixels of each image that are outside of their range in the recorded images, (M,)."""
     low, high = recorded.min(0) - NEW_PIXELS, recorded.max(0) + NEW_PIXELS
     return ((images < low) | (images > high)).any(-1).mean((1, 2))

@@ -1,4 +1,4 @@
-"""The model of the motion, and what it says of what is executed instead of a component of the action."""
+"""A linear model of the motion, which shows whether the robot executes something else than the commanded action."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from ..audit.motion import MotionFit
 from .observations import AT_END
 
-BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
+BLOCKED = 1e-3  # fraction of the usual change of a component: a component that changes less is at a wall
 FEWER = 0.5  # factor by which a less simple explanation has to reduce the unexplained steps
 MAX_ERROR_FRACTION = 0.1  # largest error of a change, of its usual size or its spread by the action
-MIN_AGREEING_FRACTION = 0.3  # of the steps
-MIN_SPREAD_FRACTION = 0.5  # spread of the actions of these steps, as a fraction of that of all
+MIN_AGREEING_FRACTION = 0.3  # fraction of the steps that an explanation has to explain
+MIN_SPREAD_FRACTION = 0.5  # spread of the actions in these steps, as a fraction of the spread in all steps
 END = 0.005  # quantile of the changes that is a limit
 SCALES = [sign * size for size in np.geomspace(1 / 16, 16, 65) for sign in (1, -1) if sign * size != 1]
-OFFSET = 0.25  # of the standard deviation of the action
-GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
+OFFSET = 0.25  # fraction of the standard deviation of the action
+GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of its effect in the data
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MotionModel:
 
     Attributes:
         lag: Steps from an action to the motion that it explains.
-        driven: For each action component that drives one, the component of the state.
+        driven: For each action component that drives a state component, the number of this state component.
     """
 
     fit: MotionFit
@@ -35,7 +35,7 @@ class MotionModel:
 
     @property
     def weights_of_actions(self) -> np.ndarray:
-        """The change by the action, (A, D)."""
+        """Change of the state for each unit of the action, (A, D)."""
         return self.fit.state_action.weights[-self.fit.n_actions:]
 
     @property
@@ -44,15 +44,15 @@ class MotionModel:
 
     @property
     def unexplained(self) -> float:
-        """Unexplained fraction of the change of the driven components."""
+        """Fraction of the state change that the model does not explain, of the components that actions drive."""
         return float(self.fit.unexplained_parts[sorted(set(self.driven.values()))].mean())
 
     def missed(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> np.ndarray:
-        """Errors of the predicted changes, (N, D)."""
+        """Returns the errors of the predicted state changes, (N, D)."""
         return self.fit.state_action.residual(np.concatenate([states, actions], 1), changes)
 
     def error(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
-        """Error of the predicted changes: usual changes, the mean of the driven components.
+        """Returns the mean error of the predicted changes, in units of the usual change, over the driven components.
 
         It is the median of the steps in which a component moves, so that speed limits and contacts matter little.
         """
@@ -61,16 +61,16 @@ class MotionModel:
                               for d in sorted(set(self.driven.values()))]))
 
     def is_free(self, changes: np.ndarray, d: int) -> np.ndarray:
-        """Steps in which a component of the state moves, (N,): it neither rests nor is at a wall."""
+        """Returns the steps in which a component of the state moves, neither at rest nor at a wall, (N,) bool."""
         return np.abs(changes[:, d]) > BLOCKED * self.fit.change[d]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a component of the action does in new episodes, see `explain_effect` and `regress_effect`.
+    """The measured effect of one action component in new episodes, such as its gain and offset.
 
     Attributes:
-        error: As that of `MotionModel`.
+        error: Median error of the predicted changes, in units of the usual change.
         moved_by: The component of the action that moves what this one moves in the data.
         is_stuck: Whether what it moves in the data has one value, within its range, in all new episodes.
     """
@@ -85,10 +85,11 @@ class Effect:
 
 def explain_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
                    ) -> Effect | None:
-    """What is executed instead of an action component: the explanation that predicts the motion of most steps.
+    """Finds what is executed instead of an action component, such as a constant or another scale, from the motion.
 
     A constant, another convention, and another scale compete. A less simple one has to leave clearly fewer steps
-    unexplained. Limits of what acts are no matter: a prediction beyond all changes is one of the largest change.
+    unexplained. Actions that the environment clips do not count against an explanation: predictions are clipped to the
+    range of changes.
 
     Returns:
         None if no explanation holds in many steps.
@@ -132,7 +133,7 @@ def explain_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
 
 
 def _most_common(values: np.ndarray, tolerance: float) -> float:
-    """The value that most values have, within `tolerance`."""
+    """Returns the value that most values have, within `tolerance`."""
     ordered = np.sort(values)
     counts = np.searchsorted(ordered, ordered + 2 * tolerance) - np.arange(len(ordered))
     first = int(np.argmax(counts))
@@ -141,9 +142,9 @@ def _most_common(values: np.ndarray, tolerance: float) -> float:
 
 def regress_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
                    ) -> Effect:
-    """The gain of an action component, and how much more it depends on the state.
+    """Fits the gain of an action component, and how much more its effect depends on the state.
 
-    1 more means that what acts adds the state to the action, -1 that it subtracts it.
+    1 more means that the environment or robot adds the state to the action, -1 that it subtracts it.
     """
     weights_of_actions = model.weights_of_actions[:, d]
     effect, usual = weights_of_actions[i], model.fit.change[d]
@@ -165,24 +166,24 @@ def regress_effect(model: MotionModel, i: int, d: int, states: np.ndarray, actio
 
 
 def is_stuck(usual: np.ndarray, own: np.ndarray) -> bool:
-    """Whether a component of the state has one value, which is not at an end of its range in the data."""
+    """Returns whether a component of the state never changes, at a value within its range in the data."""
     low, high = usual.min(), usual.max()
     return bool(np.ptp(own) < 1e-6 * (1 + np.abs(own).max())
                 and min(own[0] - low, high - own[0]) > AT_END * (high - low))
 
 
 def is_as_commanded(effect: Effect | None) -> bool:
-    """Whether what is executed is what was commanded."""
+    """Returns whether the robot executes this action component as commanded."""
     return effect is not None and effect.gain == 1 and effect.convention == 0 and abs(effect.offset) < OFFSET
 
 
 def least_rows(model: MotionModel) -> int:
-    """The smallest number of steps from which effects are estimated."""
+    """Returns the smallest number of steps from which effects are estimated."""
     return 5 * (2 + model.fit.n_actions)
 
 
 def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares without the tenth of the rows with the largest errors, which contacts cause.
+    """Fits least squares without the tenth of the rows with the largest errors, which contacts cause.
 
     Returns:
         The weights and their standard errors, (K,) each.

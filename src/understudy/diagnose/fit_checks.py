@@ -1,4 +1,4 @@
-"""What a run alone and its data say: checkpoint, fit, statistics, and the actor that is deployed."""
+"""Checks that need only a run and its data: checkpoint, fit, statistics, and the deployed actor."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ..policy import Policy
 from .base import Level, Outcome, RunFinding
 
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
-SLIGHTLY_WORSE = 1.05  # the same, where a note begins
-UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
-BARELY = 0.3  # the same of a policy that has not been shown all windows
-GENERALIZES = 0.75  # the same on held-out episodes, above which it is worth a note; from 1 on the average is as good
-GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
-SCALES = (1 / 3, 3.0)  # scale of the run, as a multiple of that of the data
-OFFSET = 1.0  # in scales of the data
-SKEW = 2.0  # error of the deployed actor, as a multiple of that of the plans
-TINY = 1e-3  # scale of a component, as a fraction of the others of its column
+SLIGHTLY_WORSE = 1.05  # held-out error, as a multiple of the least one, from which there is a note
+UNDERFIT = 0.6  # error on trained episodes, as a fraction of the error of always predicting the average action
+BARELY = 0.3  # the same fraction, for a policy that has not been shown all windows
+GENERALIZES = 0.75  # the same fraction on held-out episodes, worth a note; from 1 on the average is as good
+GAP = 2.0  # error on held-out episodes, as a multiple of the error on trained episodes
+SCALES = (1 / 3, 3.0)  # scale of a component in the run, as a multiple of its scale in the data
+OFFSET = 1.0  # difference of the offsets, in units of the scale in the data
+SKEW = 2.0  # error of the deployed actor, as a multiple of the error of the plans
+TINY = 1e-3  # scale of a component, as a fraction of the median scale in its column
 LARGE, HUGE = 10.0, 100.0  # coded observations: worth a note, and beyond what networks bear
-DECIDED = 0.25  # fraction of the episodes beyond that of the data
+DECIDED = 0.25  # how much larger the fraction of decided episodes is than in the data
 CHANCE, LIKELY = 0.005, 0.05  # p-values of the sign test of plans of which fewer steps are executed
 SUCCEEDS = 0.8  # success rate from which a policy needs no better fit, and no shorter plans
 WIDE = 0.3  # width of an interval of the success rate that still says something
@@ -45,8 +45,8 @@ class FitErrors:
     """Errors of predicted actions, as fractions of the error of always predicting the average action.
 
     Attributes:
-        trained: On episodes that the policy was trained on.
-        held_out: On others. None if there are none.
+        trained: Error on episodes that the policy was trained on.
+        held_out: Error on held-out episodes. None if there are none.
         last_action: Error of repeating the last action on these episodes, in the same unit. None if it is not defined.
         prediction: Error of the predicted action, comparable to `last_action`.
     """
@@ -62,7 +62,7 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True, passes: 
     """Finds a policy that fits its data too little, or too closely.
 
     Args:
-        is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
+        is_cloning: Whether the method imitates the actions. Other methods have reasons to act otherwise.
         passes: How many times it was shown each recorded window in training.
         outcome: In how many episodes it succeeds. Where nothing was held out, this alone says whether it generalizes.
     """
@@ -134,7 +134,7 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
 
 
 def check_statistics(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
-    """Compares the statistics in a run with those of its training data, computed again.
+    """Compares the statistics in a run with statistics that are computed again from its training data.
 
     Args:
         training: The data that it was trained on, after the transforms of the method.
@@ -182,7 +182,7 @@ def check_constants(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
 
 
 def _is_near(scale: np.ndarray, offset: np.ndarray) -> bool:
-    """Whether two statistics are those of the same numbers, up to the episodes that were left out."""
+    """Returns whether two statistics are of the same numbers, up to the episodes that were left out."""
     return bool((np.abs(np.log(np.maximum(scale, 1e-9))) < 0.1).all() and (np.abs(offset) < 0.1).all())
 
 
@@ -207,7 +207,7 @@ def _statistics_changes(codec: Any, fresh: Any) -> Iterator[tuple[str, np.ndarra
 
 
 def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]:
-    """Finds components with almost no spread in the data, whose codes are huge where the policy acts."""
+    """Finds components with almost no spread in the data, and with huge normalized values where the policy acts."""
     codec = policy.codec
     if not isinstance(policy.config.codec, Normalizer) or policy.config.codec.group_by is not None:
         return
@@ -233,7 +233,7 @@ def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]
 
 @torch.no_grad()
 def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: int = 8) -> Iterator[RunFinding]:
-    """Shows recorded observations to the deployed actor, and compares its actions with those of the policy's windows.
+    """Compares the actions of the deployed actor with the actions of the policy itself, on recorded observations.
 
     Args:
         recorded: Episodes before the transforms of the method, with the actions that the policy learned.
@@ -267,19 +267,19 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
 
 
 def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
-    """Actions of an actor that is shown a recorded episode, (steps, A)."""
+    """Returns the actions of an actor that is shown a recorded episode, (steps, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if role(k) in ("observation", "other")}
     columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"} | {LAST_REWARD: np.zeros(steps, np.float32)}
     return np.stack([action.double().numpy() for action in act_along(actor, columns, steps, keys(0, [0]))])
 
 
 def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[RunFinding]:
-    """Faults explain failures: where the policy succeeds as often as the demonstrations, they are warnings.
+    """Weakens faults to warnings if the policy succeeds as often as the demonstrations.
 
-    Those of the fit are notes then, and warnings from half of the episodes on. Where demonstrations do the same in
-    several ways, the error is large although the policy does one of them. So are actions that may be stored early:
-    where the policy succeeds, the robot reacts late. Where shorter plans help, long ones are hard to fit, and a large
-    error of theirs is a warning.
+    Findings on the fit become notes if at least `SUCCEEDS` of the episodes succeed, and warnings if at least half do. A
+    policy may do the task in one of several demonstrated ways, and then its error is large although it succeeds. The
+    finding that actions may be stored early is weakened too: where the policy succeeds, the robot just reacts late.
+    Where shorter plans help, long plans are hard to fit, so their large error is only a warning.
     """
     if any(f.code == "chunk-too-long" for f in findings):
         findings = [replace(f, level="warning") if (f.code, f.level) == ("underfit", "fault") else f for f in findings]
@@ -292,7 +292,7 @@ def judge_by_outcome(findings: Sequence[RunFinding], outcome: Outcome) -> list[R
 
 
 def check_starts_decide(recorded: Dataset, observed: Dataset, probes: Dataset | None) -> Iterator[RunFinding]:
-    """Finds that many episodes are decided in their first step, whatever is done, and not in the data.
+    """Finds that many new episodes are decided in their first step, but not the recorded ones.
 
     Args:
         probes: Episodes with recorded actions. None for none.
@@ -307,7 +307,7 @@ def check_starts_decide(recorded: Dataset, observed: Dataset, probes: Dataset | 
 
 
 def _decided(episodes: Iterable[Episode]) -> float:
-    """Fraction of the episodes that end or succeed in the first step."""
+    """Returns fraction of the episodes that end or succeed in the first step."""
     decided = [len(e) == 1 or "next.success" in e.steps and bool(np.asarray(e.steps["next.success"])[0])
                for e in episodes]
     return float(np.mean(decided)) if decided else 0.0
@@ -315,7 +315,7 @@ def _decided(episodes: Iterable[Episode]) -> float:
 
 @dataclass(frozen=True)
 class ChunkTrials:
-    """Whether a policy succeeds, by start, as it is and if it executes fewer steps of each plan."""
+    """Successes of a policy, by start, with its plans as they are and with fewer steps of each plan executed."""
 
     n_action_steps: int
     successes: Sequence[bool]
@@ -333,16 +333,16 @@ class ChunkTrials:
 
     @property
     def chance(self) -> float:
-        """p-value of the sign test."""
+        """p-value of the sign test of shorter against full plans."""
         n = self.gains + self.losses
         return float(scipy.stats.binomtest(self.gains, n, alternative="greater").pvalue) if n else 1.0
 
 
 def check_chunks(trials: Sequence[ChunkTrials], steps: int) -> Iterator[RunFinding]:
-    """Finds that success rises if fewer steps of each plan are executed.
+    """Finds that success rises if the policy executes fewer steps of each planned chunk.
 
     Args:
-        trials: Those of each number of executed steps that was tried.
+        trials: The trials of each number of executed steps that was tried.
         steps: Steps of a plan that the policy executes.
     """
     best = min(trials, key=lambda trial: trial.chance, default=None)
@@ -357,7 +357,7 @@ def check_chunks(trials: Sequence[ChunkTrials], steps: int) -> Iterator[RunFindi
 
 
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
-    """Says whether the trials permit a statement about the success rate."""
+    """Reports whether there were enough trials for a statement about the success rate."""
     interval = clopper_pearson(sum(successes), len(successes))
     width = interval.high - interval.low
     if width > WIDE:
@@ -369,7 +369,7 @@ def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
 
 
 def best_evaluation(evaluations: Iterable[Mapping[str, Any]], step: int | None) -> Mapping[str, Any] | None:
-    """Of the latest evaluations of a checkpoint in each environment, the one with the highest success. None for none.
+    """Returns the evaluation with the highest success, of the latest one of a checkpoint in each environment, or None.
     """
     latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e
               and str(e.get("checkpoint")).isdigit() and int(e["checkpoint"]) == step}

@@ -1,8 +1,9 @@
-"""What actions do: the motion in recorded episodes against the motion in new ones.
+"""Compares what actions do to the state in recorded episodes with what they do in new ones.
 
 A linear model predicts the change of the state in a step, s' - s, from s and the action. Each action component has a
-component of the state that it drives. New episodes that repeat recorded actions from other starts tell the effect of an
-action from that of the state, which episodes of the policy cannot: its actions follow from the state.
+component of the state that it drives. New episodes repeat recorded actions from other starts, so that the effect of an
+action can be told from the effect of the state. Episodes of the policy cannot show this, because its actions follow
+from the state.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..audit.base import Location
 from ..audit.compatibility import unit_factor, unit_of_ratio
-from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, state_change
+from ..audit.motion import CLEAR, MotionFit, Transitions, best_lag, fit_lags, lagged, state_change
 from ..data.formats.parts.column_names import format_list
 from ..hints import pluralize
 from .base import RunFinding, correct_data, correct_order
@@ -35,18 +36,18 @@ Episodes = Sequence[Transitions]
 
 DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
-EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
+EXACT = 0.01  # fraction of the usual change: a smaller error of its prediction leaves nothing to explain
 MAX_OFF_EFFECT = 0.05  # largest effect of an action of another joint, or of a motor that is off
 STRONG = 0.3  # effect of an action component on what it drives, see `MotionFit.strongest`
-CONVENTION = (0.5, 2.0)  # of the dependence on the position that another convention would bring
-JUDGED = 0.2  # smallest effect in the data, as that of the model: a component with less is not judged
-SELDOM = 0.1  # of the usual fraction of steps in which a component moves: it hardly moves
+CONVENTION = (0.5, 2.0)  # fraction of the dependence on the position that another convention would bring
+JUDGED = 0.2  # fraction of the effect in the model: a component with a smaller effect in the data is not judged
+SELDOM = 0.1  # multiple of the usual fraction of steps in which a component moves: below, it hardly moves
 NOISE = 0.5  # noise of an observation, as a fraction of its usual change
 SLOW = 1  # steps by which most robots react late
 
 
 def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
-    """The model with the clear lag. None without enough steps, or if actions explain no motion."""
+    """Fits the model of the motion at the lag that fits clearly best. None if actions explain no motion."""
     if 0 not in fits:
         return None
     lag = clear_lag(fits)
@@ -57,7 +58,7 @@ def motion_model(fits: Mapping[int, MotionFit]) -> MotionModel | None:
 
 
 def clear_lag(fits: Mapping[int, MotionFit]) -> int:
-    """The lag at which actions explain the motion clearly better than at once, or else 0."""
+    """Returns the lag at which actions explain the motion clearly better than without a lag, or else 0."""
     best, is_clear = best_lag(fits)
     return best if is_clear else 0
 
@@ -69,8 +70,8 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
     acts the same actions then explain a motion that is as late.
 
     Args:
-        fits: Those of the data, by their lag.
-        new: Those of episodes that repeat the actions where the policy acts. Empty for none.
+        fits: Fits of the motion in the data, by their lag.
+        new: Fits of the motion in episodes that repeat the actions where the policy acts. Empty for none.
     """
     if 0 not in fits or (lag := clear_lag(fits)) == 0:
         return
@@ -93,12 +94,12 @@ def check_recorded_lag(fits: Mapping[int, MotionFit], new: Mapping[int, MotionFi
 
 def check_motion(model: MotionModel, recorded: Episodes, probes: Episodes, action_names: Sequence[str],
                  state_names: Sequence[str]) -> Iterator[RunFinding]:
-    """Compares the motion in new episodes with that in the data.
+    """Compares the motion in new episodes with the motion in the data.
 
     Both are estimated in the same way. So what a linear model gets wrong, such as walls, is wrong in both.
 
     Args:
-        recorded: Those of the data.
+        recorded: Episodes of the data.
         probes: Episodes with recorded actions from other starts.
         action_names: (A,).
         state_names: (D,).
@@ -129,13 +130,13 @@ def _check_noise(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[n
 
 
 def _noise(model: MotionModel, d: int, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
-    """Standard deviation of the noise of an observation, by which the errors of subsequent steps are opposite."""
+    """Returns the standard deviation of the noise of an observation, estimated from errors of subsequent steps."""
     missed = model.missed(states, actions, changes)[:, d]
     return float(np.sqrt(max(-np.mean(missed[1:] * missed[:-1]), 0))) if len(missed) > 1 else 0.0
 
 
 def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.ndarray, ...]) -> dict[int, Effect]:
-    """Effects of the components of the action in new episodes, relative to those in the data."""
+    """Returns the effects of the action components in new episodes, relative to their effects in the data."""
     effects = {}
     for i, d in model.driven.items():
         free, usually_free = (model.is_free(rows[2], d) for rows in (own, usual))
@@ -162,7 +163,7 @@ def _effects(model: MotionModel, usual: tuple[np.ndarray, ...], own: tuple[np.nd
 
 def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, action_names: Sequence[str],
                       state_names: Sequence[str]) -> RunFinding | None:
-    """Another delay or another order of the components, if the model of the data predicts the new motion so.
+    """Finds another delay, or another order of components, with which the model of the data predicts the new motion.
 
     Nothing is fitted: with another scale, offset or convention, each delay and each order leaves a large error.
 
@@ -192,12 +193,12 @@ def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, actio
 
 def _best_order(model: MotionModel, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
                 ) -> tuple[dict[int, int], float]:
-    """The order of the components of the action, or of the state that they drive, with the least error.
+    """Returns the order of the action components, or of the state components they drive, with the least error.
 
     Each step exchanges two.
 
     Returns:
-        For each component of the action the one that moves what it moves in the data, and the error.
+        For each action component, the action component that now moves what it moves in the data; and the error.
     """
     def error(order: dict[int, int], of_state: bool) -> float:
         if not of_state:
@@ -238,7 +239,7 @@ def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, act
 
 
 def _check_refitted_lag(model: MotionModel, probes: Episodes) -> RunFinding | None:
-    """Another delay, if a model that is fitted to the new motion explains much more with it."""
+    """Finds another delay of the actions if a model that is fitted to the new motion explains much more with it."""
     components = sorted(set(model.driven.values()))
     unexplained = {lag: float(fit.unexplained_parts[components].mean()) for lag, fit in fit_lags(probes).items()}
     if model.lag not in unexplained:
@@ -281,8 +282,8 @@ def _gain_findings(effects: dict[int, Effect], model: MotionModel, names: Sequen
         extra = float(np.median([conventions[i] for i in related]))
         kinds = ("relative", "absolute") if extra > 0 else ("absolute", "relative")
         yield RunFinding(
-            "action-convention", "fault", f"what acts takes the actions as {kinds[0]} ones, and in the data they are "
-            f"{kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
+            "action-convention", "fault", f"the environment or robot takes the actions as {kinds[0]} ones, and in the "
+            f"data they are {kinds[1]}: the position is {'added to' if extra > 0 else 'subtracted from'} them (action "
             f"{format_list(names[k] for k in related)})", extra, (-CONVENTION[0], CONVENTION[0]),
             "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
             Location(feature="action"))
@@ -324,19 +325,14 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
     return RunFinding(
         "action-units" if unit else "action-scale", "fault",
         f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
-        GAINS, "bring the actions of the policy and of what acts to one unit and range. If those of the data are "
-        "wrong, correct the data, and train again",
+        GAINS, "bring the actions of the policy and of the environment or robot to one unit and range. If those of the "
+        "data are wrong, correct the data, and train again",
         correct_data("--scale", f"action[{','.join(names[k] for k in changed)}]={1 / unit_factor(1 / gains[i]):.3g}"),
         Location(feature=names[i]))
 
 
 def _rows(episodes: Episodes, lag: int, lags: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States, actions `lag` steps before, and changes of the states, at the same steps for each lag of `lags`."""
-    first, last = max(0, lag, *lags), max(0, -lag, *(-each for each in lags))
-    parts = [(s[first:len(a) - last], a[first - lag:len(a) - last - lag], state_change(s)[first:len(a) - last])
-             for s, a in episodes if len(a) > first + last]
-    if not parts:
-        (s, a), *_ = episodes
-        return np.zeros((0, s.shape[1])), np.zeros((0, a.shape[1])), np.zeros((0, s.shape[1]))
+    """Returns states, actions `lag` steps before, and state changes of all episodes, where all of `lags` exist."""
+    parts = [lagged(s, a, state_change(s), lag, lags) for s, a in episodes]
     states, actions, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return states, actions, changes

@@ -1,4 +1,4 @@
-"""What a policy observes where it acts, against what was recorded: columns, units, sensors, starts."""
+"""Compares what a policy observes where it acts with the recorded observations: columns, units, sensors, starts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..data.formats.parts.column_names import format_list
 from ..hints import nearest_names, unit_hint
 from .base import RunFinding, correct_data, correct_order
 
-SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
+SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of their spread in the data
 CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 OUTSIDE = 0.25  # fraction of the episodes that start outside of the range of the recorded starts
-MARGIN_OF_STARTS = 0.1  # of the spread: starts that are less outside count as inside
-FAR_AWAY = 6.0  # the same for one or two starts
+MARGIN_OF_STARTS = 0.1  # fraction of the spread: starts that are less outside count as inside
+FAR_AWAY = 6.0  # multiple of the spread: the margin for one or two starts
 ALIKE = 0.01  # p-value from which components have the same distribution
-AT_END = 0.02  # of the recorded range: a component that rests there may be held by a limit
-VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
-RESTING = 10.0  # size of a single observation, as a multiple of those in the data
+AT_END = 0.02  # fraction of the recorded range: a component that rests there may be held by a limit
+VARIES = 0.05  # fraction of the spread over all steps: components that spread less at the start begin alike
+RESTING = 10.0  # size of a single observation, as a multiple of the size of recorded observations
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
-NOVEL = 0.8  # fraction of the steps
-CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
-FAR = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
-MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
-WIDEST_ORDER = 30  # components whose order is compared
+NOVEL = 0.8  # fraction of the steps with novel observations
+CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of the policy's actions, outside the limits
+OTHER_UNIT_RATIO = 5.0  # recorded actions, as a multiple of the limits, from which on their unit is another one
+MARGIN = 0.1  # fraction of the range of a component: experts and noisy policies exceed limits by less
+WIDEST_ORDER = 30  # largest number of components of which the order is compared
 POINTS = 20_000  # recorded steps among which neighbors are looked for
 
 
 def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence[int]]) -> Iterator[RunFinding]:
-    """Finds columns that the policy reads and nobody shows, and those of another size.
+    """Finds columns that the policy reads and the environment lacks, and columns of another size.
 
     Args:
         inputs: Columns that the policy reads from what it acts in.
@@ -73,7 +73,7 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
 
 def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]
                  ) -> Iterator[RunFinding]:
-    """Compares the first observations, which do not depend on what the policy does, with the recorded ones.
+    """Compares the first observations of new episodes, which no action has changed yet, with the recorded ones.
 
     Args:
         parts: Names of its components, (D,).
@@ -154,10 +154,10 @@ def _constant_findings(name: str, parts: Sequence[str], constant: np.ndarray, me
 
 
 def _outside(first: np.ndarray, begins: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Fraction of new values outside of the range of recorded ones, (D,). 0 where that may be chance.
+    """Returns the fraction of new values outside of the range of recorded values, (D,). 0 where that may be chance.
 
-    Of values with one distribution, the number outside has a beta-binomial distribution. One or two values, such as
-    those of a robot that rests, have to be far away.
+    Of values with one distribution, the number outside has a beta-binomial distribution. One or two values, such as the
+    position of a robot that rests, have to be far away.
     """
     if len(begins) < 3:
         return (np.abs(begins - first.mean(0)).min(0) > FAR_AWAY * spread).astype(float)
@@ -170,7 +170,7 @@ def _outside(first: np.ndarray, begins: np.ndarray, spread: np.ndarray) -> np.nd
 
 
 def _order_of_starts(first: np.ndarray, begins: np.ndarray) -> dict[int, int]:
-    """For each component that begins as another one does in the data, that one. By Kolmogorov-Smirnov tests."""
+    """Finds components that start like another component in the data, so that they may be in another order."""
     n = first.shape[1]
     if n < 2 or n > WIDEST_ORDER or min(len(first), len(begins)) < 8:
         return {}
@@ -181,7 +181,7 @@ def _order_of_starts(first: np.ndarray, begins: np.ndarray) -> dict[int, int]:
 
 
 def _chance_of_spread(own: np.ndarray, n_own: int, usual: np.ndarray, n_usual: int) -> np.ndarray:
-    """p-values of equal spreads of two normal samples (F test), (D,). 1 for fewer than two values."""
+    """Returns p-values of equal spreads of two normal samples (F test), (D,). 1 for fewer than two values."""
     if min(n_own, n_usual) < 2:
         return np.ones(len(own))
     ratio = own**2 * n_own / (n_own - 1) / np.maximum(usual**2 * n_usual / (n_usual - 1), 1e-18)
@@ -190,7 +190,7 @@ def _chance_of_spread(own: np.ndarray, n_own: int, usual: np.ndarray, n_usual: i
 
 
 def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> np.ndarray:
-    """(D,): components that move soon in the recorded episodes, and never in any of the observed ones."""
+    """Finds components that move soon in the recorded episodes, and never in the observed ones, (D,) bool."""
     def moves(episodes):
         return np.mean([np.ptp(e, axis=0) > 1e-6 * (1 + np.abs(e).max(0)) for e in episodes], axis=0)
     judged = [e for e in observed if len(e) >= SOON]
@@ -201,12 +201,12 @@ def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) ->
 
 def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray], observed: Sequence[np.ndarray]
                   ) -> Iterator[RunFinding]:
-    """Finds that most observations are farther from the trained ones than those of held-out episodes are.
+    """Finds that most new observations are farther from trained observations than held-out observations are.
 
     Args:
         trained: Observations of each episode, (T, D).
-        held_out: The same of episodes that were not trained on.
-        observed: The same of episodes of the policy.
+        held_out: Observations of each episode that was not trained on, (T, D).
+        observed: Observations of each episode of the policy, (T, D).
     """
     points = np.concatenate(trained)
     points = points[::max(1, len(points) // POINTS)]
@@ -227,7 +227,7 @@ def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray],
 
 def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, high: np.ndarray,
                  names: Sequence[str]) -> Iterator[RunFinding]:
-    """Finds limits that clip the actions.
+    """Finds action limits of a robot or environment that clip the actions of the policy.
 
     Args:
         recorded: Recorded actions, (N, A).
@@ -237,15 +237,16 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
         names: (A,).
     """
     reach = np.quantile(np.abs(recorded), 0.95, axis=0) / np.maximum(np.abs(low), np.abs(high))
-    if reach.max() > FAR:
-        beyond = np.flatnonzero(reach > FAR)
+    if reach.max() > OTHER_UNIT_RATIO:
+        beyond = np.flatnonzero(reach > OTHER_UNIT_RATIO)
         size = float(np.median(reach[beyond]))
         unit = unit_of_ratio(size)
         yield RunFinding(
             "action-units", "fault", f"recorded actions ({format_list(names[i] for i in beyond)}) go to {size:.3g} "
-            "times the limits of what acts" + (f", as between {unit}" if unit else ""), unit_factor(size), (0, FAR),
-            "bring the actions of the data and of what acts to one unit. If those of the data are wrong, correct the "
-            "data, and train again",
+            "times the limits of the environment or robot" + (f", as between {unit}" if unit else ""),
+            unit_factor(size), (0, OTHER_UNIT_RATIO),
+            "bring the actions of the data and of the environment or robot to one unit. If those of the data are "
+            "wrong, correct the data, and train again",
             correct_data("--scale", f"action[{','.join(names[i] for i in beyond)}]={1 / unit_factor(size):.3g}"),
             Location(feature="action"))
         return
@@ -265,7 +266,7 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
 
 
 def clipped_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
-    """The fraction of actions that the limits change, and the fraction for each component, (A,)."""
+    """Returns the fraction of actions that the limits change, and the fraction for each component, (A,)."""
     margin = MARGIN * (high - low)
     outside = (actions < low - margin) | (actions > high + margin)
     return float(outside.any(1).mean()), outside.mean(0)

@@ -32,15 +32,15 @@ from ..policy import camera_sizes
 from . import cameras, fit_checks, motion, observations, ways
 from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
-EPISODES = 60  # trained episodes whose actions are predicted
+EPISODES = 60  # trained episodes in which actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
-REPEATED = 100  # episodes whose actions these may repeat
-CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
+REPEATED = 100  # recorded episodes from which these may take actions
+CLIPPED = 0.8  # motion unexplained with clipped actions, as a fraction of the motion unexplained without clipping
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
-SMALL = 12  # the same of those from which states are read
-VIEWED, VIEWS = 80, 40  # recorded episodes whose images are read, and about how many of each
+SMALL = 12  # pixels a side of the images from which states are read
+VIEWED, VIEWS = 80, 40  # recorded episodes from which images are read, and about how many of each
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recorded:
 
     Args:
         held_out: Numbers of the episodes that were not trained on.
-        trained: Numbers of those that were.
+        trained: Numbers of the episodes that were trained on.
         camera_sizes: Height and width of the cameras in the recording, if their frames were scaled since.
         is_own: Whether the run was trained on these data. If not, `trained` are episodes to compare with.
     """
@@ -68,7 +68,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Observed:
-    """What was observed where the policy acts: rollouts, or a connected robot.
+    """The episodes or observations from where the policy acted: rollouts, or a connected robot.
 
     Args:
         metadata: "fps", and "low" and "high" where the actions are limited.
@@ -89,7 +89,7 @@ class Observed:
 
 
 def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, episodes: int, seed: int = 0) -> Observed:
-    """Rolls a policy out, and recorded actions from other starts.
+    """Rolls a policy out in the environment, and repeats recorded actions there from other starts.
 
     Args:
         actor: The policy. None if it cannot act there.
@@ -111,7 +111,7 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
 
 def _try_shorter_plans(actor: PolicyActor, executor: RecedingHorizon, env: Env, successes: Sequence[bool], seed: int
                        ) -> list[fit_checks.ChunkTrials]:
-    """Executes one step, and a quarter of the steps, of each plan. What helps, but not surely, is tried once more."""
+    """Tries whether the policy succeeds more often if it executes one step, or a quarter, of each plan."""
     def succeeds(steps: int, starts: int, first: int = 0) -> list[bool]:
         changed = replace(actor, executor=replace(executor, n_action_steps=steps))
         return _successes(rollout(changed, env, starts, seed, first=first))
@@ -128,10 +128,10 @@ def _try_shorter_plans(actor: PolicyActor, executor: RecedingHorizon, env: Env, 
 
 @dataclass(frozen=True)
 class RecordedActions(Actor):
-    """Repeats recorded actions, beginning with those of an episode that the key chooses.
+    """Actor that repeats recorded actions, beginning at the first action of a randomly chosen episode.
 
     Args:
-        actions: Of all episodes, one after the other, (N, A).
+        actions: Actions of all episodes, joined in order, (N, A).
         starts: The row at which each episode begins, (E,).
     """
 
@@ -140,7 +140,7 @@ class RecordedActions(Actor):
 
     @staticmethod
     def of(data: Dataset) -> RecordedActions:
-        """Repeats the actions of all episodes."""
+        """Builds an actor that repeats the actions of all episodes of a data set."""
         columns = [np.asarray(e.steps["action"], np.float32)[:len(e)] for e in data]
         ends = np.cumsum([len(c) for c in columns])
         return RecordedActions(torch.from_numpy(np.concatenate(columns)), torch.from_numpy(np.r_[0, ends[:-1]]))
@@ -191,7 +191,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
 def _outcome(curves: TrainingCurves, step: int | None, recorded: Recorded | None, observed: Observed | None
              ) -> Outcome | None:
-    """How often the policy succeeds: in its rollouts, or in an evaluation of its checkpoint."""
+    """Returns how often the policy succeeds: in its rollouts, or in an evaluation of its checkpoint."""
     own = [] if observed is None else _successes(observed.episodes)
     evaluation = fit_checks.best_evaluation(curves.evaluations, step)
     of_data = [] if recorded is None else _successes(recorded.data)
@@ -223,7 +223,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded, step: int | None, ou
     training = training_data(data.select(recorded.trained), method)
     batch_size = getattr(method.learner, "batch_size", None)
     passes = step * batch_size / max(len(policy.windows(training)), 1) if step and batch_size else np.inf
-    if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
+    if errors and not isinstance(method.wrapper, ResidualWrapper):  # the base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)
         yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own, passes, outcome)
     yield from fit_checks.check_statistics(policy, training)
@@ -255,7 +255,7 @@ def _fit_errors(errors: Sequence[ActionPrediction]) -> fit_checks.FitErrors:
 
 
 def _successes(episodes: Dataset) -> list[bool]:
-    """Whether each episode succeeded, of those that say so."""
+    """Returns whether each episode succeeded, for the episodes that record it."""
     return [bool(np.any(e.steps["next.success"])) if "next.success" in e.steps else bool(e.metadata["success"])
             for e in episodes if "next.success" in e.steps or "success" in e.metadata]
 
@@ -287,7 +287,7 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
 
 def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence, is_shifted: bool
              ) -> Iterator[RunFinding]:
-    """Compares the observations and the motion with those of the data."""
+    """Compares the observations and the motion with the recorded observations and motion."""
     data, features = recorded.data, observed.features
     sample = data.select(np.linspace(0, len(data) - 1, min(len(data), STARTS)).astype(int).tolist())
     names = [n for n in _numeric(data.features()) if n in features and features[n].shape == data.features()[n].shape
@@ -322,7 +322,7 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
 
 
 def _camera_findings(sample: Dataset, episodes: Sequence, moves: bool, names: Sequence[str]) -> list[RunFinding]:
-    """Compares the images with those of the data, the simplest reasons first."""
+    """Compares the images with recorded images, the simplest reasons first."""
     features = sample.features()
     still = list(cameras.check_still(_changes(sample, features), _changes(episodes, features) if moves else {}))
     judged = {n: f for n, f in features.items() if n not in {s.where.feature for s in still}}
@@ -339,7 +339,7 @@ def _camera_findings(sample: Dataset, episodes: Sequence, moves: bool, names: Se
 
 
 def _views(episodes: Iterable, name: str, states: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each episode a few small images of a camera, their rows, and the states of all rows."""
+    """Returns, for each episode, a few small images of a camera, their rows, and the states of all rows."""
     views = []
     for e in episodes:
         rows = np.arange(0, len(e), max(1, len(e) // VIEWS))
@@ -349,7 +349,7 @@ def _views(episodes: Iterable, name: str, states: Sequence[str]) -> list[tuple[n
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
-    """One finding of each code, the strongest, which names the other components with the same fault."""
+    """Merges findings with the same code into the strongest finding, which then names the components of all of them."""
     groups: dict[str, list[RunFinding]] = {}
     for finding in findings:
         groups.setdefault(finding.code, []).append(finding)
@@ -363,9 +363,9 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
 
 def _motion_model(data: Dataset, observed: Observed, features: Schema
                   ) -> tuple[motion.MotionModel | None, tuple[np.ndarray, np.ndarray] | None]:
-    """The model of the motion in the data, and the limits that it clips actions to.
+    """Fits the model of the motion in the data, and returns it with the limits that it clips actions to.
 
-    Where limits explain the data better, the recorded actions were clipped by those of what acts.
+    If clipped actions explain the data better, the environment or robot clipped the recorded actions to its limits.
     """
     if "action" not in features:
         return None, None
@@ -390,7 +390,7 @@ def _lag_findings(recorded: Recorded, observed: Observed | None) -> Iterator[Run
 
 
 def _bounds(observed: Observed, feature: Feature) -> tuple[np.ndarray, np.ndarray] | None:
-    """The lowest and the highest action of what acts, (A,) each."""
+    """Returns the lowest and the highest action of the environment or robot, (A,) each."""
     low, high = observed.metadata.get("low"), observed.metadata.get("high")
     if low is None or high is None or feature.kind != "vector" or feature.shape != observed.features["action"].shape:
         return None
@@ -421,7 +421,7 @@ def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Ite
 
 def _transitions(data: Dataset, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
                  ) -> list[Transitions]:
-    """States and actions of each episode, the actions clipped to `bounds`."""
+    """Returns the states and actions of each episode, with the actions clipped to `bounds`."""
     actions = ["action"] if features["action"].kind == "vector" else []
     pairs = transitions(data, _numeric(features), actions, most=LAGGED_STEPS)
     return [(s, a if bounds is None else np.clip(a, *bounds)) for _, s, a in pairs]
@@ -441,14 +441,14 @@ def _cameras(features: Schema) -> list[str]:
 
 
 def _changes(episodes: Iterable, features: Schema) -> dict[str, list[bool]]:
-    """By camera, whether one of a few images differs from the first one, in each episode of several steps."""
+    """Returns, by camera, whether any of a few images differs from the first image, for each longer episode."""
     several = [e for e in episodes if len(e) > len(WATCHED)]
     return {n: [any(not np.array_equal(e.steps[n][round(part * (len(e) - 1))], e.steps[n][0]) for part in WATCHED)
                 for e in several if n in e.steps] for n in _cameras(features)}
 
 
 def _images(episodes: Iterable, features: Schema, at: Sequence[float]) -> dict[str, np.ndarray]:
-    """Small images of each camera, from 0 to 1, at these fractions of each episode."""
+    """Returns small images of each camera, with values from 0 to 1, at these fractions of each episode."""
     frames = {n: [np.asarray(e.steps[n][round(part * (len(e.steps[n]) - 1))]) for e in episodes if n in e.steps
                   for part in at] for n in _cameras(features)}
     return {n: np.stack([resize(f[None], (THUMBNAIL, THUMBNAIL))[0] / 255 for f in images])

@@ -1,4 +1,4 @@
-"""Whether a policy averages what the demonstrations do in several ways."""
+"""Checks whether a policy averages what the demonstrations do in several ways."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .base import RunFinding
 
 WINDOWS, ASKED = 4000, 300  # recorded windows among which neighbors are looked for, and plans that are compared
 NEIGHBORS = 16
-NEIGHBOR_DISTANCE_FRACTION = 0.3  # distance of the neighbors, as a fraction of that of two random windows
+NEIGHBOR_DISTANCE_FRACTION = 0.3  # distance of the neighbors, as a fraction of the distance of two random windows
 FEWEST = 3  # actions in a group
 APART = 2.0  # gap between two groups of actions, as a multiple of their standard deviation
-MIDDLE = 0.15  # of the gap, on each side: plans that are nearer to a group belong to it
-AVERAGED = 0.1  # fraction of the plans
+MIDDLE = 0.15  # fraction of the gap, on each side: plans that are nearer to a group belong to it
+AVERAGED = 0.1  # fraction of the plans that average ways
 CELLS = 6  # a side of the grid of colors that stands for an image
 
 
@@ -61,7 +61,7 @@ def check_averaged_ways(policy: Policy, data: Dataset) -> Iterator[RunFinding]:
 
 
 def _is_between(plan: np.ndarray, actions: np.ndarray) -> bool:
-    """Whether actions (K, D) are in two groups, and a plan (D,) is in the gap between them.
+    """Returns whether recorded actions (K, D) form two groups with the planned action (D,) in the gap between them.
 
     Both are projected on the direction in which the actions differ most.
     """
@@ -77,7 +77,7 @@ def _is_between(plan: np.ndarray, actions: np.ndarray) -> bool:
 
 
 def _observation_rows(policy: Policy, obs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """What the policy reads at the last step, (B, D), each column in the unit of its spread."""
+    """Returns the observation that the policy reads at the last step, (B, D), in units of the spread of each column."""
     rows = []
     for name, values in obs.items():
         last = values[:, -1].float()

@@ -19,7 +19,7 @@ Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of one step of all rows.
+    """Result of one step of all rows (copies of the environment).
 
     Attributes:
         obs: Observations by column, (B, ...).
@@ -52,7 +52,7 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
-        """Restarts some rows, also at the first call. What the others show is not read before they are restarted.
+        """Restarts some rows, also at the first call. A row that has never been restarted may show anything.
 
         Args:
             which: Rows to restart, (n,).
@@ -80,7 +80,7 @@ class Env(ABC):
 
 
 class EnvWrapper(Env):
-    """An environment around another one. Subclasses change what they say they change."""
+    """Base class of wrappers: an environment around another one. Subclasses override what they change."""
 
     def __init__(self, env: Env):
         self.env, self.rows, self.features = env, env.rows, env.features
@@ -104,11 +104,11 @@ class HasExpert(Env):
 
 
 class Restorable(Env):
-    """An environment that can be put into recorded states."""
+    """An environment whose state can be set to recorded states."""
 
     @abstractmethod
     def restore(self, which: Tensor, steps: Mapping[str, Tensor], key: Tensor | None = None) -> Obs:
-        """Puts rows into the states that recorded steps describe.
+        """Sets rows (copies of the environment) to the states that recorded steps describe.
 
         Args:
             which: The rows, (n,).
@@ -123,7 +123,7 @@ class Renderable(Env):
 
     @abstractmethod
     def frame(self, row: int) -> np.ndarray:
-        """Image of one row, (H, W, 3) uint8."""
+        """Returns an image of one row, (H, W, 3) uint8."""
 
 
 class HasCameras(Renderable):
@@ -137,7 +137,7 @@ class HasCameras(Renderable):
 
     @abstractmethod
     def view(self, row: int, camera: str, size: int) -> np.ndarray:
-        """What a camera sees of one row, (size, size, 3) uint8."""
+        """Returns the picture that a camera takes of one row, (size, size, 3) uint8."""
 
 
 class HasProprioception(Env):
@@ -152,11 +152,11 @@ class HasProprioception(Env):
 
 
 class PlanarMap(Env):
-    """An environment in the plane, whose trajectories can be drawn over a map."""
+    """An environment in the plane, with a map over which trajectories can be drawn."""
 
     @abstractmethod
     def map(self) -> Mapping[str, Any]:
-        """The map, as a dict of JSON values.
+        """The map of the environment, as a dict of JSON values.
 
         Returns:
             "x" and "y": ranges of the axes, (low, high). "shapes": a list such as ``{"kind": "circle", "at": (x, y),

@@ -53,7 +53,7 @@ _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": 
 
 @dataclass
 class Keyboard:
-    """Keys move one or two components of the action at full speed while they are held. Space stops.
+    """Keyboard on which keys move one or two components of the action at full speed while held. Space stops.
 
     WASD or the arrows move. Of opposite directions the last one counts. If the action has a single component, up and
     right increase it. Other keys are commands: enter, x (discard), y (success), n (failure), q (quit).
@@ -83,7 +83,7 @@ class Keyboard:
 
     @contextmanager
     def listening(self) -> Iterator[Keyboard]:
-        """Context in which keys are read one by one and not shown."""
+        """Reads keys one by one, without showing them, while its body runs. A context manager."""
         try:
             import termios
             import tty
@@ -110,7 +110,7 @@ class Keyboard:
         return action
 
     def commands(self) -> list[str]:
-        """Commands that were given since the last call."""
+        """Returns the commands that were given by keys since the last call."""
         self._listen()
         commands, self._commands = self._commands, []
         return commands
@@ -128,7 +128,7 @@ class Keyboard:
             self._press(key, now)
 
     def _press(self, key: str, now: float) -> None:
-        """One key went down."""
+        """Handles that one key went down."""
         if key in _KEYS:
             part, way = _KEYS[key]
             self._until[min(part, len(self.low) - 1)] = way, now + HOLD_SECONDS
@@ -142,11 +142,11 @@ class Keyboard:
 class DiscreteKeyboard(Keyboard):
     """The keys of `Keyboard` for an action that is one of `grid.MOVES`.
 
-    Each step executes the last key that was pressed since the step before. Without a key there is no step.
+    Each step executes the last key that was pressed since the step before. If no key was pressed, there is no step.
     """
 
     def read(self) -> np.ndarray | None:
-        """(1,) int64, or None while no key was pressed."""
+        """Returns the chosen class, (1,) int64, or None while no key was pressed."""
         self._listen()
         pressed, self._until = self._until, {}
         if not pressed:
@@ -158,7 +158,7 @@ class DiscreteKeyboard(Keyboard):
 
 @dataclass
 class RecordingKeys(Keyboard):
-    """Commands while another device moves the robot, with LeRobot's keys and those of `Keyboard`.
+    """Keyboard for commands (such as to end an episode) while another device moves the robot, with LeRobot's keys.
 
     The right arrow ends the episode (enter), the left arrow records it again (discard), and escape stops (quit).
     """
@@ -177,7 +177,7 @@ class RecordingKeys(Keyboard):
 class JointKeyboard(RecordingKeys):
     """Keys move one joint at a time: its number (or tab) selects it, up and down (w and s) move it while they are held.
 
-    The other keys are those of `RecordingKeys`.
+    `RecordingKeys` has further keys, which work here too.
     """
 
     n_joints: int = 1
@@ -193,7 +193,7 @@ class JointKeyboard(RecordingKeys):
             super()._press(key, now)
 
     def read(self) -> np.ndarray:
-        """Velocity of each joint as a fraction of the largest, (A,)."""
+        """Returns the velocity of each joint as a fraction of the largest, (A,)."""
         pressed = super().read()
         assert pressed is not None
         action = np.zeros(self.n_joints, np.float32)
@@ -209,7 +209,7 @@ _AXIS, _BUTTON = 2, 1
 
 @dataclass
 class Gamepad:
-    """The sticks of a gamepad, read from Linux's joystick interface.
+    """A gamepad whose sticks give the action, read from Linux's joystick interface.
 
     Args:
         axes: Number of the axis of each action component.
@@ -230,7 +230,7 @@ class Gamepad:
         self._open()
 
     def _open(self) -> BinaryIO:
-        """The stream of events. After the gamepad was unplugged it is opened again."""
+        """Opens the stream of joystick events. It is opened again after the gamepad was unplugged."""
         if self.source is None:
             try:
                 self.source = open(self.path, "rb", buffering=0)  # noqa: SIM115 as long as the gamepad is used
@@ -261,7 +261,7 @@ class Gamepad:
 
 @dataclass(frozen=True)
 class LeaderArm:
-    """A second arm that a person moves. The action is ``joints * scale + offset``."""
+    """A second robot arm that a person moves to give actions, which are ``joints * scale + offset``."""
 
     joints: Callable[[], Sequence[float]]
     scale: Sequence[float] | float = 1.0

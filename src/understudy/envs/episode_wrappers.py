@@ -18,14 +18,15 @@ DEMONSTRATED_START = "demonstrated_start"  # metadata of an episode
 
 
 class DemoStateReset(EnvWrapper):
-    """Episodes start from demonstrated states.
+    """Wraps an environment so that episodes start from demonstrated states.
 
     The key of an episode decides whether it does, and the demonstration and the step that it starts from. All steps are
     equally likely. The metadata `demonstrated_start` tells whether it did.
 
     Args:
         data: Demonstrations that were recorded in `env`.
-        fraction: Fraction of the episodes that start from a demonstrated state. The others start as in `env`.
+        fraction: Fraction of the episodes that start from a demonstrated state. The remaining episodes start as in
+            `env`.
 
     References:
         Salimans and Chen (2018), Learning Montezuma's Revenge from a Single Demonstration, arXiv:1812.03381.
@@ -74,7 +75,7 @@ class DemoStateReset(EnvWrapper):
 
 
 class RepeatedStarts(EnvWrapper):
-    """Each start is that of several episodes, one after the other, so that their returns can be compared.
+    """Wraps an environment so that several episodes in turn have the same start, to compare their returns.
 
     What the environment draws later is the same, too, if it draws from the key of the episode.
 
@@ -94,7 +95,7 @@ class RepeatedStarts(EnvWrapper):
 
 
 class FixedHorizonEnv(EnvWrapper):
-    """All episodes last until the limit, so that their length tells nothing about success.
+    """Wraps an environment so that all episodes last until the limit, and their length tells nothing about success.
 
     After the end of an episode of `env`, its last observation is shown until the limit, and the reward is 0.
 
@@ -115,7 +116,7 @@ class FixedHorizonEnv(EnvWrapper):
         self.metadata = {**self.metadata, "limit": self.limit}
         self.clock = torch.zeros(self.rows, dtype=torch.int64)
         self.is_over = torch.zeros(self.rows, dtype=torch.bool)
-        self.last: StepResult | None = None  # of each row; what it ended with once it is over
+        self.last: StepResult | None = None  # of each row; once its episode has ended, the last result of the episode
 
     def reset(self, which, key):
         obs = self.env.reset(which, key)
@@ -139,15 +140,15 @@ class FixedHorizonEnv(EnvWrapper):
 
 
 class MultiTrialEnv(EnvWrapper):
-    """One episode is several trials in `env`, so that a policy with memory can learn from trial to trial.
+    """Wraps an environment so that one episode is several trials, and a policy with memory can learn between them.
 
-    The column `observation.new_trial` (1) is 1 at the first step of each trial. What the last step of a trial led to is
-    not shown, since the first observation of the next trial takes its place. Success is that of the last trial. The
-    metadata `trial_1_success`, `trial_2_success`, ... tell whether there was success at any step of each trial, and
-    `successful_trials` counts the successful ones.
+    The column `observation.new_trial` (1) is 1 at the first step of each trial. The observation after the last step of
+    a trial is not shown, since the first observation of the next trial takes its place. The episode succeeds if its
+    last trial does. The metadata `trial_1_success`, `trial_2_success`, ... tell whether there was success at any step
+    of each trial, and `successful_trials` counts the successful ones.
 
     Args:
-        redraw: Whether each trial has another start. False: every trial starts as the first one.
+        redraw: Whether each trial has another start. False: every trial starts as the first trial did.
 
     References:
         Duan et al. (2016), RL²: Fast Reinforcement Learning via Slow Reinforcement Learning, arXiv:1611.02779.
@@ -190,7 +191,7 @@ class MultiTrialEnv(EnvWrapper):
                        truncated=out.truncated & is_last, info=info)
 
     def _start_trial(self, which: Tensor) -> Obs:
-        """Starts a trial in these rows, drawn with the key of the episode and the number of the trial."""
+        """Starts a new trial in some rows, drawn with the key of the episode and the number of the trial."""
         numbers = zip(self.key[which].tolist(), self.trial[which].tolist(), strict=True)
         drawn = [keys(key, [trial]) if trial and self.redraw else torch.tensor([key]) for key, trial in numbers]
         return self.env.reset(which, torch.cat(drawn))
@@ -200,7 +201,7 @@ class MultiTrialEnv(EnvWrapper):
 
 
 def trial_success_key(trial: int) -> str:
-    """The metadata of an episode that tells whether a trial succeeded.
+    """Returns the metadata key of an episode that tells whether a trial succeeded.
 
     Args:
         trial: Number of the trial, from 0 on.

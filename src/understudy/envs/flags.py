@@ -1,4 +1,4 @@
-"""Flags that environments report: success, terminated, truncated. Each is one True or False per row."""
+"""Checks of the flags that environments report for each row: success, terminated, truncated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUCCESS_KEYS: tuple[str, ...] = ("success", "is_success")  # what infos call it
 
 
 def check_flag(value: object, name: str, where: str) -> bool:
-    """Returns a flag of one row as a bool.
+    """Returns a flag of one row as a bool. Raises an error if it is not True or False.
 
     Args:
         value: True, False, 0 or 1, or an array or tensor with one such element.
@@ -29,11 +29,11 @@ def check_flag(value: object, name: str, where: str) -> bool:
 
 
 def check_flags(values: object, name: str, live: np.ndarray, where: str) -> np.ndarray:
-    """Returns a flag of all rows, (rows,) bool.
+    """Returns a flag of all rows as (rows,) bool. Raises an error if it is not True or False for each.
 
     Args:
         values: One value per row, as `check_flag` takes them, or None for a row that reports nothing.
-        live: Rows whose values count, (rows,) bool. The others may have any value.
+        live: Rows whose values count, (rows,) bool. The remaining rows may have any value.
 
     Raises:
         UserCodeError: There is not one value per row, or `check_flag` refuses the value of a live row.
@@ -51,7 +51,7 @@ def check_flags(values: object, name: str, live: np.ndarray, where: str) -> np.n
 
 
 def _number(value: object) -> float | None:
-    """The number that a value holds. None if it holds anything else, or several."""
+    """Returns the number that a value holds. None if it holds anything else, or several numbers."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # lists of different lengths, tensors on another device

@@ -1,4 +1,4 @@
-"""Shortest ways over a grid of cells, for many grids at once."""
+"""Computes shortest ways over a grid of cells, for many grids at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # right, up, left, down
 
 
 def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Cost of the cheapest way from each cell to a goal.
+    """Computes the cost of the cheapest way from each cell to a goal.
 
     Args:
         cost: Cost of leaving a cell by each of `MOVES`, (rows, 4, W, H). Infinite if the move is not possible.
@@ -28,7 +28,7 @@ def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def cost_by_move(cost: np.ndarray, cost_to_goal: np.ndarray) -> np.ndarray:
-    """Cost to the goal if a cell is left by each of `MOVES`.
+    """Computes the cost to the goal if a cell is left by each of `MOVES`.
 
     Args:
         cost: Cost of each move, (rows, 4, W, H).

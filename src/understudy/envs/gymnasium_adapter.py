@@ -1,4 +1,4 @@
-"""Gymnasium's environments, in rows. Its autoreset modes and its infos stay in this file."""
+"""Adapter of Gymnasium's environments, single ones and vectors, to `Env`."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class GymVector(Env):
         mask, seeds = np.zeros(self.rows, bool), [0] * self.rows
         mask[which.numpy()] = True
         for row, k in zip(which.tolist(), key.tolist(), strict=True):
-            seeds[row] = k % 2**31  # what every generator takes
-        if not self.started:  # the others need some state too
+            seeds[row] = k % 2**31  # every generator takes such a seed
+        if not self.started:  # the first reset is of all rows, because each needs some state
             with self._named_errors("reset"):
                 obs, _ = self.vec.reset(seed=seeds)
             self.last_obs, self.started, self.finished = self._to_columns(obs, self.rows), True, ~mask
@@ -120,7 +120,7 @@ class GymVector(Env):
         resting = np.zeros(self.rows, bool)
         if isinstance(self.vec, RestingRows):
             self.vec.resting = resting = self.finished
-        elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # they have to be somewhere to be stepped
+        elif self.mode is AutoresetMode.DISABLED and self.finished.any():  # `vec` cannot step finished rows
             self._restart(self.finished.copy(), [0] * self.rows)
         obs, reward, terminated, truncated, info = self._step(action)
         terminated, truncated = (check_flags(flags, name, live, self.metadata["env"])
@@ -129,7 +129,7 @@ class GymVector(Env):
         self._detect_success_flag(info)
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
-            for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
+            for row in self.finished.nonzero()[0]:  # `obs` already shows the next episode
                 self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(add_batch_axis(info["final_obs"][row]), 1).items():
                     self.last_obs[name][row] = value[0]
@@ -147,7 +147,7 @@ class GymVector(Env):
                           {**flags, **({"success": success} if self.reports_success else {})})
 
     def _flags(self, info: Mapping[str, Any], live: np.ndarray) -> dict[str, torch.Tensor]:
-        """The flags of an info, (rows,) bool each. They are False where a row is not live, or has none."""
+        """Returns the flags in an info, (rows,) bool each. They are False where a row is not live, or has none."""
         return {k: torch.from_numpy(check_flags(info.get(k, [None] * self.rows), k, live, self.metadata["env"]) & live)
                 for k in self.info_flags}
 
@@ -175,7 +175,7 @@ class GymVector(Env):
 
     @contextmanager
     def _named_errors(self, when: str) -> Iterator[None]:
-        """Names the environment, and the step counted from its creation, in errors that it raises."""
+        """Adds the name of the environment and the step number to errors that it raises. A context manager."""
         try:
             yield
         except (UserError, MemoryError, OSError):  # these are reported as they are
@@ -225,7 +225,7 @@ class GymVector(Env):
 
 
 class CheckedEnv(gymnasium.Wrapper):
-    """An environment whose observations and rewards are checked at every step.
+    """Wraps a Gymnasium environment so that observations and rewards are checked at every step.
 
     Gymnasium itself fails on a wrong shape far from its cause, and accepts a class that does not exist. Numbers outside
     the bounds of a Box are accepted, as in Gymnasium.
@@ -250,10 +250,10 @@ class CheckedEnv(gymnasium.Wrapper):
 
 
 class RenderableGymVector(GymVector, Renderable):
-    """An environment with render_mode "rgb_array"."""
+    """A Gymnasium vector environment with render_mode "rgb_array", as an `Env` that can be rendered."""
 
     def frame(self, row):
-        """Image of one row, (H, W, 3) uint8.
+        """Returns an image of one row, (H, W, 3) uint8.
 
         Raises:
             UserError: The vector environment has `AutoresetMode.SAME_STEP`, or this machine cannot render it.
@@ -278,7 +278,7 @@ def render_row(vec: VectorEnv, row: int) -> np.ndarray:
 
 @contextmanager
 def render_errors(mujoco: bool) -> Iterator[None]:
-    """Context in which errors of a simulator that draws become errors that say what is missing.
+    """Turns rendering errors of a simulator into errors that say what is missing. A context manager.
 
     Args:
         mujoco: Whether MuJoCo draws, or may draw.
@@ -306,7 +306,7 @@ def wrap_vector(vec: VectorEnv, metadata: Mapping[str, Any]) -> Env:
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> RestingRows:
-    """Makes a vector environment whose copies are stepped one after the other, until their episode ends.
+    """Makes a vector environment whose copies are stepped one after another, each until its episode ends.
 
     Args:
         build: Makes one environment. It must return a new one at each call.
@@ -325,7 +325,7 @@ def build(name: str, **options) -> gymnasium.Env:
 
 
 def check_api(env: gymnasium.Env, name: str) -> None:
-    """Checks that an environment has the signatures of Gymnasium, and not those of the old Gym.
+    """Checks that an environment has the signatures of Gymnasium. The old Gym has different ones.
 
     Args:
         env: The environment. It is reset and stepped once.
@@ -348,7 +348,7 @@ def check_api(env: gymnasium.Env, name: str) -> None:
 
 
 def is_mujoco(env: gymnasium.Env) -> bool:
-    """Whether an environment is one of Gymnasium's MuJoCo environments, whose state can be set."""
+    """Returns whether an environment is one of Gymnasium's MuJoCo environments, whose state can be set."""
     if "mujoco" not in sys.modules:
         return False
     from gymnasium.envs.mujoco import MujocoEnv
@@ -357,7 +357,7 @@ def is_mujoco(env: gymnasium.Env) -> bool:
 
 
 def env_metadata(env: gymnasium.Env, name: str) -> dict[str, Any]:
-    """Metadata of a Gymnasium environment.
+    """Returns the metadata of a Gymnasium environment, such as its rate and limits.
 
     Returns:
         "env" (the name), "version" (package and version), "fps" and "limit" (number of steps).

@@ -1,4 +1,4 @@
-"""Spaces of Gymnasium as columns: names, features, and values as arrays."""
+"""Converts spaces of Gymnasium to columns: names, features, and values as arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _flatten_space(space, path=()) -> Iterator[tuple[tuple, spaces.Space]]:
 
 
 def space_columns(space: spaces.Space, where: str) -> dict[str, tuple[tuple, spaces.Space]]:
-    """The entries of an observation by the names of their columns: keys that lead to each entry, and its space."""
+    """Returns the entries of an observation space by column name: the keys that lead to each entry, and its space."""
     columns: dict[str, tuple[tuple, spaces.Space]] = {}
     for path, entry in _flatten_space(space):
         if (name := _column_name(path, entry)) in columns:
@@ -44,7 +44,7 @@ def _column_name(path, space):
 
 
 def image_shape(space) -> tuple[int, int, int] | None:
-    """(H, W, C), if it is an image."""
+    """Returns the shape (H, W, C) if a space is of images."""
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return None
     match space.shape:
@@ -56,7 +56,7 @@ def image_shape(space) -> tuple[int, int, int] | None:
 
 
 def space_feature(space, where) -> Feature:
-    """The feature of the column of an entry."""
+    """Returns the feature (dtype, shape and kind) of the column that holds values of a Gymnasium space."""
     if (picture := image_shape(space)) is not None:
         return Feature("uint8", picture, "image")
     match space:
@@ -71,7 +71,7 @@ def space_feature(space, where) -> Feature:
 
 
 def action_feature(space, where) -> Feature:
-    """The feature of the actions of a space."""
+    """Returns the feature of the actions of a space."""
     feature = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else space_feature(space, f"{where}, action")
     if feature is None or feature.kind not in ("vector", "discrete"):
         kind = "actions of several parts" if isinstance(space, (spaces.Dict, spaces.Tuple)) else "such actions"
@@ -82,14 +82,14 @@ def action_feature(space, where) -> Feature:
 
 
 def action_limits(space) -> dict[str, list[float]]:
-    """The entries "low" and "high" of the metadata. Empty if actions have no bounds."""
+    """Returns the entries "low" and "high" of the metadata. Empty if actions have no bounds."""
     if not isinstance(space, spaces.Box) or not space.is_bounded():
         return {}
     return {"low": space.low.reshape(-1).astype(float).tolist(), "high": space.high.reshape(-1).astype(float).tolist()}
 
 
 def num_classes(space) -> tuple[int, ...] | None:
-    """Number of choices of each component. None for spaces of anything but choices."""
+    """Returns the number of choices of each component. None for spaces of anything but choices."""
     match space:
         case spaces.Discrete():
             return (int(space.n),)
@@ -101,12 +101,12 @@ def num_classes(space) -> tuple[int, ...] | None:
 
 
 def _text_bytes(space: spaces.Text) -> int:
-    """Length of its longest text in UTF-8."""
+    """Returns the length in UTF-8 of the longest text of a space."""
     return space.max_length * max(len(c.encode()) for c in space.character_set)
 
 
 def to_array(space, value, rows) -> np.ndarray:
-    """(rows, *feature) of a batch of one space's values."""
+    """Converts a batch of one space's values to an array, (rows, *feature)."""
     if (picture := image_shape(space)) is not None:
         value = np.array(value, np.uint8)
         if space.shape[-1] not in (1, 3) and len(space.shape) == 3:
@@ -125,7 +125,7 @@ def to_array(space, value, rows) -> np.ndarray:
 
 
 class RoundingCheck:
-    """Finds numbers whose changes float32 does not show, because they have a large offset: times, ticks, positions.
+    """Finds columns (such as times or positions with a large offset) whose changes are lost in float32.
 
     Example:
         >>> check = RoundingCheck()
@@ -138,13 +138,13 @@ class RoundingCheck:
         self._ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def update(self, name: str, values: np.ndarray) -> None:
-        """Adds values of a column as the environment gave them, (rows, components)."""
+        """Adds values of a column, as the environment gave them, (rows, components)."""
         values = np.where(np.isfinite(values), values, np.nan)
         low, high = self._ranges.get(name, (values[0], values[0]))
         self._ranges[name] = np.fmin(low, np.fmin.reduce(values)), np.fmax(high, np.fmax.reduce(values))
 
     def problems(self) -> dict[str, str]:
-        """A component of each column that has fewer than `_FEWEST_VALUES` float32 numbers in its range, in words."""
+        """Describes, for each column, a component that has too few float32 numbers in its range."""
         out = {}
         for name, (low, high) in self._ranges.items():
             size = np.fmax(np.abs(low), np.abs(high))
@@ -158,14 +158,14 @@ class RoundingCheck:
 
 
 def add_batch_axis(value):
-    """A single observation as a batch of one."""
+    """Turns a single observation into a batch of one."""
     if isinstance(value, Mapping):
         return {k: add_batch_axis(v) for k, v in value.items()}
     return tuple(add_batch_axis(v) for v in value) if isinstance(value, tuple) else [value]
 
 
 def find_misfit(space: spaces.Space, value, name: str) -> str:
-    """How the structure of a value differs from a space, or "" if it does not."""
+    """Describes how the structure of a value differs from a space. Empty if it does not."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
         if not isinstance(value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)):
@@ -181,7 +181,7 @@ def find_misfit(space: spaces.Space, value, name: str) -> str:
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
-        return f"{name} is no array"
+        return f"{name} is not an array"
     if array.shape != (space.shape or ()):
         return f"{name} has shape {array.shape}, and its space has {space.shape}"
     numbers = "biuf" if isinstance(space, spaces.Box) and space.dtype.kind == "f" else "biu"

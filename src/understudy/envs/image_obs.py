@@ -1,4 +1,4 @@
-"""Images as observations in environments that show numbers."""
+"""Adds images as observations to environments that show numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN = "simulator."  # before the name of a column that only a simulator knows
 
 
 class ImageObs(EnvWrapper, Renderable):
-    """Images of cameras are observed in addition. What only the simulator knows is hidden from policies.
+    """Wraps an environment so that images of cameras are also observed, and the simulator's own state is hidden.
 
     The columns are `observation.images.CAMERA`, or `observation.images.camera` if the environment has one view without
     a name. If the environment says what a robot's own sensors measure (`HasProprioception`), only this is left in the
@@ -69,7 +69,7 @@ class ImageObs(EnvWrapper, Renderable):
         return new_features
 
     def _observe(self, obs: Obs, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Adds images. Only those of some rows are drawn again."""
+        """Adds images to the observation. Only the images of some rows are drawn again."""
         for camera, images in self._images.items():
             for row in rows:
                 images[row] = self._view(row, camera)
@@ -94,7 +94,7 @@ class ImageObs(EnvWrapper, Renderable):
         return self.drawn.frame(row)
 
     def shifted(self, env: Env) -> ImageObs:
-        """Returns the same images of the same simulator, which now steps in another way.
+        """Wraps an environment that steps the same simulator in another way, with the same images.
 
         Args:
             env: An environment around `env` with the same columns, such as a `shifts.Shifted`.
@@ -135,7 +135,7 @@ class _WithBoth(_WithExpert, _WithRestore):
 
 
 def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> ImageObs:
-    """Adds images of cameras to what is observed.
+    """Wraps an environment so that images of cameras are observed.
 
     The result has an expert and can be restored if the environment does and can.
 
@@ -155,7 +155,7 @@ def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> Imag
 
 
 def check_images(features: Schema, env: Env) -> None:
-    """Checks that an environment shows the images that a policy reads."""
+    """Raises an error if an environment lacks the images that a policy reads."""
     missing = {k: f for k, f in features.items() if f.kind == "image" and k not in env.features}
     if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):
         return
@@ -167,19 +167,19 @@ def check_images(features: Schema, env: Env) -> None:
 
 
 def _cameras(env: Env) -> tuple[str, ...]:
-    """Names of the cameras. The first is used if none is named."""
+    """Returns the names of the cameras of an environment, or "camera" if it names none."""
     return env.cameras if isinstance(env, HasCameras) else ("camera",)
 
 
 def _name(env: Env, size: int, cameras: tuple[str, ...]) -> str:
-    """The shortest name by which `make` makes the environment with these images."""
+    """Returns the shortest name by which `make` makes the environment with these images."""
     options = [str(size)] * (size != SIZE) + list(cameras) * (cameras != _cameras(env)[:1])
     return f"{env.metadata['env']}@images" + ("=" + ",".join(options) if options else "")
 
 
 @dataclass(frozen=True)
 class _ExpertOfAll(Actor):
-    """An expert that reads the whole columns. Policies see a part of them."""
+    """Wraps an expert so that it reads the whole columns, of which policies see only a part."""
 
     actor: Actor
     columns: tuple[str, ...]
@@ -192,5 +192,5 @@ class _ExpertOfAll(Actor):
 
 
 def _whole_columns(steps: Mapping[str, Tensor], columns: tuple[str, ...]) -> dict[str, Tensor]:
-    """Columns with all their components. Those of data that were recorded without images have them."""
+    """Returns columns of which policies see a part as whole columns."""
     return {**steps, **{column: steps[HIDDEN + column] for column in columns if HIDDEN + column in steps}}

@@ -1,4 +1,4 @@
-"""What MuJoCo environments share: their state can be recorded and set, and their pictures can be made cheap."""
+"""Base classes for MuJoCo environments: recording and setting their state, and drawing cheap pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HIDE_X_POSITION = ("Hopper", "Walker2d", "HalfCheetah")
 
 
 def disable_shadows(model) -> None:
-    """Switches shadows and smoothing off, for a tenth of the drawing time on a CPU. Call it before the first draw."""
+    """Switches shadows and smoothing off, which makes drawing on a CPU ten times as fast. Call it before drawing."""
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
@@ -29,7 +29,7 @@ class SceneRenderer:
     """Draws square images of MuJoCo models without a window.
 
     Args:
-        model: A model. Others that are built from the same file, such as one for each episode, can be drawn too.
+        model: A model. Further models from the same file, such as one for each episode, can be drawn, too.
         size: Width and height of the images, in pixels.
     """
 
@@ -48,7 +48,7 @@ class SceneRenderer:
         _renderers.add(self)
 
     def draw(self, model, data, camera: str) -> np.ndarray:
-        """Draws what a camera sees.
+        """Draws the picture of one camera.
 
         Args:
             camera: Name of a camera of the model, or "free" for MuJoCo's own view of the whole.
@@ -70,7 +70,7 @@ class SceneRenderer:
         return image[::-1].copy()
 
     def close(self) -> None:
-        """Frees what the driver holds."""
+        """Frees the resources of the graphics driver."""
         _renderers.discard(self)
         self._gl.make_current()
         self._context.free()
@@ -98,7 +98,7 @@ class MujocoCameras(GymVector, HasCameras):
 
     @abstractmethod
     def _simulation(self, row: int) -> tuple:
-        """MuJoCo's model and state of one row."""
+        """Returns MuJoCo's model and state of one row."""
 
     def frame(self, row):
         return render_row(self.vec, row)
@@ -109,8 +109,8 @@ class MujocoCameras(GymVector, HasCameras):
             self._renderers[size] = SceneRenderer(model, size)
         if row not in self._drawn or self._drawn[row][0] is not model:
             self._drawn[row] = model, mujoco.MjData(model)
-        # After a step MuJoCo's positions of bodies are those before its last small step. Those of the state itself are
-        # computed elsewhere, because computing them changes what follows.
+        # After a step, MuJoCo's positions of bodies are from before its last small step. The positions of the present
+        # state are computed in other data, because computing them in `data` would change the steps that follow.
         drawn, kind = self._drawn[row][1], mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(model, kind))
         mujoco.mj_getState(model, data, state, kind)
@@ -126,10 +126,10 @@ class MujocoCameras(GymVector, HasCameras):
 
 
 class MujocoVector(MujocoCameras, Restorable):
-    """Several copies of a MuJoCo environment, stepped one after the other.
+    """Several copies of a MuJoCo environment, stepped one after another.
 
     The column `simulator.state` is MuJoCo's full physics state and the warm start of the solver. An episode that is
-    restored from it continues bit-identically.
+    restored from this column continues bit-identically.
     """
 
     def __init__(self, vec, metadata, lift=()):
@@ -147,7 +147,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return self.models[row]
 
     def _get_state(self, row: int) -> np.ndarray:
-        """simulator.state of one row."""
+        """Returns simulator.state of one row."""
         model, data = self.models[row]
         state = np.empty(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, state, STATE)
@@ -157,10 +157,10 @@ class MujocoVector(MujocoCameras, Restorable):
         model, data = self.models[row]
         mujoco.mj_setState(model, data, state, STATE)
         mujoco.mj_forward(model, data)  # positions of bodies and sites
-        mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
+        mujoco.mj_setState(model, data, state, STATE)  # again: mj_forward has changed the warm start
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
-        """Row i of a column that has to be there, and of this size."""
+        """Returns row i of a recorded column, which must exist and have this size."""
         if column not in steps:
             raise UserError(f"there is no column {column!r}, only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
@@ -172,7 +172,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return components
 
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
-        """Puts a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+        """Sets a row to the state that was observed in row i of `steps`. Raises UserError naming a missing column."""
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
@@ -187,7 +187,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return self._observation()
 
     def _observe_restored(self, row: int, steps, i: int) -> None:
-        """Puts into `seen` what a row shows that was restored from row i of `steps`."""
+        """Writes into `seen` the observation of a row that was restored from row i of `steps`."""
         for name, value in self._to_columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
             self.last_obs[name][row] = value[0]
             if {"simulator.state", name} <= set(steps):

@@ -1,4 +1,4 @@
-"""Environment wrappers that change what is observed."""
+"""Environment wrappers that change the observations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.episode import Episode
 from .base import Env, EnvWrapper, Obs
 
 Pairs = Sequence[tuple[int, int]]
-NOISE_STREAM = 17  # keeps the noise of a wrapper apart from that of its environment
+NOISE_STREAM = 17  # so that a wrapper draws other noise than its environment
 
 
 class ObservationTransform(EnvWrapper):
@@ -36,7 +36,7 @@ class ObservationTransform(EnvWrapper):
 
     @abstractmethod
     def transform_obs(self, obs: Obs) -> Obs:
-        """Returns what is observed of columns (rows, ...)."""
+        """Returns the changed observations of the given columns, (rows, ...)."""
 
     def transform_action(self, action: Tensor) -> Tensor:
         """Returns the action of `env` for an action in the wrapped environment, (rows, A)."""
@@ -64,7 +64,7 @@ class ObservationTransform(EnvWrapper):
 
 
 class RandomFeatureObs(ObservationTransform):
-    """A column of numbers is observed through a fixed random network with two layers of tanh units.
+    """Wraps an environment so that a column of numbers is observed through a fixed random network.
 
     Args:
         scale: Standard deviation of the first layer's inputs, if each component has a standard deviation of 1. Larger
@@ -91,7 +91,7 @@ class RandomFeatureObs(ObservationTransform):
 
 
 class RotatedFrame(ObservationTransform):
-    """Positions and directions in the plane are given in a rotated frame.
+    """Wraps an environment so that positions and directions in the plane are given in a rotated frame.
 
     Args:
         angle: Angle of the rotation, in radians.
@@ -141,7 +141,7 @@ class RotatedFrame(ObservationTransform):
 
 
 class HiddenObs(ObservationTransform):
-    """Some components of the observation are hidden.
+    """Wraps an environment so that some components of the observation are hidden.
 
     Args:
         hidden: For each column, the components that are hidden: names or numbers. None hides the whole column.
@@ -180,7 +180,7 @@ class HiddenObs(ObservationTransform):
 
 
 class NoiseColumns(EnvWrapper):
-    """Adds a column of numbers that have nothing to do with the task: autoregressive noise with standard deviation 1.
+    """Wraps an environment to add a column of autoregressive noise that has nothing to do with the task.
 
     The key of an episode and the number of the step decide the noise.
 
@@ -209,7 +209,7 @@ class NoiseColumns(EnvWrapper):
         return replace(out, obs=self._observe(out.obs, torch.arange(self.rows)))
 
     def _observe(self, obs: Obs, which: Tensor) -> Obs:
-        """Adds new noise to the rows `which` alone, because `reset` also returns rows that it did not start."""
+        """Adds new noise only to the rows `which`, because `reset` also returns rows that it did not start."""
         noise = normal(self.key[which], self.clock[which], (self.size,), stream=NOISE_STREAM)
         following = self.correlation * self.value[which] + math.sqrt(1 - self.correlation**2) * noise
         self.value = self.value.clone()
@@ -227,5 +227,5 @@ def _vector(env: Env, column: str, where: str) -> Feature:
 
 
 def _rowwise(x: Tensor, weight: Tensor) -> Tensor:
-    """(rows, outputs): like a matrix product, but the sum of a row does not depend on the number of rows."""
+    """Computes a matrix product row by row, so that a result does not depend on the number of rows, (rows, outputs)."""
     return torch.stack([(x * w).sum(-1) for w in weight], -1)

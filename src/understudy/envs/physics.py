@@ -1,4 +1,4 @@
-"""Version of a simulator: the versions of its packages, and a digest of its physics parameters."""
+"""Identifies the version of a simulator: its packages, and a digest of its physics parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .base import Env
 
-UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # where those that wrap a simulator keep it
+UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # in which a wrapper keeps what it wraps
 OPTIONS = ("timestep", "gravity", "wind", "density", "viscosity", "integrator", "cone", "solver", "iterations",
            "tolerance", "impratio", "disableflags", "enableflags")
 MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",
@@ -22,7 +22,7 @@ MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "do
 
 
 def simulator_version(env: Env) -> str | None:
-    """Version of a simulator as text, such as "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, physics 5c1f9e02)".
+    """Returns the version of a simulator as text, such as "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, ...)".
 
     If two versions are equal, the same actions have the same effect, as far as versions and physics decide it.
 
@@ -62,7 +62,7 @@ def digest(parameters: Mapping[str, Any]) -> str:
 
 
 def mujoco_model(single: gymnasium.Env | None):
-    """MuJoCo's model of an environment. None for environments of other simulators."""
+    """Returns MuJoCo's model of an environment. None for environments of other simulators."""
     if "mujoco" not in sys.modules or single is None:
         return None
     import mujoco

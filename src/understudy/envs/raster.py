@@ -70,7 +70,7 @@ class Canvas(Surface):
         self._paint(at, math.hypot(*half), distance, color)
 
     def _paint(self, at, reach, distance, color):
-        """Paints only the pixels that are nearer than `reach` to `at`."""
+        """Paints a shape's pixels within the distance `reach` of its center `at`."""
         n = min(self.size, math.ceil(2 * reach / self.pixel) + 3)
         place = (at - self.low) / self.pixel  # in pixels, from the lower left corner
         first = np.clip(np.floor(place - n / 2), 0, self.size - n).astype(np.int64)
@@ -148,9 +148,9 @@ def draw_map(surface: Surface, plane: Mapping[str, Any], shapes: Iterable[Mappin
             surface.box(at, np.array([shape.get("heading", (1, 0))], np.float32), shape["half"], color)
 
 
-def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
-    """Renders what `draw_map` draws as an image, (size, size, 3) uint8."""
-    canvas = Canvas(1, size, *map_square(plane))
+def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """Renders what `draw_map` draws as an image, (256, 256, 3) uint8."""
+    canvas = Canvas(1, 256, *map_square(plane))
     draw_map(canvas, plane, shapes)
     return canvas.image[0]
 

@@ -1,4 +1,4 @@
-"""Whether an environment has the columns of recorded data."""
+"""Checks whether an environment has the columns of recorded data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from .base import Env
 
 
 def check_recorded_columns(features: Schema, env: Env) -> None:
-    """Checks that actions and observations of an environment have the shapes and kinds of those of recorded data.
+    """Checks that actions and observations of an environment have the shapes and kinds of the recorded ones.
 
-    Sizes of images may differ, because policies resize them. A column that only one of both has is no error, because a
-    method may not read it, unless they have no observation in common.
+    Sizes of images may differ, because policies resize them. A column that only the environment or only the recording
+    has is not an error, because a method may not read it. It is an error if they have no observation in common.
     """
     problems = [f"{name} is {_describe(features[name])} in the data and {_describe(feature)} there"
                 for name, feature in env.features.items()

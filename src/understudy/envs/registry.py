@@ -1,4 +1,4 @@
-"""Names of environments, and what makes them."""
+"""The names of environments, and the functions that make them."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ WITH_GOALS = {f"four_rooms:{style}": "four_rooms" for style in ("play", "play-40
 
 
 def names() -> tuple[str, ...]:
-    """Names of the bundled toys."""
+    """Returns the names of the bundled toys."""
     return tuple(TOYS)
 
 
 def entry_point(name: str) -> tuple[str, str] | None:
-    """Module and definition that make an environment of this name.
+    """Returns the module and the definition that make an environment of this name.
 
     Args:
         name: Name of a toy, a Gymnasium id, or a name such as "metaworld/door-open-v3".
@@ -75,12 +75,12 @@ def entry_point(name: str) -> tuple[str, str] | None:
 
 
 def _adapter(name: str) -> str | None:
-    """The module that makes environments of this name."""
+    """Returns the module that makes environments of this name."""
     return next((module for pattern, module in ADAPTERS.items() if re.match(pattern, name)), None)
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
-    """Makes `rows` copies of an environment side by side.
+    """Makes an environment with `rows` copies, by its name.
 
     Args:
         name: One of:
@@ -125,7 +125,7 @@ def base_name(name: str) -> str:
 
 
 def _with_trials(single: str, name: str, rows: int, trust: tuple[str, ...], options: dict) -> Env:
-    """The environment whose episodes are as many trials as its name says."""
+    """Wraps an environment so that its episodes consist of as many trials as its name says."""
     from .episode_wrappers import MultiTrialEnv
 
     match = re.fullmatch(r"=(\d+)(,same)?", name.removeprefix(single + TRIALS))
@@ -138,7 +138,7 @@ def _with_trials(single: str, name: str, rows: int, trust: tuple[str, ...], opti
 
 
 def _with_images(env: Env, name: str) -> Env:
-    """The environment with the images that its name asks for."""
+    """Wraps an environment so that it shows the images that its name asks for."""
     from .image_obs import SIZE, with_images
 
     settings = name.partition(IMAGES)[2]
@@ -175,7 +175,7 @@ def _make(name, rows, trust, options) -> Env:
 
 
 def _variant(toy: str, text: str) -> dict:
-    """The option that stands behind a toy's name, as in "particle:8"."""
+    """Returns the option behind a toy's name, such as 8 in "particle:8"."""
     option, kind = VARIANTS[toy]
     try:
         return {option: kind(text)}
@@ -232,7 +232,7 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
 
 
 def _adapt_gym_env(name, env, again, rows, checked: bool = False) -> Env:
-    """Rows of a gymnasium.Env. checked: what it returns is compared with its spaces at every step."""
+    """Wraps a gymnasium.Env in rows. checked: what it returns is compared with its spaces at every step."""
     from . import gymnasium_adapter
 
     gymnasium_adapter.check_api(env, name)
@@ -276,13 +276,13 @@ def _make_from_factory(name, rows, trust, options) -> Env:
 
 
 def _own_callables(module: ModuleType) -> list[str]:
-    """The functions and classes that a module defines itself."""
+    """Returns the functions and classes that a module defines itself."""
     return [name for name, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")]
 
 
 def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
-    """The environment that a function or class of another package gives."""
+    """Calls a function or class of another package that makes an environment."""
     import gymnasium
 
     from . import gymnasium_adapter

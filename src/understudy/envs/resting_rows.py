@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment in which rows whose episode has ended take no time."""
+"""A Gymnasium vector environment that does not step rows whose episode has ended."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .flags import SUCCESS_KEYS, check_flag
 
 
 class RestingRows(SyncVectorEnv):
-    """Copies of an environment that are stepped one after the other, but for those that rest.
+    """Copies of an environment that are stepped one after the other, except copies whose episode has ended.
 
     Attributes:
         resting: Rows that `step` leaves as they are, (num_envs,).
-        info_flags: Entries of infos that are flags. They are checked here, because Gymnasium casts those of all rows to
-            the type of the first one.
+        info_flags: Entries of infos that are flags. They are checked here, because Gymnasium casts the flags of all
+            rows to the type of the flag in the first row.
     """
 
     def __init__(self, env_fns):

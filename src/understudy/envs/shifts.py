@@ -1,4 +1,4 @@
-"""Shifts: changes of an environment by a measured amount, for tests of robustness.
+"""Shifts: changes of an environment by a measured amount (severity), for tests of robustness.
 
 Every shift has a severity in natural units. Severity 0 is the environment itself, bit for bit. What is drawn for it is
 decided by each row's key (stream 7 what is drawn at every step, 9 what is drawn once an episode), so that an episode
@@ -26,7 +26,7 @@ from .base import Env, EnvWrapper, Obs
 from .image_obs import ImageObs
 from .toy import Toy, distance
 from .toys.arms import Arms
-from .toys.blocks import CENTRES, SPREAD, Blocks
+from .toys.blocks import CENTERS, SPREAD, Blocks
 from .toys.fork import Fork
 from .toys.particle import Particle
 from .toys.push import DISC, HALF, Push
@@ -111,20 +111,20 @@ class Shifted(EnvWrapper):
         return self.shift_obs(obs)
 
     def shift_obs(self, obs: Obs) -> Obs:
-        """Changes observations of all rows."""
+        """Changes the observations of all rows by the severity."""
         return obs
 
     def shift_action(self, action: Tensor) -> Tensor:
-        """Changes actions, (rows, A), before they are executed."""
+        """Changes actions, (rows, A), by the severity before they are executed."""
         return action
 
     def _columns(self, kind: str) -> list[str]:
-        """Observations of a kind; what stands under another role, such as simulator.state, is as it was."""
+        """Returns the observation columns of a kind, but not columns with other roles, such as simulator.state."""
         return [k for k, f in self.features.items() if role(k) == "observation" and f.kind == kind]
 
 
 class SensorNoise(Shifted):
-    """Gaussian noise on every observed number, drawn again at every step.
+    """Shift that adds Gaussian noise to every observed number at every step.
 
     Args:
         severity: Standard deviation of the noise, in units of `spread`.
@@ -146,7 +146,7 @@ class SensorNoise(Shifted):
 
 
 class ObservationDelay(Shifted):
-    """Every observation is `severity` steps old. Before that many steps, the first observation is shown."""
+    """Shift by which every observation is `severity` steps old."""
 
     name, is_integer = "delay", True
 
@@ -170,7 +170,7 @@ class ObservationDelay(Shifted):
 
 
 class ActionLag(Shifted):
-    """The executed action was chosen `severity` steps earlier. Before that many steps, it is the first action."""
+    """Shift by which each executed action was chosen `severity` steps earlier."""
 
     name, is_integer = "lag", True
 
@@ -186,7 +186,7 @@ class ActionLag(Shifted):
 
 
 class WeakActuators(Shifted):
-    """Every action, within its limits, loses the fraction `severity`."""
+    """Shift by which every action, within its limits, is reduced by the fraction `severity`."""
 
     name, max_severity = "weak", 1.0
 
@@ -196,18 +196,18 @@ class WeakActuators(Shifted):
 
 
 class ImageShift(Shifted):
-    """Changes what cameras show."""
+    """Base class of shifts that change the images of cameras."""
 
     def shift_obs(self, obs):
         return {**obs, **{k: self.shift_image(obs[k]) for k in self._columns("image")}}
 
     @abstractmethod
     def shift_image(self, image: Tensor) -> Tensor:
-        """Takes and returns images, (rows, H, W, C) uint8."""
+        """Changes images, (rows, H, W, C) uint8, by the severity."""
 
 
 class Brightness(ImageShift):
-    """The fraction `severity` of the light is missing."""
+    """Shift that darkens images: the fraction `severity` of the light is missing."""
 
     name, max_severity = "light", 1.0
 
@@ -216,7 +216,7 @@ class Brightness(ImageShift):
 
 
 class CameraOffset(ImageShift):
-    """The image is moved by `severity` of its width, in a random direction of the episode. Its edge pixels are
+    """Shift that moves images by `severity` of its width, in a random direction of the episode. Its edge pixels are
     repeated."""
 
     name, max_severity = "camera", 1.0
@@ -235,7 +235,7 @@ class Distractors(ImageShift):
     own; they bounce off its edges."""
 
     name, is_integer = "distractors", True
-    radius, speed = 1 / 12, 0.01  # in heights of the picture, and those a step
+    radius, speed = 1 / 12, 0.01  # in heights of the picture; speed per step
 
     def shift_image(self, image):
         rows, height, width = image.shape[:3]
@@ -260,7 +260,7 @@ StateMove = Callable[[dict[str, np.ndarray], Tensor, float], dict[str, np.ndarra
 
 
 class MovedState(Shifted):
-    """A toy whose episodes start from changed states.
+    """Shift by which the episodes of a toy start from changed states.
 
     Args:
         move: ``move(state, key, severity)`` returns the changed entries of the state (name -> (n, ...)) of the rows
@@ -283,7 +283,7 @@ class MovedState(Shifted):
 
 
 class Gusts(Shifted):
-    """The fork with more wind."""
+    """Shift of the toy "fork" with more wind."""
 
     name = "gust"
 
@@ -293,7 +293,7 @@ class Gusts(Shifted):
 
 
 class WeakSpring(Shifted):
-    """The target of the particle is moved towards it by the fraction `severity`, as if the spring were weaker."""
+    """Shift of the toy "particle" that moves its target towards it, as if the spring were weaker."""
 
     name, max_severity = "weak", 1.0
     env: Particle
@@ -304,7 +304,7 @@ class WeakSpring(Shifted):
 
 
 class PhysicsShift(Shifted):
-    """Changed MuJoCo models. Models that are built for each episode (Meta-World) are changed when it begins.
+    """Shift that changes physics parameters of MuJoCo models.
 
     Args:
         change: Called as ``change(model, severity)``. It changes the model in place.
@@ -331,7 +331,7 @@ class PhysicsShift(Shifted):
 
 
 class InitialVelocity(Shifted):
-    """A MuJoCo environment whose joints start with another velocity: normal, `severity` m/s or rad/s each."""
+    """Shift by which the joints of a MuJoCo environment start with other, random velocities."""
 
     env: MujocoVector
     name = "start"
@@ -363,31 +363,31 @@ def _scale_gravity(model, severity):
 
 
 def _move_start_back(state, key, severity):
-    """Moves the start away from the pillar, within 45 degrees of straight back."""
+    """Moves the start of the toy "fork" away from the pillar, within 45 degrees of straight back."""
     angle = np.pi + np.pi / 2 * (uniform(key, torch.zeros_like(key), (1,), stream=9).numpy() - 0.5)
     return {"at": state["at"] + (severity * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)}
 
 
 def _widen_range(name: str, half, state, key, severity, middle=0.5):
-    """A position within `half` of a middle comes from a range that is wider by the severity on every side."""
+    """Widens the range from which a position is drawn by the severity on every side."""
     middle, half = np.float32(middle), np.float32(half)
     return {name: middle + (state[name] - middle) * ((half + np.float32(severity)) / half)}
 
 
 def _widen_block_range(state, key, severity):
-    """Widens the range of the block. The disc changes sides if it would be in the block's way."""
+    """Widens the range of start positions of the block in a pushing toy, out of the disc's way."""
     new = _widen_range("block", 0.3, state, key, severity)
     overlaps = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
     return {**new, "disc": np.where(overlaps[:, None], 1 - state["disc"], state["disc"])}
 
 
 def _move_goals_to_corners(state, key, severity):
-    """Moves both goals by the fraction `severity` of their way to the next corner."""
+    """Moves both goals of a toy by the fraction `severity` of their way to the next corner."""
     return {k: state[k] + severity * (np.rint(state[k]) - state[k]) for k in ("first", "second")}
 
 
 def env_shifts(env: Env) -> tuple[Shift, ...]:
-    """The shifts that are specific to this environment."""
+    """Returns the shifts that are specific to this environment."""
     if isinstance(env, Shiftable):
         return env.shifts()
     if isinstance(env, ImageObs):
@@ -399,8 +399,8 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
 
 
 def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
-    """Shifts of MuJoCo environments whose state can be set, and of Meta-World."""
-    if "mujoco" not in sys.modules:  # then it is none of them
+    """Returns the shifts of MuJoCo environments whose state can be set, and of Meta-World."""
+    if "mujoco" not in sys.modules:  # then no environment of MuJoCo was made
         return ()
     from .mujoco import MujocoCameras, MujocoVector
 
@@ -423,7 +423,7 @@ def _behind_images(world: Callable[[Any, float], Env], env: ImageObs, severity: 
 
 
 def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> dict[str, Shift]:
-    """All shifts of an environment by name: its own, and those that its observations and actions allow.
+    """Returns all shifts of an environment by name: its own ones, and general ones that its columns allow.
 
     Args:
         spread: Returns the unit of each observed component, see `SensorNoise`. It is called when it is needed.
@@ -459,7 +459,7 @@ def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> di
 
 def _moved(name: str, description: str, unit: str, levels: tuple[float, ...], move: StateMove, most: float = math.inf
            ) -> Shift:
-    """A shift of a toy whose episodes start from changed states."""
+    """Builds a shift of a toy whose episodes start from changed states."""
     return Shift(name, description, unit, levels, lambda env, s: MovedState(env, s, name, move, most))
 
 
@@ -482,9 +482,9 @@ _TOY_SHIFTS: dict[type[Env], tuple[Shift, ...]] = {
     ),
     Blocks: (
         _moved("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06),
-               partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06),
+               partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTERS[1:3]), 0.06),
         _moved("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
-               partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08),
+               partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTERS[3:]), 0.08),
     ),
     Arms: (
         _moved("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1),

@@ -1,4 +1,4 @@
-"""What the bundled toys share: rows of NumPy state, so that a thousand copies step as one."""
+"""Base class of the bundled toys: rows of NumPy state, so that a thousand copies step as one."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     @abstractmethod
     def initial_state(self, key: Tensor) -> Arrays:
-        """Draws the first state of new rows with their keys, (n,)."""
+        """Draws the first states of new rows with their keys, (n,)."""
 
     @abstractmethod
     def observe(self) -> Arrays:
-        """Columns of the observation of the current state."""
+        """Returns the observation columns of the current state."""
 
     @abstractmethod
     def state_from_columns(self, steps: Arrays) -> Arrays:
-        """The state with this observation, the inverse of `observe`."""
+        """Returns the state that gives this observation, the inverse of `observe`."""
 
     @abstractmethod
     def advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         """
 
     def numbers(self) -> Arrays:
-        """Whole numbers that tell more about each row, (rows,), for `info`. They become metadata of the episode."""
+        """Returns whole numbers that describe each row, (rows,), for `info`. They become metadata of the episode."""
         return {}
 
     def reset(self, which, key):
@@ -132,12 +132,12 @@ class MapToy(Toy, Drawable):
 
 
 def named_vector(*names: str, unit: str | None = None) -> Feature:
-    """A float32 vector with a name for each component."""
+    """Returns the feature of a float32 vector with a name for each component."""
     return Feature("float32", (len(names),), names=names, unit=unit)
 
 
 def distance(a: np.ndarray, b) -> np.ndarray:
-    """Euclidean distance along the last axis.
+    """Returns the Euclidean distance along the last axis.
 
     Args:
         a: Points, (rows, D).
@@ -151,17 +151,17 @@ def distance(a: np.ndarray, b) -> np.ndarray:
 
 
 def length(vectors: Tensor) -> Tensor:
-    """Euclidean length of vectors, (rows, 1)."""
+    """Returns the Euclidean length of vectors, (rows, 1)."""
     return (vectors * vectors).sum(1, keepdim=True).sqrt()
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors, (rows, D), divided by their lengths."""
+    """Returns vectors, (rows, D), divided by their lengths."""
     return vectors / length(vectors).clamp(min=1e-6)
 
 
 def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:
-    """Displacement that moves points to a distance from others. 0 if they are that far already.
+    """Returns how points must move to be at a distance from others: 0 if they are that far already.
 
     Args:
         still: Points that stay, (rows, ..., 2), to broadcast against `moved`.

@@ -1,4 +1,4 @@
-"""Environment wrappers: changed actions and observations, and learned rewards."""
+"""Environment wrappers with changed actions and observations, or learned rewards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .base import Env, EnvWrapper, Obs, StepResult
 
 
 class WrappedEnv(EnvWrapper):
-    """The environment in which the actor of an `ActionWrapper` learns.
+    """Environment that includes an `ActionWrapper`, in which its actor learns.
 
     One step is `wrapper.period` steps of `env`. The reward is their discounted sum, which ends with the episode. Time
     limits and steps per second are divided by the period. `WrappedActor(actor, wrapper)` gives the same episodes in
     `env`: bit for bit if the period is 1, and with the same outcomes if it is longer.
 
     Args:
-        discount: Discount per step of `env`. That of a learner is per action: ``discount**period``.
+        discount: Discount per step of `env`. The discount of a learner is per action: ``discount**period``.
     """
 
     def __init__(self, env: Env, wrapper: ActionWrapper, discount: float = 1.0):
@@ -100,7 +100,7 @@ class WrappedEnv(EnvWrapper):
 
 
 class LearnedRewardEnv(EnvWrapper):
-    """An environment whose rewards are those of a reward model.
+    """Wraps an environment so that a reward model computes its rewards.
 
     Args:
         model: The reward model of a training: `load_modules(RUN)["reward"]`.
@@ -114,7 +114,7 @@ class LearnedRewardEnv(EnvWrapper):
         if (n := model.about.window.n_obs_steps) > 1:
             raise Unsupported(f"the reward model reads {n} observations, and an environment shows one",
                               where="LearnedRewardEnv", hint="train the reward with a window of n_obs_steps=1")
-        if model.annotations and not isinstance(model, Discriminator):  # whose loss alone reads them
+        if model.annotations and not isinstance(model, Discriminator):  # only its loss reads annotations
             raise Unsupported(f"{type(model.about.config).__name__} gives rewards to episodes once they are over",
                               where="LearnedRewardEnv", hint="use a reward of steps, such as DiscriminatorReward")
         model.check_columns(env.features, str(env.metadata["env"]))
@@ -137,7 +137,7 @@ class LearnedRewardEnv(EnvWrapper):
 
 
 def _joined_info(before: Mapping[str, Tensor], new: Mapping[str, Tensor], going: Tensor) -> dict[str, Tensor]:
-    """Success is one at any step. Of everything else the last value counts."""
+    """Joins infos of several steps: success counts at any step, and of everything else the last value."""
     joined = dict(before)
     for name, value in new.items():
         if name == "success":
@@ -152,5 +152,5 @@ def _where_rows(rows: Tensor, new: Obs, old: Obs) -> Obs:
 
 
 def rows_where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in some rows, (B,) bool, and `old` in the others."""
+    """Returns `new` in the rows where the mask, (B,) bool, is true, and `old` elsewhere."""
     return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)

@@ -22,23 +22,24 @@ from . import stats
 from .stats import LEVEL, Interval
 
 Origin = Literal["held out", "trained on", "other data"]
-N_TIME_BINS = 10  # of an episode
+N_TIME_BINS = 10  # number of parts of an episode
 
 
 def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
                          earlier: Iterable[Mapping[str, Any]] = ()) -> tuple[list[int], Origin]:
-    """The episodes to evaluate a run on, and what they were to its training.
+    """Selects the episodes to evaluate a run on, and says whether they were training or held-out data.
 
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
 
     Args:
-        earlier: The provenances of the runs whose weights the training began with or uses: see `stage_provenances`.
-            What they were trained on is not held out.
+        earlier: The provenances of the runs that gave the training weights, to begin with or to use: see
+            `stage_provenances`. What they were trained on is not held out.
 
     Returns:
-        Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
-        that it was not trained on ("held out"), or all of them if there are none ("trained on"). A held-out episode
-        that equals one of the training was trained on. Fragments that training left out are not evaluated then.
+        Episode numbers, and "other data" if the run was trained on none of `data`. If the run was trained on some
+        episodes of `data`: the episodes that it was not trained on ("held out"). If there are none: the episodes that
+        it was trained on ("trained on"). A held-out episode that equals a training episode counts as trained on.
+        Fragments that training left out are not evaluated then.
     """
     everything, learned, left_out = list(range(len(data))), set(), set()
     digests: dict[tuple[str, ...], list[str]] = {}
@@ -77,10 +78,12 @@ class PredictionError:
     The predicted action is the mean of the samples. Only steps from the current one on count.
 
     Attributes:
-        policy: Mean absolute error, in the unit of the component. For discrete actions, the fraction of wrong ones.
-        average: The same of always predicting the mean action of the other episodes (the most frequent class).
-        last_action: The same of repeating the last recorded action. At the first step of an episode there is none, and
-            the average takes its place.
+        policy: Mean absolute error of the policy, in the unit of the component. For discrete actions, the fraction of
+            wrong actions. The errors below are measured in the same way.
+        average: Error of always predicting the mean action of the episodes that are not evaluated (of classes, the most
+            frequent one).
+        last_action: Error of repeating the last recorded action. At the first step of an episode there is none, and the
+            average takes its place.
         r2: 1 - (squared error of the policy) / (squared error of the average). None for discrete actions, and where the
             average has no error.
         is_constant: The component has one value in all of the data, so that predicting it means nothing.
@@ -103,7 +106,7 @@ class UncertainStep:
 
 @dataclass(frozen=True)
 class PlanSamples:
-    """Sampled chunks from one step on."""
+    """Sampled action chunks of a policy from one step on."""
 
     step: int
     plans: np.ndarray  # (K, H, A)
@@ -111,7 +114,7 @@ class PlanSamples:
 
 @dataclass(frozen=True)
 class EpisodePlanSamples:
-    """An episode with sampled chunks along it."""
+    """An episode with sampled action chunks of a policy along it."""
 
     episode: int
     actions: np.ndarray  # (T, A), as recorded
@@ -128,15 +131,15 @@ class ActionPrediction:
         baseline_error: Distance of always predicting the mean action.
         coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
             and for discrete actions.
-        expected_coverage: The coverage of a policy whose uncertainty is exactly right.
+        expected_coverage: The coverage of a policy that has exactly the right uncertainty.
         prediction_error: Error of the predicted action over all components that are not constant, and its interval.
             None if all are constant.
         steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
-        of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
-        column: The column whose values are compared, if the policy does not predict actions alone.
+        of_latents: Whether the errors are errors of latents (see `evaluate_action_prediction`).
+        column: The column that is compared, if the policy does not predict actions alone.
     """
 
-    name: str  # of the data
+    name: str  # name of the data
     origin: Origin
     episodes: tuple[int, ...]
     steps: int
@@ -163,16 +166,16 @@ class ActionPrediction:
 
     @property
     def predicted(self) -> str:
-        """What is compared, in the singular: actions, latents, or values of another column."""
+        """Name of the predicted quantity in the singular: action, latent, or value of another column."""
         return "latent" if self.of_latents else "action" if self.column is None else "value"
 
     @property
     def note(self) -> str:
-        """What the result does not say."""
+        """A note on what the result does not show."""
         return LATENT_NOTE if self.of_latents else NOTE if self.column is None else COLUMN_NOTE
 
     def to_json(self) -> dict[str, Any]:
-        """Everything except the sampled chunks. NaN and infinite numbers become null."""
+        """Returns the result as JSON, without the sampled chunks. NaN and infinite numbers become null."""
         return replace_nonfinite(
             {
                 "data": self.name,
@@ -205,17 +208,17 @@ class ActionPrediction:
         )
 
     def describe(self) -> str:
-        """The result in words: what the error means, then how sure the policy is."""
+        """Describes the result in words: what the error means, then how sure the policy is."""
         return f"{self.headline()}{self.baselines()} {self.note}\n\n{self.describe_distribution()}"
 
     def headline(self) -> str:
-        """How far the predicted actions are from the recorded ones."""
+        """Says how far the predicted actions are from the recorded ones."""
         n, what = len(self.episodes), f"{self.predicted}s"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none of them is new to it, so "
                                "expect figures that are too good)",
                  "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
-                               "recorded (if they are cut from its training data, this is no test)"}[self.origin]
+                               "recorded (if they are cut from its training data, this is not a test)"}[self.origin]
         constant = [c.name for c in self.by_component if c.is_constant]
         if self.prediction_error is None:
             return (f"This data cannot show how good the policy is: every component of its {what} has the same value "
@@ -236,7 +239,7 @@ class ActionPrediction:
         return f"Latents of skills, and not actions, are compared. {text}" if self.of_latents else text
 
     def baselines(self) -> str:
-        """The sentences after the headline: errors of predictions that need no policy, and the comparison."""
+        """Compares the error with the errors of predictions that need no policy, in sentences."""
         if self.prediction_error is None:
             return ""
         error, show = self.prediction_error[0], self._show_error
@@ -255,7 +258,7 @@ class ActionPrediction:
         return f"{error:.1%}" if self.is_discrete else f"{error:.3g}" + (f" {self.unit}" if self.unit else "")
 
     def describe_distribution(self) -> str:
-        """The energy score, and where the policy is wrong and uncertain."""
+        """Describes the energy score, and where the policy is wrong and uncertain."""
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
         compared = "all" if self.windows == self.steps else f"{self.windows} evenly spread ones"
@@ -284,7 +287,7 @@ def _baselines_json(error: PredictionError) -> dict[str, Any]:
 
 
 def _compare_with_baselines(error: PredictionError, is_discrete: bool) -> str:
-    """Which of the two predictions without a policy the policy beats, in a sentence."""
+    """Says which of the two predictions without a policy the policy beats, in a sentence."""
     names = {"the most frequent action" if is_discrete else "the average": error.average,
              "repeating the last one": error.last_action}
     as_good = [name for name, baseline in names.items() if not error.policy < baseline]
@@ -296,10 +299,10 @@ _ACT = ("in a simulator (understudy eval RUN ENV) or on a robot, where you judge
 NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
         f"when its own actions decide what it sees next. For that it must act: {_ACT}")
 COLUMN_NOTE = ("This policy does not predict actions alone. The errors are of another column. They say little about "
-               f"actions, and are no comparison with other runs. For that each must act: {_ACT}")
+               f"actions, and cannot be compared with other runs. For that each must act: {_ACT}")
 LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
                "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
-               f"about actions, and are no comparison with other runs. For that each must act: {_ACT}")
+               f"about actions, and cannot be compared with other runs. For that each must act: {_ACT}")
 
 
 @torch.no_grad()
@@ -321,8 +324,8 @@ def evaluate_action_prediction(
             average action.
         episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
         executor: The executor of the method. It makes the plans if it is an `ActionConditionedExecutor`.
-        n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
-            the best.
+        n_examples: Number of episodes from which plans are kept for a figure: the episode with the median error, the
+            worst and the best.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
     """
     check_features(policy, data.features(), str(data.metadata.get("path", "data set")))
@@ -355,7 +358,7 @@ def evaluate_action_prediction(
 
 
 class _WindowErrors:
-    """Errors of the plans in windows of some episodes.
+    """Collects errors of the plans in windows of some episodes.
 
     Attributes:
         values: Arrays of one row for each window, by name.
@@ -387,12 +390,12 @@ class _WindowErrors:
         return float(self.values["inside"][self.mask].mean()) if has_range else None
 
     def per_episode(self, x: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of the values x (N,) of each episode, and their number, (E,) each."""
+        """Returns the mean of the values x (N,) of each episode, and their number, (E,) each."""
         count = np.bincount(episode, minlength=len(self.test))
         return np.bincount(episode, x, minlength=len(self.test)) / np.maximum(count, 1), count
 
     def interval(self, x: np.ndarray, episode: np.ndarray | None = None) -> Interval:
-        """Mean of values and its interval, by resampling of episodes.
+        """Returns the mean of values and its interval, by resampling of episodes.
 
         Args:
             x: The values, (N,).
@@ -418,14 +421,14 @@ class _WindowErrors:
                      for p in range(N_TIME_BINS) if (self.part == p).any())
 
     def widest(self, numbers: Sequence[int]) -> tuple[UncertainStep, ...]:
-        """The steps whose samples are farthest apart. `numbers` are those of the episodes."""
+        """Returns the steps in which samples are farthest apart. `numbers` are the numbers of the episodes."""
         apart = self.values["apart"]
         order = np.argsort(-apart, kind="stable")[:10] if self.n_samples > 1 else []
         return tuple(UncertainStep(numbers[int(self.episode[i])], int(self.step[i]), float(apart[i])) for i in order)
 
     def predictions(self, names: Sequence[str], constant: np.ndarray
                     ) -> tuple[tuple[PredictionError, ...], tuple[PredictionError, Interval] | None, int]:
-        """Errors of the predicted actions by component, their mean with its interval, and the number of steps."""
+        """Returns errors of the predicted actions by component, their mean with interval, and the number of steps."""
         target, average = self.policy.config.target, self.average.double().numpy()
         current = self.mask & (np.arange(self.mask.shape[1]) + self.policy.window.action_offset >= 0)
         errors, components = _prediction_errors(
@@ -441,11 +444,11 @@ class _WindowErrors:
 def _batch_errors(
     batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
 ) -> dict[str, np.ndarray]:
-    """The errors of one batch; rows are windows."""
+    """Computes the errors of one batch. Each row of the batch is a window."""
     K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
-        # The fraction of differing pairs, 1 - sum p^2 over the K drawn. A draw is compared with the K - 1 others.
+        # The fraction of differing pairs, 1 - sum p^2 over the K draws. A draw is compared with K - 1 other draws.
         same = (plans.round().unsqueeze(2) == plans.round().unsqueeze(1)).float().mean((1, 2))
         spread = (1 - same) * K / max(K - 1, 1)
     else:
@@ -468,7 +471,7 @@ def _batch_errors(
 def _prediction_errors(rows: Mapping[str, np.ndarray], current: np.ndarray, last_action: np.ndarray,
                        average: np.ndarray, names: Sequence[str], constant: np.ndarray,
                        is_discrete: bool) -> tuple[np.ndarray, tuple[PredictionError, ...]]:
-    """Errors of the predicted action and of two predictions without a policy.
+    """Computes errors of the predicted action and of two predictions without a policy.
 
     Args:
         current: True for steps that count, (N, H).
@@ -501,26 +504,26 @@ def _mean_of_components(components: Sequence[PredictionError]) -> PredictionErro
 
 
 def _last_actions(data: Dataset, target: str, average: np.ndarray) -> np.ndarray:
-    """The recorded action before each step, (T, A). Before the first step of an episode, the average."""
+    """Returns the recorded action before each step, (T, A). Before the first step this is the average action."""
     before = [np.concatenate([average[None], np.asarray(e.steps[target], np.float64).reshape(
         len(e.steps[target]), -1)[:len(e) - 1]])[:len(e)] for e in data]
     return np.concatenate(before)
 
 
 def _constant_components(data: Dataset, target: str) -> np.ndarray:
-    """(A,): whether a component has the same value at every step, up to rounding."""
+    """Returns which components have the same value at every step, up to rounding, (A,) bool."""
     x = np.concatenate([np.asarray(e.steps[target], np.float64).reshape(len(e.steps[target]), -1) for e in data])
     return np.ptp(x, axis=0) <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-6)
 
 
 def _root_mean(x: np.ndarray, mask: np.ndarray, is_discrete: bool) -> float:
-    """Root mean over unmasked values. For discrete actions a plain mean, because their squares are 0 and 1."""
+    """Returns the root mean over unmasked values. For discrete actions a plain mean, as their squares are 0 and 1."""
     mean = float(x[mask].mean()) if mask.any() else float("nan")
     return mean if is_discrete else mean**0.5
 
 
 def _baseline_action(data: Dataset, target: str, is_discrete: bool) -> Tensor:
-    """(A,): the mean of each component, or its most frequent class."""
+    """Returns the prediction without a policy: the mean of each component, or its most frequent class, (A,)."""
     x = np.concatenate([np.asarray(e.steps[target]).reshape(len(e.steps[target]), -1) for e in data])
     if is_discrete:
         return torch.tensor([float(np.bincount(c.astype(np.int64)).argmax()) for c in x.T])

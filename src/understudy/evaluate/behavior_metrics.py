@@ -1,4 +1,4 @@
-"""Behavior metrics: what rollouts show besides success.
+"""Behavior metrics of a policy: what its rollouts show besides success.
 
 Do the rollouts use several ways, stay near the demonstrations, move smoothly and quickly? How near did failures come,
 and does the policy decide in time?
@@ -34,7 +34,7 @@ SCALED_METRICS = ("smoothness", "log_jerk", "action_jerk", "state_distance", "ac
 
 @dataclass(frozen=True)
 class BehaviorMetric:
-    """A mean over episodes, and the same mean over the demonstrations.
+    """A behavior metric: its mean over episodes, and the same mean over the demonstrations.
 
     `n_episodes` is the number of episodes in the mean.
     """
@@ -94,9 +94,10 @@ class BehaviorMetrics:
 
     Attributes:
         missing: For each missing part, what would be needed.
-        scaled_by: The data whose standard deviations are the units of all components: "demonstrations" or "episodes"
-            (the rollouts themselves).
-        support: Success from starts that demonstrations show, and from others. None for too few of one kind.
+        scaled_by: The data that give the standard deviations, the units of all components: "demonstrations" or
+            "episodes" (the rollouts themselves).
+        support: Success from starts that demonstrations show, and from other starts. None if there are too few starts
+            of one kind.
         failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
     """
 
@@ -126,7 +127,7 @@ class BehaviorMetrics:
         }
 
     def describe(self) -> list[str]:
-        """The results that are not means over episodes, in sentences."""
+        """Describes, in sentences, the results that are not means over episodes."""
         out = []
         if any(m.key in SCALED_METRICS for m in self.metrics):
             data = "the demonstrations" if self.scaled_by == "demonstrations" else "its own episodes"
@@ -152,7 +153,7 @@ class BehaviorMetrics:
         return out
 
     def summary_lines(self) -> list[str]:
-        """All results that are not means, in sentences."""
+        """All results that are not means over episodes, in sentences."""
         return [*self.describe(), *self.failure_lines()]
 
     def failure_lines(self) -> list[str]:
@@ -171,7 +172,7 @@ def measure_behavior(
     latency: LatencySummary | None = None,
     level: float = LEVEL,
 ) -> BehaviorMetrics:
-    """Measures the behavior in rollouts.
+    """Computes the behavior metrics of rollouts.
 
     The unit of every interval is the episode; for the entropy it is the start.
 
@@ -230,7 +231,7 @@ def _episode_metrics(
         return map(value, of), map(value, demos)
 
     def mean_distances(e, without=None):
-        """Means over the steps of an episode: of the distances from states, and of the distances from actions."""
+        """Returns the mean distances of an episode's states, and of its actions, from demonstrations."""
         return [
             float(np.nanmean(a)) if np.isfinite(a).any() else math.nan
             for a in demonstration_index.distances(e, exclude=without)

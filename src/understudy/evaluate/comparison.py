@@ -39,7 +39,7 @@ MAX_EPISODES = 1_000_000  # upper bound for proposed numbers of rollouts
 
 @dataclass(frozen=True)
 class PairwiseResult:
-    """Comparison of two policies. Differences are first minus second."""
+    """The result of comparing two policies. Differences are first minus second."""
 
     a: int
     b: int
@@ -50,7 +50,7 @@ class PairwiseResult:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The better policy. None means "cannot tell": the interval, the test and the adjusted test must agree."""
+        """The better policy, or None for "cannot tell": the interval and both tests do not all show a difference."""
         return self.comparison.better if self.adjusted_p_value < 1 - self.comparison.level else None
 
 
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def is_different(self) -> np.ndarray:
-        """Whether two policies can be told apart, (n, n) bool."""
+        """Which pairs of policies can be told apart, (n, n) bool."""
         out = np.zeros((len(self.names), len(self.names)), bool)
         for p in self.pairs:
             out[p.a, p.b] = out[p.b, p.a] = p.better is not None
@@ -76,12 +76,12 @@ class Comparison:
 
     @property
     def ranking(self) -> list[int]:
-        """Indices of the policies, best first."""
+        """Indices of the policies, from the best to the worst."""
         return sorted(range(len(self.names)), key=lambda i: -self.estimates[i].estimate)
 
     @property
     def letters(self) -> list[str]:
-        """The compact letter display. Two policies that share a letter cannot be told apart; "a" belongs to the best.
+        """Compact letter display: two policies that share a letter cannot be told apart; "a" belongs to the best.
         """
         return compact_letter_display(self.is_different, self.ranking)
 
@@ -90,7 +90,7 @@ class Comparison:
         return rank_intervals(self.is_different, [i.estimate for i in self.estimates])
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `understudy compare --json`. "success" has returns if `of` says so."""
+        """Returns the document of `understudy compare --json`. "success" has returns if `of` says so."""
         def names(p: PairwiseResult) -> dict[str, str]:
             return {"a": self.names[p.a], "b": self.names[p.b]}
         policies = [{"name": name, "success": estimate.to_json(), "letters": letters}
@@ -103,7 +103,7 @@ class Comparison:
                                   "verdict": " ".join(self.verdict_parts())})
 
     def verdict_parts(self) -> tuple[str, str, str]:
-        """Which policy is best, how certain that is, and what the statement is about."""
+        """Returns sentences: which policy is best, how certain that is, and what the statement is about."""
         best, *other_policies = self.ranking
         most = "succeeds most often" if self.metric == "success" else "has the highest return"
         worse = [i for i in other_policies if self.is_different[best, i]]
@@ -125,7 +125,7 @@ class Comparison:
         return head, sure, f"{scope} {self.note}".strip()
 
     def next_steps(self) -> list[str]:
-        """What would be needed to tell the others apart, one line per pair."""
+        """Says what is needed to tell apart each pair of policies that is not told apart yet, one line per pair."""
         unit, have = ("training seeds of each", self.seeds) if self.seeds > 1 else ("episodes", self.episodes)
         out = []
         for p in self.pairs:
@@ -179,11 +179,11 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
 
 
 def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEVEL) -> PairedComparison:
-    """How much better a policy is where it was trained than in a new environment: training minus new.
+    """Computes how much better a policy is where it was trained than in a new environment.
 
     Episodes of the same number and seed draw the same random numbers, so they are pairs. If the two environments make
     nothing common of these, such as mazes of other walls, the outcomes of a pair are unrelated. The interval is then as
-    wide as that of two independent samples.
+    wide as an interval for two independent samples.
 
     Args:
         training: Rollouts in the environment, or the levels, of the training data.
@@ -194,7 +194,7 @@ def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEV
     """
     ((training,), (new,)) = with_common_success([[training], [new]])
     if (training.seed, len(training.episodes)) != (new.seed, len(new.episodes)):
-        raise UserError(f"the rollouts are no pairs: {len(training.episodes)} of seed {training.seed} in "
+        raise UserError(f"the rollouts are not pairs: {len(training.episodes)} of seed {training.seed} in "
                         f"{training.env}, and {len(new.episodes)} of seed {new.seed} in {new.env}",
                         where="generalization_gap", hint="evaluate both with the same seed and number of episodes")
     if training.successes is not None and new.successes is not None:
@@ -203,7 +203,7 @@ def generalization_gap(training: Evaluation, new: Evaluation, level: float = LEV
 
 
 def describe_generalization_gap(training: Evaluation, gap: PairedComparison, names: tuple[str, str]) -> str:
-    """The gap in words.
+    """Describes the generalization gap in words.
 
     Args:
         names: Of the training environment, and of the new one.
@@ -214,7 +214,7 @@ def describe_generalization_gap(training: Evaluation, gap: PairedComparison, nam
 
 
 def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:
-    """Number of episodes (for methods: training seeds) that would probably detect a difference as large as this one."""
+    """Estimates the number of episodes (for methods: training seeds) that would detect a difference like this one."""
     have = p.n_seeds if p.n_seeds > 1 else len(a[0].episodes)
     if not abs(p.difference) > 1e-9:
         return None
@@ -238,7 +238,7 @@ def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:
 
 
 def _smallest_sufficient(enough: Callable[[int], bool], low: int) -> int | None:
-    """The smallest number above `low` that is enough, if more is never worse."""
+    """Returns the smallest sufficient number above `low`, if every larger number is sufficient, too."""
     high = low + 1
     while not enough(high):
         low, high = high, 2 * high

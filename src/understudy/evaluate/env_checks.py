@@ -1,4 +1,4 @@
-"""Checks of an environment that no single number shows: does it repeat, and does a policy decide its episodes?"""
+"""Checks of an environment: whether episodes repeat, and whether a policy can decide them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..envs.base import Env
 from ..execute.actor import Actor
 from .rollout import first_steps
 
-N_STEPS = 5  # of a start, whose results are compared
+N_STEPS = 5  # number of steps from a start, to compare their results
 
 
 def warn_unless_repeatable(actor: Actor, env: Env, seed: int) -> None:
-    """Makes the first start of a seed twice, and warns if its first steps differ although the actions do not.
+    """Warns if an environment is not repeatable: the first start of a seed, made twice, gives different steps.
 
     Results in such an environment depend on what ran before, and therefore on the number of rows and workers.
     """
@@ -37,20 +37,20 @@ def warn_unless_repeatable(actor: Actor, env: Env, seed: int) -> None:
 
 def different_column(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], names: Iterable[str]
                      ) -> str | None:
-    """The first of these columns that both have and whose values differ."""
+    """Returns the first column that both have, with different values."""
     return next((n for n in names if n in first and n in second
                  and not np.array_equal(first[n], second[n], equal_nan=first[n].dtype.kind == "f")), None)
 
 
 def _compared_columns(env: Env) -> list[str]:
-    """What the environment decides. Images only if nothing else is observed: a GPU may draw them differently."""
+    """Returns the columns to compare: images only if nothing else is observed, as a GPU may draw them differently."""
     observed = {n: f.kind == "image" for n, f in env.features.items() if n.startswith("observation.")}
     names = [n for n, is_image in observed.items() if not is_image] or [*observed]
     return [*names, "next.reward", "next.terminated", "next.truncated", "next.success"]
 
 
 def warn_of_early_ends(episodes: Iterable[Episode], env: Env) -> None:
-    """Warns if episodes succeeded or ended in their first step, which is seldom a merit or a fault of the policy."""
+    """Warns if episodes succeeded or ended in their first step, which hardly depends on the policy."""
     n = succeeded = ended = 0
     for episode in episodes:
         n += 1

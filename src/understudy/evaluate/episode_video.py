@@ -1,4 +1,4 @@
-"""Film strips: frames of an episode's camera, for reports."""
+"""Film strips for reports: several frames of an episode's camera in a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 192  # largest height and width of a frame, pixels
 
 
 def film_strip(episode: Episode, max_frames: int = 8) -> plots.Figure | None:
-    """Frames of an episode's first camera, evenly spaced, the first and the last included. None without a camera."""
+    """Returns frames of an episode's first camera, evenly spaced, first and last included. None without a camera."""
     camera = first_camera(episode)
     if camera is None:
         return None
@@ -24,17 +24,17 @@ def film_strip(episode: Episode, max_frames: int = 8) -> plots.Figure | None:
 
 
 def first_camera(episode: Episode) -> str | None:
-    """The first column of images."""
+    """Returns the name of the first image column."""
     return next((k for k, f in episode.features().items() if f.kind == "image"), None)
 
 
 def shrink(frames: np.ndarray) -> np.ndarray:
-    """Frames (T, H, W, C) that are at most `SIDE` high and wide."""
+    """Shrinks frames (T, H, W, C) to at most `SIDE` pixels high and wide."""
     high, wide = frames.shape[1:3]
     scale = SIDE / max(high, wide)
     return frames if scale >= 1 else resize(frames, (max(round(high * scale), 1), max(round(wide * scale), 1)))
 
 
 def _to_rgb(frame: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of grey, color, or color and more."""
+    """Converts a gray, color or deeper image to (H, W, 3)."""
     return np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]

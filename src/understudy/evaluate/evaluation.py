@@ -25,7 +25,7 @@ from .stats import LEVEL, Interval, are_too_few
 
 
 def validation_seed(seed: int) -> int:
-    """The seed of rollouts during training.
+    """Returns the seed of rollouts during training.
 
     Evaluation uses seeds from 0 upward, and everything else uses negative seeds. The episodes that selected a
     checkpoint are therefore never used to evaluate it.
@@ -34,17 +34,17 @@ def validation_seed(seed: int) -> int:
 
 
 def recording_seed(seed: int) -> int:
-    """The seed of recorded demonstrations. No policy is evaluated on starts from its training data."""
+    """Returns the seed of recorded demonstrations, which differs from the seed of evaluations."""
     return -2 - 3 * _check_seed(seed)
 
 
-def seed_of_recording(seed: int) -> int:
-    """The seed from which `recording_seed` made this one. Another number stays as it is."""
+def user_seed(seed: int) -> int:
+    """Returns the seed from which `recording_seed` made this one. Another number stays as it is."""
     return (-2 - seed) // 3 if seed < 0 and (-2 - seed) % 3 == 0 else seed
 
 
 def tuning_seed(seed: int) -> int:
-    """The seed of rollouts that choose between settings."""
+    """Returns the seed of rollouts that choose between settings."""
     return -3 - 3 * _check_seed(seed)
 
 
@@ -70,12 +70,12 @@ class Evaluation:
 
     @property
     def successes(self) -> np.ndarray | None:
-        """Success of each episode, (episodes,) bool."""
+        """Whether each episode succeeded, (episodes,) bool."""
         return None if self.success is None else np.array([bool(e.metadata["success"]) for e in self.episodes])
 
     @property
     def trial_successes(self) -> np.ndarray | None:
-        """Success of each trial of each episode, (episodes, trials) bool. None if episodes are no several trials."""
+        """Whether each trial of each episode succeeded, (episodes, trials) bool. None if episodes are single trials."""
         first, n = self.episodes[0].metadata, 0
         while trial_success_key(n) in first:
             n += 1
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def trials(self) -> list[Interval] | None:
-        """Success rate in each trial. None if episodes are no several trials (see `MultiTrialEnv`)."""
+        """Success rate in each trial of the episodes (see `MultiTrialEnv`). None if episodes are single trials."""
         if (k := self.trial_successes) is None:
             return None
         assert self.success is not None
@@ -102,16 +102,16 @@ class Evaluation:
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """Returns of each episode, (episodes,) float64."""
+        """Return of each episode, (episodes,) float64."""
         return np.array([episode_return(e) for e in self.episodes])
 
     def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
-        """The document of `understudy eval --json`.
+        """Returns the document of `understudy eval --json`.
 
         Args:
             other: A second evaluation to compare with.
-            name: Its name under `against`. The difference is that of success, or of the return if success is not
-                defined.
+            name: Its name under `against`. `against` has the difference of success, or the difference of returns if
+                success is not defined.
         """
         k = self.successes
         out = {
@@ -131,7 +131,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The first minus the second policy, on the same starts.
+    """The comparison of two policies on the same starts, first minus second.
 
     With one training seed (`n_seeds`), it compares two checkpoints. With more, it compares two methods.
     """
@@ -140,25 +140,25 @@ class PairedComparison:
     difference: float
     low: float
     high: float
-    p_value: float  # of no difference
+    p_value: float  # p-value of the hypothesis of no difference
     level: float
     n_seeds: int
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The better one. None means "cannot tell": the interval and the test must agree."""
+        """The better policy. None means "cannot tell": the interval and the test do not both show a difference."""
         if not self.p_value < 1 - self.level:
             return None
         return "first" if self.low > 0 else "second" if self.high < 0 else None
 
     def to_json(self) -> dict[str, float]:
-        """The difference, its limits and the p-value."""
+        """Returns the difference, its limits and the p-value as JSON."""
         return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p_value}
 
 
 @dataclass(frozen=True)
 class MethodEvaluation:
-    """A method over its training seeds, all evaluated on the same starts."""
+    """The evaluation of a method over several training seeds, all on the same starts."""
 
     success: Interval | None
     returns: Interval
@@ -170,7 +170,7 @@ MethodRuns = Evaluation | Sequence[Evaluation]  # one checkpoint, or one for eac
 
 def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, level: float = LEVEL,
              watch: Callable[[int, Episode], None] = lambda n, e: None) -> Evaluation:
-    """Runs episodes 0 to episodes-1 of a seed.
+    """Evaluates an actor: runs episodes 0 to episodes-1 of a seed, and computes success and intervals.
 
     An episode is a success if the environment reports it in `info["success"]` at any step.
 
@@ -187,7 +187,7 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
 
 
 def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
-    """The evaluation of existing rollouts, which may come from disk.
+    """Builds the evaluation of existing rollouts, which may come from disk.
 
     If some episodes have no "success", they were written before the environment first reported one, and are failures.
 
@@ -205,7 +205,7 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
 
 
 def with_common_success(groups: Sequence[Sequence[Evaluation]]) -> list[tuple[Evaluation, ...]]:
-    """The evaluations, all with success if any of them has it.
+    """Returns the evaluations with success defined in all of them, if it is in any.
 
     An environment may report success only where there is one. Rollouts without any then seem to define no success.
     """
@@ -218,7 +218,7 @@ def with_common_success(groups: Sequence[Sequence[Evaluation]]) -> list[tuple[Ev
 
 
 def _others_failed(episodes: Dataset) -> Dataset:
-    """The episodes, with success False in those that have none."""
+    """Sets success to False in the episodes that do not report it."""
     return Dataset([replace(e, metadata={"success": False, **e.metadata}) for e in episodes], episodes.metadata)
 
 
@@ -235,7 +235,7 @@ def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodE
 def compare(
     a: MethodRuns, b: MethodRuns, *, metric: Literal["success", "return"] | None = None, level: float = LEVEL
 ) -> PairedComparison:
-    """Compares a with b. Differences are a minus b.
+    """Compares two evaluations a and b on the same starts. Differences are a minus b.
 
     Two evaluations compare these checkpoints, with Tango's interval and McNemar's exact test, or for returns with a
     bootstrap and a sign-flip test. Two groups of evaluations, one for each training seed, compare the methods over
@@ -267,7 +267,7 @@ def compare(
 
 def compare_outcomes(x: np.ndarray, y: np.ndarray, metric: Literal["success", "return"], level: float = LEVEL
                      ) -> PairedComparison:
-    """Compares two checkpoints by the outcomes of the same episodes, x minus y, as `compare` does.
+    """Compares two checkpoints by their outcomes in the same episodes, x minus y, as `compare` does.
 
     Args:
         x: Success, bool, or return of each episode, (episodes,).
@@ -281,7 +281,7 @@ def compare_outcomes(x: np.ndarray, y: np.ndarray, metric: Literal["success", "r
 
 
 def describe_trial_gain(e: Evaluation) -> str:
-    """Success in the last trial minus that in the first, in words. Empty if episodes are no several trials."""
+    """Describes in words the success in the last trial minus the success in the first. Empty if there are no trials."""
     if (gain := e.trial_gain) is None:
         return ""
     return (f"The last trial minus the first: {_format_difference(gain.difference, 'success')}, "
@@ -291,18 +291,18 @@ def describe_trial_gain(e: Evaluation) -> str:
 def verdict(
     a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
 ) -> str:
-    """The result in plain words: how good a policy is, or which of two is better, by how much and how certain.
+    """Returns the result in plain words: how good a policy is, or which of two is better, and how certain that is.
 
     Args:
         a: An evaluation, or one per training seed.
-        b: The same of a second policy. None for a verdict on the first alone.
+        b: An evaluation of a second policy, or one per training seed. None for a verdict on the first policy alone.
     """
     return " ".join(verdict_parts(a, b, names))
 
 
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
                   ) -> tuple[str, str, str]:
-    """The parts of `verdict`: the result, its certainty, and what it is about."""
+    """Returns the three parts of `verdict`: the result, its certainty, and what it is about."""
     runs, *others = with_common_success([_as_runs(one) for one in (a, b) if one is not None])
     what = "success" if runs[0].success is not None else "return"
     if not others:
@@ -342,7 +342,7 @@ def sequential_verdict_parts(
     names: tuple[str, ...] = ("this checkpoint",),
     unit: str = "episodes",
 ) -> tuple[str, str, str]:
-    """As `verdict_parts`, for a sequential test in the given state.
+    """Returns the parts of a verdict, as `verdict_parts`, for a sequential test in the given state.
 
     Args:
         unit: What is counted, such as "episodes".
@@ -374,7 +374,7 @@ def sequential_verdict_parts(
 
 
 def _disagreement_note(p: PairedComparison) -> str:
-    """If interval and test disagree: what each says, and which one decides."""
+    """Explains a disagreement of interval and test: what each says, and which one decides. Empty if they agree."""
     apart, sure = p.low > 0 or p.high < 0, p.p_value < 1 - p.level
     if apart == sure:
         return ""
@@ -425,7 +425,7 @@ def _as_runs(runs: MethodRuns) -> tuple[Evaluation, ...]:
 
 
 def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
-    """Compares the metadata and the first observations of the episodes."""
+    """Raises an error if two evaluations differ in their metadata or the first observations of their episodes."""
     if a.env != b.env or len(a.episodes) != len(b.episodes):
         raise UserError(f"the environments or starts differ: {len(a.episodes)} episodes of {a.env} and "
                         f"{len(b.episodes)} of {b.env}", where="compare", hint="evaluate both alike")

@@ -1,4 +1,4 @@
-"""Failure detection while a policy acts: scores of its doubt, and thresholds that keep a stated rate of errors."""
+"""Detects failures while a policy acts: scores of doubt, and thresholds that keep a stated rate of errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DoubtScore(ABC):
 
 @part
 class SampleSpread(DoubtScore):
-    """Standard deviation of sampled plans, over their components and steps, in units of the codec.
+    """Doubt score: standard deviation of sampled plans, over components and steps, in normalized units.
 
     Args:
         n_samples: Number of plans that are sampled at each step.
@@ -78,7 +78,7 @@ class SampleSpread(DoubtScore):
 
 @part
 class ObservationNovelty(DoubtScore):
-    """Distance of the current observation from the nearest demonstrated one: see `DemonstrationIndex`."""
+    """Doubt score: distance of the current observation from the nearest demonstrated one: see `DemonstrationIndex`."""
 
     def build(self, planner, demonstrations):
         features = demonstrations.features()
@@ -106,7 +106,7 @@ def _sensed(columns: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, n
 
 @part
 class PolicyLoss(DoubtScore):
-    """Training loss of the policy at its own plan, with the same noise at every step.
+    """Doubt score: training loss of the policy at its own plan, with the same noise at every step.
 
     Args:
         n_noise_samples: Number of noise draws, over which the loss is averaged. A `LikelihoodHead` needs none.
@@ -147,7 +147,7 @@ SCORES: dict[str, DoubtScore] = {"spread": SampleSpread(), "novelty": Observatio
 
 
 def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Actor:
-    """Returns the actor of a policy so that it records its doubt.
+    """Wraps the actor of a policy so that it records its doubt.
 
     Raises:
         Unsupported: The actor is not a policy that plans here, or the score does not fit it.
@@ -161,7 +161,7 @@ def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Acto
 
 
 class RecordedEnv(Env):
-    """Shows what recorded episodes observed, one after the other from the first, whatever the action is.
+    """Environment that replays what recorded episodes observed, episode by episode, whatever the action is.
 
     A rollout of a policy in it has the doubts that the policy has in these episodes.
 
@@ -220,10 +220,10 @@ def needed_scores(rate: float) -> int:
 
 @part
 class ConformalThreshold:
-    """A threshold of the doubt that keeps a rate of errors, whatever the distribution of the doubt is.
+    """A threshold of the doubt that keeps a rate of errors, for any distribution of the doubt (conformal).
 
-    An alarm is raised at the first step whose doubt reaches the threshold. The rate holds for episodes that are
-    exchangeable with those of the calibration, on average over calibrations.
+    An alarm is raised at the first step in which the doubt reaches the threshold. The rate holds for episodes that are
+    exchangeable with the calibration episodes, on average over calibrations.
 
     Args:
         score: What is measured at each step.
@@ -242,7 +242,7 @@ class ConformalThreshold:
     error: Literal["missed-failures", "false-alarms"] = "missed-failures"
 
     def fit(self, episodes: Dataset, checkpoint: str = "", is_recorded: bool = False) -> FailureDetector:
-        """Returns the detector with the threshold of calibration rollouts.
+        """Chooses the threshold by calibration rollouts, and returns the failure detector.
 
         Args:
             episodes: Rollouts with the column `doubt`, of which "success" is known.
@@ -273,7 +273,7 @@ class ConformalThreshold:
 
 @dataclass(frozen=True)
 class FailureDetector:
-    """A calibrated detector of failures.
+    """A calibrated detector of failures: a doubt score with a threshold.
 
     Args:
         threshold: Doubt at which an alarm is raised.
@@ -316,7 +316,7 @@ class FailureDetector:
                             hint=f"calibrate one: {command_line('calibrate', folder, 'ENV')}")
         detector = config.load(read_json(file), ("understudy", *trust), str(file))
         if not isinstance(detector, FailureDetector):
-            raise UserError("is no failure detector", where=file, hint="calibrate one again")
+            raise UserError("is not a failure detector", where=file, hint="calibrate one again")
         return detector
 
     def first_alarm(self, episode: Episode) -> int | None:
@@ -325,7 +325,7 @@ class FailureDetector:
         return int(steps[0]) if len(steps) else None
 
     def evaluate(self, episodes: Dataset) -> Detection:
-        """Returns how the detector does on rollouts with the column `doubt`."""
+        """Returns how often the detector is right on rollouts with the column `doubt`."""
         alarms, failed = [self.first_alarm(e) for e in episodes], failures(episodes)
         alarmed = np.array([a is not None for a in alarms])
         when = [a / len(e) for a, e, f in zip(alarms, episodes, failed, strict=True) if f and a is not None]
@@ -335,7 +335,7 @@ class FailureDetector:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a failure detector did in a set of episodes.
+    """The result of a failure detector on a set of episodes.
 
     Args:
         alarm_time: Mean time of the first alarm in failed episodes, as a fraction of the episode. None without any.
@@ -353,7 +353,7 @@ class Detection:
                 else (self.false_alarms, self.n_successes))
 
     def describe(self, detector: FailureDetector) -> str:
-        """The result in a few lines."""
+        """Describes the result in a few lines."""
         lines = []
         for error, text in (("missed-failures", "failures without an alarm"),
                             ("false-alarms", "successes with an alarm")):
@@ -368,7 +368,7 @@ class Detection:
         return "\n".join(lines)
 
     def to_json(self, detector: FailureDetector) -> dict[str, Any]:
-        """The key `detection` of `understudy eval --json`."""
+        """Returns the result as JSON, for the key `detection` of `understudy eval --json`."""
         out: dict[str, Any] = {"threshold": detector.threshold, "rate": detector.method.rate,
                                "error": detector.method.error, "alarm_time": self.alarm_time}
         for error, name in (("missed-failures", "missed"), ("false-alarms", "false_alarms")):
@@ -380,7 +380,7 @@ class Detection:
 
 
 def largest_doubts(episodes: Dataset) -> np.ndarray:
-    """Returns the largest doubt of each episode, (episodes,)."""
+    """Returns the largest doubt score of the policy in each episode, (episodes,)."""
     return np.array([_doubts(e).max() for e in episodes])
 
 

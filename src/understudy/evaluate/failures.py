@@ -20,8 +20,8 @@ from .episode_video import film_strip, first_camera, shrink
 
 TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # points of a trajectory, and principal components for clustering
 MAX_GROUPS = 6
-MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
-MAX_SUCCESSES = 50  # successes whose trajectories are drawn for comparison
+MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group of which frames are shown, and frames of each
+MAX_SUCCESSES = 50  # successes with trajectories that are drawn for comparison
 SHAPE_WEIGHT = 0.25  # below this mean silhouette there are no groups (Kaufman and Rousseeuw 1990)
 
 
@@ -33,8 +33,8 @@ class FailureGroup:
         episode_indices: Numbers of the episodes, the most typical one first.
         steps: When the episodes ended: (first, median, last).
         end_location: Where they end, in words.
-        start_distance: Distance of their starts from demonstrated states, relative to that of successes. None if
-            unknown.
+        start_distance: Distance of their starts from demonstrated states, relative to the distance of the starts of
+            successes. None if unknown.
         divergence_step: Median step at which they are farther from demonstrated states than successes ever are. None if
             most stay.
     """
@@ -61,7 +61,7 @@ class FailureGroup:
         }
 
     def describe(self) -> str:
-        """The group in one sentence, without its size."""
+        """Describes the group in one sentence, without its size."""
         first, median, last = self.steps
         when = (f"over at step {median}" if first == last else f"over at steps {first} to {last}, half by {median}")
         limit = ("" if not self.n_timeouts else ", at the time limit" if self.n_timeouts == len(self) else
@@ -69,7 +69,7 @@ class FailureGroup:
         return f"{self.end_location}; {when}{limit}"
 
     def remedy(self, seed: int) -> str:
-        """What to record next, in words."""
+        """Says what to record next to avoid these failures."""
         indices = ", ".join(map(str, self.episode_indices[:5])) + (", ..." if len(self) > 5 else "")
         which = f"{'episode' if len(self) == 1 else 'episodes'} {indices} of seed {seed}"
         begin, leave = ("It begins", "It leaves") if len(self) == 1 else ("They begin", "They leave")
@@ -144,7 +144,7 @@ def _make_group(failures: list[Episode], won, env, view, demonstrated, success_d
 
 
 def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
-    """Where these episodes end: on the map of a PlanarMap, or by what sets their last states apart from successes."""
+    """Describes where these episodes end: on the map, or by what differs from the ends of successes."""
     if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in failures[0].steps:
         ends = np.array([planar_points(e, plane["path"])[-1] for e in failures])
         x, y = np.median(ends, 0).round(2)
@@ -169,7 +169,7 @@ def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
 
 def _distinct_component(failures: Sequence[Episode], won: Sequence[Episode],
                         view: TrajectoryScaling) -> tuple[int, float]:
-    """The component in which the ends of failures differ most from those of successes, and by how many deviations."""
+    """Finds the state component in which ends of failures and successes differ most, and by how many deviations."""
     ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in failures])
     usual = np.median([np.nan_to_num(view.states(e)[-1]) for e in won], 0) if won else np.zeros(ends.shape[1])
     deviations = np.median(ends, 0) - usual
@@ -182,14 +182,15 @@ def _distinct_component(failures: Sequence[Episode], won: Sequence[Episode],
 
 @dataclass(frozen=True)
 class FailurePictures:
-    """What a page shows of a group of failures.
+    """The pictures that a page shows of a group of failures.
 
     Args:
-        trajectories: The group's trajectories, and those of successes in gray: over the map of a `PlanarMap`, else in
-            the component whose end differs most from that of successes. None without numeric observations.
+        trajectories: The group's trajectories, and trajectories of successes in gray. They are drawn over the map of a
+            `PlanarMap`. Without a map, the component is drawn in which the ends of failures and successes differ most.
+            None without numeric observations.
         strips: (episode number, frames) of the most typical episodes of the group, the most typical first. Empty if
             there is no camera and the environment cannot draw.
-        success_strip: The same of the successful episode that starts nearest to the most typical failure.
+        success_strip: Episode number and frames of the success that starts nearest to the most typical failure.
     """
 
     trajectories: plots.Figure | None
@@ -198,9 +199,9 @@ class FailurePictures:
 
 
 def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env | None) -> list[FailurePictures]:
-    """Draws the episodes of each group, next to successes.
+    """Draws the episodes of each group of failures, next to successes.
 
-    Frames are those of the first camera. Without a camera, the environment draws them: the recorded actions are
+    Frames are taken from the first camera. Without a camera, the environment draws them: the recorded actions are
     executed again from the same start.
 
     Args:
@@ -226,7 +227,7 @@ def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env 
 
 
 def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]:
-    """The trajectories of each group over those of successes."""
+    """Draws the trajectories of each group of failures over the trajectories of successes."""
     drawn_successes = won[:MAX_SUCCESSES]
     if isinstance(env, PlanarMap):
         plane = plots.visible_area(env.map(), [*(at[n] for g in groups for n in g.episode_indices), *drawn_successes])
@@ -248,13 +249,13 @@ def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]
 
 
 def _nearest_start(episode: Episode, won: Sequence[Episode], view: TrajectoryScaling) -> Episode | None:
-    """The success whose first state is nearest."""
+    """Returns the success with the nearest first state."""
     start = np.nan_to_num(view.states(episode)[0])
     return min(won, key=lambda e: float(np.linalg.norm(np.nan_to_num(view.states(e)[0]) - start)), default=None)
 
 
 def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure | None]:
-    """Frames of each episode; None where there is nothing to see."""
+    """Returns frames of each episode as a film strip. None for an episode without pictures."""
     if all(first_camera(e) is not None for e in episodes):
         return [film_strip(e, STRIP_FRAMES) for e in episodes]
     if isinstance(env, Renderable):
@@ -264,7 +265,7 @@ def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure |
 
 
 def _rerender(episodes: Sequence[Episode], env: Renderable, most: int) -> list[list[tuple[int, np.ndarray]]]:
-    """(step, frame) of each episode. Its actions are repeated from its start, in parallel with those of the others."""
+    """Renders recorded episodes again by repeating their actions in the environment. Returns (step, frame) of each."""
     out: list[list[tuple[int, np.ndarray]]] = []
     for i in range(0, len(episodes), env.rows):
         group = episodes[i:i + env.rows]

@@ -1,4 +1,4 @@
-"""The value of a policy, estimated from recorded episodes of other policies."""
+"""Fitted Q evaluation: estimates the value of a policy from recorded episodes of other policies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class PolicyValue:
     """An estimate of the mean discounted return of a policy, from the starts of recorded episodes.
 
     Attributes:
-        value: The estimate. Its interval is that of other episodes of the same kind, not of the critic's own errors.
+        value: The estimate. Its interval says how much other episodes of the same kind would change it. It does not
+            cover errors of the critic.
         recorded: The mean discounted return of the episodes themselves.
         n_trained_on: Number of episodes that the policy was trained on, which make it look better than it is.
         last_change: Change of the estimate in the last tenth of the updates.
@@ -49,11 +50,11 @@ class PolicyValue:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the estimate changed less at the end, and is still to change less, than its interval is wide."""
+        """Whether the estimate has converged: its last and coming changes are smaller than its interval."""
         return max(abs(self.last_change), abs(self.remaining)) <= self.value.high - self.value.low
 
     def describe(self) -> str:
-        """The result in words."""
+        """Describes the estimate in words."""
         v, r = self.value, self.recorded
         overlap = f", {self.n_trained_on} of which it was trained on" if self.n_trained_on else ""
         text = (f"Fitted Q evaluation on {self.n_episodes} episodes{overlap}: the discounted return of the policy is "
@@ -71,11 +72,11 @@ class PolicyValue:
                 f"and {self.remaining:.3g} may be still to come. Make more: --updates. {text}")
 
     def to_json(self) -> dict[str, Any]:
-        """The estimate and its limits, as JSON data."""
+        """Returns the estimate and its limits as JSON."""
         return {**asdict(self), "settled": self.is_settled, "note": NOTE}
 
 
-NOTE = ("This value is no measurement: no step of the policy was carried out. Where the policy takes actions that the "
+NOTE = ("This value is not measured: no step of the policy was carried out. Where the policy takes actions that the "
         "episodes do not have, it is a guess, which can be far too high, and the interval does not show that. To "
         "measure the return, let the policy act: understudy eval RUN ENV.")
 
@@ -87,7 +88,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     Args:
         trained: The run, loaded with its transforms.
         data: Episodes as the policy learns from them (`training_data`), with rewards and ends.
-        config: Its encoder and numbers of steps of a plan are replaced by those that suit the run.
+        config: Its encoder and numbers of steps of a plan are replaced by values that suit the run.
 
     Raises:
         Unsupported: What the policy does next does not depend on its observations alone.
@@ -99,7 +100,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     config = replace(config, skip=executor.skip, n_action_steps=executor.n_action_steps,
                      critic=replace(config.critic, encoder=encoder))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of the first weights
+        torch.manual_seed(seed)  # seed of the first weights
         learner = FittedQLearner(config, policy, seed, config.steps, data, trained.planner())
     sampler, tenth = learner.batch_sampler(data), config.steps - config.steps // 10
     fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth, callbacks=callbacks)
@@ -118,7 +119,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
 
 
 def check(trained: TrainedRun, data: Dataset) -> None:
-    """Raises UserError if the data tell no values, or if that of the policy depends on more than its observations."""
+    """Raises UserError if the data allow no estimate, or if the policy acts by more than its observations."""
     path, columns = data.metadata.get("path", "data set"), data.features()
     if missing := [name for name in (REWARD, TERMINATED) if name not in columns]:
         raise DataError(f"there is no column {missing[0]!r}; the columns are {', '.join(columns)}", where=path,

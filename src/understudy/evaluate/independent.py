@@ -1,7 +1,8 @@
-"""Tests and intervals for the difference of two independent rates: two policies on different starts.
+"""Tests and intervals for the difference of two independent success rates: two policies on different starts.
 
-Pairs are more informative (`stats.tango`, `stats.mcnemar`). These functions are for rollouts by others, or for a robot
-that cannot be set up twice in the same way. Arguments: successes and trials of the first policy, then of the second.
+Pairs are more informative (`stats.tango`, `stats.mcnemar`). These functions are for rollouts by other people, or for a
+robot that cannot be set up twice in the same way. Arguments: successes and trials of the first policy, then of the
+second.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .stats import LEVEL, Interval, _check_counts
 
 
 def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Exact two-sided p-value of no difference, given the total number of successes.
+    """Computes the exact two-sided p-value of no difference of two rates, given the total number of successes.
 
     It is never too small, and somewhat too large.
 
@@ -25,7 +26,7 @@ def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
 
 
 def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Exact two-sided p-value of no difference for the worst-case rate. It is more powerful than `fisher_exact`.
+    """Computes the exact two-sided p-value of no difference of two rates by Barnard's test, which has more power.
 
     The statistic is the pooled score.
 
@@ -38,7 +39,7 @@ def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
 
 
 def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> float:
-    """Score statistic of a hypothetical difference of two independent rates.
+    """Computes the score statistic of a hypothetical difference of two independent rates.
 
     The variance uses the most likely rates under the hypothesis.
 
@@ -62,7 +63,9 @@ def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> fl
 
 
 def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
-    """Score interval of the difference of two independent rates, first minus second. It covers close to `level`.
+    """Computes the score interval of the difference of two independent rates, first minus second.
+
+    It covers close to `level`.
 
     References:
         Miettinen and Nurminen (1985), Comparative Analysis of Two Rates.
@@ -77,7 +80,7 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
 
 
 def _constrained_estimate(k1: float, n1: float, k2: float, n2: float, d: float) -> float:
-    """The most likely second rate if the first is larger by d: a root of a cubic, by the cosine formula."""
+    """Computes the most likely second rate if the first is larger by d, as the root of a cubic equation."""
     n, k = n1 + n2, k1 + k2
     square, line, constant = (n1 + 2 * n2) * d - n - k, (n2 * d - n - 2 * k2) * d + k, k2 * d * (1 - d)
     q = square**3 / (27 * n**3) - square * line / (6 * n**2) + constant / (2 * n)

@@ -29,24 +29,24 @@ LABELS = ("failure", "partial", "success")
 
 @dataclass(frozen=True)
 class Trial:
-    """What the person, or the function that runs the robot, must know about a trial. It does not reveal the policy."""
+    """A trial as the person who runs it sees it, which does not reveal the policy."""
 
-    index: int  # of this trial, from 1; spoiled trials count
-    start: int  # of the scene, from 1; each scene must look the same for both policies
+    index: int  # number of this trial, from 1; spoiled trials count
+    start: int  # number of the scene, from 1; each scene must look the same for both policies
     key: Tensor  # (1,) int64: the randomness of the policy, for `actor.start(obs, trial.key)`
 
 
 @dataclass(frozen=True)
 class Round:
-    """One scene, with one trial of every policy."""
+    """One scene (start), with one trial of every policy."""
 
     index: int  # decides the order of its trials
-    labels: tuple[str, ...] = ()  # of its trials so far, in their order
+    labels: tuple[str, ...] = ()  # labels of the trials of this round so far, in order
 
 
 @dataclass(frozen=True)
 class TrialSession:
-    """The state of an evaluation."""
+    """The state of an evaluation by a person: the trials so far."""
 
     rounds: tuple[Round, ...] = ()  # complete ones
     current_round: Round = field(default_factory=lambda: Round(0))
@@ -68,7 +68,8 @@ class TrialDesign:
     Args:
         policies: One name with a `SequentialRateTest`, or two names with a `SequentialDifferenceTest`.
         test: The test. `test.max_rollouts` limits the number of rounds.
-        labels: From worst to best. Only the last one is a success. The others are reported in the result.
+        labels: Labels from worst to best. Only the last label is a success. The remaining labels are reported in the
+            result.
         seed: Seed of the orders and of the randomness of the policies.
     """
 
@@ -91,23 +92,25 @@ class TrialDesign:
         return TrialSession(discarded=(0,) * len(self.policies))
 
     def policy_order(self, draw: int) -> tuple[int, ...]:
-        """Indices of the policies in the order of the trials of this round. It depends on the names of the policies, so
-        that nobody can learn the first orders by heart."""
+        """Returns the order of the policies in the trials of a round, as indices.
+
+        It depends on the names of the policies, so that nobody can learn the first orders by heart.
+        """
         salt = hashlib.sha256(json.dumps([self.seed, *self.policies]).encode()).digest()
         coin = uniform(keys(int.from_bytes(salt[:6]), [draw]), torch.zeros(1, dtype=torch.int64), (len(self.policies),))
         return tuple(coin[0].argsort().tolist())
 
     def current_policy(self, session: TrialSession) -> int:
-        """Index of the policy of the current or next trial."""
+        """Returns the index of the policy of the current or next trial."""
         return self.policy_order(session.current_round.index)[len(session.current_round.labels)]
 
     def current_trial(self, session: TrialSession) -> Trial:
-        """The current or next trial."""
+        """Returns the current or next trial."""
         return Trial(session.n_trials + (not session.is_running), len(session.rounds) + 1,
                      keys(self.seed, [session.current_round.index]))
 
     def next_event(self, session: TrialSession) -> Literal["begin", "label", "end", "over"]:
-        """What comes next: a trial, its label, the end (if the result is clear), or nothing."""
+        """Returns what comes next: a trial, its label, the end (if the result is clear), or nothing."""
         if session.is_over:
             return "over"
         if session.is_running:
@@ -115,7 +118,7 @@ class TrialDesign:
         return "end" if not session.current_round.labels and self.verdict(session) is not None else "begin"
 
     def update(self, session: TrialSession, event: Mapping[str, Any]) -> TrialSession:
-        """The session after an event.
+        """Returns the session after an event.
 
         Args:
             event: One of:
@@ -165,7 +168,7 @@ class TrialDesign:
         return replace(s, rounds=(*rounds, replace(last, labels=(*last.labels[:-1], event["label"]))))
 
     def to_json(self) -> dict[str, Any]:
-        """The design as JSON, for the first line of a journal."""
+        """Returns the design as JSON, for the first line of a journal."""
         threshold = self.test.threshold if isinstance(self.test, SequentialRateTest) else None
         return {
             "policies": list(self.policies),
@@ -191,23 +194,23 @@ class TrialDesign:
     # -- results ---------------------------------------------------------------------------------------------
 
     def complete_rounds(self, session: TrialSession) -> list[tuple[str, ...]]:
-        """For each complete round, the label of every policy, in the order of `policies`."""
+        """Returns the label of every policy, in the order of `policies`, for each complete round."""
         return [tuple(r.labels[self.policy_order(r.index).index(i)] for i in range(len(self.policies)))
                 for r in session.rounds]
 
     def test_state(self, session: TrialSession) -> dict[str, int]:
-        """The state of the test after the complete rounds."""
+        """Returns the state of the test after the complete rounds."""
         state = self.test.start()
         for labels in self.complete_rounds(session):
             state = self.test.update(state, *(label == self.labels[-1] for label in labels))
         return state
 
     def verdict(self, session: TrialSession) -> str | None:
-        """The verdict of the test on complete rounds. None while it is not clear."""
+        """Returns the verdict of the test on complete rounds. None while it is not clear."""
         return self.test.verdict(self.test_state(session))
 
     def result(self, session: TrialSession) -> dict[str, Any]:
-        """The complete result as JSON, with the names of the policies. Every interval is valid at any moment."""
+        """Returns the complete result as JSON, with policy names. Every interval is valid at any moment."""
         each, state = self.complete_rounds(session), self.test_state(session)
         policies = []
         for i, name in enumerate(self.policies):
@@ -231,7 +234,7 @@ _NO_JOURNAL = "this file does not hold an evaluation that can be continued"
 
 
 class TrialLog:
-    """Journal of an evaluation: one JSON line per event. The first line describes the evaluation.
+    """Journal of an evaluation by a person: one JSON line per event. The first line describes the evaluation.
 
     A line is on the disk when `write` returns. An incomplete last line, after a crash or a power cut, is removed.
     """
@@ -275,7 +278,7 @@ class TrialLog:
 
 
 def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
-    """All complete lines. An incomplete last line is removed."""
+    """Returns all complete lines of the journal, and removes an incomplete last line."""
     with open(handle, "rb", closefd=False) as file:
         text = file.read()
     whole = text.rfind(b"\n") + 1

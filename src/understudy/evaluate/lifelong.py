@@ -1,4 +1,4 @@
-"""Metrics of a policy that learns one task after another, from its performance in each task after each training."""
+"""Metrics of continual learning: a policy learns one task after another, and is tested in all after each training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class LifelongMetrics:
-    """What `lifelong_metrics` returns.
+    """The result of `lifelong_metrics`, such as final performance, transfer and forgetting.
 
     Args:
         final: Mean performance in all tasks after the last training.
         maintenance: Mean change since a task was trained, over later evaluations and then tasks. Below 0: forgetting.
             A policy that learns nothing has 0, so read it with `final`.
-        forward: Mean change in a task that is not trained yet, by the training of another, over pairs of these.
-        forward_contrast: The same of changes divided by the sum of performance before and after.
-        n_undefined: Number of pairs whose sum is 0. They have no contrast.
+        forward: Mean change in a task that is not trained yet, by the training of another task, over pairs of tasks.
+        forward_contrast: Like `forward`, with each change divided by the sum of performance before and after.
+        n_undefined: Number of pairs with a sum of 0. They have no contrast.
     """
 
     final: float

@@ -1,4 +1,4 @@
-"""Several policies at once: adjusted p-values, letters for those that cannot be told apart, ranks."""
+"""Statistics for comparing several policies at once: adjusted p-values, letter displays, and ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values of several tests by the method of Holm, in the given order.
+    """Adjusts the p-values of several tests by the method of Holm. Returns them in the given order.
 
     The probability that any true null hypothesis falls below alpha is at most alpha, whatever the dependence of the
     tests. The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
@@ -38,7 +38,7 @@ def _check_p_values(p) -> np.ndarray:
 def compact_letter_display(
     is_different: Sequence[Sequence[bool]] | np.ndarray, order: Sequence[int] | None = None
 ) -> list[str]:
-    """Compact letter display of n policies: two share a letter exactly if they cannot be told apart.
+    """Computes the compact letter display of n policies: two share a letter exactly if they cannot be told apart.
 
     Letters are split where two policies differ, absorbed if another letter has the same policies and more, and removed
     if no pair needs them (Piepho 2004).
@@ -63,7 +63,7 @@ def compact_letter_display(
 
 
 def _split(groups: list[set[int]], pair: tuple[int, int]) -> list[set[int]]:
-    """Replaces each group that has both policies by two groups, without the first and without the second."""
+    """Splits each group that has both policies into two groups, each without one of them."""
     with_both = [g for g in groups if g.issuperset(pair)]
     return [g for g in groups if not g.issuperset(pair)] + [g - {policy} for g in with_both for policy in pair]
 
@@ -74,7 +74,7 @@ def _absorb(groups: list[set[int]]) -> list[set[int]]:
 
 
 def _prune(groups: list[set[int]], place: dict[int, int]) -> None:
-    """Removes policies, the worst first, from groups that they need for no pair."""
+    """Removes policies, the worst first, from letter groups in which no pair needs them."""
     for group in groups:
         for policy in sorted(group, key=place.__getitem__, reverse=True):
             other_groups = [other for other in groups if other is not group and policy in other]
@@ -91,7 +91,7 @@ class RankInterval(NamedTuple):
 def rank_intervals(
     is_different: Sequence[Sequence[bool]] | np.ndarray, estimates: Sequence[float] | np.ndarray
 ) -> list[RankInterval]:
-    """The rank of each policy with all ranks that it may have: below those that are better, above those that are worse.
+    """Returns the rank of each policy and the range of ranks it may have, given which policies are surely better.
 
     If the tests of all pairs together are wrong at most once in twenty (`holm`), all these intervals together are right
     in nineteen of twenty repetitions (Mogstad, Romano, Shaikh and Wilhelm 2024).

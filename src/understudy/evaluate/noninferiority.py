@@ -15,14 +15,16 @@ Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 
 
 def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
-    """p-value of the hypothesis that the first policy is worse by `margin` or more. Below 0.05, it is not inferior.
+    """Computes the p-value of the hypothesis that the first policy is worse by `margin` or more.
+
+    Below 0.05, it is not inferior.
 
     The test is one-sided and belongs to the interval: Tango's score test (1998) for two checkpoints,
     `stats.difference_p` for two methods, Miettinen and Nurminen's score test (1985) for unpaired checkpoints.
 
     Args:
         first: Outcomes 0 and 1: (episodes,) of a checkpoint, or (training seeds, episodes) of a method.
-        second: Outcomes of the other, with the same starts in the same places.
+        second: Outcomes of the second checkpoint or method, with the same starts in the same places.
         margin: Largest acceptable difference of success rates.
         paired: False for two checkpoints on different starts, which may have different numbers of episodes.
     """
@@ -30,7 +32,9 @@ def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, 
 
 
 def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
-    """p-value of the hypothesis that the policies differ by `margin` or more. Below 0.05, they are equivalent up to it.
+    """Computes the p-value of the hypothesis that the policies differ by `margin` or more.
+
+    Below 0.05, they are equivalent up to it.
 
     This is the larger p-value of two one-sided tests, so 0.05 corresponds to a 90 % interval.
 

@@ -1,4 +1,4 @@
-"""Sample-size planning.
+"""Sample-size planning: how many rollouts a comparison of policies needs.
 
 How many rollouts a question needs, by the exact power of the tests that answer it, and what more demonstrations would
 bring, by a power law.
@@ -18,13 +18,13 @@ from ..core import UserError
 from .sequential import SequentialDifferenceTest, SequentialRateTest
 from .stats import LEVEL, Interval
 
-ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
+ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # correlations of two policies' outcomes on the same starts
 MAX_ROLLOUTS = 100_000  # upper bound of rollouts of each policy
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Numbers of rollouts of each policy that detect a difference.
+    """The result of `plan`: numbers of rollouts of each policy that detect a difference.
 
     Attributes:
         paired: By the correlation of the two outcomes on the same starts, as far as such different rates can be
@@ -45,7 +45,7 @@ class RolloutPlan:
 
 @dataclass(frozen=True)
 class RateTestPlan:
-    """Numbers of rollouts that tell a rate from a threshold: fixed in advance, or sequential (`expected` on average).
+    """The result of `plan_rate`: numbers of rollouts that tell a success rate from a threshold, fixed or sequential.
     """
 
     fixed_size: int
@@ -79,7 +79,7 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
 
 
 def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RateTestPlan:
-    """Number of rollouts of one policy after which its interval excludes a threshold on the correct side.
+    """Computes the number of rollouts of one policy after which its interval excludes a threshold.
 
     The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`.
 
@@ -112,7 +112,7 @@ class PowerLaw:
     spread: float
 
     def predict(self, demonstrations: float) -> Interval:
-        """The error of one more training with this number of demonstrations, and its prediction interval.
+        """Returns the error predicted for a training with this number of demonstrations, and its prediction interval.
 
         The interval holds if the law goes on beyond the numbers that were tried, which no data inside them show. An
         upper limit of a failure rate may exceed 1.
@@ -170,7 +170,7 @@ def fit_power_law(demonstrations: Sequence[float] | np.ndarray, errors: Sequence
 
 
 def paired_power(first: float, second: float, pairs: int, correlation: float = 0.0, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that `compare` names the better of two policies after a number of pairs.
+    """Computes the exact probability that `compare` names the better of two policies after a number of pairs.
 
     Of m pairs that differ, the better policy must win as many as both McNemar's exact test and the score test of
     Tango's interval require.
@@ -188,7 +188,7 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
 
 
 def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that Fisher's exact test names the better of two policies, on different starts."""
+    """Computes the exact probability that Fisher's exact test names the better of two policies."""
     better, worse = max(first, second), min(first, second)
     k, j = _likely_counts(each, better), _likely_counts(each, worse)
     total = np.arange(k[0] + j[0], k[-1] + j[-1] + 1)
@@ -208,7 +208,7 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
 
 
 def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that the Clopper-Pearson interval excludes a threshold on the side of the rate.
+    """Computes the exact probability that the Clopper-Pearson interval excludes a threshold on the correct side.
 
     Args:
         alpha: 1 less the confidence level.
@@ -222,7 +222,7 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
 def smallest_detectable_effect(
     test: SequentialRateTest | SequentialDifferenceTest, power: float = 0.8
 ) -> tuple[float, float]:
-    """What a sequential test detects within its largest number of rollouts, without the futility rule.
+    """Computes the smallest difference that a sequential test detects within its largest number of rollouts.
 
     Args:
         test: The test, with `max_rollouts`.
@@ -252,13 +252,13 @@ def smallest_detectable_effect(
 
 
 def max_correlation(first: float, second: float) -> float:
-    """The largest correlation that two 0/1 outcomes can have."""
+    """Computes the largest correlation that two 0/1 outcomes with these probabilities can have."""
     low, high = sorted((first, second))
     return math.sqrt(low * (1 - high) / (high * (1 - low)))
 
 
 def _discordant_probabilities(first: float, second: float, correlation: float) -> tuple[float, float]:
-    """Probabilities that only the first succeeds, and that only the second does."""
+    """Returns the probabilities that only the first policy succeeds, and that only the second does."""
     both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     if not max(first + second - 1, 0) - 1e-9 <= both <= min(first, second) + 1e-9:
         raise ValueError(f"outcomes with the rates {first:g} and {second:g} cannot have a correlation of "
@@ -267,7 +267,7 @@ def _discordant_probabilities(first: float, second: float, correlation: float) -
 
 
 def _likely_counts(n: int, p: float) -> np.ndarray:
-    """All counts except the most improbable ones, with total probability 1e-15."""
+    """Returns all counts except the most improbable ones, with total probability 1e-15."""
     low, high = scipy.stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
     return np.arange(int(low), int(high) + 1)
 
@@ -276,7 +276,7 @@ def _likely_counts(n: int, p: float) -> np.ndarray:
 
 
 def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Outcome of a test that ends below at up to bounds(n)[0] wins, and above from bounds(n)[1] wins on.
+    """Computes the outcome probabilities of a test that ends when the wins leave the bounds after n trials.
 
     Each trial is won with probability p.
 
@@ -285,7 +285,7 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
     """
     low, high = bounds(np.arange(max_rollouts + 1))
     wins, goes_on = np.zeros(max_rollouts + 1), np.ones(max_rollouts + 1)
-    alive, first = np.ones(1), 0  # of first, first + 1, ... wins
+    alive, first = np.ones(1), 0  # probabilities of first, first + 1, ... wins
     for n in range(1, max_rollouts + 1):
         alive = np.append(alive * (1 - p), 0.0) + np.append(0.0, alive * p)
         over, under = max(int(high[n]) - first, 0), max(int(low[n]) + 1 - first, 0)
@@ -299,7 +299,7 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
 
 
 def _rate_test_outcome(test: SequentialRateTest, rate: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_sequential_outcome`: the end above is that on the side of the rate."""
+    """Computes the outcome of a sequential test of one rate, as `_sequential_outcome`."""
     up = rate > test.threshold
 
     def bounds(n):
@@ -311,7 +311,7 @@ def _rate_test_outcome(test: SequentialRateTest, rate: float, max_rollouts: int)
 def _sequential_sample_size(
     wins: np.ndarray, is_undecided: np.ndarray, informative_fraction: float, power: float, guess: int
 ) -> tuple[int, int]:
-    """(expected, maximum) rollouts if only a fraction of them is informative for the test."""
+    """Returns the (expected, maximum) rollouts of a sequential test if only a fraction of them is informative."""
     def mean(values, n):
         m = _likely_counts(n, informative_fraction)
         return float(scipy.stats.binom.pmf(m, n, informative_fraction) @ values[np.minimum(m, len(values) - 1)])
@@ -322,7 +322,7 @@ def _sequential_sample_size(
 
 
 def _smallest_sufficient(power: Callable[[int], float], required_power: float, guess: int) -> int:
-    """The smallest number from which on the power is sufficient. It falls a little where a count is not whole."""
+    """Returns the smallest number from which on the power is sufficient, although it does not rise steadily."""
     low, high = 0, max(guess, 1)
     while power(high) < required_power:
         low, high = high, math.ceil(1.2 * high)
@@ -334,7 +334,7 @@ def _smallest_sufficient(power: Callable[[int], float], required_power: float, g
 
 
 def _normal_sample_size(first: float, second: float, alpha: float, power: float) -> int:
-    """Normal approximation for two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
+    """Computes the sample size for two independent rates by a normal approximation (Fleiss, Levin and Paik 2003)."""
     middle, gap = (first + second) / 2, abs(first - second)
     z = (scipy.stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
          + scipy.stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))

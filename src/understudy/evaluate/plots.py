@@ -1,7 +1,7 @@
-"""Figures as SVG, with alternative text, sharp at any size, in light and dark mode.
+"""Draws figures as SVG, with alternative text, sharp at any size, in light and dark mode.
 
-Colors are those of Okabe and Ito (2008) or similar, which color-blind people can distinguish. Nothing is shown by color
-alone.
+Colors are the colors of Okabe and Ito (2008) or similar, which color-blind people can distinguish. Nothing is shown by
+color alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .behavior.clearance import planar_points
 from .behavior.scaling import evenly_spaced_indices
 from .stats import Interval
 
-WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
-MAX_EPISODES = 200  # whose trajectories are drawn
+WIDTH = 420  # width of every plot, so that its text has the size of the page's text, also on a phone
+MAX_EPISODES = 200  # largest number of episodes with drawn trajectories
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Point = tuple[float, float]
 Points = Iterable[Point]
@@ -69,7 +69,7 @@ class Figure:
     alt_text: str  # describes the figure in words
 
     def standalone_svg(self) -> str:
-        """The SVG as a separate file."""
+        """Returns the SVG as a separate file."""
         style = _tag("style", STYLE + "\n.plot{background:var(--paper)}")
         return self.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", ">" + style, 1)
 
@@ -78,7 +78,7 @@ class Figure:
 
 
 def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: Sequence[Episode] = ()) -> Figure:
-    """Trajectories over a map: a solid line succeeds, a dashed one with a cross does not.
+    """Draws trajectories over a map: a solid line succeeds, a dashed one with a cross does not.
 
     Args:
         data: The episodes. Where marks, such as goals, differ by episode, the first six have a map each.
@@ -111,7 +111,7 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map, without marks, that contains episodes and shapes."""
+    """Returns the part of a map, without marks, that contains episodes and shapes."""
     if plane.get("marks"):
         return dict(plane)
     points = [planar_points(e, plane["path"]) for e in data]
@@ -124,7 +124,7 @@ def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str,
 
 
 class _MapPanel:
-    """A map of the given width at (x_start, top)."""
+    """A map of the given width at (x_start, top) in a figure."""
 
     SHAPE_STYLES = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
              "goal": {"fill": "var(--goal)", "fill_opacity": 0.16, "stroke": "var(--goal)", "stroke_width": 1.6},
@@ -154,7 +154,7 @@ class _MapPanel:
         ]
 
     def names(self, shapes, episodes: Sequence[Episode]) -> list[str]:
-        """Labels: inside a shape if there is room, otherwise next to it where the trajectories cover it least."""
+        """Draws the labels of shapes: inside if there is room, otherwise where the trajectories cover them least."""
         ways = [np.linspace(w[:-1], w[1:], 8).reshape(-1, 2) for w in map(np.array, map(self.points, episodes))]
         covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.x_start, self.top])
         high, out = low + (self.width, self.height), []
@@ -203,7 +203,7 @@ def _outcome_text(is_success: Sequence[bool | None]) -> str:
 
 
 def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
-    """Figure of frames in reading order, each above its label, stored without loss.
+    """Draws a figure of frames in reading order, each above its label, stored without loss.
 
     Args:
         frames: Images of one size, (H, W, 3) uint8 each.
@@ -227,7 +227,7 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
 
 
 def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
-    """One row (name, success, tally) per policy: a bar up to the estimate, and the interval over it."""
+    """Draws one row (name, success, tally) per policy: a bar up to the estimate, and the interval over it."""
     parts, descriptions, step = [], [], 62
     right, bottom = WIDTH - 1, step * len(rows) + 6
     parts += _grid_lines([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
@@ -248,7 +248,7 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
 
 def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
                    percent: bool = True) -> Figure:
-    """Figure of a paired difference, first minus second, with its interval. The line in the middle is no difference.
+    """Draws a paired difference, first minus second, with its interval.
 
     Args:
         percent: Whether the values are rates, shown in percentage points.
@@ -270,11 +270,11 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
 
 
 def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
-    """Figure with one row per pair, on one scale. The line in the middle is no difference.
+    """Draws one row with a difference per pair, on one scale.
 
     Args:
-        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
-            full dot, the others a ring.
+        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. A pair that can be
+            told apart has a full dot, and a pair that cannot has a ring.
     """
     step, descriptions = 44, []
     bottom = step * len(rows) + 4
@@ -299,7 +299,7 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
 
 def _difference_axis(values: Iterable[float], room: float, percent: bool, top: float, bottom: float
                      ) -> tuple[Callable[[float], float], Callable[[float], str], list[str]]:
-    """The place and the label of a difference, and grid lines around the one of no difference."""
+    """Draws the axis of differences: positions, labels, and grid lines around zero."""
     reach = max((abs(v) for v in values if math.isfinite(v)), default=1.0) * room or 1.0
     if percent:  # only a few scales, so that pages can be compared
         reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
@@ -332,7 +332,7 @@ def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -
 
 
 class _Axes:
-    """A frame with round numbers on its left and bottom axes."""
+    """Draws axes: a frame with round numbers on its left and bottom sides."""
 
     x_start, x_end = 50.0, WIDTH - 6.0
 
@@ -377,11 +377,11 @@ class _Axes:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of `curves`.
+    """An axis of the figure that `curves` draws.
 
     Args:
-        low: Lower end. None for that of the data.
-        high: Upper end. None for that of the data.
+        low: Lower end. None for the lowest value of the data.
+        high: Upper end. None for the highest value of the data.
     """
 
     name: str
@@ -390,7 +390,7 @@ class Axis:
     log: bool = False
 
     def limits(self, values: np.ndarray) -> tuple[float, float]:
-        """The ends for these values."""
+        """Returns the ends of the axis for these values."""
         return values.min() if self.low is None else self.low, values.max() if self.high is None else self.high
 
 
@@ -398,7 +398,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
            bands: Mapping[str, tuple[Values, Values]] | None = None,
            smooth: Mapping[str, tuple[Values, Values]] | None = None,
            marks: Mapping[str, float] | None = None, names: Sequence[str] | None = None) -> Figure:
-    """Curves over one axis, each with its own color and dash pattern.
+    """Draws curves over one axis, each with its own color and dash pattern.
 
     Args:
         series: Name -> (x, y). What is not finite, or not positive on a logarithmic axis, is left out.
@@ -449,13 +449,13 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
 
 
 def _series_style(i: int) -> tuple[str, str]:
-    """Color and dash pattern of the i-th series. The first 16 differ, and the first four in both."""
+    """Returns color and dash pattern of the i-th curve. The first 16 differ, and the first four in both."""
     return f"var(--s{i % 4})", DASH_PATTERNS[(i + i // 4) % 4]
 
 
 def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low: float, high: float, *,
                      context: Sequence[np.ndarray] = ()) -> Figure:
-    """One component of failed episodes over their steps: dashed lines that end in a cross.
+    """Draws one component of failed episodes over their steps, as dashed lines that end in a cross.
 
     Args:
         context: Its values in other episodes, drawn as thin gray lines below.
@@ -478,7 +478,7 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
                 as_fraction: bool = True) -> Figure:
-    """Figure of a value with its interval at each of several evenly spaced levels.
+    """Draws a value with its interval at each of several evenly spaced levels.
 
     Args:
         half_value: Where to draw a line. NaN for none.
@@ -508,18 +508,18 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     return _figure(parts, axes.height, f"By {x_name}. {description}.")
 
 
-def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
-    """Histogram. Bars of whole numbers each cover the same number of integers.
+def histogram(values: Values, x_name: str, of: str = "episodes") -> Figure:
+    """Draws a histogram. Bars of whole numbers each cover the same number of integers.
 
     Args:
-        values: The values. Those that are not finite are left out.
+        values: The values. Values that are not finite are left out.
     """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     if not len(v):
         return _empty_figure(x_name)
     drawn = v.clip(-1e300, 1e300)  # beyond this, differences overflow
-    low, high = float(drawn.min()), float(drawn.max())
+    low, high, bins = float(drawn.min()), float(drawn.max()), 24
     finest = float(np.spacing(max(abs(low), abs(high))))
     whole = finest < 1e-2 and bool((v == v.round()).all())
     if whole:
@@ -548,7 +548,7 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
-    """Figure with one bar per row, with a tick at a second value, if there is one.
+    """Draws one bar per row, with a tick at a second value, if there is one.
 
     Args:
         rows: Label, value, and second value or None.
@@ -577,7 +577,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
 
 
 def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
-    """Figure of one component of recorded actions as a strong line, with sampled chunks.
+    """Draws one component of recorded actions as a strong line, with sampled chunks of a policy.
 
     Args:
         actions: Recorded actions, (T, A).
@@ -606,7 +606,7 @@ def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], comp
 
 
 def is_single_step(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
-    """Whether each chunk has only one step, and is drawn as a dot."""
+    """Returns whether each chunk has only one step, and is drawn as a dot."""
     return all(np.shape(plans)[1] == 1 for _, plans in chunks)
 
 
@@ -623,7 +623,7 @@ def _empty_figure(name: str) -> Figure:
 
 
 def _tag(name: str, inside: str = "", **attributes) -> str:
-    """An SVG element. `inside` is markup; attributes are escaped, and their underscores become hyphens."""
+    """Builds an SVG element. `inside` is markup. Attributes are escaped, and their underscores become hyphens."""
     markup = "".join(f' {k.replace("_", "-")}="{escape(f"{v:.4g}" if isinstance(v, float) else str(v))}"'
                      for k, v in attributes.items())
     return f"<{name}{markup}>{inside}</{name}>" if inside or name in ("svg", "text") else f"<{name}{markup}/>"
@@ -643,7 +643,7 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
 
 
 def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
-    """A line with color, dash pattern and name of each series, and the number of rows of the legend."""
+    """Draws the legend of curves, and returns it with its number of rows."""
     parts, x, row = [], 0.0, 0
     for name, (color, dash) in styles.items():
         width = 52 + 7.4 * len(_truncate(name, 40))
@@ -659,7 +659,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Rounds numbers from at or below `low` to at or above `high`."""
+    """Returns round numbers from at or below `low` to at or above `high`, for an axis."""
     low, high = (float(v) if abs(v) > 1e-200 else 0.0 for v in (low, high))
     span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
     raw = (span or abs(high) or 1.0) / about
@@ -670,7 +670,7 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten over a few decades, or powers of ten over many."""
+    """Returns round numbers for a logarithmic axis: 1, 2 and 5 times powers of ten, or only powers of ten."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     if last - first > 3:
         every = math.ceil((last - first) / 6)
@@ -682,7 +682,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _format_number(v: float, sign: bool = False) -> str:
-    """Three digits, or a whole number in full, with a true minus sign."""
+    """Formats a number with three digits, or a whole number in full, with a true minus sign."""
     if not math.isfinite(v):
         return "–"
     v = 0.0 if v == 0 else float(v)

@@ -1,4 +1,4 @@
-"""Recording of rollouts. Episodes are stored as they end, so that an interrupted recording can continue."""
+"""Records rollouts into a data set, episode by episode, so that an interrupted recording can continue."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.formats.lerobot_read import UNDERSTUDY_FOLDER, read_json_lines
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.tasks import shown_texts
 from ..envs.base import ROUNDED, Env, HasExpert
 from ..execute.actor import Actor, CountingActor
 from ..files import write_text
-from .evaluation import seed_of_recording
+from .evaluation import user_seed
 from .rollout import rollout
 from .workers import WorkerPool
 
@@ -93,7 +94,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
 
 def _warn_of_rounding(out: Path, env: Env | WorkerPool) -> None:
-    """Warns of columns that were recorded as float32 although it does not show how their numbers change."""
+    """Warns of columns that lose their changes because they were recorded as float32."""
     for name, problem in env.metadata.get(ROUNDED, {}).items():
         warnings.warn(f"{out}: {name} loses precision, because it is recorded as float32: {problem}. Let the "
                       "environment subtract the offset, such as the first value of the episode", DataWarning,
@@ -111,7 +112,7 @@ def _mark_failures(out: Path) -> None:
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
-    """Number of episodes of a recording, after an interrupted one has been repaired.
+    """Returns the number of episodes of a recording, after an interrupted one has been repaired.
 
     Args:
         env: The environment, which must be the recorded one.
@@ -120,7 +121,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         out.rmdir()
     if not out.exists():
         return 0
-    if not (out / "meta" / "info.json").exists():
+    if not is_lerobot(out):
         raise UserError("the folder does not contain a recording", where=out, hint="choose another folder")
     warn_of_losses(out, repair(out))
     data = open_dataset(out)
@@ -129,7 +130,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         expected = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
         if recorded != expected:
             field = next(k for k in expected if recorded[k] != expected[k])
-            there, here = (seed_of_recording(v) if field == "seed" and isinstance(v, int) else v
+            there, here = (user_seed(v) if field == "seed" and isinstance(v, int) else v
                            for v in (recorded[field], expected[field]))
             raise UserError(f"the recording has {field} {there!r}, but this run has {field} {here!r}",
                             where=f"{out}, episode {n}",
@@ -139,7 +140,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
 
 @dataclass(frozen=True)
 class UniformRandomActor(CountingActor):
-    """Samples actions uniformly within their limits."""
+    """Actor that samples actions uniformly within their limits."""
 
     env: Env
 
@@ -158,7 +159,7 @@ class UniformRandomActor(CountingActor):
 
 
 def expert_actor(env: Env) -> Actor:
-    """The expert of the environment."""
+    """Returns the expert of the environment."""
     if not isinstance(env, HasExpert):
         raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
                         "--actor random, or your own demonstrations with "

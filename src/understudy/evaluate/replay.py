@@ -1,4 +1,4 @@
-"""Replay: do the recorded actions have the same effect again? The first test of a data set and its simulator."""
+"""Replays recorded actions in a simulator, to test whether they have the same effect again."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first row that differs from the recording.
+    """The first row in which a replayed episode differs from the recording.
 
     `difference` is the largest one, relative to the largest value of that column in the episode (absolute if that is
     0).
     """
 
-    step: int  # of the recorded row that differs
+    step: int  # step of the recorded row that differs
     column: str
     difference: float
 
 
 @dataclass(frozen=True)
 class ReplayedEpisode:
-    """One episode. `max_differences` are the largest of each column over all steps, as in `Divergence`."""
+    """The result of replaying one episode. `max_differences` are the largest of each column, as in `Divergence`."""
 
     episode: int
     steps: int
@@ -59,7 +59,7 @@ class ReplayResult:
         }
 
     def describe(self) -> str:
-        """The result in words."""
+        """Describes the result in words."""
         n, divergent = len(self.episodes), [(t, t.divergence) for t in self.episodes if t.divergence is not None]
         how = "State playback" if self.restored_state else "Open loop"
         text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
@@ -83,7 +83,7 @@ class ReplayResult:
 
 def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state: bool = False,
            tolerance: float = TOLERANCE, watch: Callable[[ReplayedEpisode], None] = lambda t: None) -> ReplayResult:
-    """Replays recorded actions.
+    """Replays recorded actions in an environment, and compares the result with the recording.
 
     Open loop: all recorded actions in order, from the same start. If the metadata say that the episode started in this
     environment with a seed and a number, these give the start. Otherwise the first step is restored. With `state`,
@@ -161,13 +161,13 @@ def _check_shapes(data: Dataset, env: Env) -> None:
 
 
 def _compared_columns(env: Env) -> list[str]:
-    """Camera frames are not compared, because videos are compressed and graphics drivers differ."""
+    """Returns the columns to compare, without cameras, as videos are compressed and graphics drivers differ."""
     columns = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
     return [*columns, "next.reward", "next.terminated"]
 
 
 def recorded_actions(episode: Episode, number: int) -> torch.Tensor:
-    """The recorded actions, (T, A)."""
+    """Returns the recorded actions, (T, A)."""
     if "action" not in episode.steps:
         raise UserError(f"there is no column 'action', only {', '.join(sorted(episode.steps))}",
                         where=f"episode {number}",
@@ -185,7 +185,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         group = list(numbers[i:i + env.rows])
         actions = [recorded_actions(data[n], n) for n in group]
         longest = max(len(a) for a in actions)
-        # Rows without an episode, or without further actions, repeat actions whose results are not used.
+        # Rows without an episode, or without further actions, repeat actions. Their results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
         comparisons = [_ReplayComparison(n, data[n], env, tolerance) for n in group]
@@ -206,7 +206,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
 
 
 def reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
-    """The first observation of rows 0 to len(group) - 1, each started like its episode."""
+    """Starts rows 0 to len(group) - 1 like their episodes, and returns their first observation."""
     rows = torch.arange(len(group))
     metas = [data[n].metadata for n in group]
     if all({"seed", "number"} <= m.keys() and m.get("env") == env.metadata["env"] for m in metas):
@@ -251,7 +251,7 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
 
 
 def recorded_states(episode: Episode, steps: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Returns what `Restorable.restore` needs of some steps of an episode, a row for each.
+    """Returns the columns that `Restorable.restore` needs of some steps of an episode, a row for each.
 
     These are all columns that may be part of a state: numbers of the step itself.
     """

@@ -1,4 +1,4 @@
-"""Reports: the results of an evaluation as one HTML file that loads nothing, in a light and a dark theme."""
+"""Writes the results of an evaluation as one HTML file that loads nothing, in a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .plots import Axis, Figure
 from .stats import Interval
 
 LINES = "A solid line succeeds; a dashed one that ends in a cross does not."
-MAX_FANS = 4  # components of an episode whose plans are drawn
+MAX_FANS = 4  # components of an episode for which plans are drawn
 SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
@@ -114,7 +114,7 @@ class Paragraph(Content):
 
 @dataclass(frozen=True)
 class StatTiles(Content):
-    """A row of values with their names: (name, value) each."""
+    """A row of values with their names on a page: (name, value) each."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -125,7 +125,7 @@ class StatTiles(Content):
 
 @dataclass(frozen=True)
 class Figures(Content):
-    """Figures with titles and captions, side by side where there is room: (title, figure, caption) each."""
+    """Figures with titles and captions, side by side on a page: (title, figure, caption) each."""
 
     items: tuple[tuple[str, Figure, str], ...]
 
@@ -140,7 +140,7 @@ class Figures(Content):
 
 @dataclass(frozen=True)
 class Table(Content):
-    """A table. Numbers, and numbers with intervals, stand at the right. A column without any text is left out."""
+    """A table on a page. Numbers are right-aligned, and a column without any text is left out."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str | float | Interval, ...], ...]
@@ -159,7 +159,7 @@ class Table(Content):
 
 @dataclass(frozen=True)
 class Columns(Content):
-    """Contents with titles, side by side where there is room: (title, contents) each."""
+    """Page contents with titles, side by side where there is room: (title, contents) each."""
 
     items: tuple[tuple[str, tuple[Content, ...]], ...]
 
@@ -171,7 +171,7 @@ class Columns(Content):
 
 @dataclass(frozen=True)
 class SideBySide(Content):
-    """Contents without titles, side by side where there is room."""
+    """Page contents without titles, side by side where there is room."""
 
     items: tuple[Content, ...]
 
@@ -181,7 +181,7 @@ class SideBySide(Content):
 
 @dataclass(frozen=True)
 class Group(Content):
-    """A figure, if there is one, with its caption and what belongs to it."""
+    """A figure on a page, if there is one, with its caption and further contents."""
 
     title: str
     figure: Figure | None
@@ -196,7 +196,7 @@ class Group(Content):
 
 @dataclass(frozen=True)
 class Details(Content):
-    """Contents that the reader opens."""
+    """Page contents that are folded until the reader opens them."""
 
     title: str
     contents: tuple[Content, ...]
@@ -208,7 +208,7 @@ class Details(Content):
 
 @dataclass(frozen=True)
 class Commands(Content):
-    """Commands with what each does: (command, what it does) each."""
+    """Commands on a page, with what each does: (command, what it does) each."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -220,7 +220,7 @@ class Commands(Content):
 
 @dataclass(frozen=True)
 class Remedies(Content):
-    """(what was found, what to do, where) each, below each other, so that a narrow page cuts none of them."""
+    """Findings and remedies on a page: (what was found, what to do, where) each, below each other."""
 
     items: tuple[tuple[str, str, str], ...]
 
@@ -273,7 +273,7 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
-                 training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
+                 training: Mapping[str, TrainingCurves] | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
                  gap: str = "") -> Path:
     """Writes a page about one or two policies.
@@ -293,15 +293,13 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
         sections.append(training_section(training))
-    if data is not None:
-        sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
     return write_page(path, f"{' and '.join(names)} in {judged[0].env}", sections, verdict=verdict,
                       footer=method_notes(judged))
 
 
 def method_notes(judged: Sequence[Evaluation]) -> str:
-    """The names of the intervals and tests on the page, for its footer."""
+    """Returns the names of the intervals and tests on the page, for its footer."""
     success = all(e.success is not None for e in judged)
     used = ["Success: Clopper–Pearson intervals."] if judged[0].success is not None else ["Returns: bootstrap."]
     if len(judged) > 1:
@@ -311,7 +309,7 @@ def method_notes(judged: Sequence[Evaluation]) -> str:
 
 
 def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
-    """A table of the success in each trial, and the gain from the first to the last. Empty without several trials."""
+    """Builds a table of the success in each trial, and the gain from first to last. Empty if there are no trials."""
     evaluations = {capitalize_name(name): e for name, e in runs.items() if e.trials is not None}
     rates = zip(*(e.trials or () for e in evaluations.values()), strict=True)
     rows = tuple((str(number), *row) for number, row in enumerate(rates, 1))
@@ -321,7 +319,7 @@ def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
 
 
 def trajectory_figures(runs: Mapping[str, Evaluation], env: Env | None) -> list[tuple[str, Figure, str]]:
-    """The trajectories of each policy on the same part of the map. Empty if the environment has no map."""
+    """Draws the trajectories of each policy on the same part of the map. Empty if the environment has no map."""
     if not isinstance(env, PlanarMap):
         return []
     plane = plots.visible_area(env.map(), (e for run in runs.values() for e in run.episodes))
@@ -330,7 +328,7 @@ def trajectory_figures(runs: Mapping[str, Evaluation], env: Env | None) -> list[
 
 
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
-    """Section on what the policies did: trajectories, success rates, and the paired difference."""
+    """Builds the section on what the policies did: trajectories, success rates, and the paired difference."""
     first = next(iter(runs.values()))
     n, ways, figures, table = len(first.episodes), trajectory_figures(runs, env), [], ()
     if first.success is not None:
@@ -367,7 +365,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
 
 
 def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:
-    """What the camera saw, where there is one: of each policy its first failure, if it has one, and first success."""
+    """Builds the camera sections: the first failure and the first success of each policy."""
     rows = []
     for name, e in runs.items():
         ended = [plots._outcome(episode) for episode in e.episodes]
@@ -384,7 +382,7 @@ def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:
 
 
 def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
-    """Smoothness, speed, distances, modes and latency of each policy, in columns, and of the demonstrations."""
+    """Builds the section on behavior: smoothness, speed, distances, modes and latency of each policy."""
     names, each = list(runs), list(runs.values())
     metrics = {m.key: m for b in each for m in b.metrics}
     references = {m.key: m.demonstrations for b in each for m in b.metrics if m.demonstrations is not None}
@@ -419,7 +417,7 @@ def _modes_figure(name: str, m: BehaviorModes) -> tuple[str, Figure, str]:
 
 
 def failure_sections(runs: Mapping[str, BehaviorMetrics]) -> list[Section]:
-    """Failures in groups that failed alike. Each group can be opened to see its episodes next to a success."""
+    """Builds the section on groups of similar failures, with their episodes next to a success."""
     groups = [_failure_groups(b) for b in runs.values()]
     if not any(groups):
         return []
@@ -451,7 +449,7 @@ def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
 
 
 def next_step_section(runs: Mapping[str, BehaviorMetrics], commands: Sequence[tuple[str, str]]) -> list[Section]:
-    """Section on what to do next: what to record against the largest group of failures, and commands.
+    """Builds the section on what to do next: what to record against the largest group of failures, and commands.
 
     Args:
         commands: Pairs of a command and what it does.
@@ -474,18 +472,18 @@ def capitalize_first(text: str) -> str:
 
 
 def _is_positive(series) -> bool:
-    """Whether all values are positive, as a logarithmic axis needs. A likelihood's loss passes through 0."""
+    """Returns whether all values are positive, as a logarithmic axis needs."""
     return all(value > 0 for _, values in series.values() for value in values)
 
 
 def training_section(runs: Mapping[str, TrainingCurves]) -> Section:
-    """Loss, error on held-out episodes and, if it was measured, success during training."""
+    """Builds the section on training: loss, error on held-out episodes and, if it was measured, success."""
     items = training_figures(runs)
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 
 def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False) -> list[tuple[str, Figure, str]]:
-    """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured."""
+    """Returns (title, figure, caption) of the loss, the held-out error and the score, if they were measured."""
     best = {name: run.best for name, run in runs.items() if mark_best and run.best is not None}
     ring = " A ring marks the best checkpoint." if best else ""
 
@@ -513,7 +511,7 @@ def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False
 
 
 def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
-    """Section on the demonstrations that the policies learned from."""
+    """Builds the section on the demonstrations that the policies learned from."""
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
              ("per second", f"{data.fps:g}" if data.fps else "unknown")]
@@ -551,7 +549,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str,
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:
-    """Errors next to those of simple guesses, fans of predicted chunks, where it is off, and figures to compare."""
+    """Builds the sections on predicted actions: their errors next to errors of simple guesses, chunks, and figures."""
     return [_component_section(prediction), *_plan_section(prediction), _error_section(prediction),
             _distance_section(prediction)]
 
@@ -582,7 +580,7 @@ def _plan_section(prediction: ActionPrediction) -> list[Section]:
 
 
 def _error_section(prediction: ActionPrediction) -> Section:
-    """Error and spread by step ahead, by time and by component, and the steps at which the policy is least sure."""
+    """Builds the section on errors by step ahead, time and component, and on where the policy is least sure."""
     predicted = prediction.predicted
     unit = f" ({prediction.unit})" if prediction.unit else ""
     has_spread, spread = prediction.samples > 1, "spread of its samples"
@@ -609,7 +607,7 @@ def _error_section(prediction: ActionPrediction) -> Section:
 
 
 def _distance_section(prediction: ActionPrediction) -> Section:
-    """The energy score and what it is made of, for comparing policies that predict a distribution."""
+    """Builds the section on the energy score, which compares policies that predict a distribution."""
     distances = {"of a sample, on average": prediction.mean_error, "of the nearest sample": prediction.best_error,
                  "energy score": prediction.energy_score}
     table = Table(("distance from the recorded chunk", "estimate", "low", "high"),

@@ -17,7 +17,7 @@ Statistic = Callable[..., np.ndarray]  # statistic(values, axis=-1), as numpy's
 
 
 def interquartile_mean(values, axis: int | None = None):
-    """The mean without the lowest and the highest quarter of the values.
+    """Computes the mean without the lowest and the highest quarter of the values.
 
     Rare values affect it less than the mean, and it uses more of the data than the median.
 
@@ -32,7 +32,7 @@ def interquartile_mean(values, axis: int | None = None):
 
 def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.mean, level: float = LEVEL,
               method: Literal["percentile", "BCa"] = "BCa") -> Interval:
-    """Bootstrap interval of a statistic of independent values with any distribution.
+    """Computes the bootstrap interval of a statistic of independent values with any distribution.
 
     It uses 9,999 draws, the same at every call. For a mean, `stats.bootstrap_mean` also corrects for few values.
 
@@ -69,7 +69,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
 
 def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
                          level: float = LEVEL) -> Interval:
-    """Interval of a statistic over several tasks.
+    """Computes the interval of a statistic over several tasks.
 
     The stratified bootstrap draws runs within each task and keeps the tasks, so the result is about these tasks. With
     few runs per task, the percentile interval is too narrow.
@@ -96,7 +96,7 @@ def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statist
 
 @dataclass(frozen=True)
 class PerformanceProfile:
-    """Fraction of runs that score above each threshold, with a band. (thresholds,) each, NaN if a value is NaN."""
+    """The fraction of runs that score above each threshold, (thresholds,), with a band."""
 
     thresholds: np.ndarray
     fraction: np.ndarray
@@ -107,9 +107,9 @@ class PerformanceProfile:
 
 def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
                         level: float = LEVEL) -> PerformanceProfile:
-    """The fraction of runs above each threshold: the whole distribution of values as one curve.
+    """Computes the fraction of runs above each threshold: the whole distribution of values as one curve.
 
-    A method whose curve is higher everywhere is better by any measure. The band is the stratified bootstrap of
+    A method with a curve that is higher everywhere is better by any measure. The band is the stratified bootstrap of
     `aggregate_over_tasks`.
 
     Args:

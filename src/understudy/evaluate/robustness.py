@@ -1,4 +1,4 @@
-"""Robustness: how success changes as the world differs more and more, and where it halves."""
+"""Measures robustness: how success falls as the environment is changed more, and where it halves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ N_REFERENCE_EPISODES = 16  # episodes for measuring the standard deviation of ob
 
 @dataclass(frozen=True)
 class HalfSuccessLevel:
-    """The severity at which a value is half of its value at severity 0.
+    """The severity of a shift at which success (or return) is half of its value at severity 0.
 
     inf: not within the tested severities. nan: there is nothing to halve. `low` and `high` are tested severities or
     inf. `max_severity` is the largest tested severity.
@@ -62,7 +62,7 @@ class HalfSuccessLevel:
 
 @dataclass(frozen=True)
 class SeveritySweep:
-    """One shift: the results at each severity, from 0 upward, on the same starts."""
+    """Results of one shift at each severity, from 0 upward, on the same starts."""
 
     shift: Shift
     severities: tuple[float, ...]  # (L,) the first is 0
@@ -70,13 +70,13 @@ class SeveritySweep:
     returns: np.ndarray  # (L, episodes)
 
     def success_rates(self, level: float = LEVEL) -> list[Interval]:
-        """Interval of the success rate at each severity (of the mean return, if success is not defined)."""
+        """Returns an interval of the success rate (or of the mean return, if there is no success) at each severity."""
         if self.success is None:
             return [stats.bootstrap_mean(r, level) for r in self.returns]
         return [stats.clopper_pearson(int(s.sum()), len(s), level) for s in self.success]
 
     def paired_changes(self, level: float = LEVEL) -> list[tuple[Interval, float]]:
-        """Paired change of each severity from severity 0, with McNemar's p-value for success (nan for returns).
+        """Returns the paired change of each severity from severity 0, with McNemar's p-value for success.
 
         Severity 0 does not differ from itself, so its interval is 0 to 0.
         """
@@ -91,7 +91,7 @@ class SeveritySweep:
 
 
 def half_success_level(severities: Sequence[float], values: np.ndarray, level: float = LEVEL) -> HalfSuccessLevel:
-    """The severity at which the mean has fallen to half of its value at severity 0.
+    """Finds the severity at which the mean has fallen to half of its value at severity 0.
 
     The only assumption is that the mean does not rise with the severity, and it is fitted accordingly (isotonic
     regression; Brunk 1955). `severity` is where straight lines between the fitted means cross the half. The interval
@@ -125,7 +125,7 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
 
 
 def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, float]:
-    """Where the half is crossed, and the two neighboring severities."""
+    """Returns where the half is crossed, and the two neighboring severities."""
     fitted = scipy.optimize.isotonic_regression(means, increasing=False).x
     half = means[0] / 2
     if not half > 0:
@@ -142,7 +142,7 @@ def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, 
 
 
 def available_shifts(env: Env) -> dict[str, Shift]:
-    """All shifts that this environment supports, by name (`envs.shifts`).
+    """Returns all shifts that this environment supports, by name (`envs.shifts`).
 
     The unit of noise is measured: the standard deviation of each component over 16 episodes of the expert, or of
     uniformly random actions if there is no expert.
@@ -154,7 +154,7 @@ def available_shifts(env: Env) -> dict[str, Shift]:
 
 
 def observation_std(env: Env) -> dict[str, Tensor]:
-    """Standard deviation of each observed component over the reference episodes, by column."""
+    """Returns the standard deviation of each observed component over the reference episodes, by column."""
     actor = env.expert() if isinstance(env, HasExpert) else UniformRandomActor(env)
     data = rollout(actor, env, N_REFERENCE_EPISODES, tuning_seed(0))
     return {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in data]).std(0))
@@ -163,7 +163,7 @@ def observation_std(env: Env) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class SweepWorkers:
-    """Processes that share the episodes of a level of a sweep. They are started again at each level.
+    """Worker processes that share the episodes of a level of a sweep. They are started again at each level.
 
     Args:
         count: Number of processes.
@@ -192,7 +192,7 @@ def sweep_severities(
         build: Makes a new copy of the environment, because a shift may change it. Its number of rows affects only the
             time.
         results: File for finished episodes. A later call continues from it, for the same environment, seed and actor.
-        watch: Called with the number of finished episodes, including those from the file.
+        watch: Called with the number of finished episodes, including episodes from the file.
         workers: Processes that share the episodes. None to run all in this process.
     """
     if episodes < 1:
@@ -221,7 +221,7 @@ class _Sweep:
     n_finished: int = 0
 
     def run(self, shift: Shift | None, severity: float) -> list[Outcome]:
-        """Returns the outcomes of all episodes at a severity of a shift, those of the file included."""
+        """Returns the outcomes of all episodes at a severity of a shift, including outcomes in the file."""
         env, actor = self.build(), self.actor
         try:
             about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": self.seed,
@@ -238,7 +238,7 @@ class _Sweep:
             env.close()
 
     def _finish(self, outcomes: list[Outcome], about: Mapping[str, Any], actor: Actor, env: Env) -> None:
-        """Runs the episodes whose outcomes are missing, and adds these."""
+        """Runs the episodes that have no outcome yet, and adds their outcomes."""
         local, workers = (actor, env), self.workers
         pool = WorkerPool(lambda: local, local=local) if workers is None else WorkerPool(
             partial(workers.setup, about["shift"], about["severity"]), workers.count, local=local)
@@ -260,7 +260,7 @@ class ResultsFile:
 
     Args:
         file: None to store nothing.
-        actor_name: Whose outcomes these are. Those of others in the same file are not read.
+        actor_name: Name of the actor that had these outcomes. Outcomes of other actors in the same file are not read.
     """
 
     def __init__(self, file: Path | None, actor_name: str = ""):
@@ -280,7 +280,7 @@ class ResultsFile:
                     continue
 
     def read(self, about: Mapping[str, Any]) -> list[Outcome]:
-        """All episodes from number 0 on."""
+        """Reads the stored outcomes of all episodes from number 0 on."""
         outcomes: list[Outcome] = []
         for line in self.lines:
             if line.get("about") == {**about, "by": self.actor_name} and line["first"] <= len(outcomes):
@@ -302,7 +302,7 @@ class ResultsFile:
 
 
 def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
-    """For JSON: the levels of each shift, and where its value halves (null: not within the tested levels)."""
+    """Converts sweeps to JSON: the levels of each shift, and where its value halves (null: not within the levels)."""
     out = {}
     for c in sweeps:
         value = "return" if c.success is None else "success"
@@ -316,7 +316,7 @@ def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
 
 
 def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
-    """The value at each level with its band, and half of the first value."""
+    """Draws the value at each level with its band, and half of the first value."""
     rates = sweep.success_rates()
     return plots.levels_plot(
         [f"{s:g}" for s in sweep.severities],
@@ -329,7 +329,7 @@ def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
 def hardest_episode(
     actor: Actor, build: Callable[[int], Env], sweep: SeveritySweep, seed: int = 0
 ) -> tuple[int, plots.Figure] | None:
-    """An episode at the hardest level of a sweep: the first failure, if there is one.
+    """Returns an episode at the hardest level of a sweep: the first failure, if there is one.
 
     Returns:
         Number of the episode, and four frames of it. None if nothing can be drawn.
@@ -355,7 +355,7 @@ def hardest_episode(
 
 
 class _FrameCapture(EnvWrapper):
-    """Captures the first, the last and at most 32 evenly spaced frames of row 0 while the wrapping `env` is stepped."""
+    """Wraps an environment to capture the first, the last and at most 32 evenly spaced frames of row 0."""
 
     def __init__(self, env: Env, camera: Renderable):
         super().__init__(env)
@@ -380,7 +380,7 @@ class _FrameCapture(EnvWrapper):
 
 
 def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
-    """The result without a shift, and which shifts halve it."""
+    """Returns, in words, the result without a shift, and which shifts halve it."""
     first, of = sweeps[0], "return" if sweeps[0].success is None else "success"
     n = first.returns.shape[1]
     rate = first.success_rates()[0]
@@ -408,7 +408,7 @@ def _format_interval(i: Interval, metric: str) -> str:
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
                  hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
-    """Writes a page with a curve of each shift.
+    """Writes a page with a curve of success over severity for each shift.
 
     Args:
         hardest_episodes: By the name of the shift, the number of an episode at its hardest level and frames of it.

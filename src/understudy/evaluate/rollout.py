@@ -1,4 +1,4 @@
-"""Rollouts. A rollout is a data set like any other."""
+"""Rollouts: runs a policy in an environment and returns the episodes as a data set."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
                   ) -> Dataset:
     """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
 
-    The episodes do not depend on `env.rows`. Those that turn out not to be needed are dropped.
+    The episodes do not depend on `env.rows`. Episodes that turn out not to be needed are dropped.
 
     Args:
         usual_length: Of an episode. As many run at once as are needed if they are that long.
@@ -135,7 +135,7 @@ class _RunningEpisodes:
         self.info: Mapping[str, Tensor] = {}
 
     def step(self) -> None:
-        """Acts once in all rows. `ended` are the rows whose episodes end with it."""
+        """Acts once in all rows. Then `ended` has the rows in which an episode ends with this step."""
         env, live = self.env, self.live
         with _locate_errors(env, self.number, self.began, self.clock):
             actor_obs = {**self.obs, LAST_REWARD: self.reward}
@@ -169,7 +169,7 @@ class _RunningEpisodes:
         self.ended = (live & (result.terminated | result.truncated)).nonzero().flatten().tolist()
 
     def take_finished(self) -> Iterator[tuple[int, Episode]]:
-        """The episodes that have ended, with their numbers. Their rows get the numbers of the next ones."""
+        """Yields the episodes that have ended, with their numbers. Their rows get the numbers of the next episodes."""
         for row, steps in _finished_columns(self.history, self.clock, self.began, self.ended).items():
             for k, v in self.obs.items():  # the last observation: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
@@ -213,7 +213,7 @@ def _locate_errors(env: Env, episodes: Sequence[int], began: Sequence[int], cloc
 
 
 def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
-    """Idle rows get the observation of the first active one, because an ended episode may show anything."""
+    """Gives idle rows the observation of the first active one, because an ended episode may show anything."""
     rows = torch.arange(len(live))
     return take(obs, torch.where(live, rows, live.int().argmax()))
 
@@ -233,7 +233,7 @@ def _check_observation(obs: Mapping[str, Tensor], env: Env, method: str) -> None
 
 
 def _check_flags(result: StepResult, live: Tensor, env: Env) -> StepResult:
-    """The result with flags of bool. Raises UserCodeError if those of rows with an episode are anything else."""
+    """Returns the step result with bool flags. Raises UserCodeError if active rows have other flags."""
     flags = {"terminated": result.terminated, "truncated": result.truncated,
              **({"success": result.info["success"]} if "success" in result.info else {})}
     if all(isinstance(f, Tensor) and f.dtype == torch.bool and f.shape == live.shape for f in flags.values()):
@@ -252,7 +252,7 @@ def _check_action_shape(action: Tensor, env: Env) -> None:
 
 
 def _finished_columns(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:
-    """The columns of the episodes that end now in these rows. Rows that started together are stacked together."""
+    """Returns the columns of the episodes that end now in these rows, by row."""
     cut = {}
     for start in {began[r] for r in rows}:
         steps = list(history)[start - (clock - len(history)):]

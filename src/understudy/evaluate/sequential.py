@@ -35,10 +35,10 @@ TestState = dict[str, int]
 
 @dataclass(frozen=True)
 class SequentialRateTest:
-    """Is a success rate above or below `threshold`?
+    """Sequential test of whether a success rate is above or below `threshold`.
 
     State: {"trials", "successes"}. The weights of the bets are a Beta distribution with mean `threshold`, so the
-    capital is the beta-binomial likelihood divided by that of `threshold` (Robbins 1970).
+    capital is the beta-binomial likelihood divided by the likelihood of `threshold` (Robbins 1970).
 
     Args:
         max_rollouts: Largest number of rollouts, for the futility rule.
@@ -61,7 +61,7 @@ class SequentialRateTest:
         return {"trials": state["trials"] + 1, "successes": state["successes"] + bool(success)}
 
     def e_value(self, state: TestState) -> float:
-        """The capital against a rate of exactly `threshold`. 1 / e_value is a p-value at any time."""
+        """The evidence (e-value) against a rate of exactly `threshold`. 1 / e_value is a p-value at any time."""
         n, k = _check_state(state, "trials", "successes")
         return _bounded_exp(self._log_e_value(k, n, self.threshold))
 
@@ -73,7 +73,7 @@ class SequentialRateTest:
         return _confidence_sequence(lambda p: self._log_e_value(k, n, p), k / n, 0.0, 1.0, self.level)
 
     def verdict(self, state: TestState) -> Literal["above", "below", "futile"] | None:
-        """The verdict. None means: continue.
+        """The verdict of the test. None means that it continues.
 
         "futile" means that the test would reach a verdict within `max_rollouts` with a probability below a small limit,
         if the rate is as the rollouts so far and a flat prior say (predictive probability: Herson 1979). Stopping there
@@ -103,7 +103,7 @@ class SequentialRateTest:
             enough, middle, n + 1)
 
     def _log_e_value(self, k, n, p):
-        """Logarithm of the capital of bets against a rate of p."""
+        """Computes the logarithm of the capital of bets against a rate of p."""
         a, b = PRIOR_WEIGHT * self.threshold, PRIOR_WEIGHT * (1 - self.threshold)
         mixed = scipy.special.betaln(a + k, b + n - k) - scipy.special.betaln(a, b)
         return mixed - scipy.special.xlogy(k, p) - scipy.special.xlog1py(n - k, -p)
@@ -114,10 +114,10 @@ class SequentialDifferenceTest:
     """Which of two policies succeeds more often, on the same starts or with independent trials that are paired as they
     come?
 
-    State: {"pairs", "first", "second"}: the number of pairs, and of those that only the first or only the second
-    solved. If the policies are equally good, the winner of a pair that differs is a fair coin (McNemar 1947), and the
-    bets are on that coin. Other pairs cost nothing. Against another difference d, the same bets are on first minus
-    second minus d.
+    State: {"pairs", "first", "second"}: the number of all pairs, of pairs that only the first policy solved, and of
+    pairs that only the second policy solved. If the policies are equally good, the winner of a pair that differs is a
+    fair coin (McNemar 1947), and the bets are on that coin. Other pairs cost nothing. Against another difference d, the
+    same bets are on first minus second minus d.
 
     Args:
         max_rollouts: Largest number of pairs, for the futility rule.
@@ -138,7 +138,7 @@ class SequentialDifferenceTest:
                 "second": state["second"] + (bool(second) and not first)}
 
     def e_value(self, state: TestState) -> float:
-        """The capital against no difference. 1 / e_value is a p-value at any time."""
+        """The evidence (e-value) against no difference. 1 / e_value is a p-value at any time."""
         _, b, c = _check_state(state, "pairs", "first", "second")
         return _bounded_exp(_log_e_value_coin(b, c))
 
@@ -151,7 +151,7 @@ class SequentialDifferenceTest:
             lambda d: _log_e_value_paired(b, c, n - b - c, d), (b - c) / n, -1.0, 1.0, self.level)
 
     def verdict(self, state: TestState) -> Literal["first", "second", "futile"] | None:
-        """The verdict. None means: continue. "futile" is as in `SequentialRateTest`."""
+        """The verdict of the test. None means that it continues. "futile" is as in `SequentialRateTest`."""
         n, b, c = _check_state(state, "pairs", "first", "second")
         if _log_e_value_coin(b, c) >= _log_threshold(self.level):
             return "first" if b > c else "second"
@@ -174,7 +174,7 @@ class SequentialDifferenceTest:
 
 
 def _log_e_value_coin(b, c):
-    """Logarithm of the capital after b wins and c losses of bets on a coin that may be fair."""
+    """Computes the log capital after b wins and c losses of bets on a coin that may be fair."""
     a = PRIOR_WEIGHT / 2
     return scipy.special.betaln(a + b, a + c) - scipy.special.betaln(a, a) + (b + c) * math.log(2)
 
@@ -206,7 +206,7 @@ def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
 
 
 def _confidence_sequence(log_e_value, estimate: float, least: float, most: float, level: float) -> Interval:
-    """All values that the capital does not exclude. It is at most 1 at the estimate and rises on both sides."""
+    """Returns the interval of all values that the e-value does not exclude, which contains the estimate."""
     def gap(value):
         return log_e_value(value) - _log_threshold(level)
     first, last = least + 1e-12, most - 1e-12
@@ -225,7 +225,7 @@ def _wins_needed(level: float, most: int) -> np.ndarray:
 
 
 def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Bisection, for each element: the smallest sufficient number, if `low` never is, and `high` stands for none."""
+    """Finds the smallest sufficient number for each element by bisection. `high` stands for none."""
     while (high - low > 1).any():
         middle = (low + high) // 2
         yes = enough(middle)
@@ -236,9 +236,9 @@ def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarra
 # -- shared functions ----------------------------------------------------------------------------------------------
 
 
-def _beta_quantiles(a: float, b: float, number: int = 64) -> np.ndarray:
-    """Quantiles of a Beta distribution, equally likely."""
-    return scipy.special.betaincinv(a, b, (np.arange(number) + 0.5) / number)
+def _beta_quantiles(a: float, b: float) -> np.ndarray:
+    """Returns 64 equally likely quantiles of a Beta distribution."""
+    return scipy.special.betaincinv(a, b, (np.arange(64) + 0.5) / 64)
 
 
 def _log_threshold(level: float) -> float:

@@ -1,4 +1,4 @@
-"""Checks whether this is the simulator that a policy was trained for, or that data were recorded in."""
+"""Checks whether a simulator is the simulator that a policy was trained in, or that data were recorded in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
 
 
 def environment_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) -> str | None:
-    """A warning if nothing was recorded in this environment, or else that of `version_warning`."""
+    """Returns a warning if nothing was recorded in this environment, or else the warning of `version_warning`."""
     name = str(env.metadata["env"])
     if recorded and _base_name(name) not in map(_base_name, recorded):
         return f"{what} {', '.join(recorded)}, and {name} is another environment"
@@ -32,11 +32,11 @@ def environment_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: s
 
 
 def other_environments(recorded: Mapping[str, Sequence[str]], here: Mapping[str, Sequence[str]]) -> str | None:
-    """The end of a warning if two data sets have no environment in common, such as "particle, and these are of push".
+    """Returns the end of a warning if two data sets have no environment in common, and otherwise None.
 
     Args:
         recorded: Simulators by environment, as in the metadata of data. Empty if unknown.
-        here: Those of the other data.
+        here: Simulators by environment of the second data set.
     """
     if not recorded or not here or set(map(_base_name, recorded)) & set(map(_base_name, here)):
         return None
@@ -44,6 +44,6 @@ def other_environments(recorded: Mapping[str, Sequence[str]], here: Mapping[str,
 
 
 def _base_name(name: str) -> str:
-    """The name of a built-in environment without its dimension or task, and without images."""
+    """Returns the name of a built-in environment without its dimension or task, and without images."""
     name = base_name(name)
     return name.partition(":")[0] if entry_point(name) is not None else name

@@ -1,7 +1,7 @@
-"""Intervals and tests as pure functions of counts and arrays.
+"""Statistical intervals and tests, as pure functions of counts and arrays.
 
-`level` is the confidence level, from 0 to 1. Of pairs of outcomes of two policies, `b` counts those in which only the
-first succeeds, and `c` those in which only the second does.
+`level` is the confidence level, from 0 to 1. Outcomes of two policies are compared in pairs. `b` counts the pairs in
+which only the first policy succeeds, and `c` the pairs in which only the second policy succeeds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Interval:
 
 
 def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> Interval:
-    """Interval of a probability that covers at least `level`, for every probability and number of trials.
+    """Computes the Clopper-Pearson interval of a probability, which covers it with at least `level`.
 
     Args:
         successes: Number of successes. It need not be whole: see `two_level_rate`.
@@ -80,7 +80,7 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
 
 
 def tango_z(b: float, c: float, n: float, difference: float) -> float:
-    """Score statistic of a hypothetical difference of two paired proportions.
+    """Computes the score statistic of a hypothetical difference of two paired proportions.
 
     Args:
         difference: The hypothetical difference, first minus second.
@@ -103,7 +103,7 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
 
 
 def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
-    """Score interval of the difference of two paired proportions, first minus second.
+    """Computes Tango's score interval of the difference of two paired proportions, first minus second.
 
     It stays within [-1, 1], and has a positive width even if no pair differs. The counts need not be whole.
 
@@ -136,7 +136,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def are_too_few(n: int, level: float = LEVEL) -> bool:
-    """Whether all of n values lie on one side of the median too often for an interval between them."""
+    """Returns whether n values are too few for an interval between them that has this confidence level."""
     return n < 2 or 2.0 ** (1 - n) > 1 - level
 
 
@@ -150,7 +150,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     probability of about 2^(1 - n). With so few values that this is more than 1 - level, there is no interval.
 
     Args:
-        weights: Weight of each value, drawn together with it: for a mean over windows whose unit is the episode. None
+        weights: Weight of each value, drawn together with it: for a mean over windows with the episode as unit. None
             for equal weights.
 
     Returns:
@@ -184,7 +184,7 @@ Kind = Literal["rate", "real", "bounded"]  # 0s and 1s; any number; a number fro
 def two_level_rate(
     values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
 ) -> Interval:
-    """Interval for the mean of a method over new training seeds and new starts.
+    """Computes the interval for the mean success of a method over new training seeds and new starts.
 
     A rate gets the Clopper-Pearson interval with the effective number of episodes (Korn and Graubard 1998): as many
     independent episodes as would give the grand mean the same variance. That variance is the sum of the variance due to
@@ -221,16 +221,16 @@ def two_level_rate(
 
 
 def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
-    """Interval for the mean of a real measure over new training seeds and new starts, as `two_level_rate`."""
+    """Computes the interval for the mean of a real measure over new training seeds and starts."""
     return two_level_rate(values, level, kind="real")
 
 
 def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: Sequence[Sequence[float]] | np.ndarray,
                          level: float = LEVEL, *, kind: Kind = "rate") -> tuple[Interval, float]:
-    """Interval for the difference of two methods' means, first minus second, and its two-sided p-value.
+    """Computes the interval for the difference of two methods' means, first minus second, and its p-value.
 
-    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has an error from
-    the seeds, whose spread is estimated with seeds - 1 degrees of freedom, and an error from the starts. The margin of
+    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has two errors, from
+    the seeds and from the starts. The spread of seeds is estimated with seeds - 1 degrees of freedom. The margin of
     each is Student's t times its standard error, and the two margins are added in squares (MOVER, Zou and Donner 2008).
     p < 1 - level exactly when the interval excludes 0.
 
@@ -261,7 +261,7 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
 
 
 def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
-    """One-sided p-value of the hypothesis that a difference of methods is `supposed` or less.
+    """Computes the one-sided p-value of the hypothesis that a difference of methods is `supposed` or less.
 
     This is the test that belongs to the interval of `two_level_difference`.
 
@@ -285,7 +285,7 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
 
 
 def crossed_margin(d: np.ndarray, tail: float, kind: Kind = "real") -> np.ndarray:
-    """Half the width of the interval of a mean over crossed seeds and starts.
+    """Computes half the width of the interval of a mean over crossed seeds and starts.
 
     Each standard error of `crossed_errors` is multiplied by Student's t. The two margins are added in squares. With one
     value per seed this is Student's t interval.
@@ -301,13 +301,13 @@ def crossed_margin(d: np.ndarray, tail: float, kind: Kind = "real") -> np.ndarra
 
 
 def crossed_errors(d: np.ndarray, kind: Kind = "real") -> tuple[np.ndarray, np.ndarray]:
-    """Standard errors of the grand mean that seeds and starts cause, (...) each, from values (..., seeds, episodes).
+    """Computes the standard errors of the grand mean that seeds and starts cause, from values (..., seeds, episodes).
 
-    The error of the seeds is that of the seeds' means, which contains the residual. The error of the starts is of what
-    their mean square has beyond the residual, so that the residual is not counted twice.
+    The error of the seeds is computed from the means of seeds, which contain the residual. The error of the starts is
+    computed from their mean square minus the residual, so that the residual is not counted twice.
 
-    The means of a rate are multiples of 1 / episodes, and those of few seeds are often equal by chance. Their variance
-    then counts as that of rounding, 1 / (12 episodes^2), and not as 0.
+    The mean of a rate is a multiple of 1 / episodes, so the means of a few seeds are often equal by chance. Their
+    variance then counts as the variance of rounding, 1 / (12 episodes^2), and not as 0.
     """
     by_seed, by_start, residual = mean_squares(d)
     if kind == "rate":
@@ -322,7 +322,7 @@ def _margin(shape: tuple[int, ...], of_seeds: np.ndarray, of_starts: np.ndarray,
 
 
 def mean_squares(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean squares of seeds, of starts and of the residual, (...) each, from values (..., seeds, episodes)."""
+    """Computes mean squares of seeds, of starts and of the residual, from values (..., seeds, episodes)."""
     seeds, starts = x.shape[-2:]
     rows, columns, grand = x.mean(-1), x.mean(-2), x.mean((-2, -1))
     by_seed = starts * np.asarray(rows.var(-1, ddof=1))
@@ -334,7 +334,7 @@ def mean_squares(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
-    """The largest fraction of bad training seeds that n of n good ones do not exclude.
+    """Computes the largest fraction of bad training seeds that n of n good ones do not exclude.
 
     If a fraction f of all seeds collapses, n seeds without a collapse have probability (1 - f)^n. This is the exact
     one-sided binomial bound, 1 - (1 - level)^(1 / n): 0.63 for 3 seeds, 0.45 for 5, 0.26 for 10, 0.14 for 20.
@@ -348,19 +348,19 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
 
 def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
-    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized."""
+    """Returns a sentence on what few training seeds cannot exclude, to print with every summary over seeds."""
     failing = seeds_not_excluded(seeds, level)
     return (f"Even if {seeds} of {seeds} training seeds succeed, up to {failing:.0%} of all seeds may fail "
             f"({level:.0%} confidence).")
 
 
 def _ties(d: np.ndarray) -> tuple[float, float, float]:
-    """Of differences that are all equal: which of the two won all pairs, as 0 or 1 each, and one pair per start."""
+    """Returns which method won all pairs, as 0 or 1 each, and the number of starts, if all differences are equal."""
     return float(d.min() > 0), float(d.max() < 0), float(d.shape[1])
 
 
 def _two_level_variance(x: np.ndarray) -> float:
-    """Variance of the grand mean over new seeds and starts: Var(seeds' means) / S + Var(starts' means) / E."""
+    """Computes the variance of the grand mean over new training seeds and new starts."""
     by_seed, by_start, _ = mean_squares(x)
     return float(by_seed + by_start) / x.size
 
@@ -401,11 +401,11 @@ def _check_counts(k: float, n: float) -> None:
 
 def beta_posterior(successes: float, trials: float, level: float = LEVEL,
                    prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
-    """Credible interval of a probability, with a beta prior.
+    """Computes the credible interval of a probability, with a beta prior.
 
     Args:
         level: Posterior probability of the interval. Both sides leave out equal probabilities.
-        prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior, whose interval covers `level` on
+        prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior. Its interval covers `level` on
             average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
 
     Returns:
@@ -441,7 +441,7 @@ def sign_flip_p_value(d: np.ndarray) -> float:
 
 
 def permutation_p_value(first, second) -> float:
-    """Two-sided permutation p-value of no difference between two policies or methods.
+    """Computes the two-sided permutation p-value of no difference between two policies or methods.
 
     All permutations are used, or 9,999 random ones, the same at every call.
 
@@ -466,7 +466,7 @@ def permutation_p_value(first, second) -> float:
 
 
 def pairing_gain(first, second) -> float:
-    """The fraction of the variance of a difference that common starts remove: 1 - Var(paired) / Var(unpaired).
+    """Computes the fraction of a difference's variance that common starts remove: 1 - Var(paired) / Var(unpaired).
 
     This is also the fraction of rollouts that pairing saves.
 
@@ -475,7 +475,7 @@ def pairing_gain(first, second) -> float:
         second: Results of the second on the same starts, of the same shape.
 
     Returns:
-        The fraction. Negative if one succeeds where the other fails. NaN if nothing varies.
+        The fraction. Negative if the first tends to succeed where the second fails. NaN if nothing varies.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     _check_paired(x, y)

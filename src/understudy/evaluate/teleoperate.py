@@ -1,4 +1,4 @@
-"""Teleoperation: a person acts in a toy in real time, and is recorded."""
+"""Teleoperation in simulation: a person acts in a toy in real time, and is recorded."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class _TeleoperationSession:
             self.screen.sleep(max(0.0, due - self.screen.clock()))
 
     def ask_outcome(self, ended: str) -> str:
-        """Returns "next", "again" or "quit"."""
+        """Asks the person what to do after an episode. Returns "next", "again" or "quit"."""
         r, message = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
         while True:
             self.screen.draw(self.env, f"{message}\n{ENDED_HELP}", ended=True)
@@ -149,13 +149,13 @@ def _first_row(columns) -> dict[str, np.ndarray]:
 
 
 def _task_text(obs) -> str:
-    """The task in words, if the environment shows it."""
+    """Returns the task in words, if the environment shows it."""
     task = decode_text(obs[SHOWN_TASK][0].numpy()) if SHOWN_TASK in obs else ""
     return f": {task}" if task else ""
 
 
 def render_ansi(frame: np.ndarray, lines: int) -> str:
-    """An image as text: two pixels per character, one above the other, in the 216 standard terminal colors.
+    """Converts an image to text: two pixels per character, upper and lower, in 216 terminal colors.
 
     Args:
         frame: The image, (H, W, 3) uint8.

@@ -1,4 +1,4 @@
-"""The page of `understudy plot`: the curves of one or several trainings."""
+"""Writes the page of `understudy plot`: the curves of one or several trainings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES = {"gradient": "Norm of the gradient", "rate": "Learning rate",
 
 
 def training_verdict(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, str]:
-    """What the curves show, in three sentences at most: the best checkpoint, how it was chosen, what to keep in mind.
+    """Says what the curves show, in three sentences at most: the best checkpoint, and what to keep in mind.
     """
     return _verdict_of_one(*next(iter(runs.items()))) if len(runs) == 1 else _verdict_of_several(runs)
 
@@ -68,7 +68,7 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
 
 
 def same_data(runs: Mapping[str, TrainingCurves]) -> bool:
-    """Whether all runs have the same data and hold out the same episodes."""
+    """Returns whether all runs have the same data and hold out the same episodes."""
     return len({run.data for run in runs.values()}) == 1
 
 
@@ -97,7 +97,7 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
 
 
 def run_table(runs: Mapping[str, TrainingCurves]) -> Table:
-    """One row for each run: how long it trained, and its best checkpoint."""
+    """Builds a table with one row for each run: how long it trained, and its best checkpoint."""
     header = ["", "updates", "time", "best update"]
     keys = [(LOSS, "last loss"), (HELD_OUT_ERROR, "held-out error"), (SCORE, "score")]
     keys = [(key, title) for key, title in keys if any(key in run.curves for run in runs.values())]

@@ -67,7 +67,7 @@ def evaluate_parallel(
     level: float = LEVEL,
     watch: EpisodeCallback = lambda n, e: None,
 ) -> Evaluation:
-    """`evaluation.evaluate`, with the episodes distributed over workers. The result does not depend on their number.
+    """Evaluates like `evaluation.evaluate`, with episodes distributed over workers, and with the same result.
 
     Example:
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
@@ -83,7 +83,7 @@ def evaluate_parallel(
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Computes with one thread. Matrix products with other numbers of threads differ in their last bits."""
+    """Makes PyTorch compute with one thread, so that results are equal to the last bit. A context manager."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,8 +111,8 @@ class WorkerPool:
         if count != "ray" and count < 1:
             raise UserError(f"at least one worker is needed, not {count}", where="workers", hint="1 is this process")
         self.setup, self._requested = setup, count
-        self.count = 1 if count == "ray" else count  # of "ray" once it has begun
-        self.metadata: Mapping[str, Any] = {}  # of the environment, after the first episode
+        self.count = 1 if count == "ray" else count  # for "ray", the count is known once it has begun
+        self.metadata: Mapping[str, Any] = {}  # metadata of the environment, after the first episode
         self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 
@@ -191,7 +191,7 @@ class WorkerPool:
                     todo.extend(self._handle_death(member, message, deaths, seed))
 
     def _handle_death(self, member, message: str, deaths: Counter[int], seed: int) -> Iterator[range]:
-        """Yields the parts that a dead worker leaves undone: each begun episode alone, and the others together."""
+        """Yields the work that a dead worker leaves undone: each begun episode alone, all other episodes together."""
         unfinished = sorted(member.pending)
         begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]  # episodes start in their order
         deaths.update(begun)
@@ -204,7 +204,7 @@ class WorkerPool:
 
 
 def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
-    """One part per worker, or about four if there are many episodes, so that no worker waits long for the last one."""
+    """Divides episodes among workers: one part each, or about four if there are many episodes."""
     size = max(-(-len(numbers) // count), 1)
     if size > SHARES_PER_WORKER * rows:
         size = max(SHARES_PER_WORKER * rows, size // 4 // rows * rows)
@@ -236,7 +236,7 @@ def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Calla
 
 
 class _SingleEpisodeEnv(EnvWrapper):
-    """All rows run the same episode. Rows without one would start the next episodes, and one of these may crash."""
+    """Wraps an environment so that all rows run the same episode, and no other one, which may crash."""
 
     def __init__(self, env: Env):
         super().__init__(env)
@@ -252,7 +252,7 @@ class _SingleEpisodeEnv(EnvWrapper):
 
 
 def _picklable_error(error: Exception) -> Exception:
-    """The error in a form that can be sent to another process. The command line treats both alike."""
+    """Converts an error to a form that can be sent to another process."""
     if isinstance(error, UserError):
         return error
     if is_out_of_memory(error):
@@ -266,7 +266,7 @@ def _picklable_error(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker. `rows` is 0 until it is ready. `pending` has the numbers of its episodes that have not come back."""
+    """A worker and its state. `rows` is 0 until it is ready. `pending` has the episodes that have not come back."""
 
     handle: Any
     rows: int = 0
@@ -275,7 +275,7 @@ class _Worker:
 
 
 class _ProcessBackend:
-    """Workers that are processes of this machine."""
+    """Backend with workers that are processes of this machine."""
 
     def __init__(self, setup: WorkerSetup, count: int):
         try:
@@ -294,7 +294,7 @@ class _ProcessBackend:
             member.handle[1].send((share.start, len(share), seed))
 
     def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
-        """Waits for messages and returns them."""
+        """Waits for messages of the workers and returns them."""
         ready_pipes = set(connection.wait([m.handle[1] for m in self.workers]))
         for member in [m for m in self.workers if m.handle[1] in ready_pipes]:
             process, pipe = member.handle
@@ -317,8 +317,10 @@ def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
 
 
 def connect_ray() -> tuple[ModuleType, bool]:
-    """(ray, whether this call started it). It uses the cluster of RAY_ADDRESS, one that runs here, or starts a
-    temporary one that only this machine can reach."""
+    """Connects to Ray, and returns it with whether this call started it.
+
+    It uses the cluster of RAY_ADDRESS, one that runs here, or starts a local one.
+    """
     try:
         import ray
     except ImportError:
@@ -341,7 +343,7 @@ def connect_ray() -> tuple[ModuleType, bool]:
 
 
 class _RayBackend:
-    """Workers in a Ray cluster, one for each processor."""
+    """Backend with workers in a Ray cluster, one for each processor."""
 
     def __init__(self, setup: WorkerSetup):
         ray, self.began = connect_ray()
@@ -382,7 +384,7 @@ class _RayBackend:
 
 
 class _RayWorker:
-    """A worker in Ray. It works in its own thread, so that what it says can be heard while it works."""
+    """A worker in Ray, which works in its own thread, so that its messages are received meanwhile."""
 
     def __init__(self, setup: WorkerSetup):
         self.inbox, self.outbox = SimpleQueue(), SimpleQueue()
@@ -392,7 +394,7 @@ class _RayWorker:
             daemon=True).start()
 
     def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
-        """The messages of the worker: that it is ready, and the episodes of its share."""
+        """Yields the messages of the worker: that it is ready, and the episodes of its share."""
         if share:
             self.inbox.put(share)
         while True:

@@ -25,7 +25,7 @@ LAST_REWARD = "last.reward"  # (B,): the reward of the step before, which rollou
 
 
 class Actor(ABC):
-    """Chooses actions. Its state is a value with one row per environment."""
+    """An actor chooses actions: a policy, an expert or a person. Its state has one row per environment."""
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -51,7 +51,7 @@ class Actor(ABC):
 
 
 class CountingActor(Actor):
-    """An actor whose state is its key and the number of its steps, which noise is drawn from."""
+    """Base class of actors whose state is their key and the number of steps so far, from which noise is drawn."""
 
     def start(self, obs, key):
         return {"key": key, "count": torch.zeros_like(key)}
@@ -67,7 +67,7 @@ def check_action(action: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PolicyActor(Actor):
-    """A planner with an executor. It checks observations and keeps their history.
+    """The actor of a policy: a planner with an executor. It checks observations and keeps their history.
 
     Observations may be tensors, arrays or lists. They are moved to the planner's device.
 
@@ -135,7 +135,7 @@ class PolicyActor(Actor):
         return action, {"seen": windows, "run": run}
 
     def _checked_obs(self, obs: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
-        """The columns that the planner reads, checked and on its device. rows: the required number, or None for any."""
+        """Returns the columns that the planner reads, checked and on its device. rows: the required number, or None."""
         _check_names(obs, self.planner.inputs)
         columns = {}
         for name in self.planner.inputs:
@@ -157,7 +157,7 @@ class PolicyActor(Actor):
         return {k: v.to(device) for k, v in columns.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:
-        """`value` (B, *shape) in the dtype and size that the policy was trained with."""
+        """Returns `value` (B, *shape) in the dtype and size that the policy was trained with."""
         feature = self.planner.features[name]
         if {tuple(value.shape[1:]), feature.shape} == {(), (1,)} and value.ndim:  # one number, stored without an axis
             value = value.reshape(-1, *feature.shape)
@@ -183,7 +183,7 @@ class PolicyActor(Actor):
 
 
 def _warn_of_unknown_class(name: str, feature: Feature, value: Tensor) -> None:
-    """Encoders read a class that the training data did not have as no class."""
+    """Warns of a class in an observation that the training data did not have. The policy reads it as no class."""
     is_unknown = (value < 0) | (value >= torch.tensor(feature.num_classes, device=value.device).reshape(feature.shape))
     if is_unknown.any():
         row, *at = is_unknown.nonzero()[0].tolist()
@@ -217,7 +217,7 @@ def _tensor(name: str, value) -> Tensor:
 
 
 def dtype_fits(kind: str, value: Tensor) -> bool:
-    """Whether values of a column of a kind may have this dtype. Pixels between 0 and 1 would be read as black."""
+    """Returns whether values of a column of a kind may have this dtype. Images need whole numbers."""
     if kind in ("image", "text"):
         return value.dtype == torch.uint8
     return not (value.is_complex() or kind == "discrete" and value.is_floating_point())
@@ -244,7 +244,7 @@ def _component_name(feature: Feature, at: Sequence[int]) -> str:
 
 
 def _describe_value(value) -> str:
-    """A short description for a message."""
+    """Describes a value briefly for a message."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     return "None" if value is None else type(value).__name__
@@ -252,7 +252,7 @@ def _describe_value(value) -> str:
 
 @dataclass(frozen=True)
 class ObservationWrapper(Actor):
-    """Adds constant columns that the environment does not provide: a goal, an instruction, a desired return.
+    """Wraps an actor to add constant columns that the environment does not provide: a goal, an instruction, ...
 
     Args:
         columns: {name: value of shape (*feature)}.
@@ -278,7 +278,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RenamedColumns(Actor):
-    """Observes columns under the names that another actor knows.
+    """Wraps an actor so that it observes columns under the names that it knows.
 
     Args:
         names: The name that `actor` knows, by the name of the environment.
@@ -295,19 +295,19 @@ class RenamedColumns(Actor):
 
 
 def rename_columns(columns: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
-    """The columns, or the features of columns, under other names. The others keep theirs."""
+    """Renames columns, or features of columns. Columns that are not named stay."""
     return {names.get(name, name): value for name, value in columns.items()}
 
 
 @dataclass(frozen=True)
 class TransformedActor(Actor):
-    """Adds columns that are computed while acting, such as the last action or the remaining return.
+    """Wraps an actor to add columns that are computed while acting, such as the last action.
 
     For constant columns, use `ObservationWrapper`. The reward of the last step is the column `last.reward`, which
     rollouts provide and robots do not.
 
     Args:
-        transforms: The column changes, in order. Each sees the columns of those before it.
+        transforms: The column changes, in order. Each change sees the columns that earlier changes have added.
         action: The feature of the actor's actions. None if no transform reads actions.
         action_size: Number of action components of the environment, for transforms that change actions. None if it is
             not known.
@@ -340,7 +340,7 @@ class TransformedActor(Actor):
         return self._actions(action)[0], pass_record({"transforms": states, "last": last}, inner)
 
     def _actions(self, action: Tensor) -> list[Tensor]:
-        """The actor's action as each transform sees it, that is before its own change. The first is executed."""
+        """Returns the actor's action as each transform sees it, before its own change. The first is executed."""
         actions = []
         for transform in reversed(self.transforms):
             action = transform.transform_action(action, self.action_size)
@@ -348,7 +348,7 @@ class TransformedActor(Actor):
         return actions or [action]
 
     def _last_steps(self, obs, last) -> list[LastStep]:
-        """The step before, as each transform sees it."""
+        """Returns the last step, with its action as each transform sees it."""
         reward = obs.get(LAST_REWARD)
         if self.action is None:
             return [LastStep(last["exists"], None, reward) for _ in self.transforms]
@@ -357,7 +357,7 @@ class TransformedActor(Actor):
 
 
 def pass_record(state: State, inner: State, columns: Mapping[str, Tensor] = MappingProxyType({})) -> State:
-    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
+    """Adds the inner actor's state to the state of a wrapper, and moves its record for the episode to the top."""
     inner = dict(inner)
     record = {**inner.pop("record", {}), **columns}
     return {**state, "inner": inner, **({"record": record} if record else {})}
@@ -370,7 +370,7 @@ def with_new_plans(state: State, fresh: State, rows: Tensor) -> State:
         fresh: What `start` returned for these rows, (R, ...).
         rows: Which rows, (R,).
     """
-    if {"seen", "run"} <= state.keys():  # of a `PolicyActor`
+    if {"seen", "run"} <= state.keys():  # the state of a `PolicyActor`
         return {**state, "run": put(state["run"], rows, fresh["run"])}
     return {k: with_new_plans(v, fresh[k], rows) if isinstance(v, Mapping) and k in fresh else v
             for k, v in state.items()}
@@ -378,7 +378,7 @@ def with_new_plans(state: State, fresh: State, rows: Tensor) -> State:
 
 @part
 class NoisyActor(Actor):
-    """Adds Gaussian noise to the actions of an actor, for exploration.
+    """Wraps an actor to add Gaussian noise to its actions, for exploration.
 
     Args:
         actor: The actor; None for noise alone.
@@ -403,7 +403,7 @@ class NoisyActor(Actor):
 
 @dataclass(frozen=True)
 class RandomClassActor(Actor):
-    """Takes a random class of each component in place of an actor's, in a fraction of the steps."""
+    """Wraps an actor to replace its action by a random class in a fraction of the steps, for exploration."""
 
     actor: Actor
     num_classes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Executors that decide from the plans how long a chunk is executed, or what of it is kept."""
+"""Executors that decide, by comparing plans, for how long a chunk is executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .chunking import ChunkedExecutor
 
 @part
 class AdaptiveHorizon(ChunkedExecutor):
-    """Executes a chunk for as long as samples of the policy agree on it, then plans again.
+    """Executor that follows a chunk for as long as several samples of the policy agree on it, then plans again.
 
     Each decision draws `n_samples` chunks and executes the first one. The disagreement of a step is the root mean
     square, over the action components, of the standard deviation of the samples in units of `planner.action_scale`.
@@ -73,7 +73,7 @@ class AdaptiveHorizon(ChunkedExecutor):
 
 
 class Agreement(ABC):
-    """Decides whether a new chunk agrees with the rest of the old one. Subclasses are frozen dataclasses."""
+    """Rule that decides whether a new chunk agrees with the rest of the old one. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def agrees(self, old: Tensor, new: Tensor, mask: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Agreement(ABC):
 
 @part
 class CosineAgreement(Agreement):
-    """The next actions of both chunks have nearly the same direction.
+    """Rule by which chunks agree if their next actions have nearly the same direction.
 
     Args:
         threshold: Smallest cosine similarity of chunks that agree. The paper has 0.97 for changing environments and
@@ -105,7 +105,7 @@ class CosineAgreement(Agreement):
 
 @part
 class DistanceAgreement(Agreement):
-    """The next actions of both chunks are close to each other.
+    """Rule by which chunks agree if their next actions are close to each other.
 
     Args:
         threshold: Largest distance of chunks that agree: the root mean square of the differences of coded actions.
@@ -123,7 +123,7 @@ class DistanceAgreement(Agreement):
 
 @dataclass(frozen=True)
 class AdaptiveChunking(ChunkedExecutor):
-    """Plans often, and keeps the old chunk for as long as new ones agree with it.
+    """Executor that plans often, and keeps the old chunk for as long as new ones agree with it.
 
     If a new chunk agrees with the rest of the old one, the old one continues, and the new one only fills in the steps
     after its end. Otherwise the new chunk replaces it. Chunks are compared in coded units, because the direction of an
@@ -153,7 +153,7 @@ class AdaptiveChunking(ChunkedExecutor):
 
 @part
 class ChunkBlending(ChunkedExecutor):
-    """Averages each new chunk with the rest of the old one, where both have an action.
+    """Executor that averages each new chunk with the rest of the old one, where both have an action.
 
     The old chunk is such an average itself, so that the weight of earlier chunks decreases exponentially.
 

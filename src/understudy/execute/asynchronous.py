@@ -19,15 +19,16 @@ from .latency import continued_action
 
 
 class AsynchronousRunner:
-    """Acts with a policy whose plans are computed in a background thread, so that the robot never waits.
+    """Runs a policy on a robot whose plans are computed in a background thread, so that the robot never waits.
 
     `act` returns at once. A new chunk is used from the first call of `act` after it is ready, without the steps whose
-    time has passed. Until then the old chunk continues, and its last action is repeated at its end. The first plan of
-    an episode is waited for, and later ones for `patience` when no action is left, as policies of single actions need.
+    time has passed. Until then the old chunk continues, and its last action is repeated at its end. `act` waits for the
+    first plan of an episode. If no action is left, it waits up to `patience` seconds for a later plan, as policies of
+    single actions need.
 
-    How late plans are is measured: the number of actions that were returned between an observation and the arrival of
-    its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All results
-    depend on the machine. To evaluate an executor with a fixed delay, use `execute.latency.DelayedPlan`.
+    The delay of each plan is measured, as the number of actions that were returned between an observation and the
+    arrival of its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All
+    results depend on the machine. To evaluate an executor with a fixed delay, use `execute.latency.DelayedPlan`.
 
     Args:
         actor: The policy with an executor of chunks, such as `load_actor("runs/flow")`.
@@ -39,7 +40,8 @@ class AsynchronousRunner:
         plan_seconds: The times of the last computations in seconds, oldest first. The first plans of episodes are not
             among them, because they include the warm-up.
         windows: Windows of the observations up to the last one. None before the first episode.
-        n_stale: Number of actions of the episode that repeated the last one of a chunk, because the next was not there.
+        n_stale: Number of actions of the episode that repeated the last one of a chunk, because no new chunk had
+            arrived.
 
     Example:
         >>> with AsynchronousRunner(load_actor("runs/flow", features=env.features)) as runner:
@@ -111,11 +113,11 @@ class AsynchronousRunner:
         return action
 
     def _has_ended(self) -> bool:
-        """Whether the chunk has no action left."""
+        """Returns whether the chunk has no action left."""
         return bool(self._run["cursor"][0] >= self._run["chunk"].shape[1] - self.executor.skip)
 
     def _expecting_executor(self, planner: Planner) -> ChunkedExecutor:
-        """The executor for the largest of the last delays, or for the largest delay that the policy was trained for."""
+        """Returns the executor that expects the largest of the recent planning delays, or the largest supported one."""
         for delay in sorted(self.delays, reverse=True):
             try:
                 return self.executor.with_delay(delay, planner)
@@ -146,7 +148,7 @@ class AsynchronousRunner:
 
 @torch.no_grad()  # the mode of gradients belongs to a thread
 def _timed_plan(planner: Planner, request: PlanRequest) -> tuple[Tensor, float]:
-    """The answer to a request, and the seconds that it took."""
+    """Computes the plans of a request, and returns them with the seconds that it took."""
     started = time.perf_counter()
     chunk = request.plan(planner).cpu()  # waits for a GPU
     return chunk.to(planner.device), time.perf_counter() - started

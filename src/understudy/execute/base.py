@@ -1,4 +1,4 @@
-"""Executors turn plans into actions.
+"""Base classes of executors, which turn plans into actions.
 
 The state of an executor is a value with one row per environment. A row can therefore be restarted, moved, saved or
 copied by indexing.
@@ -17,10 +17,10 @@ from ..policy import Guide, Planner, StepwisePlanner
 
 
 class Executor(ABC):
-    """Decides which action of which plan is executed at each step. Subclasses are frozen dataclasses."""
+    """Config of an executor, which decides which action of which plan is executed at each step."""
 
     def check_planner(self, planner: Planner) -> None:
-        """Raises UserError if this executor cannot run a planner. `start` calls it, and so does training."""
+        """Raises UserError if this executor cannot run a planner. Training and `start` call it."""
 
     @abstractmethod
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -48,7 +48,7 @@ class Executor(ABC):
 
 
 class ActionConditionedExecutor(Executor):
-    """An executor whose plans depend on the actions that were executed before.
+    """Base class of executors whose plans depend on the actions that were executed before.
 
     The recorded actions of a data set can then be predicted only from the recorded actions before them. Validation
     and `understudy eval RUN DATA` therefore take their plans from the executor instead of the planner. The window of
@@ -57,7 +57,7 @@ class ActionConditionedExecutor(Executor):
 
     `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its last chunk, which was planned
     and not executed. Recorded episodes contain no such chunk, and the recorded actions in its place would give away the
-    answer. The plans of the policy alone are what this executor plans first in an episode.
+    answer. Without a last chunk it plans as the policy alone does, as at the start of an episode.
     """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class ActionConditionedExecutor(Executor):
         Args:
             obs: Observation windows, (B, To, ...).
             executed: The last executed actions, oldest first, (B, P, A) in world units.
-            mask: False where the episode had not begun yet, (B, P). Those actions are not read.
+            mask: False where the episode had not begun yet, (B, P). Actions at these steps are not read.
 
         Returns:
             A chunk in world units, (B, H, A). Its first P steps stand for `executed`.
@@ -86,7 +86,7 @@ def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> No
 def check_numeric_actions(planner: Planner, where: str, use: str, hint: str = "use an executor that executes planned "
                           "actions as they are, such as RecedingHorizon (receding-horizon) or AdaptiveChunking"
                           ) -> None:
-    """Raises Unsupported if the actions of a planner are classes. `use` is such as "averages the actions"."""
+    """Raises Unsupported if actions are classes. `use` says what needs numbers, such as "averages the actions"."""
     if planner.is_discrete:
         raise Unsupported(f"it {use}, but the actions of this policy are numbers of classes, which have no order",
                           where=where, hint=hint)
@@ -94,7 +94,7 @@ def check_numeric_actions(planner: Planner, where: str, use: str, hint: str = "u
 
 def check_samples(planner: Planner, where: str, hint: str = "leave it out: the executor RecedingHorizon "
                   "(receding-horizon) draws one plan") -> None:
-    """Raises Unsupported if all plans of a planner for the same observation are equal."""
+    """Raises Unsupported if all plans of a planner for one observation are equal, because it does not sample."""
     if planner.is_deterministic:
         raise Unsupported("it compares several samples, but this policy plans without randomness, so that all its "
                           "samples are equal", where=where,
@@ -112,7 +112,7 @@ def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
 
 
 def empty_chunks(planner: Planner, key: Tensor, *shape: int) -> Tensor:
-    """Zeros in the shape of chunks, (B, *shape, H, A), for the B rows of `key` and on its device."""
+    """Returns chunks of zeros, (B, *shape, H, A), for the B rows of `key` and on its device."""
     return torch.zeros(key.shape[0], *shape, planner.window.horizon, planner.action_dim, device=key.device)
 
 

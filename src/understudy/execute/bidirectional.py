@@ -1,4 +1,4 @@
-"""Bidirectional decoding: a plan that agrees with the last chunk, and that a strong policy would rather make."""
+"""Bidirectional decoding: chooses a plan that agrees with the last chunk and is typical of the policy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .planners import PlannerWrapper, Unresolved
 
 @part
 class BidirectionalDecoding(PlannerWrapper):
-    """Draws `n` plans, and takes one that continues the last chunk and is typical of the policy.
+    """Executor that draws `n` plans, and takes one that continues the last chunk and is typical of the policy.
 
     Backward coherence is the distance of a plan from the rest of the last chunk. The `n_kept` plans with the smallest
-    distance stay candidates. Forward contrast is the mean distance of a candidate from the nearest half of the other
-    candidates, minus that from the nearest half of the weak policy's plans. The weak policy's plans are filtered by
-    their coherence too. The plan with the smallest sum of coherence and contrast is taken.
+    distance stay candidates. Forward contrast is a difference of two mean distances of a candidate: from the nearest
+    half of the other candidates, minus from the nearest half of the weak policy's plans. Of the weak policy's plans,
+    too, only the most coherent are used. The plan with the smallest sum of coherence and contrast is taken.
 
     Without a last chunk, all plans are candidates. Distances are in units of `action_scale`, and steps of a chunk that
     lie in the past do not count. The executor must tell what it was executing, as `ChunkedExecutor` does.
@@ -89,7 +89,7 @@ class BidirectionalDecoding(PlannerWrapper):
         return plans[0][torch.arange(len(cost), device=cost.device), cost.argmin(1)]
 
     def cost(self, strong: Tensor, weak: Tensor | None, scale: Tensor, last: LastChunk) -> Tensor:
-        """Returns the sum of coherence and contrast of each plan, (B, n). It is infinite if the plan is no candidate.
+        """Returns the cost of each plan, (B, n), the sum of coherence and contrast. It is infinite for excluded plans.
 
         Args:
             strong: The plans of the strong policy in world units, (B, n, H, A).
@@ -108,7 +108,7 @@ class BidirectionalDecoding(PlannerWrapper):
         return cost.masked_fill(~kept, torch.inf)
 
     def _coherence(self, plans: Tensor, old: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance of each plan from the last chunk, (B, n), and which plans stay candidates, (B, n)."""
+        """Returns the distance of each plan from the last chunk, (B, n), and which plans stay candidates, (B, n)."""
         weight = exists * self.decay ** torch.arange(old.shape[1], device=old.device)
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
         distance = ((plans - old.unsqueeze(1)).norm(dim=-1) * weight.unsqueeze(1)).sum(-1)
@@ -117,7 +117,7 @@ class BidirectionalDecoding(PlannerWrapper):
 
 
 def _nearest_half(plans: Tensor, others: Tensor, kept: Tensor, excluded: Tensor) -> Tensor:
-    """Mean distances (B, n) of plans to the nearest half of others (B, n, H, A) kept (B, n) and not excluded (n, n)."""
+    """Returns the mean distances (B, n) of plans to the nearest half of other plans (B, n, H, A) that are kept."""
     distance = (plans.unsqueeze(2) - others.unsqueeze(1)).norm(dim=-1).mean(-1)
     ranked = distance.masked_fill(~kept.unsqueeze(1) | excluded, torch.inf).sort(-1).values
     half = (kept.sum(1) // 2)[:, None, None]

@@ -17,7 +17,7 @@ from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The rows that need a new chunk, and what their plans depend on.
+    """A request for plans: the rows that need a new chunk, and what their plans depend on.
 
     A request can be answered in another thread or on another machine.
 
@@ -46,7 +46,7 @@ class PlanRequest:
 
 
 class ChunkedExecutor(Executor):
-    """Executes `n_action_steps` steps of each chunk.
+    """Base class of executors that run `n_action_steps` steps of each chunk before they plan again.
 
     `act` requests a plan, waits for it and returns the next action. `request_plan`, `accept_plan` and `next_action`
     are also available one by one, so that a robot can keep moving while a plan is computed.
@@ -85,7 +85,8 @@ class ChunkedExecutor(Executor):
 
         Args:
             obs: Observation windows, (B, To, ...).
-            rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for those that are due.
+            rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for the rows whose plan
+                is due.
         """
         if rows is None and (rows := self.rows_due(state)) is None:
             return None
@@ -166,7 +167,7 @@ class ChunkedExecutor(Executor):
 
 @dataclass(frozen=True)
 class RecedingHorizon(ChunkedExecutor):
-    """Executes `n_action_steps` steps of a chunk, then plans again.
+    """Executor that runs `n_action_steps` steps of a chunk, then plans again (receding horizon).
 
     Args:
         n_action_steps: Number of steps executed from each chunk.
@@ -179,13 +180,13 @@ class RecedingHorizon(ChunkedExecutor):
 
 @part
 class RealTimeChunking(ChunkedExecutor):
-    """Executes the old chunk while the new one is computed.
+    """Executor that runs the old chunk while a consistent new one is computed (real-time chunking).
 
     A new chunk arrives `delay` steps after its observation. It is asked to agree with the old chunk: fully on the
     steps that will be executed before it arrives, and less and less on later steps, up to the end of the old chunk.
 
-    Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure the plans of the
-    policy alone, which are those of the first chunk of an episode.
+    Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure plans that the
+    policy makes without an old chunk, as at the start of an episode.
 
     Args:
         delay: Number of steps between an observation and the arrival of its chunk.
@@ -219,7 +220,7 @@ class RealTimeChunking(ChunkedExecutor):
         return torch.where(step < 0, 1.0, later) * mask
 
     def accept_plan(self, planner, state, request, chunk, delay=0):
-        if delay == 0:  # the delay is simulated: the first steps are those of the old chunk
+        if delay == 0:  # the delay is simulated: the first steps are taken from the old chunk
             old, mask = self.last_chunk(state, request.rows).aligned()
             committed = mask & (torch.arange(chunk.shape[1], device=chunk.device) < self.skip + self.delay)
             chunk = torch.where(committed.unsqueeze(-1), old, chunk)

@@ -20,7 +20,7 @@ NUMBER = "demonstration"  # recorded column: number of the demonstration
 
 @dataclass(frozen=True)
 class DemonstratedActor(Actor):
-    """An actor that is shown one demonstration from the first step of an episode to the last.
+    """Wraps an actor so that it is shown one demonstration from the first step of an episode to the last.
 
     It is drawn at random. If there are several, and the environment shows a task in words
     (`observation.task`), it is a demonstration of this task: of equal words. Its number is recorded as the column
@@ -55,7 +55,7 @@ class DemonstratedActor(Actor):
         return action, pass_record({"shown": state["shown"]}, inner, {NUMBER: state["shown"][:, None]})
 
     def _of_task(self, coded_task: bytes) -> np.ndarray:
-        """The numbers of the demonstrations of a task."""
+        """Returns the numbers of the demonstrations of a task."""
         task, tasks = decode_text(np.frombuffer(coded_task, np.uint8)).strip(), self._read[1]
         if not len(matches := np.flatnonzero(tasks == task)):
             shown_tasks = ", ".join(map(repr, np.unique(tasks).tolist()[:4]))

@@ -1,4 +1,4 @@
-"""A policy that records its doubt while it acts."""
+"""An actor that records the doubt of a policy while it acts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DoubtMeasure = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DoubtActor(Actor):
-    """A policy that acts as before, and records its doubt at each step in the column `doubt`.
+    """Wraps the actor of a policy to record its doubt at each step in the column `doubt`.
 
     Args:
         actor: The policy. Its state has the windows of observations, "seen".

@@ -16,7 +16,7 @@ from .base import ActionConditionedExecutor, Executor, check_numeric_actions
 
 
 class ActionFilter(ABC):
-    """Turns the sequence of planned actions into a smoother one. Subclasses are frozen dataclasses."""
+    """Filter that makes the sequence of planned actions smoother. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def start(self, action: Tensor) -> State:
@@ -35,7 +35,7 @@ class ActionFilter(ABC):
 
 @part
 class LowPassFilter(ActionFilter):
-    """The exponential moving average of the actions, a low-pass filter of first order.
+    """Filter that averages actions exponentially: a low-pass filter of first order.
 
     At f steps per second, its cutoff frequency is ``-f * log(decay) / (2 * pi)``. It delays slow motion by
     ``decay / (1 - decay)`` steps.
@@ -56,7 +56,7 @@ class LowPassFilter(ActionFilter):
 
 @part
 class JerkLimit(ActionFilter):
-    """Limits how fast actions change, how fast that changes, and the jerk.
+    """Filter that limits how fast actions change: their velocity, acceleration and jerk.
 
     The change per step is clipped to V = `max_change`. Two moving averages over n = `n_average` steps follow. The
     first difference of the executed actions is then at most V, the second one 2 V / n, and the third one, the jerk,
@@ -89,9 +89,10 @@ class JerkLimit(ActionFilter):
 
 @dataclass(frozen=True)
 class FilteredExecutor(Executor):
-    """Filters the actions of another executor. The first action of an episode is executed as it is.
+    """Executor that filters the actions of another executor. The first action of an episode stays as it is.
 
-    The executor is no `ActionConditionedExecutor`, whose plans continue the actions that a filter would change.
+    The executor must not be an `ActionConditionedExecutor`: its plans continue the executed actions, which a filter
+    would change.
     """
 
     executor: Executor

@@ -15,19 +15,20 @@ from .planners import PlannerWrapper
 
 @part
 class FollowDemonstration(Executor):
-    """Executes the recorded actions of a demonstration, step by step, from the situation that is nearest.
+    """Executor that repeats the recorded actions of the nearest demonstration until it is no longer near.
 
     It runs policies with the head `Neighbors`, whose memory has every step of the demonstrations. At each step the
-    observation is compared with that of the demonstration at the same step. The memory is searched again if the
-    distance has grown to more than `ratio` times what it was when the demonstration was chosen, if `max_steps`
-    steps were executed, or if the demonstration has ended. Nothing is trained: other demonstrations are another task.
+    observation is compared with the observation that the demonstration has at the same step. The memory is searched
+    again if the distance has grown to more than `ratio` times what it was when the demonstration was chosen, if
+    `max_steps` steps were executed, or if the demonstration has ended. Nothing is trained. To do another task, give
+    other demonstrations.
 
     Args:
         max_steps: Largest number of steps until the next search.
-        ratio: Largest distance of the situations while one is followed, relative to that at the search. None only
-            searches after `max_steps` steps and at the end of a demonstration.
-        min_distance: A distance below this, in units of the encoder, is never a divergence. Without it an exact match
-            would end the next step.
+        ratio: Largest distance from the demonstration while it is followed, relative to the distance at the search.
+            None only searches after `max_steps` steps and at the end of a demonstration.
+        min_distance: A distance below this, in units of the encoder, is never a divergence. Without this limit,
+            following would end one step after an exact match.
 
     References:
         Malato et al. (2023), Behavioral Cloning via Search in Embedded Demonstration Dataset, arXiv:2306.09082.
@@ -40,10 +41,7 @@ class FollowDemonstration(Executor):
 
     def check_planner(self, planner):
         check_alignment(self, planner)
-        policy = policy_with_memory(planner, "FollowDemonstration")
-        if policy.window.horizon < 2:
-            raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",
-                              where="FollowDemonstration", hint="use Window(horizon=2)")
+        policy_with_memory(planner, "FollowDemonstration")
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
@@ -71,11 +69,19 @@ class FollowDemonstration(Executor):
 
 
 def policy_with_memory(planner: Planner, where: str) -> Policy:
-    """Returns the policy with a memory inside planners that do not change what is remembered, or raises Unsupported."""
+    """Returns the policy that has a memory of demonstrations, from inside planners around it.
+
+    Raises:
+        Unsupported: The policy has no memory.
+        ConfigError: The memory does not tell where a demonstration ends.
+    """
     inner = planner
     while isinstance(inner, PlannerWrapper):
         inner = inner.planner
     if not isinstance(inner, Policy) or not isinstance(inner.config.head, Neighbors):
         raise Unsupported("the demonstrations are not stored in the policy", where=where,
                           hint="use a policy with the head Neighbors, or another executor")
+    if inner.window.horizon < 2:
+        raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends", where=where,
+                          hint="use Window(horizon=2)")
     return inner

@@ -1,4 +1,4 @@
-"""Instructions that may change at every step: a speaker watches, and says in words what to do."""
+"""Instructions that may change at every step: a speaker watches the episode, and says in words what to do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Speaker(ABC):
 
 @dataclass(frozen=True)
 class ScheduledSpeaker(Speaker):
-    """Says sentences at fixed steps, whatever happens. With one sentence the instruction never changes.
+    """Speaker that says sentences at fixed steps, whatever happens.
 
     Args:
         sentences: (step, sentence) each, in order. A sentence holds until the next one. Before the first one the
@@ -68,7 +68,7 @@ class ScheduledSpeaker(Speaker):
 
 @dataclass(frozen=True)
 class LiveSpeaker(Speaker):
-    """Says to all rows what a function returns, such as the newest line that a person typed or spoke.
+    """Speaker that gives all environments the text that a function returns, such as the newest typed line.
 
     Args:
         listen: Called without arguments at every step. It must return at once.
@@ -82,7 +82,7 @@ class LiveSpeaker(Speaker):
 
 @dataclass(frozen=True)
 class InstructedActor(Actor):
-    """An actor that reads what a speaker says, which may be something else at every step.
+    """Wraps an actor so that it reads what a speaker says, which may change at every step.
 
     For an instruction that stays the same, use `ObservationWrapper`. What was said is recorded as the column
     `instruction`.
@@ -113,7 +113,7 @@ class InstructedActor(Actor):
         return action, pass_record({"speaker": speaker}, inner, {INSTRUCTION: words})
 
     def _words(self, obs, state: State, rows: int) -> tuple[Tensor, State]:
-        """What is said, (B, max_bytes) uint8, and the speaker's next state."""
+        """Returns what the speaker says, (B, max_bytes) uint8, and its next state."""
         sentences, state = self.speaker.speak(obs, state)
         name = type(self.speaker).__name__
         is_list = not isinstance(sentences, str) and len(sentences) == rows

@@ -1,4 +1,4 @@
-"""Delayed plans, delayed actions and lost observations."""
+"""Simulates delayed plans, delayed actions and lost observations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_PLAN = -1  # the age of a plan where none is being computed
 
 
 def delay_actor(actor: Actor, delay: int) -> Actor:
-    """Returns `actor` with a computation time of `delay` steps.
+    """Wraps an actor so that its computation takes `delay` steps.
 
     If the actor is a policy with a chunked executor, its plans are delayed (`DelayedPlan`) and the old chunk runs on.
     `RealTimeChunking` is given the delay.
@@ -41,7 +41,7 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
 
 
 def _delay_plans(executor: Executor, planner: Planner, delay: int) -> Executor | None:
-    """The executor with late plans. None if it executes no chunks."""
+    """Wraps an executor so that its plans arrive late. Returns None if it executes no chunks."""
     if isinstance(executor, FilteredExecutor):
         inner = _delay_plans(executor.executor, planner, delay)
         return None if inner is None else replace(executor, executor=inner)
@@ -49,11 +49,11 @@ def _delay_plans(executor: Executor, planner: Planner, delay: int) -> Executor |
 
 
 class LatePlan(Executor):
-    """A plan that is requested at one step arrives some steps later, as if another machine computed it.
+    """Executor whose plans arrive some steps after their request, as if another machine computed them.
 
-    Until it arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
-    chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode
-    arrives at once. Subclasses are frozen dataclasses that say how late a plan is.
+    Until a plan arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
+    chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode arrives
+    at once. Subclasses are frozen dataclasses that say how late a plan is.
     """
 
     executor: ChunkedExecutor
@@ -68,7 +68,7 @@ class LatePlan(Executor):
 
     @abstractmethod
     def timed_plan(self, planner: Planner, request: PlanRequest) -> tuple[Tensor, int]:
-        """Returns the answer to a request, and how many steps later it arrives."""
+        """Returns the plans for a request, and how many steps later they arrive."""
 
     def check_planner(self, planner):
         self.executor.check_planner(planner)
@@ -116,7 +116,7 @@ def continued_action(executor: ChunkedExecutor, run: State) -> tuple[Tensor, Sta
 
 @dataclass(frozen=True)
 class DelayedPlan(LatePlan):
-    """A plan that is requested at step t arrives at step t + `delay`. See `LatePlan`.
+    """Executor whose plans arrive `delay` steps after their request. See `LatePlan`.
 
     Args:
         executor: The executor whose plans are delayed. It executes chunks, as `RecedingHorizon` does. `delay_actor`
@@ -137,7 +137,7 @@ class DelayedPlan(LatePlan):
 
 @part
 class MeasuredDelay(LatePlan):
-    """A plan arrives as many steps late as its computation took by the clock. See `LatePlan`.
+    """Executor whose plans arrive as many steps late as their computation took. See `LatePlan`.
 
     The delay is the time of the computation divided by the period, rounded down: a plan that is done within the period
     of its step is in time. Rows that plan in one batch wait for the whole batch, so evaluate with one row
@@ -161,7 +161,7 @@ class MeasuredDelay(LatePlan):
 
 @dataclass(frozen=True)
 class DelayedAction(Actor):
-    """The action that `actor` chooses at step t is executed at step t + `delay`.
+    """Wraps an actor so that the action that it chooses at step t is executed at step t + `delay`.
 
     The first action is repeated until the second one arrives.
     """
@@ -185,7 +185,7 @@ class DelayedAction(Actor):
 
 @dataclass(frozen=True)
 class DroppedObservation(Actor):
-    """Each observation is lost with a fixed probability, and `actor` gets the last one that arrived instead.
+    """Wraps an actor so that observations are lost at random, and it gets the last one that arrived instead.
 
     Which observations are lost depends on the key of the row (stream 8). The first one always arrives.
 
@@ -212,8 +212,8 @@ class DroppedObservation(Actor):
 
 
 def _check_whole(delay: int, where: str) -> int:
-    """Returns `delay` as an int, since a severity may be a float. Raises UserError if it is not a whole number."""
+    """Converts a delay to an int. Raises UserError if it is not a whole number."""
     if not delay >= 0 or delay % 1:
         raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where=where,
-                        hint="give a number of steps; 0 is no delay")
+                        hint="give a number of steps; 0 means no delay")
     return int(delay)

@@ -1,4 +1,4 @@
-"""Chooses among several plans by how well they recall the executed actions."""
+"""Chooses among several plans by how well they reproduce the executed actions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .chunking import ChunkedExecutor
 
 @part
 class PastVerification(ChunkedExecutor):
-    """Draws several chunks that begin in the past, and executes the one whose past is closest to what was executed.
+    """Executor that draws chunks that begin in the past, and takes the one whose past matches the executed actions.
 
     A policy with `Window(action_offset=-skip)` also predicts the last `skip` actions. They are known, so their mean
     squared error, in units of `planner.action_scale`, tells how well a sample has understood the history. Until `skip`

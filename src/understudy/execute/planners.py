@@ -1,4 +1,4 @@
-"""Planners that are made of other planners."""
+"""Planners that are made of other planners, such as the best of several plans."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part, take, tree_map
 from ..heads.memory.neighbors import Neighbors
-from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
+from ..policy import Guide, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, require_stepwise, sample_noise, sample_plans
 
-Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
+Unresolved: TypeAlias = Any  # in place of a module, until `PlannerWrapper.over` fills it in
 
 
 def _forwarded(name: str) -> Any:
-    """A property of a `PlannerWrapper` with the value that the changed planner has."""
+    """Defines a property of a `PlannerWrapper` that returns the value of the wrapped planner."""
     return property(lambda self: getattr(self.planner, name))
 
 
 class PlannerWrapper(Planner):
-    """A planner that changes another planner. Attributes that it does not change are those of the other planner.
+    """Base class of planners that change another planner. Attributes that it does not change are passed on.
 
     In a `Method`, the planner that is changed is None. Other fields for planners and scorers hold a `FromStage`, the
     name of a module of the same checkpoint, or a `PlannerWrapper` around one of these. `over` fills in the modules.
@@ -43,7 +43,7 @@ class PlannerWrapper(Planner):
     def __post_init__(self):
         for name, kind, module in self._modules():
             if not isinstance(module, (str, FromStage, kind)):
-                raise ConfigError(f"{'None' if module is None else type(module).__name__} is no {kind.__name__}",
+                raise ConfigError(f"{'None' if module is None else type(module).__name__} is not a {kind.__name__}",
                                   where=f"{type(self).__name__}.{name}",
                                   hint=f"name a {kind.__name__} that a learner has trained, or give FromStage(STAGE, "
                                        "MODULE)")
@@ -66,7 +66,7 @@ class PlannerWrapper(Planner):
         return None
 
     def over(self, planner: Planner, modules: Mapping[str, Any]) -> PlannerWrapper:
-        """Fills in the planner that is changed, and the modules that fields name.
+        """Returns the wrapper with its inner planner, and the modules that its fields name, filled in.
 
         Args:
             modules: The modules of the checkpoint by name, "policy" among them. References to stages are resolved.
@@ -83,7 +83,7 @@ class PlannerWrapper(Planner):
         return filled
 
     def _modules(self) -> Iterator[tuple[str, type, Any]]:
-        """Name of the field, type and value of each module. None is left out where it is the default."""
+        """Yields name, type and value of each module field. A None is left out if it is the default of its field."""
         for name, kind in {self.inner: Planner, **self.module_types}.items():
             value = getattr(self, name)
             if value is not None or getattr(type(self), name, "required") is not None:
@@ -104,7 +104,7 @@ class PlannerWrapper(Planner):
 
 
 def _filled(value: Any, modules: Mapping[str, Any], where: str) -> Any:
-    """A field of a planner, with modules in place of their names."""
+    """Returns the value of a planner's field with modules in place of their names."""
     if isinstance(value, tuple):
         return tuple(_filled(part, modules, where) for part in value)
     if isinstance(value, PlannerWrapper) and value.missing:
@@ -120,7 +120,7 @@ def _filled(value: Any, modules: Mapping[str, Any], where: str) -> Any:
 
 @part
 class FixedBatch(PlannerWrapper, StepwisePlanner):
-    """Calls the network with batches of exactly `rows` rows, however many rows are asked for.
+    """Planner that calls its network with batches of exactly `rows` rows, however many are asked for.
 
     Matrix products of different sizes differ in their last bits. With this wrapper, the plan of a row does not depend
     on the number of other rows.
@@ -174,7 +174,7 @@ def _n_rows(obs: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Guided(PlannerWrapper):
-    """A planner with fixed guidance. The guides of an executor are added to it."""
+    """Planner that adds fixed guidance to another planner, besides the guidance of the executor."""
 
     planner: Planner | Unresolved = None
     guides: tuple[Guide, ...] = ()
@@ -184,7 +184,7 @@ class Guided(PlannerWrapper):
 
 
 class ScoredPlanner(PlannerWrapper):
-    """A planner that reads the columns of the planner that it changes, and those of a scorer of plans."""
+    """Base class of planners with a scorer of plans, which read the columns of both."""
 
     scorer: Any
 
@@ -198,7 +198,7 @@ class ScoredPlanner(PlannerWrapper):
 
 
 class _PlanChoice(ScoredPlanner):
-    """A planner that draws `n` plans and takes one of them."""
+    """Base class of planners that draw `n` plans and take one of them."""
 
     n: Annotated[int, AtLeast(1)]
 
@@ -210,13 +210,13 @@ class _PlanChoice(ScoredPlanner):
 
 
 def _take_best(plans: Tensor, scores: Tensor) -> Tensor:
-    """The plan (B, H, A) with the highest score. plans (B, n, H, A), scores (B, n)."""
+    """Returns the plan (B, H, A) with the highest score among plans (B, n, H, A), given scores (B, n)."""
     return plans[torch.arange(scores.shape[0], device=scores.device), scores.argmax(1)]
 
 
 @part
 class BestOfN(_PlanChoice):
-    """Draws `n` plans and takes the one with the highest score.
+    """Planner that draws `n` plans and takes the one with the highest score.
 
     Unlike guidance, it works with every head. It reads the columns of the planner and of the scorer.
 
@@ -242,25 +242,24 @@ class BestOfN(_PlanChoice):
         return _take_best(plans, self.scores(obs, plans))
 
     def scores(self, obs: Mapping[str, Tensor], plans: Tensor) -> Tensor:
-        """The score of each plan, (B, n), of plans (B, n, H, A)."""
+        """Returns the score of each plan, (B, n), for plans (B, n, H, A)."""
         return self.scorer.score_plans(obs, plans)
 
 
 class SetScorer(ABC):
-    """Scores plans by comparing all plans that were drawn. Subclasses are frozen dataclasses."""
+    """Config of a scorer that compares all drawn plans with each other. Subclasses are frozen dataclasses."""
 
     inputs: tuple[str, ...] = ()
     features: Schema = MappingProxyType({})
 
     @abstractmethod
-    def score(self, obs: Mapping[str, Tensor], plans: Tensor, scale: Tensor, last: LastChunk | None) -> Tensor:
+    def score(self, obs: Mapping[str, Tensor], plans: Tensor, scale: Tensor) -> Tensor:
         """Scores the plans of each row.
 
         Args:
             obs: Observation windows, (B, To, ...).
             plans: The plans in world units from the current step on, (B, n, H, A).
             scale: Scale of each action component, (A,). See `Planner.action_scale`.
-            last: What the executor was executing. None if the executor has no chunks.
 
         Returns:
             Scores, (B, n). Higher is better.
@@ -269,7 +268,7 @@ class SetScorer(ABC):
 
 @part
 class KernelDensity(SetScorer):
-    """Prefers the plan that is most similar to the other plans, which avoids outliers.
+    """Scorer that prefers the plan most similar to the other plans, which avoids outliers.
 
     Args:
         bandwidth: Standard deviation of the kernel, as root mean square distance per step and component in units of
@@ -281,39 +280,15 @@ class KernelDensity(SetScorer):
 
     bandwidth: Annotated[float, Above(0)] = 0.1
 
-    def score(self, obs, plans, scale, last):
+    def score(self, obs, plans, scale):
         flat = (plans / scale).flatten(2)
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square() / flat.shape[-1]
         return (-0.5 * distance / self.bandwidth**2).logsumexp(-1)
 
 
 @part
-class BackwardCoherence(SetScorer):
-    """Prefers the plan that is closest to the rest of the last chunk, so that one strategy is kept.
-
-    Args:
-        decay: Factor by which the weight decreases from each step to the next.
-
-    References:
-        Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
-        arXiv:2408.17355.
-    """
-
-    decay: Annotated[float, AtLeast(0)] = 0.5
-
-    def score(self, obs, plans, scale, last):
-        if last is None:
-            raise Unsupported("this executor does not tell what it was executing", where="BackwardCoherence",
-                              hint="use RecedingHorizon or RealTimeChunking")
-        old, mask = last.aligned()
-        weight = mask * self.decay ** torch.arange(mask.shape[1], device=mask.device)
-        distance = ((plans - old.unsqueeze(1)) / scale).square().sum(-1)
-        return -(distance * weight.unsqueeze(1)).sum(-1)
-
-
-@part
 class SampleSelector(_PlanChoice):
-    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them."""
+    """Planner that draws `n` plans and takes the one that a `SetScorer` scores highest."""
 
     planner: Planner | Unresolved = None
     scorer: SetScorer = KernelDensity()
@@ -321,15 +296,13 @@ class SampleSelector(_PlanChoice):
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
-        last = next((g for g in guides if isinstance(g, LastChunk)), None)
         now = max(-self.window.action_offset, 0)  # steps before it lie in the past
-        last = None if last is None else replace(last, chunk=last.chunk[:, now:])
-        return _take_best(plans, self.scorer.score(obs, plans[:, :, now:], self.action_scale, last))
+        return _take_best(plans, self.scorer.score(obs, plans[:, :, now:], self.action_scale))
 
 
 @dataclass(frozen=True)
 class FactoredPlanner(Planner):
-    """Several planners that each plan a slice of the action, such as one arm of two.
+    """Planner made of several planners, each for a slice of the action, such as one arm of two.
 
     Args:
         planners: The planners. Their windows have the same n_obs_steps, horizon and action_offset.
@@ -402,7 +375,7 @@ class FactoredPlanner(Planner):
             for i, (p, s) in enumerate(zip(self.planners, self.slices, strict=True))])
 
     def _join(self, parts: list[Tensor]) -> Tensor:
-        """One tensor (..., A) of the planners' parts. Each part is (..., its action_dim)."""
+        """Joins the parts (..., its action_dim) of the slices' planners to one tensor (..., A)."""
         out = parts[0].new_empty(*parts[0].shape[:-1], self.action_dim)
         for plan, components in zip(parts, self.slices, strict=True):
             out[..., components] = plan
@@ -437,7 +410,7 @@ class RetrievalPlanner(PlannerWrapper):
 
 
 class _TwoLevelPlanner(PlannerWrapper):
-    """A planner whose low-level planner, the one that it changes, reads the plans of a high-level planner."""
+    """Base class of planners of two levels: the low-level planner reads the plans of a high-level planner."""
 
     high: Planner | Unresolved
     low: Planner | Unresolved
@@ -460,7 +433,7 @@ class _TwoLevelPlanner(PlannerWrapper):
 
 @dataclass(frozen=True)
 class Hierarchical(_TwoLevelPlanner):
-    """The high-level planner predicts a column that the low-level planner reads as an input.
+    """Planner of two levels: the high level predicts a column that the low level reads as an input.
 
     The column can be a subgoal (HIQL), a thought (Thought Cloning), a procedure, a skill or a video. Both planners
     are trained separately on the same episodes.
@@ -501,7 +474,7 @@ class Hierarchical(_TwoLevelPlanner):
 
 
 def _as_column(planner: Planner, name: str, plan: Tensor) -> Tensor:
-    """A plan (B, H, A) in the shape (B, H, *shape) in which a planner reads a column. Classes become integers."""
+    """Converts a plan (B, H, A) to the shape (B, H, *shape) in which a planner reads a column."""
     feature = planner.features[name]
     plan = plan.unflatten(-1, feature.shape or (1,))
     return plan.to(feature.torch_dtype) if feature.kind in ("discrete", "text") else plan
@@ -509,7 +482,7 @@ def _as_column(planner: Planner, name: str, plan: Tensor) -> Tensor:
 
 @part
 class IteratedPlanner(PlannerWrapper):
-    """Repeats a policy that predicts the next result of a computation from the last one.
+    """Planner that applies a policy repeatedly, which predicts the next result of a computation from the last one.
 
     The first result is zero. The computation ends when a step changes nothing, and after `n_steps` steps at the latest.
     All steps of a plan have the same noise. With a `Hierarchical` planner, the last result is an input of another
@@ -556,7 +529,7 @@ class IteratedPlanner(PlannerWrapper):
 
 @dataclass(frozen=True)
 class InverseDynamicsPlanner(_TwoLevelPlanner):
-    """The high-level planner predicts the next states, and the low-level planner the actions that lead to them.
+    """Planner of two levels: the high level predicts the next states, and the low level the actions that lead to them.
 
     An action is planned for each predicted state: from the current state to the first, from the first to the second,
     and so on. Both planners are trained separately on the same episodes.
@@ -622,7 +595,7 @@ class InverseDynamicsPlanner(_TwoLevelPlanner):
 
 @dataclass(frozen=True)
 class MaskedGoalPlanner(PlannerWrapper):
-    """A policy that completes masked trajectories plans actions from the current state to a goal.
+    """Planner that lets a model of masked trajectories plan actions from the current state to a goal.
 
     The first row of the window is given the current state, and the row at which the goal shall be reached is given the
     goal. All other states and all actions are hidden, and the policy predicts them. With `RecedingHorizon(1)` it plans
@@ -683,7 +656,7 @@ class MaskedGoalPlanner(PlannerWrapper):
         return self.planner.action_scale[:self.action_dim]
 
     def goal_row(self, time_left: Tensor) -> Tensor:
-        """The row of the window that is given the goal, (B, 1) int64, from the number of steps until it is due, (B, 1).
+        """Returns the window row in which the goal is given, (B, 1) int64, from the steps until it is due, (B, 1).
         """
         return time_left.round().long().clamp(1, self.planner.window.horizon - 1)
 

@@ -1,4 +1,4 @@
-"""Real-time chunking with a policy that was trained to continue actions."""
+"""Real-time chunking for policies that were trained to continue a prefix of actions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .chunking import ChunkedExecutor
 
 @part
 class PrefixChunking(ChunkedExecutor):
-    """Executes the old chunk while the new one is computed, which continues what is executed until then.
+    """Executor that runs the old chunk while a new one is computed, which continues its last actions.
 
     A new chunk arrives `delay` steps after its observation. The actions of the old chunk until then are given to the
     policy, which was trained so: ``Flow(times=PrefixTimes(max_delay))``. `RealTimeChunking` needs no such

@@ -1,4 +1,4 @@
-"""Actor that starts again, within an episode, when a test reports that its attempt failed."""
+"""An actor that starts again, within an episode, when a test reports that its attempt failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ATTEMPT = "attempt"  # recorded column: number of the attempt, from 1
 
 @part
 class RetryActor(Actor):
-    """Starts an actor again, in the same episode, when a test reports that its attempt failed.
+    """Wraps an actor so that it starts again, in the same episode, when a test reports that its attempt failed.
 
     The actor is usually a script. Each attempt draws its own random numbers. The number of the attempt is recorded as
     the column `attempt`, (T, 1).
@@ -57,6 +57,9 @@ class RetryActor(Actor):
 
 
 def _attempt_keys(key: Tensor, attempt: Tensor) -> Tensor:
-    """A key for each attempt, (B,). The first has another key than the episode, too: if the actor itself makes
-    attempts, its second one would else have the key of the second one here."""
+    """Returns a key for each attempt, (B,).
+
+    Even the first attempt does not use the key of the episode. Otherwise retries within retries would draw the same
+    numbers in both.
+    """
     return torch.cat([keys(*one) for one in zip(key.tolist(), attempt.unsqueeze(1).tolist(), strict=True)])

@@ -1,4 +1,4 @@
-"""The names of execution schemes: how the plans of a trained policy become actions.
+"""Named execution schemes: how the plans of a trained policy become actions.
 
 A scheme changes the executor of a method, and for some how it plans. Nothing of it is trained, so the same run can be
 evaluated with several schemes: `understudy eval RUN ENV --executor NAME`. The functions are in `learn.execution`,
@@ -19,7 +19,7 @@ class ExecutionScheme:
     """A named way to execute the plans of a policy.
 
     Args:
-        paper: Authors, year and arXiv number, and how the scheme differs. Empty if there is no paper.
+        paper: Authors, year and arXiv number, and how the scheme differs from the paper. Empty if there is no paper.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""Self-guidance: the policy, moved away from what it would have planned one step earlier."""
+"""Self-guidance: moves a policy away from what it would have planned one step earlier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .planners import PlannerWrapper, Unresolved
 
 @dataclass(frozen=True)
 class PastObservationGuidance(NetworkGuidance):
-    """Moves the prediction of the network away from the one for an earlier observation.
+    """Guidance that moves the network's prediction away from the one for an earlier observation.
 
     Args:
         scale: Scale of the difference. 0 is the plain policy.
@@ -36,7 +36,7 @@ class PastObservationGuidance(NetworkGuidance):
 
 @part
 class SelfGuided(PlannerWrapper):
-    """Guides a policy by its own prediction for an earlier observation, so that it reacts sooner to a change.
+    """Planner that guides a policy by its own prediction for an earlier observation, so that it reacts sooner.
 
     The prediction is ``(1 + scale) * prediction(now) - scale * prediction(lag steps ago)``. To first order it looks
     `lag` steps ahead. The planner observes `lag` steps more than the policy. In the first step of an episode there is
@@ -81,5 +81,5 @@ class SelfGuided(PlannerWrapper):
         return self.planner.decode(coded, self._now(obs))
 
     def _now(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The observations that the policy reads."""
+        """Returns the observations at the current steps, which the policy reads."""
         return {k: v[:, self.lag:] for k, v in obs.items()}

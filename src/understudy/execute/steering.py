@@ -1,4 +1,4 @@
-"""Steering while acting: several conditions or policies together, a learned scorer, or points from a person."""
+"""Steers a policy while it acts: by several conditions or policies, a learned scorer, or points of a person."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ Points = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class ComposedConditions(NetworkGuidance):
-    """Follows several conditions at once, each with its own scale: goals, words, skills.
+    """Guidance that follows several conditions at once, each with its own scale: goals, words, skills.
 
-    The prediction is that without any condition plus, for each condition alone, `scale` times what it changes. The
-    policy must be trained with `ConditionDropout` for each condition, so that it knows each alone and none at all.
+    The prediction starts from the prediction without any condition. For each condition, `scale` times the change that
+    this condition alone makes is added. The policy must be trained with `ConditionDropout` for each condition, so that
+    it can act with one condition alone and with none.
 
     Args:
         conditions: The conditions, each with the names of its columns.
@@ -61,7 +62,7 @@ class ComposedConditions(NetworkGuidance):
 
 @dataclass(frozen=True)
 class _OtherPolicies(NetworkGuidance):
-    """The weighted mean of the predictions of several networks. The first weight is that of the guided one."""
+    """Guidance that averages the predictions of several networks. The first weight belongs to the guided network."""
 
     nets: tuple[Any, ...]
     contexts: tuple[Context, ...]
@@ -80,19 +81,18 @@ class _OtherPolicies(NetworkGuidance):
 
 @dataclass(frozen=True)
 class ComposedPolicies(PlannerWrapper):
-    """Samples from several policies together: at each step of sampling, their predictions are averaged.
+    """Planner that samples from several policies together by averaging their predictions while sampling.
 
     The policies may read different columns, such as a camera and words, or come from different data. A plan is likely
     under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
     of sampling are taken in coded actions.
 
-    Of policies with the head `Categorical` the logits are averaged. With the weights ``(1, b, -b)``, a policy and two
-    others, the second of which was tuned from the third, the policy acts as if it had been tuned likewise (emulated
-    fine-tuning).
+    Of policies with the head `Categorical` the logits are averaged. The weights ``(1, b, -b)`` emulate fine-tuning: if
+    the second policy was fine-tuned from the third, the first policy acts as if it had been fine-tuned in the same way.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`, or is `Categorical`.
-        weights: Weight of each policy, that of `planner` first. They sum to 1.
+        weights: Weight of each policy, beginning with the weight of `planner`. The weights sum to 1.
 
     References:
         Mitchell et al. (2024), An Emulator for Fine-Tuning Large Language Models using Small Language Models,
@@ -166,7 +166,7 @@ class ComposedPolicies(PlannerWrapper):
 
 @dataclass(frozen=True)
 class ScorerGuidance(EnergyGuidance):
-    """Multiplies the density of plans by ``exp(scale * score)``, along the gradient of the score.
+    """Guidance that multiplies the density of plans by ``exp(scale * score)``, along the gradient of the score.
 
     Args:
         scorer: Scores plans in world units, differentiably.
@@ -186,20 +186,20 @@ class ScorerGuidance(EnergyGuidance):
 
 @part
 class ScorerGuided(ScoredPlanner):
-    """Guides the plans of a policy towards a higher score, by the gradient of the scorer.
+    """Planner that guides the plans of a policy towards a higher score, by the gradient of the scorer.
 
     With the log-probability of a classifier as the score, this is classifier guidance: at `scale` 1, plans are drawn
     from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
     value counts.
 
-    The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the value of
-    Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will do. A
-    large `scale` leaves what was demonstrated.
+    The policy is not trained further. Classifiers that guide image models, and the value function of Diffuser, are
+    trained on noisy inputs. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans
+    can be used. With a large `scale`, plans differ from everything that was demonstrated.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion`, `EDM` or `Flow`.
         scorer: Scores plans, differentiably, such as a critic.
-        scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
+        scale: Factor of the score. 0 is the plain policy. A negative scale avoids plans with a high score.
 
     References:
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
@@ -223,7 +223,7 @@ class ScorerGuided(ScoredPlanner):
 
 @dataclass(frozen=True)
 class PathCost(LimitedCostGuidance):
-    """Draws the positions that a chunk leads to towards points, or towards a path through them.
+    """Guidance that draws the positions to which a chunk leads towards points or a path.
 
     The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
     that are still to come. A single point holds what moves near it. A path needs points up to where the motion shall
@@ -257,7 +257,7 @@ class PathCost(LimitedCostGuidance):
 
 
 class LivePoints:
-    """Points that a person changes while a policy acts, such as by a click.
+    """Points that a person can change while a policy acts, such as by a click.
 
     There are none at first. Any thread may change them.
 
@@ -291,7 +291,7 @@ def _check_guidable(planner: Planner) -> None:
 
 
 def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
-    """The points as tuples of numbers."""
+    """Converts points to tuples of numbers."""
     try:
         coordinates = tuple(tuple(float(x) for x in point) for point in points)
     except (TypeError, ValueError):
@@ -305,7 +305,7 @@ def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
 
 @part
 class Steered(PlannerWrapper):
-    """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
+    """Planner that draws a policy's plans towards points that a person gives, by a click or a drawn path.
 
     The policy stays as it was trained. Where its demonstrations go two ways, a path chooses the way. A small `scale`
     does not reach it, and a large one leaves what was demonstrated. The effect saturates: no sampling step is guided

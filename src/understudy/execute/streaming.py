@@ -1,4 +1,4 @@
-"""Executor of streaming diffusion: a rolling buffer of partly denoised actions."""
+"""Executor of streaming diffusion, with a rolling buffer of partly denoised actions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Executor, check_alignment, require_stepwise
 
 @part
 class StreamingExecutor(Executor):
-    """Keeps a buffer of H actions whose noise level rises from its first group of steps to its last.
+    """Executor that keeps a buffer of actions whose noise level rises with time, and executes the clean ones.
 
     A plan denoises the whole buffer until its first group of `n_action_steps` actions is clean, executes that group,
     and appends noise at the end. A plan needs `n_denoising_steps` network evaluations, where a plan from noise with
@@ -77,7 +77,7 @@ class StreamingExecutor(Executor):
         return state["actions"][index, state["cursor"]], {**state, "cursor": state["cursor"] + 1}
 
     def _plan(self, planner, obs, state: State) -> State:
-        """The state after the first group of the buffer has become clean."""
+        """Denoises the buffer until its first group of steps is clean. Returns the state with these as next actions."""
         level, n = self._levels(planner), self.n_action_steps
         x = self._denoise(planner, planner.context(obs), state["x"], level, n / len(level))
         noise = planner.noise(state["key"], state["count"])[:, :n]
@@ -85,7 +85,7 @@ class StreamingExecutor(Executor):
                 "actions": planner.decode(x, obs)[:, :n], "x": torch.cat([x[:, n:], noise], 1)}
 
     def _denoise(self, planner, context: Context, x: Tensor, level: Tensor, rise: float) -> Tensor:
-        """Raises all times by `rise`. The steps are as long as in a plan. level (H,)."""
+        """Denoises the buffer: raises the times of all its steps, `level` (H,), by `rise`."""
         n_steps = round(rise * len(level) / self.n_action_steps) * self.n_denoising_steps
         for i in range(n_steps):
             t, t_next = ((level + rise * j / n_steps).clamp(max=1).expand(x.shape[:2]) for j in (i, i + 1))
@@ -93,5 +93,5 @@ class StreamingExecutor(Executor):
         return x
 
     def _levels(self, planner) -> Tensor:
-        """Times of the buffer before a plan, (H,)."""
+        """Returns the denoising times of the buffer's steps before a plan, (H,)."""
         return RampTimes(self.n_action_steps).levels(planner.window.horizon, planner.device)

@@ -1,4 +1,4 @@
-"""Executor of streaming flow: one action for each integration step of a flow in action space."""
+"""Executor of streaming flow, which executes one action for each integration step of a flow in action space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import ActionConditionedExecutor, check_alignment, require_stepwise
 
 @part
 class StreamingFlowExecutor(ActionConditionedExecutor):
-    """Executes the flow of a `StreamingFlow` head while it is integrated.
+    """Executor that runs the flow of a `StreamingFlow` head while it is integrated.
 
     A plan starts at the last executed action, or at the code 0 in the first step of an episode, plus noise of the
     head's `sigma`. Each integration step gives the next action, so that an action costs one step and not a whole plan.
@@ -67,13 +67,13 @@ class StreamingFlowExecutor(ActionConditionedExecutor):
 
 
 def _begin(planner, obs, last: Tensor, executed: Tensor, noise: Tensor) -> State:
-    """The part of the state that a new plan replaces. `last` (B, 1, A) is the last action, where `executed` (B, 1)."""
+    """Returns the state at the beginning of a plan, which starts from the last executed action."""
     x = planner.encode(last, obs) * executed.unsqueeze(-1) + planner.head.sigma * noise[:, :1]
     return {"x": x, "obs": dict(obs), "context": dict(vars(planner.context(obs)))}
 
 
 def _next(planner, state: State, step: Tensor) -> tuple[Tensor, Tensor]:
-    """The next action, coded and in world units, (B, 1, A) each."""
+    """Returns the next action, normalized and in world units, (B, 1, A) each."""
     n = planner.window.horizon - 1
     t = (step / n).unsqueeze(1)
     x = planner.denoise_step(Context(**state["context"]), state["x"], t, t + 1 / n)

@@ -16,7 +16,7 @@ from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
 @part
 class TemporalEnsemble(Executor):
-    """Plans at every step and averages what the last chunks contain for the current step.
+    """Executor that plans at every step and averages the actions of the last chunks for the current step.
 
     The weight of a chunk is exp(-decay * i), where i = 0 is the oldest. With decay > 0, older chunks weigh more.
 
@@ -74,8 +74,9 @@ class TemporalEnsemble(Executor):
 class AdaptiveEnsemble(TemporalEnsemble):
     """A temporal ensemble in which chunks count more if their action points in the direction of the newest one.
 
-    The weight of a chunk is exp(alpha * cosine), with the cosine similarity of its action for the current step and that
-    of the newest chunk, in coded units. An old chunk that was planned for another way of doing the task counts less.
+    The weight of a chunk is exp(alpha * cosine), where cosine is the similarity of two actions for the current step:
+    the action of this chunk and the action of the newest chunk, both in coded units. An old chunk that was planned for
+    another way of doing the task counts less.
 
     Args:
         decay: Additional rate at which the weights decrease from the oldest to the newest chunk. 0 in the paper.

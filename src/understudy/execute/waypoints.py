@@ -1,4 +1,4 @@
-"""Wrapper whose actions are waypoints, to which the body moves on a straight line."""
+"""Wrapper whose actions are waypoints, to which the robot moves on a straight line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .wrappers import ActionWrapper
 
 @part
 class WaypointWrapper(ActionWrapper):
-    """The action is the place to which the body goes on a straight line, for `period` steps.
+    """Wrapper in which an action is a position to which the robot moves on a straight line, for `period` steps.
 
     The environment executes velocities, and clips them.
 

@@ -1,4 +1,4 @@
-"""Wrappers between an actor and an environment: what the actor observes in addition, and what its actions mean.
+"""Wrappers that change what an actor observes, and what its actions mean.
 
 An `ActionWrapper` has three forms. `envs.wrappers.WrappedEnv` is the environment to learn in, `WrappedActor` is the
 actor to deploy, and `ActionWrapper.transform_episode` converts recorded episodes.
@@ -30,7 +30,7 @@ BASE_ACTION = "observation.base_action"
 
 
 class ActionWrapper(ABC):
-    """What an actor observes in addition, and what its actions mean. Subclasses are frozen dataclasses.
+    """Config of a wrapper: what an actor observes in addition, and what its actions mean. Subclasses are dataclasses.
 
     At each environment step, `transform_obs` is called first and `transform_action` after it. The actor chooses a new
     action every `period` steps.
@@ -47,7 +47,7 @@ class ActionWrapper(ABC):
         return features
 
     def action_limits(self) -> tuple[float, float] | None:
-        """Returns the lowest and the highest value of the actor's action components. None if there are no limits."""
+        """Returns the lowest and the highest value of each action component of the actor. None without limits."""
         return None
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -98,7 +98,7 @@ class ActionWrapper(ABC):
 
 
 def wrapped_env_name(name: str, wrapper: ActionWrapper) -> str:
-    """Returns the name of an environment with a wrapper."""
+    """Returns the name of an environment together with a wrapper."""
     return f"{name}+{type(wrapper).__name__}"
 
 
@@ -115,7 +115,7 @@ def _n_rows(state) -> int:
 
 @dataclass(frozen=True)
 class WrappedActor(Actor):
-    """An actor for the environment that is made of an actor for the wrapped environment.
+    """Actor for the plain environment, made of an actor for the wrapped environment.
 
     With a period above 1, the columns that `actor` records are repeated until its next action. The reward that it is
     told (`last.reward`) is the sum over the steps since its last action.
@@ -159,7 +159,7 @@ class WrappedActor(Actor):
         return action, {**state, "record": choice["record"]} if choice["record"] else state
 
     def _choose(self, obs, inner) -> tuple[State, State]:
-        """The actor's action and record, and its next state."""
+        """Returns the inner actor's action and record, and its next state."""
         action, inner = self.actor.act(obs, inner)
         return {"action": action, "record": inner.get("record", {})}, _without_record(inner)
 
@@ -173,7 +173,7 @@ def _without_record(state: State) -> State:
 
 @part
 class ResidualWrapper(ActionWrapper):
-    """The action is a correction of the action of a base policy, which is shown as `observation.base_action`.
+    """Wrapper in which an action is a correction of a base policy's action, shown as `observation.base_action`.
 
     The environment executes ``base_action + scale * action``. With the same key, corrections of 0 give the episodes of
     the base policy.
@@ -196,7 +196,7 @@ class ResidualWrapper(ActionWrapper):
     executor: Executor = field(default_factory=RecedingHorizon)
 
     def features(self, features):
-        action = _vector_action(features, "ResidualWrapper")
+        action = _vector_action(features)
         if isinstance(self.scale, tuple) and len(self.scale) != action.size:
             raise UserError(f"there are {len(self.scale)} factors, but an action has {action.size} components",
                             where="ResidualWrapper.scale", hint="give one for each, or one number for all")
@@ -222,18 +222,19 @@ class ResidualWrapper(ActionWrapper):
     def transform_episode(self, episode):
         """Adds the base actions and replaces the actions by corrections.
 
-        The base policy acts along the recorded observations. Its randomness is that of the recorded rollout if the
-        episode has "seed" and "number". Corrections may exceed the limits if `scale` is small, and are 0 if it is 0.
+        The base policy acts along the recorded observations. It draws the same random numbers as in the recorded
+        rollout if the episode has "seed" and "number". Corrections may exceed the limits if `scale` is small, and are 0
+        if it is 0.
 
         Raises:
-            Unsupported: If the period is above 1: recorded actions are no constant corrections.
+            Unsupported: If the period is above 1: corrections of recorded actions are not constant during a period.
         """
         if self.period != 1:
             raise Unsupported(f"recorded actions are not corrections that stay the same for {self.period} steps",
                               where="ResidualWrapper", hint="use period=1, or record episodes in WrappedEnv")
         action = np.asarray(episode.steps["action"][: len(episode)], np.float32)
         base = _actions_along(self._actor, episode)
-        feature = _vector_action(episode.features(), "ResidualWrapper")
+        feature = _vector_action(episode.features())
         difference, scale = action - base[: len(episode)], np.asarray(self.scale, np.float32)
         columns = {BASE_ACTION: base, "action": np.divide(
             difference, scale, out=np.zeros_like(difference), where=np.broadcast_to(scale > 0, difference.shape))}
@@ -248,7 +249,7 @@ class ResidualWrapper(ActionWrapper):
 
 @part
 class NoiseSteeringWrapper(ActionWrapper):
-    """The action is the noise from which a frozen policy samples its chunk.
+    """Wrapper in which an action is the noise from which a frozen policy samples its chunk.
 
     Args:
         policy: The policy, or the stage that trained it. It observes 1 step and plans from the current step.
@@ -326,7 +327,7 @@ class NoiseSteeringWrapper(ActionWrapper):
 
 @part
 class SkillWrapper(ActionWrapper):
-    """The action is a skill that a low-level policy reads as a column while it acts.
+    """Wrapper in which an action is a skill that a low-level policy reads as a column while it acts.
 
     A skill is a latent vector, a code or a phrase. It stays the same for `period` steps. If it is a code or a phrase,
     the action is a choice. For a code of a quantizer it is the level of each component.
@@ -437,13 +438,13 @@ class SkillWrapper(ActionWrapper):
 
 
 def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | None], action: Feature) -> Episode:
-    """Every n-th step of an episode, as an actor with `period=n` sees it.
+    """Returns every n-th step of an episode, as an actor with `period=n` sees it.
 
     Rewards of the steps in between are added up, flags (`next.*` of bool) are joined by "or", and the last row of
     columns with one row more is kept.
 
     Args:
-        columns: Columns that are replaced; None removes one. Their rows are those of the result.
+        columns: Columns that are replaced; None removes one. The new columns have the rows of the result.
     """
     T, out, features = len(episode), {}, episode.features()
     first = np.arange(0, T, n)
@@ -465,7 +466,7 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
 
 
 def _actions_along(actor: Actor, episode: Episode) -> np.ndarray:
-    """What an actor would do at each recorded observation: (T or T + 1, A), as long as the observations are."""
+    """Returns what an actor would do at each recorded observation, (T or T + 1, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
                if role(k) not in ("action", "outcome") and f.kind != "string"}
     rows = min((len(v) for k, v in columns.items() if role(k) == "observation"), default=len(episode))
@@ -488,10 +489,10 @@ def act_along(actor: Actor, columns: Mapping[str, np.ndarray], n_steps: int, key
         yield action[0]
 
 
-def _vector_action(features: Schema, where: str) -> Feature:
+def _vector_action(features: Schema) -> Feature:
     if features["action"].kind != "vector":
         raise UserError(f"the actions have kind {features['action'].kind!r}, and a choice has no small correction",
-                        where=where, hint="use an environment whose actions are numbers")
+                        where="ResidualWrapper", hint="use an environment whose actions are numbers")
     return features["action"]
 
 

@@ -1,1 +1,1 @@
-"""Policy heads, one file each: losses and samplers for the output of a network."""
+"""Policy heads (losses and samplers for the output of a network), one file each."""

@@ -1,4 +1,4 @@
-"""Interface of policy heads: each has its loss and its sampler side by side in one file.
+"""Base classes of policy heads. Each head has its loss and its sampler side by side in one file.
 
 A head is a frozen dataclass without weights. Everything that it learns or fits is in the module that `build` returns.
 Shapes: B batch rows, H steps of a chunk, A width of one coded step, K times that a network reads.
@@ -31,7 +31,7 @@ class Head(ABC):
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
 
     def noise(self, horizon: int, coded_dim: int) -> tuple[int, ...]:
-        """Shape of all randomness of one plan, which is standard normal.
+        """Returns the shape of all standard normal noise that one plan needs.
 
         A plan is a function of observation and noise, so that it can be exported, tested, and steered from outside
         (DSRL, Wagenmaker et al. 2025).
@@ -50,7 +50,7 @@ class Head(ABC):
 
     @property
     def max_coded_action(self) -> float | None:
-        """Largest absolute value of a coded action at which the head does not cut plans off. None for no limit."""
+        """The largest absolute value of normalized actions that the head can plan, or None if it has no limit."""
         return None
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Head(ABC):
         """
 
     def fit(self, net: nn.Module, pairs: CodedBatches) -> None:
-        """Fits what gradient descent on `loss` does not train: cluster centers, codebooks, memories.
+        """Fits what gradient descent on `loss` does not train, such as cluster centers, codebooks or memories.
 
         What it fits is stored in buffers of `net`, or in parameters whose requires_grad is False since `build`.
 
@@ -74,7 +74,7 @@ class Head(ABC):
 
     @abstractmethod
     def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator) -> Tensor:
-        """Loss of each step, not reduced.
+        """Returns the loss of each step, not reduced.
 
         Args:
             action: Coded actions, (B, H, A). Padded steps are zero.
@@ -87,7 +87,7 @@ class Head(ABC):
 
     @abstractmethod
     def sample(self, net, context: Context, noise: Tensor) -> Tensor:
-        """Samples chunks. The result depends on the arguments alone.
+        """Samples chunks of actions. The result depends on the arguments alone.
 
         Args:
             noise: Standard normal noise, (B, *noise(horizon, coded_dim)). Do not use ``len(noise)``, which would fix
@@ -104,7 +104,7 @@ class Head(ABC):
 
 
 class HeadNet(nn.Module):
-    """The network of a head, by the names of its parts: a trunk, and what else the head needs.
+    """The network of a head: a trunk, and further networks that the head needs, by name.
 
     Args:
         **parts: Tensors become buffers. Anything but modules and parameters is a plain attribute.
@@ -120,17 +120,17 @@ class HeadNet(nn.Module):
 
 
 class DeterministicHead(Head):
-    """A head whose plans have no randomness."""
+    """Base class of heads whose plans have no randomness."""
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)  # the empty tensor still carries B and H
 
 
 class LikelihoodHead(Head):
-    """A head with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""
+    """Base class of heads with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""
 
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
-        """Log-density, (B,), of whole chunks: coded actions without padding, (B, H, A)."""
+        """Returns the log-density, (B,), of whole chunks: coded actions without padding, (B, H, A)."""
         return -self._loss_of_whole(net, context, action).sum(1)
 
     def sample_log_prob(self, net, context: Context, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class LikelihoodHead(Head):
         return action, -self._loss_of_whole(net, context, action)
 
     def entropy(self, net, context: Context, noise: Tensor) -> Tensor:
-        """Entropy of each step, (B, H). By default it is estimated by one sample.
+        """Returns the entropy of each step, (B, H). By default it is estimated by one sample.
 
         Args:
             noise: As in `sample`.
@@ -155,13 +155,13 @@ class LikelihoodHead(Head):
         return -self.sample_log_prob(net, context, noise)[1]
 
     def _loss_of_whole(self, net, context: Context, action: Tensor) -> Tensor:
-        """Loss of chunks without padding, which is not random."""
+        """Returns the loss of chunks without padding, which is not random."""
         mask = torch.ones_like(action[..., 0], dtype=torch.bool)
         return self.loss(net, context, action, mask, None)  # ty: ignore[invalid-argument-type]
 
 
 class TemperatureHead(Head):
-    """A head with a sampling temperature, which exploration may set with `dataclasses.replace`.
+    """Base class of heads with a sampling temperature, which exploration may set with `dataclasses.replace`.
 
     Attributes:
         temperature: 0 samples the most likely or mean action, 1 samples from the learned distribution.
@@ -171,16 +171,16 @@ class TemperatureHead(Head):
 
     @property
     def ignores_noise(self) -> bool:
-        """Whether the temperature is 0. Override it if plans still depend on the noise then, as those of `GMM` do."""
+        """Whether the temperature is 0. Override it if plans depend on the noise even then, as with `GMM`."""
         return self.temperature == 0
 
 
 class MemoryHead(Head):
-    """A head whose `fit` stores encoded training data. It is fitted again after the encoder has changed."""
+    """Base class of heads whose `fit` stores encoded training data, and is repeated after the encoder has changed."""
 
 
 class TargetNetworkHead(Head):
-    """A head whose loss also reads a target network, a slowly updated copy of its network.
+    """Base class of heads whose loss also reads a slowly updated copy of the network (target network).
 
     Attributes:
         target_decay: Fraction of the target network that an update keeps. `BehaviorCloning` and distillation read it.
@@ -191,7 +191,7 @@ class TargetNetworkHead(Head):
 
     @abstractmethod
     def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator, target_net=None) -> Tensor:
-        """Loss of each step, not reduced. Arguments as in `Head.loss`, and:
+        """Returns the loss of each step, not reduced. Arguments as in `Head.loss`, and:
 
         Args:
             target_net: Copy of `net` that computes regression targets without gradient. None uses `net` itself.
@@ -200,7 +200,7 @@ class TargetNetworkHead(Head):
 
 @part
 class RampTimes:
-    """Times of a rolling buffer, which decrease along the chunk (streaming diffusion).
+    """Training times that decrease along the chunk, as in the rolling buffer of streaming diffusion.
 
     A chunk has H / n_action_steps groups of steps. All steps of a group have the same time, and each group is
     n_action_steps / H noisier than the group before. The phase of the ramp is random. The first group is never clean
@@ -229,7 +229,7 @@ class RampTimes:
 
 @part
 class PrefixTimes:
-    """Times of chunks whose first steps are given: the actions that are executed before the chunk arrives.
+    """Training times of chunks whose first steps are given: actions that are executed before the chunk arrives.
 
     For each training chunk, the number of given steps is drawn from 0 to `max_delay`. Given steps are clean, at time 1,
     and have no loss. The other steps share a time. `PrefixChunking` runs policies that are trained so.
@@ -253,7 +253,7 @@ StepTimes = Literal["shared", "each"] | RampTimes | PrefixTimes
 
 
 class StepwiseHead(Head):
-    """A head that samples in steps. Each step can be made alone, by an executor for example.
+    """Base class of heads that sample in steps, each of which can be made alone, such as by an executor.
 
     Attributes:
         times: The training times of the steps of a chunk, see `sample_times`.
@@ -263,7 +263,7 @@ class StepwiseHead(Head):
 
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """One deterministic step. Times run from noise (0) to action (1).
+        """Makes one deterministic sampling step. Times run from noise (0) to action (1).
 
         Args:
             x: State at time t, (B, H, A).
@@ -276,13 +276,13 @@ class StepwiseHead(Head):
 
 
 class DenoisingHead(StepwiseHead):
-    """A head that moves noise (t = 0) to an action (t = 1), along `path` unless it has its own `interpolate`."""
+    """Base class of heads that denoise: they move noise (t = 0) to an action (t = 1), along `path`."""
 
     n_steps: int
     path: ProbabilityPath
 
     def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """State at time t between noise and action.
+        """Returns the state at time t between noise and action.
 
         Args:
             action: Coded actions, (B, H, A).
@@ -296,7 +296,7 @@ class DenoisingHead(StepwiseHead):
 
     @abstractmethod
     def predict_clean(self, net, context: Context, x: Tensor, t: Tensor) -> Tensor:
-        """Estimate of the clean action from a noisy one: its conditional mean, if the network were perfect.
+        """Estimates the clean action from a noisy one: its conditional mean, if the network were perfect.
 
         Args:
             x: Noisy actions at time t, (B, H, A).
@@ -309,14 +309,14 @@ class DenoisingHead(StepwiseHead):
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor,
                      cost: Cost | None = None) -> Tensor:
-        """One deterministic step that can also lower a cost. Arguments as in `StepwiseHead.denoise_step`, and:
+        """Makes one deterministic sampling step that can also lower a cost. Arguments as in `StepwiseHead`, and:
 
         Args:
             cost: Cost of the estimated clean action, (B, H, A) -> (B,). None for no guidance.
         """
 
     def network_times(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """The K times that the network reads in a step from t to t_next, (...), as (..., K). By default t alone."""
+        """Returns the K times that the network reads in a step from t to t_next, as (..., K). By default t alone."""
         return t.unsqueeze(-1)
 
     def sample(self, net, context, noise, cost: Cost | None = None):
@@ -331,7 +331,7 @@ class DenoisingHead(StepwiseHead):
 
 
 class PreconditionedHead(DenoisingHead):
-    """A head whose network reads noisy actions divided by their scale, and not the actions themselves (EDM)."""
+    """Base class of heads whose network reads noisy actions divided by their scale (EDM)."""
 
     n_steps: Annotated[int, AtLeast(1)]
     sigma_data: Annotated[float, Above(0)]
@@ -346,14 +346,14 @@ class PreconditionedHead(DenoisingHead):
 
     @property
     def path(self) -> EDMPath:
-        """Path from ``sigma_max * noise`` to the action."""
+        """The path from ``sigma_max * noise`` to the action."""
         return EDMPath(self.sigma_min, self.sigma_max, self.rho)
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def _clean(self, net, context: Context, x: Tensor, sigma: Tensor, t: Tensor) -> Tensor:
-        """Estimate of the clean action from x at the noise level sigma, whose time is t."""
+        """Estimates the clean action from x at the noise level sigma, whose time is t."""
         skip, out, scale_in = edm_scales(sigma, self.sigma_data)
         return skip * x + out * net(scale_in * x, t, context)
 
@@ -379,22 +379,22 @@ def scan(step: Callable, carried, *columns: Tensor):
 
 
 def uniform_noise(noise: Tensor) -> Tensor:
-    """Standard normal noise as uniform noise in [0, 1]."""
+    """Converts standard normal noise to uniform noise in [0, 1]."""
     return 0.5 * torch.erfc(-noise / math.sqrt(2))
 
 
 def gumbel_noise(noise: Tensor) -> Tensor:
-    """Standard normal noise as Gumbel noise: the class of the largest sum with its logit is a sample."""
+    """Converts standard normal noise to Gumbel noise, with which the largest logit is a sample of the class."""
     return -(-uniform_noise(noise).clamp(1e-7, 1 - 1e-7).log()).log()
 
 
 def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
-    """Uniform training times, (B, H), for coded actions `like`, (B, H, A).
+    """Draws uniform training times, (B, H), for coded actions `like`, (B, H, A).
 
     Args:
-        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes` are
-            those of a rolling buffer, at a random phase (streaming diffusion). `PrefixTimes` are shared by the steps
-            that are not given.
+        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes`
+            increase along a rolling buffer, at a random phase (streaming diffusion). With `PrefixTimes`, all steps that
+            are not given share a time.
     """
     B, H = like.shape[:2]
     if kind == "each":
@@ -421,7 +421,7 @@ def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
 
 
 def cluster_chunks(pairs: CodedBatches, n: int, joint: bool) -> Tensor:
-    """Centers of clusters (k-means) of the chunks of the data, (n, H, A), or of their steps, (n, 1, A), float64.
+    """Computes the centers of clusters (k-means) of chunks, (n, H, A), or of their steps, (n, 1, A), float64.
 
     Chunks with padding are left out if there are others. Centers repeat where fewer than n chunks are different.
     """

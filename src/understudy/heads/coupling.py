@@ -1,4 +1,4 @@
-"""Couplings of noise and actions in a batch."""
+"""Pairs noise with actions in a batch (optimal transport), which straightens flows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 @torch.no_grad()
 def optimal_transport(action: Tensor, noise: Tensor, mask: Tensor, condition: Tensor,
                       condition_weight: float) -> Tensor:
-    """Pairs each action of a batch with a noise, so that the sum of their costs is as small as possible.
+    """Pairs each action of a batch with a noise so that the sum of their costs is smallest.
 
     The cost of a pair is the squared distance of noise and action over the steps that are not padding, plus
     `condition_weight` times the squared distance between the condition of the action and the condition that the noise

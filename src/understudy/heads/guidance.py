@@ -1,4 +1,4 @@
-"""Guidance of heads that sample step by step: costs of the clean action, and how they turn a step."""
+"""Guidance of heads that sample step by step: costs of the clean action, and how their gradients change a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Cost
 
 @dataclass(frozen=True)
 class LimitedCost:
-    """A cost whose gradient is limited to the step that leads to a cost of 0, however large the cost is scaled.
+    """A cost whose gradient is limited to the step that leads to a cost of 0, for any scale of the cost.
 
     Without a limit, a large cost makes each sampling step overshoot further than the one before. The limit is the step
     of Newton's method along the gradient for a squared distance, which is twice the step of Polyak.
@@ -36,7 +36,7 @@ class LimitedCost:
 
 @dataclass(frozen=True)
 class DirectCost:
-    """A cost whose gradient stops at the network.
+    """A cost whose gradient does not pass through the network.
 
     The estimate of the clean action counts as moving one to one with the noisy action. The gradient then needs no
     pass back through the network. It is a good approximation for flows whose paths are nearly straight.
@@ -59,7 +59,7 @@ MAX_NOISE_RATIO = 10.0  # noise per action, beyond which a network's estimate sa
 
 @dataclass(frozen=True)
 class EnergyCost:
-    """An energy, by which plans are reweighted, and possibly a cost.
+    """An energy that reweights plans, and possibly a cost besides.
 
     Guidance by an energy multiplies the density of plans by ``exp(-energy)``. It has this strength for any number of
     steps and for any solver. Guidance by a cost moves each step, and has a stronger effect in more steps. A head that
@@ -81,13 +81,13 @@ class EnergyCost:
 
 
 def split_energy(cost: Cost | None) -> tuple[Cost | None, Cost | None]:
-    """Returns the energy by which plans are reweighted, and the cost that moves each step."""
+    """Splits guidance into the energy that reweights plans and the cost that moves each step."""
     return (cost.energy, cost.cost) if isinstance(cost, EnergyCost) else (None, cost)
 
 
 def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor,
                  sigma: Tensor) -> Tensor:
-    """What an energy adds to the estimate of the clean action, (B, H, A).
+    """Returns what an energy adds to the estimate of the clean action, (B, H, A).
 
     The gradient of the log-density of ``x = alpha * action + sigma * noise`` determines the mean of the action, by
     Tweedie's formula. The energy of the estimate takes the place of the energy of x, which nothing has learned. The
@@ -108,11 +108,12 @@ def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, 
 
 
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of ``cost(estimate(x))`` with respect to x, (B, H, A). It works under `torch.no_grad`, and not under
-    `torch.inference_mode`.
+    """Returns the gradient of ``cost(estimate(x))`` with respect to x, (B, H, A).
+
+    It works under `torch.no_grad`, and not under `torch.inference_mode`.
 
     Args:
-        cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited, and that of a
+        cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited. The gradient of a
             `DirectCost` is taken at the estimate itself.
         estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
         x: Noisy actions, (B, H, A).
@@ -135,7 +136,7 @@ def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -
 
 def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, cost: Cost | None,
                     max_weight: float, step: Tensor | float) -> Tensor:
-    """Velocity along a straight path from noise to action, turned towards a lower cost of the clean action.
+    """Returns the velocity from noise to action, turned towards a lower cost of the clean action.
 
     Args:
         velocity: Velocity at x and time t, (B, H, A) -> (B, H, A).

@@ -23,7 +23,7 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Point of the curve at time t.
+        """Returns the point of the curve at time t.
 
         Args:
             action: Coded actions, (B, H, A).
@@ -36,7 +36,7 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def velocity(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Derivative of `interpolate` with respect to t, (B, H, A), a regression target. Arguments as there."""
+        """Returns the derivative of `interpolate` with respect to t, (B, H, A). Arguments as there."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class GaussianPath(ProbabilityPath):
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales of action and noise at times t, each of the shape of t."""
+        """Returns the scales of action and noise at times t, each of the shape of t."""
 
     @abstractmethod
     def alpha_sigma_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives of both scales with respect to t, each of the shape of t."""
+        """Returns the derivatives of both scales with respect to t, each of the shape of t."""
 
     def interpolate(self, action, noise, t):
         alpha, sigma = self.alpha_sigma(torch.as_tensor(t, device=action.device))
@@ -80,7 +80,7 @@ class VariancePreservingPath(GaussianPath):
     """Noise schedule of DDPM: ``alpha**2 + sigma**2 = 1`` on `n_train_steps` discrete levels.
 
     Level k of N is the time ``t = 1 - k / N``. Level 0 is the clean action. Other times use the nearest level, and
-    their velocity is that of the straight step to the next cleaner level.
+    their velocity is the velocity of a straight step from this level to the next cleaner one.
 
     Args:
         schedule: ``"squaredcos_cap_v2"`` (Nichol and Dhariwal 2021) or ``"linear"`` (Ho et al. 2020). The betas of
@@ -114,13 +114,13 @@ class VariancePreservingPath(GaussianPath):
 
 @lru_cache
 def _schedule_table(schedule: str, n_levels: int, device: torch.device) -> Tensor:
-    """`noise_schedule` as a tensor, (2, n_levels + 1)."""
+    """Returns `noise_schedule` as a tensor, (2, n_levels + 1)."""
     return torch.tensor(noise_schedule(schedule, n_levels), device=device)
 
 
 @lru_cache
 def noise_schedule(schedule: str, n_levels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scales of action and noise at the levels 0 to n_levels, ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)``.
+    """Returns ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)``, the scales of action and noise, at all noise levels.
 
     Each has n_levels + 1 values. Level 0 is the clean action. `VariancePreservingPath` describes the schedules.
     """
@@ -165,19 +165,19 @@ class EDMPath(GaussianPath):
         return torch.zeros_like(t), self.rho * self._root(t) ** (self.rho - 1) * slope
 
     def time_of(self, sigma: Tensor) -> Tensor:
-        """Times, in [0, 1), at which the path has noise levels of any shape. Levels beyond it get the nearest time."""
+        """Returns the times, in [0, 1), at which the path has these noise levels, or the nearest times."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         level = sigma.clamp(self.sigma_min, self.sigma_max) ** (1 / self.rho)
         return ((high - level) / (high - low)).clamp(max=1 - 1e-6)
 
     def _root(self, t):
-        """``sigma(t) ** (1 / rho)``, which is linear in t."""
+        """Returns ``sigma(t) ** (1 / rho)``, which is linear in t."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return high + t * (low - high)
 
 
 def edm_scales(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales of EDM's preconditioning, ``clean = c_skip * x + c_out * network(c_in * x)``.
+    """Returns the scales of EDM's preconditioning, ``clean = c_skip * x + c_out * network(c_in * x)``.
 
     They give the network inputs and targets of variance 1 at every noise level. Without noise the estimate is x itself.
     c_skip, c_out and c_in each have the shape of `sigma`.
@@ -221,7 +221,7 @@ class StochasticInterpolant(ProbabilityPath):
 
 @part
 class NarrowGaussianPath(ProbabilityPath):
-    """Narrow Gaussian around a demonstrated trajectory, whose time is the time of the path (streaming flow).
+    """Path along a demonstrated trajectory with a narrow Gaussian around it (streaming flow).
 
     ``x_t = trajectory(t) + std * exp(-stabilization * t) * noise``. The trajectory connects the rows of `action` by
     straight lines: row i of H is the position at time ``i / (H - 1)``, so that H must be 2 or more. Unlike other paths,
@@ -251,7 +251,7 @@ class NarrowGaussianPath(ProbabilityPath):
         return self.std * torch.exp(-self.stabilization * t)
 
     def _segment(self, trajectory, t):
-        """Both ends of the segment that t (B, n, 1) is in, (B, n, A) each, and the position in it, in [0, 1]."""
+        """Returns both ends of the segment that t (B, n, 1) is in, (B, n, A) each, and the position in it."""
         scaled = t * (trajectory.shape[1] - 1)
         row = scaled.detach().floor().clamp(0, trajectory.shape[1] - 2)
         index = row.long().expand(-1, -1, trajectory.shape[-1])

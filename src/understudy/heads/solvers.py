@@ -36,11 +36,11 @@ class Solver(ABC):
 
     @abstractmethod
     def evaluation_times(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, ...]:
-        """Times, each of the shape of t, at which `step` evaluates the velocity, in order: embedded before the loop."""
+        """Returns the times at which `step` evaluates the velocity, in order, each of the shape of t."""
 
     @abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """One step of the state x, (B, H, A), from times t to times t_next, which broadcast against (B, H, 1).
+        """Makes one step of the state x, (B, H, A), from times t to times t_next.
 
         Args:
             velocity: Called as ``velocity(x, t)``, once for each of `evaluation_times`.
@@ -103,7 +103,7 @@ def integrate(solver: Solver, velocity: Callable[[Tensor, Tensor, Context], Tens
 
 
 class DenoisingSolver(ABC):
-    """Steps along a Gaussian path ``x = alpha * action + sigma * noise`` from estimates of the clean action.
+    """Base class of solvers that make steps along a Gaussian path from estimates of the clean action.
 
     The sampling loop carries x and the last estimate. Everything that depends on time alone is computed before the
     loop, by `prepare`.
@@ -111,11 +111,11 @@ class DenoisingSolver(ABC):
 
     @abstractmethod
     def n_noises(self, n_steps: int) -> int:
-        """Number of standard normal chunks that one plan needs, the starting point included."""
+        """Returns the number of standard normal chunks that one plan needs, the starting point included."""
 
     @abstractmethod
     def prepare(self, noise: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Starting point and coefficients of each step.
+        """Returns the starting point and the coefficients of each step.
 
         Args:
             noise: Randomness of the plan, (B, H, n_noises * A).
@@ -129,7 +129,7 @@ class DenoisingSolver(ABC):
     @abstractmethod
     def step(self, x: Tensor, clean: Tensor, last_clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
              guidance: Tensor | float, *coefficients: Tensor, unclipped: Tensor | None = None) -> Tensor:
-        """One step to the next state, (B, H, A).
+        """Makes one step and returns the next state, (B, H, A).
 
         Args:
             x: State, (B, H, A).
@@ -145,27 +145,29 @@ class DenoisingSolver(ABC):
 
 
 class DeterministicSolver(DenoisingSolver):
-    """A denoising solver that draws no noise in its steps, so that a single step can be made outside the loop."""
+    """Base class of solvers that draw no noise in their steps, so that a step can be made outside the loop."""
 
     def n_noises(self, n_steps):
         return 1
 
     def first_order_step(self, x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
                          sigma_next: Tensor, guidance: Tensor | float = 0.0) -> Tensor:
-        """A step of order 1, without an earlier estimate. Arguments as in `step`, and the scale of the noise after it.
+        """Makes a step of order 1, without an earlier estimate.
+
+        It has the arguments of `step`, and `sigma_next`, the scale of the noise after the step.
         """
         return alpha_next * clean + sigma_next * predict_noise(x, clean, alpha, sigma) + guidance
 
 
 @dataclass(frozen=True)
 class DDIM(DeterministicSolver):
-    """Denoising diffusion implicit model with eta = 0, of order 1.
+    """Denoising diffusion implicit solver (DDIM) with eta = 0, of order 1.
 
     Args:
-        clipped_noise: The noise that a step keeps is what x contains besides the clipped estimate. False computes it
-            from the estimate before clipping, as diffusers and LeRobot do (``use_clipped_model_output=False``). Single
-            steps (`Diffusion.denoise_step`) use the clipped estimate in any case, because a step of length 0 must
-            change nothing.
+        clipped_noise: True computes the noise that a step keeps from x and the clipped estimate. False computes it from
+            the estimate before clipping, as diffusers and LeRobot do (``use_clipped_model_output=False``). Single steps
+            (`Diffusion.denoise_step`) use the clipped estimate in any case, because a step of length 0 must change
+            nothing.
 
     References:
         Song et al. (2021), Denoising Diffusion Implicit Models, arXiv:2010.02502.
@@ -230,6 +232,6 @@ class DPMSolverPP(DeterministicSolver):
 
 
 def predict_noise(x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise, (B, H, A), in noisy actions ``x = alpha * clean + sigma * noise`` with estimates of the clean action.
+    """Returns the noise, (B, H, A), in noisy actions, given estimates of the clean action.
     """
     return (x - alpha * clean) / sigma.clamp(min=1e-6)

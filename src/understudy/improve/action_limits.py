@@ -1,4 +1,4 @@
-"""Limits of actions: those that an environment executes, and those of the data."""
+"""Limits of actions: what an environment executes, and what the data contain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..envs.base import Env
 
 
 def action_limits(env: Env, data: Dataset) -> tuple[Tensor, Tensor] | None:
-    """The lowest and highest actions that an environment executes or data have, (size,) each. None without limits."""
+    """Returns the lowest and highest actions that an environment or data have, (size,) each. None without limits."""
     if (limits := _executed(env)) is None:
         return None
     low, high = limits
@@ -45,6 +45,6 @@ def _executed(env: Env) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _recorded(data: Dataset, size: int) -> np.ndarray:
-    """The actions of all steps, (N, size). None of them if they have another size."""
+    """Returns the actions of all steps, (N, size). Empty if they have another size."""
     recorded = [np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1) for e in data if "action" in e.steps]
     return np.concatenate(recorded) if recorded and recorded[0].shape[1] == size else np.zeros((0, size))

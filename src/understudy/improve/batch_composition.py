@@ -1,4 +1,4 @@
-"""What a batch consists of while episodes are collected: earlier and new tasks, flagged and other steps."""
+"""Samplers that compose batches of earlier and new tasks, or of flagged and other steps, during data collection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..learn.fit import Learner
 
 @part
 class PowerLawRehearsal:
-    """Earlier tasks reappear in proportion to a power of their age, as they do in everyday life.
+    """Sampling rule in which earlier tasks reappear in proportion to a power of their age.
 
     Rounds must be tasks (`TaskSequenceCollector`). The rest of each batch is of the newest task. The age of a task is
     the number of rounds since it was the newest, whereas in the paper it begins again whenever the task reappears.
@@ -37,14 +37,14 @@ class PowerLawRehearsal:
     fraction: Annotated[float, Above(0), Below(1)] = 0.5
 
     def fractions(self, ages: np.ndarray) -> np.ndarray:
-        """Part of each batch that is of each task, (K,), from their ages, (K,), of which the newest has 0."""
+        """Returns the fraction of each batch that comes from each task, (K,), from the ages of the tasks, (K,)."""
         weights = np.where(ages > 0, np.maximum(ages, 1.0) ** -self.exponent, 0.0)
         if not weights.any():
             return np.ones(len(ages))
         return np.where(ages > 0, self.fraction * weights / weights.sum(), 1 - self.fraction)
 
     def sampler(self, learner: Learner, data: Dataset, sampling_weights: SamplingWeights | None) -> BatchSampler:
-        """Draws batches from episodes whose rounds are tasks."""
+        """Builds a sampler of batches from episodes of several collection rounds, each of which is a task."""
         number = np.array([episode.metadata.get(ROUND, -1) for episode in data])
         tasks = np.unique(number)
         samplers = [learner.batch_sampler(data.select(np.flatnonzero(number == task)), sampling_weights)
@@ -54,7 +54,7 @@ class PowerLawRehearsal:
 
 @dataclass(frozen=True)
 class FlagSamplingWeights:
-    """Draws windows from the steps at which a column of flags has a value, all equally often."""
+    """Sampling weights that draw only windows at steps where a flag column has a given value, all equally often."""
 
     column: str
     value: bool
@@ -65,7 +65,7 @@ class FlagSamplingWeights:
 
 
 def flag_halves(learner: Learner, data: Dataset, column: str) -> BatchSampler:
-    """Draws as many windows from where a flag is true as from elsewhere. From all steps if it has one value."""
+    """Builds a sampler that draws half of each batch from steps where a flag is true, and half from other steps."""
     flags = np.concatenate([np.asarray(e.steps[column][:len(e)], bool).reshape(-1) for e in data])
     if flags.all() or not flags.any():
         return learner.batch_sampler(data)

@@ -1,4 +1,4 @@
-"""Which round of a data collection gave the best policy on a robot: a person judges blind trials."""
+"""Finds the best policy of a data collection on a robot: a person judges blind trials of two checkpoints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..learn.run import Run
 
 @dataclass(frozen=True)
 class BlindPromotion:
-    """A score of checkpoints, for `train(..., score=...)`, that compares each with the best before it in blind trials.
+    """A score of checkpoints, for `train(..., score=...)`, that compares each with the earlier best in blind trials.
 
     A checkpoint is promoted, which makes it the best of the run, if it succeeded at least as often as the best before
     it, so that the interval of their difference does not lie below 0. The score counts promotions. A checkpoint that is
-    not promoted, or compared with nothing, has a lower one than the best.
+    not promoted, or that is not compared, scores lower than the best.
 
     Args:
         compare: Lets a person judge trials of two checkpoints, the newer one first, and returns the result
-            (`TrialDesign.result`). The number is that of the round. None if nothing is compared.
+            (`TrialDesign.result`). It gets the number of the round as well. None if nothing is compared.
     """
 
     run: Run

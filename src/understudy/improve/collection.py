@@ -55,8 +55,8 @@ from .supervisors import PolicySupervisor
 from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
 from .updates import PerNewStep, PerRound, UpdateRule
 
-EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
-COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
+EXECUTED_ACTION = "executed_action"  # column: the action that was sent, if `action` is a label
+COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each counted once
 UNFINISHED = "unfinished-"  # before the number of a round in RUN/collection, until all its episodes are collected
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
@@ -86,8 +86,8 @@ class Exploration(ABC):
 class GaussianExploration(Exploration):
     """Adds independent Gaussian noise to each action.
 
-    Noisy actions stay within the limits of the environment, so that those that are stored are those that it executes.
-    Where the actions of the data are beyond these limits, as they were recorded, noisy actions may be as large.
+    Noisy actions stay within the limits of the environment, so that the environment executes exactly the actions that
+    are stored. Where recorded actions of the data are beyond these limits, noisy actions may be as large.
 
     Args:
         std: Standard deviation, in the units of the action.
@@ -126,7 +126,7 @@ class TemperatureExploration(Exploration):
 
 @part
 class EpsilonGreedy(Exploration):
-    """Takes a random class in place of the policy's, in a fraction of the steps.
+    """Exploration that replaces the policy's class by a random one in a fraction of the steps.
 
     The fraction falls linearly from 1 with the updates that have been made. It is the same within a round.
 
@@ -160,7 +160,7 @@ class EpisodeCollector(ABC):
 
     @abstractmethod
     def collect(self, actor: Actor, number: int, training: Training) -> Dataset:
-        """Returns the episodes of a round.
+        """Collects and returns the episodes of one collection round.
 
         They depend on the arguments alone, unless a person takes part.
 
@@ -179,7 +179,7 @@ class EpisodeCollector(ABC):
 
     @property
     def shows_policy(self) -> bool:
-        """Whether its episodes show what the policy does, so that their success is a score of it."""
+        """Whether collected episodes show how the policy acts. Their success is then a score of the policy."""
         return False
 
     def check(self, env: Env | None, person: Actor | None) -> None:
@@ -191,7 +191,7 @@ class EpisodeCollector(ABC):
         """
 
     def scaled(self, factor: float) -> EpisodeCollector:
-        """Returns the collector of a training with a multiple of the updates. By default it is the same."""
+        """Returns this collector for a training with `factor` times as many updates. By default nothing changes."""
         return self
 
     def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:
@@ -202,13 +202,13 @@ class EpisodeCollector(ABC):
 
 @part
 class RolloutCollector(EpisodeCollector):
-    """Rolls the policy out in the environment.
+    """Collector of episodes in which the policy acts in the environment.
 
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
-    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if that is
-    given. If the data have episodes that an earlier training collected with the same seed, the numbers continue theirs.
-    Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
+    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if `n_steps`
+    is given. If the data have episodes that an earlier training collected with the same seed, the numbers continue
+    after them. Seeds are seeds for recording, so no policy is evaluated on starts that it has seen.
 
     Args:
         n_episodes: Number of episodes in each round. None if `n_steps` is given.
@@ -217,7 +217,7 @@ class RolloutCollector(EpisodeCollector):
         exploration: How the policy explores. None to act as it would be deployed.
         supervisor: Who advises at every step: "expert" (the environment's own), "person", a policy that a stage
             trained, or a `PolicySupervisor`, which acts with its own executor. Its actions are the column
-            `supervisor_action`. None for nobody. It acts in the environment, outside of a wrapper.
+            `supervisor_action`. None for nobody. A supervisor acts in the environment, outside of a wrapper.
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 
@@ -233,7 +233,7 @@ class RolloutCollector(EpisodeCollector):
                             where="RolloutCollector",
                             hint="such as RolloutCollector(n_episodes=5) or RolloutCollector(n_steps=1000)")
         if isinstance(self.supervisor, str) and self.supervisor not in ("expert", "person"):
-            raise UserError(f"{self.supervisor!r} is no supervisor", where="RolloutCollector.supervisor",
+            raise UserError(f"{self.supervisor!r} is not a supervisor", where="RolloutCollector.supervisor",
                             hint='use "expert", "person" or FromStage(NAME)')
         if self.gate is not None and self.supervisor is None:
             raise UserError("a gate chooses between the policy and a supervisor, and there is no supervisor",
@@ -298,7 +298,7 @@ class RolloutCollector(EpisodeCollector):
 
     def _supervised_actor(self, explorer: Actor, wrapper: ActionWrapper | None, env: Env, number: int,
                           training: Training) -> Actor:
-        """The actor of a round with a supervisor, which acts in the environment itself."""
+        """Builds the actor of a round in which a supervisor may act in place of the policy."""
         if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
             raise Unsupported("a supervisor acts in the environment, and no actions behind "
                               f"{type(wrapper).__name__} are known that would have led to what it does",
@@ -316,12 +316,12 @@ class RolloutCollector(EpisodeCollector):
         return GatedActor(policy_actor, supervisor, gate, number, replans=not is_watched)
 
     def _roll_out(self, actor: Actor, env: Env, number: int, training: Training) -> Dataset:
-        """The episodes of a round, as the environment shows them."""
+        """Rolls the actor out in the environment, and returns the episodes of a collection round."""
         n_stored = len(training.stored)
         latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
         seed, run_episodes = recording_seed(training.seed), rollout
         run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
-        if self.supervisor is not None:  # whose time a kill must not cost
+        if self.supervisor is not None:  # a killed process must not cost its time
             journal = EpisodeJournal(_unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps
         first = _first_number(training.data, seed)
@@ -346,13 +346,13 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _first_number(data: Dataset, seed: int) -> int:
-    """The number of the first collected episode, after those that an earlier training collected with this seed."""
+    """Returns the number of the first new episode, after all episodes of earlier trainings with this seed."""
     numbers = (e.metadata["number"] for e in data if e.metadata.get("seed") == seed and "number" in e.metadata)
     return max((n + 1 for n in numbers if n >= FIRST_EPISODE), default=FIRST_EPISODE)
 
 
 def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrapper) -> Dataset:
-    """Episodes of the environment as the policy behind a wrapper would have recorded them, the wanted actions too."""
+    """Converts episodes of the environment to what a policy behind an action wrapper would have recorded."""
     def converted(episode: Episode) -> Episode:
         columns = {name: training.transform(Dataset([episode.replace({"action": episode.steps[name]})]))[0]
                    .steps["action"] for name in (POLICY_ACTION, SUPERVISOR_ACTION)}
@@ -363,12 +363,12 @@ def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrap
 
 
 def _unfinished_round(folder: Path | None, number: int) -> Path | None:
-    """Where the episodes of a round are stored until all of them are collected."""
+    """Returns the folder that stores the episodes of a round until all of them are collected."""
     return None if folder is None else folder / f"{UNFINISHED}{number:06d}"
 
 
 def round_folders(folder: Path, prefix: str = "") -> list[Path]:
-    """The rounds in RUN/collection, in order, without copies that a person has put there.
+    """Returns the folders of the collection rounds in RUN/collection, in order, without copies made by hand.
 
     Args:
         prefix: `UNFINISHED` for the rounds that are not complete.
@@ -377,7 +377,7 @@ def round_folders(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Episode:
-    """Adds how many steps the supervisor acted, labeled and watched. Each step counts once.
+    """Adds to an episode's metadata how many steps the supervisor acted, labeled and watched.
 
     Args:
         takes_over: Whether it is a person, who acts or does not, and labels nothing.
@@ -389,7 +389,7 @@ def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Ep
 
 
 def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
-    """Complete episodes of uniformly random actions, with which a training without demonstrations begins.
+    """Returns complete episodes of uniformly random actions, for a training that begins without demonstrations.
 
     Args:
         n_steps: Number of steps, at least.
@@ -401,7 +401,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
     """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes.
 
     Args:
-        shape: That of the actions of the data, which may have no axis where the environment's have one number.
+        shape: Shape of the actions of the data. It may be () where the environment has (1,).
     """
     action, columns = features["action"], {}
     for name in ("action", POLICY_ACTION, SUPERVISOR_ACTION):
@@ -415,7 +415,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
 
 @dataclass(frozen=True)
 class SupervisorLabels:
-    """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
+    """Relabels each step with the action that the supervisor advised, also where the policy acted (DAgger).
 
     What was sent stays in the column `executed_action`.
 
@@ -438,7 +438,7 @@ class SupervisorLabels:
 
 @dataclass(frozen=True)
 class DemonstrationsAsInterventions:
-    """A column change: demonstrations get the column `intervention`, true at every step, that collected episodes have.
+    """Adds the column `intervention`, true at every step, to demonstrations, as collected episodes have it.
 
     A learner can then weigh or draw steps by it.
     """
@@ -451,7 +451,7 @@ class DemonstrationsAsInterventions:
 
 @dataclass(frozen=True)
 class TaskSequenceCollector(EpisodeCollector):
-    """Gives the training data task by task, for continual learning. It needs no environment.
+    """Collector that gives the training data task by task, for continual learning without an environment.
 
     Tasks come in the order in which they first appear in the data. The episodes of the first task are in the replay
     buffer before the first round. Round k gives the episodes of task k + 1.
@@ -475,7 +475,7 @@ class TaskSequenceCollector(EpisodeCollector):
         return training.data.select(list(self._tasks(training.data).values())[number + 1])
 
     def _tasks(self, data: Dataset) -> dict[str, list[int]]:
-        """Indices of the episodes of each task."""
+        """Returns the indices of the episodes of each task, in the order in which the tasks first appear."""
         tasks: dict[str, list[int]] = {}
         for number, episode in enumerate(data):
             task = episode.metadata.get(self.by)
@@ -504,20 +504,20 @@ class CollectionRounds(DataCollection):
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
-            ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
+            ``updates=PerStoredStep(...)``, since a new learner has seen none of the stored steps.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
-        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at the others. Empty
-            to draw all steps equally often.
+        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at steps where it is
+            false. Empty to draw all steps equally often.
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
-        collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
-            so that a round that made the policy worse costs nobody's time.
+        collect_with: Which policy acts in a round: the one after the "last" updates, or the "best" checkpoint so far.
+            With "best", nobody spends time on a policy that the last round made worse.
         updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
-            from before them. A robot waits only if they take longer.
+            from before these updates. A robot waits only if the updates take longer than the collection.
         leave_out: Columns of flags. Steps at which one is true are stored and not learned. They divide an episode, so
             that no return goes beyond them.
-        rehearsal: How much of each batch comes from each earlier round, which is a task of its own. None to draw all
-            steps equally often.
+        rehearsal: How much of each batch comes from each earlier round, if every round is a separate task. None to draw
+            all steps equally often.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -558,7 +558,7 @@ class CollectionRounds(DataCollection):
             raise UserError("both say what a batch consists of", where="CollectionRounds.rehearsal",
                             hint="leave it out, or mixture_weights and half_where")
         if self.rehearsal and not isinstance(self.collector, TaskSequenceCollector):
-            raise UserError(f"the rounds of {type(self.collector).__name__} are no tasks",
+            raise UserError(f"the rounds of {type(self.collector).__name__} are not tasks",
                             where="CollectionRounds.rehearsal", hint="leave it out, or use TaskSequenceCollector")
 
     @property
@@ -621,7 +621,7 @@ class CollectionRounds(DataCollection):
                 training.log(**_summary(number, episodes, kept), **self._policy_score(episodes))
             if self.reset_learner:
                 training.build_learner(data)
-                if training.n_updates > start:  # it resumes within this round
+                if training.n_updates > start:  # the training resumes within this round
                     training.restore()
             last, meanwhile = number == self.n_rounds - 1, None
             if self.updates_meanwhile and not last and number + 1 not in rounds:
@@ -647,7 +647,7 @@ class CollectionRounds(DataCollection):
         return episodes.map(partial(_mark_round, number))
 
     def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
-        if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
+        if learner.config.compares:  # it reads demonstrations, which no retention rule removes
             for name in ("mixture_weights", "half_where", "leave_out", "rehearsal"):
                 if getattr(self, name):
                     raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch",
@@ -670,7 +670,7 @@ class CollectionRounds(DataCollection):
         return MixtureSampler(samplers, self.mixture_weights)
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
-        """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
+        """Returns the success (without a supervisor) or mean return of a round. Empty if the round does not show it."""
         episodes = Dataset([e for e in episodes if not e.metadata.get(DEMONSTRATED_START)])
         if not self.collector.shows_policy or self.updates_meanwhile or not len(episodes):  # an earlier policy acted
             return {}
@@ -687,16 +687,16 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 
 def _forget_round(episode: Episode) -> Episode:
-    """Removes the number of the round of another training, and says that the episode is no demonstration."""
+    """Removes the round number of an earlier training from an episode, and marks it as no demonstration."""
     metadata = {k: v for k, v in episode.metadata.items() if k != ROUND}
     return replace(episode, metadata={**metadata, EXPERT: False}) if ROUND in episode.metadata else episode
 
 
 def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[str, float]:
-    """The metrics of a round that are logged.
+    """Returns the metrics of a collection round that are logged.
 
     Args:
-        kept: Those of the episodes that are learned.
+        kept: The episodes that are learned.
     """
     metrics = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):
@@ -712,7 +712,7 @@ def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[st
 
 
 class _StoredRounds:
-    """The rounds in RUN/collection, each complete or absent. Without a folder they are in memory."""
+    """The collection rounds stored in RUN/collection, or in memory without a folder."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -723,7 +723,7 @@ class _StoredRounds:
         return self.folder / f"{number:06d}"
 
     def numbers(self) -> list[int]:
-        """The numbers of the stored rounds, in order."""
+        """Returns the numbers of the stored collection rounds, in order."""
         return [int(p.name) for p in round_folders(self.folder)] if self.folder else sorted(self.in_memory)
 
     def __contains__(self, number: int) -> bool:
@@ -748,8 +748,8 @@ class _StoredRounds:
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
-        """Removes the rounds that were collected after this many updates, so that they are collected again."""
-        start = acted = config.initial_updates  # updates before those of a round, and of the policy that acted in it
+        """Removes the collection rounds after this many updates, so that they are collected again."""
+        start = acted = config.initial_updates  # updates before the round's own; updates of its acting policy
         whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
             if acted > n_updates or number != whole:
@@ -773,7 +773,7 @@ class _StoredRounds:
 
     @staticmethod
     def _refuse_person(config: CollectionRounds, number: int, folder: Path, start: int, n_updates: int) -> None:
-        """Raises UserError if episodes that a person took part in would have to be collected again."""
+        """Raises UserError if episodes in which a person took part would have to be collected again."""
         if config.collector.uses_person:
             raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
                             f"checkpoint has {n_updates}", where=folder,

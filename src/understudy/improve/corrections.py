@@ -24,7 +24,7 @@ from .unlearned_steps import UNDONE, UNLEARNED, LearnedStepWeights, UnlearnedCol
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
 SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
 RLIF_BATCH_SIZE = 256
-RLIF_BC_WEIGHT = 2.0  # that of each stored action, against a score of mean size 1
+RLIF_BC_WEIGHT = 2.0  # weight of cloning each stored action, relative to a score of mean size 1
 
 
 # -- changes of episodes --------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ RLIF_BC_WEIGHT = 2.0  # that of each stored action, against a score of mean size
 
 @dataclass(frozen=True)
 class DemonstrationsWithoutInterventions:
-    """A column change: demonstrations get the column `intervention`, false at every step."""
+    """Adds the column `intervention`, false at every step, to demonstrations."""
 
     def __call__(self, episode: Episode) -> Episode:
         if INTERVENTION in episode.steps:
@@ -42,7 +42,7 @@ class DemonstrationsWithoutInterventions:
 
 @part
 class PreInterventionLabel:
-    """A column change: the class of each step, as a number.
+    """Labels each step with a class number: demonstration, policy, supervisor, or shortly before a takeover.
 
     0: a step of a demonstration, which is an episode without the column `intervention`. 1: the policy acted. 2: the
     supervisor acted. 3: the policy acted, and the supervisor took over within the next steps.
@@ -71,7 +71,7 @@ class PreInterventionLabel:
 
 @dataclass(frozen=True)
 class UndoneTakeovers:
-    """A column change: a takeover that the person has taken back is no reward of the step before it."""
+    """Removes the penalty of a takeover that the person has taken back."""
 
     def __call__(self, episode: Episode) -> Episode:
         if UNDONE not in episode.steps:
@@ -83,7 +83,7 @@ class UndoneTakeovers:
 
 @dataclass(frozen=True)
 class EndAtSuccess:
-    """A column change: an episode terminates only by success, and is cut off otherwise.
+    """Changes the end of episodes: one terminates only by success, and is cut off (truncated) otherwise.
 
     Where rewards are 0 or less, ending early would be worth more than going on, and so would failing.
     """
@@ -100,7 +100,7 @@ ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterven
 
 
 def without_added_parts(method: Method) -> Method:
-    """Returns a method without its rounds, and without what they have added to its transforms and its learner."""
+    """Returns a method without collection rounds and what they added to its transforms and its learner."""
     transforms = tuple(t for t in method.transforms if not isinstance(t, (*ADDED_TRANSFORMS, UnlearnedColumns)))
     learner = method.learner
     if isinstance(learner, BehaviorCloning):
@@ -116,7 +116,7 @@ def without_added_parts(method: Method) -> Method:
 
 
 def without_unlearned_steps(method: Method) -> Method:
-    """Returns a method that learns no step of a handover, and none that was undone."""
+    """Returns a method that does not learn steps of a handover, or steps of a takeover that was undone."""
     learner, rounds = method.learner, method.collection
     if not isinstance(learner, BehaviorCloning):
         assert isinstance(rounds, CollectionRounds)
@@ -129,20 +129,20 @@ def without_unlearned_steps(method: Method) -> Method:
 
 
 def iwr(method: Method, rounds: CollectionRounds) -> Method:
-    """Intervention-weighted regression: all steps are learned, and half of each batch is of the supervisor's."""
+    """Improves a policy by intervention-weighted regression (IWR): half of each batch are steps of the supervisor."""
     return replace(method, transforms=(*method.transforms, DemonstrationsWithoutInterventions()),
                    collection=replace(rounds, half_where=INTERVENTION))
 
 
 def sirius(method: Method, rounds: CollectionRounds) -> Method:
-    """Sirius: a weight for each class of steps, which is nearly 0 before a takeover."""
+    """Improves a policy by Sirius: steps are weighted by class, and steps just before a takeover hardly count."""
     assert isinstance(method.learner, BehaviorCloning)
     return replace(method, transforms=(*method.transforms, PreInterventionLabel()),
                    learner=replace(method.learner, sample_weights=SIRIUS_WEIGHTS), collection=rounds)
 
 
 def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
-    """RLIF: reinforcement learning in which the step before a takeover has the reward -1, and all others 0."""
+    """Improves a policy by RLIF: reinforcement learning with a reward of -1 at the step before each takeover."""
     if action.kind == "discrete":
         raise Unsupported("the critic of rlif scores numbers, and the actions of this run are classes", where="--with",
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
@@ -152,7 +152,7 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
     transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), UndoneTakeovers(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
-    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # the score is that of a plan, the distance a mean over it
+    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # a plan has one score, the distance is a mean over steps
     learner = TD3(
         method.learner.steps, RLIF_BATCH_SIZE, bc_weight=weight, critic_warmup_updates=first // 2,
         critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))

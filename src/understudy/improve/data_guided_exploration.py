@@ -33,11 +33,12 @@ OPTIMIZER = OptimizerConfig(lr=3e-4, weight_decay=3e-2, lr_schedule="constant") 
 class DataGuidedExploration(Exploration):
     """Adds Gaussian noise in the directions in which demonstrations differ from the policy (DGN).
 
-    Before each round a new network learns the covariance, given the observation, of demonstrated actions minus those
-    that the policy plans without noise. The mean of the noise is 0. Limits are those of `GaussianExploration`.
+    Before each round a new network learns the covariance, given the observation, of the difference between demonstrated
+    actions and the actions that the policy plans without noise. The mean of the noise is 0. Actions have the same
+    limits as in `GaussianExploration`.
 
     Args:
-        n_updates: Number of its updates, on batches of 128.
+        n_updates: Number of updates of this network, on batches of 128.
         decay: Number of updates of the policy after which the noise has 1/e of the learned size.
 
     References:
@@ -58,7 +59,7 @@ class DataGuidedExploration(Exploration):
         return GaussianExploration(0.0).build(_GuidedActor(actor, noise_actor, scale), env, training)  # adds the limits
 
     def noise_policy(self, training) -> Policy:
-        """Trains the network whose plans are the noise, in units of the policy's codec."""
+        """Trains the network whose plans serve as exploration noise, in normalized actions."""
         policy = training.learner.trained_policy
         config = PolicyConfig(ZeroMeanGaussian(), self.trunk, policy.config.encoder, Normalizer(target="identity"),
                               replace(policy.window, horizon=1), policy.inputs, DEVIATION)
@@ -68,7 +69,7 @@ class DataGuidedExploration(Exploration):
 
 @torch.no_grad()
 def deviations(policy: Policy, data: Dataset) -> Dataset:
-    """Adds the column `DEVIATION` to demonstrations. Of planned chunks the first step counts."""
+    """Adds a column with the differences between the demonstrated and the policy's actions to demonstrations."""
     episodes, policy = [], policy.with_head(policy.config.head)  # plans without the dropout of training
     for episode in data:
         batch = next(policy.windows(Dataset([episode])).scan(len(episode))).to(policy.device)
@@ -85,7 +86,7 @@ class ZeroMeanGaussian(LikelihoodHead):
         return trunk.build(0, coded_dim**2, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         factor = self.factor(net, context, action)
         whitened = torch.linalg.solve_triangular(factor, action.unsqueeze(-1), upper=False).squeeze(-1)
         return (0.5 * (whitened.square() + math.log(2 * math.pi)) + factor.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
@@ -94,14 +95,14 @@ class ZeroMeanGaussian(LikelihoodHead):
         return (self.factor(net, context, noise) @ noise.unsqueeze(-1)).squeeze(-1)
 
     def factor(self, net, context, like: Tensor) -> Tensor:
-        """The lower Cholesky factor of the covariance, (B, H, A, A), with a diagonal of at least 1e-5."""
+        """Returns the lower Cholesky factor of the covariance, (B, H, A, A), with a diagonal of at least 1e-5."""
         raw = net(like[..., :0], like[..., :0], context).to(like).unflatten(-1, (like.shape[-1], -1))
         return raw.tril(-1) + torch.diag_embed(F.softplus(raw.diagonal(dim1=-2, dim2=-1)) + 1e-5)
 
 
 @dataclass(frozen=True)
 class _GuidedActor(Actor):
-    """Adds plans of a noise policy, times a scale, to the actions of an actor."""
+    """Actor that adds the plans of a noise policy, times a scale, to the actions of another actor."""
 
     actor: Actor
     noise: PolicyActor

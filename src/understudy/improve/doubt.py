@@ -1,4 +1,4 @@
-"""Gates by doubt: the robot asks for help where an ensemble disagrees or where a critic predicts failure."""
+"""Gates by doubt: the policy asks for help where an ensemble disagrees or where a critic predicts failure."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ SEED_STRIDE = 1000  # between the seeds of two rounds
 
 
 def quantile_threshold(values: np.ndarray, fraction: float) -> float:
-    """Returns the smallest of the values, or minus infinity, above which at most a fraction of the values lies."""
+    """Returns the threshold that at most a given fraction of the values exceeds."""
     ordered = np.sort(np.asarray(values, float))
     above = int(fraction * len(ordered) + 1e-9)
     return float(ordered[len(ordered) - above - 1]) if above < len(ordered) else -np.inf
 
 
 class Doubt(ABC):
-    """A number for each step, which is larger where the policy is more likely to need help."""
+    """A measure of doubt: a number for each step that is larger where the policy is more likely to need help."""
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
-        """Returns the state before the first step. Arguments as in `Actor.start`."""
+        """Returns the state of the measure before the first step. Arguments as in `Actor.start`."""
 
     @abstractmethod
     def rate(self, obs: Mapping[str, Tensor], action: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns the number of each row, (B,), and the next state.
+        """Returns the doubt about the action in each environment, (B,), and the next state.
 
         Args:
             action: The action of the policy, (B, A).
@@ -60,14 +60,15 @@ class Doubt(ABC):
 class QuantileGate(Gate):
     """Base class of gates that ask for help by themselves, so that nobody has to watch.
 
-    The supervisor takes over where the doubt exceeds a threshold, and gives back where it does not exceed a lower one.
-    Both are quantiles of the doubt at the steps at which the policy acted in earlier rounds. Until there are any, they
-    are those of every fifth episode, on which the networks behind the doubt are not trained then.
+    The supervisor takes over where the doubt exceeds a threshold, and gives back control where the doubt does not
+    exceed a second, lower threshold. Both are quantiles of the doubt at the steps at which the policy acted in earlier
+    rounds. Until the policy has acted, they are quantiles over every fifth episode, and the networks that measure doubt
+    are not trained on these episodes.
 
     Args:
-        budget: Fraction of those steps above the threshold. More steps are acted, because the supervisor continues
-            until doubt is low again.
-        release: Fraction of those steps above the lower threshold.
+        budget: Fraction of the policy's steps at which doubt is above the threshold. The supervisor acts at more steps
+            than this, because it continues until doubt is low again.
+        release: Fraction of the policy's steps at which doubt is above the lower threshold.
     """
 
     needs_attention = False
@@ -83,7 +84,7 @@ class QuantileGate(Gate):
 
     @abstractmethod
     def build_doubt(self, training, number: int, data: Dataset) -> Doubt:
-        """Returns the doubt of a round.
+        """Builds the measure of doubt for one collection round.
 
         Args:
             training: As in `Gate.build`.
@@ -105,7 +106,7 @@ class QuantileGate(Gate):
 
 @dataclass(frozen=True)
 class BuiltQuantileGate(BuiltGate):
-    """Asks where the doubt exceeds `threshold`, until it does not exceed `release`."""
+    """Gate that asks the supervisor where the doubt exceeds `threshold`, until it falls to `release`."""
 
     needs_attention = False
     asks_always = False
@@ -128,7 +129,7 @@ class BuiltQuantileGate(BuiltGate):
 
 @part
 class EitherGate(Gate):
-    """The supervisor acts where one of several gates asks for it. The doubt of the first is stored.
+    """Gate that lets the supervisor act where any of several gates asks for it, and stores the doubt of the first one.
 
     Args:
         gates: Gates by doubt.
@@ -144,7 +145,7 @@ class EitherGate(Gate):
 
 @dataclass(frozen=True)
 class BuiltEitherGate(BuiltGate):
-    """The rule of an `EitherGate`."""
+    """The built form of an `EitherGate`, which decides at each step."""
 
     needs_attention = False
     asks_always = False
@@ -172,7 +173,7 @@ class BuiltEitherGate(BuiltGate):
 
 @part
 class EnsembleGate(QuantileGate):
-    """Doubt is the disagreement of an ensemble, which is trained anew before each round on what the policy learns.
+    """Gate by doubt whose doubt is the disagreement of an ensemble, trained anew before each collection round.
 
     The members differ in their initial weights and in the order of the data. The policy itself acts, and not their
     mean.
@@ -228,7 +229,7 @@ class EnsembleSpread(Doubt):
 
 @part
 class RiskGate(QuantileGate):
-    """Doubt is the predicted probability of failure: one minus the discounted success that a critic predicts.
+    """Gate by doubt whose doubt is the predicted probability of failure: 1 minus the success that a critic predicts.
 
     The critic is trained anew before each round, on all stored episodes, for the policy as it is. Its reward is 1 at
     the first success, and the episode ends there.
@@ -260,7 +261,7 @@ class RiskGate(QuantileGate):
 
 
 def success_as_reward(episode: Episode) -> Episode:
-    """Makes the reward 1 at the steps that reach success, and ends the episode at the first."""
+    """Sets the reward to 1 at steps that reach success, and ends each episode at the first of them."""
     if SUCCESS in episode.steps:
         success = np.asarray(episode.steps[SUCCESS][:len(episode)], bool).reshape(-1)
     elif "success" in episode.metadata:  # what a person has called the whole episode
@@ -277,7 +278,7 @@ def success_as_reward(episode: Episode) -> Episode:
 
 @dataclass(frozen=True)
 class FailureRisk(Doubt):
-    """One minus the success that a critic predicts.
+    """Measure of doubt: one minus the success that a critic predicts.
 
     Args:
         history: Keeps the observations that the critic reads.
@@ -301,7 +302,7 @@ class FailureRisk(Doubt):
 
 
 def doubt_along(doubt: Doubt, steps: list[tuple[Episode, np.ndarray]]) -> np.ndarray:
-    """Returns the doubt at recorded steps, with the actions that were recorded there.
+    """Returns the doubt about the recorded actions at recorded steps.
 
     Args:
         steps: Episodes, and which of their steps count, (T,) bool.
@@ -327,7 +328,7 @@ def _actions(episode: Episode) -> np.ndarray:
 
 
 def own_steps(data: Dataset) -> list[tuple[Episode, np.ndarray]]:
-    """Returns the episodes of earlier rounds in which the policy acted, and at which steps it did, (T,) bool."""
+    """Returns the episodes of earlier rounds in which the policy acted, each with a mask of these steps, (T,) bool."""
     collected = [(e, ~np.asarray(e.steps[INTERVENTION][:len(e)], bool).reshape(-1)) for e in data
                  if ROUND in e.metadata and INTERVENTION in e.steps]
     return [(episode, counts) for episode, counts in collected if counts.any()]

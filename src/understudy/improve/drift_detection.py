@@ -1,4 +1,4 @@
-"""Change-point detection: when does a running loss rise, so that a new task must have begun?"""
+"""Change-point detection: finds when a running loss rises, so that a new task must have begun."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import math
 
 
 class DriftDetector:
-    """One-sided CUSUM of a loss, in standard deviations from its moving average.
+    """Detector of a rising loss: one-sided CUSUM, in standard deviations from the moving average of the loss.
 
-    The sum is of the log-likelihood ratios of a rise by `shift` and no rise, and begins again where it falls below 0.
-    The detector alarms when it exceeds ``log(interval)``, and then starts again. It allows a loss that falls slowly.
+    It adds up log-likelihood ratios between a rise by `shift` and no rise. The sum starts again at 0 where it falls
+    below 0. The detector alarms when it exceeds ``log(interval)``, and then starts again. It allows a loss that falls
+    slowly.
 
     Args:
         shift: Rise that is found soonest, in standard deviations.
         interval: Mean number of values between false alarms, at least, for a stationary Gaussian loss.
-        memory: Number of values that the average covers. There is no alarm before them.
+        memory: Number of values that the average covers. There is no alarm before it has seen this many values.
 
     References:
         Page (1954), Continuous Inspection Schemes, Biometrika 41:100.

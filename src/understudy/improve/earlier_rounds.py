@@ -1,4 +1,4 @@
-"""The episodes that an improved run has learned: its first data, and those of its rounds."""
+"""Loads the episodes that an improved run has learned: its first data, and the episodes of its collection rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .gates import INTERVENTION
 
 @dataclass(frozen=True)
 class LabelsAsInterventions:
-    """A column change: episodes whose actions are what a supervisor said get `intervention`, true at every step."""
+    """Adds the column `intervention`, true at every step, to episodes whose actions a supervisor labeled."""
 
     def __call__(self, episode: Episode) -> Episode:
         if EXECUTED_ACTION not in episode.steps:
@@ -62,15 +62,15 @@ def with_earlier_rounds(data: Dataset, run: Path, trust: Sequence[str] = ()) -> 
         stored = list(retention.keep(Dataset([*stored, *episodes])))
     first = [episode for episode in stored if ROUND not in episode.metadata]
     collected = [episode for episode in stored if ROUND in episode.metadata]
-    if not isinstance(method.learner, BehaviorCloning):  # others also learn from what should not be imitated
+    if not isinstance(method.learner, BehaviorCloning):  # other learners also use bad actions
         collected = [episode for episode in collected if {INTERVENTION, EXECUTED_ACTION} & episode.steps.keys()]
-        first = list(data)  # which began the policy, also where the learner reads its own episodes alone
+        first = list(data)  # they began the policy, even if the learner reads only its own episodes
     kept = [LabelsAsInterventions()(e) for e in collected if _is_unchanged(e, method)]
     return Dataset([*first, *kept], data.metadata), len(collected) - len(kept)
 
 
 def _is_unchanged(episode: Episode, method: Method) -> bool:
-    """Whether the transforms of a method, which an episode has been through, would leave it as it is."""
+    """Returns whether transforming an episode again by the transforms of a method leaves it unchanged."""
     changed = list(training_data(Dataset([episode]), method))
     return len(changed) == 1 and changed[0].steps.keys() == episode.steps.keys() and all(
         np.array_equal(np.asarray(changed[0].steps[k]), np.asarray(v)) for k, v in episode.steps.items())

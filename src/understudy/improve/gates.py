@@ -20,13 +20,13 @@ from ..learn.data_collection import Training
 INTERVENTION = "intervention"  # column: True where the supervisor acted
 POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
-BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that they mean
+BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that would be right
 ADVISED = "advised"  # column of gates that do not always ask: True where the supervisor was asked
 GATE_STREAM = 10  # stream of random numbers
 
 
 class BuiltGate(ABC):
-    """A rule that decides at each step whether the policy or the supervisor acts.
+    """The built form of a `Gate`, which decides at each step whether the policy or the supervisor acts.
 
     Attributes:
         needs_attention: Whether the supervisor has to follow the steps at which the policy acts. Otherwise it may say
@@ -39,7 +39,7 @@ class BuiltGate(ABC):
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor, number: int) -> State:
-        """Returns the state before the first step.
+        """Returns the state of the rule before the first step.
 
         Args:
             obs: The first observation of each row, (B, ...).
@@ -48,7 +48,7 @@ class BuiltGate(ABC):
         """
 
     def wants_advice(self, obs: Mapping[str, Tensor], action: Tensor, state: State) -> tuple[Tensor, State]:
-        """Decides whether the supervisor is asked at this step, (B,) bool. By default it is.
+        """Decides whether the supervisor is asked for its action at this step, (B,) bool. By default it always is.
 
         Args:
             obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
@@ -65,13 +65,13 @@ class BuiltGate(ABC):
     @abstractmethod
     def decide(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor,
                state: State) -> tuple[Tensor, State]:
-        """Decides one step.
+        """Decides who acts in one step.
 
         Args:
             obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
                 this step.
             action: Action of the policy, (B, A).
-            supervisor_action: Action of the supervisor, (B, A). That of the policy where the supervisor is not asked.
+            supervisor_action: Action of the supervisor, (B, A). The policy's action where the supervisor is not asked.
             state: The state that `wants_advice` returned.
 
         Returns:
@@ -92,7 +92,7 @@ class Gate(ABC):
 
     @abstractmethod
     def build(self, training: Training, number: int) -> BuiltGate:
-        """Returns the rule of a round. It depends on the arguments alone.
+        """Builds the rule for one collection round. It depends on the arguments alone.
 
         Args:
             training: What has been trained so far, and the episodes that are stored.
@@ -101,7 +101,7 @@ class Gate(ABC):
 
 
 class FixedGate(Gate, BuiltGate):
-    """A gate that needs neither networks nor data. The config is the rule."""
+    """Base class of gates that need neither networks nor data, so that the config is the rule itself."""
 
     def build(self, training, number):
         return self
@@ -109,7 +109,7 @@ class FixedGate(Gate, BuiltGate):
 
 @part
 class RandomGate(FixedGate):
-    """The supervisor acts at random steps: the mixture policy of DAgger.
+    """Gate that lets the supervisor act at random steps: the mixture policy of DAgger.
 
     Args:
         probability: Probability that the supervisor acts at a step of round 0.
@@ -132,7 +132,7 @@ class RandomGate(FixedGate):
 
 @dataclass(frozen=True)
 class HumanGate(FixedGate):
-    """A person decides: takes over, acts for as long as necessary, and gives back (HG-DAgger).
+    """Gate by a person, who takes over, acts for as long as necessary, and gives back (HG-DAgger).
 
     The person is an actor whose state holds, after each `act`, ``state["record"]["intervention"]``, (B,) bool: whether
     the person is in control of each row. What the person does at other steps is not executed.
@@ -154,7 +154,7 @@ class HumanGate(FixedGate):
 
 
 def _control(obs: Mapping[str, Tensor], action: Tensor) -> Tensor:
-    """Where a person says to be in control, (B,) bool."""
+    """Returns in which environments the person is in control, (B,) bool."""
     if INTERVENTION not in obs:
         raise UserError("the supervisor does not say at which steps it is in control", where="HumanGate",
                         hint=f"return it from act: state['record'] = {{{INTERVENTION!r}: (rows,) bool}}")
@@ -174,10 +174,11 @@ class SupervisorThresholdGate(FixedGate):
 
     Args:
         threshold: Number above which the supervisor takes over.
-        release: Number up to which it gives back.
+        release: Number up to which it gives control back.
         delay: Steps between noticing and taking over.
-        hold: Number of steps that it acts at least.
-        slip: Probability of noticing nothing at a step where there is something, and the reverse.
+        hold: Smallest number of steps that it acts.
+        slip: Probability of an error at each step: noticing nothing where there is something, or something where there
+            is nothing.
     """
 
     threshold: Annotated[float, AtLeast(0)] = 0.5
@@ -188,7 +189,7 @@ class SupervisorThresholdGate(FixedGate):
 
     @abstractmethod
     def difference(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor) -> Tensor:
-        """Returns the number of each row, (B,)."""
+        """Returns the number that is compared with the threshold, for each environment, (B,)."""
 
     def start(self, obs, key, number):
         return _start_takeovers(key)
@@ -206,7 +207,7 @@ def _start_takeovers(key: Tensor) -> dict[str, Tensor]:
 
 def _decide_takeovers(gate: SupervisorThresholdGate | ValueGate, has_reason: Tensor, state: dict[str, Tensor],
                       goes_on: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Lets a supervisor take over late, hold, and err.
+    """Decides who acts if the supervisor reacts late, holds on for some steps, and makes mistakes.
 
     Args:
         has_reason: Where there is a reason to act, (B,).
@@ -222,7 +223,7 @@ def _decide_takeovers(gate: SupervisorThresholdGate | ValueGate, has_reason: Ten
 
 @part
 class DisagreementGate(SupervisorThresholdGate):
-    """The supervisor takes over where its action and that of the policy differ, and gives back where they agree.
+    """Gate that lets the supervisor take over where its action and the policy's differ, until they agree.
 
     SafeDAgger is one threshold, and LazyDAgger a lower one for giving back. Both predict the difference, which this
     gate knows. A difference is the root mean square over the components.
@@ -244,17 +245,18 @@ class DisagreementGate(SupervisorThresholdGate):
 
 @part
 class ValueGate(FixedGate):
-    """The supervisor takes over where the action of the policy has a lower value than the right one (RLIF).
+    """Gate that lets the supervisor take over where the policy's action has a lower value than the right one (RLIF).
 
-    Values are those of a critic. The right action is that of the supervisor, or the column `best_action`, if the
-    supervisor records one: a person may see what is wrong and still act badly. Values are subtracted, because a factor
-    of a negative value means the opposite. Between two takeovers the policy acts at least once.
+    A critic gives the values. The right action is the supervisor's action, or the column `best_action` if the
+    supervisor records it: a person may see what is wrong and still act badly. The margin is a difference of values,
+    because a ratio would mean the opposite where values are negative. Between two takeovers the policy acts at least
+    once.
 
     Args:
         critic: Scores an action for an observation, both of one step.
         margin: Loss of value above which the supervisor takes over.
-        hold: Number of steps that it acts then.
-        slip: Probability of taking over where there is no reason to, and of not doing so where there is.
+        hold: Number of steps that the supervisor then acts.
+        slip: Probability of taking over without a reason, and of not taking over where there is one.
         delay: Steps between the action and taking over. 0 if it is prevented, 1 if it is carried out and then noticed.
 
     References:
@@ -281,12 +283,13 @@ class ValueGate(FixedGate):
 
 @part
 class DoubtGate(FixedGate):
-    """The policy asks for help where its doubt reaches a threshold: from then on the supervisor acts in the episode.
+    """Gate by which the policy asks for help where its doubt reaches a threshold, for the rest of the episode.
 
     Args:
         score: What is measured at each step.
-        threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
-            The rate is that of the calibrated policy, so that it holds before the policy is trained further.
+        threshold: Doubt at which the policy asks, such as the threshold of a `FailureDetector`, which states a rate of
+            missed failures. The rate was calibrated with one policy, so it holds only until the policy is trained
+            further.
     """
 
     needs_attention, asks_always = False, False
@@ -307,7 +310,7 @@ class DoubtGate(FixedGate):
 
 @dataclass(frozen=True)
 class PersonGate(BuiltGate):
-    """A person decides who acts, and the policy asks the person for help where another gate would let a supervisor act.
+    """Gate by a person, whom the policy asks for help where another gate would let a supervisor act.
 
     It asks once, until that gate has stopped asking, or the person has acted in between.
 
@@ -372,7 +375,7 @@ class GatedActor(Actor):
     def act(self, obs, state):
         actor_state, key = state["actor"], state["key"]
         if self.replans and len(rows := state["acted"].nonzero().flatten()):
-            key = key + state["acted"]  # other random numbers than those of the plans before
+            key = key + state["acted"]  # draws other random numbers than the plans before
             fresh = self.actor.start({name: column[rows] for name, column in obs.items()}, key[rows])
             actor_state = with_new_plans(actor_state, fresh, rows)
         action, actor_state = self.actor.act(obs, actor_state)

@@ -1,4 +1,4 @@
-"""Demonstrations made of a few recorded ones: with objects in other places, or elsewhere in a symmetric world."""
+"""Generates demonstrations from a few recorded ones, with moved objects or by symmetries of the world."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS, MAX_DRAWS, TOLERANCE = 200, 500, 1e-3  # segments that are executed togeth
 
 @part
 class MovableObject:
-    """An object of a demonstration, and what moves with it.
+    """An object that `DemoGeneration` moves in a demonstration, and the columns that move with it.
 
     Args:
         components: Components of the observation that are its position.
@@ -34,10 +34,10 @@ class MovableObject:
 
 @part
 class DemoGeneration(Operation):
-    """Copies of demonstrations in which objects lie elsewhere, and the actions at them are shifted as much.
+    """Generates copies of demonstrations in which objects lie elsewhere and the actions near them are shifted.
 
     Actions are places (see `WaypointWrapper`): one or more points with as many components as a position. Nothing is
-    played back, so that a copy may be impossible. The objects count as lying where they were at the beginning.
+    played back, so that a copy may be impossible. Objects are taken to lie where they were at the beginning.
 
     Args:
         objects: What moves. The shifts of objects are independent.
@@ -68,20 +68,20 @@ class DemoGeneration(Operation):
 
 
 class SegmentRule(ABC):
-    """Tells which made segments are worth learning from. Subclasses are frozen dataclasses."""
+    """Base class of rules for which generated segments are worth learning from. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def accepts(self, segment: Episode) -> bool:
-        """Whether a segment, as the environment continued it, is kept."""
+        """Returns whether a generated segment is kept, given how the environment continued it."""
 
 
 @part
 class SymmetryAugmentation(Operation):
-    """Segments of episodes elsewhere in the plane: shifted, turned by quarters and mirrored, observed as they go there.
+    """Generates segments of episodes elsewhere in the plane (shifted, turned, mirrored), executed in the environment.
 
-    Each is executed in the environment, from the moved position. It is left out if the environment takes it elsewhere
-    than the symmetry does, such as at a wall, and if `rule` refuses it. The episodes have the environment's rewards.
-    Other observations, such as a goal, are restored as they were recorded.
+    Each segment is executed in the environment, from the moved position. A segment is left out if the environment takes
+    it elsewhere than the symmetry does, such as at a wall, or if `rule` refuses it. The episodes have the environment's
+    rewards. Other observations, such as a goal, are restored as they were recorded.
 
     Args:
         env: Name of the environment, which must be able to restore a state.
@@ -124,7 +124,7 @@ class SymmetryAugmentation(Operation):
                         hint="use shorter segments, other corners, or a rule that accepts more")
 
     def _moved(self, episode: Episode, rng: np.random.Generator) -> Episode:
-        """A random segment in a random place, as the symmetry has it."""
+        """Returns a random segment of an episode, moved, turned and maybe mirrored to a random place."""
         steps, first = episode.steps, int(rng.integers(len(episode) - self.length + 1))
         turn = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), int(rng.integers(4)))
         turn = (turn * rng.choice([1, -1], (2, 1))).T.astype(np.float32)  # also mirrored
@@ -135,7 +135,7 @@ class SymmetryAugmentation(Operation):
 
 
 def _execute(env: Restorable, plans: list[Episode]) -> list[Episode]:
-    """What the actions of each plan do from its first state, until it or the episode ends."""
+    """Executes the actions of each plan from its first state, and returns the resulting episodes."""
     names, T = [k for k in env.features if k != "action"], len(plans[0])
     first = {k: torch.from_numpy(np.stack([plan.steps[k][0] for plan in plans])) for k in names}
     actions = torch.from_numpy(np.stack([plan.steps["action"] for plan in plans], 1))

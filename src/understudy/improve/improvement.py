@@ -1,4 +1,4 @@
-"""Methods of `understudy improve`: what continues a trained run by collecting episodes with its policy."""
+"""The methods of `understudy improve`, which continue a trained run by collecting episodes with its policy."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TAKEN_OVER = ("hg-dagger", "iwr", "sirius", "rlif")  # methods whose supervisor 
 ASKED = ("ensemble", "thrifty", "doubt")  # the same, but the policy asks for help, and nobody has to watch
 HELPED = ("filtered", "residual", "rlpd")  # methods of practice in which a person may watch, judge and take over
 
-# Methods whose episodes must be those of the policy that learns.
+# Methods that need episodes in which the learning policy itself acted.
 LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo")
 
 
 @dataclass(frozen=True)
 class Improvement:
-    """How a trained policy is improved.
+    """The settings of an improvement: the run and its data, the supervisor, and how much is collected and trained.
 
     Args:
         supervisor: "expert", "person", or the run of a policy. None for nobody.
@@ -69,7 +69,8 @@ class Improvement:
         """Returns the method called `name`, and the runs of its stages.
 
         Raises:
-            UserError: There is no such method, or it needs a supervisor and has none, or the reverse.
+            UserError: There is no such method, or it needs a supervisor and has none, or it has a supervisor that it
+                cannot use.
         """
         if name not in IMPROVEMENTS:
             raise unknown_name("method", name, list(IMPROVEMENTS), "--with")
@@ -106,7 +107,7 @@ class Improvement:
         method = about.build(self, method)
         if self.supervisor == "person" and name in HELPED:
             method = _watched_practice(method)
-        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # of earlier rounds
+        if self.supervisor == "person" or any(n in e.steps for e in self.data for n in UNLEARNED):  # by earlier rounds
             method = without_unlearned_steps(method)
         return method, stages
 
@@ -140,7 +141,7 @@ class Improvement:
 
     @property
     def rates_steps(self) -> bool:
-        """Whether the rater is a `step_rater`."""
+        """Whether the rater rates single steps (a `step_rater`)."""
         return self.rater is not None and Method.load(self.rater, self.trust).policy.target == IS_GOOD
 
     @property
@@ -149,17 +150,17 @@ class Improvement:
         return any(INTERVENTION in episode.steps for episode in self.data)
 
     def watched_rounds(self, method: Method) -> CollectionRounds:
-        """Rounds with a supervisor that watches."""
+        """Builds collection rounds in which a supervisor watches and may take over."""
         return self.rounds(method, self.takeover_gate())
 
     def takeover_gate(self) -> Gate:
-        """The gate of a supervisor that watches: a person, or what stands for one."""
+        """Builds the gate of a supervisor that watches: a person's own decision, or a simulation of it."""
         if self.supervisor == "person":
             return HumanGate()
         return self.gate(THRESHOLD / 2, delay=3, hold=5, slip=0.05)
 
     def gate(self, release: float = THRESHOLD, **fields) -> DisagreementGate:
-        """A gate that compares actions in standard deviations of the demonstrated ones."""
+        """Builds a gate that compares actions of policy and supervisor, in standard deviations of demonstrated ones."""
         feature, scale = self.data.features()["action"], ()
         if feature.kind != "discrete":
             actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
@@ -170,11 +171,11 @@ class Improvement:
 
 @dataclass(frozen=True)
 class ImprovementMethod:
-    """A way to improve a policy.
+    """One of the methods of `understudy improve`.
 
     Args:
         build: Returns the method, given the improvement and the method that continues the run.
-        starts_as_run: Whether the untrained policy is that of the run. Otherwise it may be worse.
+        starts_as_run: Whether the policy acts like the run's policy before it is trained. Otherwise it may act worse.
     """
 
     summary: str
@@ -190,7 +191,7 @@ def _dagger(improvement: Improvement, method: Method) -> Method:
 
 
 def _intervention_steps(improvement: Improvement, method: Method, gate: Gate | None, **fields) -> Method:
-    """Learns the demonstrations, and the steps at which the supervisor acted."""
+    """Builds a method that learns the demonstrations and the steps at which the supervisor acted."""
     assert isinstance(method.learner, BehaviorCloning)
     learner = replace(method.learner, sample_weights=ColumnWeights(INTERVENTION, 1.0, 0.0),
                       sampling_column=INTERVENTION)
@@ -206,7 +207,7 @@ def _thrifty(improvement: Improvement, method: Method) -> Method:
 
 
 def _ensemble_gate(name: str, improvement: Improvement, rate: float, method: Method) -> EnsembleGate:
-    """A short training of a policy has short trainings of the ensemble."""
+    """Builds a gate that hands over where an ensemble disagrees. The ensemble has no more updates than the policy."""
     check_numbers(improvement.data, name)
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 
@@ -221,7 +222,7 @@ def _doubt(improvement: Improvement, method: Method) -> Method:
 
 
 def _watched_practice(method: Method) -> Method:
-    """A method of practice whose policy is watched by a person, who says what succeeds and may take over."""
+    """Returns a method of practice with a person who watches, says what succeeds and may take over."""
     rounds = method.collection
     assert isinstance(rounds, CollectionRounds) and isinstance(rounds.collector, RolloutCollector)
     return replace(method, collection=replace(rounds, collector=replace(
@@ -229,7 +230,7 @@ def _watched_practice(method: Method) -> Method:
 
 
 def _marked_steps(improvement: Improvement, method: Method) -> Method:
-    """Learns the demonstrations, and the steps of collected episodes that a rater calls good."""
+    """Builds a method that learns the demonstrations and the collected steps that a rater calls good."""
     assert isinstance(method.learner, BehaviorCloning)
     learner = replace(method.learner, sample_weights=ColumnWeights(MARKED, 1.0, 0.0), sampling_column=MARKED)
     return replace(method, transforms=(*method.transforms, MarkDemonstrations()), learner=learner,

@@ -1,4 +1,4 @@
-"""The episodes of a round that is being collected, each on the disk as soon as it has ended."""
+"""Journal of a collection round: each episode is stored on the disk as soon as it has ended."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MARK = "success_mark"  # column of an actor: 1 or -1 once a person has marked th
 
 
 class EpisodeDiscarded(Exception):
-    """A person has discarded the running episode. It starts again from the same start."""
+    """Raised when a person discards the running episode, which starts again from the same start."""
 
 
 class WatchedEnv(Env):
-    """An environment with one row in which a person watches the policy and says something about whole episodes."""
+    """Base class of an environment in which a person watches the policy and judges or corrects whole episodes."""
 
     @abstractmethod
     def watched(self, actor: Actor, asks: bool = False) -> Actor:
-        """Returns the actor of the policy as it acts when a person can take over.
+        """Wraps the policy's actor so that a person can take over while it acts.
 
         Args:
             asks: Whether it asks for help, so that nobody has to watch.
@@ -37,11 +37,11 @@ class WatchedEnv(Env):
 
     @abstractmethod
     def ask(self) -> None:
-        """The policy asks for help: nobody acts until the person says who does."""
+        """Holds the environment because the policy asks for help, until the person says who acts."""
 
     @abstractmethod
     def annotate(self, episode: Episode) -> Episode:
-        """Returns the episode that has just ended, with what the person has said."""
+        """Returns the episode that has just ended, with what the person said about it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EpisodeJournal:
     in_memory: dict[int, Episode] = field(default_factory=dict)
 
     def rollout(self, actor: Actor, env: Env, episodes: int, seed: int, *, first: int = 0) -> Dataset:
-        """Returns the same episodes as the function `rollout`. Those that are stored are read."""
+        """Returns the same episodes as the function `rollout`. Stored episodes are read, not run again."""
         def store(number: int, episode: Episode) -> None:
             self.store(number, env.annotate(episode) if isinstance(env, WatchedEnv) else episode)
         numbers = range(first, first + episodes)
@@ -96,7 +96,7 @@ class EpisodeJournal:
 
 
 def _with_mark(episode: Episode) -> Episode:
-    """The success of an episode is what a person says, if the person says something."""
+    """Sets the success of an episode to what a person said, if anything."""
     if MARK not in episode.steps:
         return episode
     marks = np.asarray(episode.steps[MARK])

@@ -20,10 +20,11 @@ from .retention import RetentionRule
 
 @part
 class ModelBasedSelection(RetentionRule):
-    """Keeps only those steps of earlier rounds that the policy is likely to visit, each as an episode of one step.
+    """Keeps only the steps of earlier rounds that the policy is likely to visit, each as an episode of one step.
 
     A network learns to predict the next state. Roll-outs of the policy in it begin at starts of the data. Each
-    predicted state is replaced by the nearest state of the data that has not been chosen yet, whose step stays.
+    predicted state is replaced by the nearest state of the data that has not been chosen yet. The step with this state
+    stays.
 
     Rounds must be tasks (`TaskSequenceCollector`). The episodes before the first round are the first task, and the
     newest task stays whole. States and actions must be numbers. The authors' code was not found; this follows the
@@ -54,7 +55,7 @@ class ModelBasedSelection(RetentionRule):
         return Dataset([episode for task in (*earlier, *tasks[-1:]) for episode in task], data.metadata)
 
     def select(self, data: Dataset) -> Dataset:
-        """The steps of one task that stay, each as an episode of one step."""
+        """Returns the steps of one task that are kept, each as an episode of one step."""
         assert isinstance(self.policy, Policy)  # a method's references are resolved before it collects
         table = StepTable.from_data(data, self.columns)
         windows = self.policy.window.windows(data, self.policy.inputs)
@@ -70,13 +71,13 @@ class ModelBasedSelection(RetentionRule):
 
 
 def fit_transitions(table: StepTable, n_updates: int, seed: int) -> NetworkEnsemble:
-    """A network from a state and an action to the change of the state, all in units of the table."""
+    """Trains a network that predicts the change of the state from state and action, in units of the table."""
     inputs = np.concatenate([table.state, table.action], 1)[table.has_next]
     return fit_regression(inputs, (table.next_state - table.state)[table.has_next], 1, n_updates, seed)
 
 
 def roll_out(table: StepTable, model: NetworkEnsemble, action: np.ndarray, n_steps: int, seed: int) -> list[int]:
-    """Steps that roll-outs in a model visit, each once, in their order.
+    """Returns the recorded steps that roll-outs in a learned model visit, each once, in their order.
 
     A roll-out ends at the last step of an episode, or when it is as long as the longest one.
 
@@ -103,7 +104,7 @@ def roll_out(table: StepTable, model: NetworkEnsemble, action: np.ndarray, n_ste
 
 
 def _single_step(episode: Episode, t: int) -> Episode:
-    """A step of an episode, with the observation after it if there is one. Success is that of the episode alone."""
+    """Cuts one step out of an episode, as an episode of its own, with the observation after it if there is one."""
     metadata = {k: v for k, v in episode.metadata.items() if k != "success"}
     return Episode({k: np.asarray(v[t:t + 1 + len(v) - len(episode)]) for k, v in episode.steps.items()}, metadata,
                    schema=episode.schema)

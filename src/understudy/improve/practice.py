@@ -43,7 +43,7 @@ from .updates import Epochs, PerRound
 
 BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
-SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
+SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # as in ResFiT
 CAREFUL = OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in WSRL
 STEERING: dict[str, Any] = {"temperature": 0.1, "target_entropy": 0.0, "critic": CriticConfig(layer_norm=True)}
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
@@ -51,7 +51,7 @@ CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
 
 @dataclass(frozen=True)
 class Practice:
-    """How much a policy practises.
+    """How much a policy practises: the demonstrations, and the numbers of rounds, episodes and updates.
 
     Args:
         n_updates: Updates after each round. None for the usual number of the method.
@@ -65,7 +65,7 @@ class Practice:
 
 @dataclass(frozen=True)
 class SuccessReward:
-    """A change of episodes: the reward is 1 in the first step that succeeds, and 0 in all others.
+    """Sets the reward of an episode to 1 in the first step that succeeds, and to 0 in all others.
 
     If a person has called the whole episode a success, that is its last step, which ends it.
     """
@@ -86,7 +86,7 @@ class SuccessReward:
 
 
 def residual(practice: Practice, method: Method) -> Method:
-    """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
+    """Improves a frozen policy by learning corrections of its actions with TD3 and demonstrations (ResFiT)."""
     updates = _updates(practice, method)
     learner = TD3(policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS, critic_warmup_updates=updates,
                   policy_optimizer=SLOW)
@@ -94,14 +94,14 @@ def residual(practice: Practice, method: Method) -> Method:
 
 
 def residual_ppo(practice: Practice, method: Method) -> Method:
-    """PPO that learns corrections of the frozen policy, from its newest episodes (ResiP)."""
+    """Improves a frozen policy by learning corrections of its actions with PPO, from its newest episodes (ResiP)."""
     updates = Epochs(10) if practice.n_updates is None else PerRound(practice.n_updates)
     return _corrected(practice, method, PPO(max_kl=0.1, discount=0.999), Correction(0.37), 0.1,
                       retention=LastRounds(1), updates=updates)
 
 
 def rlpd(practice: Practice, method: Method) -> Method:
-    """SAC from scratch, with demonstrations as half of each batch."""
+    """Trains SAC from scratch, with demonstrations as half of each batch (RLPD)."""
     check_numbers(practice.data, "rlpd")
     learner = SAC(policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
     policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
@@ -109,10 +109,10 @@ def rlpd(practice: Practice, method: Method) -> Method:
 
 
 def porl(practice: Practice, method: Method) -> Method:
-    """TD3 that trains the policy itself, with none of its demonstrations (PORL).
+    """Improves all weights of the policy with TD3, from its own episodes and no demonstrations (PORL).
 
     A new critic learns alone from the episodes of the first round, in which the policy stays as it is. It has seen no
-    other policy's, so that actions which are not in its episodes are not scored low.
+    episodes of other policies. Actions that are in none of its episodes do not get low scores.
 
     References:
         Xiao et al. (2025), Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only, arXiv:2505.16856.
@@ -129,7 +129,7 @@ def porl(practice: Practice, method: Method) -> Method:
 
 @part
 class DenoisingExploration(Exploration):
-    """Adds noise to the denoising steps of the policy, and records them: see `DenoisingPPO`."""
+    """Exploration that adds noise to the denoising steps of the policy and records them: see `DenoisingPPO`."""
 
     def build(self, actor, env, training):
         learner = training.learner
@@ -140,7 +140,7 @@ class DenoisingExploration(Exploration):
 
 
 def dppo(practice: Practice, method: Method) -> Method:
-    """PPO that trains the policy itself, whose actions are the steps from noise to chunk (DPPO)."""
+    """Improves the weights of a diffusion policy with PPO, where each denoising step counts as an action (DPPO)."""
     _check_plain(method, "dppo")
     check_numbers(practice.data, "dppo")
     check_denoising(method.policy.head)
@@ -153,18 +153,18 @@ def dppo(practice: Practice, method: Method) -> Method:
 
 
 def dsrl(practice: Practice, method: Method) -> Method:
-    """SAC whose action is the noise from which the frozen policy samples its chunk."""
+    """Improves a frozen policy by choosing the noise from which it samples its chunk, with SAC (DSRL)."""
     return _steered(practice, method, SAC(**STEERING), _steering(method, "dsrl"))
 
 
 def dsrl_na(practice: Practice, method: Method) -> Method:
-    """DSRL whose critic scores the chunks that the noise leads to, and learns from demonstrations too (DSRL-NA)."""
+    """Improves a frozen policy by DSRL with a critic of the resulting chunks and with demonstrations (DSRL-NA)."""
     wrapper = _steering(method, "dsrl-na")
     return _steered(practice, method, NoiseAliasing(**STEERING, steering=wrapper), wrapper)
 
 
 def _steering(method: Method, name: str) -> NoiseSteeringWrapper:
-    """The wrapper whose action is the noise of the policy of RUN. Policies that cannot be steered are refused."""
+    """Builds the wrapper whose action is the noise of the frozen policy. Refuses policies that cannot be steered so."""
     _check_plain(method, name)
     if (window := method.policy.window).n_obs_steps > 1 or window.action_offset:
         raise Unsupported(f"{name} steers a policy that reads one observation and plans from its step on, and that of "
@@ -186,7 +186,7 @@ def _steered(practice: Practice, method: Method, learner: LearnerConfig, wrapper
 
 def steered_episodes(method: Method, policy: Policy, env: Env, data: Dataset, seed: int,
                      n_steps: int = FIRST_STEPS) -> Dataset:
-    """Episodes of a policy with random noise, in which the noise is the action.
+    """Rolls a policy out with random noise, and returns the episodes with the noise as action.
 
     Demonstrations have no noise, so that only `NoiseAliasing` learns from them.
     """
@@ -200,7 +200,7 @@ def steered_episodes(method: Method, policy: Policy, env: Env, data: Dataset, se
 
 def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head: Correction, share: float,
                **fields) -> Method:
-    """Learns corrections of at most a share of half the range of the demonstrated actions."""
+    """Builds a method that learns bounded corrections of the policy: a share of half the range of the actions."""
     name = "residual-ppo" if isinstance(learner, PPO) else "residual"
     _check_plain(method, name)
     check_numbers(practice.data, name)
@@ -212,7 +212,7 @@ def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head:
 
 
 def check_numbers(data: Dataset, name: str) -> None:
-    """Refuses actions that are classes."""
+    """Raises an error if the actions are classes and not numbers."""
     if data.features()["action"].kind == "discrete":
         raise Unsupported(f"{name} is for actions that are numbers, and these are classes",
                           where=f"--with {name}",
@@ -220,14 +220,14 @@ def check_numbers(data: Dataset, name: str) -> None:
 
 
 def _half_ranges(data: Dataset) -> np.ndarray:
-    """Half the range of each component of the demonstrated actions, (A,)."""
+    """Returns half the range of each component of the demonstrated actions, (A,)."""
     actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1) for e in data])
     return np.maximum(np.ptp(actions, 0) / 2, 1e-6)
 
 
 def _practice(practice: Practice, method: Method, policy: PolicyConfig, learner: LearnerConfig,
               **fields) -> Method:
-    """A method that trains another policy than that of the run, on successes as rewards."""
+    """Builds a method that trains a new policy on success as reward, beside the policy of the run."""
     collector = RolloutCollector(practice.n_episodes, exploration=TemperatureExploration())
     rounds = CollectionRounds(practice.n_rounds, collector, updates=PerRound(_updates(practice, method)),
                               compare_rounds=True)
@@ -240,7 +240,7 @@ def _updates(practice: Practice, method: Method) -> int:
 
 
 def _chunked(method: Method, name: str, kind: type[ChunkedExecutor] = ChunkedExecutor) -> ChunkedExecutor:
-    """The executor of a run that executes one chunk after the other. Others are refused."""
+    """Returns the executor of a run, which must execute one chunk after another."""
     if not isinstance(method.executor, kind):
         raise Unsupported(f"one chunk is executed after the other, and {type(method.executor).__name__} overlaps them",
                           where=f"--with {name}", hint="train the policy with RecedingHorizon, or use --with residual")
@@ -248,7 +248,7 @@ def _chunked(method: Method, name: str, kind: type[ChunkedExecutor] = ChunkedExe
 
 
 def _check_plain(method: Method, name: str) -> None:
-    """Refuses a run whose policy does not act by itself."""
+    """Raises an error if the policy of a run acts only together with a wrapper or another policy."""
     around = [*method.inference, *online_changes(method), *([] if method.wrapper is None else [method.wrapper])]
     if around:
         raise Unsupported(f"the policy of RUN acts with {', '.join(type(p).__name__ for p in around)}, and a frozen "

@@ -15,6 +15,7 @@ import torch
 from ..core import UserError
 from ..data.episode import Dataset, Episode, episode_fingerprints
 from ..data.formats import open_dataset
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import repair, warn_of_losses
 from ..envs.base import Env, Renderable, Restorable
 from ..envs.devices import RecordingKeys
@@ -33,7 +34,7 @@ _GAP = 4  # pixels between two frames
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of an episode: its number, and the first step."""
+    """A segment of a recorded episode: the number of the episode, and the first step."""
 
     episode: int
     start: int
@@ -71,7 +72,7 @@ def comparison(data: Dataset, pair: tuple[Segment, Segment], length: int, answer
 
 
 def judged_data(data: Dataset) -> str:
-    """Returns what the metadata of comparisons say of the episodes that they compare.
+    """Describes the episodes that are compared, with a digest, for the metadata of comparisons.
 
     Raises:
         UserError: The episodes are comparisons themselves.
@@ -84,14 +85,14 @@ def judged_data(data: Dataset) -> str:
 
 
 def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns the number of comparisons in a folder, and the number of the next pair.
+    """Returns the number of answered comparisons in a folder, and the number of the next pair.
 
     Args:
         metadata: What the metadata of its episodes must say.
     """
     if not out.exists():
         return 0, 0
-    if not (out / "meta" / "info.json").exists():
+    if not is_lerobot(out):
         raise UserError(f"the {'folder' if out.is_dir() else 'file'} has no comparisons", where=out,
                         hint="choose another folder")
     warn_of_losses(out, repair(out))
@@ -99,7 +100,7 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
     for number, episode in enumerate(data):
         place = f"{out}, episode {number}"
         if not metadata.keys() <= episode.metadata.keys():
-            raise UserError("the episode is no comparison", where=place, hint="choose another folder")
+            raise UserError("the episode is not a comparison", where=place, hint="choose another folder")
         if other := [name for name in metadata if episode.metadata[name] != metadata[name]]:
             label = {"judged": "the data", "by": "--judge"}.get(other[0], other[0])
             raise UserError(f"the comparison has {label} {episode.metadata[other[0]]}, and this call "
@@ -109,7 +110,7 @@ def answered_pairs(out: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def predicted_difference(reward: RewardModel, episode: Episode) -> float:
-    """The sum of rewards of the first segment of a comparison minus that of the second."""
+    """Returns the difference of the summed predicted rewards: first segment of a comparison minus second segment."""
     [rewarded] = LearnedReward(reward).apply(Dataset([episode]))
     is_second = np.reshape(episode.steps[SEGMENT], -1)[:len(episode)] > 0
     return float(np.where(is_second, -1, 1) @ rewarded.steps[REWARD])
@@ -119,7 +120,7 @@ def count_agreements(reward: RewardModel, comparisons: Dataset) -> tuple[int, in
     """Counts the comparisons in which the segment with the larger sum of rewards is the preferred one.
 
     Returns:
-        Their number, and that of all comparisons that prefer a segment.
+        The number of these comparisons, and the number of all comparisons that prefer a segment.
     """
     agreed = clear = 0
     for episode in comparisons:
@@ -131,7 +132,7 @@ def count_agreements(reward: RewardModel, comparisons: Dataset) -> tuple[int, in
 
 
 def prefer_by_reward(data: Dataset, pair: tuple[Segment, Segment], length: int) -> str:
-    """The answer of somebody who knows the rewards: the segment with the larger sum is better."""
+    """Returns the answer of somebody who knows the rewards: the segment with the larger sum is better."""
     if REWARD not in data[0].steps:
         raise UserError(f"there is no column {REWARD!r}", where=str(data.metadata.get("path", "data set")),
                         hint="judge yourself: --judge keyboard")
@@ -145,7 +146,7 @@ def prefer_by_reward(data: Dataset, pair: tuple[Segment, Segment], length: int) 
 
 @dataclass
 class PreferenceKeys(RecordingKeys):
-    """The keys of an answer: 1, 2, 3, s (skip) and q (quit)."""
+    """The keys with which a person answers which segment is better: 1, 2, 3, s (skip) and q (quit)."""
 
     def _press(self, key: str, now: float) -> None:
         if key.lower() in ANSWERS:
@@ -181,7 +182,7 @@ def segment_frames(data: Dataset, segment: Segment, length: int, env: Env | None
 
 @dataclass(frozen=True)
 class PreferenceScreen:
-    """Shows both segments side by side, again and again, until the person answers.
+    """Shows two segments side by side in the terminal, again and again, until the person answers which is better.
 
     Args:
         period: Time between two frames (s).

@@ -1,4 +1,4 @@
-"""Which round of a data collection gave the best policy: all are compared on the same starts."""
+"""Finds the best policy of a data collection: the policies of all rounds are compared on the same starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..learn.run import IS_SUCCESS, Run, comparable_scores
 
 @dataclass(frozen=True)
 class Promotion:
-    """A score of checkpoints, for `train(..., score=...)`, that also compares each with the best before it.
+    """A score of checkpoints, for `train(..., score=...)`, that also compares each with the earlier best.
 
     A checkpoint is promoted, which makes it the best of the run, if it does at least as well as the best before it, so
     that the interval of their difference does not lie below 0. Comparing with the best, and not with the last, stops a
     slow decline. Every line of the metrics has all outcomes, so that nothing is evaluated again after a kill.
 
     Args:
-        episodes: Number of starts. They are those of `validation_seed(seed)`, on which no policy trains.
+        episodes: Number of starts. They are drawn with `validation_seed(seed)`, and no policy trains on them.
         base: The evaluation of the first checkpoint, if it is known.
     """
 
@@ -64,7 +64,7 @@ def _metrics(outcomes: np.ndarray, rate: Interval, is_success: bool) -> dict[str
 
 
 def _comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics as `comparable_scores`, with the outcomes and the intervals that belong to the scores."""
+    """Returns lines of metrics, as `comparable_scores`, with the outcomes and intervals of the scores."""
     return [line if line is scored else {**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
             for line, scored in zip(lines, comparable_scores(lines), strict=True) for n in [len(line["outcomes"])]]
 

@@ -1,4 +1,4 @@
-"""Ratings of whole episodes: a rater that learns them, and a rule that keeps what a rater likes."""
+"""Ratings of whole episodes: a learned rater, and a rule that keeps the episodes that it rates high."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCORE, IS_RATED = "score", "is_rated"  # columns: the rating of the episode at e
 
 @part
 class EpisodeRating(Operation):
-    """Adds the rating of the whole episode to each step, in the column `score` (T, 1), and marks the last step.
+    """Adds the rating of an episode to each of its steps, in the column `score` (T, 1), and marks the last step.
 
     Args:
         rating: Name of the rating in the metadata of the episode: a number, or true and false for 1 and 0.
@@ -65,7 +65,7 @@ class EpisodeRating(Operation):
 
 
 def episode_rater(rating: str = "success", n_obs_steps: Annotated[int, AtLeast(1)] = 1) -> Method:
-    """A rater of whole episodes, which reads their last observations. `understudy improve --rater RUN` uses it.
+    """Builds a method that trains a rater of whole episodes (for `understudy improve --rater RUN`).
 
     Args:
         rating: Name of the rating in the metadata of the episodes that it learns from.
@@ -76,16 +76,16 @@ def episode_rater(rating: str = "success", n_obs_steps: Annotated[int, AtLeast(1
 
 
 def check_rater(config: PolicyConfig) -> None:
-    """Raises UserError if a policy is no `episode_rater`."""
+    """Raises UserError if a policy was not trained with `episode_rater`."""
     if config.target != SCORE:
-        raise UserError("this is no rater of episodes, nor of steps", where="--rater",
+        raise UserError("this run rates neither episodes nor steps", where="--rater",
                         hint="understudy train understudy.improve.rating:episode_rater DATA --out RUN trains one, and "
                              "understudy.improve.step_rating:step_rater one of steps")
 
 
 @torch.no_grad()
 def episode_scores(rater: Policy, data: Dataset) -> np.ndarray:
-    """The score that a rater gives each episode, (n,). An `episode_rater` trained it."""
+    """Returns the score that a trained `episode_rater` gives each episode, (n,)."""
     check_rater(rater.config)
     windows = rater.window.windows(data, rater.inputs)
     batch = windows.gather(windows.episode_ends - 1).to(rater.device)
@@ -95,7 +95,7 @@ def episode_scores(rater: Policy, data: Dataset) -> np.ndarray:
 
 @part
 class ScoreThreshold(RetentionRule):
-    """Collected episodes stay if their score is high enough, and so do all that were there before the first round.
+    """Retention rule: collected episodes stay if their score is high enough. Earlier episodes always stay.
 
     It is high enough above `threshold`, or above the mean score that the first episodes of the same task have. So a
     task at which also the demonstrator has low scores keeps episodes.
@@ -121,7 +121,7 @@ class ScoreThreshold(RetentionRule):
                            if is_first[i] or scores[i] > least.get(task, self.threshold))
 
     def scores(self, data: Dataset) -> np.ndarray:
-        """The score of each episode, (n,)."""
+        """Returns the score of each episode, (n,)."""
         if isinstance(self.score, Policy):
             return episode_scores(self.score, data)
         assert isinstance(self.score, str)  # a method's references are resolved before it collects

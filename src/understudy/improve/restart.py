@@ -38,7 +38,7 @@ def label_attempt(episode: Episode) -> Episode:
 
 
 def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
-    """Failure predictor that returns the number of steps so far, (B,). With it, attempts restart at a fixed cutoff.
+    """A failure predictor that returns the number of steps so far, (B,), so that attempts restart at a fixed step.
 
     References:
         Luby et al. (1993), Optimal Speedup of Las Vegas Algorithms.
@@ -48,7 +48,7 @@ def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class FailureProbability:
-    """Failure predictor that asks a policy that was trained with `target="fails"`.
+    """A failure predictor that asks a policy trained with `target="fails"`.
 
     Args:
         policy: The policy. It must observe one step.
@@ -73,12 +73,12 @@ class FailureProbability:
 
 
 class Attempts(Env):
-    """An environment in which a fixed actor tries until it succeeds, and the action is whether to stop the attempt.
+    """An environment in which a fixed actor tries until it succeeds. The action decides whether to stop an attempt.
 
-    The action has one number. Above 0, this step is the last one of the attempt. An attempt that was stopped, or that
-    ended without success, is followed by another from a new start, `restart_cost` steps later.
+    The action has one number. Above 0, this step is the last one of the attempt. After an attempt that was stopped, or
+    that ended without success, a new attempt begins from a new start, `restart_cost` steps later.
 
-    Observations are those of `env` and `observation.clock` (1), the number of steps of this attempt. The reward is
+    `observation.clock` (1), the number of steps of this attempt, is added to the observations of `env`. The reward is
     minus the time, so that the return is minus the makespan: the steps and restart costs until success. An episode
     succeeds when an attempt does. info["attempts"] is the number of attempts.
 
@@ -110,7 +110,7 @@ class Attempts(Env):
 
     def reset(self, which, key):
         everyone = torch.arange(self.rows)
-        if self.state is None and len(which) < self.rows:  # the others will be reset before anyone reads them
+        if self.state is None and len(which) < self.rows:  # further rows are reset before anyone reads them
             self._start_attempt(everyone)
         self.key[which], self.count[which], self.total[which] = key, 0, 0
         self._start_attempt(which)
@@ -141,7 +141,7 @@ class Attempts(Env):
         self.env.close()
 
     def _start_attempt(self, which):
-        """Starts an attempt in these rows. It depends on the row's key and the number of the attempt."""
+        """Starts an attempt in some rows of the environment, with a start that depends on key and attempt number."""
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
         self.last_obs = self.env.reset(which, key)
@@ -178,7 +178,7 @@ class RestartingActor(Actor):
 
 @dataclass(frozen=True)
 class RestartForecast:
-    """The confusion matrix of a failure predictor with a threshold, and the cost of attempts.
+    """The forecast for a failure predictor with a threshold: its confusion matrix, and the cost of attempts.
 
     Attributes:
         success: Fraction of attempts that succeed if none is stopped.
@@ -199,7 +199,7 @@ class RestartForecast:
     steps_to_detection: float
 
     def makespan(self, restart_cost: float = 0.0) -> float:
-        """Expected steps and restart costs until the first success. Infinite if no attempt succeeds.
+        """Returns the expected steps and restart costs until the first success. Infinite if no attempt succeeds.
 
         It is the expected cost of one attempt, divided by the probability that the attempt is the last one.
         """
@@ -210,16 +210,6 @@ class RestartForecast:
         each = (self.success * (keeps * self.steps_to_success + self.false_alarms * self.steps_to_false_alarm)
                 + fails * ((1 - self.detected) * self.steps_to_failure + self.detected * self.steps_to_detection))
         return (each + (1 - last) * restart_cost) / last
-
-
-def forecast(attempts: Sequence[Episode], judge: FailurePredictor, above: float) -> RestartForecast:
-    """Computes which attempts would have been stopped, and when.
-
-    Args:
-        attempts: Attempts that ran to their end, from `label_attempt`.
-        above: Threshold above which an attempt is stopped.
-    """
-    return _forecast_at(_predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool), above)
 
 
 def choose_threshold(
@@ -243,12 +233,12 @@ def choose_threshold(
     predictions, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(predictions), np.linspace(0, 1, count, endpoint=False)))]
     spans = [_forecast_at(predictions, success, b).makespan(restart_cost) for b in bounds]
-    best = int(np.argmin(spans))  # of equals the first: never
+    best = int(np.argmin(spans))  # the first of equals, which is never to stop
     return float(bounds[best]), float(spans[best])
 
 
 def _predictions(attempts, judge) -> list[np.ndarray]:
-    """Predictions of the judge at each step of each attempt."""
+    """Returns the predictions of the failure predictor at each step of each attempt."""
     columns = [k for k in attempts[0].steps if k.startswith("observation.")]
     obs = {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k])[: len(e)] for e in attempts])) for k in columns}
     return np.split(judge(obs).double().numpy(), np.cumsum([len(e) for e in attempts])[:-1])

@@ -14,21 +14,21 @@ from ..data.mixture import ROUND
 
 
 class RetentionRule(ABC):
-    """A rule that chooses the episodes to train on. Subclasses are frozen dataclasses."""
+    """Rule that chooses which episodes stay in the replay buffer to train on. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def keep(self, data: Dataset) -> Dataset:
         """Returns the episodes that stay. It is called after each round. Episodes that it leaves out do not come back.
 
         Args:
-            data: The episodes that stayed so far, in order, then those of the new round. Collected episodes have the
-                number of their round in their metadata, under `ROUND`.
+            data: The episodes that stayed so far, in order, then the episodes of the new round. Collected episodes have
+                the number of their round in their metadata, under `ROUND`.
         """
 
 
 @dataclass(frozen=True)
 class AllEpisodes(RetentionRule):
-    """All episodes stay."""
+    """Retention rule by which all episodes stay."""
 
     def keep(self, data):
         return data
@@ -36,7 +36,7 @@ class AllEpisodes(RetentionRule):
 
 @part
 class LastRounds(RetentionRule):
-    """Only the episodes of the newest rounds stay, for on-policy learners for example.
+    """Retention rule by which only the episodes of the newest collection rounds stay, as on-policy learners need.
 
     Args:
         keep_initial: Whether the episodes that were there before the first round stay as well.
@@ -53,7 +53,7 @@ class LastRounds(RetentionRule):
 
 @part
 class TopReturns(RetentionRule):
-    """The episodes with the highest returns stay. Of equal returns the newer stays.
+    """Retention rule by which the episodes with the highest returns stay. Of equal returns the newer stays.
 
     References:
         Srivastava et al. (2019), Training Agents using Upside-Down Reinforcement Learning, arXiv:1912.02877.
@@ -77,7 +77,7 @@ class TopReturns(RetentionRule):
 
 @dataclass(frozen=True)
 class SuccessfulEpisodes(RetentionRule):
-    """Collected episodes stay if they succeeded, and so do all that were there before the first round."""
+    """Retention rule by which collected episodes stay if they succeeded. Earlier episodes always stay."""
 
     def keep(self, data):
         return data.select(i for i, episode in enumerate(data)

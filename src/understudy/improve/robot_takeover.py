@@ -1,4 +1,4 @@
-"""A person who watches a policy on a robot, holds it, takes over, and gives back."""
+"""Takeover on a robot: a person watches a policy, holds it, takes over, and gives back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn
 
 
 def single_row(actor: Actor) -> Actor:
-    """The same actor, whose networks see the observation of one robot and no copies of it."""
+    """Wraps an actor so that its networks get the observation of one robot, without copies of it."""
     if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
         return replace(actor, actor=single_row(actor.actor))
     if isinstance(actor, PolicyActor) and isinstance(actor.planner, FixedBatch):
@@ -38,7 +38,7 @@ def single_row(actor: Actor) -> Actor:
 
 @dataclass
 class RobotPerson:
-    """The person at a robot.
+    """The person at a robot: the teleoperator, the keys, and how control is handed over.
 
     Args:
         listening: Context in which keys are read one by one. It is entered for each episode.
@@ -55,7 +55,7 @@ class RobotPerson:
 
 
 class _DeviceLost(Exception):
-    """A robot or a teleoperator does not answer."""
+    """Raised when a robot or a teleoperator does not answer."""
 
     def __init__(self, device: Robot | Teleoperator, error: UserError):
         self.device, self.error = device, error
@@ -88,11 +88,11 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._sent: list[np.ndarray] = []  # of the episode, by step
 
     def read(self) -> np.ndarray:
-        """The present action of the person, (A,) float32. While the policy acts, the measured pose."""
+        """Returns the action of the person, (A,) float32. While the policy acts, this is the measured pose."""
         return self._command.astype(np.float32)
 
     def watched(self, actor, asks=False):
-        """The policy plans chunks in another thread, so that the robot keeps moving meanwhile."""
+        """Wraps the policy's actor so that it plans chunks in another thread, while the robot keeps moving."""
         self._planning.close()
         self.takeover.asks = asks
         actor = plan_in_background(single_row(actor), self._planning, [], patience=0.5 * self.pace.period)
@@ -102,7 +102,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self.takeover.ask()
 
     def annotate(self, episode):
-        """The action of each step is what was sent, within the limits."""
+        """Replaces the action of each step by the one sent to the robot, and adds what the person said."""
         return self.takeover.annotate(episode.replace({"action": np.stack(self._sent[:len(episode)])}))
 
     def close(self):
@@ -123,7 +123,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def step(self, action):
         with self._at_rest_if_it_fails():
-            asks = self.takeover.is_asked  # in place of acting
+            asks = self.takeover.is_asked  # the policy asks instead of acting
             self.takeover.count_step(asks or self._is_handover and self.takeover.is_person)
             if asks:
                 self._stop()
@@ -147,7 +147,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
     # -- between two steps --------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Waits for enter. Meanwhile the robot holds, or the person moves it."""
+        """Waits until the person presses enter. Meanwhile the robot holds, or the person moves it."""
         while True:
             commands = self.person.keys.commands()
             if "enter" in commands and self._lost_device is None:
@@ -169,14 +169,14 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             self.pace.wait()
 
     def _move(self) -> None:
-        """The person moves the robot, which is not recorded."""
+        """Lets the person move the robot between episodes, without recording it."""
         self._take_over()
         self._ask(self.robot, self.robot.observe)
         command = self._ask(self.person.teleop, lambda: self.person.handover.read(self._goal))
         self._goal = self._ask(self.robot, lambda: self.robot.send(command))
 
     def _next_obs(self) -> dict[str, torch.Tensor]:
-        """Does what the person says, and returns the next observation once somebody acts or the episode has ended."""
+        """Obeys the person's keys, and returns the next observation once somebody acts or the episode has ended."""
         takeover = self.takeover
         while True:
             commands = self.person.keys.commands()
@@ -212,11 +212,11 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 self.pace.wait()
 
     def _begin_to_act(self) -> None:
-        """What happens before the first step of the person, and of the policy after the robot has held."""
+        """Prepares the first step of the person, or of the policy after the robot has held."""
         if self.takeover.is_person:
             self._take_over()
             return
-        if self._acting == "nobody":  # what it planned before is old
+        if self._acting == "nobody":  # its old plan no longer fits
             self.takeover.n_returns += 1
             self.pace.restart()
         self._acting = "policy"
@@ -241,13 +241,13 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._command = np.asarray(pose, np.float64)
 
     def _apart(self) -> str:
-        """What is shown while the robot holds because a handover does not come to its end. Empty if it does not."""
+        """Returns the text to show while the robot holds because a handover does not complete. Empty otherwise."""
         if not self.takeover.is_person or not (problem := self.person.handover.problem):
             return ""
         return f"no handover: {problem} | move it there, p tries again | t give back | y n end | x discard | q quit"
 
     def _stop(self) -> None:
-        """Lets the robot hold, once."""
+        """Makes the robot hold, if it does not hold already."""
         if self._acting != "nobody":
             self._acting = "nobody"
             with suppress(RobotError):
@@ -256,7 +256,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
     # -- lost devices -------------------------------------------------------------------------------------------------
 
     def _ask(self, device: Robot | Teleoperator, function: Callable):
-        """The result of a function of a device.
+        """Calls a function of a robot or teleoperator, and returns its result.
 
         Raises:
             _DeviceLost: The device, or the robot if the function also needs it, does not answer.
@@ -278,7 +278,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         return False
 
     def _connect_again(self, commands: list[str]) -> None:
-        """Connects the lost device again if the person says so. Raises _DeviceLost while there is one."""
+        """Connects the lost device again if the person asks for it. Raises _DeviceLost if it is still lost."""
         if self._lost_device is None:
             return
         if {"enter", "hold", "takeover"} & {*commands}:
@@ -291,7 +291,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         raise self._lost_device
 
     def _problem(self) -> str:
-        """What is shown while a device is lost. Empty if there is none."""
+        """Returns the text to show while a device is lost. Empty if there is none."""
         if self._lost_device is None:
             return ""
         what = "the robot" if self._lost_device.device is self.robot else "your device"
@@ -300,11 +300,11 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     @contextmanager
     def _at_rest_if_it_fails(self) -> Iterator[None]:
-        """The robot holds, and the terminal is as before, whatever happens."""
+        """Makes the robot hold and restores the terminal if the body raises an error. A context manager."""
         try:
             yield
         except BaseException:
-            self._acting = "policy"  # also stops a robot that seems to hold
+            self._acting = "policy"  # so that `_stop` also stops a robot that seems to hold
             self._stop()
             self._keys.close()
             raise

@@ -1,4 +1,4 @@
-"""Checks of the episodes of a collection round, before they are learned."""
+"""Checks of the episodes of a collection round, before a policy learns them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:
 
 
 def warn_of_hidden_components(policy: Policy, episodes: Dataset) -> None:
-    """Warns of what a policy reads as constant, because it was in the data of its statistics, and is not here."""
+    """Warns of components that a policy reads as constant, as they were in its data, but that vary in new episodes."""
     codec = policy.config.codec
     if type(codec) is not Normalizer or codec.group_by is not None:  # a subclass extends its statistics
         return

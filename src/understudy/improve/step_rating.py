@@ -1,4 +1,4 @@
-"""Ratings of single steps: a rater that learns which steps are good, and a change that marks those of new episodes."""
+"""Ratings of single steps: a rater that learns which steps are good, and a change that marks them in new episodes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TAKEN = "observation.taken"  # column: the action that led to the observation
 
 @part
 class StepRating(Operation):
-    """Adds what a rater of steps learns: which rated steps are good, and the action that led to each observation.
+    """Adds the columns that a rater of steps learns from: which steps are good, and the action before each observation.
 
-    If more than half of the rated steps are bad, those are drawn less often, so that they are half of a batch.
+    If more than half of the rated steps are bad, bad steps are drawn less often, so that they are half of a batch.
 
     Args:
-        rating: Column with 1 at good steps, 0 at others, and NaN at steps that nobody has rated.
+        rating: Column with 1 at good steps, 0 at bad steps, and NaN at steps that nobody has rated.
     """
 
     rating: str = "good"
@@ -53,7 +53,7 @@ class StepRating(Operation):
 
 
 def step_rater(rating: str = "good", n_obs_steps: Annotated[int, AtLeast(2)] = 2) -> Method:
-    """A rater of single steps, which reads the observations before and after a step, and its action.
+    """Builds a method that trains a rater of single steps from the observations before and after, and the action.
 
     `understudy improve --with filtered --rater RUN` then learns the steps that it rates good.
 
@@ -66,7 +66,7 @@ def step_rater(rating: str = "good", n_obs_steps: Annotated[int, AtLeast(2)] = 2
 
 
 def with_taken_actions(episode: Episode) -> Episode:
-    """The episode with the action that led to each observation. The first has that of the first step."""
+    """Adds the column with the action that led to each observation. The first row repeats the first action."""
     action = np.asarray(episode.steps["action"][:len(episode)])
     rows = max(len(column) for name, column in episode.steps.items() if role(name) == "observation")
     return with_column(episode, TAKEN, np.concatenate([action[:1], action])[:rows], episode.schema.get("action"))
@@ -74,7 +74,7 @@ def with_taken_actions(episode: Episode) -> Episode:
 
 @torch.no_grad()
 def step_scores(rater: Policy, episode: Episode) -> np.ndarray:
-    """The score that a rater gives each step, (T,), near 1 if it is good."""
+    """Returns the score that a rater gives each step, (T,): near 1 if the step is good."""
     windows = rater.window.windows(Dataset([with_taken_actions(episode)]), rater.inputs)
     batch = windows.gather(np.arange(len(episode))).to(rater.device)
     zero = torch.zeros(len(batch), dtype=torch.int64, device=rater.device)
@@ -83,7 +83,7 @@ def step_scores(rater: Policy, episode: Episode) -> np.ndarray:
 
 @part
 class MarkGoodSteps:
-    """A change of collected episodes: marks the steps that a rater scores above 0.5, and those of a person.
+    """Marks, in collected episodes, the steps that a rater scores above 0.5, and the steps in which a person acted.
 
     References:
         Zhong et al. (2024), Policy Improvement using Language Feedback Models, arXiv:2402.07876.
@@ -101,7 +101,7 @@ class MarkGoodSteps:
 
 @dataclass(frozen=True)
 class MarkDemonstrations:
-    """A change of episodes: all steps of a demonstration are marked, and those of a person in collected ones."""
+    """Marks all steps of demonstrations, and the steps of collected episodes in which a person acted."""
 
     def __call__(self, episode: Episode) -> Episode:
         if MARKED in episode.steps:

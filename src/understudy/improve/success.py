@@ -1,4 +1,4 @@
-"""A classifier of success, for environments that do not say what success is. It learns from labeled episodes."""
+"""A classifier of success, learned from labeled episodes, for environments that do not report success."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUCCEEDS = "succeeds"  # column: 1 at the frames that show success, otherwise 0
 
 @part
 class SuccessLabels:
-    """A column change: each step is a frame that a step has led to, with the label `succeeds` (T, 1).
+    """Turns labeled episodes into training data of a success classifier: each frame gets the label `succeeds` (T, 1).
 
     The labels are `next.success` if the episode has it. Otherwise a person has called the whole episode a success, and
     its last frames show it. If the episode has no observation after its last step, each frame is the one before.
@@ -48,7 +48,7 @@ class SuccessLabels:
 
 
 def success_classifier(n_last: int = 5) -> Method:
-    """A classifier of success, which reads the observation columns. `understudy improve --success RUN` uses it.
+    """Builds a method that trains a classifier of success from observations (`understudy improve --success RUN`).
 
     Args:
         n_last: Number of frames at the end of an episode that was called a success, and has no labels of single steps.
@@ -58,7 +58,7 @@ def success_classifier(n_last: int = 5) -> Method:
 
 
 class SuccessClassifier:
-    """Tells from an observation whether it shows success.
+    """A trained classifier that tells from an observation whether it shows success.
 
     Args:
         policy: A policy that was trained with the method `success_classifier`.
@@ -66,7 +66,7 @@ class SuccessClassifier:
 
     def __init__(self, policy: Planner):
         if policy.window.n_obs_steps != 1 or SUCCEEDS not in policy.features:
-            raise UserError("this is no classifier of success", where="--success",
+            raise UserError("this is not a classifier of success", where="--success",
                             hint="understudy train understudy.improve.success:success_classifier DATA --out RUN trains "
                                  "one")
         self.planner = FixedBatch(policy)
@@ -86,9 +86,9 @@ class FrameRates:
 
     Args:
         n_failures: Number of frames without success.
-        n_false: Number of those that it takes for a success.
+        n_false: Number of these frames that the classifier takes for a success.
         n_successes: Number of frames with success.
-        n_recognized: Number of those that it takes for a success.
+        n_recognized: Number of these frames that the classifier takes for a success.
     """
 
     n_failures: int
@@ -119,7 +119,7 @@ def held_out_rates(classifier: SuccessClassifier, episodes: Dataset) -> FrameRat
 
 
 class ClassifiedSuccess(EnvWrapper):
-    """An environment in which a classifier says what success is. An episode ends with it.
+    """Wraps an environment so that a classifier decides success, which ends an episode.
 
     Args:
         env: An environment that does not define success.

@@ -1,4 +1,4 @@
-"""Trained policies as supervisors."""
+"""Trained policies that act as supervisors of another policy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class PolicySupervisor:
     method: Method
 
     def actor(self, features: Schema) -> Actor:
-        """Returns the actor for an environment with these columns. The policy must be resolved."""
+        """Returns the actor of the supervisor for an environment with these columns. The policy must be resolved."""
         assert isinstance(self.policy, Policy)
         return build_actor(self.method, {"policy": self.policy}, ROWS, features=features)
 
 
 def acting_method(method: Method) -> Method:
-    """Returns the parts of a method that its actor is built from.
+    """Returns only the parts of a method that acting needs.
 
     Raises:
         Unsupported: It acts with networks of its stages, which are not in its checkpoint.

@@ -1,4 +1,4 @@
-"""A person who watches a policy, holds it, takes over, and gives back."""
+"""Takeover in simulation: a person watches a policy, holds it, takes over, and gives back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TakeoverKeyboard(Keyboard):
 
 
 class TakeoverJointKeyboard(TakeoverKeyboard, JointKeyboard):
-    """The keys of `JointKeyboard`, which move joints, and those of a takeover."""
+    """The keys of `JointKeyboard`, which move joints, and the keys for a takeover."""
 
 
 class TakeoverKeys(TakeoverKeyboard, RecordingKeys):
@@ -55,7 +55,7 @@ class TakeoverKeys(TakeoverKeyboard, RecordingKeys):
 
 @dataclass
 class Takeover:
-    """Who acts in the running episode, and what the person has said about it.
+    """The state of a takeover: who acts in the running episode, and what the person has said about it.
 
     The policy acts, or the person does. Either can be held: then no step follows until the person continues, takes
     over, gives back, or ends the episode.
@@ -90,12 +90,12 @@ class Takeover:
         return len(self._numbers)
 
     def ask(self) -> None:
-        """Holds, because the policy asks for help."""
+        """Holds the episode because the policy asks for help."""
         self.count_time()
         self.is_held = self.is_asked = True
 
     def obey(self, commands: Sequence[str]) -> None:
-        """Does what the person says. Other commands mean nothing.
+        """Obeys the commands that the person gave by keys. Unknown commands are ignored.
 
         Raises:
             KeyboardInterrupt: quit.
@@ -119,7 +119,7 @@ class Takeover:
                 self.success = command == "success"
 
     def count_step(self, is_handover: bool = False) -> None:
-        """A step of who acts now.
+        """Records who acts in one step.
 
         Args:
             is_handover: Whether the robot and the device of the person are still on their way to the same pose, or the
@@ -129,28 +129,28 @@ class Takeover:
         self._handovers.append(is_handover)
 
     def count_time(self) -> None:
-        """Counts the time since the last call for who acts. Nobody watches a policy that asks for help."""
+        """Adds the time since the last call to the time of whoever acts or watches."""
         now = self.clock()
         if self.is_person or self.is_held or not self.asks:
             self.seconds["acted" if self.is_person else "watched"] += now - self._counted
         self._counted = now
 
     def status(self) -> str:
-        """One line: the step, who acts, and whether the last takeover is learned."""
+        """Returns one line of status: the step, who acts, and whether the last takeover is learned."""
         no_one = ASKING if self.is_asked else "hold"
         who = no_one if self.is_held else "you act" if self.is_person else "the policy acts"
         undone = f", takeover {self.n_takeovers} is not learned" if self.n_takeovers in self.undone else ""
         return f"step {self.n_steps}: {who}{undone}"
 
     def ended(self, result: StepResult) -> StepResult:
-        """The result of the last step, if the person has ended the episode with it."""
+        """Returns the result of the last step, marked as an end if the person has ended the episode."""
         if self.success is None:
             return result
         success = torch.full_like(result.terminated, self.success)
         return replace(result, terminated=torch.ones_like(success), info={**result.info, "success": success})
 
     def annotate(self, episode: Episode) -> Episode:
-        """Adds what is known when an episode has ended: its steps that are not learned, its success and the times."""
+        """Adds unlearned steps, success and times to an episode that has ended."""
         numbers = np.array(self._numbers, np.int64)
         columns = {HANDOVER: np.array(self._handovers, bool), UNDONE: np.isin(numbers, list(self.undone))}
         metadata = {**episode.metadata, **{f"seconds_{k}": round(v, 3) for k, v in self.seconds.items()}}
@@ -172,7 +172,7 @@ class ReplanningActor(Actor):
 
     def act(self, obs, state):
         key, inner = state["key"], state["inner"]
-        if int(state["returns"][0]) != self.takeover.n_returns:  # with other random numbers than at the start
+        if int(state["returns"][0]) != self.takeover.n_returns:  # draw other random numbers than at the start
             inner = self.actor.start(obs, keys(int(key[0]), [self.takeover.n_returns]).expand(len(key)))
         action, inner = self.actor.act(obs, inner)
         return action, pass_record({"key": key, "returns": torch.full_like(key, self.takeover.n_returns)}, inner)
@@ -180,7 +180,7 @@ class ReplanningActor(Actor):
 
 @dataclass(frozen=True)
 class TakeoverSupervisor(Actor):
-    """A person, who controls one environment while `takeover` says so.
+    """Supervisor by keyboard: a person controls one environment while `takeover` says so.
 
     Args:
         read: Returns the present action of the device, (A,).
@@ -204,7 +204,7 @@ class TakeoverSupervisor(Actor):
 
 
 class SupervisedEnv(EnvWrapper, WatchedEnv):
-    """A toy with one row that a person watches in real time.
+    """Wraps a toy environment with one row so that a person watches it in real time.
 
     Enter starts an episode. Keys count from the next step on. The person ends an episode with y or n.
 

@@ -1,4 +1,4 @@
-"""Steps of a takeover that are stored and never learned: those of a handover, and those that the person takes back."""
+"""Steps of a takeover that are stored but never learned: handovers, and takeovers that the person takes back."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ UNLEARNED = (HANDOVER, UNDONE)
 
 
 def count_learned(episodes: Iterable[Episode]) -> int:
-    """Number of the steps at which the supervisor acted, without those that are never learned."""
+    """Returns the number of steps at which the supervisor acted, without the steps that are never learned."""
     return sum(int(np.asarray(episode.steps[INTERVENTION], bool)[first:stop].sum()) for episode in episodes
                for first, stop in _unflagged_runs(episode, UNLEARNED))
 
 
 @dataclass(frozen=True)
 class UnlearnedColumns:
-    """A column change: episodes without a person get the columns `handover` and `undone`, which are false."""
+    """Adds the columns `handover` and `undone`, which are false, to episodes without a person."""
 
     def __call__(self, episode: Episode) -> Episode:
         return episode.replace({name: np.zeros(len(episode), bool) for name in UNLEARNED if name not in episode.steps})
@@ -35,7 +35,7 @@ class UnlearnedColumns:
 
 @part
 class LearnedStepWeights(SampleWeights):
-    """The given weights, and 0 at the steps of a handover and of a takeover that was undone."""
+    """Sample weights that are 0 at handover steps and undone takeovers, and otherwise the given weights."""
 
     weights: SampleWeights = field(default_factory=UniformWeights)
 
@@ -62,13 +62,13 @@ class _LearnedSteps(WeightFunction):
 
 
 class UnflaggedParts(EpisodeList):
-    """The runs of steps at which no flag is true, each of them an episode.
+    """Cuts episodes at flagged steps: each run of steps without a flag becomes an episode.
 
     A part before a flagged step is cut off there, and keeps the observation after its last step: what follows has a
     value, and returns have no reward of a flagged step or of a later one. Histories begin with the part.
 
     Args:
-        columns: Names of the flags. Those that an episode lacks are false.
+        columns: Names of the flags. A flag that an episode lacks is false.
     """
 
     def __init__(self, data: Dataset, columns: Collection[str]):
@@ -104,7 +104,7 @@ class UnflaggedParts(EpisodeList):
 
 
 def _unflagged_runs(episode: Episode, columns: Collection[str]) -> list[tuple[int, int]]:
-    """First step, and step after the last, of each run of steps at which no flag is true."""
+    """Returns the first step, and the step after the last, of each run of steps at which no flag is true."""
     n = len(episode)
     flagged = np.ones(n + 2, bool)
     flagged[1:-1] = False

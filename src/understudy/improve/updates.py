@@ -1,4 +1,4 @@
-"""Rules that say how many updates follow a round of collection."""
+"""Rules for how many training updates follow a collection round."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..core import Above, AtLeast, part
 
 
 class UpdateRule(ABC):
-    """How many updates follow a round. Subclasses are frozen dataclasses."""
+    """Rule for how many training updates follow a collection round. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def number(self, collected: int, stored: int, batch_size: int) -> int:
-        """Returns the number of updates of a round, at least 1.
+        """Returns the number of updates after a collection round, at least 1.
 
         Args:
-            stored: Steps of all episodes that stay in the replay buffer, those of the round included.
+            stored: Steps of all episodes that stay in the replay buffer, including the episodes of the round.
         """
 
     @abstractmethod
@@ -27,14 +27,14 @@ class UpdateRule(ABC):
 
 @part
 class _Proportional(UpdateRule):
-    """The number of updates is proportional to `count`."""
+    """Base class of rules in which the number of updates is proportional to `count`."""
 
     count: Annotated[float, Above(0)] = 1.0
 
 
 @part
 class PerNewStep(_Proportional):
-    """Updates for each step that the round collected."""
+    """A number of updates for each step that the collection round added."""
 
     def number(self, collected, stored, batch_size):
         return max(int(self.count * collected), 1)
@@ -45,7 +45,7 @@ class PerNewStep(_Proportional):
 
 @part
 class PerStoredStep(_Proportional):
-    """Updates for each step that is stored, which a new learner (`reset_learner`) has not seen."""
+    """A number of updates for each stored step, for learners that start anew in each round (`reset_learner`)."""
 
     def number(self, collected, stored, batch_size):
         return max(int(self.count * stored), 1)
@@ -56,7 +56,7 @@ class PerStoredStep(_Proportional):
 
 @part
 class PerRound(UpdateRule):
-    """The same number of updates in every round."""
+    """The same number of updates after every collection round."""
 
     count: Annotated[int, AtLeast(1)] = 1000
 
@@ -69,7 +69,7 @@ class PerRound(UpdateRule):
 
 @part
 class Epochs(_Proportional):
-    """As many updates as read each stored step a number of times."""
+    """As many updates as it takes to read each stored step a number of times."""
 
     def number(self, collected, stored, batch_size):
         return max(math.ceil(self.count * stored / batch_size), 1)

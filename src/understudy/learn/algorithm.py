@@ -1,4 +1,4 @@
-"""Methods as one class each: what such a class declares, and the engine that trains any of them."""
+"""Base class of methods that learn by gradient descent, and the engine that trains any of them."""
 
 from __future__ import annotations
 
@@ -52,29 +52,29 @@ class Net:
 
 
 class MetricBound(Protocol):
-    """Raises `Diverged` if the mean of something that a method logs is beyond what it can be."""
+    """Check that raises `Diverged` if the mean of a logged value is beyond what it can be."""
 
     def check(self, value: float, batch: Batch, update: int, /) -> None: ...
 
 
 class Updates(Protocol):
-    """Makes the steps of updates, with the weights and moments of an `Engine`."""
+    """Interface of what makes the updates of an `Engine`, such as compiled graphs."""
 
     def update(self, batch: Batch) -> dict[str, float]: ...
 
     def read_state(self) -> None:
-        """Called after the engine was restored."""
+        """Reads weights and moments after the engine was restored."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of an update, which `prepare` and `loss` store on a function.
+    """One part of a training update, which the decorators `prepare` and `loss` store on a function.
 
     Args:
         name: The function.
         of: Name of the network that the loss trains. None for `prepare`.
         weights, normalize, when, times: See `loss`.
-        first: Whether the step is made before those of base classes.
+        first: Whether the step is made before the steps of base classes.
     """
 
     name: str
@@ -104,7 +104,7 @@ def prepare(function: Any = None, *, when: Callable[[Any, int, int], bool] | Non
 
 def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "rows"] = "weights",
          when: Callable[[Any, int, int], bool] | None = None, times: str | None = None) -> Callable[[F], F]:
-    """Decorator of ``function(self, nets, batch, rng)``, a loss whose step of the optimizer is part of each update.
+    """Marks a method ``function(self, nets, batch, rng)`` as a loss, which an optimizer minimizes in each update.
 
     The function returns one number for each window, (B,), or for each step, (B, H), and never their mean. A tuple adds
     further terms, (B,) each, which are not weighted. A dict at its end has tensors whose means are logged. The function
@@ -127,7 +127,7 @@ def loss(of: str, *, weights: str | None = None, normalize: Literal["weights", "
 
 
 def first(step: F) -> F:
-    """Decorator above `loss` or `prepare`: the step is made before those of base classes."""
+    """Decorator above `loss` or `prepare` that makes this step come before the steps of base classes."""
     step.step = replace(step.step, first=True)  # ty: ignore[missing-attribute]
     return step
 
@@ -135,12 +135,12 @@ def first(step: F) -> F:
 class Algorithm(LearnerConfig):
     """Base class of methods that learn by gradient descent: a frozen dataclass whose fields are the options.
 
-    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. `Engine` has
-    everything that changes, and a method nothing.
+    A subclass declares its networks, and steps: functions with the decorator `loss` or `prepare`. The method itself
+    holds nothing that changes in training: `Engine` holds all of it.
 
-    An update makes the steps one after the other, in the order in which they are defined, those of base classes first
-    (but see `first`). A function that replaces one of a base class takes its place. Without a decorator it also takes
-    over that of the base class. A step is left out if the subclass sets its name to None.
+    An update makes the steps in the order in which they are defined, with the steps of base classes first (but see
+    `first`). A function that overrides a step of a base class is made in the place of that step. Without a decorator it
+    keeps the decorator of the overridden step. A step is left out if the subclass sets its name to None.
 
     docs/own-method.md has an example, advantage-weighted regression.
     """
@@ -150,26 +150,26 @@ class Algorithm(LearnerConfig):
         """Returns the networks by name, in the order in which they are built. "policy" is the one that acts."""
 
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
-        """Returns what is checked after each update, by the name of a metric, such as "critic/score"."""
+        """Returns bounds of metrics that are checked after each update, by name, such as "critic/score"."""
         return {}
 
     def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler | None:
-        """Returns the sampler of batches. None for windows with the columns that the attributes of the class name."""
+        """Returns the sampler of batches. None for windows with the columns that the class attributes name."""
         return None
 
     def added_columns(self, policy: Policy) -> dict[str, Callable[[Episode], Episode]]:
-        """Returns what adds further columns to episodes before they are sampled, by the names of the columns."""
+        """Returns functions that add columns to episodes before they are sampled, by the names of the columns."""
         return {}
 
     def new_data(self, nets: Any, data: Dataset) -> None:
-        """Called with the episodes that batches are drawn from, in each round and again if a training resumes."""
+        """Called with the episodes that batches are drawn from, in each collection round and when training resumes."""
 
     def end_update(self, nets: Any) -> None:
         """Called at the end of each update, for parts that have a state of their own. It changes tensors in place."""
 
     @classmethod
     def steps_of_update(cls) -> list[Step]:
-        """Returns the steps of an update in their order."""
+        """Returns the steps (preparations and losses) of an update in their order."""
         steps: dict[str, Step] = {}
         for base in reversed(cls.__mro__):
             for name, value in vars(base).items():
@@ -183,7 +183,7 @@ class Algorithm(LearnerConfig):
 
 
 class Engine(GradientLearner):
-    """Learner of any `Algorithm`.
+    """The learner that trains any `Algorithm`.
 
     Attributes:
         nets: The networks by name, as losses read them. `nets.target` has the slowly updated copies.
@@ -225,7 +225,7 @@ class Engine(GradientLearner):
                               auxiliary=[part for part in parts if isinstance(part, nn.Module)])
 
     def _check_steps(self) -> None:
-        """Raises ConfigError if a step names what the method does not have."""
+        """Raises ConfigError if a step names a network or field that is missing, or a network without an optimizer."""
         for step in self.config.steps_of_update():
             place = f"{type(self.config).__name__}.{step.name}"
             if step.of is not None and step.of not in self.declared:
@@ -265,7 +265,7 @@ class Engine(GradientLearner):
         return {**modules, **together} if isinstance(together, nn.ModuleDict) else modules
 
     def due_steps(self, n_updates: int) -> list[Step]:
-        """Returns the steps of the update that follows a number of others."""
+        """Returns the steps of the update that follows `n_updates` others."""
         return [s for s in self._steps if s.when is None or s.when(self.config, n_updates, self.steps)]
 
     @property
@@ -330,12 +330,12 @@ class Engine(GradientLearner):
 
 
 def _has_weights(module: Any) -> bool:
-    """Whether a network has weights that can be trained."""
+    """Returns whether a network has weights that can be trained."""
     return isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters())
 
 
 def _divided(result: Any) -> tuple[Any, dict[str, Tensor]]:
-    """What a step returned, without the dict at its end, and this dict."""
+    """Splits what a step returned into the result and the dict of metrics at its end."""
     if not isinstance(result, tuple) or not isinstance(result[-1], dict):
         return result, {}
     *others, values = result

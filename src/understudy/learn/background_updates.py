@@ -1,4 +1,4 @@
-"""Updates that another process makes while this one does something else, such as acting on a robot."""
+"""Makes training updates in another process while this one does something else, such as acting on a robot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def update_meanwhile(learner: Learner, sampler: BatchSampler, updates: range, se
                      meanwhile: Callable[[], None], callbacks: Iterable[Callback] = ()) -> None:
     """Makes updates in another process while this one calls a function, and gives the learner their result.
 
-    During the function the learner stays as it is. The result is bit-equal to that of updates in this process.
+    During the function the learner stays as it is. Updates in this process would give the same result, bit for bit.
 
     Args:
         updates: Numbers of the updates.

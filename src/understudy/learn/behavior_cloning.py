@@ -1,4 +1,4 @@
-"""Behavior cloning with any head: the weighted mean of the head's loss, plus auxiliary losses."""
+"""Behavior cloning with any head: minimizes the weighted mean of the head's loss, plus auxiliary losses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ activations of this forward pass that `AuxiliaryLoss.captures` names."""
 
 
 class AuxiliaryLoss(ABC):
-    """A frozen dataclass that builds a further term of the training loss, such as a regularizer.
+    """Config that builds a further term of the training loss, such as a regularizer. A frozen dataclass.
 
     Attributes:
         captures: Names of activations that the function needs in `captured`. The networks offer them with
@@ -48,15 +48,15 @@ class AuxiliaryLoss(ABC):
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:
-        """Returns the function. If it is a module, its parameters train with the policy, and its state is saved."""
+        """Builds the loss function. If it is a module, it is trained with the policy, and its state is saved."""
 
     def build_for(self, policy: Policy, data: Dataset) -> AuxiliaryLossFunction:
-        """Returns the function for a training on these episodes, which a loss may read for what the policy does not."""
+        """Builds the loss function for a training on these episodes, from which it may read further columns."""
         return self.build(policy)
 
 
 class LaggedAuxiliaryLoss(nn.Module, ABC):
-    """The function of an auxiliary loss that keeps a slowly updated copy of a part of the policy."""
+    """Base class of auxiliary losses that keep a slowly updated copy of a part of the policy."""
 
     @abstractmethod
     def after_update(self, policy: Policy) -> None:
@@ -64,7 +64,7 @@ class LaggedAuxiliaryLoss(nn.Module, ABC):
 
 
 def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> None:
-    """Updates the copies of those functions that keep one: see `LaggedAuxiliaryLoss`."""
+    """Updates the slowly updated copies that auxiliary losses keep: see `LaggedAuxiliaryLoss`."""
     for function in losses:
         if isinstance(function, LaggedAuxiliaryLoss):
             function.after_update(policy)
@@ -72,7 +72,7 @@ def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> No
 
 @part
 class BehaviorCloning(Algorithm):
-    """Minimize `sum(weight * loss) / sum(weight)` over the steps that are not padding, plus auxiliary losses.
+    """Behavior cloning: minimizes the weighted loss of the policy's head over all steps, plus auxiliary losses.
 
     Args:
         ema: Decay of the averaged weights, which act. `ConstantDecay(0.0)` acts with the last weights.
@@ -128,11 +128,11 @@ class BehaviorCloning(Algorithm):
 
     @loss("weights")
     def weights_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of weights that learn."""
+        """Returns the loss of learned sample weights."""
         return nets.weights.loss(batch, nets.policy, rng)
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor | None:
-        """Returns the weights of windows or steps. None if all count the same."""
+        """Returns the sample weights of windows or steps. None if all count the same."""
         return None if isinstance(nets.weights, UniformWeights) else nets.weights(batch, nets.policy)
 
     @loss("policy", weights="weight")

@@ -15,7 +15,7 @@ from .fit import Learner
 
 
 def is_update(metrics: Mapping[str, float]) -> bool:
-    """Whether the metrics are those of an update, and not of an evaluation or a round.
+    """Returns whether metrics are of an update, and not of an evaluation or a round.
 
     Some updates train the critic alone, which has the "critic/loss", or nothing.
     """
@@ -23,10 +23,9 @@ def is_update(metrics: Mapping[str, float]) -> bool:
 
 
 class LossCurve:
-    """Passes mean metrics to a function after every `every` updates. The mean is over these updates.
+    """Callback that passes the mean metrics of the last `every` updates to a function.
 
-    Its state is saved with the learner, so that the curve of an interrupted training equals that of an uninterrupted
-    one.
+    Its state is saved with the learner, so that a training has the same curve whether it is interrupted or not.
 
     Args:
         write: Called as ``write(step=..., loss=..., ...)``.
@@ -48,7 +47,7 @@ class LossCurve:
 
 
 class ProgressBar:
-    """A progress bar on standard error, with the loss, updates per second and the remaining time.
+    """Callback that shows a progress bar on standard error, with the loss and the remaining time.
 
     It also prints one line if it continues an earlier training, and one if the training will take long.
 
@@ -102,7 +101,7 @@ class ProgressBar:
 
 
 class TensorBoard:
-    """Logs to TensorBoard. Needs the package tensorboard.
+    """Callback that logs to TensorBoard. It needs the package tensorboard.
 
     Args:
         every: Updates between logged losses. Validation and scores are always logged.
@@ -204,7 +203,7 @@ def log_evaluation(folder: Path, env: str, step: int | None, result: dict) -> No
 
 
 def _numbers(document: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in nested dictionaries, by the path to each."""
+    """Yields the path and the value of each number in nested dictionaries."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}/")

@@ -1,4 +1,4 @@
-"""Whole updates as compiled graphs: losses, gradients, AdamW, target networks and averaged weights in one call."""
+"""Compiles whole updates (losses, gradients, AdamW, target networks, averaged weights) to one graph, for speed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ Moments = dict[str, list[Tensor]]  # the first moments by the names of networks
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured update.
+    """A training update that was captured as a graph.
 
     Args:
         run: A function of weights and moments, the batch, noise and rates. It writes the new weights and moments, and
             returns the metrics. The last of these says whether all losses and gradients are finite. If not, nothing has
             changed.
         metrics: Names of the metrics, without the last one.
-        draws: What is drawn from the generator of the preparations (None), and from that of each loss (its number).
+        draws: What is drawn from each generator. The key None is the generator of the preparations, and a number is the
+            generator of the loss with this number.
         trained: The network of each loss.
     """
 
@@ -57,14 +58,14 @@ def capture(learner: Learner, *, compiled: bool = True) -> None:
 
 
 class CapturedUpdates:
-    """The updates of an `Engine` as graphs, which `torch.compile` turns into machine code.
+    """Makes the updates of an `Engine` by graphs, which `torch.compile` turns into machine code.
 
-    They compute what `Engine.update` does, with the same noise, up to rounding. All state remains that of the engine. A
+    The graphs compute the same as `Engine.update`, with the same noise, up to rounding. The engine keeps all state. A
     graph is made when the first batch of its form comes, which takes half a minute or more. It is compared once with an
     update of the engine, with other noise and the rows in another order, and refused if the gradients differ.
 
     Args:
-        compiled: Whether graphs are compiled. False calls their operations one after the other.
+        compiled: Whether graphs are compiled. False calls their operations one by one.
 
     Raises:
         Unsupported: The updates of the method cannot be captured. The message says why.
@@ -79,7 +80,7 @@ class CapturedUpdates:
 
     def read_state(self) -> None:
         """Takes the weights and moments of the engine, after it was built or restored."""
-        self.graphs.clear()  # they may name tensors of before
+        self.graphs.clear()  # they may hold tensors from before
         names = {step.of for step in self.engine.config.steps_of_update()}
         self.adams = {name: _Adam(optimizer) for name, optimizer in self.engine.optimizers.items() if name in names}
         self.state = [t for a in self.adams.values() for t in (*a.parameters, *a.means, *a.squares)]
@@ -116,12 +117,12 @@ class CapturedUpdates:
             ema.updates = other_ema.updates
 
     def form_of(self, leaves: Leaves) -> Any:
-        """Returns what decides which graph an update needs: the steps that are due, and the shapes of the batch."""
+        """Returns what decides which graph an update needs: its steps, and the shapes of the batch."""
         due = self.engine.due_steps(self.engine.n_updates)
         return tuple(due), tuple((path, leaf.shape, leaf.dtype) for path, leaf in leaves.items())
 
     def noise(self, graph: Graph) -> Iterator[Tensor]:
-        """Returns what the steps of an update draw."""
+        """Draws the random numbers that the steps of an update need."""
         for number, calls in graph.draws.items():
             rng = self.engine.generator() if number is None else Generator(self.engine.device).manual_seed(
                 key(self.engine.loss_key(self.engine.n_calls + number), 0))
@@ -148,7 +149,7 @@ class CapturedUpdates:
         return replace(graph, run=compiled(graph.run)) if self.compiled else graph
 
     def trace(self, leaves: Leaves) -> Graph:
-        """Returns the graph of an update with such a batch, which is neither compared nor compiled."""
+        """Captures the graph of an update with such a batch, which is neither checked nor compiled."""
         draws, trained, names = _Draws(), list[str](), list[str]()
 
         def function(*inputs: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class CapturedUpdates:
 
     @contextmanager
     def _unchanged_buffers(self) -> Iterator[None]:
-        """Raises Unsupported at the end of the block if it has changed a buffer, which becomes what it was."""
+        """Raises Unsupported if its body has changed a buffer, and restores the buffer. A context manager."""
         buffers = [b for m in self.engine.all_modules() for b in m.buffers(recurse=False)]
         saved = [buffer.clone() for buffer in buffers]
         yield
@@ -193,7 +194,7 @@ class CapturedUpdates:
             raise _unsupported(self.engine.config, "an update changes a buffer, such as a running mean")
 
     def trial(self, graph: Graph, leaves: Leaves) -> tuple[list[Tensor], Moments, dict[str, float]]:
-        """Returns inputs of a graph in another update, with the rows in another order, and its moments and metrics."""
+        """Makes another update without the graph, to check it. Returns inputs for the graph, moments and metrics."""
         engine, now = self.engine, self.engine.n_updates
         due = engine.due_steps(now)
         later = next((n for n in range(now + 1, now + 50) if engine.due_steps(n) == due), now)
@@ -202,7 +203,7 @@ class CapturedUpdates:
         twin.n_updates = later
         twin.make_steps(_batch(others))
         try:
-            engine.n_updates = later  # which noise and rates depend on
+            engine.n_updates = later  # noise and rates depend on it
             inputs = [*(t.detach().clone() for t in self.state), *others.values(), *self.noise(graph),
                       *self.rates(graph)]
         finally:
@@ -211,7 +212,7 @@ class CapturedUpdates:
         return inputs, moments, twin.end_update(moves_copies=False)
 
     def check(self, state: Sequence[Tensor], moments: Moments, most_deviation: float) -> None:
-        """Raises Unsupported if the moments in the state of a graph are not those that an update makes."""
+        """Raises Unsupported if the moments after a graph differ from those of a normal update."""
         new_state = iter(state)
         for name, adam in self.adams.items():
             # The first steps of AdamW hardly depend on the size of a gradient, but its moments do.
@@ -245,7 +246,7 @@ class _Adam:
 
 
 class _Traced(Engine):
-    """An engine whose weights are inputs of a graph, and whose steps make new ones."""
+    """An engine whose weights are inputs of a graph, in which its steps compute new weights."""
 
     def __init__(self, owner: CapturedUpdates, inputs: Iterator[Tensor], draws: _Draws):
         vars(self).update(vars(owner.engine))
@@ -315,14 +316,14 @@ class _Traced(Engine):
         return False
 
     def put(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Lets the networks compute with these tensors in place of their parameters."""
+        """Makes the networks compute with these tensors in place of their parameters."""
         for parameter, tensor in zip(parameters, tensors, strict=True):
             for place, name in self.places[id(parameter)]:
                 place[name] = tensor
 
     @contextmanager
     def inputs_in_place(self) -> Iterator[None]:
-        """Within the block, the networks and their copies compute with the inputs of the graph."""
+        """Makes networks and their copies compute with a graph's inputs while its body runs. A context manager."""
         modules = {id(m): m for m in self.all_modules()}
         modules |= {id(m): m for ema, _ in self.averages_now for m in ema.module.modules()}
         saved = [(m._parameters, dict(m._parameters)) for m in modules.values()]
@@ -342,7 +343,7 @@ class _Traced(Engine):
 
 
 class _Draws(TorchFunctionMode):
-    """Records what is drawn from generators, and then gives inputs of the graph in place of it."""
+    """Records random draws from generators, and later replaces them by inputs of the graph."""
 
     def __init__(self):
         super().__init__()
@@ -355,7 +356,7 @@ class _Draws(TorchFunctionMode):
             self.noise = {number: [next(noise) for _ in calls] for number, calls in self.calls.items()}
 
     def generator(self, number: int | None) -> Generator:
-        """The generator of a loss, or of the preparations."""
+        """Returns the generator of a loss, or of the preparations."""
         return self.generators.setdefault(number, Generator())
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -398,9 +399,9 @@ def _unsupported(config: LearnerConfig, reason: str, hint: str = "train without 
 
 
 def _has_dependent_shape(node: torch.fx.Node) -> bool:
-    """Whether the shape of what it computes depends on values, or what it computes is no tensor."""
+    """Returns whether a graph node's result is no tensor, or has a shape that depends on values."""
     tags = getattr(node.target, "tags", ())
-    if node.target is torch.ops.aten.index.Tensor:  # with numbers of rows it has a shape, with a mask none
+    if node.target is torch.ops.aten.index.Tensor:  # row numbers give a fixed shape, a mask does not
         return any(node.meta["val"].dtype == torch.bool for node in node.all_input_nodes[1:])
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
@@ -432,7 +433,7 @@ def compiled(graph: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def _traceable(engine: Engine) -> Iterator[None]:
-    """Within the block, layers are operations that the compiler of PyTorch knows, and one-hot codes read no value."""
+    """Replaces layers by operations that PyTorch's compiler can trace while its body runs. A context manager."""
     onednn: Any = torch.backends.mkldnn
     linear.IS_TRACED, one_hot.READS_VALUES = True, False
     before = onednn.enabled
@@ -450,7 +451,7 @@ def leaves_of(batch: Batch) -> Leaves:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """The tensors of a batch, with their paths."""
+    """Yields the tensors of a batch, with their paths."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Batch):
@@ -462,7 +463,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _batch(leaves: Leaves) -> Batch:
-    """The batch of these tensors: see `leaves_of`."""
+    """Builds the batch of these tensors: the inverse of `leaves_of`."""
     tree: dict[str, Any] = {}
     for path, tensor in leaves.items():
         node = tree

@@ -1,4 +1,4 @@
-"""Critics: scorers of a plan (Q-functions) or of an observation (value functions), for any policy."""
+"""Critics: networks that score a plan (Q-functions) or an observation (value functions), for any policy."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from ..policy import Policy
 
 @part
 class CriticConfig:
-    """The networks of a critic.
+    """Config of the networks of a critic.
 
     Args:
-        n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
+        n_critics: Number of networks. A plan's score is the smallest of the scores that they give (clipped double
+            Q-learning).
         layer_norm: Normalize after each hidden layer.
         share_encoder: One encoder for all networks, in place of one for each.
         target_subset_size: Number of networks, drawn for each update, whose smallest score is the target. None for all.
         n_quantiles: Number of quantiles of the return that each network learns, with a quantile Huber loss (QR-DQN).
-            A score is their mean. 1 learns the expected return, with a squared error.
+            A score is the mean of the quantiles. 1 learns the expected return, with a squared error.
         draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
-            ones. Targets and scores are those at equally spaced levels.
+            levels. Targets and scores still use equally spaced levels.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -102,7 +103,7 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """Everything but the weights that determines a critic. `target` is the column of the plans, such as "action"."""
+    """Settings and columns that determine a critic, without its weights. `target` is the column of the plans."""
 
     networks: CriticConfig
     codec: Codec
@@ -113,7 +114,7 @@ class CriticSpec:
 
 @dataclass(frozen=True)
 class EncodedObs:
-    """Observation windows that a critic has encoded, for several plans.
+    """Observation windows that a critic has encoded, to score several plans for them.
 
     Args:
         features: Input of each network, (B, D). One for all networks, if they share it.
@@ -125,7 +126,7 @@ class EncodedObs:
 
 
 class Critic(BuiltModule, Scorer):
-    """One or several networks that score an observation window, or plans for it."""
+    """A critic: one or several networks that score an observation window, or plans for it."""
 
     kind, description = "critic", CriticSpec
 
@@ -148,7 +149,7 @@ class Critic(BuiltModule, Scorer):
     @property
     @abstractmethod
     def plan_size(self) -> int:
-        """Number of components of a plan that each network reads."""
+        """The number of components of a plan that each network reads."""
 
     @abstractmethod
     def read_plan(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class Critic(BuiltModule, Scorer):
         """
 
     def check_source(self, source: CheckpointModule, where: str) -> None:
-        """Raises UserError if a module is no critic of the same columns, whose weights this one could take over."""
+        """Raises UserError if this critic could not take over the weights of a module."""
         columns, others = ({k: c.features[k].shape for k in (*c.inputs, c.about.target)}
                            if isinstance(c, Critic) else {} for c in (self, source))
         if type(source) is not type(self):
@@ -210,10 +211,10 @@ class Critic(BuiltModule, Scorer):
 
     def network_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, n_critics: int | None = None,
                           levels: Tensor | None = None) -> list[Tensor]:
-        """Returns what `quantiles` does, one tensor for each network, whose gradients pass through no other network.
+        """Returns the quantiles of each network, one tensor each, whose gradients pass through no other network.
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of networks that `draw_levels`.
+            levels: Levels of the quantiles, (B, n_quantiles), for networks that `draw_levels`.
         """
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
@@ -228,7 +229,7 @@ class Critic(BuiltModule, Scorer):
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all.
 
-        With several quantiles it is those of the network with the smallest score, (n_quantiles, B[, N]).
+        With several quantiles it returns the quantiles of the network with the smallest score, (n_quantiles, B[, N]).
         """
         quantiles, size = self.quantiles(obs, plan), self.about.networks.target_subset_size
         if size is not None:
@@ -243,11 +244,11 @@ class Critic(BuiltModule, Scorer):
 
 
 def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
-    """Returns the quantiles of the network with the smallest score, (n_quantiles, ...), for each observation and plan.
+    """Returns the quantiles of the network with the smallest score, for each observation and plan.
 
     Args:
-        quantiles: Those of each network, (n_critics, n_quantiles, ...).
-        min_weight: Their weight. The quantiles of the network with the largest score have the remainder.
+        quantiles: Quantiles of each network, (n_critics, n_quantiles, ...).
+        min_weight: Weight of the network with the smallest score. The network with the largest score has the remainder.
     """
     scores = quantiles.mean(1, keepdim=True)
     low = quantiles.take_along_dim(scores.argmin(0, keepdim=True), 0)[0]
@@ -256,7 +257,7 @@ def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
 
 
 class QFunction(Critic):
-    """Scores plans: an estimate of the return after carrying out a plan."""
+    """Critic that scores plans: an estimate of the return after carrying out a plan."""
 
     def check_window(self, window, where):
         own, other = ((w.n_obs_steps, w.horizon, w.action_offset) for w in (self.about.window, window))
@@ -275,7 +276,7 @@ class QFunction(Critic):
 
 
 class ValueFunction(Critic):
-    """Scores observations and ignores the plan: an estimate of the return from here."""
+    """Critic that scores observations and ignores the plan: an estimate of the return from here."""
 
     plan_size = 0
 

@@ -1,4 +1,4 @@
-"""What a method needs to know of data collection: a config that adds episodes to a training.
+"""Interface between a method and data collection, which adds episodes during training.
 
 The loop itself is in `understudy.improve.collection`, above environments and rollouts.
 """
@@ -52,7 +52,7 @@ class Training(ABC):
 
     @abstractmethod
     def annotated(self, data: Dataset) -> Dataset:
-        """Returns the first episodes with what the learner adds to them, which is computed once and stored."""
+        """Returns the first episodes with the columns that the learner adds, which are computed once and stored."""
 
     @abstractmethod
     def actor(self, policy: Policy | None = None) -> Actor:
@@ -68,7 +68,7 @@ class Training(ABC):
 
     @abstractmethod
     def transform(self, episodes: Dataset) -> Dataset:
-        """Applies the method's transforms."""
+        """Applies the method's transforms to episodes."""
 
     @abstractmethod
     def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True,
@@ -93,7 +93,7 @@ class Training(ABC):
 
 
 class DataCollection(ABC):
-    """A frozen dataclass that says how new episodes are collected while a policy trains.
+    """Config of how new episodes are collected while a policy trains. Subclasses are frozen dataclasses.
 
     Attributes:
         sampling_weights: Takes the place of the weights of a mixture. None if a mixture is refused.
@@ -112,7 +112,7 @@ class DataCollection(ABC):
         """Returns the collection of a training with a multiple of the updates. By default it is the same.
 
         Args:
-            updates: Number of all updates, with those before the first round.
+            updates: Number of all updates, including the updates before the first round.
         """
         return self
 
@@ -122,7 +122,7 @@ class DataCollection(ABC):
 
     @abstractmethod
     def initial_data(self, data: Dataset) -> Dataset:
-        """Returns the training episodes that are there before any is collected."""
+        """Returns the training episodes that exist before any is collected."""
 
     @abstractmethod
     def run(self, training: Training) -> None:

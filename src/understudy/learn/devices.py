@@ -1,4 +1,4 @@
-"""Devices, and several processes that share every batch."""
+"""Chooses the device, and lets several processes share every batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep up to 1 GB of freed memory for the next tensors, where it can be told so (glibc).
+    """Makes the C library keep up to 1 GB of freed memory for the next tensors, which is faster (glibc).
 
     Each update needs the same memory again. What was returned to the system in between is mapped and cleared page by
     page, which takes a quarter of the time of an update of `diffusion-policy`.
@@ -104,7 +104,7 @@ class Processes:
                 dist.broadcast(t, 0)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Returns whether the flag is set in any process."""
         if self.count == 1:
             return flag
         device = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
@@ -140,8 +140,8 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context manager that seeds PyTorch's global generators, and restores them, that of a CUDA device too, afterwards.
 
-    Modules draw their initial weights and their dropout from these generators. `torch.random.fork_rng` does the same
-    in several times as long.
+    Modules draw their initial weights and their dropout from these generators. `torch.random.fork_rng` does the same,
+    but takes several times as long.
     """
     state = torch.default_generator.get_state()
     state_of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""Execution schemes: functions that give a method another executor. `execute.schemes` lists them.
+"""Applies execution schemes, which give a method another executor. `execute.schemes` lists them.
 
 Each takes the number of steps that are executed from each chunk and the number of steps of a chunk that lie in the
 past, and returns the executor and what plans in addition.
@@ -43,8 +43,8 @@ BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerWrapper, 
 def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()) -> Method:
     """Returns a method with the executor of a scheme, and its way to plan after those that the method has.
 
-    The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The number
-    of steps that are executed from each chunk stays that of the method.
+    The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The method
+    still decides how many steps are executed from each chunk.
     """
     scheme, current = name.replace("_", "-"), method.executor
     if ":" not in name and scheme not in EXECUTION_SCHEMES:
@@ -63,7 +63,7 @@ def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()
 
 
 def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str, ...]) -> Executor:
-    """The executor "module:Class" with the numbers of steps of a method, as far as it has such fields."""
+    """Builds the executor "module:Class", with the numbers of steps of a method where it has such fields."""
     option = f"--executor {name}"
     try:
         executor_class = find_class(name, Executor, ("understudy", *trust), option)
@@ -71,7 +71,7 @@ def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str,
         raise type(error)(error.problem, where=option, hint=error.hint or "name a class of that module that derives "
                           "from understudy.execute.base.Executor") from None
     if not is_dataclass(executor_class):
-        raise ConfigError(f"{executor_class.__name__} is no frozen dataclass", where=option,
+        raise ConfigError(f"{executor_class.__name__} is not a frozen dataclass", where=option,
                           hint="write @dataclass(frozen=True) above it")
     numbers = {"n_action_steps": n_action_steps, "skip": skip}
     arguments = {f.name: numbers[f.name] for f in fields(executor_class) if f.name in numbers}

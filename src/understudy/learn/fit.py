@@ -18,7 +18,7 @@ from ..policy import Policy
 
 
 class LearnerConfig(ABC):
-    """A frozen dataclass that says how a method learns.
+    """Config of how a method learns. Subclasses are frozen dataclasses.
 
     Attributes:
         steps: Number of updates.
@@ -28,8 +28,8 @@ class LearnerConfig(ABC):
         lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
         compares: Whether each batch of collected episodes comes with a batch of demonstrations,
             `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both batches
-            are of them.
-        needs_others: Whether a learner that compares needs episodes that are no demonstrations.
+            consist of demonstrations.
+        needs_others: Whether a learner that compares needs episodes that are not demonstrations.
         validates: Whether the error on held-out episodes says how good the policy is. It does not if the policy reads a
             column that the episodes lack, such as a vector that names what to do.
     """
@@ -57,7 +57,7 @@ class LearnerConfig(ABC):
 
 
 class Learner(ABC):
-    """Trains a policy.
+    """Base class of learners, which train a policy.
 
     The randomness of an update is a function of the learner's seed and of the number of updates made. Its state
     therefore is only what it has learned.
@@ -109,7 +109,7 @@ class Learner(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Restores a state. Later updates are bit-equal to those of the learner that returned it."""
+        """Restores a state of the learner. Later updates are bit-equal to those of the learner that returned it."""
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None) -> BatchSampler:
         """Returns the sampler of the batches that this learner needs: windows of the policy, by default.
@@ -135,9 +135,9 @@ class Learner(ABC):
     def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
         """Adds columns to episodes, such as rewards, advantages or old log-probabilities.
 
-        It is called once for the first episodes, before any sampler of batches is built, and once for those of each
-        collection round. The result is stored, so that a resumed training does not call it again. Returns the episodes
-        as they are, by default.
+        It is called once for the first episodes, before any sampler of batches is built, and once for the episodes of
+        each collection round. The result is stored, so that a resumed training does not call it again. Returns the
+        episodes as they are, by default.
 
         Args:
             round: Number of the collection round, from 0. None for the episodes that are there before any is collected.
@@ -146,7 +146,7 @@ class Learner(ABC):
 
     @property
     def batch_columns(self) -> tuple[str, ...]:
-        """The columns of `Batch.extra`: those that the config names, and columns that `annotate` adds."""
+        """The columns that batches have in `Batch.extra`: those of the config, and those that `annotate` adds."""
         return self.config.extra
 
     @property
@@ -156,14 +156,14 @@ class Learner(ABC):
 
 
 def own_and_expert(data: Dataset) -> tuple[Dataset, Dataset]:
-    """Returns the episodes that are compared with demonstrations, and these. Both are these if there are no others."""
+    """Splits episodes into other ones and demonstrations. Without others, both parts are the demonstrations."""
     expert = expert_episodes(data)
     own = sorted(set(range(len(data))) - set(expert)) or expert
     return data.select(own), data.select(expert)
 
 
 def no_demonstrations(data: Dataset) -> DataError:
-    """Returns the error about data without a demonstration, for a learner that compares with them."""
+    """Builds the error about data without a demonstration, for a learner that compares with them."""
     return DataError(f"none of the {len(data)} episodes is a demonstration of an expert",
                      where=data.metadata.get("path") or "data set",
                      hint="give demonstrations as DATA and the other episodes as --prior, and label no demonstration "
@@ -176,7 +176,7 @@ Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (upda
 @replaceable
 def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: int = 0,
         callbacks: Iterable[Callback] = ()) -> None:
-    """Makes the updates number `start` to `steps - 1`.
+    """Runs the training loop: makes the updates from number `start` to `steps - 1`.
 
     Args:
         batch: `batch(n)` is batch number n. It is a function, so that a run resumes at any update.

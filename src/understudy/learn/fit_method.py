@@ -45,7 +45,7 @@ ROWS = 16  # of every batch that the networks see while episodes are collected o
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit_method` trained.
+    """The result of `fit_method`: the trained modules, and the method.
 
     Attributes:
         method: The method, without references to stages in what acts and learns.
@@ -74,8 +74,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                device: str | torch.device = "cpu") -> FitResult:
     """Trains a method in memory, on all of the data.
 
-    The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
-    All processes of `torch.distributed` train one policy together.
+    The weights equal the weights from `understudy.train` with the same seed and without held-out episodes. No file is
+    written. All processes of `torch.distributed` train one policy together.
 
     Args:
         method: The method. `method.learner.steps` updates are made, or, if it collects episodes, as many as its rounds
@@ -118,7 +118,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     recorded, data = data.features(), training_data(data, method)
     if policy is None:
         tell(episode_findings(method, TrainingEpisodes(data, data)))
-    else:  # it was made for such columns
+    else:  # the given policy was made for such columns
         tell(padding_findings(method.policy.window, data))
         tell(label_findings(method, data, data.features()))
 
@@ -148,7 +148,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
 
 
 class MethodTraining(Training):
-    """A training of a method. A subclass says where results are stored.
+    """Base class of trainings of a method. A subclass says where results are stored.
 
     Attributes:
         recorded: The columns of the data before the method's transforms.
@@ -171,7 +171,7 @@ class MethodTraining(Training):
 
 
 class _MemoryTraining(MethodTraining):
-    """A training that writes no files."""
+    """Training of a method that writes no files."""
 
     folder = None
 
@@ -206,7 +206,7 @@ class _MemoryTraining(MethodTraining):
 
 
 def check_arguments(method: Method, data: Dataset) -> None:
-    """Checks the kinds of what a training is given."""
+    """Checks that the arguments of a training are of the right kinds."""
     if not isinstance(method, Method):
         hint = (f"find_method({method!r}) of understudy.methods finds a method by its name" if isinstance(method, str)
                 else "Method(config) makes a method of a PolicyConfig")
@@ -218,7 +218,7 @@ def check_arguments(method: Method, data: Dataset) -> None:
 
 
 def _describe_kind(value: object) -> str:
-    """What somebody gave, in words: "the text 'bc'", "a list"."""
+    """Describes in words what somebody gave, such as "the text 'bc'" or "a list"."""
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
@@ -254,7 +254,7 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
 
 def _referenced_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
                    device: torch.device) -> dict[FromStage, CheckpointModule]:
-    """The module of each reference of a method."""
+    """Returns the module for each reference of a method."""
     modules: dict[str, Mapping[str, CheckpointModule]] = {}
     referenced = {}
     for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
@@ -271,7 +271,7 @@ def _referenced_modules(method: Method, stages: Mapping[str, FitResult | Path | 
 
 
 def acting_policy(learner: Learner, data: Dataset) -> Policy:
-    """The learner's policy, in evaluation mode and ready to act.
+    """Returns the learner's policy, in evaluation mode and ready to act.
 
     A `MemoryHead` is filled again with what the trained encoder makes of `data`, which have the method's transforms.
     The policy that trains is never changed: if it is the one that acts, or its memory has to be filled, a copy is
@@ -304,7 +304,7 @@ def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = 
         fit_head: Whether to fit the head, such as cluster centers or a memory, and not the statistics alone.
     """
     loaded = {name for part in of_policy(parts) for name in part.load}
-    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
+    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory has the new data
     load_weights_from(policy, parts, modules)
     policy.fit_statistics(data, refit_codec="codec" not in loaded,
                           refit_head=fit_head and (keeps_data or "net" not in loaded))

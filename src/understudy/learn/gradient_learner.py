@@ -29,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class _Network:
-    """A registered module, what its optimizer trains with it, and that optimizer."""
+    """A registered module with its optimizer, and with what is trained with it."""
 
     module: nn.Module
     trained: nn.ModuleList  # the module and its auxiliary modules
@@ -75,7 +75,7 @@ class GradientLearner(Learner):
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
         self._modules: list[nn.Module] | None = None  # all that are in a registered network
-        self._others: dict[str, list[nn.Parameter]] = {}  # by network: the weights of the others
+        self._others: dict[str, list[nn.Parameter]] = {}  # by network: the weights of all other networks
 
     # -- what a subclass calls when it is built -------------------------------------------------------------------
 
@@ -129,9 +129,9 @@ class GradientLearner(Learner):
         self.averages[name] = EMA(self._networks[name].module, decay)
         return self.averages[name].module
 
-    def score_bound(self, data: Dataset, discount: float, bonus: float = 0.0) -> ReturnBound:
+    def score_bound(self, data: Dataset, discount: float) -> ReturnBound:
         """Returns a `ReturnBound` that keeps the largest reward so far, also when the learner is restored."""
-        self._bounds.append(ReturnBound(data, discount, bonus))
+        self._bounds.append(ReturnBound(data, discount))
         return self._bounds[-1]
 
     # -- what a subclass calls in `update` ------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class GradientLearner(Learner):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Within the block, no gradients are computed and all registered networks are in evaluation mode.
+        """Turns off gradients, and sets all networks to evaluation mode, while its body runs. A context manager.
 
         For what an update computes outside of a loss, such as advantages. Networks stay in training mode otherwise,
         and their dropout is seeded only within a loss.
@@ -169,7 +169,7 @@ class GradientLearner(Learner):
 
     @contextmanager
     def _others_frozen(self, name: str) -> Iterator[None]:
-        """Within the block, no weights require gradients but those that the optimizer of this network trains.
+        """Turns off gradients of all weights that the network's optimizer does not train. A context manager.
 
         Otherwise `nets.linear` computes the gradients of all weights that a loss reads, and they are dropped.
         """
@@ -243,7 +243,7 @@ class GradientLearner(Learner):
         The mean is over the whole batch, also if it is worked through in parts.
 
         Args:
-            **values: Tensors of any shape whose first axis is that of the windows. They need no gradient.
+            **values: Tensors of any shape with the windows on the first axis. They need no gradient.
         """
         for name, value in values.items():
             value = value.detach().float()
@@ -255,9 +255,9 @@ class GradientLearner(Learner):
         """Updates target networks, averaged weights and the counter. Call it once, at the end of `update`.
 
         Returns:
-            Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,
-            "critic/loss" and so on of the others, and what `log` has logged, as means over the calls of `minimize`;
-            and `metrics`.
+            Loss, gradient norm and learning rate of each network, and what `log` has logged, as means over the calls of
+            `minimize`; and `metrics`. The keys are "loss", "gradient" and "rate" for the policy, and begin with the
+            name for any other network, as "critic/loss".
         """
         for copies in (self.averages, self.targets) if moves_copies else ():
             for name, ema in copies.items():
@@ -304,7 +304,7 @@ class GradientLearner(Learner):
         module = self._networks[name].module
         if isinstance(module, Critic):
             module.check_source(source, place)
-            module.codec = copy.deepcopy(module.codec)  # its statistics become those of the stage, not the policy's
+            module.codec = copy.deepcopy(module.codec)  # it gets the statistics of the stage, and the policy does not
         try:
             load_tensors(module, source.state_dict())
         except RuntimeError as error:
@@ -321,7 +321,7 @@ class GradientLearner(Learner):
             if network.optimizer is not None:
                 groups[f"optimizers.{name}"], scalers[name] = network.optimizer.state()
         for kind, copies in (("averages", self.averages), ("targets", self.targets)):
-            for name, ema in copies.items():  # their buffers are those of the network
+            for name, ema in copies.items():  # copies have the buffers of the network
                 groups[f"{kind}.{name}"] = dict(ema.module.named_parameters())
         tensors = {f"{group}.{k}": v.detach() for group, tree in groups.items() for k, v in tree.items()}
         return tensors, {"updates": self.n_updates, "scalers": scalers,
@@ -368,7 +368,7 @@ class GradientLearner(Learner):
         return Weighting(step_weights, row_weights, *sums[:2].clamp(min=1e-8), sums[2])
 
     def _is_whole(self, batch: Batch) -> bool:
-        """Whether it is known that no step is padding."""
+        """Returns whether it is known that no step of the batch is padding."""
         return self.device.type == "cpu" and bool(batch.mask.all())
 
     def _check_finite(self, optimizer: OptimizerState, name: str, **values: float) -> None:
@@ -389,7 +389,7 @@ class GradientLearner(Learner):
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the losses of windows or steps become the loss of the whole batch.
+    """Combines the losses of windows or steps to the loss of the whole batch.
 
     Args:
         step_weights: Weight of each step, (B, H), 0 at padding. None weights all equally, and nothing is padded.
@@ -406,7 +406,7 @@ class Weighting:
     rows: Tensor | int
 
     def reduce(self, name: str, terms: Tensor | tuple[Tensor, ...], rows: slice, shape: tuple[int, int]) -> Tensor:
-        """The contribution of the windows `rows`, (B, H) = `shape`, to the loss of the whole batch."""
+        """Returns the contribution of the windows `rows`, (B, H) = `shape`, to the loss of the whole batch."""
         first, *others = terms if isinstance(terms, tuple) else (terms,)
         if first.shape == shape:
             weights, divisor = self.step_weights, self.of_steps
@@ -426,14 +426,14 @@ class Weighting:
 
 
 def _read(numbers: list[Tensor]) -> list[float]:
-    """The numbers on the host, with one wait for a GPU."""
+    """Copies numbers to the host, with one wait for a GPU."""
     if numbers[0].device.type == "cpu":
         return [number.item() for number in numbers]
     return torch.stack([number.to(numbers[0].dtype) for number in numbers]).tolist()
 
 
 def _step_weights(weights: Tensor | None, batch: Batch) -> Tensor:
-    """Weight of each step, (B, H), 0 at padding."""
+    """Returns the weight of each step, (B, H), which is 0 at padding."""
     if weights is None:
         weights = batch.action.new_ones(len(batch), dtype=torch.float32)
     with torch.no_grad():

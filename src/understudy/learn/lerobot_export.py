@@ -1,4 +1,4 @@
-"""Write a policy as a checkpoint that LeRobot loads, where LeRobot has the same architecture."""
+"""Writes a policy as a checkpoint that LeRobot loads, where LeRobot has the same architecture."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _require(holds: bool, problem: str, hint: str = _OTHERWISE) -> None:
 
 
 def _check_inputs(policy: Policy, order: tuple[str, ...]) -> None:
-    """Checks that the columns are those that LeRobot knows, in its order."""
+    """Raises an error if the columns are not those that LeRobot knows, in its order."""
     def kind(name):
         if policy.features[name].kind == "image":
             return "images"
@@ -172,7 +172,7 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
              'train with UNet(condition="film")')
     _require((trunk.output_groups or trunk.groups) == 8, "another number of groups than 8 in the last normalization",
              "train with UNet(output_groups=8)")
-    _require(window.horizon % 2 ** len(trunk.widths) == 0, f"a horizon of {window.horizon} steps, which is no multiple "
+    _require(window.horizon % 2 ** len(trunk.widths) == 0, f"a horizon of {window.horizon} steps, not a multiple "
              f"of {2 ** len(trunk.widths)}", "train with another horizon")
     _require(isinstance(head.solver, DDPM) or isinstance(head.solver, DDIM) and (
         not head.solver.clipped_noise or not head.clip_sample), f"the sampler {head.solver}",
@@ -203,7 +203,7 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
 
 
 def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
-    """LeRobot's features, its normalization by type of feature, and statistics."""
+    """Returns LeRobot's features, its normalization by type of feature, and statistics."""
     codec = policy.config.codec
     _require(type(codec) is Normalizer and codec.relative is None and codec.group_by is None
              and policy.target.kind == "vector", f"the codec {type(codec).__name__} with these settings",
@@ -237,13 +237,13 @@ def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict
 
 
 def _has_shifts_only(policy: Policy) -> bool:
-    """Whether all scales of a U-Net are 1 whatever the context, which LeRobot stores without scales."""
+    """Returns whether all scales of a U-Net are 1 for any context, as LeRobot needs to store it without scales."""
     tensors = {k: v for k, v in policy.state_dict().items() if ".film." in k}
     return all((v.chunk(2)[0] == float(k.endswith("bias"))).all() for k, v in tensors.items())
 
 
 def _to_lerobot(policy: Policy, name: str, tensor: Tensor, film: bool) -> Tensor:
-    """A tensor of ours in the form of LeRobot: the inverse of `lerobot_policies._from_lerobot`."""
+    """Converts a tensor of understudy to the form of LeRobot."""
     if name.startswith(POSTERIOR_OUTPUT):
         return scale_last_half(tensor, 2.0)
     if name == TIME_WEIGHT:
@@ -256,7 +256,7 @@ def _to_lerobot(policy: Policy, name: str, tensor: Tensor, film: bool) -> Tensor
 
 
 def _derived(policy: Policy) -> Mapping[str, Tensor]:
-    """The tensors of LeRobot that follow from the settings."""
+    """Returns tensors of LeRobot that follow from the settings, such as position codes."""
     config = policy.config
     if isinstance(config.trunk, ACTTransformer):
         if not isinstance(config.head, CVAE):

@@ -1,4 +1,4 @@
-"""ACT and Diffusion Policy checkpoints of LeRobot as policies of understudy.
+"""Loads ACT and Diffusion Policy checkpoints of LeRobot as policies of understudy.
 
 A checkpoint is a folder `pretrained_model`: config.json, model.safetensors, and since LeRobot 0.4 the processor files
 policy_preprocessor.json and policy_postprocessor.json with the statistics of the data. Checkpoints of LeRobot 0.1 to
@@ -93,7 +93,7 @@ def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Pol
 
 
 class _Checkpoint:
-    """The JSON files of a checkpoint."""
+    """The JSON files of a LeRobot checkpoint."""
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "config.json"
@@ -114,7 +114,7 @@ class _Checkpoint:
         self.renamed, self.modes, self.stored, self.eps = self._processors()
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """A setting. Without a default it must be there."""
+        """Returns a setting of the checkpoint. Without a default it must be there."""
         value, kinds = self.values.get(key, default), kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
             problem = f"the setting {key!r} is {value!r}" if key in self.values else f"the setting {key!r} is missing"
@@ -125,7 +125,7 @@ class _Checkpoint:
         return Unsupported(f"policies with {key}={self.values.get(key)!r} cannot be loaded", where=self.path, hint=hint)
 
     def _processors(self):
-        """{LeRobot's column: the robot's}, mode by type of feature, statistics (None if among the weights), and eps."""
+        """Returns the normalization settings: column names, mode by type of feature, statistics, and eps."""
         modes, path = self.get("normalization_mapping", dict), self.folder / "policy_preprocessor.json"
         if not path.exists():
             return {}, modes, None, EPS
@@ -148,14 +148,14 @@ class _Checkpoint:
         return renamed, modes, stored, eps
 
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of each column that the policy reads, by LeRobot's name, in the order of its network."""
+        """Returns type and shape of each column that the policy reads, by LeRobot's name, in order."""
         inputs = {k: (f["type"], tuple(f["shape"])) for k, f in self.get("input_features", dict).items()}
         order = ("ENV", "VISUAL") if self.kind == "act" else ("VISUAL", "ENV")
         state = {k: f for k, f in inputs.items() if k == STATE}
         return {**state, **{k: f for kind in order for k, f in inputs.items() if f[0] == kind}}
 
     def features(self) -> dict[str, Feature]:
-        """The columns by the robot's names, in the order of the network, and the action."""
+        """Returns the columns by the robot's names, in the order of the network, and the action."""
         features = {}
         for name, (kind, shape) in self.columns().items():
             vector = Feature("float32", shape)
@@ -259,7 +259,7 @@ class _Checkpoint:
     # -- statistics ---------------------------------------------------------------------------------------------------
 
     def statistics(self, policy: Policy, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The buffers of the codec and of the pixel normalizers, removed from `tensors` if they are there."""
+        """Returns the buffers of the codec and of the pixel normalizers, and removes them from `tensors`."""
         columns = {**self.columns(), ACTION: ("ACTION", policy.target.shape)}
         stored = self.stored
         if stored is None:
@@ -290,7 +290,10 @@ class _Checkpoint:
         return {k: v for k, v in buffers.items() if k in policy_tensors}
 
     def _offset_and_scale(self, column, kind, shape, stored, observed) -> tuple[Tensor, Tensor]:
-        """Coded values are ``(x - offset) / scale``. As in LeRobot, a column without statistics stays as it is."""
+        """Returns offset and scale of normalization, ``(x - offset) / scale``, of a column.
+
+        As in LeRobot, a column without statistics stays as it is.
+        """
         shape = (shape[0],) if kind == "VISUAL" else shape
         mode = self._mode(kind)
         if mode == "IDENTITY" or stored is None:
@@ -350,7 +353,7 @@ TIME_WEIGHT = "net.time_mlp.body.0.weight"
 
 
 def _is_unused(policy: Policy, name: str) -> bool:
-    """Whether a tensor of LeRobot follows from the configuration or changes no plan."""
+    """Returns whether a tensor of LeRobot is not needed here."""
     if name == "model.encoder_latent_input_proj.weight":
         return not isinstance(policy.config.head, CVAE)  # without a posterior, the latent is always zero
     return name.endswith(("vae_encoder_pos_enc", "pool.pos_grid", "num_batches_tracked"))
@@ -410,9 +413,9 @@ def _diffusion_name(policy: Policy, name: str) -> str:
 
 
 def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
-    """A tensor of LeRobot in the form of ours."""
+    """Converts a tensor of LeRobot to the form of understudy."""
     if name.startswith(POSTERIOR_OUTPUT):
-        return scale_last_half(tensor, 0.5)  # the logarithm of the variance becomes that of the standard deviation
+        return scale_last_half(tensor, 0.5)  # from log variance to log standard deviation
     if name == TIME_WEIGHT:
         return reflect_time(policy, tensor)
     if ".film." in name:
@@ -425,17 +428,17 @@ def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
 
 
 def scale_last_half(tensor: Tensor, factor: float) -> Tensor:
-    """Returns a tensor, rows first, whose second half of rows is multiplied by a factor."""
+    """Multiplies the second half of a tensor's rows by a factor."""
     first, second = tensor.chunk(2)
     return torch.cat([first, factor * second])
 
 
 def reflect_time(policy: Policy, weight: Tensor) -> Tensor:
-    """Returns the first layer of the time embedding for sinusoids of N t in place of N - 1 - N t, or the reverse.
+    """Converts the weights that read the diffusion time between the time conventions of LeRobot and understudy.
 
     Args:
         policy: A policy with the head `Diffusion`, which has N noise levels.
-        weight: The weight of that layer, (out, width): sines, then cosines.
+        weight: The weight of the first layer of the time embedding, (out, width): sines, then cosines.
     """
     assert isinstance(policy.config.head, Diffusion)
     half = weight.shape[1] // 2

@@ -1,4 +1,4 @@
-"""A whole experiment as one value, and the actor that it deploys."""
+"""A method: a whole experiment as one value, and the actor that it deploys."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Method:
             method may refer to stages before it.
         inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy, with
             `PlannerWrapper.over`.
-        wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
+        wrapper: What the policy's actions mean, if they are not actions of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
             the column changes that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
 
@@ -101,8 +101,9 @@ class Method:
 def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> Method:
     """Returns a method that makes another number of updates.
 
-    The updates of its stages change by the same factor, but to no fewer than 1. So do those before the first round of a
-    collection; the others are divided equally among its rounds.
+    The updates of its stages change by the same factor, but to no fewer than 1. If the method collects episodes, the
+    updates before the first round change by this factor too, and the remaining updates are divided equally among the
+    rounds.
 
     Args:
         steps: Number of updates of the method itself, or of its last stage if that trains it (`play-lmp`).
@@ -159,9 +160,9 @@ class InitializeFrom:
         load: Submodules of the policy whose weights are taken over: "codec" (the statistics of the data), "encoder",
             "net", or one inside these, such as "encoder.maps". Statistics that are not loaded are fitted to new data.
         train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
-        frozen: Submodules inside those of `train` that are not trained, such as "encoder.maps".
-        into: Name of the module that receives the weights: "policy", or another of the learner, such as "critic". That
-            takes over all weights, with the statistics that it was trained with, and is trained on.
+        frozen: Submodules of the submodules in `train` that are nevertheless not trained, such as "encoder.maps".
+        into: Name of the module that receives the weights: "policy", or another module of the learner, such as
+            "critic". A module other than the policy takes over all weights and statistics, and is trained further.
     """
 
     source: FromStage
@@ -245,13 +246,13 @@ def _resolvable(value):
 
 def load_modules(run: Path | str, trust: tuple[str, ...] = (),
                  device: str | torch.device = "cpu") -> dict[str, CheckpointModule]:
-    """All modules of a run (its last checkpoint; "RUN/best" for its best) or checkpoint by name, in evaluation mode."""
+    """Loads all modules of a run (last checkpoint; "RUN/best" for the best) or checkpoint, by name."""
     folder = find_checkpoint(run)
     return {name: _load_module(folder, name, trust, device) for name in module_names(folder)}
 
 
 def module_names(checkpoint: Path) -> list[str]:
-    """The names of the modules of a checkpoint, the policy first."""
+    """Returns the names of the modules of a checkpoint, the policy first."""
     return ["policy", *(p.name for p in sorted((checkpoint / "modules").glob("[!.]*")))]
 
 
@@ -271,7 +272,7 @@ def stage_folder(run: Path, name: str) -> Path:
 
 def load_references(references: Iterable[FromStage], run: Path, trust: tuple[str, ...] = (),
                     device: str | torch.device = "cpu") -> dict[FromStage, CheckpointModule]:
-    """The modules that references stand for, in evaluation mode."""
+    """Loads the modules that references stand for, in evaluation mode."""
     modules: dict[FromStage, CheckpointModule] = {}
     for reference in references:
         if reference not in modules:
@@ -281,7 +282,7 @@ def load_references(references: Iterable[FromStage], run: Path, trust: tuple[str
 
 
 def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> CheckpointModule:
-    """One module of a checkpoint by its name."""
+    """Loads one module of a checkpoint by its name."""
     if name == "policy":
         if is_lerobot_checkpoint(folder):
             from .lerobot_policies import load_lerobot_policy
@@ -298,7 +299,7 @@ def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> Che
 
 
 def build_planner(method: Method, modules: Mapping[str, CheckpointModule], rows: int | None = None) -> Planner:
-    """Builds what the executor of a method asks for plans.
+    """Builds the planner that the executor of a method uses: the policy, possibly inside other planners.
 
     Args:
         method: A method without references (see `resolve_references`).
@@ -340,7 +341,7 @@ def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: i
 
 
 def _with_fixed_batches(wrapper: ActionWrapper, rows: int) -> ActionWrapper:
-    """The wrapper whose policies see batches of a fixed size."""
+    """Wraps the policies of an action wrapper so that they get batches of a fixed size."""
     planners = {f.name: FixedBatch(value, rows) for f in fields(wrapper) if f.init
                 and isinstance(value := getattr(wrapper, f.name), Planner)}
     return replace(wrapper, **planners)
@@ -349,7 +350,7 @@ def _with_fixed_batches(wrapper: ActionWrapper, rows: int) -> ActionWrapper:
 def has_latent_actions(method: Method) -> bool:
     """Returns whether the policy chooses skills, such as latents or codes, which a low-level policy turns into actions.
 
-    Its errors on recorded episodes are then those of skills, and not of actions.
+    Its errors on recorded episodes are then errors of skills, and not of actions.
     """
     return isinstance(method.wrapper, SkillWrapper)
 
@@ -363,7 +364,7 @@ def policy_features(method: Method, features: Schema) -> dict[str, Feature]:
 
 
 def _wrapped_features(method: Method, features: Schema) -> dict[str, Feature]:
-    """The columns behind the wrapper of a method."""
+    """Returns the columns of an environment as the wrapper of a method shows them."""
     return dict(features if method.wrapper is None else method.wrapper.features(features))
 
 
@@ -378,7 +379,7 @@ def online_changes(method: Method) -> list[ColumnChange]:
 
 
 def _last_operation(method: Method) -> int:
-    """The number of transforms up to the last operation."""
+    """Returns the number of transforms of a method up to the last operation."""
     return max((i for i, part in enumerate(method.transforms) if isinstance(part, Operation)), default=-1) + 1
 
 
@@ -386,8 +387,8 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     """Returns the episodes that the policy of a method is trained on.
 
     The operations of `method.transforms`, and the column changes before them, are applied first. The wrapper converts
-    the episodes next, except those that were recorded in `WrappedEnv`. The remaining column changes are applied last.
-    Without a wrapper, nothing is computed before a column is asked for.
+    the episodes next, except episodes that were recorded in `WrappedEnv`. The remaining column changes are applied
+    last. Without a wrapper, nothing is computed before a column is asked for.
 
     Args:
         data: Recorded episodes of the environment, or of `WrappedEnv`, as their metadata "env" says.
@@ -396,14 +397,14 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     last = _last_operation(method)
     data = apply_transforms(data, method.transforms[:last])
     if method.wrapper is not None:
-        online_changes(method)  # they must stand behind the wrapper
+        online_changes(method)  # column changes must stand behind the wrapper
         data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
                         for episode in data], data.metadata)
     return apply_transforms(data, method.transforms[last:])
 
 
 def without_made_episodes(method: Method) -> Method:
-    """Returns the method whose `training_data` are recorded episodes alone, on which a policy is judged."""
+    """Returns the method without generated training episodes, so that a policy is judged on recorded ones."""
     kept = tuple(part for part in method.transforms if not (isinstance(part, Operation) and part.makes_episodes))
     return method if kept == method.transforms else replace(method, transforms=kept)
 
@@ -417,7 +418,7 @@ def apply_transforms(data: Dataset, transforms: Iterable[EpisodeTransform | Oper
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a checkpoint holds, ready to plan and to act.
+    """A trained run, loaded from a checkpoint, ready to plan and to act.
 
     Args:
         method: The method. What acting takes of it has no references left.
@@ -429,7 +430,7 @@ class TrainedRun:
     @staticmethod
     def load(run: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu", *,
              transforms: bool = False) -> TrainedRun:
-        """Reads a run's checkpoint, and of its stages what acting needs.
+        """Loads a run's checkpoint, and from its stages what acting needs.
 
         Args:
             run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
@@ -449,17 +450,17 @@ class TrainedRun:
 
     @property
     def policy(self) -> Policy:
-        """The module "policy"."""
+        """The trained policy, the module "policy"."""
         policy = self.modules["policy"]
         assert isinstance(policy, Policy)
         return policy
 
-    def planner(self, rows: int | None = None) -> Planner:
-        """See `build_planner`."""
-        return build_planner(self.method, self.modules, rows)
+    def planner(self) -> Planner:
+        """The planner of the method with the trained modules: see `build_planner`."""
+        return build_planner(self.method, self.modules)
 
     def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
-        """See `build_actor`."""
+        """The actor that the method deploys: see `build_actor`."""
         return build_actor(self.method, self.modules, rows, features=features)
 
 

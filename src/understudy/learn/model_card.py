@@ -1,4 +1,4 @@
-"""The model card: a page about a run for people."""
+"""Writes the model card of a run: a page about it for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     trusted = "".join(f" --trust {package}" for package in packages_of(method) if package != "understudy")
     held_out, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
-        chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
+        chosen = "The score chose the best checkpoint, so its success is not measured by it: evaluate on other seeds.\n"
     else:
         chosen = "The energy score chose the best checkpoint.\n" if lines else ""
     of_latents, unit = ("of latents ", "latents") if has_latent_actions(method) else ("", "actions")
@@ -66,7 +66,7 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
-    """The measurements of a run that judge a checkpoint."""
+    """Returns the stored measurements of a run that judge a checkpoint."""
     return [line for line in comparable_scores(run.read_metrics()) if "score" in line or "validation/energy" in line]
 
 

@@ -16,7 +16,7 @@ from ..nets.base import EncoderNet, TrunkNet
 
 @part
 class OptimizerConfig:
-    """AdamW with linear warm-up and a learning-rate schedule.
+    """Config of the optimizer: AdamW with linear warm-up and a learning-rate schedule.
 
     Args:
         lr: Largest learning rate.
@@ -25,10 +25,10 @@ class OptimizerConfig:
         warmup_steps: Updates until the largest rate is reached.
         lr_schedule: Schedule after warm-up. "cosine" ends at 0.
         grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
-        accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory, if the
-            loss of a window depends on no other window. What a loss takes from its batch, such as a mean score that
-            it divides by, is of the part. Several processes share the parts, so that 1 process and 4 give the same
-            result for accumulation_steps=4.
+        accumulation_steps: Number of parts of a batch. The result is the same as with the whole batch in one part, with
+            less memory, if the loss of a window depends on no other window. A loss that uses a statistic of its batch,
+            such as a mean score that it divides by, computes this from one part. Several processes share the parts, so
+            that 1 process and 4 give the same result for accumulation_steps=4.
         precision: Precision of the network's arithmetic. Weights, optimizer and averages stay fp32. "auto" is bf16
             where it is faster: see `automatic_precision`. "fp16" needs CUDA.
         compile: Use torch.compile for trunk and encoder.
@@ -48,7 +48,7 @@ class OptimizerConfig:
     compile: bool = False
 
     def lr_factor(self, update: int, steps: int) -> float:
-        """Factor of the learning rate, from 0 to 1, in update number `update`, from 0, of `steps`."""
+        """Returns the factor of the learning rate, from 0 to 1, in update number `update`, from 0, of `steps`."""
         if update < self.warmup_steps:
             return (update + 1) / (self.warmup_steps + 1)
         if self.lr_schedule == "constant":
@@ -62,7 +62,7 @@ class OptimizerConfig:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether this hardware multiplies bf16 matrices faster than fp32 matrices."""
+    """Returns whether this hardware multiplies bf16 matrices faster than fp32 matrices."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
@@ -71,7 +71,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
-    """The precision that "auto" chooses for a network with a number of trained weights.
+    """Returns the precision that "auto" chooses for a network with a number of trained weights.
 
     It is bf16 from 4 million weights on, if the hardware is fast at it. Smaller networks gain little and stay in fp32.
     """
@@ -79,7 +79,7 @@ def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "
 
 
 class OptimizerState:
-    """The state of an `OptimizerConfig` in training, which a learner holds.
+    """The state of an optimizer in training, which a learner holds.
 
     In each update, call `backward` for each part of the batch, then `clip_gradients` and `step` once.
     """
@@ -115,13 +115,13 @@ class OptimizerState:
                 part.compile()
 
     def autocast(self):
-        """Context for the forward pass."""
+        """Returns the context for the forward pass, in the precision of the optimizer."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of one part of a batch, for the parameters of this optimizer only."""
+        """Adds the gradient of one part of a batch to the parameters of this optimizer only."""
         if loss.requires_grad and self.parameters:
             self.scaler.scale(loss).backward(inputs=self.parameters)
 
@@ -193,7 +193,7 @@ class OptimizerState:
         for name, value in tensors.items():
             i, _, key = name.partition(".")
             value = value.permute(self.order[int(i)]) if value.ndim else value
-            # New tensors, because those of safetensors are not aligned.
+            # New tensors, because tensors from safetensors are not aligned.
             entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
@@ -203,7 +203,7 @@ class OptimizerState:
 
 
 class _FusedStep:
-    """Makes a step by the kernel that `adamw.step` calls, for the weights that have a gradient.
+    """Makes an optimizer step with PyTorch's fused AdamW kernel, for the weights that have a gradient.
 
     The Python of `adamw.step` takes 0.1 ms, 5 to 12 % of an update of a small network.
     """
@@ -231,7 +231,7 @@ class _FusedStep:
 
 
 def _state_of(parameter: Tensor, adamw: torch.optim.AdamW) -> dict[str, Tensor]:
-    """The moments of a weight and the number of its steps, which begin at 0."""
+    """Returns the moments of a weight and its number of steps, which begin at 0."""
     if not adamw.state[parameter]:
         adamw.state[parameter] |= {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

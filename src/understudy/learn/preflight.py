@@ -1,7 +1,7 @@
-"""What can be wrong with data for a method, asked in one place before anything is built from them.
+"""Checks whether data suit a method, in one place, before anything is built from them.
 
-`preflight` asks all of it. `train` says its findings, and `choose`, `improve` and `inspect` say the same in the same
-words. What the files of a data set contradict themselves in is found before, by `understudy.audit`.
+`preflight` asks all of it, and `train`, `choose`, `improve` and `inspect` print its findings in the same words.
+Contradictions within the files of a data set are found earlier, by `understudy.audit`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions wit
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known of data and a method before anything is built. A training reads the data from here.
+    """What the checks found out about data and a method before a training.
 
     Attributes:
         recorded: The episodes before the method's transforms.
@@ -88,7 +88,7 @@ class Preflight:
 
 def preflight(method: Method, data: Dataset, *, val_fraction: float | Sequence[int] = VAL_FRACTION,
               include_interrupted: bool = False, stream: ShardStream | None = None, decoded: bool = True) -> Preflight:
-    """Asks everything that can be wrong with data for a method. Nothing is built, and no camera frame is read.
+    """Checks everything that can be wrong with data for a method, without building anything or reading images.
 
     Args:
         data: Recorded episodes, before the method's transforms.
@@ -125,7 +125,7 @@ def preflight(method: Method, data: Dataset, *, val_fraction: float | Sequence[i
 
 
 def tell(findings: Iterable[DataWarning | UserError], stacklevel: int = 2, *, errors_alone: bool = False) -> None:
-    """Warns of findings, and raises the first error.
+    """Shows findings as warnings, and raises the first error.
 
     Args:
         stacklevel: As in `warnings.warn`, seen from the caller: 2 for what called it.
@@ -139,7 +139,7 @@ def tell(findings: Iterable[DataWarning | UserError], stacklevel: int = 2, *, er
 
 
 def _transforms_are_known(method: Method) -> bool:
-    """Whether nothing of the method's transforms is trained in a stage, and no wrapper converts all episodes first."""
+    """Returns whether the transformed episodes are known before any stage is trained."""
     return method.wrapper is None and not any(find_references(method.transforms))
 
 
@@ -176,7 +176,7 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
 
 def demonstration_findings(method: Method, data: Dataset, excluded: Collection[int] = (),
                            stream: ShardStream | None = None) -> Iterator[DataWarning]:
-    """Whether a method finds the demonstrations that it needs.
+    """Checks whether the data have the demonstrations that a method needs.
 
     If it shows one, there must be another of its task for each episode. If it compares with them, others must be there.
     `ShowDemonstration` leaves episodes out that have none, and refuses episodes without a task.
@@ -195,7 +195,7 @@ def demonstration_findings(method: Method, data: Dataset, excluded: Collection[i
 
 
 def _expert_findings(method: Method, data: Dataset, excluded: Collection[int]) -> Iterator[DataWarning]:
-    """Findings of the demonstrations, and other episodes, that a method imitates or compares."""
+    """Checks the demonstrations and other episodes that a method imitates or compares."""
     path, learner = data.metadata.get("path") or "data set", method.learner
     reward = learner.reward if isinstance(learner, RewardedConfig) else None
     demonstrations, n_kept = expert_episodes(data), sum(i not in excluded for i in range(len(data)))
@@ -224,7 +224,7 @@ def _expert_findings(method: Method, data: Dataset, excluded: Collection[int]) -
 
 
 def _shown_task_findings(data: Dataset, excluded: Collection[int]) -> Iterator[DataWarning]:
-    """Whether there is another demonstration of the task of each episode."""
+    """Checks whether there is another demonstration of the task of each episode."""
     path = data.metadata.get("path") or "data set"
     tasks = [task_of(episode) for episode in data.iterate_once()]
     if not tasks or "" in tasks:
@@ -244,7 +244,7 @@ def _shown_task_findings(data: Dataset, excluded: Collection[int]) -> Iterator[D
 
 
 def _copy_findings(digests: Sequence[str], split: EpisodeSplit) -> Iterator[DataWarning]:
-    """Episodes that equal an earlier one, and those that are held out nevertheless."""
+    """Warns of episodes that equal an earlier one, especially between training and held-out episodes."""
     excluded = split.excluded
     learned = [digest for i, digest in enumerate(digests) if i not in excluded]
     used, distinct = [*learned, *(digests[i] for i in split.held_out)], set(learned)
@@ -257,7 +257,7 @@ def _copy_findings(digests: Sequence[str], split: EpisodeSplit) -> Iterator[Data
 
 
 def _length_findings(learned: Dataset) -> Iterator[DataWarning]:
-    """Whether there is one episode to learn from, and whether no episode has a second step."""
+    """Warns if there is only one episode to learn from, or if no episode has more than one step."""
     if len(learned) == 1:
         yield DataWarning("There is one episode to learn from: a policy sees one start, and no error on other episodes "
                           "can be measured. Record more episodes, or check how the data are divided into episodes.")
@@ -270,11 +270,11 @@ def _length_findings(learned: Dataset) -> Iterator[DataWarning]:
 
 
 def episode_findings(method: Method, episodes: TrainingEpisodes, decoded: bool = True) -> Iterator[DataWarning]:
-    """Whether episodes have what a method reads: columns, classes, finite numbers, windows that fit, and labels.
+    """Checks whether episodes have what a method reads: columns, classes, finite numbers, windows and labels.
 
     Args:
-        episodes: The episodes after the method's transforms. The error names the first one that does not fit, by its
-            number among all of them.
+        episodes: The episodes after the method's transforms. The error gives the number of the first episode that does
+            not fit, counted over all episodes.
         decoded: See `preflight`.
 
     Raises:
@@ -331,7 +331,7 @@ def _check_classes(data: Dataset, names: list[str]) -> None:
 
 
 def _check_target_steps(data: Dataset, window: Window, target: str) -> None:
-    """Checks that a target of some window lies in its episode."""
+    """Checks that at least one window has a target step inside its episode."""
     if window.action_offset <= 0 < window.action_offset + window.horizon:
         return
 
@@ -356,7 +356,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
 def value_findings(config: PolicyConfig, inputs: Collection[str], features: Schema, data: Dataset
                    ) -> Iterator[DataWarning]:
-    """Whether the columns `features`, which a policy reads or predicts, are finite, and as precise as float32."""
+    """Checks the target of a policy, and whether its columns `features` are finite and survive rounding to float32."""
     yield from _target_findings(config, inputs, features)
     check_columns(data, features)
     check_finite(data, [name for name, f in features.items() if f.kind != "image"])
@@ -365,7 +365,7 @@ def value_findings(config: PolicyConfig, inputs: Collection[str], features: Sche
 
 
 def _target_findings(config: PolicyConfig, inputs: Collection[str], features: Schema) -> Iterator[DataWarning]:
-    """Refuses actions that are not numbers, and warns of whole numbers that are hardly numbers of choices."""
+    """Checks the target: it must be numbers, and no input. Warns of whole numbers with very many values as choices."""
     name, window = config.target, config.window
     if not name:
         return
@@ -387,7 +387,7 @@ def _target_findings(config: PolicyConfig, inputs: Collection[str], features: Sc
 
 
 def _rounding_findings(name: str, data: Dataset) -> Iterator[DataWarning]:
-    """Whether float32, in which networks compute, rounds float64 numbers by a hundredth of their range."""
+    """Warns if float32, in which networks compute, rounds float64 numbers by a hundredth of their range."""
     rows = [column.reshape(len(column), -1) for e in data if len(column := np.asarray(e.steps[name]))]
     if not rows:
         return
@@ -401,9 +401,9 @@ def _rounding_findings(name: str, data: Dataset) -> Iterator[DataWarning]:
 
 
 def padding_findings(window: Window, data: Dataset) -> Iterator[DataWarning]:
-    """Whether a window is so much longer than the episodes that more than two thirds of it are always padding.
+    """Warns if a window is so much longer than the episodes that over two thirds of it are always padding.
 
-    The episodes are those that the policy is trained on, after the method's transforms.
+    It looks at the episodes that the policy is trained on, after the method's transforms.
     """
     # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
     # of padding costs little. Most often the first episode is long enough, and no other is read.
@@ -420,7 +420,7 @@ def padding_findings(window: Window, data: Dataset) -> Iterator[DataWarning]:
 
 
 def label_findings(method: Method, learned: Dataset, features: Schema) -> Iterator[DataWarning]:
-    """Whether the labels from which a learner learns can be learned from: goals, comparisons, rewards and ends."""
+    """Checks whether the labels of a learner can be learned from: goals, comparisons, rewards and ends."""
     learner = method.learner
     if isinstance(learner, GoalConditioned):
         check_goals(learned)
@@ -438,7 +438,7 @@ def label_findings(method: Method, learned: Dataset, features: Schema) -> Iterat
 
 
 def reward_findings(method: Method, learned: Dataset) -> Iterator[DataWarning]:
-    """Whether rewards tell actions from each other. While episodes are collected, equal ones may differ later."""
+    """Checks whether rewards tell actions from each other. In data collection, equal ones may still differ later."""
     if {REWARD, TERMINATED} <= set(method.learner.extra):
         if method.collection is None:
             check_rewards(learned)
@@ -454,7 +454,7 @@ def reward_findings(method: Method, learned: Dataset) -> Iterator[DataWarning]:
 
 @dataclass(frozen=True)
 class ConstantComponent:
-    """A component that changes in the data, and that the codec of a policy treats as constant.
+    """A component that changes in the data, although the codec of a policy treats it as constant.
 
     Attributes:
         column: Name of the column.
@@ -472,11 +472,11 @@ class ConstantComponent:
 
 
 def constant_components(policy: Policy, data: Dataset) -> tuple[ConstantComponent, ...]:
-    """Returns the components that change in the data, and that a policy neither reads nor predicts as they change.
+    """Returns components that change in the data, but that a policy treats as constant.
 
-    The statistics of the policy count: a policy of an earlier version may treat more components as constant than one
-    that is trained now. A component that only changes by the rounding of float32 is left out. So are the targets of
-    policies that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
+    The statistics of the policy decide: a policy of an earlier version may treat more components as constant than a
+    policy that is trained now. Left out are components that only change by the rounding of float32, targets of policies
+    that predict displacements, and components that change for a part of the groups of `Normalizer.group_by`.
 
     Args:
         policy: A policy with statistics.

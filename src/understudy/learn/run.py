@@ -1,4 +1,4 @@
-"""The folder of a run: complete checkpoints, and metrics.
+"""The folder of a training run: complete checkpoints, and metrics.
 
 RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
 RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksums.json
@@ -7,7 +7,7 @@ RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksu
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/stages/NAME/           a run of each stage of the method
 RUN/collection/NNNNNN/     the episodes of each collection round: episodes.npz, round.json
-RUN/collection/unfinished-NNNNNN/  those of a supervised round that is not complete yet, each in its folder
+RUN/collection/unfinished-NNNNNN/  episodes of a supervised round that is not complete yet, each in its folder
 RUN/metrics.jsonl          one line per measurement; CARD.md is the model card
 """
 
@@ -54,14 +54,14 @@ def comparable_scores(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run. It need not exist."""
+    """The folder of a training run, which need not exist yet."""
 
     folder: Path
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def saved_steps(self) -> list[int]:
-        """The numbers of updates of the checkpoints, in order. Incomplete checkpoints have other names."""
+        """Returns the numbers of updates of the complete checkpoints, in order."""
         folders = (self.folder / "checkpoints").glob("[0-9]*")
         return sorted(int(f.name) for f in folders if f.name.isdigit())
 
@@ -118,7 +118,7 @@ class Run:
 
     @staticmethod
     def fingerprint(checkpoint: Path) -> str:
-        """16 hex digits that identify the weights and the method of a checkpoint, which may be one of LeRobot."""
+        """Returns 16 hex digits that identify the weights and the method of a checkpoint."""
         digest = hashlib.sha256()
         paths = (checkpoint / "weights.safetensors", checkpoint / "method.json",
                  *sorted(checkpoint.glob("modules/*/weights.safetensors")))
@@ -132,7 +132,7 @@ class Run:
     # -- names ----------------------------------------------------------------------------------------------------
 
     def named_checkpoints(self) -> dict[str, str]:
-        """Folders of the checkpoints that have a name, relative to the run: "last" and "best"."""
+        """Returns the folders of named checkpoints, "last" and "best", relative to the run."""
         path = self.folder / "run.json"
         folders = read_json(path) if path.exists() else {}
         return {k: v for k, v in folders.items() if (self.folder / v).is_dir()}
@@ -163,7 +163,7 @@ class Run:
             out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The measurements, up to the first incomplete line."""
+        """Reads the metrics, up to the first incomplete line."""
         try:
             text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -177,7 +177,7 @@ class Run:
         return measurements
 
     def truncate_metrics(self, step: int) -> None:
-        """Removes measurements after `step`, because training from there measures them again."""
+        """Removes metrics after `step`, because training from there measures them again."""
         lines = [line for line in self.read_metrics() if line["step"] <= step]
         with disk_space_errors(self.folder, "make room, and give the same command"):
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -219,7 +219,7 @@ class Run:
 
 @contextmanager
 def disk_space_errors(where: Path, do: str) -> Iterator[None]:
-    """Context manager that turns the errors of a full disk into a `UserError` with the hint `do`."""
+    """Turns errors of a full disk into a `UserError` with the hint `do`. A context manager."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -232,7 +232,7 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
 
 
 def warn_of_other_arithmetic(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Warns if a run continues where the same operations may give other last bits."""
+    """Warns if a run continues on hardware or software whose results may differ in the last bits."""
     def facts(provenance: dict[str, Any]) -> dict[str, Any]:
         device = provenance["device"]
         return {"PyTorch": provenance["versions"]["torch"], "the device": device["name"],
@@ -253,7 +253,7 @@ def describe_differences(was: Any, now: Any, at: str = "") -> Iterator[str]:
 
 
 def _describe_value(value) -> str:
-    """JSON in words; a part is represented by its name."""
+    """Describes JSON in words; a part is represented by its name."""
     if isinstance(value, dict):
         return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
     if isinstance(value, list):

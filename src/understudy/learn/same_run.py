@@ -1,4 +1,4 @@
-"""Whether a run continues: only with the settings that it was started with, or with more updates of a constant rate."""
+"""Checks that a run continues only with its original settings, or with more updates at a constant rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .run import Run, describe_differences
 
 MAX_DIFFERENCES = 3  # differences that are listed
 
-# Fields of learners whose first or last updates differ from the others.
+# Fields of learners that make the first or last updates of a training special. Each value says how.
 _PHASES = {"cloning_fraction": "is a fraction of all of them", "warmup_fraction": "is a fraction of all of them",
            "label_noise": "is 0 in the last tenth of them"}
 Documents = Mapping[str, Any]  # of a checkpoint, by file name
@@ -45,7 +45,7 @@ def present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[s
 
 
 def _identity(documents: Documents, trust: tuple[str, ...]) -> dict[str, Any]:
-    """What must stay as it is while a run continues."""
+    """Returns the settings that must stay as they are while a run continues."""
     provenance = documents["provenance.json"]
     return {"seed": provenance["seed"], "data": provenance["data"]["fingerprint"],
             "sampling_weights": provenance.get("sampling_weights", provenance.get("draw")),  # "draw" of old versions
@@ -55,14 +55,14 @@ def _identity(documents: Documents, trust: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _adds_updates(stored: Documents, documents: Documents, differences: Sequence[str]) -> bool:
-    """Whether the number of updates is larger, and nothing else is different."""
+    """Returns whether only the number of updates differs, and is larger."""
     before, after = (some["method.json"]["learner"].get("steps") for some in (stored, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
     return only_steps and after > before and documents["method.json"].get("collection") is None
 
 
 def _check_longer_run(before: int, learner: dict[str, Any], folder: Path) -> None:
-    """Refuses more updates if those that were made would have been others in a longer run.
+    """Raises an error if the updates made so far would have been others in a longer run.
 
     Args:
         before: The number of updates of the run.
@@ -82,7 +82,7 @@ def _check_longer_run(before: int, learner: dict[str, Any], folder: Path) -> Non
 
 
 def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
-    """Whether a learner makes the same updates whatever their total number is. False if that is not known."""
+    """Returns whether a learner's updates are the same whatever their total number is."""
     if not isinstance(name := learner.get("$"), str) or not name.startswith("understudy."):
         return False
     if any(learner.get(name) for name in _PHASES):
@@ -100,7 +100,7 @@ def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
 
 
 def _other_settings(stored: Documents, documents: Documents, differences: Sequence[str], folder: Path) -> UserError:
-    """The error about a call with other settings than those of the run."""
+    """Builds the error about a call with other settings than those of the run."""
     old_command, new_command = (some["provenance.json"].get("command") for some in (stored, documents))
     old_name, new_name = ((some["provenance.json"].get("options") or {}).get("method") for some in (stored, documents))
     method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []

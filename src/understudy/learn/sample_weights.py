@@ -21,10 +21,10 @@ from .optimizer import OptimizerConfig
 
 
 class WeightFunction(ABC):
-    """Weighs the steps of a batch.
+    """Function that weighs the steps of a batch in the loss.
 
-    A weight function that is an `nn.Module` is saved and restored with the learner. One that trains networks of its
-    own is a `LearnedWeightFunction`.
+    A weight function that is an `nn.Module` is saved and restored with the learner. A weight function that trains
+    networks is a `LearnedWeightFunction`.
     """
 
     @abstractmethod
@@ -40,11 +40,13 @@ class WeightFunction(ABC):
         """
 
     def fit(self, data: Dataset) -> None:
-        """Computes what depends on the episodes that batches are drawn from. Called before the first update on them,
-        also if a training resumes. Does nothing by default."""
+        """Computes what depends on the episodes that batches are drawn from. Does nothing by default.
+
+        Called before the first update on these episodes, also when a training resumes.
+        """
 
     def after_update(self, policy: Policy) -> None:
-        """Called after each update, for copies that follow the policy with a lag. Does nothing by default."""
+        """Updates copies that follow the policy with a lag, after each update. Does nothing by default."""
 
 
 class LearnedWeightFunction(nn.Module, WeightFunction):
@@ -70,7 +72,7 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
 
 
 class SampleWeights(ABC):
-    """A frozen dataclass that builds a weight function.
+    """Config of sample weights, which builds a weight function. Subclasses are frozen dataclasses.
 
     Attributes:
         columns: Columns that batches need in `extra`.
@@ -80,7 +82,7 @@ class SampleWeights(ABC):
 
     @abstractmethod
     def build(self, policy: Policy, data: Dataset) -> WeightFunction:
-        """Returns the weight function.
+        """Builds the weight function.
 
         Args:
             data: The training data, for statistics. What is computed from them must depend on the data alone, or be
@@ -98,7 +100,7 @@ class FixedWeights(SampleWeights, WeightFunction):
 
 @dataclass(frozen=True)
 class UniformWeights(FixedWeights):
-    """All steps count the same."""
+    """Sample weights by which all steps count the same."""
 
     def __call__(self, batch, policy):
         return torch.ones(len(batch), device=batch.action.device)
@@ -106,7 +108,7 @@ class UniformWeights(FixedWeights):
 
 @part
 class ColumnWeights(FixedWeights):
-    """Weights by the value of a column. In Sirius (Liu et al. 2023), for example, interventions count more.
+    """Sample weights by the value of a column. In Sirius, for example, interventions count more.
 
     Args:
         column: A column with one number per step.
@@ -135,7 +137,7 @@ class ColumnWeights(FixedWeights):
 
 @part
 class StoredWeights(FixedWeights):
-    """Weights that are a column of the data, such as those of `ProgressWeights`: of each window that of its step.
+    """Sample weights that are a column of the data, such as those of `ProgressWeights`.
 
     Args:
         column: A column with one number per step, at least 0.
@@ -161,14 +163,17 @@ class StoredWeights(FixedWeights):
 
 @part
 class ClassBalancedWeights(SampleWeights):
-    """Weights that give each class of steps a share of the total weight. The mean weight of all steps is 1.
+    """Sample weights that give each class of steps a share of the total weight.
 
-    The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0,
-    and classes without steps get none; the other targets are then scaled to a sum of 1.
+    The mean weight of all steps is 1.
+
+    The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0.
+    Classes without steps have no share, and the remaining shares are then scaled to a sum of 1.
 
     Args:
         targets: Target share of class 0, 1, and so on. None keeps its share of the steps, so that its weight is 1.
-        remainder: The class that gets what the targets of the others leave. Its own target does not count.
+        remainder: The class that gets what remains of 1 after the targets of all other classes. Its own target does not
+            count.
         column: The number of the class of each step.
 
     References:
@@ -205,7 +210,7 @@ class ClassBalancedWeights(SampleWeights):
 
 
 class ClassBalancedWeightFunction(WeightFunction):
-    """Weight function of `ClassBalancedWeights`."""
+    """The weight function that `ClassBalancedWeights` builds."""
 
     def __init__(self, config: ClassBalancedWeights):
         self.config, self.weights = config, torch.ones(len(config.targets))
@@ -226,7 +231,7 @@ class ClassBalancedWeightFunction(WeightFunction):
 
 @part
 class PastTargetWeights(FixedWeights):
-    """Weights of the target steps before the current one, which `Window(action_offset)` below 0 adds.
+    """Sample weights of target steps before the current one, which `Window(action_offset)` below 0 adds.
 
     With uniform weights, the policy also learns to recall the actions that it has executed (past-token prediction).
 
@@ -252,7 +257,7 @@ class PastTargetWeights(FixedWeights):
 
 @dataclass(frozen=True)
 class CriticAdvantage:
-    """The score of the stored actions minus the value of their observation, by networks that a stage trained.
+    """Computes the advantage of stored actions by trained critics: their score minus the value of the observation.
 
     Args:
         critic: Scores plans.
@@ -279,11 +284,11 @@ class CriticAdvantage:
 
 @part
 class AdvantageWeights(FixedWeights):
-    """Weights exp(beta * advantage), bounded above.
+    """Sample weights exp(beta * advantage), bounded above (advantage-weighted cloning).
 
     Args:
-        advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for that of a stage's critic,
-            or a function at the top of a module.
+        advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for the advantage by a stage's
+            critic, or a function at the top of a module.
         beta: Inverse temperature.
         max_weight: Upper bound of a weight.
 
@@ -304,7 +309,7 @@ class AdvantageWeights(FixedWeights):
 
 @part
 class CurriculumWeights(SampleWeights, WeightFunction):
-    """Weights of windows that the policy can already represent, so that it may ignore the others.
+    """Sample weights by which a policy may ignore windows with large losses, which it cannot represent (a curriculum).
 
     The curriculum maximizes the expected log-likelihood of a window plus `temperature` times the entropy of the
     distribution over windows: a weight is proportional to ``exp(-loss / temperature)``. Where demonstrations go two
@@ -318,7 +323,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
     References:
         Blessing et al. (2023), Information Maximizing Curriculum: A Curriculum-Based Approach for Imitating Diverse
         Skills, arXiv:2303.15349, whose code subtracts the largest log-likelihood of each window: a single expert then
-        ignores nothing. Here a constant is subtracted, which changes no weight relative to the others.
+        ignores nothing. Here a constant is subtracted, so that the ratio of two weights does not change.
     """
 
     temperature: Annotated[float, Above(0)] = 0.1
@@ -326,7 +331,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
     def build(self, policy, data):
         head = policy.config.head
         if not (isinstance(head, LikelihoodHead) or (isinstance(head, Regression) and head.norm == "l2")):
-            raise Unsupported(f"the loss of {type(head).__name__} is no log-likelihood of a window",
+            raise Unsupported(f"the loss of {type(head).__name__} is not a log-likelihood of a window",
                               where="CurriculumWeights", hint="use Regression() or a head with a density, such as GMM")
         return self
 
@@ -337,10 +342,10 @@ class CurriculumWeights(SampleWeights, WeightFunction):
 
 @part
 class TrimmedWeights(SampleWeights, WeightFunction):
-    """Weight 0 for the windows with the largest losses of each batch, and 1 for the others: the trimmed loss.
+    """Sample weights that are 0 for the windows with the largest losses of each batch (trimmed loss).
 
     Args:
-        fraction: Fraction of the windows that do not count. It should be above that of the wrong ones.
+        fraction: Fraction of the windows that do not count. It should be above the fraction of wrong windows.
 
     References:
         Rousseeuw (1984), Least Median of Squares Regression, Journal of the American Statistical Association 79.

@@ -1,4 +1,4 @@
-"""Trains a method with several seeds at once."""
+"""Trains a method with several seeds at once, which is faster."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
               log: Callable[[str], None] = lambda text: None) -> tuple[FitResult, ...]:
     """Trains a method with several seeds on the CPU, at once where that is faster.
 
-    The result of each seed is that of `fit_method` with that seed, except for rounding, which long trainings magnify:
-    initial weights, order of the data, noise, gradient clipping and averaged weights are those of the seed.
+    Each seed has the result of `fit_method` with this seed, except for rounding, which long trainings magnify. Initial
+    weights, order of the data, noise, gradient clipping and averaged weights are the same as in `fit_method`.
 
-    The updates of all seeds are one graph if `train --compile` can compile those of the method (see `StackedUpdates`).
-    Five seeds of `iql` with networks of width 64 then take three fifths of the time, and compiled a quarter.
+    The updates of all seeds are one graph if `train --compile` can compile updates of the method (see
+    `StackedUpdates`). Five seeds of `iql` with networks of width 64 then take three fifths of the time, and compiled a
+    quarter.
 
-    One after the other train networks of more than 100,000 weights that are not compiled, trainings of less than 500
-    updates, methods with a reward model or that collect episodes, and all whose updates cannot be captured, or not be
-    computed at once.
+    The seeds are trained one after another if the networks have more than 100,000 weights and are not compiled, if
+    there are less than 500 updates, if the method has a reward model or collects episodes, or if its updates cannot be
+    captured or computed at once.
 
     Args:
         method: The method. Its stages are trained first, with the same seeds.
@@ -81,14 +82,14 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
 
 
 def reason_against_stacking(method: Method) -> str | None:
-    """Why several seeds of a method cannot be trained at once, or not faster. None if that has to be tried."""
+    """Returns why several seeds of a method cannot be trained at once, or not faster. None if they may be."""
     learner, head = method.learner, method.policy.head
     if method.collection is not None:
         return "the method collects episodes while it trains"
     if isinstance(head, MemoryHead):
         return f"{type(head).__name__} keeps its training data"
     if not isinstance(learner, Algorithm):
-        return f"{type(learner).__name__} is no `Algorithm`"
+        return f"{type(learner).__name__} is not an `Algorithm`"
     if isinstance(learner, RewardedConfig) and learner.reward is not None:
         return "there is a reward model"
     if type(learner).end_update is not Algorithm.end_update and not _ends_without_change(learner):
@@ -99,14 +100,14 @@ def reason_against_stacking(method: Method) -> str | None:
 
 
 def _ends_without_change(learner: Algorithm) -> bool:
-    """Whether this is cloning with weights of samples that stay, and without further losses."""
+    """Returns whether this is cloning with fixed sample weights and without further losses."""
     return isinstance(learner, BehaviorCloning) and type(learner).end_update is BehaviorCloning.end_update \
         and isinstance(learner.sample_weights, FixedWeights) and not learner.auxiliary_losses
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A training of `fit_method` before its first update."""
+    """A training of `fit_method` that is prepared up to its first update."""
 
     learner: GradientLearner
     batch: Callable[[int], Batch]
@@ -115,7 +116,7 @@ class _Prepared:
     data: Dataset
 
     def result(self) -> FitResult:
-        """The result, once the learner has been trained."""
+        """Returns the result, once the learner has been trained."""
         modules = {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
         return FitResult(self.untrained.method, modules, self.untrained.features)
 
@@ -133,7 +134,7 @@ def prepare_training(method: Method, data: Dataset, seed: int, stages: Mapping[s
 
 
 def _train_at_once(trainings: Sequence[_Prepared], compile: bool) -> str | None:
-    """Trains learners by captured updates of all of them. Otherwise returns the reason."""
+    """Trains several learners by common graphs. Otherwise returns the reason why it cannot."""
     if not compile and (reason := _too_large(trainings[0].learner)):
         return reason
     try:

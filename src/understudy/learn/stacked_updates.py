@@ -1,4 +1,4 @@
-"""Updates of several seeds as one graph."""
+"""Runs the updates of several training seeds as one graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StackedUpdates:
 
     Args:
         engines: Engines of one method, which differ in their seeds and data.
-        compiled: Whether graphs are compiled. False calls their operations one after the other.
+        compiled: Whether graphs are compiled. False calls their operations one by one.
 
     Raises:
         Unsupported: The updates cannot be captured, or not be computed at once. The message says why.
@@ -95,7 +95,7 @@ class StackedUpdates:
         return replace(graph, run=compiled(run) if self.compiled else run), constants
 
     def _of_engines(self, constants: Sequence[Tensor]) -> tuple[list[Tensor], list[int | None]]:
-        """Returns tensors of the first engine with those of the others, and their axes of engines, None if equal."""
+        """Stacks tensors of the first engine with those of the others. Returns them and their axes, None if equal."""
         of_engines = [_tensors(engine) for engine in self.engines]
         numbers, results, axes = {id(tensor): i for i, tensor in enumerate(of_engines[0])}, [], []
         for tensor in constants:
@@ -109,7 +109,7 @@ class StackedUpdates:
 
 @dataclass(frozen=True)
 class _MadeUpdate:
-    """An update of an engine whose weights have been computed elsewhere."""
+    """An update of an engine whose new weights have been computed elsewhere, in a common graph."""
 
     metrics: dict[str, float]
 
@@ -132,7 +132,7 @@ def _finish(engine: Engine, batch: Batch, metrics: dict[str, float]) -> dict[str
 
 @contextmanager
 def _seed_named(engine: Engine) -> Iterator[None]:
-    """Within the block, an error of training names the seed."""
+    """Adds the seed to errors of training. A context manager."""
     try:
         yield
     except Diverged as error:
@@ -147,7 +147,7 @@ def _tensors(engine: Engine) -> list[Tensor]:
 
 
 def _constants_as_inputs(module: Any) -> list[Tensor]:
-    """Makes the tensors that a graph keeps its last inputs, and returns them."""
+    """Turns the tensors that a graph stores into its last inputs, and returns them."""
     graph, inputs = module.graph, dict[str, torch.fx.Node]()
     graph.eliminate_dead_code()
     *_, last = (node for node in graph.nodes if node.op == "placeholder")
@@ -163,5 +163,5 @@ def _constants_as_inputs(module: Any) -> list[Tensor]:
 
 
 def _stack(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Returns the tensors of several lists, one of each, with an axis of lists in front."""
+    """Stacks the tensors of several lists, one of each, with an axis of lists in front."""
     return [torch.stack([t.detach() for t in tensors]) for tensors in zip(*rows, strict=True)]

@@ -53,12 +53,12 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
 
 
 def packages_of(part: object) -> tuple[str, ...]:
-    """The packages whose code a value of configuration uses, such as a method. Who made the value trusts them."""
+    """Returns the packages whose code a value of configuration uses, such as a method."""
     return config.packages_in(config.dump(part))
 
 
 def stages_before(run: Path) -> tuple[str, ...]:
-    """Names of the stages that the run of a stage may refer to, from the folders of the enclosing runs."""
+    """Returns names of the stages that the run of a stage may refer to, from the folders of the enclosing runs."""
     names: list[str] = []
     while run.parent.name == "stages":
         names += sorted(p.name for p in run.parent.glob("[!.]*") if p != run)
@@ -87,7 +87,7 @@ def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] =
 def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = InitializeFrom.load,
                   train: tuple[str, ...] = InitializeFrom.train, frozen: tuple[str, ...] = (),
                   trust: tuple[str, ...] = ()) -> Method:
-    """A method that starts from the weights of an existing run, which becomes its stage "from".
+    """Returns a method that starts from the weights of an existing run, which becomes its stage "from".
 
     Stages that only gave initial weights before are dropped: the run's weights take their place. If the learner is of
     the same kind and the whole policy is loaded, the critic, value and reward model of the run are trained on too.
@@ -125,7 +125,7 @@ def copy_run(source: Path | str, folder: Path) -> None:
     if folder.is_dir():
         try:
             original = find_checkpoint(source)
-        except UserError:  # it is gone, and the copy is enough
+        except UserError:  # the original is gone, and the copy is enough
             return
         if Run.fingerprint(original) != Run.fingerprint(find_checkpoint(folder)):
             raise UserError(f"the stage was copied from other weights than those of {source}", where=folder,
@@ -142,7 +142,7 @@ def copy_run(source: Path | str, folder: Path) -> None:
 
 
 def _copy_without_learner(source: Path, folder: Path) -> None:
-    """Copies a folder. `shutil.copytree` would hide the numbers of the system's errors."""
+    """Copies the folder of a checkpoint without the state of the learner."""
     folder.mkdir(parents=True)
     for path in source.iterdir():
         if path.name == "train" or path.name.startswith("."):
@@ -154,9 +154,9 @@ def _copy_without_learner(source: Path, folder: Path) -> None:
 
 
 def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:
-    """The provenance.json of the stages of a run, and of theirs, by their names such as "from/from".
+    """Returns the provenance.json of the stages of a run, and of their stages, by names such as "from/from".
 
-    The weights of the run began there, or it uses those of the stage.
+    The weights of the run were initialized from the stage, or the run uses the weights of the stage.
     """
     out: dict[str, dict[str, Any]] = {}
     for stage in sorted((run / "stages").glob("[!.]*")):
@@ -167,14 +167,14 @@ def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def learned_digests(provenance: Mapping[str, Any]) -> set[str]:
-    """The digests of the episodes that a training learned from: see `episode_fingerprints`."""
+    """Returns the digests of the episodes that a training learned from: see `episode_fingerprints`."""
     excluded = {*provenance.get("held_out", ()), *provenance.get("left_out", ())}
     digests = provenance.get("episodes", {}).get("digests", ())
     return {digest for i, digest in enumerate(digests) if i not in excluded}
 
 
 def is_finished(run: Run, method: Method) -> bool:
-    """Whether a stage needs no more training: its training is complete and has a model card, or its run is a copy."""
+    """Returns whether a stage is finished: trained completely with a model card, or copied."""
     last = max(run.saved_steps(), default=None)
     if last is None:
         return False
@@ -184,9 +184,9 @@ def is_finished(run: Run, method: Method) -> bool:
 
 
 def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
-    """Refuses modules of stages that read columns which have other shapes, orders or units in the data.
+    """Raises an error if modules of stages read columns with other shapes, orders or units than the data.
 
-    The data are those before any transform.
+    The data must not have been transformed yet.
     """
     as_recorded = not method.transforms and method.wrapper is None
     referenced = tuple(find_references(method))
@@ -217,7 +217,7 @@ SUBMODULES = ("codec", "encoder", "net")
 
 
 def of_policy(parts: Iterable[InitializeFrom]) -> tuple[InitializeFrom, ...]:
-    """Returns the initial weights that are of the policy, and not of another module of the learner."""
+    """Returns those initial weights that are for the policy, and not for another module of the learner."""
     return tuple(part for part in parts if part.into == "policy")
 
 
@@ -247,7 +247,7 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                 _check_columns(policy, source, place)
             try:
                 module, weights = submodule(policy, name, place), submodule(source, name, place).state_dict()
-                if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
+                if name.partition(".")[0] == "codec":  # each column has statistics, which must keep their shape
                     _check_shapes(module, weights)
                 load_tensors(module, weights)
             except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Targets of values: discounted rewards with a bootstrap, generalized advantages, and losses of values."""
+"""Targets of value learning: discounted rewards with a bootstrap, generalized advantages, and losses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ..data.window import TERMINATED
 from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"
-_FAR = 10.0  # times the largest return: farther away is another unit
+_OTHER_UNIT_RATIO = 10.0  # times the largest return: farther away is another unit
 
 
 def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the discounted rewards of windows, and the factor of the value that follows them, (B,) each.
 
-    The target of a critic is ``reward + bootstrap * value(batch.next)``. An episode that terminated has no value
-    afterwards. One that was cut off has: it may be shorter than the window, and then the discount counts its own steps.
+    The target of a critic is ``reward + bootstrap * value(batch.next)``. There is no value after an episode that
+    terminated. After an episode that was cut off there is one. Such an episode may be shorter than the window, and then
+    the discount counts the steps of the episode.
 
     Args:
         batch: Its `extra` has the columns `next.reward` and `next.terminated`.
@@ -93,8 +94,8 @@ def td_loss(quantiles: Tensor, target: Tensor, levels: Tensor | None = None, *, 
     Args:
         quantiles: The prediction, (..., n_quantiles, B). One is the expected return.
         target: Its target, (B,), or equally likely targets, (..., n_targets, B).
-        levels: Those of the quantiles, (n_quantiles, B). None if they are equally spaced.
-        huber: Whether the error of a single value is that of Huber as well.
+        levels: Levels of the quantiles, (n_quantiles, B). None if they are equally spaced.
+        huber: Whether the error of a single value is a Huber error, too.
 
     References:
         Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.
@@ -113,7 +114,7 @@ def _huber(error: Tensor) -> Tensor:
 
 
 def check_rewards(data: Dataset) -> None:
-    """Refuses rewards that make no action better than another.
+    """Raises an error for rewards that make no action better than another.
 
     The reward of a last step does not count if no observation follows it and it did not terminate (`Window.windows`).
 
@@ -140,7 +141,7 @@ def check_rewards(data: Dataset) -> None:
 
 
 def return_findings(data: Dataset, column: str, target: float | None = None) -> Iterator[DataWarning]:
-    """Refuses rewards that are all 0. The findings are equal returns, which tell no episode from another.
+    """Checks returns: raises an error if all rewards are 0, and reports equal returns of all episodes.
 
     Args:
         target: The return that is asked for while acting. A finding says if it seems to be in another unit.
@@ -157,13 +158,13 @@ def return_findings(data: Dataset, column: str, target: float | None = None) -> 
         raise DataError("all rewards are 0, so that the returns of all episodes are equal", where=place,
                         hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
                              "(--columns reward=NAME), or clone the actions with bc")
-    if target is not None and abs(target) > _FAR * max(map(abs, returns)):
+    if target is not None and abs(target) > _OTHER_UNIT_RATIO * max(map(abs, returns)):
         yield DataWarning(f"{place}: the target return is {target:g}, and the returns of the episodes are from "
                           f"{min(returns):g} to {max(returns):g}. Use their units")
 
 
 def time_limit_findings(data: Dataset) -> Iterator[DataWarning]:
-    """Whether all episodes terminate after the same number of steps, as if a time limit were an end."""
+    """Reports whether all episodes terminate after the same number of steps, as if a time limit were an end."""
     if terminate_together(data):
         path = data.metadata.get("path", "data set")
         yield DataWarning(f"{path}: all {len(data)} episodes terminate after {data.lengths[0]} steps, as with a time "
@@ -172,12 +173,12 @@ def time_limit_findings(data: Dataset) -> Iterator[DataWarning]:
 
 
 def _ends(data: Dataset) -> list[bool]:
-    """Whether each episode terminates."""
+    """Returns whether each episode terminates."""
     return [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
 
 
 def _unknown_ends(data: Dataset) -> np.ndarray:
-    """Whether each episode is cut off without an observation after its last action, (E,). False if all are images."""
+    """Returns whether each episode is cut off without an observation after its last action, (E,)."""
     numbers = [name for name, f in data.features().items() if role(name) == "observation" and f.kind != "image"]
     lacks = np.all([data.rows(name) <= data.lengths for name in numbers], axis=0) if numbers else False
     return lacks & ~np.array(_ends(data))
@@ -187,7 +188,7 @@ _UNTRAINED = 1.0  # a new critic has smaller mean scores, also where the first b
 
 
 class ReturnBound:
-    """Refuses scores of a critic that no return can have, because they diverge.
+    """Bound on scores of a critic, beyond which they diverge because no return can be as large.
 
     Args:
         data: The training data. Larger rewards may come later.
@@ -211,7 +212,7 @@ class ReturnBound:
 
 
 class MeanBound:
-    """Refuses means of values that cannot be larger than `largest`. 0 is no bound.
+    """Bound on means of values, beyond which they diverge. 0 is no bound.
 
     Args:
         **texts: Parts of the message: see `check_bounded`.
@@ -229,7 +230,7 @@ def check_bounded(value: float, bound: float, update: int, *, name: str = "the s
                   reason: str = "no return can exceed",
                   hint: str = "normalize the critic (--critic.layer-norm True), or lower --discount or "
                               "--optimizer.lr") -> None:
-    """Raises Diverged if a mean is more than ten times what it can be. It diverges then.
+    """Raises Diverged if a mean is more than ten times its largest possible value.
 
     Args:
         value: The mean.

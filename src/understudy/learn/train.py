@@ -104,29 +104,31 @@ MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 
 @part
 class RunConfig:
-    """How `train` trains a method: its options besides the method, the data and the folder.
+    """Options of `train` besides the method, the data and the folder.
 
     Args:
-        steps: Number of updates. None: those of the method (see `method.with_steps`).
+        steps: Number of updates. None: the number in the method (see `method.with_steps`).
         seed: Seed of the first weights, the order of the data, noise and dropout.
         device: Where to compute. "auto" takes a GPU if there is one.
-        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
-            or else by the rollouts of the policy in the rounds of a collection, or else by the validation error; of
-            equals the later. Its seeds must not be those of the final evaluation.
+        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint has the best
+            score. Without a score it has the best rollouts of the policy in the rounds of a collection, or else the
+            smallest validation error. Of equal checkpoints the later one is best. The final evaluation must use other
+            seeds than the score.
         save_freq: Updates between checkpoints. Each checkpoint is validated and scored. None: a tenth of all, or, if
             the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
-            Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
+            The choice does not depend on `seed`, so that policies of different seeds are judged on the same episodes.
         callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
         sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
-        stream: Where the windows come from, shard by shard. The data are then its first episodes: columns, statistics
-            and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
+        stream: Where the windows come from, shard by shard. `data` are then the first episodes of the stream: they give
+            columns, statistics and validation. Not for a method that keeps its data (knn), nor with `sampling_weights`.
         progress: A progress bar on standard error. None: where that is a terminal.
         resume: False refuses a folder that holds a run.
         command: The command that the model card gives for training this again.
         options: The options of that command as JSON data, with its name as "command".
-        include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
-            a warning that names them. Of a stream, those among its first episodes are known and left out.
+        include_interrupted: Also train on episodes whose recording was interrupted. Otherwise they are left out, with a
+            warning that names them. Of a stream, only interrupted episodes among the first episodes are known and left
+            out.
         stages: Existing runs that take the place of stages, by the stage's name. They are copied into the run and not
             trained. `stages.use_run` gives the method of such a stage.
         stage_callbacks: Returns the callbacks of a stage that is trained, given the stage and its run. `callbacks` are
@@ -166,14 +168,14 @@ class RunConfig:
 def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Policy:
     """Trains a method, and the stages it needs, into the folder of a run.
 
-    The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
-    same class of machine with the same number of threads and processes.
+    The same call continues a stopped run. The result is then bit-equal to a run that was never stopped, on the same
+    class of machine with the same number of threads and processes.
 
     A call with more `steps` continues a run whose learning rate does not depend on their number
-    (`lr_schedule="constant"`). Its weights are those of a run with that many steps from the start; only the updates at
-    which checkpoints are validated differ, unless `save_freq` is given. Stages that are not finished are trained first,
-    each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or accelerate all
-    processes train one policy together.
+    (`lr_schedule="constant"`). It ends with the same weights as a run with that many steps from the start. Only the
+    updates at which checkpoints are validated differ, unless `save_freq` is given. Stages that are not finished are
+    trained first, each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or
+    accelerate all processes train one policy together.
 
     Args:
         **options: Fields of `RunConfig`, such as ``seed=1, device="cpu", score=score``.
@@ -215,7 +217,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
 
 
 def _update(loop: _RunTraining, prepared: _Preparation) -> None:
-    """Makes all updates that are left, with those of the rounds of a collection, and evaluates the last checkpoint."""
+    """Makes all remaining updates, with the rounds of a data collection, and evaluates the last checkpoint."""
     run_config, processes, stream = prepared.config, prepared.processes, prepared.config.stream
     method, collection = prepared.resolved, prepared.resolved.collection
     total = method.learner.steps if collection is None else None
@@ -243,7 +245,7 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
 def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
     """Raises UserError for options that do not fit the method, before anything is computed."""
     if run_config.compile and not isinstance(method.learner, Algorithm):
-        raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is no `Algorithm`",
+        raise Unsupported("updates cannot be compiled: this learner, such as that of PPO, is not an `Algorithm`",
                           where=type(method.learner).__name__, hint="train without --compile")
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))
@@ -266,7 +268,7 @@ def _check_options(method: Method, run: Run, run_config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """What a run has before its next update."""
+    """What `train` has prepared before the next update of a run."""
 
     run: Run
     config: RunConfig
@@ -297,7 +299,7 @@ class _Preparation:
 
 def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, device: torch.device,
              processes: Processes) -> _Preparation:
-    """Splits the episodes, trains the stages, and checks that the run is one of this method, data and seed."""
+    """Splits the episodes, trains the stages, and checks that an existing run has this method, data and seed."""
     processes.wait()
     last = max(run.saved_steps(), default=None)
     processes.wait()  # before the first one saves anything: all take the same way
@@ -336,7 +338,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
 
 def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
                      ) -> dict[str, Any]:
-    """The documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
+    """Returns the documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
@@ -351,7 +353,7 @@ def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance
 
 def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
              ) -> tuple[Method, Mapping[Any, CheckpointModule]]:
-    """The method with the modules of its stages, and these."""
+    """Returns the method with the modules of its stages in place of references, and these modules."""
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)
     check_stage_columns(method, modules, recorded)
@@ -359,14 +361,14 @@ def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
 
 
 def default_save_freq(steps: int) -> int:
-    """Default number of updates between checkpoints."""
+    """Returns the default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
 
 
 class _RunTraining(MethodTraining):
-    """A training in a run's folder: what is saved, and how it continues."""
+    """A training in the folder of a run, with checkpoints from which it can continue."""
 
-    save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
+    save_freq: int | None  # updates between evaluated checkpoints; None: `update` is told when
 
     def __init__(self, prepared: _Preparation):
         run_config, method, run = prepared.config, prepared.resolved, prepared.run
@@ -400,7 +402,7 @@ class _RunTraining(MethodTraining):
         folder = self.run.folder / "annotated"
         if self.processes.first and not folder.is_dir():
             episodes = self.learner.annotate(data, None)
-            without_images = episodes.map(lambda e: e.replace(  # they are long, and are those of the data
+            without_images = episodes.map(lambda e: e.replace(  # images are large, and unchanged
                 {k: None for k, f in e.features().items() if f.kind == "image"}))
             with whole_folder(folder) as part:
                 write_dataset(without_images, part / "episodes.npz", "npz")
@@ -494,7 +496,7 @@ class _RunTraining(MethodTraining):
             except _Interrupted:
                 stopped = True
             self.save(self.n_updates)
-            stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
+            stopped = self.processes.any(stopped or interrupts.seen)  # a signal may have come during the save
         self.processes.wait()
         if stopped:
             raise KeyboardInterrupt
@@ -505,7 +507,7 @@ class _Interrupted(Exception):
 
 
 class _CheckpointEvaluation:
-    """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
+    """Evaluates each checkpoint (validation and score), and keeps only the last and the best one."""
 
     def __init__(self, prepared: _Preparation):
         self.run, self.method, self.recorded = prepared.run, prepared.resolved, prepared.recorded_columns
@@ -534,7 +536,7 @@ class _CheckpointEvaluation:
         self.choose(step)
 
     def choose(self, last: int) -> None:
-        """Names the last and the best checkpoint. The others are removed."""
+        """Names the last and the best checkpoint, and removes the others."""
         lines = comparable_scores(self.run.read_metrics())
         scored = self.score is not None or any("score" in line for line in lines)
         best = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
@@ -542,7 +544,7 @@ class _CheckpointEvaluation:
 
 
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """Returns the step of the best evaluation, among equals the latest. None if no line has the metric `by`.
+    """Returns the number of updates of the best checkpoint, among equals the latest. None if there is no metric `by`.
 
     Higher values of "score" are better. For every other metric, lower values are better.
     """
@@ -552,7 +554,7 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
 
 
 def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warns of held-out episodes that an earlier run was trained on, whose weights are taken over or used."""
+    """Warns of held-out episodes that an earlier run was trained on, whose weights are used here."""
     own, held_out = provenance["episodes"], provenance["held_out"]
     for name, other in earlier.items():
         learned = learned_digests(other) if other.get("episodes", {}).get("columns") == own["columns"] else set()
@@ -591,7 +593,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
     old_method = run.read_checkpoint_json(last, "method.json")
     old_settings = {"method": present_document(old_method, packages_of(stage.method))}
     new_settings = {"method": config.dump(stage.method)}
-    if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
+    if (run.checkpoint_path(last) / "train").is_dir():  # the stage was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
         old_settings |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         new_settings |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
@@ -601,7 +603,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
 
 
 def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
-    """Raises UserError now, and not after the training, if the method's actor cannot act."""
+    """Raises UserError before a training if the method's actor could not act afterwards."""
     if role(method.policy.target) != "action":  # a model of something else does not act
         return
     features = {**build_planner(method, learner.modules).features,

@@ -22,7 +22,7 @@ LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of me
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over training.
+    """One metric over the updates of a training.
 
     Args:
         steps: Number of updates before each value.
@@ -36,9 +36,9 @@ class Curve:
         """Returns the value after `step` updates, or None if there is none."""
         return self.values[self.steps.index(step)] if step in self.steps else None
 
-    def smoothed(self, fraction: float = 0.04) -> Curve:
-        """Returns the moving average over `fraction` of the values, at least 5 of them."""
-        half = max(2, round(fraction * len(self.values) / 2))
+    def smoothed(self) -> Curve:
+        """Returns the moving average over 4% of the values, at least 5 of them."""
+        half = max(2, round(0.02 * len(self.values)))
         value = np.pad(np.asarray(self.values, float), half, mode="edge")
         kernel = np.full(2 * half + 1, 1 / (2 * half + 1))
         return Curve(self.steps, tuple(np.convolve(value, kernel, "valid").tolist()))
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """The measurements of one run.
+    """The metrics of one training run.
 
     Args:
         curves: Measurements by their key in metrics.jsonl, such as "loss", "validation/energy" and "score".
@@ -55,7 +55,7 @@ class TrainingCurves:
         seconds: Time that the training took so far.
         data: Which data and held-out episodes the run has. Held-out errors can be compared if this is equal.
         evaluations: Lines of RUN/eval/*.jsonl, oldest first. Each has the key "where" in addition.
-        of_latents: Whether held-out errors are those of latents, and not of actions (see `method.has_latent_actions`).
+        of_latents: Whether held-out errors are errors of latents, and not of actions (see `method.has_latent_actions`).
         target: The column that the policy predicts.
     """
 
@@ -71,7 +71,7 @@ class TrainingCurves:
 
     @classmethod
     def load(cls, folder: Path | str) -> TrainingCurves:
-        """Reads the measurements of a run, also given by one of its checkpoints. It may still be training."""
+        """Reads the metrics of a run, also given by one of its checkpoints. It may still be training."""
         checkpoint = find_checkpoint(folder)
         run = Run(checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint)
         lines = comparable_scores(run.read_metrics())
@@ -88,17 +88,17 @@ class TrainingCurves:
 
     @property
     def held_out_name(self) -> str:
-        """What the held-out error is called."""
+        """The name of the error on held-out episodes."""
         return held_out_name(self.of_latents)
 
     @property
     def error_of(self) -> str:
-        """What the held-out error is the error of. Only errors of actions can be compared between runs."""
+        """What the held-out error measures: latents, actions or another column."""
         return "latents" if self.of_latents else "actions" if role(self.target) == "action" else repr(self.target)
 
     @property
     def chosen_by(self) -> str | None:
-        """The measurement that chose the best checkpoint."""
+        """The metric that chose the best checkpoint."""
         return next((key for key in (SCORE, HELD_OUT_ERROR) if key in self.curves), None)
 
     @property
@@ -108,7 +108,7 @@ class TrainingCurves:
         return held_out is not None and held_out.values[-1] > min(held_out.values)
 
     def checkpoint_json(self, step: int | None) -> dict[str, Any] | None:
-        """Where a checkpoint is, its held-out error and its score."""
+        """Returns where a checkpoint is, its held-out error and its score, as JSON."""
         if step is None:
             return None
         run = Run(self.folder)
@@ -117,7 +117,7 @@ class TrainingCurves:
                    for name, key in (("validation", HELD_OUT_ERROR), ("score", SCORE))}}
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of this run in `understudy plot --json`."""
+        """Returns the entry of this run in `understudy plot --json`."""
         return {
             "run": str(self.folder), "seconds": self.seconds, "last": self.checkpoint_json(self.last),
             "best": self.checkpoint_json(self.best), "chosen_by": self.chosen_by,
@@ -153,12 +153,12 @@ def held_out_name(of_latents: bool) -> str:
 
 
 def _read_method(path: Path) -> dict[str, Any]:
-    """The document of a method.json. No code of the method is loaded."""
+    """Reads a method.json as a document, without loading code of the method."""
     return read_json(path) if path.exists() else {}
 
 
 def _has_latent_actions(method: Mapping[str, Any]) -> bool:
-    """Whether the policy of a method.json chooses skills."""
+    """Returns whether the policy of a method.json chooses skills."""
     wrapper = method.get("wrapper") or {}
     return current_name(wrapper.get("$", "")) == f"{SkillWrapper.__module__}:{SkillWrapper.__qualname__}"
 
@@ -174,7 +174,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Lines of the files in RUN/eval, without those that were cut off."""
+    """Reads the lines of the files in RUN/eval, without incomplete ones."""
     lines = []
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

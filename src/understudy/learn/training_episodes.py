@@ -1,4 +1,4 @@
-"""Which episodes of a data set are trained on, which are held out, and what they are after a method's transforms."""
+"""Divides the episodes of a data set into training and held-out ones, and transforms them for a method."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class EpisodeSplit:
     """The episodes of a data set that are not trained on, by their indices in order.
 
     Attributes:
-        held_out: Those on which checkpoints are validated.
-        left_out: Those whose recording was interrupted.
+        held_out: Episodes on which checkpoints are validated.
+        left_out: Episodes whose recording was interrupted.
     """
 
     held_out: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class EpisodeSplit:
 
     @property
     def excluded(self) -> set[int]:
-        """The indices of both."""
+        """The indices of all episodes that are not trained on."""
         return {*self.held_out, *self.left_out}
 
     def learned(self, data: Dataset) -> Dataset:
@@ -90,11 +90,11 @@ def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> l
 
 @dataclass(frozen=True)
 class TrainingEpisodes:
-    """The episodes of a data set as a method trains on them, after its transforms.
+    """The training episodes of a data set, after a method's transforms.
 
     Attributes:
-        complete: All of them, with those that are held out or left out.
-        learned: Those that are trained on.
+        complete: All episodes, including the ones that are held out or left out.
+        learned: The episodes that are trained on.
     """
 
     complete: Dataset
@@ -102,7 +102,7 @@ class TrainingEpisodes:
 
 
 def training_episodes(data: Dataset, method: Method, split: EpisodeSplit) -> TrainingEpisodes:
-    """Applies a method's transforms, whose references are resolved. Warnings are of the episodes that are trained on.
+    """Applies a method's transforms to the training episodes of a data set, with its warnings.
     """
     learned = training_data(split.learned(data), method)
     return TrainingEpisodes(_quiet_training_data(data, method), learned)
@@ -110,7 +110,7 @@ def training_episodes(data: Dataset, method: Method, split: EpisodeSplit) -> Tra
 
 @dataclass(frozen=True)
 class ValidationEpisodes:
-    """The episodes by which checkpoints are judged, after a method's transforms.
+    """The held-out episodes by which checkpoints are judged, after a method's transforms.
 
     Attributes:
         held_out: The episodes on which errors are measured. Empty if they have no actions.
@@ -129,14 +129,14 @@ def validation_data(data: Dataset, method: Method, split: EpisodeSplit, learned:
     """
     recording, held_out = without_made_episodes(method), data.select([])
     if split.held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions):  # perhaps the others have actions
+        with contextlib.suppress(NoActions):  # perhaps the training episodes have actions
             held_out = _quiet_training_data(data.select(split.held_out), recording)
     return ValidationEpisodes(held_out, learned if recording is method else
                               training_data(split.learned(data), recording))
 
 
 def _quiet_training_data(data: Dataset, method: Method) -> Dataset:
-    """The episodes as the method trains on them, without the warnings that are said of those that are trained on."""
+    """Transforms episodes as a method trains on them, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         return training_data(data, method)

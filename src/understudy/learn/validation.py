@@ -25,7 +25,7 @@ from .method import Method
 
 @part
 class Validation:
-    """Compares sampled plans with the recorded actions.
+    """Config of the validation of checkpoints, which compares sampled plans with recorded actions.
 
     The distance of two chunks is the root mean square over their steps and components, in units of the standard
     deviation of each component in the training data. For discrete actions it is the root of the fraction of differing
@@ -42,7 +42,7 @@ class Validation:
 
     def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64,
                       executor: Executor | None = None) -> Iterator[tuple[Batch, Tensor]]:
-        """Draws plans for windows that are spread evenly over the data.
+        """Samples what the policy plans (chunks of actions) at recorded steps that are spread evenly over the data.
 
         Args:
             executor: The method's executor. If it is an `ActionConditionedExecutor`, it plans after the recorded
@@ -126,7 +126,7 @@ class Validation:
 
 
 def warn_of_made_steps(data: Dataset, column: str, n_made: int, why_none: str) -> None:
-    """Warns if no step is made, or if made steps have observations that do not fit their `column`."""
+    """Warns if no step is generated, or if generated steps have observations besides `column` that do not fit them."""
     path = data.metadata.get("path")
     if not n_made:
         warnings.warn(f"{path or 'data set'}: no step is made, so that the demonstrations alone are cloned: {why_none}",
@@ -156,7 +156,7 @@ def warn_of_learning_rate(method: Method) -> None:
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:
-    """Energy score of sampled plans: E|X - y| - E|X - X'| / 2. Smaller is better.
+    """Computes the energy score of sampled plans: E|X - y| - E|X - X'| / 2. Smaller is better.
 
     The second mean is over pairs of different samples, which makes it unbiased. With K = 1, only the first mean is
     left.
@@ -198,11 +198,11 @@ def target_scale(data: Dataset, target: str) -> Tensor:
 
 
 def _root_mean_square(gap: Tensor, mask: Tensor) -> Tensor:
-    """(B, K) root mean square over unmasked steps."""
+    """Returns the root mean square over unmasked steps, (B, K)."""
     count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
     return ((gap.square() * mask).sum((2, 3)) / count).sqrt()
 
 
 def _class_errors(a: Tensor, b: Tensor) -> Tensor:
-    """Half the squared distance of the one-hot vectors."""
+    """Returns half the squared distance of one-hot vectors, the error of classes."""
     return (a.round() != b.round()).float()

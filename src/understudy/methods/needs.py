@@ -1,4 +1,4 @@
-"""What methods need. The decorator of a method names these constants, which are read without importing PyTorch."""
+"""Requirements of methods on the data, named in their decorators. They are read without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Example = Mapping[str, Mapping[str, Any]]  # columns, as the JSON of a `Feature`
 
 @dataclass(frozen=True)
 class Need:
-    """A requirement on the columns of the data.
+    """A requirement of a method on the columns of the data.
 
     Args:
         text: What the data must have, as `understudy methods` shows it.
@@ -33,12 +33,12 @@ class Need:
     check: Callable[[str, Schema, Mapping[str, Any], Others], None] | None = None
 
 
-LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
+LEAST_SPREAD = 0.1  # difference of the 10th and 90th percentile of returns, as a fraction of the larger
 
 
 def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
                      returns: tuple[float, float] | None = None, env_features: Schema | None = None) -> dict[str, str]:
-    """The learners for which data have more, or less, than observations and actions.
+    """Returns which learners suit data with more, or less, than observations and actions.
 
     Args:
         features: The columns of the data.
@@ -78,12 +78,12 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
 
 
 def learners_for(data: Dataset, env_features: Schema | None = None) -> dict[str, str]:
-    """What `suggest_learners` says of a data set."""
+    """Describes the learners of `suggest_learners` for a data set."""
     return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data), env_features)
 
 
 def middle_returns(data: Dataset) -> tuple[float, float] | None:
-    """The 10th and the 90th percentile of the episodes' returns. None without rewards."""
+    """Returns the 10th and the 90th percentile of the episodes' returns. None without rewards."""
     import numpy as np
 
     if "next.reward" not in data.features() or not len(data):
@@ -93,7 +93,7 @@ def middle_returns(data: Dataset) -> tuple[float, float] | None:
 
 
 def is_goal(name: str) -> bool:
-    """Whether a column looks like a goal."""
+    """Returns whether a column looks like a goal."""
     return name.startswith("observation.") and name.endswith("goal")
 
 
@@ -165,7 +165,7 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
 
 
 def _require_columns(*names: str) -> Callable[[str, Schema, Mapping[str, Any], Others], None]:
-    """Refuses data without the columns that these options name."""
+    """Raises an error if the data lack the columns that these options name."""
     def check(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
         for option in names:
             if options[option] not in features:

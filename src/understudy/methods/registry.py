@@ -1,4 +1,4 @@
-"""The names of methods, and what is known about each. Methods are listed without importing them."""
+"""The registry of methods: their names, and what is known about each, without importing them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class MethodInfo:
             benchmarks found, also if it speaks against the method.
         rows: Rows of the table of systems, docs/evidence/systems.md, if it is in there.
         needs: What the data must have, and what must be given while acting. `find_method` checks each `Need` that has
-            a check. The parts of the method that read a column check the others when the training starts.
+            a check. A need without a check is checked when the training starts, by the part of the method that reads
+            the column.
     """
 
     paper: str
@@ -52,8 +53,8 @@ def method(paper: str, *, when: str, rows: tuple[str, ...] = (),
            needs: tuple[Need | str, ...] = (NUMBERS,)) -> Callable[[Function], Function]:
     """Decorator of an `Algorithm`, or of a function that returns a `Method`. Stores a `MethodInfo` on it.
 
-    The arguments are those of `MethodInfo`. In understudy itself each is a literal or a constant of `methods/needs.py`,
-    because `read_info` reads it from the source.
+    It takes the arguments of `MethodInfo`. In understudy itself each argument is a literal or a constant of
+    `methods/needs.py`, because `read_info` reads it from the source.
     """
     info = MethodInfo(paper, when, rows, needs)
 
@@ -66,13 +67,13 @@ def method(paper: str, *, when: str, rows: tuple[str, ...] = (),
 
 @functools.cache
 def method_files() -> Mapping[str, Path]:
-    """The files of all bundled methods, by the names of the methods. Folders are families."""
+    """Returns the files of all bundled methods, by the names of the methods. Folders are families."""
     return {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*/*.py")) if path.stem != "__init__"}
 
 
 @functools.cache
 def method_families() -> Mapping[str, str]:
-    """Title and summary of each family of bundled methods: the docstrings of the folders."""
+    """Returns title and summary of each family of bundled methods: the docstrings of the folders."""
     folders = dict.fromkeys(path.parent for path in method_files().values())
     return {folder.name: ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
             for folder in folders}
@@ -88,7 +89,7 @@ def read_info(name: str) -> tuple[str, MethodInfo]:
 
 @functools.cache
 def _definition(path: Path) -> tuple[ast.FunctionDef | ast.ClassDef, ast.Call]:
-    """The class or function of a file whose decorator is `method`, and that decorator."""
+    """Returns the class or function of a file whose decorator is `method`, and that decorator."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return next((node, decorator) for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
                 for decorator in node.decorator_list
@@ -106,7 +107,7 @@ def _summary(docstring: str) -> str:
 
 
 def method_names() -> list[str]:
-    """The names of all methods: understudy's, then those that installed packages register."""
+    """Returns the names of all methods: understudy's, then the methods that installed packages register."""
     bundled = method_files()
     return [*bundled, *(name for name in find_plugins("methods") if name not in bundled)]
 
@@ -139,7 +140,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         return Method.load(name, trust)
     word = name.replace("-", "_")
     if len(families := [f for f in method_families() if word in (f, f.partition("_")[0])]) == 1:
-        raise ConfigError(f"{name!r} is no method, but a family of methods",
+        raise ConfigError(f"{name!r} is not a method, but a family of methods",
                           hint=f"{command_line('methods', families[0].replace('_', '-'))} lists them")
     if 0 < len(mentions := _methods_about(name)) <= MAX_MENTIONS:
         raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(mentions)}",
@@ -150,13 +151,13 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
 
 
 def _methods_about(word: str) -> list[str]:
-    """Names of the methods whose name, summary or paper contains a word, upper or lower case."""
+    """Returns the names of the methods whose name, summary or paper contains a word."""
     pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word.replace('_', '-'))}(?![a-z0-9])", re.IGNORECASE)
     return [m["name"] for m in _descriptions() if pattern.search(f"{m['name']} {m['summary']} {m['paper']}")]
 
 
 def recommend(features: Schema) -> str:
-    """Name of the method to start with: "bc" for discrete actions, else "bc-gmm".
+    """Returns the name of the method to start with: "bc" for discrete actions, else "bc-gmm".
 
     "bc-gmm" does not average different ways of doing the same thing, plans in one step, and trains in a minute on a
     CPU. Other methods can be better, above all `bc` where several steps must not be executed without looking (Hopper
@@ -178,7 +179,7 @@ def describe_methods() -> list[dict]:
 
 
 def method_costs() -> dict[str, dict[str, float]]:
-    """What methods cost on one CPU core, as measured by benchmarks/method_cost.py on columns of numbers.
+    """Returns what methods cost on one CPU core, as measured by benchmarks/method_cost.py.
 
     Returns:
         By the name of a method: "weights" (number of weights of all networks that are trained), "train_seconds" (CPU
@@ -222,7 +223,7 @@ def _description(name: str, family: str, summary: str, info: MethodInfo | None,
 
 
 def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
-    """Checks the requirements of a method on the columns of the data."""
+    """Checks whether the columns of the data meet the needs of a method."""
     info = getattr(function, "info", None)
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
         raise missing_action(features, name)
@@ -235,9 +236,9 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
 
 
 def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list[str]:
-    """Names of the methods that lack one of the needs of a method, and besides other actions have no further need.
+    """Returns the methods that lack one of the needs of a method, and have no further need but other actions.
 
-    Those of its family come first, and there are at most eight.
+    Methods of its family come first. There are at most eight methods.
     """
     files = method_files()
     family = {other for other in files if name in files and files[other].parent == files[name].parent}
@@ -288,7 +289,7 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
 
 
 def require_function(value, name: str) -> Callable[..., Method]:
-    """The function, or an error that says what stands in its place."""
+    """Returns the function of this name, or raises an error that says what stands in its place."""
     from ..learn.method import Method
     from ..policy import PolicyConfig
 

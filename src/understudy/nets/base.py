@@ -1,4 +1,4 @@
-"""Interfaces of encoders and trunks, the two kinds of network that a policy is made of."""
+"""Base classes of encoders and trunks, the two kinds of network that a policy is made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ImageFeatures(ABC):
-    """The part of an encoder that computes features of images and is not trained.
+    """Base class of networks that compute image features and are not trained, inside an encoder.
 
     Attributes:
         feature_shape: Number of tokens per image and their width.
@@ -51,7 +51,7 @@ class EncoderNet(nn.Module, ABC):
 
     @property
     def cached_features(self) -> Mapping[str, ImageFeatures]:
-        """The image columns whose features are computed once for the training data, with what computes them.
+        """The image columns whose features are computed once for the training data, with their networks.
 
         For such a column, `forward` also accepts the features (B, To, tokens, width) in place of the images.
         """
@@ -127,7 +127,7 @@ class Trunk(ABC):
 
 
 class PosteriorTrunk(Trunk):
-    """A trunk with another network for the posterior of a CVAE."""
+    """Base class of trunks with another network for the posterior of a CVAE."""
 
     @abstractmethod
     def build_posterior(self, coded_dim: int, outputs: int, spec: HeadSpec) -> TrunkNet:
@@ -141,14 +141,14 @@ class PosteriorTrunk(Trunk):
 
 
 class SharedTimeTrunk(Trunk):
-    """A trunk that reads only the time of the first step of each batch row.
+    """Base class of trunks that read only the time of the first step of each batch row.
 
     Heads whose steps have different times refuse it in `build`.
     """
 
 
 class CachesContext(TrunkNet):
-    """A trunk that can compute the parts that depend on the context alone, or on the time alone, once per plan.
+    """Base class of trunks that can precompute what depends on the context alone, or on the time alone.
 
     A sampler evaluates the network many times with the same context. The output is the same as without precomputing.
     """
@@ -176,7 +176,7 @@ class CachesContext(TrunkNet):
 
 
 class FusesTimes(CachesContext):
-    """A trunk that a cheaper network can replace at a few times that are known beforehand, as those of a sampler."""
+    """A trunk that a cheaper network can replace at a few times that are known beforehand, as in a sampler."""
 
     @abstractmethod
     def fuse(self, times: Tensor) -> CachesContext:
@@ -249,12 +249,12 @@ def record_intermediate(name: str, tensor: Tensor) -> None:
 
 
 def is_captured(name: str) -> bool:
-    """Whether an auxiliary loss asks for an activation, so that a network computes it only then."""
+    """Returns whether an auxiliary loss asks for an activation, so that a network computes it only then."""
     return _captured_with(name) is not None
 
 
 def _captured_with(name: str) -> dict[str, Tensor] | None:
-    """The captured activations, if this name is one of those to capture."""
+    """The captured activations, if this name is to be captured."""
     capture = None if torch.compiler.is_compiling() else _capture.get()
     return capture[1] if capture is not None and name in capture[0] else None
 
@@ -271,10 +271,10 @@ def capture_intermediates(names: Collection[str]) -> Iterator[dict[str, Tensor]]
 
 
 def is_autocast_on(x: Tensor) -> bool:
-    """Whether products of `x` are computed in the precision of autocast here."""
+    """Returns whether products of `x` are computed in the precision of autocast here."""
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which products of `x` are computed here."""
+    """Returns the type in which products of `x` are computed here."""
     return torch.get_autocast_dtype(x.device.type) if is_autocast_on(x) else x.dtype

@@ -43,7 +43,7 @@ class BytePairEncoding(nn.Module):
 
         Args:
             sequences: Symbols from 0 to ``n_symbols - 1``, (N, n), int64.
-            n_symbols: Number of symbols, at most V. Those that do not occur are in the vocabulary too.
+            n_symbols: Number of symbols, at most V. Symbols that do not occur are in the vocabulary, too.
         """
         vocab_size, length = self.expansions.shape
         words, repeats = sequences.cpu().unique(dim=0, return_counts=True)
@@ -112,7 +112,7 @@ class BytePairEncoding(nn.Module):
         return torch.where(exists, symbols, PAD)
 
     def token_lengths(self, tokens: Tensor) -> Tensor:
-        """Number of symbols that each token stands for. 0 for `PAD`."""
+        """Returns the number of symbols that each token stands for. 0 for `PAD`."""
         return torch.where(tokens == PAD, 0, self.lengths[tokens.clamp(min=0)])
 
 

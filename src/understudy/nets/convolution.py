@@ -1,4 +1,4 @@
-"""Convolutions over time of (B, T, C), computed in the way that is fastest for their size."""
+"""Convolutions over time of (B, T, C), computed in the fastest way for their size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch
     if layout != "auto":
         return layout
     if device != "cpu":
-        return "conv"  # the others were not measured there
+        return "conv"  # other layouts were measured on the CPU only
     # Milliseconds on one core of Zen 5, PyTorch 2.13, forward and backward with a kernel of 5 (conv, channels_last,
     # gemm):       64 -> 64, 16 x 256 rows   512 -> 512, 8 x 128   1024 -> 1024, 4 x 128   2048 -> 2048, 4 x 32
     #     bf16     2.0  1.5  2.1             29    28   21         150   170    43         336   441    91
@@ -54,7 +54,7 @@ def _flat_weight(weight: Tensor) -> Tensor:
 
 
 class Convolution(nn.Conv1d):
-    """(B, T, size) -> (B, T / stride, out), padded with zeros."""
+    """Convolution over time, (B, T, size) -> (B, T / stride, out), padded with zeros."""
 
     def __init__(self, size: int, out: int, kernel: int, layout: Layout, stride: int = 1):
         super().__init__(size, out, kernel, stride, kernel // 2)
@@ -75,7 +75,7 @@ class Convolution(nn.Conv1d):
 
 
 class Down(Convolution):
-    """(B, T, C) -> (B, T / 2, C): a convolution with kernel 3 and stride 2."""
+    """Convolution that halves the time steps, (B, T, C) -> (B, T / 2, C), with kernel 3 and stride 2."""
 
     def __init__(self, size: int, layout: Layout):
         super().__init__(size, size, 3, layout, 2)
@@ -114,7 +114,7 @@ class GroupNormMish(nn.GroupNorm):
 
 
 def mish(x: Tensor) -> Tensor:
-    """x * tanh(softplus(x)) (Misra 2019)."""
+    """Computes the Mish activation, x * tanh(softplus(x)) (Misra 2019)."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.mish(x)
     return _Mish.apply(x)

@@ -1,4 +1,4 @@
-"""Encoders: observation windows to context tokens.
+"""Encoders, which turn observation windows into context tokens.
 
 A transform that inference needs as well (a crop) belongs here. A transform for training alone is an augmentation
 (data/augment.py).
@@ -25,7 +25,7 @@ from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
 @part
 class TokenEncoder(Encoder):
-    """Tokens for each column and observation step.
+    """Encoder with tokens for each column and observation step.
 
     A vector gives one token (a linear map), a point cloud one, a class column one (the sum of an embedding per
     component), a text one, and an image as many as `vision` makes. Tokens are ordered by column, then by observation
@@ -103,7 +103,7 @@ class _TokenEncoderNet(EncoderNet):
 
 
 def check_inputs(inputs: Collection[str], names: Iterable[str], where: str) -> None:
-    """Raises UserError for the first name that is no input of the policy."""
+    """Raises UserError for the first name that is not an input of the policy."""
     for name in names:
         if name not in inputs:
             raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(inputs)}.", where=where,
@@ -219,7 +219,7 @@ class _ImageTokens(nn.Module, ImageFeatures):
 
     @property
     def _frozen(self) -> FrozenVisionNet:
-        if not isinstance(self.body, FrozenVisionNet):  # that of a critic or a discriminator
+        if not isinstance(self.body, FrozenVisionNet):  # an encoder of a critic or a discriminator
             raise Unsupported(f"{type(self.body).__name__.strip('_')} reads images, and batches have the features that "
                               "the encoder of the policy caches", where="TokenEncoder.cache_features",
                               hint="use cache_features=False, or the same frozen network")
@@ -247,7 +247,7 @@ def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
 
 @part
 class ConcatEncoder(Encoder):
-    """All values of the window, concatenated into one token. Nothing is trained.
+    """Encoder that concatenates all values of the window into one token. Nothing is trained.
 
     With the MLP trunk this is a plain network from observation to action. For nearest neighbors it defines what is
     compared. Class columns become one-hot vectors. Images become the features of a frozen network, as in VINN.

@@ -26,7 +26,7 @@ def with_cached_features(data: Dataset, networks: Mapping[str, ImageFeatures]) -
 
 
 def _features(data: Dataset, name: str, net: ImageFeatures) -> np.ndarray:
-    """The features of all rows of all episodes, end to end: (N, tokens, size) float32."""
+    """Computes the features of all rows of all episodes, end to end: (N, tokens, size) float32."""
     rows, shape = data.rows(name), net.feature_shape
 
     def fill(arrays: dict[str, np.ndarray]) -> None:
@@ -55,7 +55,7 @@ def _images_digest(data: Dataset, name: str) -> str:
 
 
 class _FeatureSource(ColumnSource):
-    """Another data set. Some of its columns are replaced."""
+    """Wraps a data source so that image columns are replaced by cached features."""
 
     def __init__(self, data: Dataset, arrays: Mapping[str, np.ndarray]):
         self._data, self._arrays = data, arrays

@@ -15,7 +15,7 @@ from .encoders import num_classes_of, observed_column
 
 @part
 class GridEncoder(Encoder):
-    """Convolutions over a grid of cells, without pooling.
+    """Encoder with convolutions over a grid of cells, without pooling.
 
     All columns of classes of shape (W, H) become one-hot planes. Convolutions of 3 x 3 cells with ReLU follow, and the
     grid keeps its size. Cells beyond the edge are zero. The tokens of the cells (B, To * W * H, D) are recorded as
@@ -25,8 +25,8 @@ class GridEncoder(Encoder):
         channels: Channels of the convolutions. Empty for the planes themselves.
         at: Column with the cell of the agent, classes of shape (2,). The encoder then gives the token of this cell
             alone, one for each observation step. None gives the tokens of all cells, row by row.
-        n_rounds: Number of times that the convolutions after the first run, with the same weights. Before each
-            further round, the features are added to those of the first convolution.
+        n_rounds: Number of times that the convolutions after the first run, with the same weights. Before each further
+            round, the features are added to the output of the first convolution.
     """
 
     channels: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64, 64, 64, 64)
@@ -92,7 +92,9 @@ class _GridEncoderNet(EncoderNet):
 
 @dataclass(frozen=True)
 class PerToken(Trunk):
-    """Applies a trunk to each token alone, with the same weights. Token i gives part i of each step of the output.
+    """Trunk that applies another trunk to each token alone, with the same weights.
+
+    Token i gives part i of each step of the output.
 
     With `GridEncoder`, the class of each cell is predicted from what is around it. The target needs the same number of
     components for each token.

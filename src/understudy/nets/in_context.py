@@ -18,16 +18,16 @@ from .transformer import Transformer, TransformerBlock, check_heads
 
 @part
 class InContextTransformer(SharedTimeTrunk):
-    """Transformer over one sequence: tokens of the context, a token of the time, then one token per action step.
+    """Transformer trunk over one sequence: tokens of context and time, then one token per action step.
 
-    The network of Diffusion Transformer Policy. Nothing but attention brings context and time to the actions: no
-    layer is scaled or shifted by them, as in `nets.transformer.Transformer`. Tokens of the context read neither the
-    time nor the actions, so their keys and values are computed once per plan.
+    The network of Diffusion Transformer Policy. Context and time reach the actions by attention alone. In
+    `nets.transformer.Transformer`, in contrast, the time also scales and shifts layers. Tokens of the context read
+    neither the time nor the actions, so their keys and values are computed once per plan.
 
     Args:
         heads: Number of attention heads. Must divide `width`.
-        causal: Each token reads only those before it, so that action step i reads only action steps 0 to i. False lets
-            tokens of the context read each other, and action steps read everything.
+        causal: Each token reads only itself and earlier tokens, so that action step i reads only action steps 0 to i.
+            False lets tokens of the context read each other, and action steps read everything.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
         n_frequencies: Number of Fourier frequencies that embed the time.
 
@@ -53,10 +53,10 @@ class InContextTransformer(SharedTimeTrunk):
         return _InContextNet(self, inputs, outputs, n_times, spec)
 
     def attention_mask(self, n_context: int, n_steps: int, has_time: bool) -> Tensor:
-        """Which tokens read which: those of the context, that of the time if there is one, one per action step.
+        """Which tokens read which. Their order is context, time (if there is one), then one token per action step.
 
         Returns:
-            (S, S) bool for all S tokens: True where the token of a row reads that of a column.
+            (S, S) bool for all S tokens: True where the token of the row reads the token of the column.
         """
         position = torch.arange(n_context + has_time + n_steps)
         place = position if self.causal else (position >= n_context).long()

@@ -21,7 +21,7 @@ MIN_MULTIPLICATIONS = 2**27 if re.search(r"cpu family\s*: 25\b", _PROCESSOR) els
 
 
 def _mkl_is_slow() -> bool:
-    """Whether fp32 products of MKL, which PyTorch uses, are slower here than those of oneDNN, which it includes.
+    """Whether fp32 products by MKL, which PyTorch uses, are slower here than products by oneDNN, which it includes.
 
     MKL uses AVX-512 only on Intel processors.
     """
@@ -48,19 +48,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether `x` has no gaps in memory, by rows or by columns. oneDNN is 100 times slower for parts of matrices."""
+    """Returns whether `x` has no gaps in memory. oneDNN is 100 times slower for parts of matrices."""
     return x.is_contiguous() or x.ndim == 2 and x.t().is_contiguous()
 
 
 def inside_transform() -> bool:
-    """Whether this call is exported, vmapped or differentiated in forward mode, which cannot handle custom calls."""
+    """Returns whether this call is exported, vmapped or differentiated in forward mode, where custom calls fail."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`. It may have no inputs; then it is its bias, which begins at 0."""
+    """`torch.nn.Linear`, computed by `linear`. Without inputs it gives its bias, which begins at 0."""
 
     def reset_parameters(self) -> None:
         if self.in_features:

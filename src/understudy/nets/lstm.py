@@ -49,7 +49,7 @@ class _LSTMNet(TrunkNet):
         self.start, self.horizon = spec.action_start, spec.horizon
         of_step: list[list[int]] = [[] for _ in range(spec.action_start + spec.horizon)]
         for token, step in enumerate(spec.token_obs_steps):
-            if step < len(of_step):  # no action happens after the others
+            if step < len(of_step):  # tokens of later steps are not read: no action happens there
                 of_step[step].append(token)
         per_step = max(map(len, of_step))
         # The number of each position's tokens. Number spec.tokens stands for an absent token.

@@ -12,7 +12,7 @@ from .linear import Linear, inside_transform, linear
 
 @part
 class MoEFeedForward:
-    """Mixture of expert denoisers: the time of a denoising step chooses experts and weighs their outputs.
+    """Config of a mixture of experts: the time of a denoising step chooses experts and weighs their outputs.
 
     A router maps the embedding of the time to a probability for each expert. In training, `top_k` experts are drawn
     without replacement from these probabilities, with the random numbers of dropout. Otherwise the `top_k` most likely
@@ -55,7 +55,7 @@ class MoEFeedForwardNet(nn.Module):
         super().__init__()
         self.config = config
         self.router: nn.Module = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, config.n_experts))
-        # The initial weights are those of linear layers.
+        # The initial weights are drawn as in linear layers.
         layers = [(nn.Linear(width, hidden), nn.Linear(hidden, width)) for _ in range(config.n_experts)]
         self.weight_in = nn.Parameter(torch.stack([first.weight.detach() for first, _ in layers]))  # (E, hidden, width)
         self.bias_in = nn.Parameter(torch.stack([first.bias.detach() for first, _ in layers]))
@@ -64,11 +64,11 @@ class MoEFeedForwardNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def probabilities(self, time: Tensor) -> Tensor:
-        """Probability of each expert, (..., E), for embedded times (..., width)."""
+        """Returns the probability of each expert, (..., E), for embedded times (..., width)."""
         return self.router(time).softmax(-1)
 
     def weights(self, time: Tensor) -> Tensor:
-        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1, and those not chosen have 0.
+        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1; experts not chosen have 0.
 
         In training, all steps of a batch row share the random numbers, and so their experts if they share a time. Times
         are (B, S, width) there.
@@ -121,7 +121,7 @@ class MoEFeedForwardNet(nn.Module):
         return fused.eval()
 
     def _expert(self, x: Tensor, i: int) -> Tensor:
-        """The output of expert i."""
+        """Returns the output of expert i."""
         hidden = self.dropout(F.gelu(linear(x, self.weight_in[i], self.bias_in[i])))
         return linear(hidden, self.weight_out[i], self.bias_out[i])
 

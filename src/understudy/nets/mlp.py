@@ -37,7 +37,7 @@ class MLP(Trunk):
 
 @dataclass(frozen=True)
 class _MLPContext(Context):
-    """A context with its contribution to the first layer, (B, width), and that of a fixed time, (width,) or None."""
+    """A context, its contribution to the first layer, (B, width), and a fixed time's contribution, (width,) or None."""
 
     context_features: Tensor | None = None
     time_features: Tensor | None = None
@@ -69,7 +69,7 @@ class _MLPNet(CachesContext):
         return replace(self.precompute(context), time_features=embedding)
 
     def _input_weights(self) -> tuple[Tensor, ...]:
-        """Weights of the first layer for the chunk, for its times and for the context."""
+        """Returns the weights of the first layer for the chunk, for its times and for the context."""
         return self.input_layer.weight.split(self.sizes, 1)
 
     def forward(self, x, t, context):

@@ -15,7 +15,7 @@ from .linear import Linear
 
 @part
 class ObjectAttentionEncoder(Encoder):
-    """Tokens of all columns but the objects, and for each observation step one token of the attended object.
+    """Encoder with tokens of all columns, and one token of the attended object for each observation step.
 
     A query, such as the words of the task, gives each object a logit: ``w * (tanh(a) * sigmoid(b))``, where a and b
     are linear in the query's token and the features of the object. The attended object is the mean of the features,

@@ -15,7 +15,7 @@ from .encoders import check_unscaled, observed_column
 
 @dataclass(frozen=True)
 class PixelEncoder(Encoder):
-    """One token for each pixel of the newest image, row by row from the top. Nothing is trained.
+    """Encoder with one token for each pixel of the newest image, row by row from the top. Nothing is trained.
 
     Values are 1 - brightness, so that a white background is 0, like what convolutions find beyond the edge.
     """
@@ -44,7 +44,9 @@ class _PixelNet(EncoderNet):
 
 @part
 class FocusCrop(Encoder):
-    """Convolutions over a square of the newest image around a point, which is divided into cells.
+    """Encoder with convolutions over a square of the newest image around a point.
+
+    The square is divided into cells.
 
     The color of a cell is the mean over its area. Beyond the edges the image is white. Cells also have their position
     relative to the point, in halves of the square's side. Convolutions of 3 x 3 cells with ReLU follow, without
@@ -53,7 +55,7 @@ class FocusCrop(Encoder):
     Args:
         at: Column with the point, such as what a detector found. -1 and 1 are the edges of the image, and y goes up.
             The codec must leave it as it is: ``Normalizer(unscaled=...)``. None for the middle of the image.
-        side: Side of the square as a fraction of that of the image. 1 is the whole image, wherever the point is.
+        side: Side of the square as a fraction of the side of the image. 1 is the whole image, wherever the point is.
         cells: Number of cells along each side.
         channels: Channels of the convolutions. Empty for the cells themselves.
 

@@ -31,7 +31,7 @@ class PointEncoder(ABC):
 
 @part
 class PointNet(PointEncoder):
-    """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
+    """PointNet encoder of 3D Diffusion Policy: an MLP for each point, and the maximum over the points.
 
     Each linear layer of the MLP is followed by LayerNorm and ReLU. With more channels than positions, such as colors,
     there is one more linear layer, twice as wide as the last. After the maximum, a linear layer with LayerNorm gives
@@ -87,7 +87,7 @@ def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
-    """Raises UserError if the shape of one row of a column is not that of a point cloud, (points, channels)."""
+    """Raises UserError if one row of a column does not have the shape of a point cloud, (points, channels)."""
     if len(shape) != 2 or shape[1] < 2:
         raise UserError(f"A point cloud has the shape (points, channels), and this is {shape}.",
                         where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

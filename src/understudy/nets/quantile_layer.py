@@ -1,4 +1,4 @@
-"""Outputs that are quantiles of the return at any level."""
+"""Layers whose outputs are quantiles of the return at any level."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class QuantileNet(nn.Module):
 
 
 def equal_levels(n: int, device: torch.device) -> Tensor:
-    """The middles of n equal parts of the numbers from 0 to 1, (n,)."""
+    """Returns the middles of n equal parts of the numbers from 0 to 1, (n,)."""
     return (torch.arange(n, device=device) + 0.5) / n
 
 

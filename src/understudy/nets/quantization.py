@@ -1,4 +1,4 @@
-"""Quantization: vectors as numbers of codes in a learned codebook, or as levels of each component."""
+"""Quantization: turns vectors into numbers of codes, from a learned codebook or from rounded components."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FSQ:
     def quantize(self, x: Tensor) -> Tensor:
         """Bounds and rounds each component of vectors (..., D) of any size. The codes are from -1 to 1.
 
-        The gradient is that of the bounded vector (straight-through).
+        The gradient is the gradient of the bounded, unrounded vector (straight-through).
         """
         n = self._counts(x)
         half, offset = (n - 1) * (1 + MARGIN) / 2, (n % 2 == 0) * 0.5
@@ -61,7 +61,7 @@ class FSQ:
 
     @property
     def n_codes(self) -> int:
-        """Number of codes."""
+        """The number of codes."""
         return math.prod(self.levels)
 
     def _counts(self, like: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class FSQ:
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantization.
+    """Residual vector quantization, with a learned codebook for each level.
 
     The first level quantizes the vector, and each further level quantizes what the levels before it left over. The
     codebooks are moving averages of the vectors that they stand for, so no gradient reaches them.
@@ -93,7 +93,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("counts", torch.zeros(n_levels, n_codes))  # moving averages; 0 before the first update
 
     def encode(self, x: Tensor) -> Tensor:
-        """Numbers of the codes nearest to vectors (B, D), level by level, (B, L) int64."""
+        """Returns the numbers of the codes nearest to vectors (B, D), level by level, (B, L) int64."""
         chosen = []
         for codebook in self.codes:
             chosen.append(_nearest(x, codebook))
@@ -101,12 +101,12 @@ class ResidualVQ(nn.Module):
         return torch.stack(chosen, 1)
 
     def decode(self, index: Tensor) -> Tensor:
-        """The sums of codes, (B, D), for the number of a code of each level, (B, L)."""
+        """Returns the sums of codes, (B, D), given the number of a code of each level, (B, L)."""
         parts = [codebook[number] for codebook, number in zip(self.codes, index.unbind(1), strict=True)]
         return torch.stack(parts).sum(0)
 
     def commitment(self, x: Tensor, index: Tensor) -> Tensor:
-        """Squared distance of each level's vector from its code, summed over the levels, (B,). It is a mean over D.
+        """Returns the squared distance of each level's vector from its code, summed over the levels, (B,).
 
         Args:
             x: Vectors, (B, D). Gradients reach them.
@@ -122,8 +122,8 @@ class ResidualVQ(nn.Module):
     def update(self, x: Tensor, decay: float, rng: Generator, dead_fraction: float = 1 / 32) -> None:
         """Moves the codes towards the vectors that they stand for.
 
-        A code that hardly stands for any vector is replaced with a random vector of the batch. So are all codes in
-        the first update.
+        A code that hardly stands for any vector is replaced with a random vector of the batch. In the first update, all
+        codes are replaced so.
 
         Args:
             x: Vectors, (B, D).
@@ -146,5 +146,5 @@ class ResidualVQ(nn.Module):
 
 
 def _nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """Row of the codebook (K, D) that is nearest to each vector (B, D)."""
+    """Returns the row of the codebook (K, D) that is nearest to each vector (B, D)."""
     return (codebook.square().sum(1) - 2 * x @ codebook.T).argmin(1)

@@ -14,7 +14,7 @@ from .encoders import TokenEncoder
 
 @part
 class RecurrentEncoder(Encoder):
-    """Encodes each row on its own, then reads the rows with an LSTM. Its last output is the only token.
+    """Encoder that reads the rows of a window with an LSTM. Its last output is the only token.
 
     The state is not carried between windows: the history is the window. A sequence of length 10 in BC-RNN is
     ``Window(n_obs_steps=10)``. The trunk `nets.lstm.LSTM` also gives an output, and so a loss, at every row.

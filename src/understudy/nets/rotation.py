@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 def disc_mask(size: int) -> Tensor:
-    """The pixels of the largest disc in a square of `size` x `size` pixels, bool. It looks the same from all sides."""
+    """Returns a mask of the pixels of the largest disc in a square of `size` x `size` pixels."""
     coordinates = torch.arange(size) - (size - 1) / 2
     return (coordinates[:, None] ** 2 + coordinates**2).sqrt() <= size / 2
 
 
 def rotation_operators(size: int, n: int) -> Tensor:
-    """Matrices that rotate a square image about its center, with bilinear interpolation.
+    """Returns the matrices that rotate a square image about its center, with bilinear interpolation.
 
     Pixels outside the largest disc become 0. Rotations by 90 degrees only move pixels.
 
@@ -82,7 +82,7 @@ class RotationConv(nn.Module):
 class RotationConvNet(nn.Module):
     """Convolutional network whose output turns with its input: f(R x) = R f(x).
 
-    It is exact for rotations by multiples of 90 degrees, if n is a multiple of 4, and approximate for the others.
+    It is exact for rotations by multiples of 90 degrees, if n is a multiple of 4, and approximate for all other angles.
 
     Args:
         hidden: Channels of the hidden layers, for each rotation.
@@ -106,7 +106,7 @@ class RotationConvNet(nn.Module):
 
 
 def conv_net(inputs: int, hidden: tuple[int, ...], outputs: int, size: int) -> nn.Sequential:
-    """A convolutional network without pooling, whose output has the size of its input.
+    """Builds a convolutional network without pooling, whose output has the size of its input.
 
     Args:
         size: Width and height of the kernels, odd.

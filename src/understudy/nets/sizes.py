@@ -36,9 +36,10 @@ TRUNK_SIZES: dict[str, dict[str, Trunk]] = {
 }
 
 ENCODER_SIZES: dict[str, TokenEncoder] = {
-    # The widths are those of DiT-S, DiT-B and DiT-L, of which the first two are also Octo's. ResNet-18, -34 and -50 (He
-    # et al. 2016, arXiv:1512.03385): Diffusion Policy has the first, VINN the last. PointNet: that of DP3, twice as
-    # wide, and the original (Qi et al. 2017, arXiv:1612.00593). The encoder of bytes is our own, and doubles.
+    # The widths come from DiT-S, DiT-B and DiT-L. Octo has the first two as well. ResNet-18, -34 and -50 (He et al.
+    # 2016, arXiv:1512.03385): Diffusion Policy uses ResNet-18, VINN ResNet-50. PointNet: as in DP3, twice as wide, and
+    # the original (Qi et al. 2017, arXiv:1612.00593). The encoder of bytes is our own. Its width doubles from size to
+    # size.
     "small": TokenEncoder(384, vision=ResNet(), text=ByteEncoder(64), points=PointNet()),
     "base": TokenEncoder(768, vision=ResNet(depth=34), text=ByteEncoder(128), points=PointNet((128, 256, 512))),
     "large": TokenEncoder(1024, vision=ResNet(depth=50), text=ByteEncoder(256),
@@ -64,8 +65,9 @@ def sized_trunk(kind: str, size: Size = "small") -> Trunk:
 def sized_encoder(size: Size = "small") -> TokenEncoder:
     """Returns an encoder of tokens of a published size: for vectors, classes, images, texts and point clouds.
 
-    Point clouds are those columns that `TokenEncoder.point_clouds` names. The sizes suit large data sets, and go with
-    those of `sized_trunk` for transformers. For the toys and a CPU, the defaults of `TokenEncoder` are better.
+    The columns that `TokenEncoder.point_clouds` names are read as point clouds. The sizes suit large data sets. They go
+    with transformers from `sized_trunk` of the same size. For the toys and a CPU, the defaults of `TokenEncoder` are
+    better.
 
     Example:
         >>> encoder = replace(sized_encoder("base"), point_clouds=("observation.point_cloud",))

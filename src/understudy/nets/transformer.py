@@ -33,7 +33,7 @@ class Transformer(Trunk):
             make of the tokens of the context, (B, N, width).
             ``"block_causal"``: as ``"cross"``, but action step i reads only action steps 0 to i and tokens of
             observation steps up to its own, ``spec.action_start + i``. This trains a loss at every position of a
-            history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
+            history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are the same as with
             ``"cross"``.
         encoder_depth: Number of layers over the context alone, before the action steps read it.
             ``Transformer(512, 1, 8, encoder_depth=4)`` has the size of ACT's network, which is `ACTTransformer`.
@@ -96,7 +96,7 @@ class _TransformerContext(Context):
 
 
 class _TransformerNet(CachesContext):
-    # nn.ModuleList, which does not say of what: blocks.
+    # These are nn.ModuleLists of blocks. The type does not say what a list holds.
     encoder: Any
     layers: Any
     token_to_token: Tensor
@@ -216,13 +216,13 @@ class _TransformerNet(CachesContext):
 
     @staticmethod
     def _causal_mask(n_memory: int, steps: Tensor) -> Tensor:
-        """(n_memory + H, n_memory + H): True where a row may read a column. Memory tokens read no action step."""
+        """Returns the causal mask, (n_memory + H, n_memory + H): True where a row may read a column."""
         position = torch.arange(n_memory + steps.shape[1], device=steps.device).clamp(min=max(n_memory - 1, 0))
         return position[:, None] >= position
 
 
 class ExpertTransformerNet(_TransformerNet, FusesTimes):
-    """The module of a `Transformer` with experts."""
+    """The network of a `Transformer` with experts."""
 
     def fuse(self, times):
         assert self.time is not None
@@ -237,7 +237,7 @@ class ExpertTransformerNet(_TransformerNet, FusesTimes):
 
 
 def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:
-    """Which memory tokens each memory token (1 + N, 1 + N) and each action step (H, 1 + N) may read."""
+    """Returns which memory tokens each memory token (1 + N, 1 + N) and each action step (H, 1 + N) may read."""
     tokens = torch.tensor((-1, *spec.token_obs_steps))  # the null token belongs to no step: all may read it
     steps = spec.action_start + torch.arange(spec.horizon)
     return tokens[:, None] >= tokens, steps[:, None] >= tokens
@@ -268,7 +268,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def modulation_width(self) -> int:
-        """Width W of the result of `modulation`."""
+        """The width W of the result of `modulation`."""
         assert self.film is not None
         experts = self.feed_forward.config.n_experts if isinstance(self.feed_forward, MoEFeedForwardNet) else 0
         return self.film.out_features + experts
@@ -281,14 +281,14 @@ class TransformerBlock(nn.Module):
         return torch.cat([film, experts.weights(time)], -1) if isinstance(experts, MoEFeedForwardNet) else film
 
     def timeless_modulation(self) -> Tensor:
-        """The `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
+        """Returns the `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
         assert self.film is not None
         if isinstance(self.feed_forward, MoEFeedForwardNet):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
         return self.film.bias
 
     def keys_values(self, h: Tensor, film: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of self-attention for tokens (B, S, width). `film` is as in `forward`."""
+        """Returns the keys and values of self-attention for tokens (B, S, width). `film` is as in `forward`."""
         assert self.self_attention is not None
         y = self.norms[0](h)
         if film is not None:
@@ -375,9 +375,9 @@ def scaled_dot_product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
 
 
 def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
+    """Returns the weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
 
-    Arguments are those of `scaled_dot_product`. Each row of the weights sums to 1.
+    It takes the arguments of `scaled_dot_product`. Each row of the weights sums to 1.
     """
     score = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)

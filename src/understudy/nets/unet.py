@@ -21,10 +21,10 @@ from .linear import Linear, linear
 class UNet(SharedTimeTrunk):
     """Convolutions over the chunk at increasingly coarse time, and back. Time and context modulate each block (FiLM).
 
-    Modules and parameter shapes are those of Diffusion Policy, so its weights can be copied one to one.
-    ``UNet((256, 512, 1024), time_width=256)`` is its default, ``UNet((512, 1024, 2048))`` that of LeRobot. The time
-    embedding is sinusoids of ``time_scale * t``, where the original uses the index k of the noise level. Since k is
-    linear in t, a rotation of the columns of the first time layer makes the two equal.
+    Modules and parameter shapes are the same as in Diffusion Policy, so its weights can be copied one to one.
+    ``UNet((256, 512, 1024), time_width=256)`` is the default of Diffusion Policy, ``UNet((512, 1024, 2048))`` the
+    default of LeRobot. The time embedding is sinusoids of ``time_scale * t``, where the original uses the index k of
+    the noise level. Since k is linear in t, a rotation of the columns of the first time layer makes the two equal.
 
     Any horizon works: chunks are padded with zeros at the end to a multiple of ``2 ** (len(widths) - 1)``. What the
     coarsest blocks make of a chunk is recorded as "trunk_bottleneck" (B, steps, widths[-1]), for auxiliary losses.
@@ -80,15 +80,14 @@ class UNet(SharedTimeTrunk):
 
 @dataclass(frozen=True)
 class _UNetContext(Context):
-    """A context with its contribution to the scales and shifts of all blocks, (B, W), and that of a fixed time, (W,)
-    or None."""
+    """A context, and what it and a fixed time add to the scales and shifts of all blocks: (B, W), and (W,) or None."""
 
     film: Tensor | None = None
     time_film: Tensor | None = None
 
 
 class _UNetNet(CachesContext):
-    # nn.ModuleList, which does not say of what: stages (nn.ModuleDict) and blocks.
+    # These are nn.ModuleLists of stages (nn.ModuleDict) and blocks. The type does not say what a list holds.
     down: Any
     middle: Any
     up: Any
@@ -139,7 +138,7 @@ class _UNetNet(CachesContext):
         return replace(self.precompute(context), time_film=embedding)
 
     def _films(self, t: Tensor, context: Context) -> Iterator[Tensor]:
-        """Scales and shifts of each block, (B, 2 * out)."""
+        """Returns the scales and shifts of each block, (B, 2 * out)."""
         context = self.precompute(context)
         film = context.film
         if context.time_film is not None:
@@ -197,7 +196,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _SinusoidalEmbedding(nn.Module):
-    """(B,) -> (B, width): sinusoids and two layers (Vaswani et al. 2017; Ho et al. 2020)."""
+    """Embeds times, (B,) -> (B, width), by sinusoids and two layers (Vaswani et al. 2017; Ho et al. 2020)."""
 
     rate: Tensor
 

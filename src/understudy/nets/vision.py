@@ -51,7 +51,7 @@ class VisionEncoder(ABC):
 
 
 class FrozenVisionNet(VisionNet):
-    """A vision network that is not trained, but for a linear layer at the end.
+    """Base class of vision networks that are not trained, but for a linear layer at the end.
 
     Its features are a function of the image alone, so they can be computed once for a data set
     (`TokenEncoder.cache_features`).
@@ -59,7 +59,7 @@ class FrozenVisionNet(VisionNet):
     Args:
         body: A network from images (N, C, h, w) with values in [0, 1] to features (N, tokens, size). It is never
             trained.
-        width: Width of the tokens. None for those of the features.
+        width: Width of the tokens. None for the width of the features.
         preprocessing: Plain JSON that says, with the weights, what `body` computes.
     """
 
@@ -101,13 +101,13 @@ def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
     """Returns the layer from features to tokens, and the width of its output.
 
     Args:
-        width: Width of the tokens. None for those of the features, without a layer.
+        width: Width of the tokens. None for the width of the features, without a layer.
     """
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
 def spatial_softargmax(maps: Tensor) -> Tensor:
-    """Mean position under the softmax of each feature map (keypoints), for maps (N, K, h, w).
+    """Computes the mean position under the softmax of each feature map (keypoints), for maps (N, K, h, w).
 
     Returns:
         (N, 2 K): first x of all maps, then y, from -1 (left, top) to 1 (right, bottom).
@@ -203,7 +203,7 @@ class ResNet(VisionEncoder):
 
 @dataclass(frozen=True)
 class GivenWeights:
-    """All weights come from a checkpoint."""
+    """The state in which all weights come from a checkpoint, and none are downloaded."""
 
     folder: Path | None
 
@@ -213,7 +213,7 @@ _weights_given: ContextVar[GivenWeights | None] = ContextVar("the weights come f
 
 @contextmanager
 def without_downloads(folder: Path | str | None = None) -> Iterator[None]:
-    """Context manager in which no pretrained weights are read, because a checkpoint supplies all weights.
+    """Turns off reading pretrained weights, because a checkpoint supplies all weights. A context manager.
 
     Args:
         folder: The folder of the checkpoint, if there is one. It has the other files of pretrained networks, such as
@@ -260,9 +260,9 @@ class _ResNet(VisionNet):
 
 
 class PixelNormalizer(nn.Module):
-    """Shifts and scales pixels by a mean and a standard deviation that are stored with the weights.
+    """Normalizes pixels by a mean and a standard deviation that are stored with the weights.
 
-    They are those of ImageNet until other statistics are loaded.
+    These are the statistics of ImageNet until others are loaded.
     """
 
     mean: Tensor
@@ -287,7 +287,7 @@ def _imagenet_statistics(channels: int) -> tuple[Tensor, Tensor]:
 
 
 class ResNetBody(nn.Module):
-    """The convolutions of a residual network: (N, C, h, w) -> (N, width, h / 32, w / 32), rounded up.
+    """The convolutions of a residual network, (N, C, h, w) -> (N, width, h / 32, w / 32), rounded up.
 
     Args:
         fixed: Use BatchNorm with fixed statistics, for pretrained weights. Otherwise GroupNorm.
@@ -345,7 +345,7 @@ class ResNetBody(nn.Module):
 class Residual(nn.Module):
     """Two convolutions of 3 x 3 with a shortcut, as in ResNet-18."""
 
-    expansion = 1  # channels of the output, as a multiple of those inside
+    expansion = 1  # channels of the output, as a multiple of the channels inside
 
     def __init__(self, size, inner, norm, stride):
         super().__init__()
@@ -406,7 +406,7 @@ class FixedBatchNorm(nn.Module):
 
 
 def _weights_file(weights: str) -> Path:
-    """The path of the safetensors file, downloaded first if it is on the hub."""
+    """Returns the path of the safetensors file, downloaded first if it is on the hub."""
     if not weights.startswith("hf://"):
         return Path(weights)
     owner, name, *file = weights.removeprefix("hf://").split("/", 2) if weights.count("/") > 2 else (None, None)
@@ -448,7 +448,7 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
     """Crops images (N, C, h, w) to (N, C, *size).
 
     Args:
-        size: Height and width of the result, at most those of the images.
+        size: Height and width of the result, at most the height and width of the images.
         rng: Draws a random position for each image, on the device of the image. None crops the center.
     """
     n, _, h, w = image.shape
@@ -462,7 +462,7 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
 
 
 def _cut(image: Tensor, first_row: Tensor, first_column: Tensor, h: int, w: int) -> Tensor:
-    """The rectangle of each image whose first row and column is given, (N, 1, 1) each."""
+    """Returns the rectangle of each image whose first row and column is given, (N, 1, 1) each."""
     row = first_row + torch.arange(h, device=image.device)[:, None]
     column = first_column + torch.arange(w, device=image.device)
     number = torch.arange(image.shape[0], device=image.device)[:, None, None]

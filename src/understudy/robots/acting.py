@@ -1,4 +1,4 @@
-"""A policy on a robot, in real time."""
+"""Runs a policy on a robot, in real time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepCounts:
         repeated: Actions that repeated the last one of a chunk, because no new plan had come.
         late: Steps that took longer than a period.
         missed: Further periods that late steps took. Meanwhile the robot held its last goal.
-        bad: Steps of these kinds. One that is of two kinds counts once.
+        bad: Steps that were clipped, repeated, late or missed. A step of two kinds counts once.
         retries: Requests to the devices of the robot that were repeated.
     """
 
@@ -47,7 +47,7 @@ class StepCounts:
 
     @property
     def stale(self) -> int:
-        """Periods without a new plan: the last action was repeated, or the robot held its last goal."""
+        """Number of periods without a new plan, in which the last action was repeated or the robot held."""
         return self.repeated + self.missed
 
     @property
@@ -63,13 +63,13 @@ class StepCounts:
         return ", ".join([f"{self.steps} steps", *(f"{n} {name}" for name, n in kinds.items() if n)])
 
     def metadata(self) -> dict[str, int]:
-        """What is stored with a recorded episode."""
+        """Returns the counts that are stored with a recorded episode."""
         return {name: getattr(self, name) for name in ("steps", "clipped", "stale", "late", "retries")}
 
 
 @dataclass(frozen=True)
 class ActedEpisode:
-    """What happened in an episode.
+    """The result of one episode on a robot.
 
     Args:
         ended: The command that ended it: enter, discard, success, failure or quit, or "alarm" of the failure detector.
@@ -157,20 +157,23 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
 
 
 def _stop_robot(robot: Robot, kind: type | None, error: BaseException | None, trace: object) -> None:
-    """Stops the robot at the end of an episode. If it was lost before, that is the error, and not that it is closed."""
+    """Stops the robot at the end of an episode. If it was lost before, the error says so, not that it is closed."""
     with suppress(RobotError) if isinstance(error, RobotError) else nullcontext():
         robot.stop()
 
 
 def _note_steps(error: BaseException | None, steps: int) -> None:
-    """Tells an error how far the episode had come."""
+    """Adds a note to an error: how many steps of the episode were done."""
     if isinstance(error, Exception):
         error.add_note(f"{steps} steps of the episode were done")
 
 
 def plan_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
                             patience: float) -> Actor:
-    """The actor, whose chunks are planned in another thread until `stack` ends. Its runner is added to `runners`."""
+    """Returns the actor with its chunks planned in another thread until `stack` ends.
+
+    Its runner is added to `runners`.
+    """
     if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
         return replace(actor, actor=plan_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
@@ -180,7 +183,7 @@ def plan_in_background(actor: Actor, stack: ExitStack, runners: list[Asynchronou
 
 
 class _BackgroundActor(Actor):
-    """An `AsynchronousRunner` as an actor of one robot. The runner keeps the state."""
+    """Makes an `AsynchronousRunner` an actor of one robot. The runner keeps the state."""
 
     def __init__(self, runner: AsynchronousRunner):
         self.runner = runner

@@ -1,4 +1,4 @@
-"""Interfaces of robots and teleoperators."""
+"""Base classes of robots and teleoperators."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .limits import SafetyLimits
 
 
 class RobotError(UserError):
-    """A robot cannot continue: it reported a fault, or a safety limit stopped it."""
+    """Raised when a robot cannot continue: it reported a fault, or a safety limit stopped it."""
 
 
 class ConnectionLost(RobotError):
-    """A device no longer answers, or answers too late."""
+    """Raised when a device no longer answers, or answers too late."""
 
 
 class Robot(ABC):
@@ -46,11 +46,11 @@ class Robot(ABC):
 
     @property
     def calibration(self) -> dict[str, str]:
-        """The calibration of each servo in words, by its name. Empty if there is none."""
+        """Calibration of each servo in words, by its name. Empty if there is none."""
         return {}
 
     def episode_metadata(self) -> dict[str, Any]:
-        """Metadata of each episode that it records. Positions depend on the calibration."""
+        """Returns metadata of each episode that the robot records, such as its calibration."""
         return {"robot": self.name, **({"calibration": servos} if (servos := self.calibration) else {})}
 
     @abstractmethod
@@ -95,11 +95,11 @@ class Robot(ABC):
         """Raises ConfigError if the robot would not move at this rate, because every command would come too late."""
 
     def load(self) -> np.ndarray | None:
-        """Load of each joint at the last observation, as a fraction of its largest torque, (A,). None if unknown."""
+        """Returns the load of each joint, as a fraction of its largest torque, (A,). None if unknown."""
         return None
 
     def position(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Measured position of each component of the action, (A,) float64."""
+        """Returns the measured position of each component of the action, (A,) float64."""
         return np.asarray(obs["observation.state"], np.float64)[: self.schema["action"].size]
 
     def __enter__(self):
@@ -111,7 +111,7 @@ class Robot(ABC):
 
 
 class Teleoperator(ABC):
-    """A device with which a person acts. It is a `TeleopDevice` with a connection.
+    """Base class of devices with which a person acts on a robot: a `TeleopDevice` with a connection.
 
     `read` and what moves a device raise `ConnectionLost` if it does not answer.
     """
@@ -124,7 +124,7 @@ class Teleoperator(ABC):
         """Returns the current action, (A,) float32, in the units of the robot's action. It does not wait."""
 
     def start(self, position: np.ndarray) -> None:
-        """Begins at a pose of the robot. Devices that move relative to the last action need it.
+        """Tells the device the pose of the robot at the start. Devices that move relative to the last action need it.
 
         Args:
             position: Measured positions of the robot, (A,).
@@ -151,7 +151,7 @@ def connect_all(devices: Iterable[Any]) -> None:
 
 
 class DrivenTeleoperator(Teleoperator):
-    """A teleoperator with motors of its own. It goes to the pose of a robot before a person takes it."""
+    """Base class of teleoperators with motors, which go to the pose of a robot before a person takes them."""
 
     @abstractmethod
     def follow(self, position: np.ndarray) -> bool:

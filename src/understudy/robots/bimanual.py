@@ -1,4 +1,4 @@
-"""Two arms as one robot, and two leader arms as one teleoperator."""
+"""Combines two arms into one robot, and two leader arms into one teleoperator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .limits import SafetyLimits
 
 
 class BimanualRobot(Robot):
-    """Two robots. Their vectors are joined, the left one first, and the names have the prefixes `left_` and `right_`.
+    """Two robots as one. Their vectors are joined, left first, and names have the prefixes `left_` and `right_`.
 
     If one arm is lost, both stop.
 
@@ -84,7 +84,7 @@ class BimanualRobot(Robot):
 
 
 class BimanualTeleoperator(Teleoperator):
-    """Two teleoperators, whose actions are joined."""
+    """Two teleoperators as one, whose actions are joined."""
 
     def __init__(self, left_arm: Teleoperator, right_arm: Teleoperator):
         self.parts = left_arm, right_arm
@@ -101,7 +101,7 @@ class BimanualTeleoperator(Teleoperator):
 
 
 def join_limits(left_arm: SafetyLimits, right_arm: SafetyLimits) -> SafetyLimits:
-    """Limits of two arms. A workspace is not joined. Times and torques are those of the left arm."""
+    """Joins the limits of two arms. A workspace is not joined. Times and torques are those of the left arm."""
     lead = None if left_arm.max_relative_target is None or right_arm.max_relative_target is None else (
         *left_arm.max_relative_target, *right_arm.max_relative_target)
     return replace(left_arm, low=(*left_arm.low, *right_arm.low), high=(*left_arm.high, *right_arm.high),
@@ -110,7 +110,7 @@ def join_limits(left_arm: SafetyLimits, right_arm: SafetyLimits) -> SafetyLimits
 
 
 def split_limits(limits: SafetyLimits, size: int) -> tuple[SafetyLimits, SafetyLimits]:
-    """Limits of the first `size` joints, and of the others, without a workspace."""
+    """Splits limits into those of the first `size` joints and of the others, without a workspace."""
     def part(place: slice) -> SafetyLimits:
         lead = limits.max_relative_target
         return replace(limits, low=limits.low[place], high=limits.high[place], workspace=None,

@@ -45,7 +45,7 @@ class MotorCalibration:
             ", inverted" * self.drive_mode if self.drive_mode < 2 else f", Drive_Mode {self.drive_mode}")
 
     def to_unit(self, steps: float, unit: str, resolution: int) -> float:
-        """Position in the units of the arm.
+        """Converts a position in steps of the servo to the units of the arm.
 
         Args:
             steps: Position of the servo.
@@ -59,7 +59,7 @@ class MotorCalibration:
         return (steps - (self.range_min + self.range_max) / 2) * 360 / (resolution - 1)
 
     def to_steps(self, value: float, unit: str, resolution: int) -> int:
-        """The nearest position of the servo."""
+        """Converts a position in the units of the arm to the nearest position of the servo in steps."""
         if unit != "degrees":
             part = value / 100 if unit == "percent" else (value + 100) / 200
             return round(self.range_min + part * (self.range_max - self.range_min))
@@ -70,7 +70,7 @@ Calibration = Mapping[str, MotorCalibration]  # by the name of the servo
 
 
 def calibration_folder() -> Path:
-    """Folder of calibrations that understudy writes: `UNDERSTUDY_CALIBRATION`, or the user's folder for settings."""
+    """Returns the folder of understudy's calibrations: `UNDERSTUDY_CALIBRATION`, or the user's folder for settings."""
     if folder := os.environ.get("UNDERSTUDY_CALIBRATION"):
         return Path(folder)
     if sys.platform == "win32":
@@ -79,14 +79,17 @@ def calibration_folder() -> Path:
 
 
 def lerobot_folder() -> Path:
-    """Folder of LeRobot's calibrations."""
+    """Returns the folder of LeRobot's calibrations."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
     lerobot = Path(os.environ.get("HF_LEROBOT_HOME") or home / "lerobot").expanduser()
     return Path(os.environ.get("HF_LEROBOT_CALIBRATION") or lerobot / "calibration").expanduser()
 
 
 def known_calibrations() -> Iterator[tuple[Path, dict[str, MotorCalibration]]]:
-    """All calibrations in understudy's and in LeRobot's folder. The folder of each file is the type of the arm."""
+    """Yields the path and content of all calibrations in understudy's and LeRobot's folders.
+
+    The folder of each file is the type of the arm.
+    """
     for folder, pattern in ((calibration_folder(), "*/*.json"), (lerobot_folder(), "*/*/*.json")):
         for path in sorted(folder.glob(pattern)):
             with suppress(UserError, TypeError, AttributeError):  # other files do not matter here
@@ -94,14 +97,14 @@ def known_calibrations() -> Iterator[tuple[Path, dict[str, MotorCalibration]]]:
 
 
 def same_values(first: Calibration, second: Calibration) -> bool:
-    """Whether servos with these calibrations hold the same offsets and ranges."""
+    """Returns whether servos with these two calibrations hold the same offsets and ranges."""
     values, others = ({name: (c.id, c.homing_offset, c.range_min, c.range_max) for name, c in calibration.items()}
                       for calibration in (first, second))
     return values == others
 
 
 def is_leader_folder(kind: str) -> bool:
-    """Whether a folder of calibrations is of a kind of arm that a person moves."""
+    """Returns whether a folder of calibrations is of a leader arm, which a person moves."""
     return "leader" in kind or kind == "widowx"
 
 
@@ -122,7 +125,7 @@ def find_calibration(kind: str, name: str, folder: Path | None = None) -> Path |
 
 
 def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 2047) -> dict[str, MotorCalibration]:
-    """Reads a calibration.
+    """Reads a calibration from a JSON file.
 
     Args:
         motors: Ids of the servos by name.
@@ -150,7 +153,7 @@ def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 20
 
 
 def _problem(each: MotorCalibration, max_offset: int) -> str | None:
-    """Why a servo cannot store a calibration. None if it can."""
+    """Returns why a servo cannot store a calibration. None if it can."""
     if abs(each.homing_offset) > max_offset:
         return f"the homing_offset {each.homing_offset}, but it must be from {-max_offset} to {max_offset}"
     if each.range_min < 0 or each.range_max > MAX_STEPS:

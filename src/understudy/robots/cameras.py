@@ -1,4 +1,4 @@
-"""Cameras: the interface, OpenCV's cameras, and emulated ones."""
+"""Cameras of robots: the base class, OpenCV's cameras, and emulated ones."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BEHIND = 1.5  # a frame that is later than this many periods shows that others 
 
 @dataclass(frozen=True)
 class CameraStatus:
-    """What a camera has sent since it was connected.
+    """How many frames a camera has sent since it was connected, and how regularly.
 
     Args:
         rate: Frames per second, over the last second.
         mean_rate: Frames per second, over all frames.
-        dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of
-            those that came.
+        dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of the
+            frames that came.
     """
 
     frames: int
@@ -41,7 +41,7 @@ class CameraStatus:
 
 
 class Camera(ABC):
-    """A camera.
+    """Base class of cameras.
 
     Attributes:
         width: Width of its frames in pixels.
@@ -73,7 +73,7 @@ class Camera(ABC):
         raise NotImplementedError
 
     def status(self) -> CameraStatus | None:
-        """What the camera has sent so far. None if it does not count."""
+        """Returns what the camera has sent so far. None if it does not count."""
         return None
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Camera(ABC):
 
 
 def camera_features(cameras: Mapping[str, Camera]) -> dict[str, Feature]:
-    """Columns of cameras: observation.images.NAME, and observation.depth.NAME of those that measure depth."""
+    """Returns the columns of cameras: observation.images.NAME, and observation.depth.NAME where depth is measured."""
     color = {f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image") for n, c in cameras.items()}
     depth = {f"observation.depth.{n}": Feature("uint16", (c.height, c.width, 1), "depth", unit="mm")
              for n, c in cameras.items() if c.has_depth}
@@ -90,7 +90,7 @@ def camera_features(cameras: Mapping[str, Camera]) -> dict[str, Feature]:
 
 
 def read_cameras(cameras: Mapping[str, Camera]) -> dict[str, np.ndarray]:
-    """The latest frame of each camera, by column."""
+    """Reads the latest frame of each camera, by column."""
     frames = {f"observation.images.{n}": c.read() for n, c in cameras.items()}
     return {**frames, **{f"observation.depth.{n}": c.read_depth() for n, c in cameras.items() if c.has_depth}}
 
@@ -103,7 +103,7 @@ class _Frame:
 
 
 class ThreadedCamera(Camera):
-    """A camera that is read in a thread of its own, so that `read` never waits.
+    """Base class of cameras that are read in a thread of their own, so that `read` never waits.
 
     Args:
         label: The camera in error messages.
@@ -184,7 +184,7 @@ class ThreadedCamera(Camera):
 
     @property
     def _captured_size(self) -> tuple[int, int]:
-        """Width and height before the rotation."""
+        """Width and height of the captured frames before the rotation."""
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
 
     def _read_frames(self, frames: Iterator[tuple[np.ndarray, np.ndarray | None]]) -> None:
@@ -212,7 +212,7 @@ class ThreadedCamera(Camera):
 
 
 class OpenCVCamera(ThreadedCamera):
-    """A camera, or a video file, that OpenCV reads. Other arguments are those of `ThreadedCamera`.
+    """A camera, or a video file, read by OpenCV. Other arguments are those of `ThreadedCamera`.
 
     Args:
         index_or_path: Number of the camera, its device file, or a video file.
@@ -265,11 +265,11 @@ class OpenCVCamera(ThreadedCamera):
 
 
 class EmulatedCamera(ThreadedCamera):
-    """A moving test picture, for trying commands without hardware.
+    """Camera that shows a moving test picture, for trying commands without hardware.
 
     The first 16 columns of blocks, an eighth of the picture high, are white for the ones and black for the zeros of the
     frame number, most significant bit first. `frame_number` reads it, also after lossy video. Depth is
-    400 + x + y + frame number % 1000 mm, before the rotation. Arguments are those of `ThreadedCamera`.
+    400 + x + y + frame number % 1000 mm, before the rotation. It takes the arguments of `ThreadedCamera`.
     """
 
     def __init__(self, width: int = 640, height: int = 480, fps: float = 30, rotation: int = 0, depth: bool = False,
@@ -300,7 +300,7 @@ class EmulatedCamera(ThreadedCamera):
                 255 * (number >> bits & 1), width // _NUMBER_BITS)[:, None]
             depth = self._rotate(ramp + np.uint16(number % 1000)) if self.has_depth else None
             yield self._rotate(color), depth
-            # A thread that is late misses frames, as that of a camera does.
+            # A thread that is late misses frames, as the thread of a real camera does.
             number = max(number + 1, int((time.monotonic() - began) * self.fps))
 
     def _rotate(self, picture: np.ndarray) -> np.ndarray:
@@ -320,7 +320,7 @@ def frame_number(picture: np.ndarray) -> int:
 
 
 def find_cameras() -> list[dict[str, int | float | str]]:
-    """The cameras that OpenCV can open: index or path, width, height and fps of each."""
+    """Lists the cameras that OpenCV can open: index or path, width, height and fps of each."""
     cv2 = _opencv()
     paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(10))
     cameras = []

@@ -1,4 +1,4 @@
-"""Whether servos still hold their calibration, and whether recorded data fit what the arm can do now."""
+"""Checks whether servos still hold their calibration, and whether recorded data fit the arm's present range."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class ServoState:
-    """What a servo holds and shows.
+    """The values that a servo holds and shows, next to its calibration file.
 
     Args:
         drift: How far the middle of the range has moved since the file was written (degrees).
@@ -33,7 +33,7 @@ class ServoState:
     outside: float
 
     def describe(self) -> str | None:
-        """What is wrong. None if nothing is."""
+        """Describes what is wrong with the servo. None if nothing is."""
         if not self.is_same:
             return (f"the servo holds {self.stored}, but the file {self.expected}. The middle of its range has moved "
                     f"by {self.drift:.1f} degrees")
@@ -44,7 +44,7 @@ class ServoState:
 
 
 def servo_states(arm: ServoArm) -> dict[str, ServoState]:
-    """The state of each servo of a connected arm. Nothing is written."""
+    """Reads the state of each servo of a connected arm, without writing anything."""
     degrees = 360 / arm.bus.resolution
     positions = arm.bus.positions()
     states = {}
@@ -59,7 +59,7 @@ def servo_states(arm: ServoArm) -> dict[str, ServoState]:
 
 
 def allowed_ranges(arm: ServoArm, states: Mapping[str, ServoState]) -> dict[str, Range]:
-    """Positions that the file and the servos allow, in the units of the arm."""
+    """Returns the positions that calibration file and servos allow, in the units of the arm."""
     ranges = {}
     for name, unit in arm.units.items():
         stored, expected = states[name].stored, states[name].expected
@@ -72,7 +72,7 @@ def allowed_ranges(arm: ServoArm, states: Mapping[str, ServoState]) -> dict[str,
 
 
 def recorded_ranges(dataset: Dataset, joints: Sequence[str], unit: str) -> dict[str, Range]:
-    """The smallest and the largest recorded position of each joint, in observation.state and action.
+    """Returns the smallest and the largest recorded position of each joint, in observation.state and action.
 
     Args:
         joints: Names of the components, such as "shoulder_pan.pos", in the order of the robot.
@@ -102,15 +102,15 @@ def recorded_ranges(dataset: Dataset, joints: Sequence[str], unit: str) -> dict[
 
 
 def excess(recorded: Range, allowed: Range) -> float:
-    """How far a recorded range is outside the allowed one."""
+    """Returns how far a recorded range is outside the allowed range."""
     return max(allowed[0] - recorded[0], recorded[1] - allowed[1], 0.0)
 
 
 def _offset(arm: ServoArm, each: MotorCalibration) -> int:
-    """Steps between a position that the servo shows and the turned shaft. Feetech subtracts them, Dynamixel adds."""
+    """Returns shaft minus shown position of a servo, in steps. Feetech subtracts the offset, Dynamixel adds it."""
     return each.homing_offset if arm.kind.is_feetech else -each.homing_offset
 
 
 def _turned_steps(arm: ServoArm, each: MotorCalibration) -> float:
-    """The middle of the range, as the shaft is turned."""
+    """Returns the position of the shaft in the middle of the range, in steps."""
     return (each.range_min + each.range_max) / 2 + _offset(arm, each)

@@ -1,4 +1,4 @@
-"""Dynamixel servos of the X series (Koch arms, ALOHA), through the package dynamixel-sdk."""
+"""Driver of Dynamixel servos of the X series (Koch arms, ALOHA), through the package dynamixel-sdk."""
 
 from __future__ import annotations
 

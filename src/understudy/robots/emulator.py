@@ -36,7 +36,7 @@ TURN = 4096  # steps
 
 @dataclass
 class Faults:
-    """What goes wrong on the line. Fractions are of status packets.
+    """Faults that an emulated serial line makes. Fractions are of status packets.
 
     Args:
         missing: Fraction that never arrives.
@@ -61,7 +61,7 @@ class Faults:
         self.rng = np.random.default_rng(self.seed)
 
     def parts(self, packet: bytes) -> Iterator[tuple[float, bytes]]:
-        """What arrives instead of a packet: pairs of a pause (s) and bytes."""
+        """Yields what arrives instead of a packet: pairs of a pause (s) and bytes."""
         is_lost, is_damaged, is_late, is_split, is_noisy = self.rng.random(5) < (
             self.missing, self.damaged, self.late, self.split, self.noise)
         if is_lost:
@@ -81,7 +81,7 @@ class Faults:
 
 @dataclass
 class EmulatedServo(ABC):
-    """A servo with its control table and its shaft.
+    """An emulated servo, with its control table and its shaft.
 
     Args:
         number: Its id on the bus.
@@ -119,7 +119,7 @@ class EmulatedServo(ABC):
         self.memory[r.address:r.address + r.size] = r.encode(value)
 
     def push(self, position: float) -> None:
-        """A hand turns the shaft."""
+        """Turns the shaft of the emulated servo, as a hand would that pushes the arm."""
         self.update()
         self.position = position
 
@@ -133,7 +133,7 @@ class EmulatedServo(ABC):
 
 
 class FeetechServo(EmulatedServo):
-    """STS3215. Present_Position = position - Homing_Offset."""
+    """Emulated STS3215 servo of Feetech. Present_Position = position - Homing_Offset."""
 
     EEPROM = range(5, 40)
     READ_ONLY = (*range(5), *range(56, 71))
@@ -175,11 +175,11 @@ class FeetechServo(EmulatedServo):
 
 
 class DynamixelServo(EmulatedServo):
-    """X series. Present_Position = position + Homing_Offset. EEPROM is locked while torque is on."""
+    """Emulated Dynamixel X servo. Present_Position = position + Homing_Offset. EEPROM is locked while torque is on."""
 
     EEPROM = range(64)
     READ_ONLY = (*range(7), 70, *range(120, 148))
-    ACCESS, DATA_RANGE = 7, 4
+    ACCESS = 7
 
     def __init__(self, number: int, model: str = "xl330-m288", position: float = 2048,
                  clock: Callable[[], float] = time.monotonic):
@@ -235,13 +235,14 @@ MAX_RESERVED = 32
 
 
 class EmulatedBus(ABC):
-    """Servos on one line. Use it as a context manager: `port` is then the path of the pseudo-terminal.
+    """Emulated servos on one serial line. A context manager: `port` is the path of the pseudo-terminal.
 
     Attributes:
         port: Path to open.
         rejected: Number of instruction packets with a wrong checksum.
         instructions: Number of valid instruction packets.
-        mirrored: Servos that are mounted the other way round on the joint of another one: its id by their ids.
+        mirrored: Second servos, mounted the other way round on a joint. Maps the id of each to the id of the joint's
+            first servo.
         lock: Held while packets are answered.
     """
 
@@ -275,7 +276,7 @@ class EmulatedBus(ABC):
         self.pull_cable()
 
     def pull_cable(self) -> None:
-        """Ends the connection, as a pulled USB cable does."""
+        """Ends the emulated connection, as a pulled USB cable does."""
         if self._fd >= 0:
             self._ended.set()
             self._thread.join()
@@ -286,7 +287,7 @@ class EmulatedBus(ABC):
                 os.close(_RESERVED.popleft())
 
     def servo(self, number: int) -> EmulatedServo:
-        """The servo with this id."""
+        """Returns the emulated servo with this id."""
         return next(s for s in self.servos if s.number == number)
 
     def _serve(self) -> None:
@@ -361,29 +362,32 @@ class EmulatedBus(ABC):
                         yield self._status(before, servo, error)
 
     def _status(self, number: int, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
-        """The status packet of a servo under the id that was asked, which an instruction may have changed."""
+        """Builds the status packet with which a servo answers, under the id that was asked."""
         body = self._status_body(servo, error, data)
         packet = self.header + bytes([number]) + (len(body) + self.width).to_bytes(self.width, "little") + body
         return packet + self._checksum(packet)
 
     @abstractmethod
     def _checksum(self, packet: bytes) -> bytes:
-        """The checksum of a packet that has none yet."""
+        """Returns the checksum of a packet that has none yet."""
 
     def _instruction_body(self, body: bytes) -> bytes:
-        """Instruction and parameters of what stands in a packet after the length."""
+        """Parses instruction and parameters from the bytes that follow the length in a packet."""
         return body
 
     @abstractmethod
     def _status_body(self, servo: EmulatedServo, error: int, data: bytes) -> bytes:
-        """What stands in a status packet after the length."""
+        """Builds the bytes that follow the length in a status packet: error and data."""
 
     @abstractmethod
     def _ping_reply(self, servo: EmulatedServo) -> bytes: ...
 
 
 class EmulatedFeetechBus(EmulatedBus):
-    """Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM, with addresses of one byte."""
+    """Emulated servos with Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM.
+
+    Addresses have one byte.
+    """
 
     header, width, lengths, invalid_ids = b"\xff\xff", 1, range(2, 251), (0xFF,)
 
@@ -398,7 +402,7 @@ class EmulatedFeetechBus(EmulatedBus):
 
 
 def crc16(data: bytes) -> int:
-    """CRC-16 (polynomial 0x8005, initially 0, not reflected) of protocol 2.0."""
+    """Computes the CRC-16 (polynomial 0x8005, initially 0, not reflected) of Dynamixel protocol 2.0."""
     crc = 0
     for byte in data:
         crc ^= byte << 8
@@ -408,7 +412,7 @@ def crc16(data: bytes) -> int:
 
 
 class EmulatedDynamixelBus(EmulatedBus):
-    """Protocol 2.0: FF FF FD 00 ID LENGTH(2) INSTRUCTION PARAMETERS... CRC(2).
+    """Emulated servos with Dynamixel protocol 2.0: FF FF FD 00 ID LENGTH(2) INSTRUCTION PARAMETERS... CRC(2).
 
     FF FF FD inside a packet is followed by a stuffed FD.
     """
@@ -416,7 +420,7 @@ class EmulatedDynamixelBus(EmulatedBus):
     header, width, lengths, invalid_ids = b"\xff\xff\xfd\x00", 2, range(3, 1025), (0xFD, 0xFF)
 
     def _addressed(self, number):
-        """A servo also executes what its Secondary_ID is told. Only the servo with this id answers."""
+        """Returns the servos that execute an instruction for an id: also those with it as Secondary_ID."""
         return [s for s in self.servos if number in (s.number, BROADCAST) or number == s.get("Secondary_ID") < 253]
 
     def _checksum(self, packet):
@@ -434,7 +438,7 @@ class EmulatedDynamixelBus(EmulatedBus):
 
 
 def emulate_arm(kind: ServoArmType, faults: Faults | None = None) -> EmulatedBus:
-    """The servos of an arm, in the middle of their turn."""
+    """Returns the emulated servos of an arm, in the middle of their turn."""
     if kind.is_feetech:
         return EmulatedFeetechBus(*(FeetechServo(m.id) for m in kind.servos.values()), faults=faults)
     servos = (DynamixelServo(m.id, m.model) for m in kind.servos.values())

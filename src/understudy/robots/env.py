@@ -1,4 +1,4 @@
-"""A robot as an environment, so that rollouts, evaluation and collection use it like a simulator."""
+"""Makes a robot an environment, so that rollouts, evaluation and collection use it like a simulator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .safety import SafeRobot
 
 
 class RobotEnv(Env):
-    """A connected robot with one row. A step takes one period of real time.
+    """Environment of one row that is a connected robot. A step takes one period of real time.
 
     Args:
         robot: The robot. It must be connected while the environment is used.

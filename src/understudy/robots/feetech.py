@@ -1,4 +1,4 @@
-"""Servos of Feetech (STS3215 of the SO-100 and SO-101), through the package feetech-servo-sdk."""
+"""Driver of Feetech servos (STS3215 of the SO-100 and SO-101), through the package feetech-servo-sdk."""
 
 from __future__ import annotations
 

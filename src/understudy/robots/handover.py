@@ -1,4 +1,4 @@
-"""Handover of a robot to a person: the robot and the device of the person come to the same pose without a jump."""
+"""Handover of a robot to a person: robot and teleoperator come to the same pose without a jump."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .limits import SafetyLimits
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
-_FOLLOW_SECONDS = 10.0  # in which the device is driven, at most
-_NEAR = 2.0  # units of the action: as near, the robot goes to the device at once
+_FOLLOW_SECONDS = 10.0  # longest time in which the device is driven
+_ALIGNED_DISTANCE = 2.0  # units of the action: as near, the robot goes to the device at once
 _STALLED_SECONDS = 5.0  # in which the robot comes no nearer to the device: something blocks it
 
 
 class Handover:
-    """The actions of a person from the moment of a takeover on.
+    """Handover of a robot: the actions of a person from the moment of a takeover on.
 
     Args:
-        teleop: The device, connected. One that moves relative to the last action begins at the pose of the robot.
-        mover: Who moves where the poses differ. "leader": the device is driven to the pose of the robot and released,
-            if it has motors; what remains, the robot goes. "robot": the robot goes to the pose of the device.
-            "nobody": the difference stays, as long as the person acts.
+        teleop: The device, connected. A device that moves relative to the last action begins at the pose of the robot.
+        mover: Who moves where the poses differ. "leader": the device, if it has motors, is driven to the pose of the
+            robot and released; then the robot moves the rest of the way. "robot": the robot goes to the pose of the
+            device. "nobody": the difference stays, as long as the person acts.
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
         limits: Limits of the robot. A device may be beyond them: then the robot goes as far as they let it.
 
@@ -47,7 +47,7 @@ class Handover:
         self._least, self._nearer_at = np.inf, self._began  # smallest distance so far, and when it became smaller
 
     def begin(self, robot: Robot, period: float, show: Callable[[str], None] = lambda text: None) -> None:
-        """The person takes over. While the device is driven, the robot holds its pose.
+        """Begins a handover to a person. While the person's device is driven to its pose, the robot holds.
 
         Args:
             period: Time between two commands of the device (s).
@@ -60,7 +60,7 @@ class Handover:
                 while not self.teleop.follow(pose) and self.clock() < ends:
                     show("hold the leader loosely: it goes to the pose of the robot, and is released there")
                     self.sleep(period)
-            except BaseException:  # it is lost on the way, or Ctrl-C is pressed
+            except BaseException:  # the device is lost, or Ctrl-C is pressed
                 with suppress(RobotError):
                     self.teleop.release()
                 raise
@@ -71,7 +71,7 @@ class Handover:
         self._names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(pose)))
         difference = self.teleop.read() - pose
         self._offset = difference if self.mover == "nobody" else np.zeros(len(pose))
-        self._ramp = 0.0 if (np.abs(difference - self._offset) <= _NEAR).all() else self.seconds
+        self._ramp = 0.0 if (np.abs(difference - self._offset) <= _ALIGNED_DISTANCE).all() else self.seconds
 
     def read(self, goal: np.ndarray) -> np.ndarray:
         """Returns the action of the person, (A,).

@@ -1,6 +1,6 @@
-"""Robots and teleoperators of LeRobot, where the user has installed it. No other file of the package imports LeRobot.
+"""Adapters of LeRobot's robots and teleoperators. No other file of the package imports LeRobot.
 
-Their types are those of LeRobot's commands, with the prefix lerobot/. Tested with LeRobot 0.4.4.
+The names of their types are the ones in LeRobot's commands, with the prefix lerobot/. Tested with LeRobot 0.4.4.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RATES = ("vel", "torque", "vx", "vy", "vtheta")  # ends of the names of compone
 
 
 class LeRobotRobot(Robot):
-    """A robot of LeRobot.
+    """Adapter that makes a robot of LeRobot usable here.
 
     The numbers of its observation are the column `observation.state`, with LeRobot's names and in LeRobot's order. Its
     images are the columns observation.images.NAME, and the numbers of its action the column `action`.
@@ -69,7 +69,7 @@ class LeRobotRobot(Robot):
 
     @property
     def port(self) -> str | None:
-        """Its serial port, if it has one."""
+        """The serial port of the robot, if it has one."""
         port = getattr(self.device.config, "port", None)
         return port if isinstance(port, str) else None
 
@@ -127,7 +127,7 @@ class LeRobotRobot(Robot):
         return np.array([state.get(n, last) for n, last in zip(self._action_names, self._sent, strict=True)])
 
     def default_limits(self) -> SafetyLimits | None:
-        """Limits from the calibrated ranges of servos, as those of understudy's own arms. None for other robots."""
+        """Returns limits from the calibrated ranges of servos. None for robots without servos."""
         units, ranges = _units(self.device), _ranges(self.device)
         if not set(self._action_names) <= set(ranges):
             return None
@@ -137,7 +137,7 @@ class LeRobotRobot(Robot):
 
 
 class LeRobotTeleoperator(Teleoperator):
-    """A teleoperator of LeRobot."""
+    """Adapter that makes a teleoperator of LeRobot usable here."""
 
     def __init__(self, name: str, device: Any, robot: Robot):
         self.name, self.device, self.names = name, device, robot.schema["action"].names or ()
@@ -176,13 +176,13 @@ def _is_rate(name: str) -> bool:
 
 
 def _parts(device: Any) -> dict[str, Any]:
-    """A device and the arms that it consists of, by the prefix of their joints: "", "left_" and "right_"."""
+    """Returns the arms that a device consists of, by the prefix of their joints: "", "left_" and "right_"."""
     arms = {side: getattr(device, f"{side}arm", None) for side in ("left_", "right_")}
     return {"": device, **{side: arm for side, arm in arms.items() if arm is not None}}
 
 
 def _buses(device: Any) -> dict[str, Any]:
-    """The buses of servos that a device has, by the prefix of their joints."""
+    """Returns the servo buses of a device, by the prefix of their joints."""
     from lerobot.motors.motors_bus import SerialMotorsBus
 
     buses = {prefix: getattr(part, "bus", None) for prefix, part in _parts(device).items()}
@@ -190,13 +190,13 @@ def _buses(device: Any) -> dict[str, Any]:
 
 
 def _units(device: Any) -> dict[str, str]:
-    """Unit of each joint with a servo, as `ServoArm.units`."""
+    """Returns the unit of each joint with a servo, as `ServoArm.units`."""
     return {f"{prefix}{n}.pos": _UNITS[motor.norm_mode.name]
             for prefix, bus in _buses(device).items() for n, motor in bus.motors.items()}
 
 
 def _column(names: tuple[str, ...], device: Any) -> Feature:
-    """A column of these components. Its unit is known if all are joints with servos, and alike in both arms."""
+    """Returns the feature of a column of joints. Its unit is known if all have servos with one unit."""
     units = {joint_unit({n: _UNITS[motor.norm_mode.name] for n, motor in bus.motors.items()})
              for bus in _buses(device).values()}
     is_known = len(units) == 1 and set(names) <= _units(device).keys()
@@ -210,7 +210,7 @@ def _robot_units(robot: Robot) -> dict[str, str]:
 
 
 def _ranges(device: Any) -> dict[str, tuple[float, float]]:
-    """Calibrated range of each joint with a servo, in its unit."""
+    """Returns the calibrated range of each joint with a servo, in its unit."""
     ranges = {}
     for prefix, bus in _buses(device).items():
         for n, motor in bus.motors.items():
@@ -222,7 +222,7 @@ def _ranges(device: Any) -> dict[str, tuple[float, float]]:
 
 
 def _connect(device: Any, role: str, name: str) -> None:
-    """Connects a device. It is not calibrated by the way, and servos take their present position as their goal."""
+    """Connects a LeRobot device without calibrating it. Servos take their present position as goal."""
     def refuse() -> None:
         raise RobotError("the calibration in its servos is not that of its file", where=PREFIX + name,
                          hint=_calibrate_command(role, name, device))
@@ -245,7 +245,7 @@ def _connect(device: Any, role: str, name: str) -> None:
 
 
 def _disconnect(device: Any) -> None:
-    """Closes whatever is open. LeRobot refuses it if a part is lost; the torque of the servos is then switched off."""
+    """Closes all open connections of a LeRobot device, even if one is lost, and switches the torque of servos off."""
     with suppress(Exception):
         device.disconnect()
     for bus in _buses(device).values():
@@ -343,7 +343,7 @@ def _import_modules(package: ModuleType, name: str = "", registered: Container[s
 
 
 def _make_config(kind: Any, options: Mapping[str, Any], role: str, where: str) -> Any:
-    """A config of LeRobot. Text is read as LeRobot's commands read it."""
+    """Builds a config of LeRobot. Text is read as LeRobot's commands read it."""
     import draccus
     import yaml
 

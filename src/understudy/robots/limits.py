@@ -1,4 +1,4 @@
-"""Limits of the commands that robots get."""
+"""Safety limits of the commands to robots."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Workspace:
     base: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def tip(self, position: np.ndarray) -> np.ndarray:
-        """Position of the tip, (3,) m, at a pose of the joints (A,)."""
+        """Returns the position of the tip, (3,) m, at a pose of the joints (A,)."""
         at, frame = np.array(self.base, np.float64), np.eye(3)
         for link, reading in zip(self.links, position, strict=False):
             frame = frame @ _rotation(np.array(link.axis, np.float64), (reading - link.zero) * link.scale)
@@ -54,7 +54,7 @@ class Workspace:
         return at
 
     def excess(self, position: np.ndarray) -> float:
-        """Distance of the tip from the box (m). 0 inside."""
+        """Returns the distance of the tip from the box (m). 0 inside."""
         at = self.tip(position)
         return float(np.linalg.norm(at - np.clip(at, self.low, self.high)))
 
@@ -67,7 +67,7 @@ def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SafetyState:
-    """What the limits remember between two commands.
+    """State of the safety limits between two commands.
 
     Args:
         goal: The last goal that was sent, (A,).
@@ -127,7 +127,7 @@ class SafetyLimits:
                               hint="give one number per joint to each of them")
 
     def start(self, position: Sequence[float] | np.ndarray, now: float) -> SafetyState:
-        """The state of a robot that holds a pose.
+        """Returns the state of the limits for a robot that holds a pose.
 
         Args:
             position: The measured pose, (A,). It may be outside the limits; then the robot can only move back.
@@ -136,7 +136,7 @@ class SafetyLimits:
 
     def step(self, state: SafetyState, command: np.ndarray, position: np.ndarray, now: float,
              load: np.ndarray | None = None) -> tuple[np.ndarray, SafetyState]:
-        """Limits one command.
+        """Limits one command, and returns the limited goal and the next state.
 
         Between two commands no component changes by more than ``max_velocity`` times the time between them, whatever
         was wanted or measured. The result is within `low` and `high` (outside, it only comes nearer), its tip is not
@@ -170,9 +170,10 @@ class SafetyLimits:
         return goal, replace(state, goal=goal, sent=max(now, state.sent))
 
     def reachable(self, goal: np.ndarray, command: np.ndarray) -> np.ndarray:
-        """The goal, (A,) float64, to which `step` leads if the same command is given again and again.
+        """Returns the goal, (A,) float64, that repeating a command would reach within the limits.
 
-        Velocity, lead and load are no part of it: they delay a robot that nothing blocks, and do not keep it away.
+        The limits of velocity, lead and load do not change this goal: they delay a robot that nothing blocks, but it
+        still arrives.
 
         Args:
             goal: The last goal that was sent, (A,).
@@ -182,7 +183,7 @@ class SafetyLimits:
         return target if self.workspace is None else _inside(self.workspace, np.asarray(goal, np.float64), target)
 
     def hold(self, state: SafetyState, pose: np.ndarray, now: float) -> SafetyState:
-        """The state after a stop.
+        """Returns the state of the limits after a stop.
 
         Args:
             pose: The pose that the robot holds now, (A,).
@@ -202,7 +203,7 @@ class SafetyLimits:
 
 
 def _inside(workspace: Workspace, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The farthest goal from `start` to `end` whose tip is not farther outside than at the start."""
+    """Returns the farthest goal from `start` to `end` whose tip does not leave the box farther."""
     allowed = workspace.excess(start)
     if workspace.excess(end) <= allowed:
         return end

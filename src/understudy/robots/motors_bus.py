@@ -27,7 +27,7 @@ from .registers import MODEL_NUMBERS, Register
 try:
     import termios
 
-    # pyserial's errors are OSErrors, a closed port is a TypeError, and termios.error is no OSError
+    # pyserial's errors are OSErrors, a closed port is a TypeError, and termios.error is not an OSError
     _LINE_ERRORS: tuple[type[Exception], ...] = (OSError, TypeError, termios.error)
 except ImportError:  # Windows
     _LINE_ERRORS = (OSError, TypeError)
@@ -55,9 +55,9 @@ class Motor:
 
 
 class MotorsBus(ABC):
-    """Servos on a serial line.
+    """A serial line with servos, and how to read and write their registers.
 
-    Values are those of the registers, with their sign. All methods may be called from several threads.
+    Values are the contents of the registers, with their sign. All methods may be called from several threads.
 
     Args:
         port: Path or name of the serial port.
@@ -126,7 +126,7 @@ class MotorsBus(ABC):
 
     @contextmanager
     def connected(self, check: bool = True) -> Iterator[None]:
-        """Context in which the servos can be asked. See `connect`."""
+        """Opens the port while its body runs, so that servos can be asked. A context manager."""
         self.connect(check)
         try:
             yield
@@ -154,7 +154,7 @@ class MotorsBus(ABC):
                                  hint="name the type of this robot, and check which servo has which id")
 
     def ping(self, number: int, n_retries: int | None = None) -> int | None:
-        """Model number of the servo with this id. None if there is no answer."""
+        """Returns the model number of the servo with this id. None if there is no answer."""
         r = self.registers["Model_Number"]
         try:
             return r.decode(self._read(number, r, self.n_retries if n_retries is None else n_retries))
@@ -164,13 +164,13 @@ class MotorsBus(ABC):
             return None
 
     def scan(self, numbers: Iterable[int] = range(21)) -> dict[int, int]:
-        """Ids that answer, with their model numbers."""
+        """Returns the ids that answer, with their model numbers."""
         return {number: model for number in numbers if (model := self.ping(number, 0)) is not None}
 
     # -- values ------------------------------------------------------------------------------------------------------
 
     def read(self, register: str, motor: str) -> int:
-        """Value of a register of one servo."""
+        """Reads a register of one servo."""
         r = self.registers[register]
         return r.decode(self._read(self.motors[motor].id, r, self.n_retries, motor))
 
@@ -181,7 +181,7 @@ class MotorsBus(ABC):
         self._request(packet, [(number, 0)], self.n_retries, f"{motor} (id {number})")
 
     def sync_read(self, registers: Sequence[str], motors: Sequence[str] | None = None) -> dict[str, tuple[int, ...]]:
-        """Values of registers of several servos, in one request.
+        """Reads registers of several servos, in one request.
 
         Args:
             registers: Names of registers. All bytes between them are read too.
@@ -200,7 +200,7 @@ class MotorsBus(ABC):
                 for n, data in zip(names, replies, strict=True)}
 
     def positions(self, motors: Sequence[str] | None = None) -> dict[str, int]:
-        """Measured positions of several servos (steps). None for all."""
+        """Reads the measured positions of several servos (steps). None for all servos."""
         return {name: steps for name, (steps,) in self.sync_read(["Present_Position"], motors).items()}
 
     def sync_write(self, register: str, values: Mapping[str, int]) -> None:
@@ -208,7 +208,7 @@ class MotorsBus(ABC):
         self._request(self._sync_write(register, values), [], 0, "the servos")
 
     def sync_write_packet(self, register: str, values: Mapping[str, int]) -> bytes:
-        """The bytes that `sync_write` sends. The port must be open."""
+        """Returns the bytes that `sync_write` sends. The port must be open."""
         line = _PacketLine()
         self._packets.txPacket(line, self._sync_write(register, values))
         return line.packet
@@ -226,7 +226,7 @@ class MotorsBus(ABC):
         return self._request(packet, [(number, r.size)], n_retries, who)[0]
 
     def _fields(self, *numbers: int) -> bytes:
-        """Addresses and sizes as they are in a packet."""
+        """Returns addresses and sizes as they are written in a packet."""
         return b"".join(n.to_bytes(self.address_bytes, "little") for n in numbers)
 
     def _request(self, packet: list[int], replies: list[tuple[int, int]], n_retries: int, who: str) -> list[bytes]:
@@ -304,11 +304,11 @@ class MotorsBus(ABC):
 
     @abstractmethod
     def _packet(self, number: int, instruction: int, parameters: bytes) -> list[int]:
-        """An instruction packet, without what the SDK fills in."""
+        """Builds an instruction packet, without what the SDK fills in."""
 
     @abstractmethod
     def _split(self, packet: list[int]) -> tuple[int, int, bytes]:
-        """Id, error byte and data of a status packet."""
+        """Splits a status packet into id, error byte and data."""
 
     @abstractmethod
     def _check_error(self, number: int, error: int) -> None:
@@ -316,11 +316,11 @@ class MotorsBus(ABC):
 
 
 class _NoReply(Exception):
-    """A request got no valid reply."""
+    """Raised when a request got no valid reply."""
 
 
 class _PacketLine:
-    """A port that keeps the packet that an SDK writes."""
+    """A port that only keeps the packet that an SDK writes."""
 
     is_using, packet = False, b""
 
@@ -333,7 +333,7 @@ class _PacketLine:
 
 
 def _make_port(sdk: ModuleType, name: str, baudrate: int, reply_timeout: float) -> Any:
-    """The SDK's port, which removes old bytes before a request, and waits for bytes without using the processor."""
+    """Builds the SDK's port, not yet open. It drops old bytes before a request, and waits without busy polling."""
 
     class Port(sdk.PortHandler):
         def clearPort(self):  # noqa: N802 a method of the SDK

@@ -1,4 +1,4 @@
-"""A loop at a fixed rate."""
+"""Runs a loop at a fixed rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pace:
         self._due = self.clock()
 
     def wait(self) -> None:
-        """Waits for the next turn. A late turn is not made up for."""
+        """Waits until the next turn of the loop is due. A late turn is not made up for."""
         self._due += self.period
         remaining = self._due - self.clock()
         if remaining > 0:

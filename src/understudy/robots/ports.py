@@ -1,4 +1,4 @@
-"""Names of serial ports: one port for each arm, and names that stay the same."""
+"""Checks and names serial ports: one port for each arm, and names that stay the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_ID = Path("/dev/serial/by-id")  # Linux: a link for each USB adapter, named a
 
 
 def refuse_shared_ports(ports: Mapping[str, str | None]) -> None:
-    """Refuses one port for two arms, also under two names.
+    """Raises an error if two arms have one port, also under two names.
 
     Args:
         ports: Names of ports by the option that gave them.
@@ -31,7 +31,7 @@ def refuse_shared_ports(ports: Mapping[str, str | None]) -> None:
 
 
 def stable_port(port: str) -> str | None:
-    """The name under /dev/serial/by-id of a port such as /dev/ttyACM0, whose number changes. None if it has none."""
+    """Returns the stable name in /dev/serial/by-id of a port such as /dev/ttyACM0. None if it has none."""
     if not re.fullmatch(r"tty(ACM|USB)\d+", Path(port).name) or not BY_ID.is_dir():
         return None
     return next((str(link) for link in sorted(BY_ID.iterdir()) if os.path.realpath(link) == os.path.realpath(port)),
@@ -39,7 +39,7 @@ def stable_port(port: str) -> str | None:
 
 
 def _device(port: str) -> object:
-    """What two names of one port have in common."""
+    """Returns what two names of one port have in common."""
     path = re.sub(r"^/dev/tty\.", "/dev/cu.", os.path.normcase(os.path.realpath(port)))  # macOS has both
     with suppress(OSError):
         if stat.S_ISCHR((status := os.stat(path)).st_mode):

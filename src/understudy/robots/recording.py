@@ -16,6 +16,7 @@ import numpy as np
 from ..core import DataWarning, Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
+from ..data.formats.parts.file_kinds import is_lerobot
 from ..data.recording.recorder import MIN_FREE_DISK, Recorder, free_disk_text, repair, warn_of_losses
 from ..hints import unit_hint
 from .base import Robot, RobotError, Teleoperator
@@ -36,14 +37,14 @@ def _warn_of_calibration(data: Dataset, calibration: Mapping[str, str], path: Pa
 
 
 class CommandKeys(Protocol):
-    """A source of commands, such as `RecordingKeys`."""
+    """Interface of a source of commands, such as `RecordingKeys`."""
 
     def commands(self) -> list[str]:
-        """Commands since the last call: enter, discard, success, failure, quit."""
+        """Returns the commands since the last call: enter, discard, success, failure, quit."""
 
 
 class NoKeys:
-    """No person is there to press keys."""
+    """Source of commands without a person: no key is ever pressed."""
 
     def commands(self) -> list[str]:
         return []
@@ -51,7 +52,7 @@ class NoKeys:
 
 @dataclass(frozen=True)
 class RecordingTimes:
-    """Times of a recording, in seconds.
+    """Settings of a recording: its times, in seconds.
 
     Args:
         warmup: Teleoperation before the first episode, which is not recorded.
@@ -65,7 +66,7 @@ class RecordingTimes:
 
 
 class RobotSession:
-    """A person who moves a connected robot with a connected teleoperator."""
+    """A session in which a person moves a connected robot with a connected teleoperator."""
 
     def __init__(self, robot: Robot, teleop: Teleoperator, keys: CommandKeys, fps: float,
                  show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
@@ -75,7 +76,7 @@ class RobotSession:
         self.clock, self.pace = clock, Pace(fps, clock, sleep)
 
     def begin(self) -> None:
-        """Begins at the present pose of the robot."""
+        """Begins teleoperation at the present pose of the robot."""
         self.teleop.start(self.robot.position(self.robot.observe()))
         self.pace.restart()
 
@@ -94,7 +95,7 @@ class RobotSession:
 
     def teleoperate(self, seconds: float, text: str = "", keys: str = "",
                     until: tuple[str, ...] = ("enter", "quit")) -> str | None:
-        """Moves the robot without recording.
+        """Lets the person move the robot, without recording.
 
         Args:
             seconds: How long, at most.
@@ -130,7 +131,7 @@ class RobotSession:
             release: Called when the robot is no longer needed. After that the rest is encoded, which may take minutes.
         """
         out, fps = Path(out), 1 / self.pace.period
-        if (out / "meta" / "info.json").exists():
+        if is_lerobot(out):
             warn_of_losses(out, repair(out))
             earlier = open_dataset(out)
             episodes += n_interrupted(earlier)
@@ -200,7 +201,7 @@ class RobotSession:
         return "saved"
 
     def _reset(self, r: Recorder, seconds: float, was_last: bool) -> str | None:
-        """Between two episodes. The last one can still be labeled, or recorded again."""
+        """Lets the person reset the scene between two episodes, and label or repeat the last one."""
         status, keys = "saved", f"enter: {'finish' if was_last else 'next'} | x: again | y, n: label | q: quit"
         ends = self.clock() + (min(seconds, 3.0) if was_last else seconds)
         while (remaining := ends - self.clock()) > 0:
@@ -217,18 +218,18 @@ class RobotSession:
         return None
 
     def _prepare_again(self, r: Recorder, seconds: float) -> str | None:
-        """The reset before an episode that is recorded again."""
+        """Lets the person reset the scene before an episode is recorded again."""
         return self.teleoperate(seconds, f"reset, episode {r.count} discarded", "enter: record it again | q: quit")
 
 
 def n_interrupted(data: Dataset) -> int:
-    """Number of episodes that were interrupted, such as by a lost connection."""
+    """Returns the number of episodes that were interrupted, such as by a lost connection."""
     return sum(bool(episode.metadata.get("interrupted")) for episode in data)
 
 
 @contextmanager
 def _stopped_at_end(robot: Robot, release: Callable[[], None]) -> Iterator[None]:
-    """Stops and releases the robot, also after an interrupt: before the recording is written, which takes a while."""
+    """Stops and releases the robot after its body, also after an interrupt. A context manager."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Control tables of servos: where each value is, how wide it is, and how its sign is coded.
+"""Control tables of servos: address, size and sign of each register.
 
 References:
     Feetech, STS3215 memory table. ROBOTIS e-Manual, control tables of the X series.
@@ -13,7 +13,7 @@ from ..core import ConfigError
 
 @dataclass(frozen=True)
 class Register:
-    """A value in the control table of a servo, in little-endian order.
+    """A register in the control table of a servo, in little-endian order.
 
     Args:
         address: Address of its first byte.
@@ -27,7 +27,7 @@ class Register:
     sign: int = 0
 
     def encode(self, value: int) -> bytes:
-        """The bytes of a value."""
+        """Encodes a value of the register as bytes."""
         value = int(value)
         most = 1 << (self.sign if self.sign > 0 else 8 * self.size + self.sign)
         if not (-most if self.sign < 0 else 1 - most if self.sign else 0) <= value < most:
@@ -38,7 +38,7 @@ class Register:
         return value.to_bytes(self.size, "little", signed=self.sign < 0)
 
     def decode(self, data: bytes) -> int:
-        """The value of bytes."""
+        """Decodes bytes to a value of the register."""
         value = int.from_bytes(data, "little", signed=self.sign < 0)
         if self.sign > 0 and value >> self.sign & 1:
             return -(value & ~(1 << self.sign))

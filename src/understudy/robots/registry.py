@@ -1,4 +1,4 @@
-"""Robots and teleoperators by name, with LeRobot's names and options."""
+"""Makes robots and teleoperators by name, with LeRobot's names and options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TELEOPERATORS = (*LEADERS, *(f"bi_{n}" for n in LEADERS), "keyboard", "gamepad")
 
 @dataclass(frozen=True)
 class RobotConfig:
-    """A robot and its limits.
+    """Options of a robot and its limits, as commands take them.
 
     Args:
         type: One of `ROBOTS`, lerobot/TYPE for a robot of LeRobot, or module:factory, a function that returns a
@@ -84,7 +84,7 @@ class RobotConfig:
 
 @dataclass(frozen=True)
 class TeleoperatorConfig:
-    """A teleoperator.
+    """Options of a teleoperator, as commands take them.
 
     Args:
         type: One of `TELEOPERATORS`, lerobot/TYPE for a teleoperator of LeRobot, or module:factory, a function that
@@ -108,7 +108,7 @@ class TeleoperatorConfig:
 
 
 def ports_of(config: RobotConfig | TeleoperatorConfig) -> dict[str, str | None]:
-    """The serial ports by the options that gave them."""
+    """Returns the serial ports by the options that gave them."""
     device = _device_of(config)
     return {f"--{device}.port": config.port, f"--{device}.left-arm-port": config.left_arm_port,
             f"--{device}.right-arm-port": config.right_arm_port}
@@ -194,7 +194,7 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
 
 
 def servo_arms(*devices: Robot | Teleoperator) -> list[ServoArm]:
-    """The arms of servos in robots and teleoperators."""
+    """Returns the servo arms of robots and teleoperators."""
     arms = []
     for device in devices:
         robot = device.robot if isinstance(device, SafeRobot) else device
@@ -205,7 +205,7 @@ def servo_arms(*devices: Robot | Teleoperator) -> list[ServoArm]:
 
 
 def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]:
-    """Fields of LeRobot's config that were given."""
+    """Returns the fields of LeRobot's config that were given."""
     names = ("port", "id", "calibration_dir", "use_degrees", "left_arm_port", "right_arm_port",
              "retries", *(("disable_torque_on_disconnect", "cameras") if isinstance(config, RobotConfig) else ()))
     return {**{n: value for n in names if (value := getattr(config, n)) is not None}, **(config.options or {})}
@@ -213,7 +213,7 @@ def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class NamedArm:
-    """An arm of servos that a robot or a teleoperator consists of.
+    """A servo arm with its name and calibration, of a robot or a teleoperator.
 
     Args:
         id: Name of the arm, under which its calibration is stored. None for its type.
@@ -230,7 +230,7 @@ class NamedArm:
     side: str | None
 
     def read_calibration(self) -> tuple[dict[str, MotorCalibration], Path]:
-        """The calibration, and its file."""
+        """Reads the calibration of the arm. Returns it and its file."""
         kind, name = self.kind.name, self.id or self.kind.name
         path = find_calibration(kind, name, self.folder)
         if path is None:
@@ -242,7 +242,7 @@ class NamedArm:
 
 
 def named_arms(config: RobotConfig | TeleoperatorConfig) -> Iterator[NamedArm]:
-    """The arm of servos that a config names, or the left and the right one."""
+    """Yields the servo arm that a config names, or the left and the right one."""
     kind, device = config.type.removeprefix("bi_"), _device_of(config)
     for side in (None,) if kind == config.type else ("left", "right"):
         option = f"{side}-arm-port" if side else "port"
@@ -289,7 +289,7 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON with these keys. Raises ConfigError if one occurs twice, which json.loads would drop."""
+    """Builds a JSON object from its pairs. Raises ConfigError if a key occurs twice."""
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{twice!r} is given twice", where="--robot.cameras", hint="give each camera its own name")
@@ -297,7 +297,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _as_json(word: str, is_key: bool) -> str:
-    """A sign or a word of a description of cameras. Words may have no quotes."""
+    """Converts a word of a YAML-like description of cameras to JSON."""
     if word in "{}:," or not is_key and word in ("true", "false"):
         return word
     for kind in () if is_key else (int, float):
@@ -326,7 +326,7 @@ def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -
 
 def _from_factory(name: str, valid_names: Sequence[str], where: str, trust: Sequence[str],
                   options: Mapping[str, Any]) -> Any:
-    """What a function of the user returns, called with those of the options that it takes."""
+    """Calls a function of the user with those options that it takes, and returns its result."""
     module, colon, function = name.partition(":")
     if not colon:
         others = ["lerobot/TYPE"] if where.startswith("--") else []

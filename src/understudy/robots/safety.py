@@ -1,4 +1,4 @@
-"""Safety limits of a robot. They hold for any sequence of actions, whatever a policy or a person commands.
+"""Enforces the safety limits of a robot for any sequence of actions.
 
 `SafetyLimits.step` is a pure function of the last state, so its properties can be tested without a robot. `SafeRobot`
 applies it to a robot and adds what needs a clock: a watchdog, and a stop when the connection is lost.
@@ -21,7 +21,7 @@ _CLIPPED = 0.01  # of the range of a joint: a smaller change of an action is not
 
 
 class SafeRobot(Robot):
-    """A robot whose commands are limited.
+    """Wraps a robot so that its commands are limited.
 
     It limits every command by `SafetyLimits.step`. If no command comes for `limits.timeout`, a thread stops the robot,
     and the next command starts slowly. If the connection is lost or the robot reports a fault, it is stopped as far as
@@ -33,8 +33,8 @@ class SafeRobot(Robot):
     Attributes:
         n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. After `stop` it
             does not move.
-        n_clipped: Number of actions of which a limit changed a joint by more than 1 % of its range. Those of slow
-            starts do not count.
+        n_clipped: Number of actions in which a limit changed a joint by more than 1 % of its range. Actions during a
+            slow start do not count.
         on_step: Called after each command with the last observation, the action and what was sent. It must not wait.
     """
 
@@ -169,7 +169,7 @@ class SafeRobot(Robot):
             raise ConnectionLost("the robot is not connected", where=self.name, hint="call connect() first")
 
     def _check_frames(self, obs: Mapping[str, np.ndarray]) -> None:
-        """Refuses frames of another size than the schema has: a camera may change it while it runs."""
+        """Raises an error for frames of another size than in the schema."""
         for name, feature in self.schema.items():
             if feature.kind in ("image", "depth") and name in obs and np.shape(obs[name]) != feature.shape:
                 (height, width, *_), size = feature.shape, np.shape(obs[name])

@@ -1,4 +1,4 @@
-"""Arms of servos: followers that act, and leaders that a person moves."""
+"""Arms made of servos: followers that act, and leaders that a person moves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .registers import BAUD_RATES
 from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-# Units of the load register for the largest torque; XL430 reports per mille, the others mA.
+# Value of the load register at the largest torque: in thousandths for sts and xl430 servos, in mA for the rest.
 _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
               "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
 MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
@@ -39,7 +39,7 @@ _FOLLOWED = 2.0  # units of the action: a leader that is as near has arrived
 
 @dataclass(frozen=True)
 class ServoArmType:
-    """A kind of arm.
+    """A type of servo arm, such as so101_follower: its servos and their settings.
 
     Args:
         manufacturer: Of the servos: "feetech" or "dynamixel".
@@ -60,7 +60,7 @@ class ServoArmType:
 
     @property
     def servos(self) -> dict[str, Motor]:
-        """All servos, those of `shadows` included."""
+        """All servos of the arm, those of `shadows` included."""
         return {**self.motors, **{name: motor for name, (_, motor) in self.shadows.items()}}
 
     @property
@@ -78,7 +78,7 @@ class ServoArmType:
         return 2047 if self.is_feetech else 1_044_479
 
     def bus(self, port: str) -> MotorsBus:
-        """The bus of these servos, not yet connected."""
+        """Returns the serial bus for the servos, not yet connected."""
         return (FeetechMotorsBus if self.is_feetech else DynamixelMotorsBus)(port, self.servos)
 
 
@@ -90,7 +90,7 @@ def _arm(name: str, manufacturer: str, models: Sequence[str], joints: Sequence[s
 
 
 def _aloha_arm(name: str, models: Sequence[str]) -> ServoArmType:
-    """ViperX 300 and WidowX 250: the shoulder and the elbow have two servos each."""
+    """Builds the arm type of ViperX 300 or WidowX 250, whose shoulder and elbow have two servos each."""
     joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
     doubled = {"shoulder": 3, "elbow": 5}
     shadows = {f"{joint}_shadow": (joint, Motor(number, models[0])) for joint, number in doubled.items()}
@@ -111,7 +111,7 @@ ARM_TYPES = {t.name: t for t in (
 
 
 class ServoArm:
-    """What followers and leaders have in common: the bus, the calibration, and the units.
+    """Base class of follower and leader arms: the bus, the calibration, and the units.
 
     Args:
         calibration: Its calibration. None or empty if there is none yet.
@@ -147,15 +147,15 @@ class ServoArm:
 
     @property
     def place(self) -> str:
-        """Type and port, for messages."""
+        """Type and port of the arm, for messages."""
         return f"{self.kind.name}, {self.bus.port_name}"
 
     def positions(self) -> np.ndarray:
-        """Measured positions in the units of the arm, (A,) float64."""
+        """Returns the measured positions in the units of the arm, (A,) float64."""
         return self._to_units(self.read_positions())
 
     def read_positions(self) -> dict[str, int]:
-        """Measured positions in steps."""
+        """Reads the measured positions in steps."""
         return self.bus.positions(list(self.kind.motors))
 
     def write(self, name: str, **values: int) -> None:
@@ -186,7 +186,7 @@ class ServoArm:
             raise
 
     def stored_calibration(self) -> dict[str, MotorCalibration]:
-        """The calibration that the servos have now."""
+        """Reads the calibration that the servos have now."""
         calibration = {}
         for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
@@ -196,16 +196,19 @@ class ServoArm:
         return calibration
 
     def calibration_differences(self) -> dict[str, MotorCalibration]:
-        """What those servos hold whose values differ from the calibration."""
+        """Returns the stored values of those servos that differ from the calibration."""
         return {name: each for name, each in self.stored_calibration().items()
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
     def is_new(self, differences: Calibration) -> bool:
-        """Whether no servo has been calibrated. A new one among others is a replacement, whose zero nobody knows."""
+        """Returns whether no servo has been calibrated. A single new one is a replacement, whose zero nobody knows.
+
+        A new one among others is a replacement, whose zero nobody knows.
+        """
         return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
 
     def mismatch(self, differences: Calibration) -> RobotError:
-        """The error for servos that hold another calibration, which may be that of another arm."""
+        """Builds the error for servos that hold another calibration, which may be that of another arm."""
         rows = "".join(f"\n  {n}: servo {each} | file {self.calibration[n]}" for n, each in differences.items())
         return RobotError(f"the servos hold another calibration than {self.calibration_file or 'the given one'}:{rows}",
                           where=self.place, hint="name the port of this arm. If it is this arm, --yes writes the "
@@ -224,7 +227,7 @@ class ServoArm:
                 self.write(name, Lock=1)
 
     def set_shadows(self, on: bool) -> None:
-        """Lets second servos of joints do what the first ones are told, or not. Torque must be off.
+        """Makes the second servos of joints follow the first ones, or not. Torque must be off.
 
         Raises:
             RobotError: The two servos of a joint do not show the same position. They would work against each other.
@@ -252,7 +255,7 @@ class ServoArm:
             self.set_shadows(True)
 
     def _check_turns(self) -> None:
-        """Refuses positions that no joint can have, as Dynamixel servos show that forgot a turn without power."""
+        """Raises an error for positions that no joint can have, as of Dynamixel servos that forgot a turn."""
         for name, steps in self.read_positions().items():
             outside = max(self.calibration[name].range_min - steps, steps - self.calibration[name].range_max)
             if outside > _MAX_OUTSIDE:
@@ -270,39 +273,39 @@ class ServoArm:
                 for (n, unit), v in zip(self.units.items(), action, strict=True)}
 
     def _mirrored(self, name: str, value: float) -> float:
-        """An inverted Feetech servo is mirrored here, as in LeRobot. Dynamixel servos invert themselves."""
+        """Mirrors the value of an inverted Feetech servo, as LeRobot does. Dynamixel servos invert themselves."""
         unit = self.units[name]
         if not self.kind.is_feetech or not self.calibration[name].drive_mode or unit == "degrees":
             return value
         return 100 - value if unit == "percent" else -value
 
     def ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest positions of the calibration, in the units of the arm."""
+        """Returns the lowest and highest positions of the calibration, in the units of the arm."""
         low, high = ({n: getattr(c, f"range_{end}") for n, c in self.calibration.items()} for end in ("min", "max"))
         ends = self._to_units(low), self._to_units(high)
         return np.minimum(*ends), np.maximum(*ends)
 
     def steps_per_unit(self, name: str) -> float:
-        """Steps of a servo for one unit of its joint."""
+        """Returns the number of servo steps for one unit of its joint."""
         each = self.calibration[name]
         width = {"degrees": 360 * (each.range_max - each.range_min) / (self.bus.resolution - 1), "percent": 100.0,
                  "signed_percent": 200.0}[self.units[name]]
         return (each.range_max - each.range_min) / width
 
     def servo_values(self, c: MotorCalibration) -> tuple[int, ...]:
-        """The part of a calibration that the servo stores."""
+        """Returns the values of a calibration that the servo stores."""
         mode = 0 if self.kind.is_feetech else c.drive_mode
         return mode, c.homing_offset, c.range_min, c.range_max
 
 
 def joint_unit(units: Mapping[str, str]) -> str:
-    """The unit of a column of joints.
+    """Returns the unit of a column of joints.
 
     Args:
         units: Unit of each joint, as `ServoArm.units`.
 
     Returns:
-        The unit of most joints, and in brackets those of the others: "deg (gripper: percent)".
+        The unit of most joints, and in brackets the joints with another unit: "deg (gripper: percent)".
     """
     most = max(units.values(), key=list(units.values()).count)
     others = ", ".join(f"{joint}: {_UNIT_NAMES[unit]}" for joint, unit in units.items() if unit != most)
@@ -310,7 +313,7 @@ def joint_unit(units: Mapping[str, str]) -> str:
 
 
 class ServoFollower(Robot):
-    """An arm of servos that follows goals.
+    """Robot made of a follower arm of servos, which follows goals.
 
     `observation.state` and `action` are the positions of the joints, in degrees around the middle of their calibrated
     range, and of the gripper, in percent of its range (0 is closed). These are LeRobot's units.
@@ -381,7 +384,10 @@ class ServoFollower(Robot):
             camera.disconnect()
 
     def _release(self) -> None:
-        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again."""
+        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again.
+
+        If a servo does not answer, the guard tries again.
+        """
         silent = _switch_torque_off(self.arm.bus, self.arm.kind)
         self.arm.bus.disconnect()
         if self._guard is not None:
@@ -401,7 +407,7 @@ class ServoFollower(Robot):
             self.arm.limit(name, fastest * self.arm.steps_per_unit(name), min(limits.max_torque, 1.0))
 
     def default_limits(self, **changes) -> SafetyLimits:
-        """Limits from the calibrated ranges: 120 deg/s, and the whole range of the gripper in 0.8 s.
+        """Returns limits from the calibrated ranges: 120 deg/s, and the whole range of the gripper in 0.8 s.
 
         Args:
             changes: Other values of the fields of `SafetyLimits`.
@@ -442,7 +448,7 @@ class ServoFollower(Robot):
 
 
 class ServoLeader(DrivenTeleoperator):
-    """An arm of servos that a person moves. Its joints are the action of a follower.
+    """Teleoperator made of a leader arm of servos, which a person moves.
 
     It has no torque, except while it follows: then it moves with at most 30 deg/s and 30 % of its torque.
 
@@ -497,7 +503,7 @@ class ServoLeader(DrivenTeleoperator):
 
 
 def release_arm(kind: ServoArmType, port: str) -> list[str]:
-    """Switches the torque of all servos off that answer. Returns the names of the others.
+    """Switches the torque of all servos off that answer. Returns the names of the servos that do not.
 
     Raises:
         ConnectionLost: The port cannot be opened.
@@ -509,7 +515,7 @@ def release_arm(kind: ServoArmType, port: str) -> list[str]:
 
 
 def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
-    """Switches the torque of all servos off, one by one. Returns the names of those that do not confirm it."""
+    """Switches the torque of all servos off, one by one. Returns the names of servos that do not confirm it."""
     silent = []
     for name in kind.servos:
         try:
@@ -517,7 +523,7 @@ def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
         except ConnectionLost:
             silent.append(name)
         except RobotError:
-            continue  # it answered, with a fault
+            continue  # the servo answered, with a fault
     return silent
 
 
@@ -586,7 +592,7 @@ class Calibrator:
             self.arm.bus.disconnect()
 
     def owner(self) -> Path | None:
-        """The known calibration that the servos hold. None if they are new, or no file has their values."""
+        """Returns the known calibration that the servos hold. None if no file has their values."""
         stored = self.arm.stored_calibration()
         return next((path for path, each in known_calibrations() if same_values(stored, each)), None)
 

@@ -89,7 +89,7 @@ class SimulatedArm(Robot):
         self.velocity = np.array(limits.max_velocity)
 
     def advance(self) -> None:
-        """Moves the joints up to the present time."""
+        """Moves the simulated joints up to the present time."""
         now = self.clock()
         for at, goal in sorted((g for g in self._goals if g[0] <= now), key=lambda g: g[0]):
             self._move(at)
@@ -109,6 +109,6 @@ class SimulatedArm(Robot):
             raise ConnectionLost("the arm does not answer", where=self.name, hint="check the cable")
 
     def _delay(self) -> float | None:
-        """Delay of the next message. None if it is lost."""
+        """Returns the delay of the next message. None if it is lost."""
         chance, extra = self._rng.random(2)
         return None if chance < self.link.loss else self.link.latency + extra * self.link.jitter

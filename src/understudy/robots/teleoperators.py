@@ -14,7 +14,7 @@ _LONGEST_STEP = 0.2  # s; a device that was not read for longer does not make up
 
 
 class VelocityTeleoperator(Teleoperator):
-    """A device whose values are velocities. Its action is the last action, moved by them.
+    """Teleoperator whose device gives velocities, by which its last action is moved.
 
     Args:
         device: Gives a velocity for each joint, as a fraction of the largest: a gamepad or `JointKeyboard`.

@@ -1,4 +1,4 @@
-"""A process that switches the torque of an arm off if the program that moves it dies."""
+"""A separate process that switches the torque of an arm off if the main program dies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TorqueGuard:
             raise
 
     def end(self, released: bool) -> None:
-        """Ends the guard, after the port was closed.
+        """Ends the guard process, after the port was closed.
 
         Args:
             released: Whether the torque is off. Otherwise the guard tries to switch it off, in the background.
@@ -61,6 +61,6 @@ class TorqueGuard:
                 self.abandon()
 
     def abandon(self) -> None:
-        """Ends the guard at once. This process goes on to use the port."""
+        """Ends the guard process at once, because this process continues to use the port."""
         self._process.kill()
         self._process.wait()

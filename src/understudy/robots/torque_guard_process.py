@@ -1,4 +1,4 @@
-"""The process of `TorqueGuard`. It imports nothing of understudy, so that it is small and starts at once.
+"""The program of `TorqueGuard`'s process. It imports nothing of understudy, so that it starts at once.
 
 Its standard input is a pipe that its parent holds open. The first line says what to do. If the pipe ends without a
 goodbye, the parent has died, and only then this process opens the port.
@@ -19,7 +19,7 @@ REPEATS, PAUSE_SECONDS = 5, 0.02  # nobody confirms the packets, and a packet of
 
 
 def main() -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # those of a terminal or of a scheduler are for the parent
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a terminal or a scheduler sends them, for the parent
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     from serial import Serial
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _release(serial_type, port: str, baudrate: int, packet: bytes) -> Exception | None:
-    """Sends the packet. Returns the error if the port cannot be used."""
+    """Sends the packet that switches the torque off. Returns the error if the port cannot be used."""
     ends = time.monotonic() + OPEN_SECONDS
     while True:
         try:

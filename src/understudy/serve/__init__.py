@@ -1,1 +1,1 @@
-"""Serving a policy: a websocket server that openpi clients can use, and clients. The clients do not import PyTorch."""
+"""Serves a policy: a websocket server that openpi clients can use, and clients without PyTorch."""

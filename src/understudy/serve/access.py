@@ -1,4 +1,4 @@
-"""Who may connect, over TLS or not, and the log of it."""
+"""Access to a server: tokens, TLS, and the log of connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKEN_PREFIX = "token."  # of the subprotocol in which browsers, which cannot se
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
-    """Reads a file of tokens, one a line. Lines that start with # are comments."""
+    """Reads a file of access tokens, one a line. Lines that start with # are comments."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -43,7 +43,7 @@ _MAKE_TOKEN = 'make one: python -c "import secrets; print(secrets.token_urlsafe(
 
 
 def is_allowed(tokens: Sequence[str], headers: Headers) -> bool:
-    """Whether a request has one of the tokens. The comparison takes equally long wherever tokens differ.
+    """Returns whether a request has one of the tokens, in a time that does not depend on where tokens differ.
 
     Args:
         tokens: The tokens. Without any, everybody may connect.
@@ -68,10 +68,10 @@ def is_allowed(tokens: Sequence[str], headers: Headers) -> bool:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """The TLS context of a server, or None without a certificate.
+    """Returns the TLS context of a server, or None without a certificate.
 
     Args:
-        certificate: PEM file with the certificate and those above it.
+        certificate: PEM file with the certificate, followed by the certificates of the authorities that issued it.
         key: PEM file with the private key.
     """
     if certificate is None and key is None:
@@ -99,7 +99,7 @@ class JsonLog:
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **values: object) -> None:
-        """Writes an event with its values."""
+        """Writes an event with its values as a line of JSON."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values},
                           default=str)
         with self._lock:

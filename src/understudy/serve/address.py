@@ -1,4 +1,4 @@
-"""Addresses of servers in place of runs. This module imports nothing that is large or optional."""
+"""Addresses of servers, which commands accept in place of runs. This module imports nothing large."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def served_address(run: Path | str) -> str | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is this machine, so that what is sent to it cannot be read on the network."""
+    """Returns whether a host is this machine, so that messages to it cannot be read on the network."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -30,13 +30,13 @@ def is_this_machine(host: str) -> bool:
 
 
 def address_host(host: str) -> str:
-    """The host on which a server listens, as part of an address that others can connect to."""
+    """Returns the host on which a server listens, as part of an address for clients."""
     if host in ("0.0.0.0", "::", ""):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 
 def cannot_listen(error: OSError, where: str) -> UserError:
-    """The error of a server that cannot listen where the options say."""
+    """Builds the error of a server that cannot listen where the options say."""
     return UserError(f"the server cannot listen there: {error.strerror or error}", where=where,
                      hint="another server may use the port: choose another one, or port 0 for any that is free")

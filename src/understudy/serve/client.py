@@ -26,19 +26,19 @@ from .wire import WireError, as_array, pack, unpack
 
 
 class ServeError(RuntimeError):
-    """A request to a server failed."""
+    """Raised when a request to a server failed."""
 
 
 class RequestRefused(ServeError):
-    """The server refused a request or the connection. The text is the server's."""
+    """Raised when the server refused a request or the connection. The text is the server's."""
 
 
 class LinkLost(ServeError, ConnectionError):
-    """The connection was lost, or a reply did not come in time. No reply to an older request will be returned."""
+    """Raised when the connection was lost, or a reply came too late. Replies to older requests are dropped."""
 
 
 class MalformedReply(ServeError):
-    """The server sent a reply that cannot be used."""
+    """Raised when the server sent a reply that cannot be used."""
 
 
 def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -64,7 +64,7 @@ def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None,
 
 
 class Client:
-    """A connection to a policy server.
+    """A client with a connection to a policy server.
 
     After an error the connection is closed. The next request connects again, and the server then knows nothing of the
     requests before.
@@ -76,8 +76,8 @@ class Client:
             {"observations": {name: {"dtype", "shape", "names", "unit"}}, "action": {...}, "fps": 30,
             "normalization": "none", "action_convention": "..."}. All entries are optional.
         timeout: Seconds to wait for a connection or a reply.
-        ca: PEM file with the certificate of the server or of its authority, for "wss://". By default those of the
-            system.
+        ca: PEM file with the certificate of the server or of its authority, for "wss://". By default the authorities
+            that the system trusts.
 
     Attributes:
         checkpoints: The checkpoints that the server has planned with so far, oldest first.
@@ -119,8 +119,9 @@ class Client:
 
         Args:
             obs: {column: array}. Text goes under "prompt". A policy that reads several steps (`policy["n_obs_steps"]`)
-                needs all of them: give those since the last request, but no more than the last `n_obs_steps`, as one
-                array (steps, ...), oldest first. The server refuses a request that leaves out some.
+                needs all of them: give the observations since the last request, but no more than the last
+                `n_obs_steps`, as one array (steps, ...), oldest first. The server refuses a request in which one of
+                them is missing.
             executed: Number of actions of the last reply that were executed before this observation. By default
                 `n_action_steps`.
             delay: Number of actions that will be executed before the reply is used, as measured. A policy with
@@ -183,7 +184,7 @@ class Client:
             raise RequestRefused(f"{self.url}: {text or error}") from None
         except (OSError, InvalidHandshake) as error:
             raise self._lost(f"no connection ({error or type(error).__name__})") from None
-        except (InvalidURI, ValueError) as error:  # a ValueError, such as of a port that is no number
+        except (InvalidURI, ValueError) as error:  # a ValueError if the port is not a number
             raise RequestRefused(f"{self.url}: this is not an address of a server ({error})") from None
         if self.schema is not None:
             number = next(self._numbers)
@@ -223,7 +224,7 @@ class Client:
             raise self._lost(f"the reply cannot be read ({error})") from None
 
     def _lost(self, problem: str) -> LinkLost:
-        """Closes the connection. Returns the error that says why."""
+        """Closes the lost connection, and returns the error that says why."""
         self._drop()
         return LinkLost(f"{self.url}: {problem}")
 
@@ -233,7 +234,7 @@ class Client:
 
 
 class RemoteRunner:
-    """Acts at a fixed rate with a served policy, while replies are under way. No call of `act` waits but the first.
+    """Runs a served policy at a fixed rate: `act` returns at once, while replies are under way.
 
     When `n_action_steps` actions of a chunk were executed, the next observation is sent. The old chunk continues until
     the reply comes, and the actions whose time has passed are skipped. The largest of the last delays in steps is
@@ -344,7 +345,7 @@ class RemoteRunner:
 
 
 def _stacked(steps: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
-    """Observations of several steps as one, (steps, ...) a column. Words are those of the last step."""
+    """Stacks observations of several steps, (steps, ...) a column. Words are those of the last step."""
     if len(steps) == 1:
         return steps[0]
     stacked: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""What a server says of its policy: the metadata that every client gets first, and the schema of the handshake."""
+"""Describes a served policy: the metadata that every client gets first, and the schema of the handshake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NORMALIZATION = "none"  # of values in messages: they are in the units of the da
 
 def policy_schema(served: ServedPolicy, *, fps: float | None = None,
                   action_convention: str | None = None) -> dict[str, object]:
-    """Returns what clients must send and will get.
+    """Returns the columns that clients must send and the actions that they will get.
 
     Args:
         fps: Steps per second of the training data, if known.
@@ -33,7 +33,7 @@ def policy_schema(served: ServedPolicy, *, fps: float | None = None,
 
 def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name: str,
                     **about: object) -> dict[str, object]:
-    """Returns the first message to every client.
+    """Returns the metadata of a policy, the first message to every client.
 
     Args:
         schema: What clients must send and will get.
@@ -60,7 +60,7 @@ def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name:
 
 
 def same_interface(one: Mapping, other: Mapping) -> list[str]:
-    """The entries in which two policies differ, so that one cannot take the place of the other."""
+    """Returns the entries in which two policies differ, so that one cannot replace the other in a server."""
     own_interface, other_interface = one["understudy"], other["understudy"]
     names = ("schema", "inputs", "features", "action_dim", "window", "executor", "chunks", "texts")
     return [name for name in names if own_interface[name] != other_interface[name]]

@@ -1,4 +1,4 @@
-"""Connections whose handshake is not done: their number is bounded, so that they cannot take all descriptors."""
+"""Limits the number of connections with a pending handshake, so that they cannot take all descriptors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .metrics import ServerMetrics
 
 MAX_PENDING = 128
 ACCEPTED_AT_ONCE = 16  # connections; the oldest pending ones can be dropped before the next are accepted
-_RESERVED = 16  # descriptors for files, such as those of a new checkpoint
+_RESERVED = 16  # descriptors for files, such as a new checkpoint
 
 
 def connection_limits(max_clients: int) -> tuple[int, int]:
-    """Numbers of pending handshakes and of clients that the free descriptors of this process allow."""
+    """Returns how many pending handshakes and clients the free file descriptors of this process allow."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -72,7 +72,7 @@ class CountedConnection(ServerConnection):
         if self._tls is None:
             self._make(transport)
         else:
-            transport.pause_reading()  # what has come belongs to TLS
+            transport.pause_reading()  # bytes that have come belong to TLS
             self._starting = self.loop.create_task(self._start_tls(transport, self._tls))
 
     def data_received(self, data):

@@ -1,4 +1,4 @@
-"""The thread that runs the network. It plans for all clients that wait in one call."""
+"""The thread of a server that runs the network. It plans for all waiting clients in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A robot in the Rerun viewer while it is recorded or acts."""
+"""Shows a robot in the Rerun viewer while it is recorded or acts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RerunView:
         self._out.disconnect()
 
     def step(self, obs: Mapping[str, np.ndarray], command: np.ndarray, sent: np.ndarray) -> None:
-        """Takes references to a step of the control loop. It does not wait."""
+        """Notes a step of the control loop, without copying or waiting."""
         self._obs = obs
         self._steps.append(ViewedStep(self._n_steps, time.monotonic(), self.robot.position(obs), command, sent))
         self._n_steps += 1

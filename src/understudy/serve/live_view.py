@@ -49,7 +49,7 @@ def lower_priority() -> None:
 
 @dataclass(frozen=True)
 class ViewedStep:
-    """A step of a control loop. Its arrays must not change later.
+    """A step of a control loop that is shown. Its arrays must not change later.
 
     Args:
         time: When its action was sent (s).
@@ -66,7 +66,7 @@ class ViewedStep:
 
 
 class LiveView:
-    """A page that shows a robot. It is served within the context of the view.
+    """A web page that shows a robot while its context is open.
 
     Args:
         robot: The robot. `SafeRobot.on_step` calls `step`.
@@ -103,7 +103,7 @@ class LiveView:
         self._socket.close()
 
     def step(self, obs: Mapping[str, np.ndarray], command: np.ndarray, sent: np.ndarray) -> None:
-        """Takes references to a step of the control loop. It does not wait."""
+        """Notes a step of the control loop, without copying or waiting."""
         now = time.monotonic()
         for name, value in obs.items():
             if name.startswith(_PREFIX):
@@ -118,7 +118,7 @@ class LiveView:
         self._text = text
 
     def describe(self, after: int = -1) -> dict[str, Any]:
-        """What a page is told.
+        """Returns the state of the robot that a page gets: new steps, the line of text, and the rates.
 
         Args:
             after: Number of the last step that it knows.
@@ -187,6 +187,6 @@ class LiveView:
 
 
 def _rate(times: Iterable[float], now: float) -> float:
-    """Events per second, over the last two seconds."""
+    """Returns the number of events per second, over the last two seconds."""
     recent = [t for t in times if t > now - 2]
     return round((len(recent) - 1) / (recent[-1] - recent[0]), 1) if len(recent) > 1 else 0.0

@@ -34,14 +34,14 @@ class Metric:
             self.values = {tuple(sorted(labels.items())): value}
 
     def lines(self) -> list[str]:
-        """Its lines in the text format."""
+        """Returns the lines of the metric in Prometheus's text format."""
         with self._lock:
             values = dict(self.values)
         return [f"{self.name}{_labels(key)} {_number(value)}" for key, value in sorted(values.items())]
 
 
 class Histogram:
-    """Counts of values below each bound.
+    """Histogram metric: counts of values below each bound.
 
     Args:
         bounds: Upper bounds, ascending.
@@ -61,7 +61,7 @@ class Histogram:
             self.sum += value
 
     def lines(self) -> list[str]:
-        """Its lines in the text format."""
+        """Returns the lines of the metric in Prometheus's text format."""
         with self._lock:
             counts, total = list(self.counts), self.sum
         below, lines = 0, []
@@ -94,7 +94,7 @@ class ServerMetrics:
         self.clients.set(0)
 
     def text(self) -> str:
-        """The page that Prometheus reads."""
+        """Returns the page that Prometheus reads."""
         out = []
         for metric in vars(self).values():
             out += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]

@@ -1,4 +1,4 @@
-"""Answers to browsers: text, and pages with HTML, style and script in one and a content security policy."""
+"""Answers requests of browsers with text, or with pages that contain their style and script."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_page_port(host: str, port: int, where: str) -> tuple[socket.socket, str
 
 
 def text_response(connection: ServerConnection, text: str, kind: str) -> Response:
-    """A text of a content type as the answer to a request."""
+    """Builds the HTTP response with a text of a content type."""
     response = connection.respond(http.HTTPStatus.OK, text)
     del response.headers["Content-Type"]
     response.headers["Content-Type"] = kind
@@ -45,7 +45,7 @@ def text_response(connection: ServerConnection, text: str, kind: str) -> Respons
 
 
 def page_response(connection: ServerConnection, name: str, title: str) -> Response:
-    """A page as the answer to a request.
+    """Builds the HTTP response with a page.
 
     Args:
         name: Name of its files: NAME.html, NAME.css and NAME.js.

@@ -44,12 +44,12 @@ class ServedPolicy:
 
     @property
     def policy_actor(self) -> PolicyActor | None:
-        """The actor, if clients can get whole chunks of it."""
+        """The actor, if it is of a kind of which clients can get whole chunks. None otherwise."""
         return None if self.chunked_executor is None else cast(PolicyActor, self.actor)
 
     @property
     def chunked_executor(self) -> ChunkedExecutor | None:
-        """The executor, if clients can get whole chunks."""
+        """The executor, if clients can get whole chunks. None otherwise."""
         executor = self.actor.executor if isinstance(self.actor, PolicyActor) else None
         return executor if isinstance(executor, ChunkedExecutor) else None
 
@@ -65,7 +65,7 @@ class PolicyService(Service):
     Args:
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
-            them. A client may ask for the other.
+            them. A client may ask for either kind.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,
@@ -79,7 +79,7 @@ class PolicyService(Service):
         return self.served.checkpoint
 
     def replace_policy(self, new: PolicyService) -> None:
-        """Plans with another checkpoint from the next batch on. Clients and their episodes stay.
+        """Replaces the policy by another checkpoint from the next batch on. Clients and their episodes stay.
 
         Args:
             new: A service whose policy reads and plans the same. See `describe.same_interface`.
@@ -126,7 +126,7 @@ class PolicyService(Service):
         for i, request in enumerate(requests):
             try:
                 work = self._prepare(served, request)
-            except Exception as error:  # of one request: the others are answered
+            except Exception as error:  # in one request: the server still answers the rest
                 replies[i] = error
             else:
                 groups.setdefault(work.kind(), {})[i] = work
@@ -151,7 +151,7 @@ class PolicyService(Service):
         return keys(self.seed if seed is None else seed, [next(self._episodes) if episode is None else episode])
 
     def _next_chunk(self, served: ServedPolicy, request: Request) -> _Work:
-        """A chunk, which the client executes."""
+        """Prepares the reply with a whole chunk, which the client executes."""
         actor, executor, state = served.policy_actor, served.chunked_executor, request.session.state
         assert actor is not None and executor is not None
         planner = actor.planner
@@ -187,7 +187,7 @@ class PolicyService(Service):
         return _Plan(plan, finish)
 
     def _next_action(self, served: ServedPolicy, request: Request) -> _Work:
-        """One action. The server executes the chunks."""
+        """Prepares the reply with one action. The server executes the chunks."""
         session, steps = request.session, observation_steps(served, request)
         before = session.state.get("acting")
         if before is None or request.options.get("reset"):
@@ -207,7 +207,7 @@ class PolicyService(Service):
         return _Act(steps[-1], before, finish)
 
     def _remote_actor(self, served: ServedPolicy, request: Request, start: bool) -> _Work:
-        """Several rows, whose states the server keeps under handles. A rollout restarts and moves rows."""
+        """Prepares the reply for several rows of a rollout, whose states the server keeps under handles."""
         obs, kept = batched_columns(served, request), request.session.state.get("rows", {})
         n = len(next(iter(obs.values())))
         if start:
@@ -254,7 +254,7 @@ class _Plan:
     finish: Callable[[Tensor], Reply]
 
     def kind(self):
-        """Requests of one kind are planned together."""
+        """Returns the kind of the request. Requests of one kind are planned together."""
         guides = tuple(type(g) for g in self.request.guides)
         if type(self.request) is not PlanRequest or not set(guides) <= {LastChunk, Inpaint}:
             return self
@@ -278,7 +278,7 @@ _Work = _Done | _Plan | _Act
 
 
 def _run_group(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply | Exception]:
-    """The replies of works of one kind, planned together. If that fails, each is planned alone."""
+    """Returns the replies to requests of one kind, planned together. If that fails, each is planned alone."""
     try:
         return _run_together(served, members)
     except Exception as error:
@@ -308,7 +308,7 @@ def _run_together(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply 
 def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
     try:
         return finish(*results)
-    except Exception as error:  # of one client
+    except Exception as error:  # only one client fails
         return error
 
 
@@ -335,7 +335,7 @@ def _signature(obs: Mapping[str, Tensor]):
 
 
 def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, Tensor]]:
-    """The observations of one client, (1, ...) a column. A client may send several steps, the oldest first.
+    """Returns the observations in a request, (1, ...) a column. A client may send several steps, oldest first.
 
     Raises:
         RequestError: Two columns have unequal numbers of steps.
@@ -357,7 +357,7 @@ def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, 
 
 
 def _new_steps(steps: list[dict[str, Tensor]], executed: int, n_obs_steps: int) -> list[dict[str, Tensor]]:
-    """The steps of a request that follow the request before.
+    """Returns the steps of a request that follow the previous request.
 
     Args:
         executed: Number of steps since the request before.
@@ -376,7 +376,7 @@ def _new_steps(steps: list[dict[str, Tensor]], executed: int, n_obs_steps: int) 
 
 
 def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]:
-    """The columns of several rows, (B, ...).
+    """Returns the columns of several rows in a request, (B, ...).
 
     Raises:
         RequestError: They have unequal numbers of rows, or too many.
@@ -395,7 +395,7 @@ def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) 
         key, words = next(((k, sent[k]) for k in ("prompt", "task") if sent.get(k) is not None), ("", None))
         if isinstance(words, str):
             columns[name] = torch.from_numpy(served.texts[name](words).copy())
-        elif words is not None and name not in sent:  # it must not act on the default task
+        elif words is not None and name not in sent:  # do not act on the default task instead
             raise RequestError(f"{key!r} must be the task in words, as one text, but is a {type(words).__name__}")
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():
@@ -418,7 +418,7 @@ def _flattened(columns: Mapping[str, object], place: str = ""):
 
 
 def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
-    """The plan of explicit windows, as a planner gets them."""
+    """Prepares the plan for explicit observation windows, as a remote planner sends them."""
     planner, obs = served.planner, {}
     names = (*planner.inputs, *(masks := planner.window.pad_masks(planner.inputs)))
     constant = {name for name in names if name.removesuffix("?") in served.defaults} - {*request.columns}
@@ -487,7 +487,7 @@ def _whole_numbers(request: Request, name: str, n: int) -> Tensor:
 
 
 def describe_error(error: BaseException) -> str:
-    """The text of an error for a client: its kind and message, without places in files."""
+    """Returns the text of an error for a client: its kind and message, without places in files."""
     text = str(error)
     if isinstance(error, UserError):
         is_place = error.where is None or not {"/", "\\"}.isdisjoint(str(error.where))

@@ -1,4 +1,4 @@
-"""Replacing the checkpoint of a running server. Requests before and after it are answered, each by one checkpoint."""
+"""Replaces the checkpoint of a running server. Each request is answered by one checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reloader:
         self._refused, self._lock = "", asyncio.Lock()
 
     async def reload(self) -> bool:
-        """Loads the newest checkpoint. Returns whether it plans now."""
+        """Loads the newest checkpoint. Returns whether it is used now."""
         async with self._lock:
             name, before = "", self.service.checkpoint
             try:
@@ -37,7 +37,7 @@ class Reloader:
                 new = await asyncio.to_thread(self.load)
                 if other := same_interface(self.service.metadata, new.metadata):
                     raise ValueError(f"it has another {other[0]}: it needs a server for itself")
-            except Exception as error:  # of a checkpoint that is being written, or of the user's code
+            except Exception as error:  # a checkpoint is being written, or the user's code fails
                 self._refused = name
                 self.metrics.reloads.add(result="refused")
                 self.log("reload_refused", checkpoint=name, error=str(error))
@@ -59,7 +59,7 @@ class Reloader:
             await asyncio.sleep(period)
             try:
                 name = await asyncio.to_thread(self.newest)
-            except Exception:  # it is being written
+            except Exception:  # the checkpoint is being written
                 continue
             if name not in (self.service.checkpoint, self._refused):
                 await self.reload()

@@ -1,4 +1,4 @@
-"""A served policy as a planner or an actor, for commands and programs that have PyTorch."""
+"""Makes a served policy a planner or an actor, for commands and programs that have PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN_VARIABLE = "UNDERSTUDY_TOKEN_FILE"  # environment variable with a file who
 
 
 class RemotePlanner(Planner):
-    """Plans on a server. Executors run here, and `AsynchronousRunner` hides the network.
+    """Planner that plans on a server. Executors run here, and `AsynchronousRunner` hides the network.
 
     The server draws the same noise as the policy would here, so that plans are equal up to rounding. A lost link, or a
     reply that does not come within the timeout of the client, raises an error: on a robot, `act_on_robot` then stops.
@@ -76,7 +76,7 @@ class RemotePlanner(Planner):
         return _request_array(self.client, {**sent, "understudy": options}, "actions", shape)
 
     def noise(self, key, count):
-        """The server draws the noise, so this is what it depends on, (B, 2)."""
+        """Returns key and count, (B, 2), from which the server draws the noise."""
         return torch.stack([key, count], 1)
 
     def _guide(self, guide) -> dict[str, object]:
@@ -91,7 +91,7 @@ class RemotePlanner(Planner):
 
 @dataclass(frozen=True)
 class RemoteActor(Actor):
-    """Acts on a server, which also executes the chunks and keeps the state of each row.
+    """Actor that acts on a server, which also executes the chunks and keeps the state of each row.
 
     The state here is a number of each row. After a step, the state before it is gone, so episodes cannot be forked.
     """
@@ -125,7 +125,7 @@ def connect_policy(address: str) -> Client:
     path = os.environ.get(TOKEN_VARIABLE)
     token = None if path is None else read_tokens(Path(path))[0]
     client = _asked(lambda: Client(address, token=token))
-    RemotePlanner(client)  # refuses what is no policy of understudy
+    RemotePlanner(client)  # refuses what is not a policy of understudy
     return client
 
 
@@ -133,7 +133,7 @@ def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Ac
     """Returns the actor of a served policy. Chunks are executed here, or on the server if they have to be.
 
     Args:
-        executor: The executor. None for that of the served method.
+        executor: The executor. None for the executor of the served method.
     """
     if executor is None and not planner.client.policy["chunks"]:
         return RemoteActor(planner.client)
@@ -145,7 +145,7 @@ def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Ac
 
 @contextmanager
 def _reading_description(url: str) -> Iterator[None]:
-    """Context that reads what a server says of its policy. It may say anything."""
+    """Turns errors about an unusable description from a server into UserError. A context manager."""
     try:
         yield
     except UserError:
@@ -156,7 +156,7 @@ def _reading_description(url: str) -> Iterator[None]:
 
 
 def _check_description(about: Mapping, planner: RemotePlanner) -> None:
-    """Raises ValueError or the like for entries that cannot be what a server says of its policy."""
+    """Raises ValueError or the like if a server's description of its policy has unusable entries."""
     kinds = {"schema": dict, "inputs": list, "checkpoint": str, "chunks": bool}
     if invalid := [name for name, kind in kinds.items() if not isinstance(about[name], kind)]:
         raise TypeError(f"{invalid[0]} is {about[invalid[0]]!r}"[:100])

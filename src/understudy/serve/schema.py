@@ -1,4 +1,4 @@
-"""The handshake: what a policy reads and plans, and whether a client agrees. This module does not import PyTorch."""
+"""The handshake: compares what a policy reads and plans with what a client sends. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ COMMON = ("fps", "normalization", "action_convention")
 
 
 class SchemaMismatch(ValueError):
-    """The client and the policy do not agree. The text shows both sides of every difference."""
+    """Raised when client and policy do not agree. The text shows both sides of every difference."""
 
 
 def differences(served: Mapping, expected: Mapping) -> list[str]:
-    """Compares what a policy reads and plans with what a client sends and expects.
+    """Lists the differences between what a policy reads and plans and what a client sends and expects.
 
     Only what the client gives is compared, except that the client must give every column that the policy reads. The
-    policy converts between float16, float32 and float64, and it resizes images, so that these are no differences.
+    policy converts between float16, float32 and float64, and it resizes images, so that these do not count as
+    differences.
 
     Args:
         served: Schema of the policy: {"observations": {name: {"dtype", "shape", "names", "unit", "kind"}}, "action":

@@ -2,6 +2,13 @@
 
 The first message to a client is the metadata. Each request is then answered by one reply with `actions` and
 `server_timing`, or by a text with an error, after which the connection is closed.
+
+Options of a request are under its key `understudy`: `id` (a number that the reply repeats); `reset`, `seed` and
+`episode` (start an episode, and its randomness); `executed` and `delay` (number of actions executed since the last
+reply, and number until this reply is used); `deadline` (seconds until the reply is due, if less than the server's).
+
+Further options are `mode` ("chunk" or "action") and `op` ("hello" compares `schema`, "plan" plans explicit windows,
+"start" and "act" keep the rows of a rollout on the server).
 """
 
 from __future__ import annotations
@@ -45,7 +52,7 @@ SWITCH_INTERVAL = 0.0005  # s until the thread of the network lets the event loo
 
 
 def reduce_pauses() -> None:
-    """Keeps a process that serves from pausing. Call it once, after the policy was loaded.
+    """Keeps a serving process from long pauses by garbage collection. Call it once, after loading the policy.
 
     It changes the whole process. What exists now is no longer searched by the garbage collector: with PyTorch loaded,
     one full search stops all threads for more than 100 ms. What is made later is collected more often than before,
@@ -61,7 +68,7 @@ def reduce_pauses() -> None:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server behaves.
+    """Options of a policy server.
 
     Args:
         port: Port. 0 for any that is free.
@@ -156,7 +163,7 @@ class PolicyServer:
         server.close(close_connections=False)
         self._pending.close()
         for connection, idle in list(self._idle.items()):
-            if idle:  # the others close after their reply
+            if idle:  # busy connections close after their reply
                 asyncio.ensure_future(connection.close(GOING_AWAY, "the server ends"))
         until = time.perf_counter() + self.options.grace
         while self._idle and time.perf_counter() < until:
@@ -168,7 +175,7 @@ class PolicyServer:
         self.log("stopped")
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict) -> None:
-        """Logs an error that nobody has caught, as a line without a traceback."""
+        """Logs an unexpected error as a line without a traceback."""
         error = context.get("exception")
         self._summarized("error", message=context["message"], error=None if error is None else describe_error(error))
 
@@ -317,7 +324,7 @@ class PolicyServer:
         return Reply({**values, "fallback": kind})
 
     def _extras(self, request: Request, reply: Reply) -> dict[str, object]:
-        """The entries of a reply that only clients of understudy get."""
+        """Returns the entries of a reply that only clients of understudy get."""
         if not request.options:
             return {}
         extras: dict[str, object] = {} if reply.checkpoint is None else {"checkpoint": reply.checkpoint}
@@ -340,11 +347,11 @@ class PolicyServer:
 
 
 class DeadlinePassed(TimeoutError):
-    """A reply was not ready in time, and the client must stop."""
+    """Raised when a reply was not ready in time, and the client must stop."""
 
 
 class BackgroundServer:
-    """A server in a background thread, for notebooks and tests.
+    """Runs a policy server in a background thread, for notebooks and tests.
 
     Args:
         options: How the server behaves. By default any free port is taken.
@@ -382,7 +389,7 @@ class BackgroundServer:
     def stop(self) -> None:
         """Ends the server, after the replies that are being computed."""
         assert self.server is not None and self._loop is not None
-        with suppress(RuntimeError):  # it has ended
+        with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self.server.stop)
 
     def _run(self) -> None:

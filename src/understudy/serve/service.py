@@ -1,4 +1,4 @@
-"""Interface of the service that a server asks for replies."""
+"""Base class of the services that a server asks for replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPTIONS = {"op", "id", "reset", "executed", "delay", "deadline", "mode", "seed",
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered. The client gets the text."""
+    """Raised for a request that cannot be answered. The client gets the text."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Request:
-    """A request of a client.
+    """A request of a client, with its observation and options.
 
     Args:
         columns: What it observed, by the names in the message.
@@ -51,7 +51,7 @@ class Request:
     options: Mapping[str, object]
 
     def whole(self, name: str, default: int | None) -> int | None:
-        """Returns an option that is a whole number.
+        """Returns an option of the request that must be a whole number.
 
         Raises:
             RequestError: It is something else, or below 0.
@@ -68,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """The answer to a request.
+    """The reply to a request: the actions and further entries.
 
     Args:
         commit: Called in the thread of the event loop before the reply is sent. It stores the state of the client. Its
@@ -82,10 +82,12 @@ class Reply:
 
 
 class Service(ABC):
-    """Answers requests. `run` is called in the thread of the network, the other methods in that of the event loop.
+    """Base class of services, which answer requests.
+
+    `run` is called in the thread of the network. The other methods are called in the thread of the event loop.
 
     Attributes:
-        schema: What the policy reads and plans, for the handshake. None if that is not known.
+        schema: What the policy reads and plans, for the handshake. None if the schema is not known.
     """
 
     metadata: dict[str, object]
@@ -93,7 +95,7 @@ class Service(ABC):
 
     @property
     def checkpoint(self) -> str:
-        """Which weights plan."""
+        """Name of the checkpoint that plans now."""
         return ""
 
     def check(self, request: Request) -> None:
@@ -126,5 +128,5 @@ class Service(ABC):
         return 1
 
     def accept_fallback(self, request: Request, actions: np.ndarray) -> None:
-        """Notes the actions that a client got in place of a plan."""
+        """Notes the fallback actions that a client got in place of a plan."""
         request.session.sent = actions

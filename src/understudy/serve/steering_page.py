@@ -1,4 +1,4 @@
-"""A page on which a policy acts in an environment, and goes where a person clicks."""
+"""A web page that shows a policy acting in an environment, and steers it to where a person clicks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SteeringPage:
                 self._stopping.set()
 
     def follow(self, message: str | bytes) -> None:
-        """Follows a message of the page: ``{"click": [across, down]}`` as in `envs.raster.map_point`, or null.
+        """Handles a message of the page: ``{"click": [across, down]}`` as in `envs.raster.map_point`, or null.
 
         Raises:
             ValueError: The message is none of these.
@@ -134,7 +134,7 @@ class SteeringPage:
                 try:
                     self.follow(message)
                 except (ValueError, TypeError, KeyError, OverflowError):
-                    await connection.close(POLICY_VIOLATION, "the message is no click")
+                    await connection.close(POLICY_VIOLATION, "the message is not a click")
         finally:
             self._pages.discard(connection)
 
@@ -147,11 +147,11 @@ class SteeringPage:
 
 
 class _Stopped(Exception):
-    """The server ends, and with it the episode."""
+    """Raised in a running episode when the server ends."""
 
 
 class _LiveEnv(Env):
-    """An environment that shows each step on a page, at its own rate."""
+    """Wraps an environment so that it shows each step on a page, at its own rate."""
 
     def __init__(self, env: Renderable, page: SteeringPage):
         self.env, self.page = env, page

@@ -1,4 +1,4 @@
-"""Messages: msgpack with NumPy arrays, as openpi's server and client write them. Nothing in a message can run code.
+"""Encodes messages with msgpack and NumPy arrays, as openpi does. Nothing in a message can run code.
 
 An array is a map with the binary keys ``__ndarray__``, ``data`` (bytes in C order), ``dtype`` (such as ``<f4``) and
 ``shape``. A NumPy scalar has ``__npgeneric__`` instead, and its number in ``data``. This module does not import
@@ -21,11 +21,11 @@ _DTYPE = re.compile(r"[<>|=]?(?:b1|i[1248]|u[1248]|f[248])")
 
 
 class WireError(ValueError):
-    """A message cannot be read or written. The text says which part of it, and why."""
+    """Raised when a message cannot be read or written. The text says which part of it, and why."""
 
 
 def pack(value: Mapping[str, object]) -> bytes:
-    """Writes a message.
+    """Encodes a message as bytes.
 
     Args:
         value: A mapping with text as keys. Values are numbers, text, bytes, None, lists, mappings, arrays and NumPy
@@ -43,7 +43,7 @@ def pack(value: Mapping[str, object]) -> bytes:
 
 
 def unpack(message: bytes) -> dict[str, object]:
-    """Reads a message. Arrays are copies in the byte order of this machine.
+    """Decodes a message. Arrays are copies in the byte order of this machine.
 
     Raises:
         WireError: The bytes are not a complete message, or an array in it is invalid.
@@ -151,7 +151,7 @@ def _check_names(value: object, place: str, depth: int) -> None:
 
 
 def _find_unwritable(value: object, place: str = "the message", depth: int = 0) -> str:
-    """Where in a value that cannot be written the first such part is."""
+    """Returns where in a value the first part is that cannot be written."""
     inner: Sequence[tuple[str, object]] = ()
     if depth < MAX_DEPTH:
         if isinstance(value, Mapping):

@@ -49,7 +49,7 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class _ShownColumn:
-    """The shown part of a column: `size` components, every `every`-th row."""
+    """A column as the page shows it: `size` components, every `every`-th row."""
 
     name: str
     feature: Feature
@@ -86,7 +86,7 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
-    """(first episode, JSON) of each piece. In a folder, the JSON is written there as a script and is empty here."""
+    """Writes the episodes in pieces. Returns (first episode, JSON) of each; in a folder, the JSON is a script."""
     out, pending, size, first = [], [], 0, 0
     for e in range(pages.count):
         pending.append(_script_json(pages.episode(e)))
@@ -104,7 +104,7 @@ def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | 
 
 
 class _EpisodePages:
-    """What the page shows of each episode, in order, and afterwards what it shows of the whole data set."""
+    """Collects what the page shows of each episode, in order, and then of the whole data set."""
 
     def __init__(self, data: Dataset, report: AuditReport):
         self.data, self.report, self.count = data, report, len(data)
@@ -142,7 +142,7 @@ class _EpisodePages:
         self.unread: list[int] = []
 
     def _thumbnails_per_episode(self) -> dict[int, int]:
-        """Thumbnails of each camera by episode. If all would be too many, evenly spaced episodes have them."""
+        """Returns how many thumbnails of each camera each episode has, so that they are not too many."""
         if not self.cameras or not self.count:
             return {}
         each = min(_MAX_PER_EPISODE, _MAX_THUMBNAILS // (len(self.cameras) * self.count))
@@ -189,7 +189,7 @@ class _EpisodePages:
                 m.add(e, picked, np.concatenate([points[c.name] for c in m.columns], 1))
         for name in self.cameras if e in self.pictures else ():
             try:
-                out["frames"][name] = self._thumbnails(e, name, episode)
+                out["frames"][name] = self._thumbnails(e, name)
             except UserError as error:
                 out["unread"][name] = error.problem
         if out["unread"]:
@@ -203,8 +203,8 @@ class _EpisodePages:
         self.success[e] = episode_success(episode)
         return out
 
-    def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
-        """{"rows", "high", "wide", "across", "src"}: one JPEG of all thumbnails, `across` in a row."""
+    def _thumbnails(self, e: int, name: str) -> dict[str, Any] | None:
+        """Builds one JPEG of all thumbnails: {"rows", "high", "wide", "across", "src"}, `across` in a row."""
         rows, many = int(self.data[e:e + 1].rows(name)[0]), self.pictures[e]
         row_numbers = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
         row_numbers = sorted({*row_numbers, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
@@ -302,7 +302,7 @@ class _EpisodePages:
             )
 
     def _notes(self, unlisted: int) -> Iterator[str]:
-        """What the page leaves out."""
+        """Lists what the page leaves out."""
         for c in self.columns:
             if not c.text and c.feature.size > c.size:
                 yield f"{c.name}: the first {c.size} of {c.feature.size} components are shown."
@@ -331,7 +331,7 @@ class _RunningStatistics:
         self.mean, self.squares, self.n, self.n_non_finite = (np.zeros(size) for _ in range(4))
 
     def add(self, values: np.ndarray) -> None:
-        """Chan, Golub and LeVeque (1979): exact also if the mean is large and the standard deviation is small."""
+        """Adds values by the method of Chan, Golub and LeVeque (1979), which is exact for large means too."""
         if not len(values):
             return
         v = values.astype(np.float64)
@@ -354,7 +354,7 @@ class _RunningStatistics:
 
 
 class _ProjectionMap:
-    """Rows by their standard deviations, projected onto the two directions of largest variance (Pearson 1901)."""
+    """Projects standardized rows onto their two directions of largest variance (Pearson 1901)."""
 
     def __init__(self, title: str, columns: Sequence[_ShownColumn]):
         self.title, self.columns = title, columns
@@ -367,7 +367,10 @@ class _ProjectionMap:
         self.at.append(np.stack([np.full(int(is_finite.sum()), episode), steps[is_finite]], 1))
 
     def to_json(self) -> dict[str, Any]:
-        """`share` is the fraction of variance in each direction. The page also computes x = (row - mean) @ axes."""
+        """Returns the map as JSON. `share` is the fraction of variance in each direction.
+
+        The page also computes x = (row - mean) @ axes.
+        """
         rows, at = np.concatenate(self.points), np.concatenate(self.at).astype(np.int32)
         mean, axes, share = principal_components(rows)
         x, y = ((rows - mean) @ axes).T
@@ -377,7 +380,7 @@ class _ProjectionMap:
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Principal components of standardized data: each column is divided by its standard deviation.
+    """Computes principal components of standardized data: each column is divided by its standard deviation.
 
     Args:
         rows: The data, (N, D). Constant columns do not count.
@@ -408,7 +411,7 @@ def _column(name: str, f: Feature) -> _ShownColumn:
 
 
 def episode_success(episode: Episode) -> bool | None:
-    """Whether the episode succeeded. None if success was not recorded or cannot be read."""
+    """Returns whether the episode succeeded. None if success was not recorded or cannot be read."""
     try:
         return plots._outcome(episode)
     except UserError:
@@ -416,7 +419,7 @@ def episode_success(episode: Episode) -> bool | None:
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:
-    """Text of each row of a column of strings or of UTF-8 bytes."""
+    """Returns the text of each row of a column of strings or of UTF-8 bytes."""
     if len(column) > 1 and column.strides[0] == 0:  # the same text in all rows
         return [*decode_texts(column[:1])] * len(column)
     if column.dtype.kind in "UO":
@@ -425,7 +428,7 @@ def decode_texts(column: np.ndarray) -> Sequence[str]:
 
 
 def text_runs(texts: Sequence[str]) -> list[list]:
-    """Runs of equal texts, as a list of [first row, text]."""
+    """Finds runs of equal texts, as a list of [first row, text]."""
     return [[i, w] for i, w in enumerate(texts) if not i or w != texts[i - 1]]
 
 
@@ -444,7 +447,7 @@ def _base64(values: np.ndarray) -> str:
 
 
 def _scale_to_bytes(lines: np.ndarray) -> str:
-    """(E, L, P) as bytes: 0 to 254 over the range of each line over all episodes, 255 for missing values."""
+    """Encodes lines (E, L, P) as bytes: 0 to 254 over the range of each line, 255 for missing values."""
     out = np.full(lines.shape, 255, np.uint8)
     for i in range(lines.shape[1]):
         is_finite = np.isfinite(lines[:, i])
@@ -457,7 +460,7 @@ def _scale_to_bytes(lines: np.ndarray) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) within the box, with the same aspect ratio."""
+    """Shrinks a frame to (h, w, 3) within the box, with the same aspect ratio."""
     image = _to_rgb(np.asarray(image))
     high, wide = image.shape[:2]
     scale = min(1.0, _THUMBNAIL_SIZE[0] / wide, _THUMBNAIL_SIZE[1] / high)
@@ -465,7 +468,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) of gray, color, or color with more channels."""
+    """Converts a frame of gray, color or more channels to (h, w, 3)."""
     return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
 
 
@@ -484,7 +487,7 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
 
 
 def _script_json(value: Mapping[str, Any]) -> str:
-    """JSON for a script element: no text in it can end the element."""
+    """Encodes JSON for a script element, so that no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -134,7 +134,7 @@ class LiveScreen(Screen):
     """A screen that keeps the latest picture, for all pages."""
 
     def __init__(self, session: LiveSession):
-        super().__init__(lambda text: None, sleep=session.sleep)
+        super().__init__(lambda text: None)
         self._session = session
 
     def draw(self, env, text, ended=False):
@@ -175,7 +175,7 @@ class LiveSession:
         self.mode: Mode = "idle"
         self.error: str | None = None
         self.changes, self.tally, self.watched = 0, [0, 0], ""
-        self._stopping, self._thread = threading.Event(), None
+        self._thread: threading.Thread | None = None
         self.picture = Picture(0, [], "", False)
         self.show_start()
 
@@ -191,22 +191,16 @@ class LiveSession:
             raise RuntimeError("stop what runs first")
         self.keys = HeldKeys(*self._limits) if mode == "show" else TakeoverKeys(*self._limits)
         self.mode, self.error, self.watched, self.tally = mode, None, run, [0, 0]
-        self._stopping.clear()
         self._thread = threading.Thread(target=self._main, name="studio-live", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends what runs, and waits until its files are complete."""
-        self._stopping.set()
+        """Ends what runs, without the running episode, and waits until its files are complete."""
         if self._thread is not None:
+            self.keys.command("quit")
             self._thread.join()
 
     # -- in its thread --------------------------------------------------------------------------------------------
-
-    def sleep(self, seconds: float) -> None:
-        self._stopping.wait(max(seconds, 0))
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
 
     def show(self, env: Renderable, text: str, is_person: bool) -> None:
         shapes = ShapeList(self.env.square)
@@ -227,7 +221,7 @@ class LiveSession:
                 self._record()
             else:
                 self._watch()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # a person has stopped watching
             pass
         except Exception as error:  # the page says it; a thread has nobody else to tell
             self.error = str(error)

@@ -1,4 +1,4 @@
-"""A data set as one recording for the viewer rerun.io: episodes one after the other, columns by name, frames as JPEG.
+"""Writes a data set as one recording for the viewer rerun.io: episodes one after the other.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .html_page import decode_texts, encode_jpeg, episode_success, text_runs
 
 Progress = Callable[[int, int], None]  # (episodes done, of)
 _BATCH_ROWS = 32_768  # numbers of a column per chunk
+_BATCH_IMAGES = 64  # per chunk
 
 
 def write_rrd(
@@ -107,8 +108,8 @@ class _ColumnBuffer:
             self.out.send_columns(path, [self.rr.TimeColumn("row", sequence=rows), *seconds], columns)
 
 
-def _batches(frames: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Rows and their JPEG images. One image may belong to several rows."""
+def _batches(frames: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Yields rows and their JPEG images. One image may belong to several rows."""
     rows: list[int] = []
     images: list[bytes] = []
     for which, image in frames:
@@ -116,7 +117,7 @@ def _batches(frames: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterat
         for row in np.atleast_1d(which).tolist():
             rows.append(row)
             images.append(coded)
-        if len(rows) >= size:
+        if len(rows) >= _BATCH_IMAGES:
             yield rows, images
             rows, images = [], []
     yield rows, images

@@ -1,4 +1,4 @@
-"""Contract tests of parts: whether a head, codec, trunk or other part of your own keeps its interface.
+"""Contract tests for your own parts, such as a head, codec or trunk: whether they keep their interface.
 
 Each function raises AssertionError saying which promise was broken. None of them needs data.
 """

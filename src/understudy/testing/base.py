@@ -1,4 +1,4 @@
-"""Violations, and comparisons that all contracts use."""
+"""The error of contract tests, and comparisons that they share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATE = "observation.state"
 
 
 class ContractViolation(AssertionError):
-    """A part does not keep its contract."""
+    """Raised when a part does not keep its contract."""
 
 
 def require(promise: bool, what: str) -> None:

@@ -114,7 +114,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
 def check_column_change(change: EpisodeTransform, data: Dataset, provided: Sequence[str] = ()) -> None:
     """Checks that a policy observes the same columns while acting as in training.
 
-    A function that is no `ColumnChange` may add observations only if something else gives them while acting.
+    A function that is not a `ColumnChange` may add observations only if something else gives them while acting.
 
     A `ColumnChange` sees the recorded observations, actions and rewards one by one. In the first observation it also
     finds the first value of the column, as an `ObservationWrapper` would give it. It must give the columns that it adds
@@ -155,13 +155,13 @@ def check_column_change(change: EpisodeTransform, data: Dataset, provided: Seque
 
 
 def _changed_observations(change: EpisodeTransform, episode: Episode) -> dict[str, np.ndarray]:
-    """The observations that a column change adds to a recorded episode or replaces there."""
+    """Returns the observations that a column change adds to a recorded episode or replaces there."""
     return {name: np.asarray(column) for name, column in change(episode).steps.items() if role(name) == "observation"
             and (name not in episode.steps or column is not episode.steps[name])}
 
 
 def _columns_while_acting(change: ColumnChange, episodes: list[Episode]) -> list[dict[str, np.ndarray]]:
-    """The observations that a column change gives along episodes that run at the same time, (T + 1 rows each)."""
+    """Returns the observations that a column change gives while acting along episodes at the same time."""
     rows = torch.arange(len(episodes))
     actions = [np.asarray(e.steps["action"]).reshape(len(e.steps["action"]), -1) for e in episodes]
     rewards = [np.asarray(e.steps["next.reward"], np.float32).reshape(-1) for e in episodes]

@@ -147,7 +147,8 @@ def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes:
     - With a period of 1, `WrappedEnv` and `WrappedActor` give the same episodes, bit for bit.
     - With a longer period, they give the same outcomes: success, returns and lengths. The reward of an action is the
       discounted sum of its steps, which ends with the episode. Time limits are divided by the period.
-    - `transform_episode` converts the episodes of `WrappedActor` into those of `WrappedEnv`, or raises `Unsupported`.
+    - `transform_episode` converts the episodes of `WrappedActor` into episodes of `WrappedEnv`, or raises
+    `Unsupported`.
     - The state of the wrapper keeps its structure.
 
     A wrapper that ends actions early (`is_terminated`) is checked in one row.

@@ -1,4 +1,4 @@
-"""The contract of guides."""
+"""Contract test of guidance: guides that change the plans of a head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Guidance = NetworkGuidance | CostGuidance
 @torch.no_grad()
 def check_guide(guide: Guidance | Callable[[Policy, Batch], Guidance], policy_config: PolicyConfig,
                 inputs: Schema | None = None) -> None:
-    """Checks the contract of a guide.
+    """Checks the contract of a guide, which steers the sampling of plans.
 
     It changes plans, and nothing else does: nothing is random, and rows do not depend on each other, also where
     `select_rows` repeats them. Costs are one finite number for each row.

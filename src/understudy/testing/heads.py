@@ -1,4 +1,4 @@
-"""The contract of heads."""
+"""Contract test of policy heads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _head_draws_nothing(policy, batch, noise, plan):
 @torch.no_grad()
 def _head_loss_of_each_row(policy, context, coded, mask):
     head = policy.config.head
-    if isinstance(head, Flow) and head.coupling != "independent":  # it assigns noises to the rows of a batch
+    if isinstance(head, Flow) and head.coupling != "independent":  # other rows decide the noise of a row
         return
     others = [0, 0, 2, *[0] * (len(mask) - 3)]  # other rows, but the same draws for row 2
     loss, alone = (head.loss(policy.net, take(context, rows), coded[rows], mask[rows], _rng(1))
@@ -113,7 +113,7 @@ def _head_ignores_padding(policy, batch):
 
 
 def _head_learns(policy, batch) -> Policy:
-    """Returns a copy of the policy after a few updates."""
+    """Returns a copy of the policy after a few updates with the head's loss."""
     if not _batch_loss(policy, batch).requires_grad:
         weights = [n for n, p in policy.net.named_parameters() if p.requires_grad and p.numel()]
         require(not weights, f"the loss has no gradient, but the head has weights to train: {weights}")

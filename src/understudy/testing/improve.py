@@ -1,4 +1,4 @@
-"""The contract of data collection."""
+"""Contract test of data collection."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
       side by side.
     - A run that breaks off before or within the updates of any round resumes bit for bit: checkpoints, stored episodes
       and metrics.
-    - Rounds that are later than the checkpoint are dropped and collected again. Those with a person are kept, and the
-      run is refused.
+    - Rounds that are later than the checkpoint are dropped and collected again. If a person took part in them, they are
+      kept, and the run is refused.
 
     Args:
         method: A method with a `collection` of two or more rounds. It is trained several times, so it should be small.
@@ -88,7 +88,7 @@ class _Crashed(Exception):
 
 
 class _Crash:
-    """Interrupts a training at the summary of a round, or at the first update after it."""
+    """Callback that interrupts a training at the end of a round, or at the next update, to test resuming."""
 
     def __init__(self, number: int, in_update: bool):
         self.number, self.in_update, self.is_due = number, in_update, False
@@ -100,7 +100,7 @@ class _Crash:
 
 
 def _run_contents(run: Path) -> dict[str, object]:
-    """The contents of a run, except for times."""
+    """Returns the contents of a run, except for times."""
     def without_times(document):
         return {k: v for k, v in document.items() if k != "seconds"}
 

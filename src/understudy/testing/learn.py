@@ -167,7 +167,7 @@ def _check_learner(config, policy_config):
     again = restored.state()[0]
     require(again.keys() == tensors.keys() and all(torch.equal(v.detach(), tensors[k]) for k, v in again.items()),
             f"{name}, restore must take over every tensor of the state")
-    obs = stopped.policy.windows(data).batch(size, 0).obs  # a learner may sample other windows than those of its policy
+    obs = stopped.policy.windows(data).batch(size, 0).obs  # learners may sample other windows than the policy's
     plans = [copy.deepcopy(p).eval().plan(obs, noise) for p in (acting, restored.trained_policy)]
     require_equal(plans[1], plans[0], f"{name}, a restored learner must act like the saved one")
     for learner in (stopped, restored):

@@ -1,4 +1,4 @@
-"""The contract of methods."""
+"""Contract test of methods."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
 
 
 def example_columns(name: str, trust: tuple[str, ...] = ()) -> Schema:
-    """Columns on which a method can train: those of the examples of its needs, and states and actions of numbers."""
+    """Returns columns on which a method can train: the example columns of its needs, and states and actions."""
     examples = {column: Feature.from_json(feature) for need in _needs(find_function(name, trust))
                 for column, feature in need.example.items()}
     return {"observation.environment_state": Feature("float32", (3,)), "observation.state": VECTOR,
@@ -109,7 +109,7 @@ def _check_source(name: str, function: Any) -> None:
 
 
 def example_data(columns: Schema) -> Dataset:
-    """Random episodes of two tasks, half of them in a part "task" and half in a part "prior" of a mixture."""
+    """Returns random episodes of two tasks, half of them in a part "task" and half in a part "prior" of a mixture."""
     data = random_dataset(columns, episodes=4, steps=12)
     data = Dataset([replace(e, metadata={**e.metadata, "proficiency": i, "task": f"move {i % 2}", "trace": "up"})
                     for i, e in enumerate(data)])
@@ -117,7 +117,7 @@ def example_data(columns: Schema) -> Dataset:
 
 
 def with_trained_stages(method: Method, data: Dataset, device: str = "cpu") -> Method:
-    """The method, with stages that were trained for two updates."""
+    """Returns the method with stages that were trained for two updates."""
     results: dict[str, Any] = {}
     for stage in method.stages:
         short = replace(stage.method, learner=replace(stage.method.learner, steps=2))
@@ -152,7 +152,7 @@ def _check_training(method: Method, module: str, columns: Schema, device: str) -
 
 
 def _check_timing(method: Method, policy: Policy) -> None:
-    """The window's first action is the executor's: an offset of one executes old actions (Chi et al. 2023)."""
+    """Checks that the first action of the window is the first that the executor runs (Chi et al. 2023)."""
     executor, window = method.executor, method.policy.window
     executor.check_planner(policy)
     past = 1 if isinstance(executor, ActionConditionedExecutor) else getattr(executor, "skip", 0)
@@ -162,14 +162,14 @@ def _check_timing(method: Method, policy: Policy) -> None:
 
 
 def _observations(method: Method, columns: Schema) -> Mapping[str, Tensor]:
-    """Three rows of everything that a method may read while acting."""
+    """Returns three rows of everything that a method may read while acting."""
     obs = {k: torch.randn(3, *f.shape) if f.dtype == "float32" else torch.ones(3, *f.shape, dtype=f.torch_dtype)
            for k, f in columns.items() if k.startswith("observation.")} | {LAST_REWARD: torch.ones(3)}
     return obs | {part.open_condition: torch.ones(3, 1) for part in online_changes(method) if part.open_condition}
 
 
 def _check_refusal(name: str, need: Need, columns: Schema, trust: tuple[str, ...], device: str) -> None:
-    """Columns of the example that all data have become classes, or numbers, and the others are missing."""
+    """Checks that a method refuses data that do not meet one of its needs."""
     others = {k: f for k, f in columns.items() if k not in (*need.example, "observation.environment_state")}
     data = example_data(others | {k: VECTOR if example.get("kind") == "discrete" else CLASSES
                                   for k, example in need.example.items() if k in ("observation.state", "action")})

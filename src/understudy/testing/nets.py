@@ -24,7 +24,7 @@ def _part_saves(part: Trunk | Encoder) -> None:
 
 
 def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
-    """Checks a trunk.
+    """Checks the contract of a trunk.
 
     Outputs have the right shape for any number of inputs and times. Batch rows do not influence each other. Masked
     tokens change nothing. Context, inputs and times matter. Gradients reach all weights. For a causal head, output
@@ -109,7 +109,7 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
 
 
 def _trunk_fuses(net, x, time, context, expected):
-    """`expected`: outputs at one time for all rows and steps, (1, K)."""
+    """Checks that a trunk fused for one time gives the `expected` outputs of the plain trunk."""
     fused = net.fuse(time)
     once = fused.with_time_embedding(fused.precompute(context), fused.embed_time(time)[0])
     require_equal(fused(x, x[..., :0], once), expected, "a network that is fused for a time must give the same", 1e-4)
@@ -121,7 +121,7 @@ def _trunk_fuses(net, x, time, context, expected):
 
 
 def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
-    """Checks an encoder.
+    """Checks the contract of an encoder.
 
     The number of tokens and their observation steps are what the module says. Batch rows do not influence each other.
     Values that were not observed (``"name?"`` is False) change nothing, in single rows of the window as well. Nothing

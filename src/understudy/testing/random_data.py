@@ -1,4 +1,4 @@
-"""Made-up data for contracts."""
+"""Random data for contract tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import STATE
 
 
 def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
-    """Episodes with random values: numbers, images, bytes and classes, as the features require.
+    """Builds episodes with random values: numbers, images, bytes and classes, as the features require.
 
     Args:
         steps: Number of steps of the first episode. Each further episode is one step longer.
@@ -35,8 +35,8 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
 
 def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
                  inputs: Schema | None = None) -> tuple[Policy, Batch]:
-    """A policy whose statistics are those of random data, and a batch of the data whose last windows extend past the
-    end of an episode.
+    """A policy with the statistics of random data, and a batch of these data. Its last windows extend past the end of
+    an episode.
 
     Args:
         target: Feature of the target. By default two numbers.

@@ -11,7 +11,7 @@ from ..robots.base import Robot, RobotError
 
 
 def check_robot(build: Callable[[], Robot], tolerance: float = 1.0) -> None:
-    """Checks what a robot promises. It is moved by no more than `tolerance`.
+    """Checks the contract of a robot, which is moved by no more than `tolerance`.
 
     Args:
         build: Makes the robot, not connected. It is called once.

@@ -341,7 +341,7 @@ def test_a_classifier_of_other_columns_is_refused_before_the_robot_moves(session
 @pytest.mark.parametrize(("args", "words"), [
     (["--supervisor", "scripted"], ["on a robot a person supervises, not scripted", "keyboard, gamepad or leader"]),
     (["--supervisor", "leader"], ["--teleop: is missing", "so101_leader"]),
-    (["--teleop", "so101_leader"], ["--teleop: says nothing with --supervisor keyboard"]),
+    (["--teleop", "so101_leader"], ["--teleop: has no effect with --supervisor keyboard"]),
     (["--env", "fork"], ["an environment and a robot are both named"]),
     (["--compare", "4"], ["4 pairs of trials are too few", "at least 9"]),
     (["--fps", "10"], ["--fps: new episodes are learned together with those of", "20 steps per second"]),

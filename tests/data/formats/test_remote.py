@@ -83,7 +83,7 @@ def fresh(tmp_path, monkeypatch):
     Opened.names, Opened.read, Opened.breaks, Opened.away = [], 0, None, False
     Counted.store.clear()
     MemoryFileSystem.store.clear()
-    remote._held.clear()
+    remote._open_folders.clear()
     yield
     remote._read_listing.cache_clear()
 
@@ -187,7 +187,7 @@ def test_downloads_are_bounded(tmp_path, monkeypatch):
                  episode_ends=[8000])
         fsspec.filesystem("counted").pipe_file(f"/{i}.npz", (tmp_path / "d.npz").read_bytes())
         remote.local_path(f"counted://{i}.npz")
-        remote._held.clear()
+        remote._open_folders.clear()
     root = tmp_path / "cache" / ".fetched"
     kept = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
     assert kept <= 500_000 + 10_000 and len([e for e in root.iterdir() if e.is_dir()]) < 3
@@ -198,7 +198,7 @@ def test_downloads_are_bounded(tmp_path, monkeypatch):
 
 def test_downloads_do_not_fill_the_disk(tmp_path, monkeypatch):
     remote.local_path(put(LEROBOT / "v3.0/images", "bucket/images"))
-    remote._held.clear()
+    remote._open_folders.clear()
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
@@ -213,7 +213,7 @@ def test_derived_arrays_do_not_push_downloads_out(tmp_path, monkeypatch):
         os.utime(folder, (0, 0))
     for key in ("one", "two"):
         cache.columns(key, {"a": ((300_000,), np.uint8)}, lambda out: None, "test")
-        cache._held.clear()
+        cache._mapped_entries.clear()
     assert (local / "meta/info.json").exists() and not (cache.folder() / "one").exists()
 
 

@@ -313,6 +313,18 @@ def test_whole_numbers_of_text_are_quantities_unless_the_user_says_classes(tmp_p
         open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u:classes"]))
 
 
+def test_warnings_that_the_columns_answer_are_dropped(tmp_path):
+    np.savez(tmp_path / "a.npz", observations=np.zeros((6, 2)), actions=np.arange(6) % 3, episode_ends=[3, 6])
+    table = tmp_path / "a.csv"
+    table.write_text("q,u,ep\n" + "".join(f"{i / 7},{i / 9},{i // 3}\n" for i in range(6)))
+    for path, columns, begin in (
+            (tmp_path / "a.npz", ["state=observations"], ["actions: int64 is read as classes"]),
+            *((tmp_path / "a.npz", [f"action=actions:{reading}"], []) for reading in ("quantities", "classes")),
+            (table, ["episode=ep"], ["no column is called action"]), (table, ["state=q", "episode=ep"], [])):
+        warnings = open_columns(path, parse_columns(columns)).metadata["warnings"]
+        assert [w[:len(b)] for w, b in zip(warnings, begin, strict=True)] == begin
+
+
 OWN = ("--columns", "state=q1,q2", "action=u", "episode=run")
 
 
@@ -468,9 +480,9 @@ def test_images_of_named_columns_are_resized_in_python(tmp_path):
 
 
 @pytest.mark.parametrize(("parts", "problem"), [
-    ("q", "q is no image, but a vector of float32 of shape (2,)"),
-    ("q,u", "q is no image, but a vector"), ("word", "word is no image, but a string"),
-    ("eye[0]", "eye"), ("map", "map is no image, but a vector of float32 of shape (4, 4, 3)")])
+    ("q", "q is not an image, but a vector of float32 of shape (2,)"),
+    ("q,u", "q is not an image, but a vector"), ("word", "word is not an image, but a string"),
+    ("eye[0]", "eye"), ("map", "map is not an image, but a vector of float32 of shape (4, 4, 3)")])
 def test_a_column_that_is_no_image_is_not_called_one(tmp_path, parts, problem):
     np.savez(tmp_path / "a.npz", q=np.zeros((6, 2), np.float32), u=np.zeros((6, 1), np.float32),
              word=np.array(["a"] * 6), eye=np.zeros((6, 4, 4, 3), np.uint8),

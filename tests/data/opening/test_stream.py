@@ -271,7 +271,7 @@ def test_shards_that_are_odd(tmp_path):
 def test_a_view_is_no_shard(tmp_path, demos):
     lerobot.write(demos[:5], tmp_path / "demos")
     write_view(tmp_path / "few", tmp_path / "demos")
-    with pytest.raises(UserError, match="few: a view is no shard") as refusal:
+    with pytest.raises(UserError, match="few: a view is not a shard") as refusal:
         ShardStream(tmp_path / "few")
     assert f"understudy view materialize {tmp_path / 'few'}" in str(refusal.value)
 

@@ -87,16 +87,16 @@ def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_pat
 @pytest.mark.parametrize("change, says", [
     ({"version": 2}, "version 2, but .* reads version 1"), ({"version": None}, "version None"),
     ({"parents": None}, "parents"),
-    ({"parents": []}, "several parents"), ({"parents": ["demos"]}, "no dict"), ({"parents": [{}]}, "path"),
+    ({"parents": []}, "several parents"), ({"parents": ["demos"]}, "not of type dict"), ({"parents": [{}]}, "path"),
     ({"operations": [{"do": "explode"}]}, "no operation 'explode'"),
     ({"operations": [{"do": ["pick"]}]}, r"operation \['pick'\]"),
-    ({"operations": [{"do": "select"}]}, "episodes"), ({"operations": [5]}, "no dict"),
+    ({"operations": [{"do": "select"}]}, "episodes"), ({"operations": [5]}, "not of type dict"),
     ({"operations": [{"do": "select", "episodes": [0], "also": 1}]}, "no field 'also'"),
     ({"operations": [{"do": "select", "episodes": [[0]]}]}, "an integer"),
     ({"operations": [{"do": "select", "episodes": [{"$": "os:system"}]}]}, "an integer"),
     ({"operations": [{"do": "select", "episodes": [99]}]}, "no episode 99"),
     ({"operations": [{"do": "merge"}]}, "merge first"),
-    ({"episodes": "1"}, "no int"), ({"episodes": 5}, "had 5 episodes"), ({"steps": True}, "no int")])
+    ({"episodes": "1"}, "not of type int"), ({"episodes": 5}, "had 5 episodes"), ({"steps": True}, "not of type int")])
 def test_a_view_that_is_wrong_says_where(change, says, stored, tmp_path):
     document = json.loads(views.write_view(stored / "one.json", stored / "demos", Select((0,))).path.read_text())
     (stored / "one.json").unlink()

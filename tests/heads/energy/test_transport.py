@@ -170,7 +170,7 @@ def test_a_plan_is_the_maximum_of_the_scores():
     (lambda: Transport(max_frequency=None), "cannot score 48 angles"),
     (lambda: FOURIER.build(Transformer(), 4, SPEC), "4 components"),
     (lambda: FOURIER.build(Transformer(), 5, HeadSpec(2, 256, 3)), "2 steps"),
-    (lambda: FOURIER.build(Transformer(), 5, HeadSpec(1, 250, 3)), "no square image"),
+    (lambda: FOURIER.build(Transformer(), 5, HeadSpec(1, 250, 3)), "not a square image"),
 ])
 def test_errors(build, problem):
     with pytest.raises(ConfigError, match=problem):

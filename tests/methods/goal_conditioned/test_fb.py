@@ -13,7 +13,6 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.heads.likelihood.gaussian import Gaussian
-from understudy.learn.algorithm import prepare
 from understudy.learn.critic import CriticConfig
 from understudy.learn.devices import Processes
 from understudy.learn.fit_method import fit_method
@@ -36,7 +35,6 @@ class RecordingFB(FB):
 
     drawn = []
 
-    @prepare
     def with_latents(self, nets, batch, rng):
         batch = super().with_latents(nets, batch, rng)
         self.drawn.append(batch.obs[LATENT].squeeze(1))

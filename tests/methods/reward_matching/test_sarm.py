@@ -170,7 +170,7 @@ def test_learned_progress_orders_steps_that_go_back(texts):
     ([episode("ab"), episode("  ")], "episode 1: no step of the episode is labeled\n.*label all episodes"),
     ([episode(n=3, segments=[[0, 3, "a"]]), episode(n=3)], "episode 1, metadata 'segments': it is missing"),
     ([episode(n=3, segments=[["0", 9, "a"]])], "episode 0, segment 0: start='0' and stop=9 are not numbers of steps"),
-    ([episode(n=3, segments=[[0, 9, "a"]])], "episode 0, segment 0: start=0 and stop=9 are no part of its 3 steps"),
+    ([episode(n=3, segments=[[0, 9, "a"]])], "episode 0, segment 0: start=0 and stop=9 are not part of its 3 steps"),
 ])
 def test_labels_that_do_not_fit_are_refused(data, message):
     with pytest.raises(DataError, match=f"(?s){message}"):

@@ -1,9 +1,9 @@
 """Published scores of demonstrations with one interface: Score(data) returns one number per episode, higher is better.
 
-The scores in `SCORES` have defaults and need only the data. Those of `NETWORK_SCORES` train small networks. The others
-take seconds for 100,000 steps. Those of `ENV_SCORES` need the name of an environment. Scores that need more (a policy
-and its rollouts, episodes that are known to be good, a function that trains and evaluates) must be constructed:
-`Influence`, `ValidationWeights`, `FilterLikeYouTest`, `Datamodel`.
+The scores in `SCORES` have defaults and need only the data. The scores that `NETWORK_SCORES` names train small
+networks. All other scores in `SCORES` take seconds for 100,000 steps. The scores in `ENV_SCORES` need the name of an
+environment. Scores that need more (a policy and its rollouts, episodes that are known to be good, a function that
+trains and evaluates) must be constructed: `Influence`, `ValidationWeights`, `FilterLikeYouTest`, `Datamodel`.
 """
 
 from .alignment import Alignment

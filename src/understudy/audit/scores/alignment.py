@@ -17,16 +17,17 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Alignment(StepScore):
-    """1 for steps that align with other demonstrations, 0 for extraneous steps.
+    """Score that rates a step 1 if it aligns with other demonstrations, and 0 if it is extraneous.
 
-    For example, a person who scratches their head during the task does something that does not align with the other
-    demonstrations.
+    For example, a person who scratches their head during the task does something that other demonstrations do not show.
 
     First, states and action directions are embedded with temporal cycle consistency: the way from a step to the most
-    similar step of another demonstration and back must end where it started. Then a pointer moves through each
-    demonstration. The current steps of the others vote for the most similar step of the rest, and the mean of the
-    winners is the reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to
-    the reference.
+    similar step of another demonstration and back must end where it started.
+
+    Then a pointer moves through each demonstration. In each demonstration, one of the remaining steps wins a vote: the
+    current step of every other demonstration votes for the remaining step that is most similar to it. The mean of the
+    winning steps is the reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most
+    similar to the reference.
 
     Unlike in the authors' code, no demonstration is assumed to be clean, and embeddings have length 1, because long
     ones would win every vote.
@@ -58,7 +59,7 @@ class Alignment(StepScore):
         return table.split(np.concatenate(walked).astype(float))
 
     def embed(self, table: StepTable) -> list[np.ndarray]:
-        """Embeddings of the steps of each episode, (T, D), with length 1."""
+        """Computes embeddings of the steps of each episode, (T, D), with length 1."""
         direction = table.action / np.maximum(np.linalg.norm(table.action, axis=1, keepdims=True), 1e-6)
         x = torch.as_tensor(np.concatenate([table.state, direction], 1))
         first = np.cumsum(table.length) - table.length
@@ -96,7 +97,7 @@ def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
 def aligned_steps(
     embedded: Sequence[np.ndarray], tolerance: int = 2, voters: int = 40, seed: int = 0
 ) -> list[np.ndarray]:
-    """The steps of each demonstration that its pointer visits.
+    """Returns the steps of each demonstration that its pointer visits when demonstrations are aligned step by step.
 
     Args:
         embedded: Embeddings of each demonstration, (T, D).

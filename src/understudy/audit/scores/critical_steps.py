@@ -1,4 +1,4 @@
-"""Critical steps: those at which somebody decides what to do, or at which something changes."""
+"""Marks critical steps, at which somebody decides what to do or something changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CRITICAL = "critical"  # the column of `MarkCriticalSteps`, unless another is na
 
 @part
 class MarkCriticalSteps:
-    """Writes 1 at the critical steps of an episode into a column, and 0 at other steps.
+    """Marks critical steps, at which a plan changes or something happens, with 1 in a column that is 0 elsewhere.
 
     ``BehaviorCloning(sample_weights=ColumnWeights("critical", 1.0, 0.0))`` learns the actions of these steps alone.
     Other steps are still read in the history. Whoever fine-tunes a policy does without what it can do already.
@@ -55,7 +55,7 @@ class MarkCriticalSteps:
 
 
 def _changes(episode: Episode, name: str) -> np.ndarray:
-    """Whether a column changes from each of its rows to the next, (rows - 1,) bool."""
+    """Returns whether a column changes from each of its rows to the next, (rows - 1,) bool."""
     values = get_column(episode, name)
     differs = values[1:] != values[:-1]
     return differs.any(tuple(range(1, differs.ndim)))

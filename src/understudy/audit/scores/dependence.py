@@ -11,13 +11,13 @@ from ...core import UserError
 from ...data.episode import Dataset
 from .step_table import standardized
 
-_GROUPS = 20  # of episodes, for the standard error
+_GROUPS = 20  # number of groups of episodes, for the standard error
 _Z = 1.645  # one-sided 95 %
 
 
 @dataclass(frozen=True)
 class ActionDependence:
-    """How much a component of an observation and the action depend on each other at the first steps.
+    """The result for one observation component: how much it and the action depend on each other at the first steps.
 
     Attributes:
         component: Its number. Of a group of components, the first of them.
@@ -35,7 +35,7 @@ class ActionDependence:
 
     @property
     def may_be_cause(self) -> bool:
-        """Whether the component was not found to be independent of the action at any of the steps."""
+        """Whether this component may be a cause of the action, because no test found it independent."""
         return bool((self.upper >= self.floor).all())
 
 
@@ -59,8 +59,9 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         n_steps: Number of first steps to test. Episodes that are shorter are left out.
         floor: A component is independent at a step if the upper confidence limit of the dependence is below this.
         action: The action, a vector.
-        groups: Components that together mean one thing, such as the pixels of a camera. Their dependence is that of all
-            of them together. It is smaller than that of one number, so that a lower floor suits. None: each alone.
+        groups: Components that together mean one thing, such as the pixels of a camera. They are tested together, and
+            have one dependence. It is smaller than the dependence of a single number, so use a lower `floor`. None
+            tests each component alone.
 
     References:
         Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980,
@@ -100,7 +101,7 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
 
 
 def _centered_distances(x: np.ndarray) -> np.ndarray:
-    """Distances of all pairs, U-centered: rows and columns sum to 0 without the diagonal. (N, D) -> (N, N)"""
+    """Returns the U-centered distances of all pairs of points, (N, D) -> (N, N)."""
     n = len(x)
     d = np.linalg.norm(x[:, None] - x[None], axis=-1)
     rows = d.sum(0) / (n - 2)
@@ -110,7 +111,7 @@ def _centered_distances(x: np.ndarray) -> np.ndarray:
 
 
 def _dependence(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Squared distance correlation and its upper limit, by a jackknife over groups. 0 and 1 if one is constant."""
+    """Returns the squared distance correlation of two sets of points, and its upper limit (jackknife over groups)."""
     if not a.any() or not b.any():
         return 0.0, 1.0
     group = np.arange(len(a)) % _GROUPS

@@ -15,7 +15,7 @@ from .step_table import StepTable, action_columns, state_columns
 
 @dataclass(frozen=True)
 class Brevity(Score):
-    """Minus the number of steps.
+    """Score that prefers short episodes: minus the number of steps.
 
     Of two successful episodes, the shorter one is better, because better operators are faster. Episodes that were cut
     off look good too.
@@ -46,14 +46,14 @@ class Smoothness(Score):
 
 
 def _rows(episode: Episode, name: str) -> np.ndarray:
-    """One column of an episode as numbers, (T, components)."""
+    """Returns one column of an episode as numbers, (T, components)."""
     column = np.asarray(episode.steps[name])[: len(episode)]
     column = column.astype(np.float32) if column.dtype == bool else column
     return column.reshape(len(column), int(np.prod(column.shape[1:])))
 
 
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
-    """The actions of each episode, (T, A), and the standard deviation of each component (inf if constant), (A,)."""
+    """Returns the actions of each episode, (T, A), and the standard deviation of each component, (A,)."""
     names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
     actions = [concat_columns(e, names)[: len(e)] for e in data]
     whole = np.concatenate(actions)
@@ -113,7 +113,7 @@ def _return(episode: Episode) -> float:
 
 
 def trajectory_quality(data: Dataset, random: float, best: float) -> float:
-    """TQ: the mean return, scaled so that a random policy has 0 and the best known policy 1.
+    """Computes trajectory quality (TQ): the mean return, scaled so that a random policy has 0 and the best known 1.
 
     It exceeds 1 if the data are better than the best known policy.
 
@@ -124,7 +124,7 @@ def trajectory_quality(data: Dataset, random: float, best: float) -> float:
 
 
 def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> float:
-    """SACo: number of different pairs of state and action, relative to that in as many steps of a reference.
+    """Computes state-action coverage (SACo): the number of distinct state-action pairs, relative to a reference.
 
     Values that are not discrete are divided into bins. If sizes differ, the first steps are compared. It is meant for
     deterministic environments, because noise makes every pair different.
@@ -143,10 +143,10 @@ def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, in
 
 
 def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> np.ndarray:
-    """Numbers the cells of state and action that occur in a data set.
+    """Divides states and actions into cells, and returns the number of the cell of each step.
 
     Args:
-        reference: Data whose range is divided into bins.
+        reference: Data. Their range is divided into bins.
         bins: Number of bins of each component that is not discrete.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
@@ -210,7 +210,7 @@ class Criticality(StepScore):
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
-        """The fraction of all steps with the largest changes of the action: True there, (T,) for each episode."""
+        """Returns, per episode, at which steps the action changes most, (T,) bool: `fraction` of all steps."""
         step_scores = self.score_steps(data)
         least = np.nanquantile(np.concatenate(step_scores), 1 - fraction)
         return [scores >= least for scores in step_scores]

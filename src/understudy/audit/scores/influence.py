@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,12 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Datamodel(Score):
-    """How much an episode adds to a measure of a subset of the data.
+    """Score of how much an episode adds to a measure of a subset of the data, such as success (datamodels).
 
     It is the slope of a ridge regression of value(subset) on the membership in the subset, over random subsets of the
     data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that nothing else uses,
-    the score is the influence on success. Its error is about that of one value times sqrt(4 / n_subsets), so use at
-    least as many subsets as there are episodes.
+    the score is the influence on success. The error of the score is about the error of one value times sqrt(4 /
+    n_subsets), so use at least as many subsets as there are episodes.
 
     Args:
         value: The measure of a subset. Higher is better.
@@ -55,7 +55,7 @@ class Datamodel(Score):
 
 @dataclass(frozen=True)
 class Influence(Score):
-    """How much a small training step on this episode makes a policy act more like in its successful rollouts.
+    """Score of how much a small training step on this episode makes a policy act more like in its successful rollouts.
 
     It is the sum over rollouts of (outcome - mean outcome) times the product of the gradients of both losses. The
     outcome is success if it is defined, otherwise the return. It needs one trained policy, whereas `Datamodel` trains
@@ -107,7 +107,7 @@ class Influence(Score):
 
 @dataclass(frozen=True)
 class ValidationWeights(Score):
-    """Log weights with which training on the weighted data is best on `test`, episodes that are known to be good.
+    """Score by learned weights (logs): training on data with these weights is best on good `test` episodes.
 
     Each update of a small regression uses a batch weighted by a softmax. The loss on `test` after it is differentiated
     through the update, and the weights follow the gradient. This is a small version of FLYT, with one weight per
@@ -116,7 +116,7 @@ class ValidationWeights(Score):
 
     Args:
         test: Episodes that are known to be good.
-        base_scores: Scores whose ranks are mixed. Empty for one weight per episode.
+        base_scores: The scores to mix, by their ranks. Empty for one weight per episode.
         lr: Learning rate of the update of the regression that is differentiated.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
@@ -146,7 +146,7 @@ class ValidationWeights(Score):
 
 @dataclass(frozen=True)
 class FilterLikeYouTest(StepScore):
-    """Log weights from a network that learned to weigh steps for a downstream task (FLYT).
+    """Score by log weights of steps from a network that learned to weigh them for a downstream task (FLYT).
 
     The network reads the state and the action of a step. A small regression, the reference model, makes one update
     after another on batches of the pool, weighted by a softmax of the network's answers. After each update, the
@@ -181,15 +181,11 @@ class FilterLikeYouTest(StepScore):
             step_scores = scorer(torch.as_tensor(table.state_action))[0, :, 0].double().numpy()
         return table.split(np.where(table.is_complete, step_scores, np.nan))
 
-    def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
-        """The direction in the weights of the reference model by which steps are judged: the downstream gradient."""
-        return gradient
-
     def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:
         both = torch.as_tensor(pool.state_action)
         scorer = NetworkEnsemble(both.shape[1], 1, seed=self.seed + 1)
         _learn_weights(self, pool, downstream, list(scorer.parameters()), self.scorer_lr,
-                       lambda at: scorer(both[at])[0, :, 0], self.downstream_signal)
+                       lambda at: scorer(both[at])[0, :, 0])
         return scorer
 
 
@@ -200,13 +196,11 @@ def _learn_weights(
     parameters: list[Tensor],
     parameters_lr: float,
     log_weights: Callable[[Tensor], Tensor],
-    signal: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]] = lambda gradient, update: gradient,
 ) -> None:
     """Trains the parameters of the weights with which a regression learns from `pool` what `downstream` needs.
 
     Args:
         log_weights: The log weights of rows of `pool`, from the numbers of these rows.
-        signal: See `FilterLikeYouTest.downstream_signal`.
     """
     x, y = torch.as_tensor(pool.state), torch.as_tensor(pool.action)
     tx, ty = (torch.as_tensor(v[downstream.is_complete]) for v in (downstream.state, downstream.action))
@@ -218,7 +212,7 @@ def _learn_weights(
     def losses(weights, x, y):
         return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
 
-    for n in range(config.n_updates):
+    for _ in range(config.n_updates):
         at = complete[torch.randint(len(complete), (config.batch_size,), generator=rng)]
         theta = {k: v.requires_grad_() for k, v in theta.items()}
         share = torch.softmax(log_weights(at), 0)
@@ -228,9 +222,8 @@ def _learn_weights(
                  for (k, v), g in zip(theta.items(), slope, strict=True)}
         some = torch.randint(len(tx), (config.batch_size,), generator=rng)
         gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
-        direction = signal(dict(zip(after, gradients, strict=True)), n)
         # What the downstream loss changes by, to first order, when the update changes with the shares.
-        change = -config.lr * torch.stack([(g * direction[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
+        change = -config.lr * torch.stack([(g * d).sum() for g, d in zip(slope, gradients, strict=True)]).sum()
         optim.zero_grad()
         change.backward(inputs=parameters)
         optim.step()
@@ -238,7 +231,7 @@ def _learn_weights(
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from -1 to 1. NaN has the rank 0."""
+    """Converts values to ranks scaled from -1 to 1. NaN has the rank 0."""
     good = np.isfinite(values)
     out = np.zeros(len(values))
     out[good] = np.argsort(np.argsort(values[good])) / max(good.sum() - 1, 1) * 2 - 1
@@ -246,7 +239,7 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """Number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
+    """Returns the number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
 
     Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more often, but not without
     limit.

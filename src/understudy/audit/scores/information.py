@@ -12,7 +12,7 @@ from .step_table import StepTable, principal_components
 
 
 def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
-    """Contribution of each point to an estimate of the mutual information of x and y.
+    """Returns the contribution of each point to an estimate of the mutual information of x and y.
 
     This is the first estimator of Kraskov et al., with the maximum norm, averaged over several numbers of neighbors.
 
@@ -21,7 +21,7 @@ def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ..
         y: Points, (n, Y).
 
     Returns:
-        Terms in nats, whose mean is the estimate, (n,).
+        Terms in nats, (n,). Their mean is the estimate.
 
     References:
         Kraskov, Stoegbauer and Grassberger (2004), Estimating Mutual Information.
@@ -49,7 +49,7 @@ def _max_norm_distance(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MutualInformation(StepScore):
-    """Contribution of each step to the mutual information of states and actions.
+    """Score of each step: its contribution to the mutual information of states and actions.
 
     Episodes that are varied and predictable score high. The paper uses variational autoencoders. Here states and
     actions are scaled, and replaced by their principal components if they have many components. Steps are compared in

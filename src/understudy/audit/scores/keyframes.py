@@ -1,4 +1,4 @@
-"""Keyframes: steps whose action cannot be told from the actions before it."""
+"""Marks keyframes: steps in which the action cannot be predicted from the actions before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYFRAME = "keyframe"  # the column of `MarkKeyframes`, unless another is named
 
 @part
 class MarkKeyframes(Operation):
-    """Writes 1 at the keyframes of the data into a column, and 0 at other steps.
+    """Marks keyframes, steps in which earlier actions do not predict the action, in a column of ones and zeros.
 
     In many demonstrations an action is nearly the one before it. A policy that reads a history can then copy its last
     action and have a small loss, and it misses the moments at which the demonstrator does something else. A small

@@ -74,7 +74,7 @@ class NeighborScore(StepScore):
         return table.split(self.score_neighbors(table, distances, indices, is_valid))
 
     def search_space(self, table: StepTable) -> np.ndarray:
-        """The points in which neighbors are searched, (N, D). By default the states."""
+        """Returns the points in which neighbors are searched, (N, D). By default these are the states."""
         return table.state
 
     @abstractmethod
@@ -94,7 +94,7 @@ class NeighborScore(StepScore):
 
 
 def _variance(values: np.ndarray, is_neighbor: np.ndarray) -> np.ndarray:
-    """Unbiased variance over the found values, mean over components: (N, count, D) -> (N,)."""
+    """Returns the unbiased variance of the found values, averaged over components: (N, count, D) -> (N,)."""
     weight = is_neighbor[..., None] / np.maximum(is_neighbor.sum(1), 1)[:, None, None]
     mean = (weight * values).sum(1, keepdims=True)
     spread = (weight * (values - mean) ** 2).sum(1).mean(1)
@@ -136,7 +136,7 @@ class ActionConsistency(NeighborScore):
 
 @dataclass(frozen=True)
 class StateDiversity(NeighborScore):
-    """Mean distance of the nearest states of other episodes: high if only this episode was there.
+    """Score of states: mean distance to the nearest states of other episodes. High where no other episode was.
 
     Rare states are not always good. `StateSimilarity` rates the opposite.
 
@@ -150,7 +150,7 @@ class StateDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class StateSimilarity(NeighborScore):
-    """Minus the mean distance of the nearest states of other episodes.
+    """Score of states: minus the mean distance to the nearest states of other episodes.
 
     It is high if many episodes were there, so that the right action is well known.
 
@@ -187,7 +187,7 @@ class TransitionDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class Typicality(NeighborScore):
-    """Minus the distance to the farthest of the nearest pairs of state and action of other episodes: low for outliers.
+    """Score that is low for outliers: minus the distance to the farthest of the nearest steps of other episodes.
 
     References:
         Ramaswamy et al. (2000), Efficient Algorithms for Mining Outliers from Large Data Sets.
@@ -202,7 +202,7 @@ class Typicality(NeighborScore):
 
 @dataclass(frozen=True)
 class Unimodality(NeighborScore):
-    """Minus a measure of how clearly the actions in the nearest states form two groups.
+    """Score that is low where the actions in the nearest states form two groups.
 
     The best split in two explains a fraction of the variance along the main direction. The measure goes from 0 (3/4, as
     for a uniform distribution) to 1 (two points), times the variance, so that small noise does not count as two ways.
@@ -220,11 +220,11 @@ class Unimodality(NeighborScore):
 
 @dataclass(frozen=True)
 class LocalUnimodality(NeighborScore):
-    """As `Unimodality`, for what is left of the actions after a linear function of the state was subtracted.
+    """Score like `Unimodality`, after a local linear function of the state is subtracted from the actions.
 
-    A regression can follow actions that change with the state, such as those towards a goal that is another one in each
-    episode. Two ways of acting in the same state remain. The function is fitted to each step and its neighbors (ridge
-    regression).
+    A regression can follow actions that change with the state, such as actions towards a goal that differs between
+    episodes. What remains after the subtraction shows whether there are two ways of acting in the same state. The
+    function is fitted to each step and its neighbors (ridge regression).
     """
 
     n_neighbors: int = 30
@@ -236,11 +236,11 @@ class LocalUnimodality(NeighborScore):
         return np.where(is_valid.all(1), -np.concatenate(scores), np.nan)
 
 
-BLOCK = 8192  # steps whose neighbors are in memory at once
+BLOCK = 8192  # the neighbors of so many steps are in memory at once
 
 
 def _residuals(state: np.ndarray, action: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Actions minus the linear function of the state that a ridge regression fits to each group, (n, k, A)."""
+    """Returns actions minus the linear function of the state that ridge regression fits to each group, (n, k, A)."""
     target, offset = action[group].astype(np.float64), state[group] - state[group[:, :1]]
     inputs = np.concatenate([offset, np.ones_like(offset[..., :1])], 2)
     square = np.einsum("nki,nkj->nij", inputs, inputs)
@@ -250,7 +250,7 @@ def _residuals(state: np.ndarray, action: np.ndarray, group: np.ndarray) -> np.n
 
 
 def _two_groups(actions: np.ndarray) -> np.ndarray:
-    """How clearly actions form two groups, (N, k, A) -> (N,): see `Unimodality`."""
+    """Returns how clearly actions form two groups, (N, k, A) -> (N,), as used by `Unimodality`."""
     k = actions.shape[1]
     a = actions - actions.mean(1, keepdims=True)
     spread = np.einsum("nki,nkj->nij", a, a) / k

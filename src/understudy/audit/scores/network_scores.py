@@ -67,7 +67,7 @@ def fit_regression(
 
 @dataclass(frozen=True)
 class CompatibilityResult:
-    """Comparison of each step with an ensemble, and the two thresholds.
+    """The result of comparing each step with an ensemble of policies, and the two thresholds of agreement.
 
     Attributes:
         error: For each episode, (T,). Squared error in units of the variance of the base data, mean over members and
@@ -90,13 +90,14 @@ class CompatibilityResult:
 
 @dataclass(frozen=True)
 class Compatibility(StepScore):
-    """1 for steps at which a base policy acts alike or is uncertain, 0 where it is certain and acts differently.
+    """Score that is 0 where a base policy is certain and acts differently from the step, and otherwise 1.
 
     An ensemble of regressions measures both. The base should do the task in one way: the mean of two ways is neither,
     and both would look bad.
 
     Args:
-        base: The data that the ensemble learns. By default each episode is compared with the others, in `folds` parts.
+        base: The data that the ensemble learns. By default the data are divided into `folds` parts, and each part is
+            compared with all other parts.
         error_threshold: Error above which an action is another one. By default the 0.95 quantile over steps of the base
             data that the ensemble was not trained on (two halves).
         novelty_threshold: Novelty below which the ensemble is certain, with the same default.
@@ -183,7 +184,7 @@ class Compatibility(StepScore):
 
 @dataclass(frozen=True)
 class Expertise(StepScore):
-    """The probability that the demonstrator acts like the experts at this step, learned without labels (ILEED).
+    """Score: the probability that the demonstrator acts like the experts at this step, learned without labels (ILEED).
 
     The expertise of a demonstrator in a state is sigmoid(f(state) . w), with a vector w per demonstrator. With this
     probability the action comes from the common policy, a Gaussian around a network's mean, and otherwise from a

@@ -1,4 +1,4 @@
-"""Scores by name: those that need nothing but the data, and those that also need an environment."""
+"""Lists the scores by name: `SCORES` need nothing but the data, and `ENV_SCORES` also need an environment."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ _TABLE: dict[str, tuple[Callable[[], Score], str]] = {  # each score, and what a
 SCORES = {name: make for name, (make, _) in _TABLE.items()}
 SCORE_MEANINGS = {name: meaning for name, (_, meaning) in _TABLE.items()}
 NETWORK_SCORES = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each
-ENV_SCORES = {"transferability": Transferability}  # those of an environment in which a policy acts
+ENV_SCORES = {"transferability": Transferability}  # scores that let a policy act in an environment

@@ -1,4 +1,4 @@
-"""Selection of what to collect next, within a budget."""
+"""Selects which demonstrations to collect next, within a budget."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def select_within_budget(
     cost: np.ndarray | None = None,
     value_of: np.ndarray | None = None,
 ) -> list[int]:
-    """Selects what to collect next within a budget.
+    """Selects which of several demonstrations to collect next, within a budget.
 
     Each time, the candidate with the largest distance from everything existing or selected, times its value and divided
     by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data.
 
     Args:
-        candidates: Points (N, D), or a data set, whose first states are compared in units of their standard deviation.
+        candidates: Points (N, D), or a data set. Of a data set, the first states are the points, in standard
+            deviations.
         budget: Largest total cost.
         existing: Existing points in the same units, or a data set.
         cost: Cost of each candidate, (N,). The default is 1.

@@ -17,7 +17,7 @@ MAX_COMPONENTS = 12  # points with more components are reduced to this many: nea
 
 @dataclass(frozen=True)
 class StepTable:
-    """N steps of E episodes.
+    """A table of the numbers of N steps of E episodes, which scores read.
 
     Every component is in units of its standard deviation about its mean. Constant components are 0. All values of a
     step with a NaN are 0, and `is_complete` is False there.
@@ -35,7 +35,7 @@ class StepTable:
 
     @staticmethod
     def from_data(data: Dataset, inputs: tuple[str, ...] = (), like: StepTable | None = None) -> StepTable:
-        """The table of a data set.
+        """Builds the table from a data set.
 
         Args:
             inputs: The columns that are the state. By default all numeric "observation." columns.
@@ -98,13 +98,13 @@ class StepTable:
 
 
 def state_columns(features: Mapping[str, Feature]) -> tuple[str, ...]:
-    """All numeric observations."""
+    """Returns the names of all numeric observation columns."""
     return tuple(sorted(k for k, f in features.items() if role(k) == "observation"
                         and f.kind in ("vector", "discrete") and f.size))
 
 
 def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ...]:
-    """The columns of the action: "action", or else every numeric column "action.NAME"."""
+    """Returns the columns of the action: "action", or else every numeric column "action.NAME"."""
     names = ("action",) if "action" in features else tuple(sorted(k for k in features if role(k) == "action"))
     if names := tuple(k for k in names if features[k].kind in ("vector", "discrete") and features[k].size):
         return names
@@ -113,7 +113,7 @@ def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ..
 
 
 def episode_and_step(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the episode and the number within it of every step, (N,) each, from the episodes' lengths, (E,)."""
+    """Returns the episode number, and the number within the episode, of every step, from episode lengths (E,)."""
     episode = np.repeat(np.arange(len(lengths)), lengths)
     return episode, np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
@@ -132,25 +132,25 @@ def _numbers(pack: PackedColumns, name: str, episode: np.ndarray, step: np.ndarr
 
 
 def _one_hot(classes: np.ndarray) -> np.ndarray:
-    """(N, D) -> (N, sum of the numbers of classes)."""
+    """Encodes classes as one-hot vectors, (N, D) -> (N, sum of the numbers of classes)."""
     return np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in classes.astype(int).T], 1)
 
 
 def standardized(x: np.ndarray) -> np.ndarray:
-    """Points (N, D) in units of the standard deviation of each component about its mean. Constant components are 0."""
+    """Standardizes points (N, D): zero mean and unit standard deviation. Constant components become 0."""
     mean, std = _mean_and_std(x)
     return (x - mean) / std
 
 
 def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (infinite if constant) of each component, (D,), of points, (N, D)."""
+    """Returns mean and standard deviation (infinite if constant) of each component, (D,), of points, (N, D)."""
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
     return x.mean(0), component_scale(x)
 
 
 def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:
-    """The first principal components of points, (N, D) -> (N, n_components). Points of fewer dimensions stay as is."""
+    """Projects points on their first principal components, (N, D) -> (N, n_components), unless they have fewer."""
     if points.shape[1] <= n_components:
         return points
     centred = points - points.mean(0)

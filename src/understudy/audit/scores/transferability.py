@@ -1,4 +1,4 @@
-"""Transferability of demonstrations: could a policy that learned from similar ones have done the same?"""
+"""Transferability of a demonstration: whether a policy that learned from similar ones could have done the same."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def _cloning() -> Method:
 
 @dataclass(frozen=True)
 class Transferability(Score):
-    """How much an episode looks like what an imitator of similar episodes does in its own environment, from 0 to 1.
+    """Score from 0 to 1 of how much an episode looks like what an imitator of similar episodes would do.
 
-    It finds demonstrations of others that the imitator cannot follow, because they are faster or pass through what
-    stops it. Episodes are grouped by their states, and each group has its own imitator. So an episode is not rated low
-    for doing the task in another way than most.
+    It finds demonstrations that the imitator cannot follow, because the demonstrator is faster or passes through what
+    stops the imitator. Episodes are grouped by their states, and each group has its own imitator. So an episode is not
+    rated low for doing the task in another way than most.
 
-    A discriminator of transitions from a state to the next one is trained on the episodes of a group and those of its
-    imitator. The score is the sigmoid of the mean over an episode's transitions of the logit that they are the
-    imitator's. An imitator clones actions, where that of the paper is trained by GAIfO.
+    A discriminator of transitions from a state to the next one is trained to tell the episodes of a group from the
+    episodes of its imitator. Its logit says how likely a transition is the imitator's. The score is the sigmoid of the
+    mean logit over an episode's transitions. An imitator clones actions here; the imitator of the paper is trained by
+    GAIfO.
 
     Args:
         env: Name of the environment in which the imitator acts.
@@ -48,7 +49,7 @@ class Transferability(Score):
         n_modes: Largest number of groups.
         n_episodes: Number of episodes of each imitator.
         inputs: Columns of the state. By default all numeric "observation." columns.
-        trust: Packages whose code `env` may name.
+        trust: Packages that `env` may load code from.
 
     References:
         Qiu et al. (2022), Out-of-Dynamics Imitation Learning from Multimodal Demonstrations, arXiv:2211.06839.
@@ -78,7 +79,7 @@ class Transferability(Score):
 
 
 def _transitions(table: StepTable) -> list[np.ndarray]:
-    """Scaled states and their changes to the next state, (T, 2 S) for each episode, where both are known."""
+    """Returns scaled states and their changes to the next state, (T, 2 S) for each episode."""
     rows = np.concatenate([table.state, table.next_state - table.state], 1)
     ends = np.cumsum(table.length)[:-1]
     return [r[is_known] for r, is_known in zip(np.split(rows, ends), np.split(table.has_next, ends), strict=True)]
@@ -115,7 +116,7 @@ def mode_labels(states: Sequence[np.ndarray], n_modes: int, seed: int, n_moments
 
 
 def imitator_likeness(demonstrations: Sequence[np.ndarray], own: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Sigmoid of the mean logit of each demonstration's transitions, (E,). Both classes weigh the same.
+    """Returns how much each demonstration looks like one of an imitator: sigmoid of a classifier's mean logit, (E,).
 
     Args:
         demonstrations: Transitions of each demonstration, (T, D).

@@ -1,4 +1,4 @@
-"""Robots and teleoperators of commands. No arm gets the calibration of another one without a question."""
+"""Prepares robots and teleoperators for commands. No arm gets another arm's calibration without a question."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trus
 
 
 def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
-    """Asks before servos that hold another calibration get that of the file.
+    """Writes the calibration of the file to servos that hold another one, after a question to the person.
 
     Args:
         yes: Whether the answer is yes, without a question.
@@ -65,14 +65,14 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
 
 
 def _foreign_values(arm: ServoArm) -> Calibration:
-    """Servo values that differ from the calibration, unless the arm is new."""
+    """Returns servo values that differ from the calibration, unless the arm is new."""
     with arm.bus.connected():
         differences = arm.calibration_differences()
     return {} if arm.is_new(differences) else differences
 
 
 def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[ServoArm]) -> None:
-    """Refuses the port of another arm of this command, and that of a leader for a follower: it would get torque."""
+    """Refuses the port of another arm of this command, and a leader's port for a follower: it would get torque."""
     from ...robots.base import RobotError
     from ...robots.calibration import is_leader_folder, known_calibrations, same_values
 
@@ -98,7 +98,7 @@ def _ask_about(arm: ServoArm, differences: Calibration) -> None:
 
 
 def confirm(yes: bool, question: str, error: UserError) -> None:
-    """Asks whether to go on.
+    """Asks the person whether to continue.
 
     Args:
         yes: Whether the answer is yes, without a question.
@@ -115,7 +115,7 @@ def confirm(yes: bool, question: str, error: UserError) -> None:
 
 
 def suggest_stable_port(port: str) -> None:
-    """Names the port by its USB adapter, if it was named by a number that changes."""
+    """Suggests the stable name of a serial port, if it was named by a number that changes."""
     from ...robots.ports import stable_port
 
     if name := stable_port(port):

@@ -37,9 +37,9 @@ def check_options(o: EvalOptions) -> None:
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
-    """The demonstrations to compare with. None if there are none.
+    """Returns the demonstrations to compare with. None if there are none.
 
-    They are those of --demonstrations. By default they are the data that the run was trained on.
+    They are the data of --demonstrations, and by default the data that the run was trained on.
     """
     if o.demonstrations is not None:
         data = open_trained(no_run(o.demonstrations), o.run)
@@ -96,7 +96,7 @@ def measure_run(
 
 
 def _single_actor(actor: Actor) -> Actor:
-    """The actor as one robot runs it: without the rows that fill a batch up to a fixed size."""
+    """Returns the actor as one robot runs it, without rows that fill a batch up to a fixed size."""
     from ...execute.actor import ObservationWrapper, PolicyActor, TransformedActor
     from ...execute.planners import FixedBatch
     from ...execute.wrappers import WrappedActor

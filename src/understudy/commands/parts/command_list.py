@@ -10,7 +10,7 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Command:
-    """An entry of the list of commands.
+    """A command in the list of commands.
 
     Args:
         group: The heading under which the help lists it.
@@ -28,7 +28,8 @@ class Command:
 
 COMMANDS = {
     "demo": Command("Start", "record, train and evaluate on a toy task", True),
-    "studio": Command("Start", "show, train and compare on a page in the browser", interrupted="stopped; the folder has all"),
+    "studio": Command("Start", "show, train and compare on a page in the browser",
+                      interrupted="stopped; the folder has all"),
     "completion": Command("Start", "print the completion of commands and options for your shell"),
     "record": Command("Data", "record demonstrations in an environment or on a robot", True),
     "inspect": Command("Data", "show what a data set contains, and what is wrong"),
@@ -68,7 +69,7 @@ WORDS = {
 
 
 def help_text(version: str, width: int) -> str:
-    """The list of all commands in groups, with no line longer than `width` characters."""
+    """Returns the list of all commands in groups, with no line longer than `width` characters."""
     def entry(name: str, text: str) -> str:
         return textwrap.fill(text, width, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
 
@@ -86,10 +87,10 @@ def help_text(version: str, width: int) -> str:
 
 
 def command_module(name: str) -> ModuleType:
-    """The module of a command, whose `main` runs it."""
+    """Returns the module of a command. The function `main` of the module runs the command."""
     return import_module(f"understudy.commands.{COMMANDS[name].module or name}")
 
 
 def options_class(name: str) -> type:
-    """The dataclass of the options of a command."""
+    """Returns the dataclass of the options of a command."""
     return getattr(command_module(name), {"robot": "RobotCommandOptions"}.get(name, f"{name.capitalize()}Options"))

@@ -66,8 +66,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def _refuse_exchanged(options: type, parsed: Any, command: str, args: Sequence[str]) -> None:
-    """Refuses a run or data in second place that belong in the first, and data before the method that learns from them.
-    """
+    """Raises ConfigError if arguments seem to be exchanged, such as data before the method."""
     names = [option.name for option in options_of(options) if option.is_positional][:2]
     if len(names) < 2 or not isinstance(second := getattr(parsed, names[1]), (str, Path)):
         return
@@ -83,7 +82,7 @@ def _refuse_exchanged(options: type, parsed: Any, command: str, args: Sequence[s
 
 
 def read_options(options: type[T], command: str, args: Sequence[str]) -> T:
-    """The options of a command, which may be one of the past: its files need not be there any more."""
+    """Reads the options of a command, which may be a past one: its files need not exist any more."""
     args = name_lerobot_fields([o.flag for o in options_of(options)], args)
     if any(option.name == "executor" for option in options_of(options)):
         args = _join_executor_options(args)
@@ -91,7 +90,7 @@ def read_options(options: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def _join_executor_options(args: Sequence[str]) -> list[str]:
-    """The arguments with options of the executor (--executor.delay 3) in the value of --executor."""
+    """Joins options of the executor (--executor.delay 3) to the value of --executor."""
     own, of_executor = [], []
     into = own
     for word in args:
@@ -110,13 +109,13 @@ def _join_executor_options(args: Sequence[str]) -> list[str]:
 
 
 def given_options(o: Any, *names: str) -> list[object]:
-    """The options of these names that have a value, to repeat them in another command: ["--seed", 3, ...]."""
+    """Returns the options of these names that have a value, to repeat them in another command."""
     declared = {option.name: option for option in options_of(type(o))}
     return [word for name in names if (value := getattr(o, name)) for word in option_words(declared[name], value)]
 
 
 def option_words(option: Option, value: Any) -> list[object]:
-    """The words that give an option a value: ["--seed", 3]."""
+    """Returns the words that give an option a value: ["--seed", 3]."""
     values = value if isinstance(value, tuple) else () if value is True else (value,)
     if option.name == "executor":
         values = shlex.split(value)  # which has its own options: see `_join_executor_options`
@@ -125,7 +124,7 @@ def option_words(option: Option, value: Any) -> list[object]:
 
 
 def acting_options(o: Any) -> list[object]:
-    """The options with which policies act in the same way in a follow-up command: seed, task, condition, executor."""
+    """Returns the options with which policies act alike in a follow-up command: seed, task, condition, ..."""
     name = (o.executor or "").partition(" ")[0]
     package = name.split(".")[0].partition(":")[0]
     trust = ["--trust", package] if ":" in name and package != "understudy" else []
@@ -133,7 +132,7 @@ def acting_options(o: Any) -> list[object]:
 
 
 def _check_files(options: Any) -> None:
-    """Refuses files of --html and --map that cannot be written or read, before hours of work."""
+    """Raises an error for files of --html and --map that cannot be written or read, before hours of work."""
     html, mapped = getattr(options, "html", None), getattr(options, "map", None)
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         problem = "it is a folder" if html.is_dir() else f"there is no folder {html.parent}"
@@ -163,7 +162,7 @@ def parse_duration(text: str) -> float:
 
 
 def required_packages(run: Path) -> tuple[str, ...]:
-    """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
+    """Returns the packages besides understudy that a checkpoint takes code from. Loading it needs --trust for each."""
     from ...checkpoint import find_checkpoint, is_lerobot_checkpoint
 
     folder = find_checkpoint(run)
@@ -175,7 +174,10 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
-    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package."""
+    """Returns the --trust options that a follow-up command needs.
+
+    A Gymnasium id may be registered by any trusted package.
+    """
     from ...envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
@@ -186,21 +188,21 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
 
 
 def recorded_env(data: Dataset) -> str | None:
-    """The name of the environment that the data were recorded in, if the data have it and `make` can make it."""
+    """Returns the environment name in which data were recorded, if it is known and `make` can make it."""
     name = data[0].metadata.get("env") if len(data) else None
     return name if isinstance(name, str) and name and "+" not in name and not (
         ":" in name and is_standard_library(name)) else None
 
 
 def env_trust_options(env: str | None) -> list[str]:
-    """The option that an environment of the user takes, for a command that is suggested. The user decides about it."""
+    """Returns the --trust options that an environment of the user needs, for a suggested command."""
     module, colon, _ = (env or "").partition(":")
     package = module.split(".")[0]
     return trust_options((package,), env) if colon and package.isidentifier() else []
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """The provenance.json of a run. Empty if there is none, as for an exported file."""
+    """Reads the provenance.json of a run. Empty if there is none, as for an exported file."""
     from ...checkpoint import find_checkpoint
 
     if has_no_run(run):
@@ -210,7 +212,10 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 
 def earlier_provenances(run: Path) -> list[dict[str, Any]]:
-    """The provenances of the stages of a run, and of the run that it was fine-tuned from. Empty if there are none."""
+    """Returns the provenances of the stages of a run, and of the run that it was fine-tuned from.
+
+    Empty if there are none.
+    """
     from ...checkpoint import find_checkpoint
     from ...learn.stages import stage_provenances
 
@@ -220,7 +225,7 @@ def earlier_provenances(run: Path) -> list[dict[str, Any]]:
 
 
 def recorded_env_of(run: Path) -> str | None:
-    """The name of the environment that the data of a run were recorded in, if there is exactly one."""
+    """Returns the environment name in which the data of a run were recorded, if there is exactly one."""
     simulators = recorded_data_of(run).get("simulators")
     name = next(iter(simulators)) if simulators and len(simulators) == 1 else None
     return None if ":" in (name or "") and is_standard_library(str(name)) else name
@@ -232,7 +237,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
     Args:
         recorded: What is recorded of the data: robot_type, fps, and camera_sizes if their frames were scaled since.
-        features: The columns of the data, with those of its cameras.
+        features: The columns of the data, including cameras.
     """
     from ...policy import camera_sizes
     from ...robots.registry import ROBOTS
@@ -250,7 +255,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
 
 def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -> None:
-    """Warns if the columns of a data set have other units, names or conventions than those of the first one."""
+    """Warns if columns have other units, names or conventions in a data set than in the first data set."""
     from ...audit.compatibility import find_disagreements
 
     codes = ("scale-differs", "unit-differs", "names-differ", "action-convention-differs")
@@ -260,7 +265,7 @@ def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -
 
 
 def recorded_data_of(run: Path) -> dict[str, Any]:
-    """The data metadata of a run, with the robot type under the key of data sets."""
+    """Returns the data metadata of a run, with the robot type under the key of data sets."""
     metadata = read_provenance(run).get("data", {})
     return {**metadata, "robot_type": metadata.get("robot")}
 
@@ -271,14 +276,17 @@ def draw_screen(text: str) -> None:
 
 
 def unused_path(name: str) -> str:
-    """`name` if nothing is there, or else the first of name-2, name-3, ... that is free. A suffix stays at the end."""
+    """Returns `name` if nothing is there, or else the first free one of name-2, name-3, ...
+
+    A suffix stays at the end.
+    """
     path = Path(name)
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(2))
     return name if not path.exists() else str(next(p for p in numbered if not p.exists()))
 
 
 class _Console(Console):
-    """A console for which the control characters of a text are text."""
+    """A console that prints the control characters of a text as text."""
 
     def render_str(self, text: str, **options: Any) -> Any:
         return super().render_str(escape_control(text), **options)
@@ -319,7 +327,7 @@ class Output:
 
 
 def plain_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table without lines."""
+    """Builds a table without lines."""
     from rich.table import Table
 
     table = Table(*header, box=None, pad_edge=False)
@@ -359,7 +367,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
 
 
 def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
-    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds."""
+    """Returns how many environments each worker runs, so that its episodes are done in full rounds."""
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
 
@@ -371,7 +379,7 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
-    """Warns if an environment is not the one in which a run's data were recorded, or of another version."""
+    """Warns if a run's data were recorded in another environment, or in another version of this environment."""
     from ...evaluate.simulator_versions import environment_warning
 
     simulators = recorded_data_of(run).get("simulators") or {}
@@ -380,12 +388,12 @@ def warn_simulator_mismatch(env: Environment, run: Path) -> None:
 
 
 def has_no_run(run: Path) -> bool:
-    """Whether this is a policy without a folder: a file of understudy export, or the address of a server."""
+    """Returns whether this is a policy without a run folder: an exported file, or the address of a server."""
     return run.suffix == ".onnx" or served_address(run) is not None
 
 
 def trained_rate(run: Path) -> float | None:
-    """Steps per second of the data that a run was trained on. None if unknown."""
+    """Returns the steps per second of the data that a run was trained on. None if unknown."""
     if run.suffix == ".onnx":
         from ...deploy.onnx import recorded_rate
 
@@ -396,7 +404,7 @@ def trained_rate(run: Path) -> float | None:
 
 
 def acting_rate(fps: float | None, *runs: Path) -> float:
-    """Steps per second on a robot: `fps` if it is given, or those of the data of the policies, or 30 with a note."""
+    """Returns the steps per second on a robot: `fps`, or the rate of the policies' data, or 30 with a note."""
     if fps is not None:
         return fps
     rates = {rate for run in runs if (rate := trained_rate(run))}
@@ -411,7 +419,7 @@ def acting_rate(fps: float | None, *runs: Path) -> float:
 
 
 def trained_reading(run: Path) -> dict[str, Any]:
-    """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
+    """Returns the options of `open_columns` with which the data of a run were read."""
     from ...checkpoint import find_checkpoint
 
     try:
@@ -439,7 +447,7 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
 
 
 def is_recorded(target: str | None) -> bool:
-    """Whether these are recorded episodes, and not an environment."""
+    """Returns whether these are recorded episodes, and not an environment."""
     from ...data.formats.remote import url_of
     from ...envs import names
 
@@ -447,7 +455,7 @@ def is_recorded(target: str | None) -> bool:
 
 
 def recorded_word(path: Path) -> str:
-    """A path as an argument that may also be an environment: ./fork for the folder `fork`."""
+    """Returns a path so that it cannot be read as an environment: ./fork for the folder `fork`."""
     from ...envs import names
 
     return f"./{path}" if str(path) in names() else str(path)
@@ -465,17 +473,15 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
-              decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
-              **options) -> Dataset:
+              decode: bool = True, columns: Sequence[str] = (), run: Path | None = None, **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
         image_size: Camera frames are decoded once to this size, after a message that says what that costs. By default
-            to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
+            the frames keep their own size if all of them have the same size, of at most 128 pixels a side. Otherwise
+            the size is 96 x 96.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
-        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
-            some may be missing. The message then names the option --image-size.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
         options: Options of the format, and for bags `mapping`: how topics become columns.
@@ -483,12 +489,17 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ...data.opening.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    return check_and_decode(data, path, image_size, ignore=ignore, decode=decode, method=method)
+    return check_and_decode(data, path, image_size, ignore=ignore, decode=decode)
 
 
 def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int] | None = None, *,
                      ignore: Sequence[str] | None = None, decode: bool = True, method: str | None = None) -> Dataset:
-    """Audits open data and decodes their camera frames, as `open_data` does."""
+    """Audits open data and decodes their camera frames, as `open_data` does.
+
+    Args:
+        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
+            some may be missing. The message then names the option --image-size.
+    """
     from ...audit import check_usable, training_warnings
     from ...audit.checks import reader_warnings
 
@@ -499,7 +510,7 @@ def check_and_decode(data: Dataset, path: Path, image_size: int | tuple[int, int
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
-        is_random = path.with_name(RANDOM_FILE).is_file()  # whose actions are those of the environment
+        is_random = path.with_name(RANDOM_FILE).is_file()  # random actions of the environment
         for text in () if is_random else training_warnings(data, needs_actions):
             print(f"{path}: {text}", file=sys.stderr)
     else:
@@ -514,13 +525,13 @@ def open_shown(path: Path, run: Path) -> Dataset:
 
 
 def decoded_features(features: Schema, image_size: int | tuple[int, int] | None = None) -> dict[str, Feature]:
-    """The columns of data whose camera frames will be decoded: see `open_data`."""
+    """Returns the columns of data whose camera frames will be decoded: see `open_data`."""
     size = _frame_size(features, image_size)
     return {name: replace(f, shape=(*size, *f.shape[2:])) if f.kind == "image" else f for name, f in features.items()}
 
 
 def _frame_size(features: Schema, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width to which camera frames are decoded, in pixels."""
+    """Returns height and width to which camera frames are decoded, in pixels."""
     if image_size is not None:
         return (image_size, image_size) if isinstance(image_size, int) else image_size
     sizes = {(f.shape[0], f.shape[1]) for f in features.values() if f.kind == "image"}
@@ -528,7 +539,7 @@ def _frame_size(features: Schema, image_size: int | tuple[int, int] | None) -> t
 
 
 def decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
-    """Decodes all camera frames of open data, as `open_data` does. The data, if they have none."""
+    """Decodes all camera frames of open data. Returns the data unchanged if they have none."""
     from ...data import cache
     from ...data.formats import decode_frames, frame_cost
 

@@ -1,4 +1,4 @@
-"""The page of understudy compare."""
+"""Writes the page of understudy compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...evaluate import plots, report
 from ...evaluate.comparison import Comparison
 from ...evaluate.evaluation import Evaluation
 
-MAX_EPISODES = 20  # of each policy that are drawn
+MAX_EPISODES = 20  # number of drawn episodes of each policy
 
 
 def write_comparison_page(path: Path, c: Comparison, runs: Mapping[str, Evaluation], env: Env | None = None,
@@ -19,7 +19,7 @@ def write_comparison_page(path: Path, c: Comparison, runs: Mapping[str, Evaluati
     """Writes a page about several policies on the same starts: how good each is, and which can be told apart.
 
     Args:
-        runs: For each policy or method, the evaluation whose first episodes are drawn.
+        runs: For each policy or method, an evaluation. Its first episodes are drawn.
         env: The environment, which has the map. Without it, only what cameras saw is drawn.
         commands: What to do next: pairs of a command and what it does.
     """
@@ -65,7 +65,7 @@ def write_comparison_page(path: Path, c: Comparison, runs: Mapping[str, Evaluati
 
 
 def _episode_sections(c: Comparison, runs: Mapping[str, Evaluation], env: Env | None) -> list[report.Section]:
-    """What the first episodes of each look like: trajectories if there is a map, and frames if there are cameras."""
+    """Builds the sections with the first episodes of each policy: trajectories on a map, and camera frames."""
     n = min(c.episodes, MAX_EPISODES)
     first = {name: replace(e, episodes=e.episodes[:n]) for name, e in runs.items()}
     seed = " of its first training seed" if c.seeds > 1 else ""

@@ -1,4 +1,4 @@
-"""Conditions on the command line: a desired return, a number of steps, a goal, a task in words, a demonstration."""
+"""Parses --condition: a desired return, a number of steps, a goal, a task in words, a demonstration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...learn.method import Method
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
-FAR = 10.0  # scales of the training data: another unit (mm, cm, degrees) is farther, and rare values are not
+OTHER_UNIT_SCALES = 10.0  # scales of the training data: another unit (mm, cm) is farther, and rare values are not
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
 
 
@@ -80,21 +80,21 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
 
 
 def _distant_components(codec: CodecModule, name: str, value: Tensor) -> list[str]:
-    """What is said of each component of a condition that is more than `FAR` scales from the data of a codec."""
+    """Returns what to say of each component of a condition that is far from the data."""
     import torch
 
     statistics = codec.obs_statistics(name)
     if statistics is None or statistics[0].shape[-1:] != value.shape:
         return []
     center, scale = (s.cpu().reshape(-1, len(value)) for s in statistics)  # a row for each group
-    limit = torch.where(scale > 0, FAR * scale, 1e-3 * center.abs().clamp(min=1))
+    limit = torch.where(scale > 0, OTHER_UNIT_SCALES * scale, 1e-3 * center.abs().clamp(min=1))
     is_distant = ((value - center).abs() > limit).all(0)
     return [f"component {i} is {value[i]:g}, and was " + (f"about {center[0, i]:.3g} ± {scale[0, i]:.3g}"
             if scale[0, i] > 0 else f"always {center[0, i]:.3g}") for i in is_distant.nonzero().flatten().tolist()]
 
 
 def demonstration_source(text: str) -> str | None:
-    """What demonstration=DATA[:EPISODE] names. None for another argument of --condition."""
+    """Returns the path and episode of --condition demonstration=DATA[:EPISODE]. None for other arguments."""
     name, _, source = text.partition("=")
     return source if name.removeprefix("observation.") == "demonstration" else None
 
@@ -149,21 +149,21 @@ def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> 
 
 
 def demonstration_part(method: Method) -> ShowDemonstration | None:
-    """The part that shows demonstrations to the policy of a method. None if there is none."""
+    """Returns the part of a method that shows demonstrations to its policy as a prompt while acting, or None."""
     from ...data.shown_demonstration import ShowDemonstration
 
     return next((part for part in method.transforms if isinstance(part, ShowDemonstration)), None)
 
 
 def open_conditions(method: Method, features: Schema) -> list[str]:
-    """The columns whose first value must be given while a method acts, because neither it nor the environment does."""
+    """Returns the columns of which the user must give the first value while a method acts."""
     from ...learn.method import online_changes
 
     return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
 
 
 def return_discount(run: Path, trust: tuple[str, ...] = ()) -> float:
-    """The discount of the return that the policy of a run is told. 1 if it is told none, or if it is not known."""
+    """Returns the discount of the return that the policy of a run is told. 1 if there is none."""
     from ...data.column_changes import ReturnToGo
     from ...learn.method import Method, online_changes
 
@@ -172,7 +172,7 @@ def return_discount(run: Path, trust: tuple[str, ...] = ()) -> float:
 
 
 def goal_columns(method: Method) -> dict[str, str]:
-    """The columns with a goal that a policy reads, and for each the column whose values are its goals.
+    """Returns the goal columns that a policy reads, and for each goal column, the column that its values come from.
 
     A goal that the policy can act without is left out, and so is one that another policy of the method predicts.
     """
@@ -186,7 +186,7 @@ def goal_columns(method: Method) -> dict[str, str]:
 
 
 def must_be_told(run: Path) -> bool:
-    """Whether the policy of a run reads a condition, a goal or a task in words that not every environment shows.
+    """Returns whether the policy of a run reads a condition, goal or task that some environments do not show.
 
     Args:
         run: The run. Its method is loaded if it needs no code of other packages.
@@ -204,7 +204,7 @@ def must_be_told(run: Path) -> bool:
 
 def example_evaluation(data: Dataset, method: Method, name: str | None = None, env: Env | None = None
                        ) -> tuple[str, list[str]] | None:
-    """An evaluation that a command can suggest: an environment, and the options with examples from the data.
+    """Returns an environment to evaluate in, and its options with examples from the data, for a suggestion.
 
     Args:
         name: The environment that the user named. None for the one in which the data were recorded. If nothing is
@@ -234,7 +234,7 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
 
 
 def shows_observations(name: str, features: Schema) -> bool:
-    """Whether an environment shows the observations of data under their names. One that cannot be made is said to."""
+    """Returns whether an environment shows the observations of data under their names. True if it cannot be made."""
     from ...envs import make
 
     try:
@@ -245,7 +245,7 @@ def shows_observations(name: str, features: Schema) -> bool:
 
 
 def is_judge(method: Method) -> bool:
-    """Whether a method trains a classifier of success or a rater, which do not act."""
+    """Returns whether a method trains a classifier of success or a rater, which do not act."""
     from ...improve.rating import SCORE
     from ...improve.step_rating import IS_GOOD
     from ...improve.success import SUCCEEDS
@@ -254,7 +254,7 @@ def is_judge(method: Method) -> bool:
 
 
 def is_judged(data: Dataset) -> bool:
-    """Whether the environment of recorded episodes says what is good: success, or a reward that is not always 0.
+    """Returns whether the environment of recorded episodes reports success, or rewards that are not always 0.
 
     Data without success and rewards say nothing about their environment, which may judge all the same. At most 100
     episodes are looked at.
@@ -270,9 +270,9 @@ def is_judged(data: Dataset) -> bool:
 
 
 def example_options(data: Dataset, method: Method, features: Schema) -> list[str] | None:
-    """The options --task and --condition with examples from the data, for a policy that acts in an environment.
+    """Returns the options --task and --condition with examples from the data.
 
-    Conditions and goals are those of the successful episode with the largest return.
+    Conditions and goals are taken from the successful episode with the largest return.
 
     Args:
         features: The columns that the environment shows.
@@ -317,7 +317,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
 
 
 def _best_episode(data: Dataset, method: Method, names: Sequence[str]) -> tuple[int, list[float]] | None:
-    """Number of the episode with the largest first values of these conditions, and the values. Success breaks ties."""
+    """Returns the number of the episode with the largest first values of these conditions, and the values."""
     from ...learn.method import apply_transforms, online_changes
 
     changed = apply_transforms(data, [part for part in online_changes(method) if part.open_condition])

@@ -93,7 +93,7 @@ class EvalOptions(RolloutOptions, RobotOptions):
 
 
 def rename_hint(planner: Planner, env: Env, o: ActingOptions) -> str:
-    """Advice to rename columns of an environment that a policy lacks, if one alone has the shape of each."""
+    """Returns advice to rename columns of an environment to those that a policy lacks, if only one fits each."""
     spare = {name: f for name, f in env.features.items() if name not in planner.inputs and role(name) == "observation"}
     pairs = [(name, [old for old, f in spare.items() if (f.kind, f.shape) == (feature.kind, feature.shape)])
              for name in planner.inputs if name not in env.features for feature in [planner.features[name]]]

@@ -1,4 +1,4 @@
-"""Options that several commands have, as groups that the options of a command inherit."""
+"""Groups of options that several commands share, from which the options of a command inherit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def command_options(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass of the options of a command. Its own options come before those of its groups."""
+    """Makes a frozen dataclass of the options of a command. Its own options come before the options of its groups."""
     options: Any = dataclass(frozen=True, kw_only=True)(cls)
     names = dict.fromkeys(name for c in cls.__mro__ for name in inspect.get_annotations(c))
     declared = options.__dataclass_fields__
@@ -87,12 +87,12 @@ class StepsOption:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions(MapOption, ColumnsOption, StepsOption):
-    """How demonstrations are read."""
+    """Options for how demonstrations are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActingOptions(DeviceOption, TrustOption):
-    """How a policy is loaded and acts."""
+    """Options for how a policy is loaded and acts."""
 
     seed: Seed = 0
     """seed of the policy's randomness"""
@@ -109,7 +109,7 @@ class ActingOptions(DeviceOption, TrustOption):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutOptions(ActingOptions, HtmlOption, JsonOption):
-    """How policies are rolled out in an environment."""
+    """Options for how policies are rolled out in an environment."""
 
     episodes: StepCount = None
     """number of episodes"""

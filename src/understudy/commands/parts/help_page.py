@@ -1,4 +1,4 @@
-"""The help page of a command, made of its options and the texts below them."""
+"""Prints the help page of a command, from its options and the texts below them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_help(options: type, prog: str) -> NoReturn:
 
 
 class _Wrapped:
-    """A stream that wraps the description of a command, which tyro prints in lines of any length."""
+    """A stream that wraps long lines in the description of a command, which tyro prints."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -54,7 +54,7 @@ class _Wrapped:
 
 @dataclass(frozen=True)
 class OptionTable:
-    """Options, their defaults and perhaps their meanings, as `rich` prints them.
+    """A table of options, their defaults and perhaps their meanings, as `rich` prints them.
 
     Names stay whole: what follows a name that is wider than its column begins in the next line.
 
@@ -82,7 +82,7 @@ class OptionTable:
 
 
 def option_texts(options: Any) -> dict[str, str]:
-    """The text of each option, which stands below it in the source, in one line."""
+    """Returns the text of each option, which stands below it in the source, in one line."""
     from docstring_parser import parse_from_object
 
     return {option.arg_name: " ".join((option.description or "").split())
@@ -90,7 +90,7 @@ def option_texts(options: Any) -> dict[str, str]:
 
 
 def options_for_help(options: Any) -> type:
-    """These options with the text of each in one line, and without None as a choice, or beside "by default"."""
+    """Returns a copy of the options for the help page, with their texts."""
     texts, parts = option_texts(options), []
     annotated, hints = get_type_hints(options, include_extras=True), get_type_hints(options)
     for f in fields(options):

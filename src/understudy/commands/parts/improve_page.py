@@ -1,4 +1,4 @@
-"""The page of understudy improve: what each round cost and gave, and what was corrected."""
+"""Writes the page of understudy improve: what each round cost and gained, and what was corrected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST = 10  # corrections on the page
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy reached, with its interval.
+    """What a policy reached after a number of rounds, as success or mean return, with its interval.
 
     Args:
         n_rounds: Number of rounds that it was trained on.
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CorrectedSteps:
-    """Consecutive steps at which the supervisor acted.
+    """Consecutive steps at which the supervisor acted, a correction.
 
     Args:
         round: Number of the round, from 1.
@@ -54,7 +54,7 @@ class CorrectedSteps:
 
 
 def corrections_of(run: Path) -> list[CorrectedSteps]:
-    """The corrections in the collected episodes of a run, the longest first."""
+    """Returns the corrections in the collected episodes of a run, the longest first."""
     from ...data.formats import open_dataset
     from ...improve.collection import round_folders
 
@@ -77,7 +77,7 @@ def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[Corre
 
 
 def _change(episode: Episode, steps: slice) -> str:
-    """The component in which policy and supervisor differ most, relative to the spread of the supervisor's actions."""
+    """Returns the component in which policy and supervisor differ most, relative to the supervisor's spread."""
     from ...improve.gates import POLICY_ACTION, SUPERVISOR_ACTION
 
     feature = episode.features()["action"]
@@ -92,7 +92,7 @@ def _change(episode: Episode, steps: slice) -> str:
 
 
 def _correction_sections(run: Path) -> list[Section]:
-    """The section on corrections. Empty if the supervisor never acted."""
+    """Builds the section on corrections. Empty if the supervisor never acted."""
     from ...evaluate.report import Details, Section, Table
 
     corrections = corrections_of(run)
@@ -124,7 +124,7 @@ def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[d
 
 
 def seconds_of(run: Path) -> list[tuple[float, float]]:
-    """How long a person acted and watched in each round. 0 where no person took part."""
+    """Returns how many seconds a person acted and watched in each round. 0 where no person took part."""
     from ...data.formats import open_dataset
     from ...improve.collection import round_folders
 
@@ -134,7 +134,7 @@ def seconds_of(run: Path) -> list[tuple[float, float]]:
 
 
 def minutes_of(run: Path) -> list[tuple[str, str]]:
-    """How long a person acted and watched in each round, in minutes and seconds."""
+    """Returns how long a person acted and watched in each round, in minutes and seconds."""
     return [(_clock(acted), _clock(watched)) for acted, watched in seconds_of(run)]
 
 
@@ -144,7 +144,7 @@ def _clock(seconds: float) -> str:
 
 def cost_figures(run: Path, rounds: Sequence[dict[str, Any]], outcomes: Mapping[str, Sequence[Outcome]], unit: str,
                  caption: str) -> list[FigureParts]:
-    """Figures of what was reached against the steps of the supervisor, and against the minutes if it is a person.
+    """Draws success or mean return against the steps of the supervisor, and against the minutes of a person.
 
     Args:
         outcomes: By the name of a curve.

@@ -40,7 +40,7 @@ DEVICES = ("keyboard", "gamepad", "leader")
 
 
 def check_robot_options(o: ImproveOptions) -> None:
-    """Refuses options that say nothing with a robot, or need one."""
+    """Raises an error for options that have no effect with a robot, or need one."""
     if o.robot is None:
         o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
                                "you")
@@ -55,7 +55,7 @@ def check_robot_options(o: ImproveOptions) -> None:
         raise ConfigError("on a robot a person supervises" + (f", not {o.supervisor}" if o.supervisor else ""),
                           where="--supervisor", hint=f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
     if (o.teleop is not None) != (o.supervisor == "leader"):
-        raise ConfigError("is missing" if o.supervisor == "leader" else f"says nothing with --supervisor "
+        raise ConfigError("is missing" if o.supervisor == "leader" else f"has no effect with --supervisor "
                           f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
                           "--teleop.port PORT; keyboard and gamepad need none")
     if not sys.stdin.isatty():
@@ -64,7 +64,7 @@ def check_robot_options(o: ImproveOptions) -> None:
 
 
 def success_lines(o: ImproveOptions, success: str) -> list[str]:
-    """Lines of the plan on the success classifier and the rater.
+    """Returns lines of the plan on the success classifier and the rater.
 
     Args:
         success: Who says what success is. Empty if there is no classifier.
@@ -79,12 +79,12 @@ def success_lines(o: ImproveOptions, success: str) -> list[str]:
 
 
 def promotion_text(line: dict[str, Any]) -> str:
-    """Whether the policy of a round became the best, in words."""
+    """Returns in words whether the policy of a round became the best."""
     return "promoted" if line["promoted"] else "not promoted"
 
 
 def learned_text(row: dict[str, Any]) -> str:
-    """How many of the steps of a round at which a person acted are learned. Empty if there are none."""
+    """Returns in words how many of a person's steps in a round are learned. Empty if there are none."""
     acted, learned = row.get("round/acted"), row.get("round/learned")
     if not acted or learned is None:
         return ""
@@ -113,7 +113,7 @@ def collected_all_rounds(o: ImproveOptions) -> bool:
 
 @dataclass(frozen=True)
 class RobotImprovement:
-    """One call of the command with a robot.
+    """One call of understudy improve with a robot.
 
     Args:
         origin: The command and its options, for the run to store.
@@ -167,7 +167,7 @@ class RobotImprovement:
     # -- what is needed ---------------------------------------------------------------------------------------------
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
-        """The device of the person, the keys, and the keyboard if it moves the robot."""
+        """Returns the device of the person, the keys, and the keyboard if it moves the robot."""
         from ...improve.takeover import TakeoverJointKeyboard, TakeoverKeys
         from ...robots.registry import make_teleoperator
         from ...robots.teleoperators import VelocityTeleoperator
@@ -322,7 +322,7 @@ class RobotImprovement:
 
 
 def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None = ROWS) -> Actor:
-    """The actor of a run in an environment that shows all that it reads. No option of improve tells it more."""
+    """Loads the actor of a run for an environment that shows all that it reads. No option of improve tells it more."""
     try:
         return load_actor(run, env, ActingOptions(device=o.device, trust=o.trust, seed=o.seed), rows)[0]
     except UserError as error:
@@ -335,7 +335,7 @@ def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None =
 
 
 def _outcomes(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, list[Outcome]]:
-    """Success in the episodes of the rounds, and in the blind trials after them, if there are any."""
+    """Returns success in the episodes of the rounds, and in the blind trials after them, if there are any."""
     from ...evaluate.stats import wilson
     from .improve_page import Outcome
 
@@ -357,7 +357,7 @@ def _difference(line: dict[str, Any]) -> tuple[str, str]:
 
 
 def _print_round(n_rounds: int, step, learner, metrics) -> None:
-    """A callback that prints what was collected in each round, and how the new policy compares."""
+    """Prints the episodes of a round, or whether its policy became the best. A callback of the training."""
     if "round" in metrics:
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
               f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "

@@ -1,4 +1,4 @@
-"""The rounds of understudy improve in words, as a table and as JSON."""
+"""Prints the rounds of understudy improve in words, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 
 
 def print_round(n_rounds: int, step, learner, metrics) -> None:
-    """A callback that prints two lines for each round: what was collected, and how the new policy compares."""
+    """Prints the episodes of a round, or how its policy compares. A callback of the training."""
     if "round" in metrics:
         costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
         print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
@@ -42,7 +42,7 @@ def gain_text(line: dict[str, Any], unit: str) -> str:
 
 
 def table_of(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str, first: str):
-    """One row for the base and each round."""
+    """Builds a table with one row for the base policy and for each round."""
     cells = []
     for line, row in zip(lines, [None, *rounds], strict=False):
         costs = [""] * len(COSTS) if row is None else costs_of(row)

@@ -135,7 +135,7 @@ PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the rou
 
 
 class _TrialConsole:
-    """Messages to the person, and the person's answers."""
+    """Prints messages to the person, and reads the person's answers."""
 
     def __init__(
         self, o: EvalOptions, out: Output, design: TrialDesign, journal: TrialLog, loop, actors: Sequence[Actor] | None
@@ -275,7 +275,7 @@ class _TrialConsole:
         return self._record_event(session, {"event": "correct", "label": answer})
 
     def _label_choices(self) -> tuple[str, dict[str, str]]:
-        """The labels with their numbers, and the label of each answer: a number, the label itself, or y or n."""
+        """Returns the labels with their numbers, and the label of each answer: a number, the label, or y or n."""
         names = self.design.labels
         answers = {str(i): label for i, label in enumerate(names, 1)}
         # "y" and "n" stay the short forms of labels that begin so
@@ -295,7 +295,7 @@ class _TrialConsole:
         return self._record_event(session, self._final_record(session))
 
     def _final_record(self, session: TrialSession) -> dict:
-        """The last line of the journal: the policy of each trial, and the result."""
+        """Returns the last line of the journal: the policy of each trial, and the result."""
         order = [[self.design.policies[i] for i in self.design.policy_order(r.index)] for r in session.rounds]
         return {"event": "end", "orders": order, "result": self.design.result(session)}
 
@@ -342,7 +342,7 @@ class _TrialConsole:
 
 @contextmanager
 def _catch_interrupt():
-    """A context that catches interrupts. Its function tells whether Ctrl-C was the cause, and not a scheduler."""
+    """Catches interrupts. Its function tells whether Ctrl-C was the cause. A context manager."""
     signals = []
 
     def stop(number, frame):
@@ -362,7 +362,10 @@ def _catch_interrupt():
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
-    """A function that runs a trial on a robot and returns "again" if it was discarded. The robot holds in between."""
+    """Returns a function that runs a trial on a robot, and returns "again" if it was discarded.
+
+    The robot holds in between.
+    """
     from ...robots.acting import act_on_robot
 
     def loop(actor: Actor, trial: Trial) -> bool | str | None:
@@ -393,7 +396,7 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
 
 
 def _weights_digest(run: Path, ours: bool) -> str | None:
-    """Digest of the weights of a policy. None if it is not a run of understudy, and a person runs the robot."""
+    """Returns the digest of a policy's weights. None if it is not a run of understudy, and a person runs the robot."""
     try:
         return weights_digest(weights_path(run))
     except (UserError, OSError):

@@ -1,4 +1,4 @@
-"""Finished episodes of an evaluation, kept on the disk until it ends, so that an interrupted one can continue."""
+"""Stores finished episodes of an evaluation until it ends, so that an interrupted one can continue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...evaluate.workers import WorkerPool
 
 WRITE_EVERY = 5.0  # s of rollouts, of which at most as much is lost if the process is killed
-_METADATA = "metadata.json"  # of an episode in a file: its metadata and schema
+_METADATA = "metadata.json"  # the metadata and the schema of an episode in a file
 
 
 class KeptEpisodes:
@@ -48,7 +48,7 @@ class KeptEpisodes:
     def __init__(self):
         self._folders: dict[Path, int] = {}  # each with the handle of its lock
         self._pending: dict[Path, dict[int, Episode]] = {}
-        self._stored: dict[Path, dict[int, Episode]] = {}  # of an interrupted call, until they are returned
+        self._stored: dict[Path, dict[int, Episode]] = {}  # episodes of an interrupted call, until they are returned
         self._written = time.monotonic()
 
     def __enter__(self) -> KeptEpisodes:
@@ -69,7 +69,7 @@ class KeptEpisodes:
         Args:
             episodes: Largest number of episodes of the evaluation.
             policy: What the actions depend on, as JSON values.
-            watch: Called as `watch(number, episode)` when an episode ends, and for those that are kept.
+            watch: Called as `watch(number, episode)` when an episode ends, and for each kept episode.
             numbers: The numbers of the episodes that are needed now. None for all of them.
         """
         from ...evaluate.rollout import as_dataset
@@ -137,7 +137,7 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path) -> dict[int, Episode]:
-    """The episodes in the files of a folder, by their numbers."""
+    """Reads the episodes in the files of a folder, by their numbers."""
     steps: dict[int, dict[str, np.ndarray]] = {}
     for file in folder.glob("*.npz"):
         with np.load(file, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""Rewards and progress that other runs have learned, as options of `understudy train` name them."""
+"""Applies rewards and progress that other runs have learned, as options of `understudy train` name them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def with_changed_rewards(method: Method, data: Dataset, o: Any) -> Method:
 
 
 def with_progress(method: Method, path: Path, o: Any) -> Method:
-    """The method with the weights of --progress.
+    """Returns the method with the sample weights of --progress.
 
     Args:
         path: The episodes, as errors name them.
@@ -107,7 +107,7 @@ def with_progress(method: Method, path: Path, o: Any) -> Method:
 
 
 def learns_reward(run: Path) -> bool:
-    """Whether a run learns a reward from comparisons, so that its policy is only a clone."""
+    """Returns whether a run learns a reward from comparisons, so that its policy is only a clone."""
     from ...checkpoint import find_checkpoint
 
     if has_no_run(run):
@@ -120,7 +120,7 @@ def learns_reward(run: Path) -> bool:
 
 
 def tell_learned_reward(run: Path) -> None:
-    """Says on standard error what acts in a run that learns a reward from comparisons, if the run is one."""
+    """Says on standard error which policy acts in a run that learns a reward from comparisons, if the run is one."""
     if learns_reward(run):
         practice = command_line("train", "sac", "--env", "ENV", "--reward", run, "--out", unused_path("practiced"))
         print(f"note: {run} learns a reward. What acts is its policy, which clones the better segments of the "
@@ -129,7 +129,7 @@ def tell_learned_reward(run: Path) -> None:
 
 
 def held_out_agreement(run: Path, data: Dataset, trust: tuple[str, ...]) -> str:
-    """A sentence on how the reward of a run of preferences agrees with the comparisons that were held out.
+    """Returns a sentence on how well a learned reward predicts the held-out comparisons.
 
     Args:
         data: All comparisons.

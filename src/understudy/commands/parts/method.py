@@ -61,7 +61,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
 
 
 def given_options_of_method(method: Method, name: str, args: Sequence[str], trust: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a method that a command gives, as JSON data.
+    """Returns the options of a method that a command gives, as JSON data.
 
     Args:
         method: What `build_method` made of them.
@@ -72,7 +72,7 @@ def given_options_of_method(method: Method, name: str, args: Sequence[str], trus
 
 
 def method_options_to_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of options of a method as JSON data, such as {"optimizer.lr": 0.001}, from those of fields by their paths.
+    """Returns options of a method as JSON data, such as {"optimizer.lr": 0.001}.
     """
     return {key.removeprefix("learner."): type(value).__name__ if is_dataclass(value) else
             list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -90,12 +90,12 @@ def _check_fields_are_set_once(chosen: Mapping[str, Any], usual: Method, changed
     """Refuses changes of fields that options of the method's function have set to another value."""
     before, now = ({path: value for path, _, value in settable_fields(m)} for m in (usual, changed))
     for path in (p for p in chosen if p in before and p in now and chosen[p] not in (before[p], now[p])):
-        raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
+        raise ConfigError(f"contradicts {' '.join(options)}, which sets this field to {chosen[path]}",
                           where=flag_of(path), hint="leave one of the two out")
 
 
 def _divide(args: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
-    """The options of these names with their values, and the others with theirs."""
+    """Splits options, with their values, into options of these names and all other options."""
     named, others = [], []
     into = others
     for word in args:
@@ -115,7 +115,7 @@ def _check_update_options(method: Method, function_options: Collection[str], usu
 
 
 def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:
-    """A method with another executor.
+    """Returns the method with another executor.
 
     Args:
         text: Name of an execution scheme or "module:Class", and possibly options of the executor after it, such as
@@ -129,12 +129,12 @@ def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Met
 
 
 def task_relabel(method: Method) -> TaskText | None:
-    """The relabeling that gives the method the task in words. None if there is none."""
+    """Returns the transform that gives the method the task in words. None if there is none."""
     return next((relabel for relabel in method.transforms if isinstance(relabel, TaskText)), None)
 
 
 def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options of a method that are no fields of its parts, with their defaults. A method.json has none.
+    """Returns the options of a method that are not fields of its parts, with their defaults.
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
@@ -145,7 +145,7 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def method_option_texts(name: str, method: Method, trust: tuple[str, ...] = ()) -> dict[str, str]:
-    """Texts of options from the docstrings of a method's function, or of its class, and of its learner."""
+    """Returns the texts of options from the docstrings of a method's function or class, and of its learner."""
     from docstring_parser import DocstringStyle, parse
 
     function: Any = find_function(name, trust)
@@ -155,7 +155,7 @@ def method_option_texts(name: str, method: Method, trust: tuple[str, ...] = ()) 
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
-    """Parses values as the types of the method's annotations, or else of its defaults.
+    """Parses the words of options as the types of the method function's annotations, or else of its defaults.
 
     `find_method` refuses unknown names.
     """
@@ -166,7 +166,7 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     while pending:
         key, words = pending.pop(0).removeprefix("--").replace("-", "_"), []
         option = flag_of(key)
-        while pending and not pending[0].startswith("--"):  # of several numbers or names
+        while pending and not pending[0].startswith("--"):  # an option may have several numbers or names
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")

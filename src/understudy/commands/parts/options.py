@@ -27,20 +27,20 @@ T = TypeVar("T")
 _NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf)")  # a value, not an option
 _TYPE_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
                Path: ("a path", "paths")}
-_SYNONYMS = {"gpu": "cuda"}  # of values that people write and that are spelled otherwise here
+_SYNONYMS = {"gpu": "cuda"}  # values that people write, and how they are spelled here
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True)
 class Advice:
-    """In the type of an option with limits: the hint for a number outside them, in place of a usual number."""
+    """Hint for a number outside the limits of an option, given in the option's type."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command.
+    """An option of a command.
 
     Args:
         flag: How the user writes it: "--image-size", or the metavar of a positional argument.
@@ -64,7 +64,7 @@ class Option:
 
 @cache
 def options_of(owner: Any) -> tuple[Option, ...]:
-    """The options that a dataclass declares, in order."""
+    """Returns the options that a dataclass declares, in order."""
     options, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
     for f in fields(owner):
         kind, hint = hints[f.name], annotated[f.name]
@@ -90,7 +90,7 @@ def split_arguments(args: Sequence[str], options: type) -> tuple[list[str], list
 
     Returns:
         The command's own arguments, options of the method ("--expectile 0.9"), and changes of fields of its parts
-        ("--policy.head.n-steps 5"), whose names have a dot.
+        ("--policy.head.n-steps 5"). Names of these fields have a dot.
     """
     flags = {"--help", *(option.flag for option in options_of(options))}
     own, of_method, changes = [], [], []
@@ -117,24 +117,24 @@ def present_names(args: Sequence[str]) -> list[str]:
 
 
 def flag_of(path: str) -> str:
-    """The option that sets a field of a method: "--policy.head.n-steps", and "--expectile" for learner.expectile."""
+    """Returns the option that sets a field of a method, such as "--policy.head.n-steps"."""
     return "--" + path.removeprefix("learner.").replace("_", "-")
 
 
 def flag_words(flag: str, values: Sequence[object]) -> list[object]:
-    """An option and its values as words of a command: ["--freeze", "net"], and ["--task=-x"] for what starts with -."""
+    """Returns an option and its values as words of a command."""
     return [f"{flag}={values[0]}"] if len(values) == 1 and is_option(path_text(values[0])) else [flag, *values]
 
 
 def options_to_json(o: Any) -> dict[str, Any]:
-    """The options of a command as JSON data, by the names of their fields."""
+    """Returns the options of a command as JSON data, by the names of their fields."""
     def plain(value: Any) -> Any:
         return [*map(plain, value)] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return {option.name: plain(getattr(o, option.name)) for option in options_of(type(o))}
 
 
 def options_from_json(owner: type[T], values: Mapping[str, Any], where: str) -> T:
-    """The options that `options_to_json` made JSON data of. What is missing has its default.
+    """Builds options from the JSON data of `options_to_json`. What is missing has its default.
 
     Args:
         where: File and key of the data, for errors.
@@ -155,7 +155,7 @@ def options_from_json(owner: type[T], values: Mapping[str, Any], where: str) -> 
 
 @contextmanager
 def errors_name_options(flags: Mapping[str, str]) -> Iterator[None]:
-    """Context in which an error about a field, such as IQL.expectile, names the option that gave its value.
+    """Replaces names of fields in errors by the options that set them. A context manager.
 
     Args:
         flags: The options that the user gave, by the names of the fields that they set.
@@ -169,9 +169,9 @@ def errors_name_options(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def _suggest_option(flag: str, flags: Iterable[str]) -> str:
-    """The question "did you mean '--optimizer.lr'?" for --lr, or "" if no option is near.
+    """Returns the question "did you mean '--optimizer.lr'?" for --lr, or "" if no option is near.
 
-    Options with the same last part come first, and among them those that begin with the same part.
+    Options with the same last part come first. Among these, options that also begin with the same part come first.
     """
     first, _, last = flag.removeprefix("--").rpartition(".")
     same = sorted((f for f in flags if f.rpartition(".")[2].removeprefix("--") == last),
@@ -215,7 +215,7 @@ def _check_limits(option: Option, number: float) -> None:
 
 
 def split_pair(option: str, text: str, example: str) -> tuple[str, str]:
-    """The two sides of an argument such as OLD=NEW."""
+    """Splits an argument such as OLD=NEW into its two sides."""
     first, equals, second = text.partition("=")
     if not (equals and first and second):
         raise ConfigError(f"{text!r} is not two names with = between them", where=option,
@@ -224,7 +224,7 @@ def split_pair(option: str, text: str, example: str) -> tuple[str, str]:
 
 
 def split_pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
-    """The arguments of an option such as OLD=NEW. Raises ConfigError if one OLD is given twice."""
+    """Parses the arguments of an option such as OLD=NEW. Raises ConfigError if one OLD is given twice."""
     pairs: dict[str, str] = {}
     for text in texts:
         first, second = split_pair(option, text, example)
@@ -236,7 +236,7 @@ def split_pairs(option: str, texts: Sequence[str], example: str) -> dict[str, st
 
 
 def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
-    """Raises ConfigError for the first option of these names whose value is not its default."""
+    """Raises ConfigError for the first option of these names that does not have its default value."""
     defaults = {f.name: f.default for f in fields(o)}
     for option in options_of(type(o)):
         if option.name in names and getattr(o, option.name) != defaults[option.name]:
@@ -244,7 +244,7 @@ def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave 
 
 
 def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable[str] = ()) -> T:
-    """A copy of a nested frozen dataclass in which some fields have other values: see `parse_changes`."""
+    """Returns a copy of a nested frozen dataclass with some fields changed: see `parse_changes`."""
     changes: dict[str, Any] = {}
     for path, changed in parse_changes(value, args, prog, more_flags).items():
         *parents, last = path.split(".")
@@ -256,7 +256,7 @@ def change_fields(value: T, args: Sequence[str], prog: str, more_flags: Iterable
 
 
 def parse_changes(value: Any, args: Sequence[str], prog: str, more_flags: Iterable[str] = ()) -> dict[str, Any]:
-    """New values of fields of a nested frozen dataclass, by their paths.
+    """Parses new values of fields of a nested frozen dataclass, by their paths.
 
     Args:
         value: The dataclass, such as a method.
@@ -306,7 +306,7 @@ class PartChoice:
 
 
 def _part_choice(kind: Any) -> PartChoice | None:
-    """The choice of abstract classes whose module has several dataclasses without fields that implement them."""
+    """Returns the choice among dataclasses without fields that implement abstract classes of a field."""
     if not all(inspect.isclass(k) and inspect.isabstract(k) for k in _members(kind)):
         return None
     parts: list[type] = []
@@ -375,7 +375,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_readable(kind: Any) -> bool:
-    """Whether values of this type can be written on a command line."""
+    """Returns whether values of this type can be written on a command line."""
     if get_origin(kind) is tuple:
         return all(_is_readable(k) for k in get_args(kind) if k is not Ellipsis)
     return all(k in (*_TYPE_NAMES, bool, type(None)) or get_origin(k) is Literal
@@ -383,7 +383,7 @@ def _is_readable(kind: Any) -> bool:
 
 
 def arity(kind: Any) -> tuple[int, int | None]:
-    """The smallest and the largest number of words that make a value; None for any number."""
+    """Returns the smallest and the largest number of words that make a value; None for any number."""
     if kind is bool:
         return 0, 0
     if kind is type(None):
@@ -434,7 +434,7 @@ def _read(kind: Any, words: Sequence[str]) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    """A type in words: "an integer or two integers"."""
+    """Describes a type in words: "an integer or two integers"."""
     if len(members := _members(kind)) > 1:
         return " or ".join(dict.fromkeys(_describe(k) for k in members if k is not type(None)))
     if get_origin(kind) is Literal or isinstance(kind, PartChoice):
@@ -452,7 +452,7 @@ def _describe(kind: Any) -> str:
 
 def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]], prog: str,
            more_flags: Iterable[str] = ()) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The words that belong to no option, and (flag, its words) of each option.
+    """Splits arguments into words that belong to no option, and (flag, its words) of each option.
 
     Args:
         more_flags: Further options, which an error may suggest.

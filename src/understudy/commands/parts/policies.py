@@ -1,4 +1,4 @@
-"""Policies for commands: loading a run or an exported file, rolling it out, storing the result."""
+"""Loads policies for commands: a run or an exported file. Also stores evaluation results."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 
 OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
                  "changed: train on data with the columns that it shows")
-ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
+ROWS = 16  # number of rows of every batch that networks see, so that no result depends on --rows
 
 
 @dataclass(frozen=True)
 class DoubtSource:
-    """What a policy records as its doubt, and the data that it was trained on.
+    """The doubt score that a policy records, and the data that it was trained on.
 
     Args:
-        fingerprint: That of the numbers which a failure detector was calibrated with. Empty if any data will do.
+        fingerprint: Fingerprint of the numbers that a failure detector was calibrated with. Empty if any data will do.
     """
 
     score: DoubtScore
@@ -63,7 +63,7 @@ class DoubtSource:
 
 
 def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
-    """Returns the actor of a run so that it records its doubt."""
+    """Wraps the actor of a run so that it records its doubt."""
     from ...evaluate.failure_detection import with_doubt
 
     data = doubt_data(run, o, doubt.data)
@@ -75,12 +75,12 @@ def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) 
 
 
 def numbers_fingerprint(data: Dataset) -> str:
-    """The fingerprint of episodes without their images."""
+    """Returns the fingerprint of episodes without their images."""
     return data.map(lambda e: e.replace({n: None for n, f in e.features().items() if f.kind == "image"})).fingerprint()
 
 
 def doubt_data(run: Path, o: ActingOptions, path: Path) -> Dataset:
-    """The demonstrations that doubt is measured against, as the policy of a run learned them."""
+    """Returns the demonstrations against which doubt is measured, as the policy of a run learned them."""
     from ...execute.wrappers import ActionWrapper
     from ...learn.method import TrainedRun, training_data
 
@@ -162,7 +162,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def renamed_columns(env: Env, o: ActingOptions) -> dict[str, str]:
-    """The names under which a policy knows columns of an environment, by their names there: those of --rename."""
+    """Returns the names under which a policy knows columns of an environment, as given with --rename."""
     from .eval_options import EvalOptions
 
     if not isinstance(o, EvalOptions):
@@ -189,7 +189,7 @@ def tell_checkpoint(run: Path) -> None:
 
 def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequence[int]] | None, reader: object
                        ) -> None:
-    """Warns if camera frames here differ in size from those of the training data.
+    """Warns if camera frames here differ in size from the camera frames of the training data.
 
     Args:
         recorded: Height and width of the cameras in the recording, if they were scaled.
@@ -236,7 +236,7 @@ def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = (),
 
 @dataclass(frozen=True)
 class _TrainedTasks:
-    """The tasks in words on which a policy was trained.
+    """The task texts on which a policy was trained.
 
     Args:
         relabel: Cuts texts as the policy reads them. None if it reads them as they are.
@@ -246,11 +246,11 @@ class _TrainedTasks:
     relabel: TaskText | None
 
     def has(self, text: str) -> bool:
-        """Whether the policy was trained on these words, as it reads them."""
+        """Returns whether the policy was trained on these words, as it reads them."""
         return self._read(text) in set(map(self._read, self.texts))
 
     def describe(self, some: int = 3) -> str:
-        """The tasks in a sentence, of which at most `some` are named."""
+        """Lists the tasks in a sentence, at most `some` of them."""
         named = ", ".join(map(_shortened, self.texts[:some]))
         if len(self.texts) > some:
             return f"It was trained on {len(self.texts)} tasks, such as {named}."
@@ -261,7 +261,7 @@ class _TrainedTasks:
 
 
 def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
-    """The tasks in words on which the policy of a run was trained. None if they are not known, or if it reads none."""
+    """Returns the task texts on which the policy of a run was trained. None if not known, or if it reads none."""
     from ...learn.method import Method
     from .method import task_relabel
 
@@ -274,7 +274,7 @@ def _shortened(text: str) -> str:
 
 
 def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
-    """Advice for an environment that does not fit the policy, or a robot that lacks its cameras. Empty if unknown."""
+    """Returns advice for an environment that does not fit the policy, or a robot that lacks its cameras."""
     prefix = "observation.images."
     cameras = [n.removeprefix(prefix) for n in inputs if n.startswith(prefix) and n not in env.features]
     if cameras:
@@ -292,7 +292,7 @@ def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
 
 
 def weights_path(run: Path) -> Path:
-    """Path of the weights: the folder of a checkpoint, or the exported file."""
+    """Returns the path of the weights: the folder of a checkpoint, or the exported file."""
     from ...checkpoint import find_checkpoint
 
     return run if has_no_run(run) else find_checkpoint(run)
@@ -359,7 +359,7 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
 
 
 def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
-    """Refuses --task and --condition if no policy reads them."""
+    """Raises an error for --task and --condition if no policy reads them."""
     from ...learn.method import Method
     from .method import task_relabel
 
@@ -394,7 +394,7 @@ def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
 
 
 def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
-    """The columns of the task in words, for a policy that reads them in an environment that does not show them.
+    """Returns the task columns for a policy that reads them in an environment that does not show them.
 
     Returns:
         Values by column. Empty if the policy does not read the task, or if the environment shows it.
@@ -426,7 +426,7 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
 
 
 def weights_digest(place: Path) -> str:
-    """Digest of an exported file, or of a checkpoint's weights and method: 16 hexadecimal digits."""
+    """Returns a digest of an exported file, or of a checkpoint's weights and method: 16 hexadecimal digits."""
     if (address := served_address(place)) is not None:
         return str(served_client(address).policy["checkpoint"])
     from ...learn.run import Run
@@ -435,7 +435,7 @@ def weights_digest(place: Path) -> str:
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
-    """The warning about a checkpoint from before the first update. None for other checkpoints."""
+    """Returns the warning about a checkpoint from before the first update. None for other checkpoints."""
     from ...checkpoint import is_lerobot_checkpoint
     from ...learn.method import Method
     from ...learn.run import Run
@@ -454,7 +454,7 @@ def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
 
 
 def run_folder(run: Path) -> Path:
-    """The folder of the run. For a checkpoint without a run, the folder of the checkpoint."""
+    """Returns the folder of the run, or of the checkpoint if it has no run."""
     from ...checkpoint import find_checkpoint
 
     folder = find_checkpoint(run)
@@ -492,5 +492,5 @@ def append_result(o: EvalOptions, line: dict) -> None:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Names of runs: the names of their folders, or their full paths if these are equal."""
+    """Returns names of runs: the names of their folders, or their full paths if these are equal."""
     return [run.name if len({r.name for r in runs}) == len(runs) else str(run) for run in runs]

@@ -1,4 +1,4 @@
-"""understudy robot check: the calibration in the servos, that of the file, and the range of recorded data."""
+"""Compares, for understudy robot check, the calibration in servos and file and the range of data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out: Output) -> bool:
-    """Prints what the arms hold. Returns whether nothing differs.
+    """Prints the calibration that arms hold, and what is wrong with it or with the data. Returns whether nothing is.
 
     Args:
         arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RobotOptions:
-    """A robot and its limits."""
+    """Options of a robot and its limits."""
 
     robot: Annotated[str | None, arg(metavar="TYPE")] = None
     """so100_follower, so101_follower, koch_follower, viperx; two of them: bi_so101_follower, ...;
@@ -79,7 +79,7 @@ class RobotOptions:
     """replace another calibration without a question: in the servos, or the file of robot calibrate"""
 
     def robot_config(self) -> RobotConfig:
-        """The robot of these options."""
+        """Returns the robot config of these options."""
         from ...robots.registry import ROBOTS, RobotConfig, parse_cameras
 
         if self.robot is None:
@@ -97,17 +97,17 @@ class RobotOptions:
             self.robot_right_arm_port, self.robot_retries, options)
 
     def robot_arguments(self) -> list[str]:
-        """The options of the robot as they were given, to repeat them in another command."""
+        """Returns the options of the robot as they were given, to repeat them in another command."""
         return [word for words in _given_options(self, "robot") for word in words]
 
     def refuse_without_robot(self, hint: str) -> None:
-        """Refuses options of a robot or a teleoperator if there is no robot."""
+        """Raises an error for options of a robot or a teleoperator if there is no robot."""
         if self.robot is None and (robot_options := _given_options(self, "robot", "teleop", "yes")):
             raise ConfigError("needs --robot TYPE", where=robot_options[0][0], hint=hint)
 
 
 def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
-    """The options of devices that differ from their defaults: --robot TYPE, --robot.port PORT, ..."""
+    """Returns the options of devices that differ from their defaults: --robot TYPE, --robot.port PORT, ..."""
     options = []
     for f in fields(o):
         device, _, setting = f.name.partition("_")
@@ -142,7 +142,7 @@ class TeleopOptions:
     """of lerobot/TYPE: any field of LeRobot's config, such as --teleop.gripper-open-pos 50"""
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
-        """The teleoperator of these options."""
+        """Returns the teleoperator config of these options."""
         from ...robots.registry import TELEOPERATORS, TeleoperatorConfig
 
         if self.teleop is None:

@@ -1,4 +1,4 @@
-"""Rollouts of policies for commands."""
+"""Rolls out policies for commands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def evaluate_run(
 
 
 def policy_key(by: str, o: ActingOptions, doubt: DoubtSource | None = None) -> dict[str, str | None]:
-    """What the actions of a policy depend on, for `KeptEpisodes`."""
+    """Returns a key of everything on which a policy's actions depend, for `KeptEpisodes`."""
     return {"by": by, "device": o.device, "doubt": None if doubt is None else repr(doubt)}
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: the options of its command, as the run stores them, and where its data are.
+"""Reads the command options with which a run was made, and finds its data.
 
 The entry "options" of a provenance.json has the name of the "command", the value of each of its options by the name of
 the field, and "method_options": the options of the method that were given.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def run_options(command: str, o: Any, method_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options of a command as JSON data, for `learn.train.train` to store in the run.
+    """Returns the options of a command as JSON data, for `learn.train.train` to store in the run.
 
     Args:
         method_options: Options of the method that were given: see `parts.method.given_options_of_method`.
@@ -40,7 +40,7 @@ def run_options(command: str, o: Any, method_options: Mapping[str, Any] | None =
 
 
 def stored_options(run: Path) -> dict[str, Any]:
-    """The options of the command that made a run, as JSON data. Empty for a run without a command."""
+    """Returns the options of the command that made a run, as JSON data. Empty for a run without a command."""
     if (stored := read_provenance(run).get("options")) is None:
         return {}
     entries = stored if isinstance(stored, dict) else {}
@@ -53,7 +53,7 @@ def stored_options(run: Path) -> dict[str, Any]:
 
 
 def option_texts(words: Sequence[str]) -> dict[str, Any]:
-    """Options of methods whose types are not known, as JSON data: {"batch_size": "64", "some_flag": True}."""
+    """Returns options of methods with unknown types as JSON data: {"batch_size": "64", "some_flag": True}."""
     texts: dict[str, list[str]] = {}
     key = ""
     for word in words:
@@ -67,12 +67,12 @@ def option_texts(words: Sequence[str]) -> dict[str, Any]:
 
 
 def train_options_of(run: Path) -> TrainOptions | None:
-    """The options of the command train that made a run. None if another command did."""
+    """Returns the options of the command train that made a run. None if another command did."""
     return _options_of(run, "train", TrainOptions)
 
 
 def improve_options_of(run: Path) -> ImproveOptions | None:
-    """The options of the command improve that made a run. None if another command did."""
+    """Returns the options of the command improve that made a run. None if another command did."""
     if (o := _options_of(run, "improve", ImproveOptions)) is None:
         return None
     return replace(o, run=_seen_from_here(run, o.out, o.run),
@@ -94,7 +94,7 @@ def _provenance_file(run: Path) -> Path:
 
 
 def train_arguments(run: Path, data: Path | str | None = None, without: Collection[str] = ()) -> list[object] | None:
-    """The arguments of the command train that made a run. None if another command did.
+    """Returns the arguments of the command train that made a run. None if another command did.
 
     Args:
         data: The path of other data.
@@ -112,7 +112,7 @@ def train_arguments(run: Path, data: Path | str | None = None, without: Collecti
 
 
 def reseeded_command(run: Path) -> tuple[str, str] | None:
-    """The command that trains a run again with another seed, and its output folder.
+    """Returns the command that trains a run again with another seed, and its output folder.
 
     None if another command than train made the run, or if the command would mean something else in this folder.
     """
@@ -127,7 +127,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
 
 def learns_interrupted(run: Path) -> bool:
-    """Whether a run was asked to learn episodes whose recording was interrupted. Of an improved run, the first."""
+    """Returns whether a run was asked to learn from episodes with an interrupted recording."""
     improve = improve_options_of(run)
     if improve is not None:
         return improve.run.exists() and learns_interrupted(improve.run)
@@ -139,9 +139,9 @@ def learns_interrupted(run: Path) -> bool:
 
 
 def trained_on(run: Path) -> Path | None:
-    """The data that a run was trained on: those that its options name, or else those whose path it stores.
+    """Returns the path of the data that a run was trained on.
 
-    Of a run that was improved, those of the first.
+    For a run that was improved, this is the path of the data that the first run was trained on.
     """
     improve = improve_options_of(run)
     if improve is not None:
@@ -154,7 +154,7 @@ def trained_on(run: Path) -> Path | None:
 
 
 def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
-    """A path that the options of a run name, which may have been given in another folder.
+    """Returns a path in the options of a run as seen from here, since it may be relative to another folder.
 
     Args:
         out: The folder of the run, as its options name it.
@@ -167,7 +167,7 @@ def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
 
 
 def stored_path(run: Path) -> Path | None:
-    """The data whose path a run stores, relative to its folder. None if it stores none."""
+    """Returns the path of the data that a run stores, relative to its folder. None if it stores none."""
     from ...data.formats.remote import url_of
 
     path = recorded_data_of(run).get("path")
@@ -177,7 +177,7 @@ def stored_path(run: Path) -> Path | None:
 
 
 def missing_data(path: Path | None) -> str:
-    """Says that the data of a run, of `trained_on`, are not there, and where they were looked for."""
+    """Says in words that the data of a run are not there, and where they were looked for."""
     if path is None:
         return "the data that it was trained on are not named: its data had no path"
     place = "" if path.is_absolute() else f" ({path.absolute()})"

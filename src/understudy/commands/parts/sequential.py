@@ -69,7 +69,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
 
 
 def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) -> int | None:
-    """Number of episodes that decide with probability 0.8. None if the rates are about equal.
+    """Returns the number of episodes that decide with probability 0.8. None if the rates are about equal.
 
     The rates are posterior means after the episodes so far, with a flat prior. None also if --episodes allows that
     many.
@@ -85,7 +85,7 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
-    """The test that the options ask for."""
+    """Builds the sequential test that the options ask for."""
     from ...evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
     flag = "--interactive" if o.interactive else "--sequential"
@@ -104,7 +104,9 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
 
 
 def fewest_rollouts(make: Callable[..., SequentialRateTest | SequentialDifferenceTest], n: int) -> int | None:
-    """The smallest number of rollouts, from `n` on, with which a test can reach a verdict. None if 10,000 are too few.
+    """Returns the smallest number of rollouts, from `n` on, with which a test can reach a verdict.
+
+    None if about 10,000 are too few.
     """
     def is_futile(most: int) -> bool:
         test = make(max_rollouts=most)
@@ -118,7 +120,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     Episodes are tested in the order of their numbers, so that the result does not depend on the number of rows.
 
     Returns:
-        For each episode up to the one that decides, whether each of the policies succeeded.
+        For each episode up to the episode that decides, whether each of the policies succeeded.
     """
     from ...evaluate.env_checks import warn_unless_repeatable
     from .kept_episodes import KeptEpisodes
@@ -157,8 +159,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
 
 
 def _rollout_or_load(actor, env, o: EvalOptions, numbers: range, by: str, kept: KeptEpisodes | None) -> Dataset:
-    """The episodes with these numbers, which an interrupted call may have finished. They are recorded without `kept`.
-    """
+    """Returns the episodes with these numbers, which an interrupted call may have finished."""
     from ...evaluate.recording import record_episodes
     from ...evaluate.workers import WorkerPool
 
@@ -173,7 +174,7 @@ def _rollout_or_load(actor, env, o: EvalOptions, numbers: range, by: str, kept: 
 
 
 def _to_json(o: EvalOptions, test, state, successes, env: str, seconds: float) -> dict:
-    """The document of `eval --json` with the numbers that hold at any stopping time, and the verdict."""
+    """Returns the document of `eval --json` with numbers that hold at any stopping time, and the verdict."""
     from ...evaluate.sequential import SequentialRateTest
 
     n, p = next(iter(state.values())), min(1.0, 1 / test.e_value(state))

@@ -1,4 +1,4 @@
-"""Connections of commands to policies that are served."""
+"""Connects commands to policies that are served."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def changed_checkpoint(run: Path | str) -> str | None:
-    """The warning if a server has changed its checkpoint since this process connected.
+    """Returns the warning if a server has changed its checkpoint since this process connected.
 
     Returns:
         A sentence, or None for a run, and for a server that still has the same checkpoint.

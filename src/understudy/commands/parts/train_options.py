@@ -26,9 +26,9 @@ from .groups import (
 class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """Train a policy on demonstrations, or in an environment.
 
-    The options of the method are set after METHOD and DATA, such as --horizon 8 --optimizer.lr 3e-4. So are those of
-    its parts: --policy.head.n-steps 5 --executor.n-action-steps 2. `understudy train METHOD --help` lists them all with
-    their defaults.
+    The options of the method are set after METHOD and DATA, such as --horizon 8 --optimizer.lr 3e-4. The options of its
+    parts are set there too: --policy.head.n-steps 5 --executor.n-action-steps 2. `understudy train METHOD --help` lists
+    them all with their defaults.
 
     --from RUN starts from the weights of an earlier run. Stages that the method needs are trained first, unless --stage
     gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and gives the same result as

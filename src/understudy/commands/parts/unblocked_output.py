@@ -1,4 +1,4 @@
-"""Standard output and standard error that never make a control loop wait for a terminal or a pipe."""
+"""Makes standard output and error never block a control loop, for example when a terminal is stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _UnblockedStream(io.TextIOBase):
         return len(text)
 
     def drain(self, seconds: float | None = None) -> None:
-        """Waits until everything is written, at most so many seconds."""
+        """Waits until everything is written, at most some seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, seconds)
 
@@ -85,7 +85,7 @@ class _UnblockedStream(io.TextIOBase):
 
 @contextmanager
 def unblocked_output() -> Iterator[None]:
-    """Context in which nothing that is printed waits for whoever reads it, such as a terminal after Ctrl-S.
+    """Makes printing never wait for its reader, such as a terminal after Ctrl-S. A context manager.
 
     Its end waits until everything is read, as `print` does otherwise: release the robot before.
     """

@@ -19,19 +19,20 @@ from ..sources import ChunkedSource
 from .parts import hdf5, sidecar
 from .parts.column_names import number_sort_key
 from .parts.episode_table import boundary_hint
+from .parts.file_kinds import episode_files
 from .parts.key_map import KeyMap, common_arrays, decoded_images, is_metadata, metadata
 from .parts.padded_arrays import MAX_LABEL_VALUES, padded_hint
 from .parts.sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
               reserved=frozenset({"observation.qpos", "observation.images", "observations", "compress_len"}))
-# Attributes that are not metadata of an episode: those of the data set, which ACT does not read, and of the file.
+# Attributes that are not metadata of an episode, but of the data set, which ACT does not read, or of the file.
 _RESERVED = {"fps", "robot_type", "compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"}
 _ENCODED = Feature("uint8", (0, 0, 3), "image")
 
 
 class ActSource(ChunkedSource):
-    """A folder of files, or one file."""
+    """Reader of HDF5 files of ACT: a folder with one file per episode, or one file."""
 
     def __init__(self, path: Path):
         self.path, warnings = path, []
@@ -52,7 +53,7 @@ class ActSource(ChunkedSource):
         self.metadata = metadata("act", path, warnings, fps=fps, robot_type=robot_type)
 
     def _episode(self, file, path, warnings) -> tuple[int, dict[str, Feature], dict]:
-        """Steps, the feature of each array, metadata."""
+        """Reads number of steps, features of the arrays and metadata of one episode."""
         arrays = hdf5.arrays(file, str(path))
         steps, features, small = hdf5.count_steps(arrays, "action", str(path)), {}, {}
         numeric = {key: arrays[key].shape for key in ("action", "observations/qpos") if key in arrays}
@@ -106,10 +107,7 @@ class ActSource(ChunkedSource):
 
 
 def _files(path: Path, warnings) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and p.is_file() and not p.name.startswith(".")]
-    files.sort(key=lambda p: number_sort_key(p.stem))
+    files = episode_files(path, "hdf5")
     numbers = {number_sort_key(p.stem)[0] for p in files}
     missing_numbers = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
     if missing_numbers and len(files) > 1:
@@ -122,7 +120,7 @@ def _files(path: Path, warnings) -> list[Path]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data)[0]
 
 

@@ -33,7 +33,7 @@ _TEXT_ROWS = 8192  # rows of text that are read at a time
 
 
 class D4rlSource(ChunkedSource):
-    """A D4RL file.
+    """Reader of a D4RL file.
 
     Args:
         max_episode_steps: Time limit of the environment, which ended episodes in files without `timeouts`.
@@ -62,7 +62,7 @@ class D4rlSource(ChunkedSource):
         self._episode_metadata |= {"metadata": self._file_metadata} if self._file_metadata else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
-        """Short arrays and single values of metadata/, which describe the data. Weights of policies are left out."""
+        """Reads the short arrays and single values of metadata/. Weights of policies are left out."""
         file_metadata = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
@@ -162,7 +162,7 @@ class D4rlSource(ChunkedSource):
         return np.concatenate([values, last]) if len(values) else last
 
     def _read_text(self, files, name, first, stop, where) -> np.ndarray:
-        """Rows of text. If episodes are read in their order, many rows are read at a time.
+        """Reads rows of text. If episodes are read in their order, many rows are read at a time.
 
         HDF5 stores texts in heaps of some 64 KB. To read one text, a whole heap is read and checked.
         """
@@ -198,15 +198,15 @@ class D4rlSource(ChunkedSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
     """Writes a D4RL file, completely or not at all.
 
-    One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
-    (rewards, terminals, timeouts) are filled in, marked, and not read again.
+    One observation is stored as `observations`, and all other observations in infos/. Arrays that D4RL needs and the
+    data do not have (rewards, terminals, timeouts) are filled in, marked, and not read again.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
@@ -266,13 +266,13 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
 
 
 def _is_constant(data: Dataset, key: str) -> bool:
-    """Whether all episodes have the same value of a key of the metadata."""
+    """Returns whether all episodes have the same value of a key of the metadata."""
     values = [e.metadata.get(key) for e in data]
     return values[0] is not None and all(type(v) is type(values[0]) and v == values[0] for v in values)
 
 
 def _flags(data, features) -> list[str]:
-    """The flags by which exactly these episodes would be found again."""
+    """Returns the flag columns by which a reader would find exactly the same episodes again."""
     names = [n for n in END_COLUMNS if n in features and (features[n].dtype, features[n].shape) == ("bool", ())]
     within = {n: any(np.asarray(e.steps[n])[:len(e) - 1].any() for e in data) for n in names}
     names = [n for n in names if not within[n]]

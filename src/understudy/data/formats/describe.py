@@ -1,4 +1,4 @@
-"""Summaries of a data set. The checks of its contents are in `audit.checks`."""
+"""Summaries of a data set for `understudy inspect`. The checks of its contents are in `audit.checks`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def describe(data: Dataset) -> dict[str, Any]:
 
     Returns:
         {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype", "shape", "names"}}, "tasks",
-        "warnings"}. Columns of classes also have "classes", their number by component. The warnings are those of the
-        reader.
+        "warnings"}. Columns of classes also have "classes", their number by component. "warnings" are the warnings of
+        the reader.
     """
     features = dataset_features(data)
     return {
@@ -36,7 +36,7 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 
 def dataset_features(data: Dataset) -> dict[str, Feature]:
-    """Returns the features of a data set. A recording without episodes has those of its schema."""
+    """Returns the features of a data set. Without episodes, they are the features in the schema of the recording."""
     return data.features() if len(data) else dict(data.source.schema)
 
 

@@ -10,16 +10,15 @@ from pathlib import Path
 from ...core import UserError, role
 from ...hints import columns_option, command_line
 from . import folder, overcooked
-from .logs import message_logs
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint, says_ends
 from .ogbench import is_ogbench
-from .parts import read_errors, sidecar, text_table
+from .parts import file_kinds, read_errors, text_table
 from .parts.column_names import format_list, number_sort_key, standard_name
 from .parts.links import check_links
-from .parts.npz_arrays import NpzArrays, zip_errors
+from .parts.npz_arrays import NpzArrays, PickledArray, zip_errors
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
-           "imitation", "bags", "overcooked", "view")  # that are read
+           "imitation", "bags", "overcooked", "view")  # formats that are read
 READABLE_FORMATS = (
     "LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, MCAP, ROS bags, "
     "trials of Overcooked, plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an "
@@ -30,13 +29,12 @@ _COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what m
 _TABLE, _ARRAYS = "a table without a column action", "an .npz without episode_ends"
 _UNKNOWN_HDF5 = "an HDF5 file of an unknown kind"
 _BELOW, _MOST = 3, 2000  # levels that are searched, and largest number of files and folders in them
-VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
 _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 class UnknownFormat(UserError):
-    """A file or folder is in no format that can be read. `open_columns` may still open it."""
+    """Raised when a file or folder is in no format that can be read. `open_columns` may still open it."""
 
 
 def format_of(path: Path) -> str:
@@ -73,7 +71,7 @@ def detect_format(path: Path) -> tuple[Path, str]:
 
 
 def _how_to_read(path: Path, kind: str) -> str:
-    """The hint for a path in no known format."""
+    """Builds the hint for a path in no known format."""
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_TABLE) or _UNKNOWN_HDF5 in kind:
@@ -87,11 +85,11 @@ def _how_to_read(path: Path, kind: str) -> str:
 
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
-    """The data sets in a folder that is not one itself, down to three levels. A data set is not searched."""
+    """Finds the data sets in a folder that is not a data set itself, down to three levels."""
     datasets, level, n_paths = [], [path], 0
     for _ in range(_BELOW):
         inside = [p for folder in level for p in sorted(folder.iterdir(), key=lambda p: number_sort_key(p.name))
-                  if not p.name.startswith((".", "__")) and not p.name.endswith(sidecar.SIDECAR_NAME)]
+                  if not p.name.startswith((".", "__")) and not p.name.endswith(file_kinds.SIDECAR_NAME)]
         level, n_paths = [], n_paths + len(inside)
         if n_paths > _MOST:
             break
@@ -108,54 +106,44 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
 
 
 def _hub_name(path: Path) -> str:
-    """OWNER/NAME, if the path looks like it and there is no folder OWNER here; else ""."""
+    """Returns OWNER/NAME if the path looks like a hub name and there is no folder OWNER here, and otherwise ""."""
     name = path.as_posix()
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
 
 
 def _folder_format(path: Path) -> str:
-    def has(name):
-        return (path / name).exists()
-
-    if has("meta/info.json"):
-        return "lerobot"
-    if has("meta_data/info.json"):
+    kind = file_kinds.folder_kind(path)
+    if kind == "lerobot-1.x":
         raise UserError("this is LeRobot 1.x, which is not read", where=path,
                         hint="convert it with lerobot to v2.1 or v3.0, which are read")
-    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or \
-            has("data/main_data.hdf5") or has("main_data.hdf5"):
-        return "minari"
-    if has("features.json") and has("dataset_info.json"):
-        kind = _json(path / "dataset_info.json").get("fileFormat") or "tfrecord"
-        if kind == "tfrecord":
-            return "rlds"
-        raise UserError(f"this is RLDS in files of format {kind}, which is not read", where=path,
+    if kind == "rlds" and (records := _json(path / "dataset_info.json").get("fileFormat") or "tfrecord") != "tfrecord":
+        raise UserError(f"this is RLDS in files of format {records}, which is not read", where=path,
                         hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
-    if has(".zgroup") or has("zarr.json"):
-        return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
-    if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
-        return "imitation"
-    if message_logs.log_paths(path):
+    if kind == "zarr" and not (path / "meta/episode_ends").exists():
+        return f"a zarr store without meta/episode_ends {_REPLAY}"
+    if kind in FORMATS:
+        return kind
+    if file_kinds.recording_paths(path):
         return "bags"
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if not inside:
         return "an empty folder"
     if kind := _episodes(path):
         return kind
-    files = [n for n in inside if n != sidecar.SIDECAR_NAME]
-    if files and all(n.endswith((".hdf5", ".h5")) for n in files):
+    files = [n for n in inside if n != file_kinds.SIDECAR_NAME]
+    if files and all(n.endswith(file_kinds.SUFFIXES["hdf5"]) for n in files):
         kind = _hdf5_format(path / files[0])
         return kind if kind == "act" else f"a folder of HDF5 files ({kind})"
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
 
 
 def _episodes(path: Path) -> str:
-    """The format of a folder with one file per episode and little else; else ""."""
+    """Returns the format of a folder with one file per episode and little else, and otherwise ""."""
     endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
-    if tables := folder.episode_files(path, ".csv"):
-        plain = endings <= {*text_table.TABLE_ENDINGS, *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
+    if tables := file_kinds.episode_files(path, "csv"):
+        plain = endings <= {*file_kinds.SUFFIXES["csv"], *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
         return "csv" if plain or (path / folder.DATASET_JSON).exists() else ""
-    if arrays := folder.episode_files(path, ".npz"):
+    if arrays := file_kinds.episode_files(path, "npz"):
         keys = _keys(arrays[0])
         acts = any(_is_action(k) for k in keys) and not {"episode_ends", "terminals"} & keys
         return "npz-folder" if acts and endings <= {".npz", *_COMPANION_SUFFIXES} else ""
@@ -163,18 +151,14 @@ def _episodes(path: Path) -> str:
 
 
 def _file_format(path: Path) -> str:
-    with open(path, "rb") as handle:
-        first = handle.read(64)
-    for magic, kind in _MAGIC.items():
-        if first.startswith(magic):
-            return kind if isinstance(kind, str) else kind(path)
+    first = file_kinds.read_start(path)
+    if kind := _FILES.get(file_kinds.kind_of_start(first)):
+        return kind if isinstance(kind, str) else kind(path)
     if not first:
         return "an empty file"
     if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
         return "a pickle, which could run any code and is never loaded"
-    if VIEW_PATTERN.match(first):
-        return "view"
-    if path.suffix.lower() in text_table.TABLE_ENDINGS:
+    if path.suffix.lower() in file_kinds.SUFFIXES["csv"]:
         return _table_format(path)
     try:
         first.decode("utf-8")
@@ -185,7 +169,7 @@ def _file_format(path: Path) -> str:
 
 
 def _table_format(path: Path) -> str:
-    """The format of a CSV file, from the names of its columns."""
+    """Returns the format of a CSV file, from the names of its columns."""
     names = text_table.read_names(path)
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
@@ -219,7 +203,7 @@ def _keys(path: Path) -> set[str]:
 def _zip_format(path: Path) -> str:
     with zip_errors("the zip file", path), zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-    if any(n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for n in names):
+    if file_kinds.is_zarr(names):
         replay = any(n.startswith("meta/episode_ends/") for n in names)
         return "zarr" if replay else f"a zipped zarr store without meta/episode_ends at its top {_REPLAY}"
     keys = {n[:-4] for n in names if n.endswith(".npy")}
@@ -245,12 +229,13 @@ def _zip_format(path: Path) -> str:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
+    """Raises UserError if an array of a file is a pickle, which is never loaded."""
     try:
         NpzArrays(path)
-    except UserError as error:
-        if "pickle" in str(error):
-            raise
+    except PickledArray:
+        raise
+    except UserError:
+        pass
 
 
 def _hdf5_format(path: Path) -> str:
@@ -278,14 +263,14 @@ def _json(path: Path) -> dict:
         return {}
 
 
-_MAGIC = {  # first bytes of a file: its format, a function that returns its format, or a description
-    b"\x89MCAP0\r\n": "bags",
-    b"#ROSBAG V2.0\n": "bags",
-    b"\x89HDF\r\n\x1a\n": _hdf5_format,
-    b"PK\x03\x04": _zip_format,
-    b"PK\x05\x06": _zip_format,  # with nothing in it
-    b"PAR1": _parquet_format,
-    b"\x93NUMPY": "a single NumPy array (.npy)",
-    b"SQLite format 3": "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex "
-                        "makes one)",
+_FILES = {  # kind of a file: its format, a function that returns its format, or a description
+    "mcap": "bags",
+    "bag": "bags",
+    "view": "view",
+    "hdf5": _hdf5_format,
+    "zip": _zip_format,
+    "empty zip": _zip_format,
+    "parquet": _parquet_format,
+    "npy": "a single NumPy array (.npy)",
+    "sqlite": "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex makes one)",
 }

@@ -1,4 +1,4 @@
-"""Folders of one .npz or .csv file per episode, with an optional dataset.json.
+"""Reader and writer of folders with one .npz or .csv file per episode, and an optional dataset.json.
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
 NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds. `parts.text_table`
@@ -27,35 +27,25 @@ from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
-from .parts import sidecar
+from .parts import file_kinds, sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .parts.episode_table import cut_table, frame_rate
-from .parts.key_map import MisreadingWarning, add_column, checked_rate, common_arrays, is_metadata, metadata
+from .parts.key_map import add_column, checked_rate, common_arrays, image_feature, is_metadata, metadata
 from .parts.npz_arrays import NpzArrays
 from .parts.read_errors import damaged, first_true, read_json_object
+from .parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
-from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TABLE_ENDINGS, TextTable, read_table
+from .parts.text_table import CONTROL_CHARACTERS, MAX_CELL_BYTES, TextTable, read_table
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _WORDS = {"true": 1, "false": 0}
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
-_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
+_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # each kind can represent the kinds before it
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
-
-
-def episode_files(path: Path, ending: str) -> list[Path]:
-    """Returns the files of the episodes with an ending, ".npz" or ".csv", ordered by the last number in their names.
-
-    Tables whose columns are separated by tabs may also end in .tsv.
-    """
-    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
-    files = (p for p in path.iterdir() if p.suffix in endings and not p.name.startswith(".")
-             and not p.name.endswith(sidecar.SIDECAR_NAME))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
@@ -66,14 +56,14 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
 
 
 def not_seconds(text: str, where: str) -> DataError:
-    """Returns the error for a column of times that are text."""
+    """Returns the error for a column of times that has text instead of seconds."""
     return DataError(f"the times are text, such as {str(text)!r}, and not numbers of seconds", where=where,
                      hint="write seconds, such as with pandas: t = pd.to_datetime(table[NAME]); table[NAME] = "
                           "(t - t[0]).dt.total_seconds(); or give the column a name other than timestamp")
 
 
 class FolderSource(MemmapSource):
-    """A folder with one file per episode, or one file, which is an episode."""
+    """Reader of a folder with one file per episode, or of one file, which is an episode."""
 
     flags = frozenset(FLAG_COLUMNS)
     ending: str
@@ -83,7 +73,7 @@ class FolderSource(MemmapSource):
     def __init__(self, path: Path):
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.files = episode_files(path, self.ending) if path.is_dir() else [path]
+        self.files = file_kinds.episode_files(path, self.ending[1:]) if path.is_dir() else [path]
         self._dataset_json = self._read_about()
         about = [self.folder / DATASET_JSON] if self._dataset_json else []
         self.key = cache.files_digest([*self.files, *about], self.ending)
@@ -101,7 +91,8 @@ class FolderSource(MemmapSource):
                 raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
-            self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
+            self.metadata["warnings"].append(NoActionWarning(
+                f"no column is called action; there are {format_list(self.schema, 12)}"))
 
     @abstractmethod
     def _scan_files(self) -> None:
@@ -114,7 +105,7 @@ class FolderSource(MemmapSource):
         return self._episode_metadata[episode]
 
     def _check_files(self):
-        """Checks the numbers of the files and dataset.json for missing files."""
+        """Checks the numbers in file names, and dataset.json, for missing files."""
         n_declared, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and n_declared is not None and n_declared != len(self.files):
             raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {n_declared} episodes",
@@ -130,7 +121,7 @@ class FolderSource(MemmapSource):
                                              f"is a file missing between them?")
 
     def _alike(self, columns_of_files, alike):
-        """The columns, which must be those of the first file in all of them."""
+        """Returns the columns of the files. Raises an error if a file has other columns than the first."""
         if not columns_of_files[0]:
             raise damaged("there are no arrays with a row for each step", self.files[0])
         return common_arrays(columns_of_files, alike, lambda e, name: f"{self.files[e]}, {name}")
@@ -147,7 +138,7 @@ class FolderSource(MemmapSource):
         return None if fps is None else checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
-        """The feature of a column in dataset.json."""
+        """Returns the feature of a column that dataset.json declares."""
         declaration = self._dataset_json.get("features", {}).get(name)
         if declaration is None:
             return None
@@ -187,7 +178,7 @@ class NpzFolderSource(FolderSource):
         self.row_counts = {name: np.array([columns[name][2] for columns in file_columns], np.int64) for name in common}
 
     def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
-        """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
+        """Returns key, feature and rows of each column of a file. Other arrays are metadata of the episode."""
         values, columns, keys, steps = {}, {}, {}, self._steps(arrays)
         for key, (shape, dtype) in arrays.headers.items():
             if key == "fps" and shape in ((), (1,)):
@@ -213,7 +204,7 @@ class NpzFolderSource(FolderSource):
         return columns
 
     def _rows_of_steps(self, arrays) -> list[int]:
-        """The rows of the arrays that are known to have one for each step."""
+        """Returns the numbers of rows of the arrays that are known to have one row for each step."""
         return [s[0] for k, (s, _) in arrays.headers.items()
                 if s and (k in self._named if self._named else standard_name(k) == "action")]
 
@@ -250,7 +241,7 @@ class NpzFolderSource(FolderSource):
 
 
 class CsvFolderSource(FolderSource):
-    """Tables with a row for each step, and camera frames as PNG."""
+    """Reader of CSV tables with a row for each step, and of camera frames in PNG or JPEG files."""
 
     ending = ".csv"
 
@@ -269,7 +260,7 @@ class CsvFolderSource(FolderSource):
             self._episode_metadata.append({})
         self._vectors = table.vectors
         if text.note:
-            self.metadata["warnings"].append(text.note)
+            self.metadata["warnings"].append(LineOfNamesWarning(text.note))
         self._alike(kinds, lambda kind: f"{kind[1]} components")
         self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = [*_NUMBERS, "text"]
@@ -299,7 +290,7 @@ class CsvFolderSource(FolderSource):
         return replace(f, names=self._vectors.get(name))
 
     def _look_for_frames(self):
-        """Cameras: <stem>/<camera>/*.png or .jpg, one a step or one more."""
+        """Finds the camera frames in <stem>/<camera>/*.png or .jpg, one for each step or one more."""
         self._frames: dict[str, list[list[Path]]] = {}
         cameras = sorted({d.name for f in self.files for d in f.with_suffix("").glob("*") if d.is_dir()})
         for camera in cameras:
@@ -315,9 +306,9 @@ class CsvFolderSource(FolderSource):
             declared = self._declared_feature(name)
             first = camera_frames[0][0]
             self._frames[name] = camera_frames
-            self.schema[name] = declared or _image_feature(first.read_bytes(), str(first))
+            self.schema[name] = declared or image_feature(first.read_bytes(), str(first))
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
-        if self._frames:  # which are decoded into the cache
+        if self._frames:  # frames are decoded into the cache
             stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
             self.key = cache.json_digest(self.key, *([s.st_size, s.st_mtime_ns] for s in stats))
         missing_columns = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
@@ -328,7 +319,7 @@ class CsvFolderSource(FolderSource):
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
     def _values(self, e) -> dict[str, np.ndarray]:
-        """The numbers and the text of a file, by column."""
+        """Returns the numbers and the text of a file, by column."""
         if self._last_values[0] != e:
             table = _Table(self.files[e], read_table(self.files[e]))
             self._last_values = e, {name: table.values(name, f.dtype).reshape(-1, *f.shape)
@@ -356,14 +347,8 @@ class CsvFolderSource(FolderSource):
         return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
 
 
-def _image_feature(data: bytes, where: str) -> Feature:
-    if video.is_16_bit_gray(data):
-        return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
-    return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
-
-
 class _Table:
-    """The cells of one file.
+    """The cells of one CSV file, and the columns that they form.
 
     Attributes:
         columns: Positions of the components of each column.
@@ -377,7 +362,7 @@ class _Table:
         self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
 
     def _gather(self) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...] | None]]:
-        """NAME_0, NAME_1, ... are one column."""
+        """Joins NAME_0, NAME_1, ... in a CSV file into one column NAME."""
         parts: dict[str, dict[int, int]] = {}
         for at, key in enumerate(underscored(self.header)):
             match = _NUMBERED.fullmatch(key)
@@ -420,7 +405,7 @@ class _Table:
         return max(kinds, key=list(_NUMBERS).index)
 
     def _no_number(self, name: str, kinds: set[str]) -> DataError:
-        """The error for the first cell of these kinds, in a column of numbers."""
+        """Builds the error for the first cell of these kinds in a column of numbers."""
         cells = [(line, self.header[p], row[p]) for line, row in zip(self._lines, self.cells, strict=True)
                  for p in self.columns[name] if _kind(row[p]) in kinds]
         line, column, cell = cells[0]
@@ -431,7 +416,7 @@ class _Table:
                               "empty cells: it is then the last observation")
 
     def values(self, name, dtype: str) -> np.ndarray:
-        """(rows, components)"""
+        """Returns the values of a column, (rows, components)."""
         places, rows = self.columns[name], self.cells[: self.rows(name)]
         texts = [[row[p] for p in places] for row in rows]
         if dtype == "string":
@@ -465,7 +450,7 @@ def underscored(header: list[str]) -> list[str]:
 
 
 def _is_range(numbers: list[int]) -> bool:
-    """Whether these count from 0, or from 1 if there are several."""
+    """Returns whether numbers count up from 0, or from 1 if there are several."""
     first = 1 if numbers[0] == 1 and len(numbers) > 1 else 0
     return numbers == list(range(first, first + len(numbers)))
 
@@ -495,7 +480,7 @@ def _ends_with_newline(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
@@ -519,7 +504,7 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _plain_text(column) -> bool:
-    """Whether CSV stores the text, as text: without carriage returns, not empty, and not like a number."""
+    """Returns whether CSV stores a text unchanged: without carriage returns, not empty, and not like a number."""
     return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not CONTROL_CHARACTERS.search(t)
                and len(t) < MAX_CELL_BYTES // 4 for t in map(str, np.ravel(column)))
 
@@ -556,7 +541,7 @@ def _headers(name: str, f: Feature) -> list[str]:
 
 
 def _rows(columns: list[np.ndarray]) -> Iterator[list[str]]:
-    """The cells of each row, (rows, components). Those of a column that has no such row are empty."""
+    """Yields the cells of each row, (rows, components). Columns without such a row have empty cells."""
     flat = [column.reshape(len(column), -1) for column in columns]
     for row in range(max(map(len, flat))):
         cells: list[str] = []

@@ -1,4 +1,4 @@
-"""HDF5 files of one's own layout, of which the user says which arrays are the state, the action, and so on.
+"""Reader of HDF5 files in a user's own layout. The user names the arrays with the state, the action, and so on.
 
 The arrays hold all steps of all episodes, or each episode has a group of its own in the file, or a file of its own in
 the folder. A column is called like its array, with "." for "/".
@@ -21,20 +21,13 @@ from ..sources import ChunkedSource
 from .parts import hdf5
 from .parts.column_names import array_key, number_sort_key
 from .parts.episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
-from .parts.key_map import KeyMap, MisreadingWarning, common_arrays, metadata
+from .parts.file_kinds import episode_files
+from .parts.key_map import KeyMap, common_arrays, metadata
 from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
+from .parts.reader_warnings import ArrayWarning, MisreadingWarning, without_arrays
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
-
-
-def hdf5_files(path: Path) -> list[Path]:
-    """Returns an HDF5 file, or those of a folder in the order of their numbers."""
-    if path.is_file():
-        with open(path, "rb") as handle:
-            return [path] if handle.read(8) == hdf5.MAGIC else []
-    files = (p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
-    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
@@ -44,7 +37,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     Args:
         path: A file, or a folder of one file per episode.
         names: The arrays that the user named, which have a row for each step.
-        episode: Array of all steps whose value changes where an episode begins.
+        episode: Array with a value for each step, which changes where an episode begins.
         episode_lengths: Array of the number of steps of each episode.
     """
     names = list(names) or [n for n in array_names(path) if role(KEYS.column(n)) in ("observation", "action")]
@@ -73,21 +66,21 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     if padded is not None:
         return padded
     data = cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
-    warnings = [w for w in data.metadata["warnings"] if not w.startswith(f"{key}: ")]  # that it is no column
+    warnings = without_arrays(data.metadata["warnings"], [key])  # a warning that it is not a column
     return Dataset(data.source, {**data.metadata, "warnings": warnings})
 
 
 def array_names(path: Path) -> list[str]:
-    """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
+    """Returns the names of the arrays in the first file, or within a group if each episode has a numbered group."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
-        file = hdf5_files(path)[0]
+        file = episode_files(path, "hdf5")[0]
         names = list(hdf5.arrays(files[file], str(file)))
     within = list(dict.fromkeys(re.sub(r"^(\w+/)?\w*\d+/", "", name) for name in names))
     return within if 2 * len(within) <= len(names) else names
 
 
 class Hdf5ArraysSource(ChunkedSource):
-    """Arrays of one file, of groups of one file, or of the files of a folder.
+    """Reader of arrays in one HDF5 file, in groups of one file, or in the files of a folder.
 
     Attributes:
         keys: Path of the array of each column, in its file or group.
@@ -95,11 +88,11 @@ class Hdf5ArraysSource(ChunkedSource):
     """
 
     def __init__(self, path: Path, names: list[str]):
-        self.path, self.files = path, hdf5_files(path)
+        self.path, self.files = path, episode_files(path, "hdf5")
         self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
         with hdf5.OpenFiles() as files:
             self._parts, columns = [], []
-            for file in self.files:  # of which only the last one stays open
+            for file in self.files:  # only the last file stays open
                 self._parts += (parts := self._find_parts(files[file], file, names))
                 columns += [self._columns(*part, names, warnings) for part in parts]
             self.lengths = np.array([steps for steps, _ in columns], np.int64)
@@ -111,7 +104,7 @@ class Hdf5ArraysSource(ChunkedSource):
         self.metadata = metadata("hdf5", path, list(dict.fromkeys(warnings)), fps=attributes.get("fps"))
 
     def _find_parts(self, file, path: Path, names) -> list[tuple[Path, str, Mapping[str, hdf5.ArrayInfo]]]:
-        """The groups of a file that have the named arrays: the file itself, or one for each episode."""
+        """Finds the groups of a file that have the named arrays: the file itself, or one for each episode."""
         with hdf5.hdf5_errors(path):
             everything = hdf5.arrays(file, str(path))
         levels: list[dict[str, dict[str, hdf5.ArrayInfo]]] = [{} for _ in range(_LEVELS)]
@@ -133,17 +126,18 @@ class Hdf5ArraysSource(ChunkedSource):
         return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
 
     def _build_schema(self, columns: list[dict[str, tuple[Feature, int]]], names, warnings) -> None:
-        """The columns that all episodes have."""
+        """Sets the schema: the columns that all episodes have."""
         common = common_arrays(columns, lambda column: (column[0].dtype, column[0].shape),
                                lambda e, key: f"{self.location_of(e)}, {key}",
                                lambda key: not any(array_key(n, [key]) for n in names),
-                               lambda key, e: warnings.append(f"{key}: {self.location_of(e)} has none: left out"))
+                               lambda key, e: warnings.append(ArrayWarning.about(
+                                   key, f"{self.location_of(e)} has none: left out")))
         self.schema, self.keys = KEYS.schema({key: f for key, (f, _) in common.items()}, self.path)
         self.row_counts = {name: np.array([arrays[key][1] for arrays in columns], np.int64)
                            for name, key in self.keys.items()}
 
     def _columns(self, file, prefix, arrays, names, warnings) -> tuple[int, dict[str, tuple[Feature, int]]]:
-        """Steps, and the feature and the rows of each array that has a row for each step."""
+        """Returns the number of steps, and the feature and rows of each array that has a row for each step."""
         named = {key for n in names if (key := array_key(n, arrays)) is not None}
         steps = min(arrays[key].shape[0] if arrays[key].shape else 0 for key in named)
         if steps < 1:
@@ -156,18 +150,18 @@ class Hdf5ArraysSource(ChunkedSource):
                 if key in named:
                     raise DataError(f"it has {rows} rows instead of {steps}, or one more", where=location,
                                     hint="name arrays that have a row for each step")
-                warnings.append(f"{key}: {array.shape}, not a row for each step: left out")
+                warnings.append(ArrayWarning.about(key, f"{array.shape}, not a row for each step: left out"))
                 continue
             try:
                 columns[key] = hdf5.array_feature(KEYS.column(key), array, location), rows
             except UserError as error:
                 if key in named:
                     raise
-                warnings.append(f"{key}: {error.problem}: left out")
+                warnings.append(ArrayWarning.about(key, f"{error.problem}: left out"))
         return steps, columns
 
     def _attributes(self, file, path: Path, prefix: str) -> dict[str, Any]:
-        """Metadata of an episode."""
+        """Reads the metadata of an episode from HDF5 attributes."""
         node = file[prefix] if prefix else file
         return hdf5.read_attributes(node, f"{path}, {prefix}", ("fps",)) if len(self._parts) > 1 else {}
 

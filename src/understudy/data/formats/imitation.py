@@ -26,7 +26,7 @@ from .parts.npz_arrays import NpzArchiveSource, NpzArrays
 from .parts.read_errors import damaged, first_true
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
-_MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
+_MISSING_COLUMNS = "this is not a data set of imitation: obs, acts and terminal, a row for each trajectory"
 
 
 def open_imitation(path: Path) -> Dataset:
@@ -38,7 +38,7 @@ class _ImitationSource(MemmapSource):
     terminal: np.ndarray  # (E,) bool
 
     def _has(self, features: dict[str, Feature]):
-        """The schema, of features by their keys, and of how each trajectory ended."""
+        """Sets the schema from features by their keys and from how each trajectory ended."""
         self.schema, self.keys = KEYS.schema(features, self.path)
         self.schema |= {name: Feature("bool", ()) for name in END_COLUMNS}
         self.row_counts = {name: self.lengths + (self.keys.get(name) == "obs") for name in self.schema}
@@ -49,7 +49,7 @@ class _ImitationSource(MemmapSource):
 
 
 class ArrowFolderSource(_ImitationSource, ChunkedSource):
-    """A folder of Arrow files."""
+    """Reader of a folder of Arrow files with trajectories of the imitation library."""
 
     def __init__(self, path: Path):
         self.path, self.metadata = path, metadata("imitation", path, [], "datasets")
@@ -129,7 +129,7 @@ def _counts(table, key, path) -> np.ndarray:
 
 
 class NpzFileSource(NpzArchiveSource, _ImitationSource):
-    """An .npz file of old versions.
+    """Reader of an .npz file with trajectories of old versions of the imitation library.
 
     It has obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: the first
     step of each trajectory but the first.

@@ -1,4 +1,4 @@
-"""Recordings that were interrupted or are running: their LeRobot files and the finished episodes in their journal."""
+"""Reads recordings that were interrupted or are running: the LeRobot files and the finished episodes in the journal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_recording(path: Path) -> ColumnSource:
 
 def unpublished_segments(segments: list[journal.JournalSegment], path: Path, n_published: int
                          ) -> list[journal.JournalSegment]:
-    """Returns the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
+    """Returns the journal segments of episodes that are not among the `n_published` episodes of the LeRobot files."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()
@@ -43,7 +43,7 @@ def unpublished_segments(segments: list[journal.JournalSegment], path: Path, n_p
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a recorder is writing a data set now. False on systems without file locks."""
+    """Returns whether a recorder is writing a data set now. False on systems without file locks."""
     try:
         import fcntl
 
@@ -57,7 +57,7 @@ def is_recording(path: Path) -> bool:
 
 
 class InterruptedRecordingSource(ColumnSource):
-    """The episodes in the LeRobot files, then those in segments of the journal that are not in the files."""
+    """Source of the episodes in the LeRobot files, followed by the journal's episodes that are not in them."""
 
     def __init__(self, files: LeRobotSource, segments: list[journal.JournalSegment]):
         self.files, self._journal_episodes = files, [e for s in segments for e in s.episodes]

@@ -17,7 +17,7 @@ __all__ = ["append", "capability", "create", "open_lerobot", "write"]
 
 
 def open_lerobot(path: Path) -> Dataset:
-    """Opens a folder. If its recording was interrupted, the episodes in its journal are opened as well.
+    """Opens a folder in a LeRobot format. If its recording was interrupted, its journal's episodes are opened as well.
 
     Only metadata are read now.
     """

@@ -1,4 +1,4 @@
-"""Reading LeRobot data sets: v3.0 (recorded or converted), v2.1 and v2.0. See lerobot.py."""
+"""Reader of LeRobot data sets: v3.0 (recorded or converted), v2.1 and v2.0. See lerobot.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .parts.read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
-_KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
+_READ_KEYS = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
@@ -41,7 +41,7 @@ _ROWS, _BYTES = 2**16, 2**24  # read at a time; a larger row group is read as a 
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """Position of each episode in the files.
+    """Positions of the episodes of a LeRobot data set in its files.
 
     Args:
         lengths: Number of steps of each episode, (E,) int64.
@@ -60,7 +60,7 @@ class EpisodeIndex:
 
 
 class LeRobotSource(MemmapSource):
-    """A folder as its metadata describe it. Data are read when they are asked for."""
+    """Reader of a LeRobot folder, by its metadata. Data are read when they are asked for."""
 
     def __init__(self, path: Path):
         self.path = path = Path(path)
@@ -68,7 +68,7 @@ class LeRobotSource(MemmapSource):
         self._warnings: list[str] = []
         self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
         self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
-        unknown = sorted(set(info) - _KNOWN)
+        unknown = sorted(set(info) - _READ_KEYS)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
         schema_file = path / UNDERSTUDY_FOLDER / "schema.json"
@@ -87,7 +87,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def _file_names(self) -> list[str]:
-        """The files of data and of videos."""
+        """Names of the files of data and of videos."""
         return sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)})
 
     def _check_files(self):
@@ -97,7 +97,7 @@ class LeRobotSource(MemmapSource):
                                 hint=repair_hint(self.path))
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
-        """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
+        """Returns the schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
             location = f"{self.path / 'meta/info.json'}, features.{name}"
@@ -153,7 +153,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def key(self) -> str:
-        """Digest of the sizes and times of all data files, and of the contents of meta."""
+        """Digest of the sizes and times of all data files and of the contents of meta, which identifies the data."""
         stats = {name: remote.version_key(self.path / name) for name in self._file_names}
         meta = {str(p.relative_to(self.path)): file_sha256(p)[:32] for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
@@ -161,7 +161,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def _last(self) -> Mapping[str, tuple[np.ndarray, pa.Array]]:
-        """By column: the episodes (n,) that have a row after the last action, and these rows."""
+        """Rows after the last action, by column: the episodes (n,) that have one, and these rows."""
         file = self.path / UNDERSTUDY_FOLDER / "last.parquet"
         if not file.exists():
             return {}
@@ -306,14 +306,14 @@ class LeRobotSource(MemmapSource):
             yield length, video.decode_frame(image["bytes"], shape, location, dtype)
 
     def _times(self, episode) -> np.ndarray:
-        """Time of each row in s since the episode began, (T,)."""
+        """Returns the time of each row in s since the episode began, (T,)."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         if "timestamp" not in self._maps:
             return np.arange(length) / self.info["fps"]
         return self._maps["timestamp"][first: first + length].astype(np.float64)
 
     def _stored_rows(self, name, episode) -> pa.ChunkedArray:
-        """The values of one episode, read from its file."""
+        """Reads the rows of one episode from its file."""
         file = self.path / self.index.files[self.index.file[episode]]
         begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
@@ -389,7 +389,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
                       f"{folder}, episode {e}, length")
 
     def places(key, of, **more):
-        """The files that hold the episodes, and which of them holds each."""
+        """Returns the files that hold the episodes, and for each episode which file holds it."""
         at = np.stack([table[f"{of}/chunk_index"], table[f"{of}/file_index"]], 1)
         distinct, which = np.unique(at, axis=0, return_inverse=True)
         return tuple(_format(info, key, path, chunk_index=int(c), file_index=int(f), **more)
@@ -406,7 +406,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
 
 
 def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
-    """The subtasks that LeRobot's annotation for SARM adds to the episode tables, dense ones if there are any.
+    """Reads the subtasks that LeRobot's annotation for SARM adds to the episode tables, dense ones if there are any.
 
     They are the metadata `segments` of `data.segments`, a list of [start, stop, task] for each annotated episode.
     """
@@ -524,8 +524,9 @@ def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -
 
 
 def batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
-    """Row groups in turn, small ones together: reading them one by one takes longer than what is in them. width: bytes
-    of a row once it is decoded, which may be many times what it takes in the file."""
+    """Yields the row groups of a Parquet file in turn, small ones together, because reading each alone is slow.
+
+    width: bytes of a decoded row, which may be many times what it takes in the file."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     takes = [max(g.num_rows / _ROWS, max(g.total_byte_size, g.num_rows * width) / _BYTES) for g in groups]
     for first, stop in batch_ranges(np.array(takes), 1):
@@ -571,7 +572,7 @@ def read_json_lines(file: Path) -> list[dict]:
 
 
 def _names(feature: Mapping) -> tuple[str, ...] | None:
-    """The names of components: a list, or lists by some key ({"motors": [...]})."""
+    """Reads the names of components: a list, or lists by some key ({"motors": [...]})."""
     names = feature.get("names")
     if isinstance(names, Mapping):
         names = [n for v in names.values() for n in (v if isinstance(v, list) else [v])]

@@ -1,4 +1,4 @@
-"""Statistics of LeRobot data sets: those of each episode, as lerobot computes them, and exact ones of all rows."""
+"""Statistics of LeRobot data sets: of each episode, as lerobot computes them, and exact ones over all rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLACES = 1024  # values at which pooled distributions are evaluated
 
 
 def episode_statistics(columns: Mapping[str, np.ndarray], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of every episode by column of numbers, (E, ...) each, as compute_stats of lerobot gives them.
+    """Computes the statistics of every episode by numeric column, (E, ...) each, like compute_stats of lerobot.
 
     They are computed over all axes but the last of a feature. Quantiles are exact. Values that are not finite are left
     out of all statistics but count.
@@ -43,7 +43,7 @@ def stack_statistics(statistics: list[dict[str, np.ndarray]]) -> dict[str, np.nd
 
 
 def image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[str, np.ndarray]:
-    """Statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
+    """Computes statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
     rows = np.unique(np.linspace(0, length - 1, min(length, _SAMPLED)).astype(int)).tolist()
     stride = max(1, max(column.shape[1:3]) // _ACROSS)
     sample = np.stack([column[row: row + 1][0, ::stride, ::stride] for row in rows])
@@ -52,7 +52,7 @@ def image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[st
 
 
 def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of frames (n, h, w, C) by channel, in [0, 1], from the counts of the 256 values."""
+    """Computes statistics of frames (n, h, w, C) by channel, in [0, 1], from counts of the 256 values."""
     counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
     values, n = np.arange(256) / 255, counts[0].sum()
     mean = counts @ values / n
@@ -97,7 +97,7 @@ def grouped_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nda
 
 
 def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
+    """Computes statistics of one episode over its finite values, (W,) each. Components without any have zeros."""
     finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     finite[:, np.isnan(finite).all(0)] = 0.0
     quantiles = np.nanquantile(finite, list(QUANTILES.values()), axis=0)
@@ -106,7 +106,7 @@ def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _stored_extreme(values: np.ndarray) -> np.ndarray:
-    """Minimum or maximum as it is stored. float64 may not represent integers exactly."""
+    """Converts a minimum or maximum to the dtype in which it is stored, because float64 cannot hold all integers."""
     if values.dtype.kind in "iu":
         most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # the tables of lerobot store int64
         return np.minimum(values, most).astype(np.int64)
@@ -137,7 +137,7 @@ def number_statistics(files: Iterable[tuple[Path, np.ndarray | None]], features:
 
 def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]], name: str, feature: Feature,
                 n_rows: int) -> Iterator[np.ndarray]:
-    """Yields all values of one component of a column after the other.
+    """Yields all values of the first component of a column, then all values of the second component, and so on.
 
     A large column is divided into its components in a temporary file, because it need not fit into memory.
     """
@@ -164,12 +164,12 @@ def _components(opened: Sequence[tuple[pq.ParquetFile, np.ndarray | None, Path]]
 def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> list[dict]:
     """Returns the statistics of the cameras in the existing episodes, as `aggregate_statistics` takes them.
 
-    They are those of the episode tables or, without any there, those in stats.json if it counts all rows. Frames are
-    decoded if there are none in either place.
+    They are read from the episode tables. If there are none in the tables, they are read from stats.json, provided that
+    it counts all rows. If there are none in either place, frames are decoded.
     """
     total, out = source.info["total_frames"], []
     stored: dict[str, dict] = {}
-    with contextlib.suppress(UserError):  # absent, or damaged by others
+    with contextlib.suppress(UserError):  # absent, or damaged by another program
         content = read_json(source.path / "meta" / "stats.json")
         stored = {n: s for n, s in content.items() if isinstance(s, dict)} if isinstance(content, dict) else {}
     counts = [np.ravel(s["count"]) for s in stored.values() if "count" in s]
@@ -191,7 +191,7 @@ def image_statistics_so_far(source: LeRobotSource, cameras: Iterable[str]) -> li
 
 
 def _as_image_statistics(stored: Mapping, channels: int) -> dict[str, np.ndarray]:
-    """Stored statistics of a camera with the shapes of `image_statistics`. Empty if some of them are absent."""
+    """Converts stored statistics of a camera to the shapes of `image_statistics`. Empty if some of them are absent."""
     values = {key: np.asarray(value, np.float64).reshape(-1) for key, value in stored.items()
               if key in _IMAGE_STATISTICS and value is not None}
     if not {"min", "max", "mean", "std", "count"} <= values.keys() or values["count"].size != 1 or any(
@@ -201,10 +201,10 @@ def _as_image_statistics(stored: Mapping, channels: int) -> dict[str, np.ndarray
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combines the statistics of several parts of a data set to those of all episodes, by column.
+    """Combines the statistics of several parts of a data set to statistics of all episodes, by column.
 
-    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are those of a distribution
-    that is linear between the quantiles of each episode.
+    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are computed from a
+    distribution that is linear between the quantiles of each episode.
 
     Args:
         parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
@@ -222,7 +222,7 @@ def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _pooled_quantiles(statistics: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Quantiles of all episodes from minimum, maximum and quantiles of each, (E, ...), with weights (E,)."""
+    """Estimates quantiles over all episodes from the minimum, maximum and quantiles of each one, with weights (E,)."""
     knots = np.stack([statistics[key] for key in ("min", *QUANTILES, "max")], 1)
     flat = knots.reshape(*knots.shape[:2], -1).astype(np.float64)  # (E, 7, components)
     out = np.empty((len(QUANTILES), flat.shape[2]))
@@ -237,7 +237,7 @@ def _pooled_quantiles(statistics: Mapping[str, np.ndarray], weights: np.ndarray)
 
 
 def _share(values: np.ndarray, knots: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
-    """The share of an episode that is below ("left") or up to ("right") each value, from its quantiles (7,)."""
+    """Estimates the fraction of an episode that is below ("left") or up to ("right") each value, from its quantiles."""
     levels = np.array([0, *QUANTILES.values(), 1])
     after = np.clip(at := np.searchsorted(knots, values, side), 1, len(knots) - 1)
     width = knots[after] - knots[after - 1]
@@ -247,7 +247,7 @@ def _share(values: np.ndarray, knots: np.ndarray, side: Literal["left", "right"]
 
 
 def pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """For each column, the statistics that all parts with the column have, with their episodes end to end."""
+    """Pools the statistics of several parts by column, for the statistics that all parts with the column have."""
     out = {}
     for name in dict.fromkeys(n for part in parts for n in part):
         have = [part[name] for part in parts if name in part]

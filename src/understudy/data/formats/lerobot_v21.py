@@ -56,7 +56,7 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 class _LeRobotV21Writer(_LeRobotWriter):
-    """Writer of v2.1. Checks, numbers and statistics are those of v3.0; the files are others."""
+    """Writer of LeRobot v2.1. Only the files differ from the files of v3.0."""
 
     def _file_path(self, pattern: str, e: int, **more) -> Path:
         chunk = e // self.plan.info["chunks_size"]

@@ -1,7 +1,8 @@
-"""Which frame of a video file belongs to which row of a LeRobot data set.
+"""Finds which frame of a video file belongs to which row of a LeRobot data set.
 
-LeRobot looks frames up by their times. In files of others these are rounded, drift from episode to episode, or begin
-with an offset. A frame that is looked up by a time that is off by a step belongs to another row, and nothing shows it.
+LeRobot looks frames up by their times. In files that other programs wrote, times are rounded, drift from episode to
+episode, or begin with an offset. A frame that is looked up by a time that is off by a step belongs to another row, and
+nothing shows it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from ...hints import command_line, repair_hint
 from .. import video
 from . import remote
 
-_TOLERANCE = 1 / 3  # of a step, by which a time may differ
+_TOLERANCE = 1 / 3  # fraction of a step by which a time may differ
 
 
 class VideoColumns:
-    """The columns of a data set that are stored as video files.
+    """The columns of a LeRobot data set that are stored as video files.
 
     Args:
         path: The data set.
@@ -39,7 +40,7 @@ class VideoColumns:
         self._matched: dict[tuple[str, str], dict[int, EpisodeFrames]] = {}  # by camera and file: by episode
 
     def frames(self, camera: str, episode: int, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields rows of an episode and the image that they have, uint8 (H, W, C).
+        """Yields the row number and the image, uint8 (H, W, C), of rows of an episode.
 
         Raises:
             UserError: Rows have no frame. It is raised after all frames that there are.
@@ -55,7 +56,7 @@ class VideoColumns:
                 yield rows[which], image
         except UserError as error:  # a video alone does not say of which data set it is a part
             raise UserError(error.problem, where=error.where, hint=repair_hint(self._path)) from None
-        finally:  # also if the caller needs no more of them
+        finally:  # also if the caller needs no more frames
             self._readers[camera] = reader
         if len(rows) < len(matched.times):
             row = int(np.argmin(matched.has_frame))
@@ -66,7 +67,7 @@ class VideoColumns:
                                  + command_line("repair", self._path, "--out", "DST"))
 
     def match(self, camera: str, episode: int) -> EpisodeFrames:
-        """Returns which frames belong to the rows of an episode."""
+        """Returns which video frames belong to the rows of an episode."""
         files, begins = self._videos[camera]
         file = files[episode]
         if (camera, file) not in self._matched:
@@ -78,7 +79,7 @@ class VideoColumns:
 
     @cached_property
     def _episodes(self) -> dict[str, dict[str, list[int]]]:
-        """By camera and file: the episodes in it."""
+        """The numbers of the episodes in each video file, by camera and file."""
         out: dict[str, dict[str, list[int]]] = {camera: {} for camera in self._videos}
         for camera, (files, _) in self._videos.items():
             for episode, file in enumerate(files):
@@ -88,7 +89,7 @@ class VideoColumns:
 
 @dataclass(frozen=True)
 class EpisodeFrames:
-    """The frames of the rows of one episode in a video file.
+    """Which frames of a video file belong to the rows of one episode.
 
     Args:
         times: Time in the file of the frame of each row, (T,), in s. NaN if there is none.
@@ -141,7 +142,7 @@ def match_frames(times: np.ndarray, episodes: Sequence[np.ndarray], fps: float) 
 
 
 def _contradiction(times: np.ndarray, expected: np.ndarray, starts: np.ndarray, step: float) -> str:
-    """Why the times do not say to which rows the frames belong. Empty if they do.
+    """Explains why frame times do not tell to which rows the frames belong. Empty if they do.
 
     Args:
         expected: The time of each row of all episodes by the metadata, (N,), in s.
@@ -168,9 +169,9 @@ def _contradiction(times: np.ndarray, expected: np.ndarray, starts: np.ndarray, 
 
 
 def _nearest_frames(times: np.ndarray, rows: np.ndarray, tolerance: float) -> np.ndarray:
-    """The time of the frame of each row of one episode.
+    """Returns the time of the video frame of each row of one episode.
 
-    The time of a row is that of the frame before plus the interval of the rows.
+    The time of a row is the time of the frame before it plus the interval of the rows.
     """
     matched, late, last, candidates = np.full(len(rows), np.nan), 0.0, -1, times.tolist()
     for row, time in enumerate(rows.tolist() if candidates else ()):

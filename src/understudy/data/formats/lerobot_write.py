@@ -1,10 +1,9 @@
-"""Writing of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
+"""Writer of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,6 +39,7 @@ from .lerobot_stats import (
     stack_statistics,
 )
 from .parts import sidecar
+from .parts.column_names import number_sort_key
 from .parts.path_pattern import fill_pattern
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
@@ -47,8 +47,8 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
-_NUMBER_BYTES_AT_ONCE = 1 << 22  # of numbers for which statistics and tables are computed at once
-_FRAME_BYTES_AT_ONCE = 1 << 25  # of frames that are in memory at once
+_NUMBER_BYTES_AT_ONCE = 1 << 22  # statistics and tables are computed for so many bytes of numbers at once
+_FRAME_BYTES_AT_ONCE = 1 << 25  # so many bytes of frames are in memory at once
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
@@ -57,8 +57,8 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
-    index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
-    sidecar file.
+    index and task_index are numbered again. Their values in the data, and columns that lerobot cannot store, are kept
+    in a sidecar file.
 
     Args:
         path: The new folder. It is complete or absent, also after a crash.
@@ -72,14 +72,14 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 def check_images(images: str) -> None:
-    """Checks the option `images` of `write`."""
+    """Raises an error if the option `images` of `write` has an unknown value."""
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Returns what lerobot reads of these data, with frames stored as `images` (see `write`).
+    """Returns what lerobot can store of these data, with frames stored as `images` (see `write`).
 
     The rest is in meta/understudy and in the sidecar file.
     """
@@ -124,7 +124,7 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
 
 
 def _fits(name: str, f: Feature) -> bool:
-    """Whether lerobot can store a column."""
+    """Returns whether lerobot can store a column of this name and feature."""
     if name in INDEX_COLUMNS:
         return name == INDEX_COLUMNS[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
     if f.kind == "string" or name == "task":
@@ -133,7 +133,7 @@ def _fits(name: str, f: Feature) -> bool:
 
 
 def _timestamps_start_at_zero(data: Dataset) -> bool:
-    """Whether the timestamps of all episodes start at 0, within one step."""
+    """Returns whether the timestamps of all episodes start at 0, within one step."""
     most = 1 / (data.fps or SAFE_FPS)
     return all(abs(float(np.asarray(e.steps[INDEX_COLUMNS[0]])[0])) <= most for e in data)
 
@@ -152,10 +152,10 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
-        robot_type: Name of the robot, for the first episodes. By default the one with which `create` was called.
+        robot_type: Name of the robot, for the first episodes. By default the name with which `create` was called.
         images: How frames are stored, as in `write`, for the first episodes.
         threads: As in `VideoWriter`.
-        progress: Called with the number of frames that are written, also those that become images.
+        progress: Called with the number of frames that are written, including frames that become images.
     """
     path = Path(path)
     if not path.exists():
@@ -168,7 +168,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
         info = read_info(path)
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
-        else:  # as `create` left it: its columns are now those of its first episodes
+        else:  # as `create` left it: it now gets the columns of its first episodes
             robot = robot_type or info.get("robot_type")
             writer = _LeRobotWriter.create(path, dataset.features(), dataset.fps, robot, images)
         writer.threads, writer.progress = threads, progress
@@ -190,7 +190,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """How each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
+    """Plan of how each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
 
     columns: Mapping[str, Feature]
     info: Mapping  # info.json as it was before
@@ -205,7 +205,7 @@ class _StoragePlan:
 
     @property
     def data(self) -> list[str]:
-        """Columns of the data files, in order."""
+        """The columns that are stored in the data files, in order."""
         return [n for n, f in self.info["features"].items() if f["dtype"] != "video"]
 
     @property
@@ -236,7 +236,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
 
 
 def _column_info(name: str, f: Feature, rate: float, images: str) -> dict:
-    """The entry of a column in info.json."""
+    """Returns the entry of a column in info.json."""
     if f.kind == "depth":  # without loss, in PNG of 16 bits
         return {"dtype": "image", "shape": list(f.shape), "names": ["height", "width", "channels"],
                 "info": {"is_depth_map": True}}
@@ -262,7 +262,7 @@ def _column_info(name: str, f: Feature, rate: float, images: str) -> dict:
 
 
 def _video_codec(features: Mapping[str, Mapping], default: str) -> str:
-    """The encoder of the first video column."""
+    """Returns the encoder of the first video column."""
     return next((c for f in features.values() if f["dtype"] == "video" for c, codec in _CODECS.items()
                  if codec == (f.get("info") or {}).get("video.codec")), default)
 
@@ -293,7 +293,7 @@ class _LeRobotWriter:
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, source: LeRobotSource | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_schema: pa.Schema | None = None):
         self.root, self.plan, self._fps_known = root, plan, fps_known
-        self._source, self._table_schema = source, table_schema  # of the episodes that there are
+        self._source, self._table_schema = source, table_schema  # source and schema of the existing episodes
         stored_tasks = source.index.tasks if source is not None else {}
         self.tasks = {text: number for number, text in stored_tasks.items()}
         self._next_task, self._task_rows = max(stored_tasks, default=-1) + 1, list(stored_tasks.items())
@@ -312,7 +312,7 @@ class _LeRobotWriter:
         self._filmed: dict[str, float] = {}  # length (s) of the open video so far
         self._rows: list[dict] = []  # rows of the episodes table
         self._steps = 0  # steps of all these episodes
-        self._stats: list[dict] = []  # of some episodes together: by column and statistic, (episodes, ...)
+        self._stats: list[dict] = []  # one entry for some episodes: by column and statistic, (episodes, ...)
         self._last: list[dict] = []
         self._episode_metadata: list[dict] = []
         self._grows = (root / "meta" / "info.json").exists()  # else: a new folder
@@ -335,7 +335,7 @@ class _LeRobotWriter:
         after = {}
         for name in ("data", "episodes", *plan.cameras):
             if name == "episodes":  # its place in its own table is not everywhere
-                places = [(_last_number(t.parent.name), _last_number(t.stem)) for t in tables]
+                places = [(number_sort_key(t.parent.name)[0], number_sort_key(t.stem)[0]) for t in tables]
             else:
                 prefix = "data" if name == "data" else f"videos/{name}"
                 read = open_parquet(tables[-1]).read(columns=[f"{prefix}/chunk_index", f"{prefix}/file_index"])
@@ -405,7 +405,7 @@ class _LeRobotWriter:
         self._append_metadata(episodes, number)
 
     def _times(self, episodes: list[_LoadedEpisode], frame: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """The time of each step in its episode, in s."""
+        """Returns the time of each step in its episode, in s."""
         times = frame / self.plan.fps
         for episode, at in zip(episodes, starts, strict=True):
             if INDEX_COLUMNS[0] in episode.columns:
@@ -425,7 +425,7 @@ class _LeRobotWriter:
         self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
 
     def _append_metadata(self, episodes: list[_LoadedEpisode], number: int) -> None:
-        """Keeps the metadata and the last observations of the episodes from `number` on."""
+        """Stores the metadata and the last observations of the episodes from number `number` on."""
         for i, episode in enumerate(episodes, number):
             last = {n: self._last_value(n, c[episode.length:episode.length + 1][0]) for n, c in episode.columns.items()
                     if len(c) > episode.length and n not in ("task", *INDEX_COLUMNS)}
@@ -434,7 +434,7 @@ class _LeRobotWriter:
             self._episode_metadata.append({"episode_index": i, "facts": episode.metadata})
 
     def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
-        """The tasks of an episode, and the number of the task of each step."""
+        """Returns the tasks of an episode, and the number of the task of each step."""
         texts = episode.columns.get("task")
         if texts is None:  # perhaps the metadata has it, for the whole episode
             texts = np.broadcast_to(str(episode.metadata.get("task") or ""), (1,))
@@ -483,7 +483,7 @@ class _LeRobotWriter:
         return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
     def _write_data(self, columns, frames, lengths, first) -> list[dict]:
-        """Writes the row groups of each episode, and returns its position."""
+        """Writes the row groups of each episode, and returns the position of each episode in the data files."""
         at, places = 0, []
         for length, tables in zip(lengths.tolist(), self._row_groups(columns, frames, lengths), strict=True):
             if self._data is None:
@@ -502,7 +502,7 @@ class _LeRobotWriter:
         return places
 
     def _row_groups(self, columns, frames, lengths) -> Iterator[Iterator[pa.Table]]:
-        """For each episode, its tables: one, or several if it has images, so that few of them are in memory."""
+        """Yields the tables of each episode: one, or several if it has images, so that few images are in memory."""
         starts = (np.cumsum(lengths) - lengths).tolist()
         images = [n for n in frames if self.plan.stored(n) == "image"]
         if not images:
@@ -544,7 +544,7 @@ class _LeRobotWriter:
         return {key: value for camera in films for key, value in self._end_of_film(camera, times).items()}
 
     def _end_of_film(self, camera, times) -> dict:
-        """The position of an episode in its video. A large file ends here."""
+        """Returns the position of an episode in its video file, and closes the file if it is large."""
         begin = self._filmed[camera]
         self._filmed[camera] = begin + max(len(times) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
         chunk, file = self._at[camera]
@@ -583,7 +583,7 @@ class _LeRobotWriter:
         table = _episodes_table(self._rows, self._stats)
         if self._table_schema is not None:  # lerobot reads all tables as one: they have the same columns
             for f in self._table_schema:
-                if f.name not in table.column_names:  # of other software
+                if f.name not in table.column_names:  # a column of other software
                     table = table.append_column(f, pa.nulls(len(table), f.type))
             table = table.select(self._table_schema.names)
         pq.write_table(table, self._part("episodes").absolute(), use_dictionary=["tasks"])
@@ -608,7 +608,7 @@ class _LeRobotWriter:
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
 
     def _statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Statistics of all episodes: exact ones of numbers, and those of cameras from some frames of each episode."""
+        """Returns the statistics of all episodes: exact ones of numbers, and camera statistics from sampled frames."""
         files: list[tuple[Path, np.ndarray | None]] = []
         if self._source is not None:
             files += self._source.rows_by_file()
@@ -629,7 +629,7 @@ class _LeRobotWriter:
             write_json(folder / "schema.json", self.schema())
 
     def schema(self) -> dict:
-        """Of schema.json."""
+        """Returns the contents of schema.json, which describes the columns."""
         columns = {n: asdict(f) for n, f in self.plan.columns.items()}
         return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
                 **({} if self._fps_known else {"fps": None})}
@@ -648,17 +648,13 @@ def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
     return fill_pattern(pattern, video_key=what, chunk_index=place[0], file_index=place[1])
 
 
-def _last_number(name: str) -> int:
-    return int(re.findall(r"\d+", name)[-1])
-
-
 def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
     chunk, file = place
     return (chunk, file + 1) if file + 1 < info["chunks_size"] else (chunk + 1, 0)
 
 
 def _clean(root: Path) -> None:
-    """Removes the files of an append that was interrupted before it replaced info.json."""
+    """Removes the files of an interrupted append, which ended before info.json was replaced."""
     # replacements never finished
     for part in (*(root / "meta").glob(".*.part"), *(root / UNDERSTUDY_FOLDER).glob(".*.part")):
         part.unlink()
@@ -734,7 +730,7 @@ def _table(plan: _StoragePlan, schema: pa.Schema, columns: Mapping[str, np.ndarr
 
 
 def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
-    """A column as an Arrow array. `frame` is the number of each row in its episode, for the names of images."""
+    """Converts a column to an Arrow array. `frame` is the number of each row in its episode, for names of images."""
     if stored == "image":
         rows = [{"bytes": video.encode_png(image), "path": f"frame-{i:06d}.png"}
                 for i, image in zip(frame.tolist(), column, strict=True)]
@@ -749,7 +745,7 @@ def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
 
 
 def _lists(column: np.ndarray) -> pa.Array:
-    """A column (rows, *shape) as nested lists."""
+    """Converts a column (rows, *shape) to nested lists."""
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     for n in reversed(column.shape[1:]):
         values = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, n), pa.int32()), values)
@@ -757,7 +753,7 @@ def _lists(column: np.ndarray) -> pa.Array:
 
 
 def _arrow_type(dtype: str, depth: int) -> pa.DataType:
-    """The Arrow type of a column that is stored as `dtype`, in lists nested `depth` times."""
+    """Returns the Arrow type of a column that is stored as `dtype`, in lists nested `depth` times."""
     if dtype in ("image", "video"):
         return _IMAGE
     kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
@@ -767,7 +763,7 @@ def _arrow_type(dtype: str, depth: int) -> pa.DataType:
 
 
 def _schema(plan: _StoragePlan) -> pa.Schema:
-    """The Arrow schema, with the metadata by which Hugging Face datasets recognizes images and arrays."""
+    """Builds the Arrow schema, with the metadata by which Hugging Face datasets recognizes images and arrays."""
     fields, described = [], {}
     for name in plan.data:
         f = plan.info["features"][name]

@@ -1,4 +1,4 @@
-"""Data sets of Minari: HDF5, Arrow and Parquet storage is read, HDF5 is written.
+"""Reader of Minari data sets in HDF5, Arrow and Parquet storage, and writer of HDF5 storage.
 
 Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos. In
 Arrow and Parquet all columns have T+1 rows: the last row of actions, rewards, terminations and truncations is padding.
@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
 from ...files import write_json
-from .. import cache
+from .. import cache, video
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from .parts import arrow, hdf5, sidecar
 from .parts.column_names import sort_numbered
+from .parts.file_kinds import minari_folder
 from .parts.key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, is_metadata, metadata, stored_feature
 from .parts.read_errors import damaged, first_true, read_json_object
 from .parts.sidecar import FormatCapability
@@ -34,12 +35,12 @@ from .parts.sidecar import FormatCapability
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
             "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
-_VERSION = "0.5.4"  # of Minari, whose layout is written
+_VERSION = "0.5.4"  # files are written in the layout of this version of Minari
 
 
 class _Keys(KeyMap):
     def column(self, key, feature=None):
-        """The column of a key: parts of tuples are numbered, and parts of actions start with their column."""
+        """Returns the column that an array with this key is read as. Parts of tuples are numbered."""
         key = re.sub(r"(?<=/)_index_(\d+)(?=/|$)", r"\1", key)
         top, slash, within = key.partition("/")
         return super().column(self.columns.get(top, top) + slash + within, feature)
@@ -53,7 +54,7 @@ def open_minari(path: Path) -> Dataset:
     """Opens a data set: its folder, the folder `data` in it, or its HDF5 file."""
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
-    data = path / "data" if (path / "data").is_dir() else path
+    data = minari_folder(path) or path
     about = read_json_object(data / "metadata.json") if (data / "metadata.json").exists() else {}
     kind = about.get("data_format", "hdf5")
     if kind == "hdf5":
@@ -65,7 +66,7 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
-    """A data set of Minari."""
+    """Base class of the readers of Minari data sets."""
 
     ids: list[int]
     stored_metadata: Sequence[Mapping[str, Any]]
@@ -85,7 +86,7 @@ class _MinariSource(ChunkedSource):
         return space
 
     def leaf_space(self, key: str) -> dict | None:
-        """The space at a path such as "observations/nested/goal"."""
+        """Returns the space at a path such as "observations/nested/goal"."""
         top, *within = key.split("/")
         space = self.spaces.get(top)
         for name in within:
@@ -145,12 +146,12 @@ class _MinariSource(ChunkedSource):
         return None
 
     def decode_images(self, values, key, first, where) -> np.ndarray:
-        """Encoded images as (rows, H, W, C): grey ones where the space has no colors."""
+        """Decodes images to (rows, H, W, C), with one channel where the space has no colors."""
         shape = self.leaf_shape(key)
         return decoded_images(values, 1 if shape is not None and len(shape) == 2 else 3, first, where)
 
     def image_feature(self, key: str, f: Feature) -> Feature:
-        """Grey pictures (H, W) as images of one channel."""
+        """Returns the feature of images, with one channel for gray pictures (H, W)."""
         grey = f.dtype == "uint8" and len(f.shape) == 2 and key.startswith("observations") and min(f.shape) > 7
         return Feature("uint8", (*f.shape, 1), "image") if grey else f
 
@@ -173,15 +174,15 @@ class _MinariSource(ChunkedSource):
 
 
 class Hdf5Source(_MinariSource):
-    """HDF5 storage: one file with a group for each episode.
+    """Reader of Minari's HDF5 storage: one file with a group for each episode.
 
     Args:
         about: The contents of metadata.json. Empty for a file without it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
-        self.file, self._sizes = file, {}  # of encoded images: that of the first
-        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        self.file, self._sizes = file, {}  # of encoded images: the size of the first image
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # layouts of contiguous arrays, by key
         if not file.is_file():
             raise damaged("the file is missing", file)
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):
@@ -200,7 +201,7 @@ class Hdf5Source(_MinariSource):
             self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[int, dict[str, tuple[Feature, int]], dict[str, Any]]:
-        """Steps, (feature, rows) of each array, metadata."""
+        """Reads number of steps, (feature, rows) of each array, and metadata of one episode."""
         location, features = f"{self.file}, {episode}", {}
         arrays, own = hdf5.arrays(group, location), hdf5.read_attributes(group, location)
         steps = hdf5.count_steps(arrays, "rewards", location, ("total_steps", own["total_steps"])
@@ -229,7 +230,7 @@ class Hdf5Source(_MinariSource):
             return False
         if (shape := self.leaf_shape(key)) is not None:
             return len(shape) > 1
-        return array.shape[0] > 0 and array[0, :3].tobytes() == b"\xff\xd8\xff"
+        return array.shape[0] > 0 and video.image_kind(array[0, :3].tobytes()) == "jpeg"
 
     def _size_of(self, array, key, where) -> Feature:
         if key in self._sizes:
@@ -255,7 +256,7 @@ class Hdf5Source(_MinariSource):
 
 
 class TablesSource(_MinariSource):
-    """Arrow and Parquet storage: a folder for each episode.
+    """Reader of Minari's Arrow and Parquet storage: a folder for each episode.
 
     Args:
         kind: "arrow" or "parquet".
@@ -294,7 +295,7 @@ class TablesSource(_MinariSource):
         return file
 
     def _types(self, e) -> dict[str, tuple[pa.DataType, tuple[int, ...] | None]]:
-        """Arrow types and the shapes that the file says, by key."""
+        """Returns the Arrow types, and the shapes that the file states, by key."""
         file = self.episode_folder(e)
         with arrow.arrow_errors(file):
             if self.kind == "parquet":
@@ -370,7 +371,7 @@ def _leaves(field: pa.Field, prefix: str):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data)[0]
 
 
@@ -459,7 +460,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
 
 
 def _space(top: str, keys, features, data) -> dict:
-    """A space as Minari writes it: a Box without bounds for numbers, in a Dict if there are several columns."""
+    """Returns the space as Minari writes it: a Box without bounds, in a Dict if there are several columns."""
     own = {key: name for name, key in keys.items() if key.split("/")[0] == top}
     if list(own) == [top]:
         return _leaf(own[top], features[own[top]], data)

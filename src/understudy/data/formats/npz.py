@@ -1,9 +1,9 @@
-"""Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
+"""Reader and writer of one .npz file: arrays over all steps of all episodes, end to end.
 
 It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Without these, terminals
 and timeouts say where episodes end, as in D4RL. Optional are rewards, terminals, timeouts, next_observations, and fps,
 one number. Any array may have one row more per episode: for observations, the one after the last action. Actions may be
-left out, and those that are unknown are NaN.
+left out, and unknown actions are NaN.
 
 Arrays with one row per episode are metadata of the episodes, and so are small arrays of other lengths, such as a camera
 matrix. Other arrays of N rows are columns. Arrays are streamed
@@ -34,15 +34,7 @@ from .parts.episode_table import (
     numbering_notes,
     unknown_boundary,
 )
-from .parts.key_map import (
-    KeyMap,
-    MisreadingWarning,
-    checked_rate,
-    is_metadata,
-    lengths_from_ends,
-    metadata,
-    stored_feature,
-)
+from .parts.key_map import KeyMap, checked_rate, is_metadata, lengths_from_ends, metadata, stored_feature
 from .parts.npz_arrays import (
     NpzArchiveSource,
     NpzArrays,
@@ -53,11 +45,12 @@ from .parts.npz_arrays import (
     write_npz,
 )
 from .parts.padded_arrays import MAX_LABEL_VALUES, cut_padded, padded_hint
+from .parts.reader_warnings import ArrayWarning, MisreadingWarning
 from .parts.sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
                "terminals": "next.terminated", "timeouts": "next.truncated"}, separator="")
-_OTHERS = {  # what others call them
+_OTHERS = {  # names in files of other programs
     "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
     "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
@@ -66,14 +59,14 @@ _END_FLAGS = ("terminals", "timeouts")  # each step, where there is no episode_e
 EPISODE_ENDS_HINT = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
-_MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
+_MAY_DIFFER = 1e-5  # relative difference of next_observations from the next row, from storing in float32
 
 
 class NpzSource(NpzArchiveSource):
-    """An .npz file with arrays over all steps.
+    """Reader of an .npz file with arrays over all steps of all episodes.
 
     Args:
-        episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
+        episode: Array with a value for each step, which changes where an episode begins, in place of episode_ends.
         episode_lengths: Array of the number of steps of each episode, in place of episode_ends.
     """
 
@@ -100,7 +93,7 @@ class NpzSource(NpzArchiveSource):
             return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
         if episode_lengths is not None:
             lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
-            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # of lengths, and of ends
+            totals = (lengths.sum(), lengths.flat[-1]) if lengths.size else ()  # as lengths, and as ends
             steps = next((n for n in rows if n in totals), count_steps(headers))
             return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
         if not says_ends(headers):
@@ -139,7 +132,7 @@ class NpzSource(NpzArchiveSource):
                                                       + columns_option("state=NAME", "action=NAME"))
 
     def _check_last(self, end: int):
-        """If no observations or actions fit the ends, the ends are wrong."""
+        """Raises an error if the episode ends fit neither observations nor actions."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
                 if shape and KEYS.column(key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
@@ -164,11 +157,12 @@ class NpzSource(NpzArchiveSource):
         return checked_rate(self._file.read_array("fps")[0], location)
 
     def _doubts(self):
-        """Warnings about arrays that are read under their own name but may be meant to have another role."""
+        """Yields warnings about arrays whose names suggest another role than the one they are read with."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) in ("action", "observation"):
-                yield (f"{self.keys[name]}: {f.dtype} is read as classes, numbered from 0; if it holds quantities: "
-                       f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
+                yield ArrayWarning.about(
+                    self.keys[name], f"{f.dtype} is read as classes, numbered from 0; if it holds quantities: "
+                    f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
         for key in self._of_file:
             yield MisreadingWarning(f"{key}: {self._file.headers[key][0]}, not a row for each step or episode: kept as "
                                     "metadata")
@@ -217,7 +211,7 @@ class NpzSource(NpzArchiveSource):
         longer = self.lengths + 1
         self.row_counts = {name: self.lengths if self._file.headers[key][0][0] == steps else longer
                            for name, key in self.keys.items()}
-        self._spread = ""  # the column whose last rows are those of next_observations
+        self._spread = ""  # the column that gets its last rows from next_observations
         if "next_observations" in self._file.headers:
             self._check_following(steps)
             if self.row_counts["observation.state"] is not longer:
@@ -273,11 +267,11 @@ class NpzSource(NpzArchiveSource):
             yield self.cast_to_schema(values, name, len(values), row)
 
     def _moved(self, step: np.ndarray) -> np.ndarray:
-        """The row of each step where every episode has one row more."""
+        """Returns the row of each step in arrays in which every episode has one row more than steps."""
         return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
 
     def _follow(self, out):
-        """Fills the last rows; the others must be the next observation."""
+        """Fills in the last observations from `next_observations`. Each earlier row must equal the next observation."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
             target_rows = self._moved(np.arange(row, row + len(values))) + 1
@@ -297,7 +291,7 @@ class NpzSource(NpzArchiveSource):
 
 
 class _ArraysOfOneEpisode(NpzArchiveSource):
-    """The arrays of an .npz file that have as many rows as those that the user named, or one more."""
+    """Reader of an .npz file as one episode: arrays with as many rows as the arrays the user named, or one more."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -311,8 +305,10 @@ class _ArraysOfOneEpisode(NpzArchiveSource):
         self.lengths = np.array([steps])
         self.row_counts = {name: np.array([headers[key][0][0]]) for name, key in self.keys.items()}
         fps = self._file.read_array("fps")[0].item() if headers.get("fps", ((2,),))[0] in ((), (1,)) else None
-        self.metadata = metadata("npz", path, [f"{key}: {shape}, not a row for each step: left out" for key, (shape, _)
-                                               in headers.items() if key not in (*self.keys.values(), "fps")], fps=fps)
+        other_keys = [key for key in headers if key not in (*self.keys.values(), "fps")]
+        self.metadata = metadata("npz", path, [
+            ArrayWarning.about(key, f"{headers[key][0]}, not a row for each step: left out") for key in other_keys
+        ], fps=fps)
 
 
 def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Dataset | None:
@@ -334,14 +330,14 @@ def open_padded(path: Path, names: Iterable[str], episode_lengths: str) -> Datas
 
 
 def _step_arrays(file: NpzArrays, names: Iterable[str]) -> list[str]:
-    """The arrays that the user named, or else those with names of observations and actions."""
+    """Returns the arrays that the user named. By default, returns arrays with names of observations and actions."""
     keys = [array_key(name, file.headers) for name in names] or [
         key for key in file.headers if role(standard_name(key)) in ("observation", "action")]
     return [key for key in dict.fromkeys(keys) if key is not None and file.headers[key][0]]
 
 
 def _lists(file: NpzArrays) -> dict[str, np.ndarray]:
-    """The small arrays of one or two dimensions."""
+    """Reads the small arrays of one or two dimensions."""
     return {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
             if len(shape) in (1, 2) and 0 < math.prod(shape) < MAX_LABEL_VALUES}
 
@@ -359,7 +355,7 @@ def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
 
 
 def padding_hint(path: Path, names: Iterable[str] = ()) -> str:
-    """Returns how to read a file whose arrays look padded. Else "". The names are those of `open_padded`."""
+    """Returns how to read a file if its arrays look padded, and otherwise "". `names` are as in `open_padded`."""
     file = NpzArrays(path)
     return padded_hint({key: file.headers[key][0] for key in _step_arrays(file, names)}, _lists(file))
 
@@ -383,11 +379,11 @@ def _check_flags(values: np.ndarray, where: str):
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
         raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{at[0]}]",
-                        hint="correct it, or save it under another name if it is no flag")
+                        hint="correct it, or save it under another name if it is not a flag")
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """Returns a hint to rename arrays whose names are close to known ones. Empty if there are none."""
+    """Returns a hint to rename arrays that have nearly a known name. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
@@ -403,7 +399,7 @@ _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
         is_free = name in KEYS.columns.values() or name not in _RESERVED_KEYS and is_storable_key(name)
@@ -416,8 +412,10 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
-    """Metadata that all episodes have, of one type each. If there are as many steps as episodes, there are none:
-    they would be read as columns."""
+    """Returns metadata that all episodes have, of one type each, as arrays.
+
+    If there are as many steps as episodes, there are none: they would be read as columns.
+    """
     if len(data) == data.steps:
         return {}
     out = {key: np.array(values, _PLAIN[type(values[0])]) for key, values in sidecar.plain_metadata(data).items()

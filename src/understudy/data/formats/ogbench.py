@@ -1,7 +1,7 @@
-"""The .npz files of OGBench (Park et al. 2025).
+"""Reader and writer of the .npz files of OGBench (Park et al. 2025).
 
-An episode of T steps has T+1 rows. The row whose `terminals` is 1 is the observation after the last action; its action
-is no step. There are no rewards, and every episode was cut off.
+An episode of T steps has T+1 rows. The row with `terminals` 1 is the observation after the last action, and its action
+is not a step. There are no rewards, and every episode was cut off.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
               separator="")
-_OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
+_OF_STEPS = tuple(KEYS.columns.values())  # all further columns have a row after the last action
 _RESERVED_KEYS = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends",
                   "timeouts", "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
 def is_ogbench(keys: Iterable[str]) -> bool:
-    """Whether a file without episode_ends is from OGBench, by its arrays: it has the state of the simulator."""
+    """Returns whether an .npz file without episode_ends is from OGBench: its arrays include the simulator's state."""
     names = set(keys)
     return ({"observations", "actions", "terminals"} <= names and bool({"qpos", "button_states", FORMAT_KEY} & names)
             and not {"timeouts", "next_observations", "episode_ends"} & names)
 
 
 class OGBenchSource(NpzArchiveSource):
-    """An OGBench file."""
+    """Reader of an OGBench file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -92,7 +92,7 @@ class OGBenchSource(NpzArchiveSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     features, lengths = data.features(), data.lengths
     observation = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
@@ -133,7 +133,7 @@ def _observation_column(features, where) -> str:
 
 
 def _is_time_limit_only(data: Dataset, name: str) -> bool:
-    """Whether the flags are those that are read again: no end but the last row's, and that one a time limit's."""
+    """Returns whether a flag column is only what OGBench restores: a time limit at the last row, or no flags."""
     def same(e):
         flags = np.asarray(e.steps[name])[: len(e)]
         return flags.dtype == bool and flags.ndim == 1 and np.array_equal(

@@ -21,6 +21,7 @@ from ...files import read_json
 from .. import cache
 from ..episode import ColumnSource
 from .parts.column_names import format_list
+from .parts.file_kinds import file_kind
 from .parts.key_map import metadata
 from .parts.read_errors import damaged
 
@@ -32,9 +33,9 @@ _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "step
 
 
 class OvercookedSource(ColumnSource):
-    """A table of trials. Each trial gives an episode for each human player.
+    """Reader of a table of Overcooked trials. Each trial gives an episode for each human player.
 
-    observation.state has position (x, y), direction and held object, first of the player and then of the other one.
+    observation.state has position (x, y), direction and held object, first of the player and then of the second player.
     observation.layout (H, W, 6) has the kind of each cell, and observation.objects (H, W, 7) the objects on it. Smaller
     kitchens are padded. action is one of north, south, east, west, stay and interact. Metadata of an episode: trial,
     player, layout_name.
@@ -77,7 +78,7 @@ class OvercookedSource(ColumnSource):
 
 
 class _Trial:
-    """Rows of one trial, in the order of the game loop."""
+    """The rows of one Overcooked trial, in the order of the game loop."""
 
     def __init__(self, rows: list[tuple[str, dict]], kitchen: np.ndarray, high: int, wide: int):
         loops = np.array([_number(row["cur_gameloop"], f"{place}, cur_gameloop") for place, row in rows])
@@ -114,7 +115,7 @@ class _Trial:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix.lower() != ".csv":
+    if file_kind(path) == "parquet":
         import pyarrow.parquet as pq
 
         yield from pq.read_table(path.absolute()).to_pylist()
@@ -143,7 +144,7 @@ def _number(value, place: str) -> float:
 
 
 def _kitchen(place: str, row: dict, layouts: dict) -> np.ndarray:
-    """The layout of the kitchen, (H, W) of single characters."""
+    """Returns the layout of the kitchen, (H, W) of single characters."""
     grid = _json(row, "layout", place) if row.get("layout") else layouts.get(row["layout_name"])
     if grid is None:
         raise UserError(f"the layout {row['layout_name']!r} is not known", where=place,
@@ -155,7 +156,7 @@ def _kitchen(place: str, row: dict, layouts: dict) -> np.ndarray:
 
 
 def _players(place: str, state) -> np.ndarray:
-    """(2, 8)."""
+    """Returns position, orientation and held item (one-hot) of both players, (2, 8)."""
     players = state.get("players", ()) if isinstance(state, dict) else ()
     if len(players) != 2:
         raise damaged(f"there are {len(players)} players instead of two", f"{place}, state")
@@ -178,7 +179,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
-            elif "state" in thing:  # of 2019: ingredient, count, cooking time. The third starts cooking
+            elif "state" in thing:  # files of 2019: ingredient, count, cooking time. The third starts cooking
                 of, number, ticks = thing["state"]
                 cell[3 + ("onion", "tomato").index(of)] += number
                 cell[5:] = ticks, ticks > 0

@@ -1,4 +1,4 @@
-"""The formats, and what opens and writes data sets in them."""
+"""The registry of data formats, and the functions that open and write data sets in them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class RegisteredFormat:
 
 
 def _find_registered(path: str | Path) -> RegisteredFormat | None:
-    """The format of another package that a file or folder is in, if it is in none of understudy's."""
+    """Returns the format of an installed package that a file or folder is in, if it is in none of understudy's."""
     if not (plugins := find_plugins("formats")) or not (place := Path(path)).exists():
         return None
     try:
@@ -138,7 +138,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
     """Opens a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
 
     Args:
-        mapping: The mapping of topics to columns, for bags. By default the one that is proposed for them, which is then
+        mapping: The mapping of topics to columns, for bags. By default a mapping is proposed, which is then
             `metadata["mapping"]`.
     """
     if _find_registered(path):
@@ -172,7 +172,7 @@ def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **opti
 
 
 def _with_equal_columns(data: Dataset) -> Dataset:
-    """The episodes, with NaN in place of absent actions. Only those of a list can have other columns than the first.
+    """Returns the episodes with equal columns: NaN stands for absent actions.
 
     A number that would change in the type that its column has in the first episode is an error when it is read.
     """
@@ -194,7 +194,7 @@ def _with_equal_columns(data: Dataset) -> Dataset:
 
 
 def _read_exactly(steps: Mapping[str, np.ndarray], features: Schema, where: str, name: str) -> np.ndarray:
-    """A column of an episode in the type of the first one.
+    """Returns a column of an episode in the type that the first episode's column has.
 
     Another shape is an error, because the rows of all episodes go into one array.
     """
@@ -233,8 +233,8 @@ def _format_module(to):
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
     """Decodes all camera frames of a data set once, to one size (see `video.resize`).
 
-    Those of episodes that are left out are decoded too, so that other views of the data need not do it again. If one of
-    them is damaged, only the episodes of the data set are decoded.
+    Frames of episodes that are left out are decoded too, so that other views of the data need not do it again. If an
+    episode that is left out is damaged, only the episodes of the data set are decoded.
 
     Args:
         image_size: Side, or (height, width), in pixels.
@@ -260,14 +260,14 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
 
 
 def _own_episodes(data: Dataset) -> list[int] | None:
-    """The episodes in order, by their numbers in the source. None if they are all of it."""
+    """Returns the episode numbers in the source, in order. None if they are all of its episodes."""
     own = sorted({int(i) for i in data.indices})
     return own if len(own) < len(data.source) else None
 
 
 @dataclass(frozen=True)
 class DecodingCost:
-    """Cost of decoding all frames of a data set.
+    """The cost of decoding all camera frames of a data set.
 
     Args:
         bytes: Size on disk.
@@ -280,7 +280,7 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """Estimate the cost of `decode_frames` at this size, by decoding the first episode that has frames."""
+    """Estimates the cost of `decode_frames` at this size, by decoding the first episode that has frames."""
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)

@@ -1,10 +1,11 @@
-"""Data sets at URLs: hf://datasets/OWNER/NAME[@revision], s3://BUCKET/KEY, https://HOST/FILE and all others that fsspec
-knows. Each file is downloaded once into the cache and read there.
+"""Data sets at URLs: hf://datasets/OWNER/NAME[@revision], s3://BUCKET/KEY, https://HOST/FILE and all other URLs that
+fsspec knows. Each file is downloaded once into the cache and read there.
 
 The data and video files of a LeRobot data set are downloaded when they are first read. The files of other data sets are
 downloaded before anything is read. An interrupted download continues where it stopped. A copy is identified by the
-version that the source reports, so a changed file is downloaded again. Without a network, the last copy is read. The
-size limit is that of the cache (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
+version that the source reports, so a changed file is downloaded again. Without a network, the last copy is read.
+
+The size limit is the limit of the cache (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from .parts.read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
-_TOLD = 10**6  # bytes from which a download is reported
+_REPORTED_BYTES = 10**6  # bytes from which a download is reported
 # Of a hidden folder, the cache removes nothing: it cannot see what is in use there.
 _FOLDER, _LIST = ".fetched", ".understudy.json"
-_held: set[Path] = set()  # data sets that this process reads
+_open_folders: set[Path] = set()  # data sets that this process reads
 
 
 def url_of(path: str | Path) -> str | None:
-    """Returns a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
+    """Converts a path to a URL, with the second slash, which a Path drops. None for a path on this machine."""
     text = str(path)
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
     if match is None or Path(text).exists():
@@ -47,7 +48,7 @@ def url_of(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Returns where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
+    """Returns where a data set is stored on this machine: the path itself or, for a URL, its copy in the cache.
 
     Files that are needed to open the data set are downloaded now.
     """
@@ -71,7 +72,7 @@ def local_path(path: str | Path) -> Path:
         if not (entry / _LIST).exists():
             write_json(entry / _LIST, {"address": url, "files": files})
         write_json(root / f"{cache.json_digest('address', url)}.json", {"entry": entry.name})
-    _held.add(entry)
+    _open_folders.add(entry)
     os.utime(entry)
     files = _read_listing(entry)["files"]
     name = next(iter(files)) if len(files) == 1 and files[next(iter(files))]["alone"] else ""
@@ -80,7 +81,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file exists on this machine, or will be downloaded when it is read."""
+    """Returns whether a file exists on this machine, or will be downloaded when it is read."""
     return path.is_file() or _entry(path)[0] is not None
 
 
@@ -106,7 +107,7 @@ def version_key(path: Path) -> list:
 
 
 def _entry(path: Path) -> tuple[Path | None, str]:
-    """The copy that contains a path, and the name of the path in it, if the source has such a file."""
+    """Returns the cached copy that contains a path, and the path's name in it, if the source has such a file."""
     root = cache.folder() / _FOLDER
     if not path.is_relative_to(root):
         return None, ""
@@ -121,7 +122,7 @@ def _read_listing(entry: Path) -> Mapping[str, Any]:
 
 
 def _now(files: Mapping[str, Any]) -> list[str]:
-    """The files that are needed before anything is read."""
+    """Returns the files of a remote data set that are needed before any episode is read."""
     roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
     later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
@@ -160,7 +161,7 @@ def open_url(at: str):
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """Size (None if unknown), version mark and path in the source of each file, by name."""
+    """Lists the files of a remote data set by name: size (None if unknown), version and path in the source."""
     entry = fs.info(place)
     alone = entry["type"] == "file"
     entries = {place: entry} if alone else fs.find(place, detail=True)
@@ -187,7 +188,7 @@ def _fetch(entry: Path, names: list[str]) -> None:
         return
     size = sum(listing["files"][n]["size"] or 0 for n in missing)
     _make_room(entry, size, listing["address"])
-    if size >= _TOLD:
+    if size >= _REPORTED_BYTES:
         print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, "
               f"from {listing['address']} into {entry}", file=sys.stderr)
     with remote_errors(listing["address"]):
@@ -227,12 +228,12 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
 
 
 def _make_room(entry: Path, size: int, what: str) -> None:
-    """Removes the least recently used data sets, except those that this process reads."""
+    """Removes the least recently used remote data sets from the cache, but none that this process reads."""
     bound = cache.max_bytes()
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}
     total = sum(sizes.values()) + size
-    for old in sorted((e for e in sizes if e not in _held), key=lambda e: e.stat().st_mtime):
+    for old in sorted((e for e in sizes if e not in _open_folders), key=lambda e: e.stat().st_mtime):
         if total <= bound:
             break
         shutil.rmtree(old, ignore_errors=True)
@@ -244,7 +245,7 @@ def _make_room(entry: Path, size: int, what: str) -> None:
 
 
 class _Unreachable(UserError):
-    """The source cannot be reached now."""
+    """Raised when the source of a remote data set cannot be reached now."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""RLDS episodes in TFDS folders (Ramos et al. 2021): features.json, dataset_info.json and shards of tfrecord.
+"""Reader and writer of RLDS episodes in TFDS folders: features.json, dataset_info.json and tfrecord shards.
 
 A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, with the values of all
 steps end to end. TensorFlow is not needed to read it. A general parser of Protocol Buffers is not used because it would
@@ -28,6 +28,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from .parts import sidecar
 from .parts.column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
+from .parts.file_kinds import kind_of_start
 from .parts.key_map import add_column, metadata
 from .parts.read_errors import damaged, import_optional, read_json_object
 from .parts.sidecar import ColumnEncoding, FormatCapability
@@ -40,7 +41,7 @@ _FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # they follow from the nu
 
 @dataclass(frozen=True)
 class TfdsFeature:
-    """One feature of features.json.
+    """One feature in features.json of a TFDS folder.
 
     Args:
         key: Its path in the records, joined by "/".
@@ -67,12 +68,12 @@ class TfdsFeature:
 
     @property
     def is_bytes(self) -> bool:
-        """Whether a step is one value of bytes instead of `size` numbers."""
+        """Whether a step of the feature is one value of bytes instead of `size` numbers."""
         return self.kind != "tensor" or self.encoding != "none"
 
     @property
     def column(self) -> str:
-        """Name of the column."""
+        """Name of the column that the feature is read as."""
         head, _, subkey = self.key.removeprefix("steps/").partition("/")
         subkey, kind = subkey.replace("/", "."), self.feature.kind
         if head == "observation":
@@ -98,12 +99,12 @@ _TERMINAL = TfdsFeature("steps/is_terminal", "tensor", "bool")
 
 
 class RldsSource(MemmapSource):
-    """All splits, one after another. If there are several, `metadata["split"]` of an episode names its split.
+    """Reader of an RLDS folder: all splits, one after another. `metadata["split"]` of an episode names its split.
 
     Args:
-        final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like the
-            others, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action, as in
-            RLDS itself. There is a warning if the last actions are all zero.
+        final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like all
+            other steps, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action,
+            as in RLDS itself. There is a warning if the last actions are all zero.
     """
 
     flags = frozenset(FLAG_COLUMNS)
@@ -181,7 +182,7 @@ class RldsSource(MemmapSource):
         return f"{file}, record {number}" + (f", {key}" if key else "")
 
     def _count(self, leaves):
-        """Steps of each record, from a feature that has one value a step, without reading the others."""
+        """Counts the steps of each record by a feature with one value a step, and reads only this feature."""
         fixed = [leaf for leaf in leaves if leaf.is_step_feature and leaf.size > 0]
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
@@ -279,7 +280,7 @@ class RldsSource(MemmapSource):
         return values[: int(self.rows(name)[e])]
 
     def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
-        """The values of a feature in a record, (steps, *shape)."""
+        """Returns the values of a feature in a record, (steps, *shape)."""
         return _tensor(leaf, self._record(e)[leaf.key], int(self._steps[e]))
 
     def read_text(self, name, episode):
@@ -290,7 +291,7 @@ class RldsSource(MemmapSource):
             raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", location) from None
 
     def _parts(self, name, e) -> list[bytes]:
-        """The values of a column of bytes, one for each of its rows."""
+        """Returns the byte values of a column in an episode, one for each of its rows."""
         parts = self._record(e)[self._leaf[name].key].parts()
         if len(parts) != self._steps[e]:
             raise damaged(f"there are {len(parts)} values for {self._steps[e]} steps", self.location(name, e))
@@ -384,7 +385,7 @@ def _shape(node) -> tuple[int, ...]:
 
 
 def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
-    """The files, with the number of records that each should have, and the split of each."""
+    """Returns the shard files, with the number of records that each should have, and the split of each."""
     info_path, splits = path / "dataset_info.json", info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
         raise damaged("there are no splits", info_path)
@@ -428,7 +429,7 @@ def map_file(file: Path) -> mmap.mmap | bytes:
 
 
 def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
-    """Yields the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+    """Yields the first byte and the number of bytes of each record of a file. A checksum follows each record.
 
     Raises:
         UserError: The file is cut short, or the checksum of a length is wrong.
@@ -440,7 +441,7 @@ def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int
             raise damaged(f"the file is cut short: it ends after {n_bytes} bytes of the record", location)
         length, crc = struct.unpack_from("<QI", data, at)
         if masked_crc32c(data[at: at + 8]) != crc:
-            if at == 0 and data[:2] == b"\x1f\x8b":
+            if at == 0 and kind_of_start(data[:2]) == "gzip":
                 raise UserError("the file is compressed with gzip", where=location, hint="unpack the file (gunzip)")
             raise damaged("the checksum of the record's length is wrong", location)
         if length > n_bytes - 16:
@@ -453,7 +454,7 @@ def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int
 
 
 class _Values:
-    """One list of an Example, whose bytes are at `start` to `end` of `data`."""
+    """One list of values in a TensorFlow Example. Its bytes are at `start` to `end` of `data`."""
 
     def __init__(self, data, start: int, end: int, where: str):
         self._data, self.where = data, where
@@ -464,7 +465,7 @@ class _Values:
                 self._kind, self._start, self._end = field, a, b
 
     def _items(self) -> Iterator[tuple[int, int, int]]:
-        """(wire type, first byte, end) of each value, or of all that are packed together."""
+        """Yields (wire type, first byte, end) of each value, or of all values that are packed together."""
         fields = _fields(self._data, self._start, self._end, self.where)
         return ((wire, a, b) for field, wire, a, b in fields if field == 1)
 
@@ -477,11 +478,11 @@ class _Values:
         return list(self._iter_parts())
 
     def first(self) -> bytes:
-        """The first of the parts, b"" if there are none."""
+        """The first of the byte values, or b"" if there are none."""
         return next(self._iter_parts(), b"")
 
     def numbers(self) -> np.ndarray:
-        """The values as float32 or int64, whether they are packed (as usual) or stored one by one."""
+        """Returns the values as float32 or int64, whether they are packed (as usual) or stored one by one."""
         if self._kind == 1:
             raise damaged("this is text or bytes, not numbers", self.where)
         if self._kind == 2:
@@ -497,7 +498,7 @@ class _Values:
 
 
 class _Example(dict[str, _Values]):
-    """The lists of a record, by key. A list that is not there is empty."""
+    """A TensorFlow Example: the lists of values of a record, by key. A missing list is empty."""
 
     def __init__(self, data, start: int, end: int, where: str):
         super().__init__()
@@ -517,12 +518,12 @@ class _Example(dict[str, _Values]):
 
 
 def _messages(data, start: int, end: int, where: str) -> Iterator[tuple[int, int]]:
-    """(first byte, end) of each message that is field 1 of a message."""
+    """Yields (first byte, end) of each sub-message that is field 1 of a protocol buffer message."""
     return ((a, b) for field, wire, a, b in _fields(data, start, end, where) if (field, wire) == (1, 2))
 
 
 def _fields(data, at: int, end: int, where: str) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, first byte, end) of each field of a message; a varint's bytes are given as they are."""
+    """Yields (number, wire type, first byte, end) of each field of a protocol buffer message."""
     while at < end:
         tag, at = _varint(data, at, end, where)
         field, wire, begin = tag >> 3, tag & 7, at
@@ -551,7 +552,7 @@ def _varint(data, at: int, end: int, where: str) -> tuple[int, int]:
 
 
 def _varints(data: bytes, where: str) -> np.ndarray:
-    """(n,) int64 of packed variable-length numbers: seven bits a byte, the last byte of each below 128."""
+    """Decodes packed variable-length integers of a protocol buffer to (n,) int64, seven bits per byte."""
     raw = np.frombuffer(data, np.uint8)
     if not len(raw):
         return np.zeros(0, np.int64)
@@ -580,7 +581,7 @@ def masked_crc32c(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """How data are stored.
+    """Plan of how a data set is stored in RLDS: the feature of each column and of the metadata.
 
     Attributes:
         leaves: The feature of each column. is_first and is_last are added.
@@ -593,7 +594,7 @@ class _StoragePlan:
     has_end_flags: bool
 
     def document(self) -> dict:
-        """What features.json holds."""
+        """Returns the contents of features.json."""
         document = _features_dict()
         flags = [TfdsFeature(key, "tensor", "bool") for key in _FIRST_AND_LAST]
         for leaf in (*self.leaves.values(), *flags, *self.metadata.values()):
@@ -627,7 +628,7 @@ def _leaf_json(leaf: TfdsFeature) -> dict:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     plan = _plan(data)
     columns = {n: ColumnEncoding(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
                for n, leaf in plan.leaves.items()}
@@ -677,7 +678,7 @@ def _step_feature(f: Feature, key: str) -> TfdsFeature:
 
 
 def _has_standard_end_flags(data) -> bool:
-    """Whether RLDS can store the flags: an episode that did not terminate was truncated at its end."""
+    """Returns whether RLDS can store the flags: an episode that did not terminate was truncated at its end."""
     names, features = ("next.terminated", "next.truncated"), data.features()
     if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
         return False
@@ -686,12 +687,12 @@ def _has_standard_end_flags(data) -> bool:
 
 
 def _truncation_flags(ends: np.ndarray) -> np.ndarray:
-    """The flags next.truncated of an episode, from its flags next.terminated."""
+    """Computes the flags next.truncated of an episode from its flags next.terminated."""
     return (np.arange(len(ends)) == len(ends) - 1) & ~ends
 
 
 def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
-    """Metadata that all episodes have, as one kind of plain value."""
+    """Returns the metadata that all episodes have, as one kind of plain value."""
     return {key: replace(_METADATA[type(values[0])], key=f"episode_metadata/{key}")
             for key, values in sidecar.plain_metadata(data).items() if key != "split" and re.fullmatch(r"\w+", key)}
 
@@ -760,7 +761,7 @@ def _ints(column: np.ndarray) -> bytes:
 
 
 def _packed(values: np.ndarray) -> bytes:
-    """(n,) uint64 as variable-length numbers."""
+    """Encodes (n,) uint64 as variable-length integers of a protocol buffer."""
     sevens = values[:, None] >> np.arange(0, 70, 7, dtype=np.uint64)
     count = np.maximum((sevens > 0).sum(1), 1)
     used = np.arange(10) < count[:, None]

@@ -1,4 +1,4 @@
-"""HDF5 files of robomimic, and the raw ones that robosuite records: a group data/demo_k for each episode.
+"""Reader and writer of HDF5 files of robomimic, and reader of robosuite's raw ones: a group data/demo_k per episode.
 
 Layout: ARISE-Initiative/robomimic docs/datasets/overview.md; robosuite scripts/collect_human_demonstrations.py. `dones`
 does not tell a termination from a time limit: it is the column next.done. The last row of `next_obs` is the observation
@@ -29,17 +29,17 @@ from .parts.sidecar import FormatCapability
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
 _RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
-_METADATA_BATCH = 64  # number of demos whose metadata are read at once
+_METADATA_BATCH = 64  # number of demos of which metadata are read at once
 _N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
 class RobomimicSource(ChunkedSource):
-    """A robomimic or robosuite file."""
+    """Reader of a robomimic or robosuite file."""
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
-        self._episode_metadata: dict[int, dict[str, Any]] = {}  # of the episodes for which it was asked
-        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        self._episode_metadata: dict[int, dict[str, Any]] = {}  # metadata that were asked for, by episode
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # layouts of contiguous arrays, by key
         with self.open_files() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
@@ -66,7 +66,7 @@ class RobomimicSource(ChunkedSource):
     # -- what is there
 
     def _of_file(self, attributes: dict) -> dict[str, Any]:
-        """Metadata of all episodes."""
+        """Returns the metadata that hold for all episodes of the file."""
         for key in ("env_args", "env_info"):
             if key in attributes:
                 attributes[key] = hdf5.decode_json_attribute(attributes[key], f"{self.path}, data, attribute {key}")
@@ -104,7 +104,7 @@ class RobomimicSource(ChunkedSource):
         return steps, features, task if isinstance(task, str) else None, None if plain else small
 
     def _masks(self, file, warnings) -> dict[str, dict[str, None]]:
-        """The demos of each filter key, in order."""
+        """Returns the names of the demos under each filter key, in order."""
         masks = {}
         if "mask" in file:
             for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
@@ -130,7 +130,7 @@ class RobomimicSource(ChunkedSource):
                         return
 
     def _join(self, stored, warnings):
-        """The columns that all demos have."""
+        """Joins the demos: sets the columns that all demos have."""
         features = common_arrays(
             [{k: f for k, f in arrays.items() if not k.startswith("next_obs/")} for arrays in stored],
             lambda f: (f.dtype, f.shape), lambda e, key: f"{self._group(e)}/{key}",
@@ -210,7 +210,7 @@ class RobomimicSource(ChunkedSource):
 
 
 def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]:
-    """Metadata of a data set, from env_args or env_info."""
+    """Returns the metadata of a data set, from env_args or env_info."""
     rate = _inside(env, "env_kwargs", "control_freq") or _inside(env, "control_freq")
     robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
     robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
@@ -218,12 +218,12 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
 
 
 def is_step_array(key: str) -> bool:
-    """Whether an array of a demo must have a row for each step. Others that have not are metadata of the episode."""
+    """Returns whether an array of a demo must have a row for each step, and otherwise is metadata of the episode."""
     return key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
 
 
 def has_actions(demos) -> bool:
-    """Whether any demo of the group `data` has the array of actions. If none has, the file has custom names."""
+    """Returns whether any demo of the group `data` has the array of actions. If not, the file has custom names."""
     return any(f"{demo}/actions" in demos for demo in demos)
 
 
@@ -247,15 +247,15 @@ def _inside(value, *keys):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     return _plan(data).capability
 
 
 def write(data: Dataset, path: Path) -> None:
     """Writes a file that robomimic opens, completely or not at all.
 
-    If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
-    is next.done. Without that column, it is true where an episode terminates or is truncated.
+    If an episode has no row after the last action, the last row of `next_obs` is a copy of the last row of `obs`, and
+    is marked. `dones` is next.done. Without that column, it is true where an episode terminates or is truncated.
     """
     h5py = hdf5.import_h5py()
     plan = _plan(data)
@@ -300,7 +300,7 @@ def _write_demo(group, e: Episode, keys, holds):
 @dataclass(frozen=True)
 class _StoragePlan:
     capability: FormatCapability
-    keys: dict[str, str]  # of the columns
+    keys: dict[str, str]  # key of each column
     demos: list[str]
     env_args: Any
 
@@ -337,7 +337,7 @@ def _plan(data: Dataset) -> _StoragePlan:
 
 
 def _demo_names(data: Dataset) -> list[str] | None:
-    """The names of the demos if the metadata have distinct ones in the order of a reader. None otherwise."""
+    """Returns the names of the demos if the metadata have distinct ones in a reader's order, and otherwise None."""
     demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
     is_readable = (all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos
                    and len({int(d[5:]) for d in demos}) == len(demos))
@@ -345,7 +345,7 @@ def _demo_names(data: Dataset) -> list[str] | None:
 
 
 def _can_store_masks(data: Dataset) -> bool:
-    """Whether all episodes have lists of masks, in one order."""
+    """Returns whether the filter keys (masks) can be stored: all episodes list theirs in one order."""
     masks: list[Any] = [e.metadata.get("masks") for e in data]
     if not any(masks) or not all(
             isinstance(m, list) and all(isinstance(k, str) and hdf5.is_storable_name(k) for k in m)

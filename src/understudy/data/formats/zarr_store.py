@@ -1,4 +1,4 @@
-"""zarr stores like the replay buffers of diffusion_policy (Chi et al. 2023): formats 2 and 3 are read, 2 is written.
+"""Reader and writer of zarr stores like the replay buffers of diffusion_policy (formats 2 and 3; written in 2).
 
 The group data/ has arrays over all steps of all episodes, and meta/episode_ends the exclusive ends. A store is a folder
 or a .zip file. A missing chunk reads as the fill value. Writers leave out chunks that have no other value, and a lost
@@ -32,12 +32,12 @@ from .parts.sidecar import ColumnEncoding, FormatCapability
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
 _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32",
            "fletcher32", "fixedscaleoffset", "quantize", "packbits", "bitround", "vlen-utf8", "bytes", "transpose",
-           "sharding_indexed"}  # those that decode bytes; "pickle" would run what is in the file
+           "sharding_indexed"}  # codecs that decode bytes; "pickle" would run what is in the file
 _CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
 
 
 class ZarrSource(MemmapSource):
-    """A folder or a .zip file."""
+    """Reader of a zarr store in a folder or a .zip file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -173,7 +173,7 @@ class ZarrSource(MemmapSource):
         return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
 
     def _absent(self, node, array) -> int:
-        """Number of chunks (or shards) that are not in the store."""
+        """Returns the number of chunks (or shards) of an array that are missing in the store."""
         edges = array.shards or array.chunks
         n_chunks = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
         n_present = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:]))
@@ -210,7 +210,7 @@ class ZarrSource(MemmapSource):
 
     @cached_property
     def _chunks(self) -> dict[str, dict[int, list[str]]]:
-        """The files of each chunk of rows."""
+        """Files of each chunk of rows."""
         out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
         for name in self._files:
             group, key, *chunk_path = (*name.split("/", 2), "")
@@ -221,7 +221,7 @@ class ZarrSource(MemmapSource):
 
     @cached_property
     def _metadata(self) -> dict[str, Any]:
-        """Small arrays that have no row for each step."""
+        """Reads the small arrays that have no row for each step, as metadata."""
         values = {}
         for key, array in self._small.items():
             with zarr_errors(f"{self.path}, data/{key}"):
@@ -272,7 +272,7 @@ def unknown_codecs(document: dict) -> str:
 
 
 def codec_names(document: dict) -> list[str]:
-    """Returns the codecs of an array in the order in which they encode, including those inside shards."""
+    """Returns the codecs of an array in the order in which they encode, including codecs inside shards."""
     filters = document.get("filters")
     codecs = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
               *_nested(document.get("codecs"))]
@@ -281,7 +281,7 @@ def codec_names(document: dict) -> list[str]:
 
 
 def _nested(codecs) -> Iterator[Any]:
-    """Codecs of a format 3 array, including those inside shards."""
+    """Lists the codecs of a format 3 array, including codecs inside shards."""
     for codec in codecs if isinstance(codecs, list) else ():
         yield codec
         inner = codec.get("configuration") if isinstance(codec, dict) else None
@@ -294,7 +294,7 @@ def _looks_like_image(key: str) -> bool:
 
 
 def _files(path: Path) -> dict[str, tuple]:
-    """The files of the store by name: (size, time or checksum)."""
+    """Lists the files of the store by name: (size, time or checksum)."""
     if path.is_dir():
         return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
                 if not p.is_dir() and p.name != sidecar.SIDECAR_NAME for s in [p.stat()]}
@@ -315,7 +315,7 @@ def zarr_errors(where: object) -> AbstractContextManager[None]:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Returns what the format stores of these data."""
+    """Returns which columns and metadata of a data set this format can store."""
     features, names = data.features(), _names(data)
     columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}
@@ -364,7 +364,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:
-    """Writes all chunks of `rows` rows, the last one filled up, so that a missing chunk means damage."""
+    """Writes an array in chunks of `rows` rows, the last one filled up, so that a missing chunk means damage."""
     _zarr()
     from numcodecs import Blosc
 

@@ -1,4 +1,4 @@
-"""Data sets whose columns have other names: the user says which columns are the state, the action, and so on.
+"""Opens data sets with other column names: the user says which columns are the state, the action, and so on.
 
 `open_columns` opens any format, and selects and stacks columns. CSV and .npz files are opened whatever the names of
 their columns are.
@@ -20,16 +20,16 @@ from ...hints import columns_option, command_line, did_you_mean, nearest_names
 from ..episode import ColumnSource, Dataset, EpisodeList
 from ..formats import format_of, open_dataset, remote, robomimic
 from ..formats.detection import UnknownFormat, detect_format
-from ..formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
-from ..formats.hdf5_arrays import array_names, hdf5_files, open_arrays
+from ..formats.folder import NpzFolderSource, not_seconds, open_csv
+from ..formats.hdf5_arrays import array_names, open_arrays
 from ..formats.npz import NpzSource, episodes_hint, open_padded, padding_hint, says_ends
 from ..formats.parts import hdf5, sidecar
 from ..formats.parts.column_names import format_list, standard_name
 from ..formats.parts.episode_table import EPISODE_COLUMNS, boundary_hint, cut_table, frame_rate
-from ..formats.parts.key_map import MisreadingWarning
+from ..formats.parts.file_kinds import episode_files
 from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import NpzArrays
-from ..formats.parts.text_table import TABLE_ENDINGS
+from ..formats.parts.reader_warnings import LineOfNamesWarning, MisreadingWarning, NoActionWarning, without_arrays
 from ..packed_columns import cast_exactly, common_dtype
 from ..sources import WrapperSource
 
@@ -85,7 +85,7 @@ def parse_columns(columns: Mapping[str, str | Sequence[str]] | Sequence[str]) ->
 
 def open_columns(path: str | Path, columns: Selection | None = None, *,
                  open: Callable[..., Dataset] = open_dataset, **options) -> Dataset:
-    """Opens a data set and selects its columns.
+    """Opens a data set, and selects and renames its columns as the user says (`--columns`).
 
     Args:
         columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
@@ -115,7 +115,7 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         hint = (f"say what they are: {columns_option('state=A,B', 'action=C,D')} with these names, and where episodes "
                 "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
                 + (f". {episodes}" if (episodes := _episodes_hint(local)) else ""))
-        if "actions_0" in names and hdf5_files(local):
+        if "actions_0" in names and episode_files(local, "hdf5"):
             hint = "if it is a ReplayBuffer of d3rlpy, save its episodes as docs/other-libraries.md shows"
         raise DataError(f"no column has a name that policies read; there are {names}", where=path,
                         hint=hint) from error
@@ -136,17 +136,17 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     if isinstance(data.source, EpisodeList):
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out columns")
     source = SelectedColumns(data.source, selection, str(path))
-    answered = ("no column is called action", *(f"{key}: " for key in source.keys_with_reading()))
-    warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith(answered)]
+    warnings = [w for w in without_arrays(data.metadata.get("warnings", ()), source.keys_with_reading())
+                if not isinstance(w, NoActionWarning)]
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
 
 def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
-    """Opens a data set as other data were read, if it can be read so, and says whether stored options were used.
+    """Opens a data set with the same options as other data if it can be read so. Says whether they were used.
 
     Args:
-        overrides: Options of `open_columns` that the user gave. They win over those that are stored.
+        overrides: Options of `open_columns` that the user gave. They win over stored options.
         stored: The options with which other data were read.
     """
     options = {name: value for name, value in overrides.items() if value}
@@ -181,7 +181,7 @@ def column_options(data: Dataset) -> list[str]:
 
 
 def missing_column_hint(missing: str, data: Dataset) -> str:
-    """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
+    """Returns how to get a column that a learner reads, such as next.reward, from a column with another name."""
     features, selected, path = data.features(), column_options(data), data.metadata.get("path", "DATA")
     of_ends = missing == "next.terminated"
 
@@ -213,7 +213,7 @@ def _column_texts(columns: Selection) -> list[str]:
 
 
 def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The columns, and what their whole numbers are: "classes", "quantities", or "" if it is not said."""
+    """Splits off how whole numbers are read: "classes", "quantities", or "" if the user does not say."""
     last, colon, reading = parts[-1].rpartition(":")
     if colon and reading in _READINGS:
         return (*parts[:-1], last.strip()), reading
@@ -221,14 +221,14 @@ def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:
 
 
 def _rate(source: ColumnSource) -> float | None:
-    """Steps per second from the column timestamp, if it has even numbers."""
+    """Returns the steps per second from the column timestamp, if its times are evenly spaced."""
     if source.schema["timestamp"].kind == "string":
         return None
     return frame_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
 
 
 class SelectedColumns(WrapperSource):
-    """Another source in which some columns are concatenations of others.
+    """Wraps a source so that some columns are concatenations of other columns.
 
     Args:
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
@@ -276,7 +276,7 @@ class SelectedColumns(WrapperSource):
         if name.startswith("observation.images.") and not (self._is_whole(name)
                                                            and features[0].kind in ("image", "depth")):
             f, column = features[0], self._parts[name][0][0]
-            raise DataError(f"{column} is no image, but a {f.kind} of {f.dtype} of shape {f.shape}",
+            raise DataError(f"{column} is not an image, but a {f.kind} of {f.dtype} of shape {f.shape}",
                             where=f"{where}, {name}",
                             hint="images are uint8 of shape (height, width, 3), or JPEG or PNG files; other "
                                  f"observations are {columns_option(f'NAME={column}')}")
@@ -369,7 +369,7 @@ class SelectedColumns(WrapperSource):
 
 
 def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | None]:
-    """(column, None), or (column, component)."""
+    """Finds what a name of the user means: a column, or a column and the number of a component."""
     vectors = {name: f for name, f in source.schema.items() if f.shape and f.kind in ("vector", "discrete")}
     own = [(n, (name, i)) for name, f in vectors.items() for i, n in enumerate(f.names or ())]
     names: dict[str, tuple[str, int | None]] = {name: (name, None) for name in source.schema}
@@ -389,7 +389,7 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
 
 
 def _array_keys(source: ColumnSource) -> Mapping[str, str]:
-    """The name in the file of each column, if its format tells them."""
+    """Returns the name of each column in the file, if the format tells it."""
     return getattr(source.inner if isinstance(source, sidecar.SidecarSource) else source, "keys", {})
 
 
@@ -397,7 +397,7 @@ def _array_keys(source: ColumnSource) -> Mapping[str, str]:
 
 
 class _PlainNpzSource(NpzSource):
-    """An .npz file with episode_ends, whatever its arrays are called."""
+    """Reader of an .npz file with episode_ends, whatever its arrays are called."""
 
     def _check_names(self):
         pass
@@ -407,17 +407,18 @@ class _PlainNpzSource(NpzSource):
 
 
 def _unknown_names(path: Path) -> str | None:
-    """The columns of a file in no known format, for the user to name. None if they have the names of policies."""
+    """Returns the columns of a file in no known format, for the user to name. None if they need no names."""
     notes: list[str] = []
     try:
-        if hdf5_files(path):
+        if episode_files(path, "hdf5"):
             names = array_names(path)
-        elif path.is_file() and path.suffix.lower() == ".npz":
+        elif path.is_file() and episode_files(path, "npz"):
             names = list(NpzArrays(path).headers)
         elif (data := _open_plain(path, {}, [])) is None:
             return None
         else:
-            names, notes = list(data.features()), [w for w in data.metadata["warnings"] if w.startswith("line 1 ")]
+            names = list(data.features())
+            notes = [w for w in data.metadata["warnings"] if isinstance(w, LineOfNamesWarning)]
     except UserError:
         return None
     roles = {role(standard_name(name)) for name in names}
@@ -425,12 +426,12 @@ def _unknown_names(path: Path) -> str | None:
 
 
 def _episodes_hint(path: Path) -> str:
-    return episodes_hint(path) if path.is_file() and path.suffix.lower() == ".npz" else ""
+    return episodes_hint(path) if path.is_file() and episode_files(path, "npz") else ""
 
 
 def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]],
                 override: bool = False) -> Dataset | None:
-    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats.
+    """Opens CSV, .npz and HDF5 files or folders with arbitrary column names. Returns None for other formats.
 
     Args:
         override: Whether files of these kinds are also opened if they are in a known format.
@@ -444,7 +445,7 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
     if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
     check_links(path)
-    tables, arrays = _files(path, ".csv"), _files(path, ".npz")
+    tables, arrays = episode_files(path, "csv"), episode_files(path, "npz")
     named = [name for parts in selected for name in parts]
     if boundary and path.is_dir() and (tables or arrays):
         raise ConfigError(f"each of the {len(tables or arrays)} files is an episode",
@@ -456,18 +457,12 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
         return open_csv(path, **boundary)
     if arrays:
         return Dataset(NpzFolderSource(path, named)) if path.is_dir() else _open_npz(path, boundary, named)
-    return open_arrays(path, named, **boundary) if hdf5_files(path) else None
+    return open_arrays(path, named, **boundary) if episode_files(path, "hdf5") else None
 
 
 def _has_actions(path: Path) -> bool:
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
         return robomimic.has_actions(files[path]["data"])
-
-
-def _files(path: Path, ending: str) -> list[Path]:
-    """The files of a folder with this ending, or the file itself if it has it."""
-    endings = TABLE_ENDINGS if ending == ".csv" else (ending,)
-    return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() in endings else []
 
 
 def _open_npz(path: Path, boundary: Mapping[str, str], named: Sequence[str]) -> Dataset:

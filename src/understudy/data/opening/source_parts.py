@@ -1,4 +1,4 @@
-"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect the others.
+"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect other episodes.
 
 Parts are the files of a folder (ACT, plain .npz and .csv, bags) or the groups of an HDF5 file (robomimic, Minari). If
 readable parts have different columns, the largest group of parts with equal columns is kept.
@@ -20,28 +20,26 @@ from ...core import UserError
 from ..episode import Dataset
 from ..formats import folder as plain
 from ..formats import preview_dataset
-from ..formats.logs import message_logs
-from ..formats.parts import hdf5, sidecar
+from ..formats.parts import file_kinds, hdf5, sidecar
 from ..formats.parts.column_names import sort_numbered
 from ..formats.parts.links import make_link
 
-_FILES = (".hdf5", ".h5", ".npz", ".csv", ".tsv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
 
 
 class SourceParts(ABC):
-    """A source that is split into parts."""
+    """A source that can be split into parts, such as files."""
 
     path: Path
     names: Sequence[str]
 
     @abstractmethod
     def copy_parts(self, names: Sequence[str], where: Path) -> Path:
-        """Makes a data set of some parts in the empty folder `where`. Returns its file or folder."""
+        """Writes a data set of some parts into the empty folder `where`. Returns its file or folder."""
 
 
 class FileParts(SourceParts):
-    """A folder whose files are its parts."""
+    """Source parts of a folder: its files."""
 
     def __init__(self, path: Path, files: Sequence[Path]):
         self.path, self.names = path, [p.name for p in files]
@@ -63,7 +61,7 @@ class FileParts(SourceParts):
 
 
 class GroupParts(SourceParts):
-    """An HDF5 file whose groups are its parts.
+    """Source parts of an HDF5 file: its groups.
 
     Args:
         path: The source: the file, or the folder that it is in.
@@ -95,23 +93,17 @@ class GroupParts(SourceParts):
 
 
 def find_parts(path: Path) -> SourceParts | None:
-    """Returns the parts of a source. None if its episodes cannot be told apart without reading them."""
+    """Finds the parts of a source. Returns None if its episodes cannot be told apart without reading them."""
     if path.is_dir():
-        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
-            data = path / "data" if (path / "data").is_dir() else path
+        data = file_kinds.minari_folder(path)
+        if data is not None and (data / "main_data.hdf5").exists():
             return _group_parts(data, data / "main_data.hdf5")
-        if (path / "meta/info.json").exists() or (path / "features.json").exists() or (path / ".zgroup").exists():
+        if file_kinds.folder_kind(path):
             return None
-        recordings = message_logs.log_paths(path)
-        if recordings and path not in recordings:
-            return FileParts(path, recordings)
-        kinds = [[p for p in inside if p.suffix == s and not p.name.endswith(sidecar.SIDECAR_NAME)] for s in _FILES]
-        files = max(kinds, key=len)
-        return FileParts(path, sorted(files, key=message_logs.recording_order)) if files else None
-    with open(path, "rb") as handle:
-        first = handle.read(8)
-    return _group_parts(path, path) if first == hdf5.MAGIC else None
+        files = file_kinds.recording_paths(path) or max(
+            (file_kinds.episode_files(path, kind) for kind in file_kinds.SUFFIXES), key=len)
+        return FileParts(path, files) if files else None
+    return _group_parts(path, path) if file_kinds.file_kind(path) == "hdf5" else None
 
 
 def _group_parts(path: Path, file: Path) -> SourceParts | None:
@@ -176,7 +168,7 @@ def recover_parts(
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
     out = parts.copy_parts(names, Path(tempfile.mkdtemp(dir=folder)))
     if sidecar.sidecar_path(metadata_path).exists():
-        with suppress(UserError):  # damaged itself, or about others too: `recover` reports it
+        with suppress(UserError):  # damaged, or about more episodes: `recover` reports it
             sidecar.copy_selected(metadata_path, np.isin(parts.names, names), out)
     return preview_dataset(out, **options)
 

@@ -44,6 +44,7 @@ from ..episode import Dataset, Episode, episode_starts
 from ..formats import remote
 from ..formats.lerobot_read import read_info, read_tasks
 from ..formats.parts import arrow
+from ..formats.parts.file_kinds import is_lerobot
 from ..formats.parts.links import check_links
 from ..formats.parts.npz_arrays import npy_header
 from ..sources import batch_ranges
@@ -57,7 +58,7 @@ _SHUFFLE_STREAM, _SAMPLE_STREAM = 1, 2  # streams of random numbers
 
 @dataclass(frozen=True)
 class _ShardChunk:
-    """Consecutive episodes of a shard. `first_step` is the number of their first step, counted over all shards."""
+    """Consecutive episodes of a shard. `first_step` numbers their first step, counted over all shards."""
 
     shard: int
     episodes: tuple[int, ...]
@@ -66,7 +67,7 @@ class _ShardChunk:
 
 
 class ShardStream:
-    """Episodes in shards, in the order of their names.
+    """Stream of episodes from shards (large files), in the order of the shards' names.
 
     The position of each episode is found first: the columns `episode_index`, or the headers of the tar files, are read
     once.
@@ -123,7 +124,7 @@ class ShardStream:
 
     @property
     def key(self) -> str:
-        """Digest of the names of the shards and the lengths of their episodes."""
+        """Digest of the names of the shards and the lengths of their episodes, which identifies the stream."""
         return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
@@ -143,7 +144,7 @@ class ShardStream:
         return less
 
     def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
-        """Returns windows over the stream. `make_windows` makes those over the episodes in the buffer."""
+        """Returns training windows over the stream. `make_windows` makes windows over the episodes in the buffer."""
         return StreamWindows(self, make_windows)
 
 
@@ -181,7 +182,7 @@ class StreamWindows(BatchSampler):
         return batch.replace(extra={**batch.extra, "index": index})
 
     def _locate_step(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
-        """(epoch, buffer in the epoch, batch in the buffer) of a step. Epochs fill buffers with other chunks."""
+        """Returns (epoch, buffer in the epoch, batch in the buffer) of a training step."""
         ends = self._chunk_ends.setdefault((size, seed), [])
         while not ends or ends[-1] <= step:
             batches = sum(self._batches_per_buffer(len(ends), size, seed))
@@ -197,7 +198,7 @@ class StreamWindows(BatchSampler):
         return [max(1, sum(pieces[i].steps for i in group) // size) for group in self._buffers(epoch, seed)]
 
     def _buffers(self, epoch: int, seed: int) -> list[list[int]]:
-        """The chunks of each buffer of an epoch."""
+        """Returns the chunks that are in each shuffling buffer of an epoch."""
         if self._previous[0] != (epoch, seed):
             groups, buffer_steps = [], self.stream.buffer_size + 1
             for i in _rng(_SHUFFLE_STREAM, seed, epoch).permutation(len(self.stream.chunks)).tolist():
@@ -211,7 +212,7 @@ class StreamWindows(BatchSampler):
         return self._previous[1]
 
     def _load(self, key, numbers: list[int]) -> tuple[Windows, np.ndarray, np.ndarray]:
-        """The windows of some chunks, with the start of each chunk among them, and among those of all shards."""
+        """Loads the windows of some chunks. Also returns where each chunk starts, among them and in all shards."""
         if self._loaded_key[0] != key:
             self._loaded_key = None, None  # free the memory before anything new is loaded
             pieces = [self.stream.chunks[i] for i in sorted(numbers)]
@@ -235,7 +236,7 @@ def _rng(*key: int) -> np.random.Generator:
 
 
 def _expand_braces(text: str) -> list[str]:
-    """Expands {000..012} in a name."""
+    """Expands {000..012} in a file name to all names."""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", text)
     if len(parts) == 1:
         return [text]
@@ -246,17 +247,17 @@ def _expand_braces(text: str) -> list[str]:
 
 
 def _shard_urls(name: str) -> list[str]:
-    """The shards at an address: the file itself, or the contents of a folder."""
+    """Returns the addresses of the shards at an address: the file itself, or the contents of a folder."""
     at = remote.url_of(name)
     if at is None or at.startswith("file://"):
         path = Path(name).expanduser() if at is None else remote.local_path(name)
         if not path.exists():
             raise UserError("there is no shard and no folder here", where=path, hint="check the path")
         if is_view(path):
-            raise UserError("a view is no shard: its operations need all of its data", where=path,
+            raise UserError("a view is not a shard: its operations need all of its data", where=path,
                             hint="write it out first: " + command_line("view", "materialize", path, "--out", "DST"))
         check_links(path)
-        if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
+        if is_lerobot(path):  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \
             else [str(path)]
@@ -268,7 +269,7 @@ def _shard_urls(name: str) -> list[str]:
 
 
 def _open_seekable(at: str):
-    """A seekable file."""
+    """Opens a file for reading so that it can seek."""
     if remote.url_of(at) is None:
         return open(at, "rb")
     fs, place = remote.open_url(at)
@@ -286,7 +287,7 @@ def _open_shard(at: str) -> _Shard:
 
 @contextmanager
 def _shard_errors(at: str) -> Iterator[None]:
-    """Turns every error about a shard into a UserError."""
+    """Turns every error about a shard into a UserError. A context manager."""
     try:
         with remote.remote_errors(at) if remote.url_of(at) else nullcontext():
             yield
@@ -299,13 +300,13 @@ def _shard_errors(at: str) -> Iterator[None]:
 
 
 def _lerobot_folder(at: str) -> Path | None:
-    """The LeRobot data set on this disk that a file of data/chunk-000/ belongs to."""
+    """Returns the LeRobot data set on this disk that a file of data/chunk-000/ belongs to, if any."""
     folder = None if remote.url_of(at) else Path(at).absolute().parents[2:3]
-    return folder[0] if folder and (folder[0] / "meta" / "info.json").exists() else None
+    return folder[0] if folder and is_lerobot(folder[0]) else None
 
 
 class _Shard(ABC):
-    """A file with episodes."""
+    """Base class of shards: files with several episodes."""
 
     at: str  # path or URL
     lengths: np.ndarray  # steps of each episode, (E,) int64
@@ -316,7 +317,7 @@ class _Shard(ABC):
 
 
 class _TarShard(_Shard):
-    """One sample per episode: the files with the same name up to the first dot (webdataset)."""
+    """Shard that is a tar file with one sample per episode: files with equal names up to the first dot (webdataset)."""
 
     def __init__(self, at: str):
         self.at, samples = at, {}
@@ -330,7 +331,7 @@ class _TarShard(_Shard):
             self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
     def _episode_length(self, handle, files) -> int:
-        """The length of the action, which has one row per step. Only the header of a separate array is read."""
+        """Returns the length of an episode: the length of the action, which has one row per step."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
             return int(npy_header(handle)[0][0])
@@ -376,12 +377,12 @@ def _read_bytes(handle, place: tuple[int, int]) -> bytes:
 
 
 def _open_parquet(handle) -> pq.ParquetFile:
-    """Opens without prefetching, whose thread causes SIGABRT if it uses the handle when the interpreter ends."""
+    """Opens a parquet file without prefetching. Prefetching threads can crash the interpreter at exit."""
     return pq.ParquetFile(handle, pre_buffer=False)
 
 
 class _ParquetShard(_Shard):
-    """A parquet file in which the rows of an episode follow each other."""
+    """Shard that is a parquet file in which the rows of an episode follow each other."""
 
     def __init__(self, at: str):
         self.at = at
@@ -425,7 +426,7 @@ class _ParquetShard(_Shard):
 
 
 def _to_array(values: pa.Array, where: str) -> np.ndarray:
-    """(n, ...) numbers, lists of them, text, or encoded images."""
+    """Converts an Arrow column (numbers, lists, text or encoded images) to an array, (n, ...)."""
     if pa.types.is_struct(values.type) and "bytes" in [f.name for f in values.type]:
         return np.stack([video.decode_image(v.as_py(), 3, f"{where}, row {i}")
                          for i, v in enumerate(values.field("bytes"))])

@@ -29,8 +29,8 @@ from .. import cache, operations
 from ..corrections import Reorder, Scale, Shift, Swap
 from ..episode import Dataset
 from ..formats import remote
-from ..formats.detection import VIEW_PATTERN
 from ..formats.parts import sidecar
+from ..formats.parts.file_kinds import file_kind
 from ..operations import ConcatSource, Merge, Operation
 from ..segments import ColumnSegments, Cut, CutSegments, StoredSegments
 from ..sources import camera_names
@@ -47,7 +47,7 @@ _REMAKE_HINT = "make the view again from the data as they are now. What it was m
 
 @dataclass(frozen=True)
 class Parent:
-    """A data set or view that a view is made from.
+    """A data set or view that a view is made from, and the state it had then.
 
     Args:
         path: Path relative to the folder of the view, or a URL.
@@ -64,7 +64,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class View:
-    """The contents of a view file. `episodes` and `steps` count those of the result.
+    """The contents of a view file. `episodes` and `steps` count the episodes and steps of the result.
 
     Args:
         created_with: How the view was made, for human readers. Plain JSON values.
@@ -143,7 +143,7 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
-    """Says whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
+    """Returns whether a parent has changed since the view was made, and its present state."""
     place = view.parent_path(parent)
     if not remote.url_of(parent.path) and not place.exists():
         return "missing"
@@ -154,11 +154,8 @@ def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as i
 
 
 def is_view(path: Path) -> bool:
-    """Whether a file starts like a view file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as handle:
-        return VIEW_PATTERN.match(handle.read(64)) is not None
+    """Returns whether a file starts like a view file."""
+    return path.is_file() and file_kind(path) == "view"
 
 
 def describe_operation(operation: Operation) -> str:
@@ -184,7 +181,7 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
-    """Returns file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
+    """Returns stamp and content hash of files, as in `Parent`. Both are the key of the source if the path is a URL."""
     if remote.url_of(path):
         key = open_parent(path).source.key
         return key, key
@@ -193,7 +190,7 @@ def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
 
 
 def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name in the data set, file) in order. The sidecar file of a file belongs to the data set."""
+    """Yields (name in the data set, file) of the files of a data set, in order."""
     if not path.is_dir():
         yield from (("", path), *([(sidecar.SIDECAR_NAME, p)] if (p := sidecar.sidecar_path(path)).exists() else []))
         return
@@ -204,13 +201,13 @@ def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _file_stamp(path: Path) -> str:
-    """Digest of names, sizes, mtime and ctime. No program can reset ctime, and moving a folder changes none of them."""
+    """Returns a digest of names, sizes, mtime and ctime of files, which changes whenever a file is changed."""
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
                               for s in [file.stat()]])
 
 
 def _content_hash(path: Path) -> str:
-    """SHA-256 of all files. The cache keeps it, so that the files are read once as long as they do not change."""
+    """Returns the SHA-256 of all files. The cache keeps it, so that unchanged files are read once."""
     def build(part):
         digest = hashlib.sha256()
         for name, file in _dataset_files(path):
@@ -262,7 +259,7 @@ def _operation_from_json(document: Any, where: str, kinds: Mapping[str, Any] = _
 
 def _check_type(value, kind: str, key: str):
     if type(value).__name__ != kind:
-        raise TypeError(f"{key}: {value!r} is no {kind}")
+        raise TypeError(f"{key}: {value!r} is not of type {kind}")
     return value
 
 
@@ -270,7 +267,7 @@ def _check_type(value, kind: str, key: str):
 
 
 def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path: Path) -> Dataset:
-    """Applies the operations of a view, of which the first is `Merge` if there are several parents."""
+    """Applies the operations of a view to its parents. With several parents, the first operation is `Merge`."""
     try:
         if len(opened) > 1:
             data, what = what[0].apply(*opened), what[1:]
@@ -290,7 +287,7 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
         named_class = _KINDS.get(type(operation).__name__.lower())
         parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
         if other := [o for o in (operation, *parts) if type(o) not in (named_class, *_PARTS.values())]:
-            raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is no operation of "
+            raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is not an operation of "
                             "understudy.data.operations", where=path,
                             hint="apply it in Python, and write what it returns with write_dataset")
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]

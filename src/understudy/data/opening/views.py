@@ -1,4 +1,4 @@
-"""Write view files, list them, and trace them back to the data that they show. `view_file` reads them."""
+"""Writes view files, lists them, and traces them back to the data that they show. `view_file` reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .view_file import (
 
 
 def parent_state(view: View, parent: Parent) -> str:
-    """Says whether a parent of a view is "as it was", "changed" or "missing"."""
+    """Returns the state of a parent of a view: "as it was", "changed" or "missing"."""
     return view_file.parent_state(view, parent, open_dataset)
 
 
@@ -72,8 +72,8 @@ def lineage(path: str | Path) -> dict[str, Any]:
 
     Returns:
         A dict of plain JSON values: "path", "state" (see `parent_state`), "episodes", "steps", "operations" (one line
-        each), "made", and "parents", a list of the same for each parent. A parent that is not a view has only "path",
-        "state", "episodes" and "steps".
+        each), "made", and "parents", a list with such a dict for each parent. A parent that is not a view has only
+        "path", "state", "episodes" and "steps".
     """
     view = read_view(path)
     parents = []

@@ -21,7 +21,7 @@ WAIT = 0.5  # s between two looks at the encoder
 
 @dataclass(frozen=True)
 class Backlog:
-    """Finished episodes in the journal that wait for the encoder: their bytes and steps."""
+    """Finished episodes in the journal that wait for the encoder: number of bytes and steps."""
 
     bytes: int
     steps: int
@@ -31,7 +31,7 @@ class Backlog:
 
 
 class EncoderProcess:
-    """Passes finished segments of a journal to a process. It is started with the first one."""
+    """Handle of the encoder process, to which finished journal segments are passed."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -65,7 +65,7 @@ class EncoderProcess:
                 self._failure = f"its process cannot be started ({error.strerror})"
 
     def backlog(self) -> Backlog:
-        """What is not encoded yet."""
+        """Returns the number of bytes and steps that are not encoded yet."""
         with self._lock:
             last, fraction = self._progress
             shares = [(1 - fraction * (segment <= last), b) for segment, b in self._waiting.items()]
@@ -73,7 +73,7 @@ class EncoderProcess:
                        round(sum(share * b.steps for share, b in shares)))
 
     def check(self) -> None:
-        """Raises a UserError if the process has failed."""
+        """Raises a UserError if the encoder process has failed."""
         has_ended = self._process is not None and self._process.poll() is not None  # None: it is being started
         if has_ended and self._reader is not None:
             self._reader.join(1)  # its last report says why
@@ -83,12 +83,12 @@ class EncoderProcess:
                             hint=f"make room on the disk and in memory, then {command_line('repair', self._path)}")
 
     def forget(self) -> None:
-        """Somebody else has encoded everything."""
+        """Forgets all waiting segments, because another process has encoded them."""
         with self._lock:
             self._waiting.clear()
 
     def close(self, show: Callable[[str], None]) -> None:
-        """Waits until the process has encoded what it can."""
+        """Waits until the encoder process has encoded what it can."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -115,7 +115,7 @@ class EncoderProcess:
 
 
 class Report:
-    """Tells the `EncoderProcess` at the other end of standard output the last segment that this process has encoded."""
+    """Reports progress from the encoder process to the recorder, on standard output."""
 
     def __init__(self, segment: str):
         self._segment, self._shown = segment, 0.0

@@ -23,7 +23,7 @@ from ..formats.parts.path_pattern import fill_pattern
 
 
 def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
-    """The rows of an episode with another number, and another index of their first row."""
+    """Gives the rows of an episode a new episode number and new row indices, starting at `first`."""
     columns = {"episode_index": np.full(len(rows), episode), "index": first + np.arange(len(rows))}
     for name, values in columns.items():
         field = rows.schema.field(name)
@@ -32,7 +32,7 @@ def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
 
 
 class LeRobotRepair:
-    """Copies the numbers without the lost rows and renumbers them. Videos are linked.
+    """Repairs a LeRobot data set by copying its numbers without the lost rows. Videos are linked.
 
     Which rows belong to an episode follows from the index columns of the data, because lengths in the tables may be
     wrong. The rows from the first one without a frame on are lost, because nothing can take their place.
@@ -45,12 +45,12 @@ class LeRobotRepair:
         self.chunks = max(1, int(self.info.get("chunks_size", 1000)))
         self.filmed: dict[int, tuple[int, str]] = {}  # by episode: rows with frames, and why there are no more
         self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
-        self.numbers: list[int] = []  # which episodes they were
-        self.cut: set[int] = set()  # which of them have lost rows
-        self.frames = 0  # of the kept episodes
+        self.numbers: list[int] = []  # the old number of each kept episode
+        self.cut: set[int] = set()  # numbers of episodes that have lost rows
+        self.frames = 0  # number of frames of the kept episodes
 
     def run(self) -> Path:
-        """Writes the copy, and returns its folder."""
+        """Writes the repaired copy, and returns its folder."""
         (self.out / "meta").mkdir(parents=True)
         if self.is_v3:
             rows = _read_episode_tables(self.path, self.info, self.report_loss)
@@ -71,7 +71,7 @@ class LeRobotRepair:
         return self.out
 
     def _stored_path(self, key: str, number: int, row, **more) -> str:
-        """The file of an episode: by its number in v2, and by its row of the tables in v3.0."""
+        """Returns the file of an episode: by its number in v2, and by its row of the tables in v3.0."""
         if not self.is_v3:
             return fill_pattern(self.info[key], episode_chunk=number // self.chunks, episode_index=number, **more)
         at = f"videos/{more['video_key']}" if more else "data"
@@ -79,7 +79,7 @@ class LeRobotRepair:
                             file_index=row[f"{at}/file_index"], **more)
 
     def _row_times(self, file: str, rows: dict[int, dict]) -> dict[int, np.ndarray]:
-        """The time of each row of the episodes in a data file, in s. That of rows that cannot be read is computed."""
+        """Returns the time (s) of each row of the episodes in a data file. Times of unreadable rows are computed."""
         table = _readable_row_groups(self.path / file, lambda loss: None, ["episode_index", "frame_index", "timestamp"])
         out = {}
         for number, row in rows.items():
@@ -91,7 +91,7 @@ class LeRobotRepair:
         return out
 
     def _match_frames(self, camera: str, rows: dict[int, dict], times: dict[int, np.ndarray]) -> None:
-        """Finds the rows with frames of each episode, and when its frames begin in their file."""
+        """Finds the rows of each episode that have frames, and when its frames begin in their file."""
         key, inside = f"videos/{camera}/from_timestamp", {}
         for number, row in rows.items():
             inside.setdefault(self._stored_path("video_path", number, row, video_key=camera), []).append(number)
@@ -129,7 +129,7 @@ class LeRobotRepair:
 
     def _intact_part(self, table: pa.Table | None, file: str, number: int, row: dict, is_damaged: bool
                      ) -> pa.Table | None:
-        """The rows of an episode up to the first that is missing or has no frame, which is reported. None without."""
+        """Returns the rows of an episode up to the first one that is missing or has no frame, and reports it."""
         part, location = _rows_of(table, number), f"{self.path / file}, episode {number}"
         n_stored = 0 if table is None else int((table["episode_index"].to_numpy() == number).sum())
         expected = max(n_stored, int(row.get("length") or 0) if is_damaged or not n_stored else 0)
@@ -158,7 +158,7 @@ class LeRobotRepair:
 
 
 def _repair_video(path: Path, to: Path, report_loss) -> None:
-    """A link to the video or, if it is cut off, a copy of the frames before the cut (if its index is at the front)."""
+    """Links a video or, if it is cut off, copies the frames before the cut."""
     good = broken = 0
     try:
         with av.open(str(path), metadata_errors="replace") as source:
@@ -183,7 +183,7 @@ def _repair_video(path: Path, to: Path, report_loss) -> None:
 
 def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers: list[int], v3: bool,
                     cut: set[int]) -> None:
-    """Writes what describes the kept episodes. The last observations of those that are cut are left out."""
+    """Writes the metadata of the kept episodes, without the last observations of episodes that were cut."""
     write_json(out / "meta/info.json", {**info, "total_episodes": len(kept),
                                         "total_frames": sum(r["length"] for r in kept)})
     for name in ("tasks.parquet", "tasks.jsonl"):
@@ -220,9 +220,9 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
 
 
 def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:
-    """The readable rows of the episode tables, by number. Missing ones are computed from the data, without cameras."""
+    """Reads the readable rows of the episode tables, by number. Missing rows are computed from the data."""
     rows: dict[int, dict] = {}
-    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be those of an append that did not finish
+    is_own = (path / UNDERSTUDY_FOLDER).is_dir()  # its last episodes may be of an append that did not finish
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         table = _readable_row_groups(file, report_loss)
         if table is not None:
@@ -239,7 +239,7 @@ def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]
 
 
 def _rows_of(table: pa.Table | None, episode: int) -> pa.Table:
-    """The rows of an episode up to the first one that is missing."""
+    """Returns the rows of an episode up to the first one that is missing."""
     if table is None:
         return pa.table({"frame_index": pa.array([], pa.int64())})
     part = table.filter(pa.array(table["episode_index"].to_numpy() == episode))
@@ -248,7 +248,7 @@ def _rows_of(table: pa.Table | None, episode: int) -> pa.Table:
 
 
 def _readable_row_groups(file: Path, report_loss, columns: list[str] | None = None) -> pa.Table | None:
-    """The readable row groups."""
+    """Reads the readable row groups of a Parquet file."""
     try:
         source = open_parquet(file)
     except UserError as error:

@@ -34,6 +34,7 @@ from .. import cache, journal
 from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
+from ..formats.parts.file_kinds import is_lerobot
 from ..formats.parts.sidecar import to_json_value
 from ..sources import first_misfit
 from .encoder import WAIT, Backlog, EncoderProcess, Report
@@ -43,7 +44,7 @@ SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files
 MAX_QUEUED_BYTES = 512 * 2**20  # bytes that may wait in memory for a slow disk
 MAX_BACKLOG_BYTES = 32 * 2**30  # bytes of finished episodes that may wait for the encoder
 MIN_FREE_DISK = 512 * 2**20  # bytes of the disk that stay free: `repair` needs some of them
-ENCODER_THREADS = 1  # for each camera; cameras are encoded together
+ENCODER_THREADS = 1  # threads for each camera; cameras are encoded together
 _OPTIONAL_COLUMNS = ("task", "timestamp", "next.success")  # columns that not every episode has
 _LATE_FACTOR = 1.5  # a step is late after this many periods
 
@@ -51,7 +52,7 @@ Values = Mapping[str, Any]
 
 
 def free_disk_text(path: Path) -> str:
-    """How much of a disk is free, in words. The disk is named by the folder at which it is mounted."""
+    """Returns how much space of a disk is free, in words, with the folder at which it is mounted."""
     mount = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.is_mount())
     return f"{shutil.disk_usage(path).free / 2**20:,.0f} MB of the disk at {mount} are free"
 
@@ -132,8 +133,8 @@ class Recorder:
         except BaseException:
             self._lock.close()
             raise
-        self._steps = -1  # of the current episode; -1 if there is none
-        self._episode_metadata: dict[str, Any] = {}  # of the next episode
+        self._steps = -1  # number of steps of the current episode; -1 if there is none
+        self._episode_metadata: dict[str, Any] = {}  # metadata of the next episode
         self._can_change_last = False  # whether the last finished episode can still be discarded or labeled
         self._first_time = self._last_time = 0.0  # times of the first step that was kept and of the last step
         self._has_last_time = False  # whether the current episode has a step with a time
@@ -195,7 +196,7 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Sets metadata of the episode that starts with the next step, if they are known in advance."""
+        """Sets metadata, known in advance, of the episode that starts with the next step."""
         self._check_ended()
         self._episode_metadata = metadata
 
@@ -300,7 +301,7 @@ class Recorder:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def backlog(self) -> Backlog:
-        """What waits for the encoder."""
+        """The finished episodes that wait for the encoder."""
         return self._encoder.backlog()
 
     def wait_for_encoder(self, max_bytes: int = 0) -> None:
@@ -316,7 +317,7 @@ class Recorder:
 
     @property
     def open_bytes(self) -> int:
-        """Bytes in the journal of episodes that the encoder gets when the next one begins."""
+        """Bytes in the journal of episodes that are not passed to the encoder yet."""
         return self._journal.n_bytes
 
     def check_encoder(self) -> None:
@@ -383,10 +384,10 @@ class Recorder:
             raise self._error
 
     def _writer_loop(self) -> None:
-        """The thread: writes everything that waits, then syncs once."""
+        """Runs the writer thread: writes everything that waits, then syncs once."""
         unsynced: list[int] = []
         since = None  # time of the first step that is not synced
-        n_steps = 0  # of the segment
+        n_steps = 0  # number of steps of the segment
         while not self._stopped.is_set():
             items, asked = [], []
             with suppress(queue.Empty):
@@ -450,7 +451,7 @@ class Recorder:
             self.path.rmdir()
         if not self.path.exists():
             lerobot.create(self.path, schema, fps=self.fps, robot_type=robot_type, images=images)
-        elif not (self.path / "meta" / "info.json").exists():
+        elif not is_lerobot(self.path):
             raise UserError("the folder does not contain a recording", where=self.path,
                             hint="choose another folder")
         (self.path / journal.JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -458,7 +459,7 @@ class Recorder:
             sync_folder(self.path / folder)
 
     def _check_existing(self, schema: Schema) -> None:
-        """Compares the schema with an existing data set."""
+        """Checks that the columns fit an existing data set that is extended."""
         info = read_info(self.path)
         if not info["total_episodes"]:
             return
@@ -478,7 +479,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What `publish` did.
+    """The result of `publish`: how many episodes were moved, and descriptions of what was lost.
 
     Args:
         problems: Descriptions of what could not be read or kept.
@@ -549,7 +550,7 @@ def warn_of_losses(path: Path, done: PublishResult) -> None:
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Runs `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
+    """Runs `publish` on a recording if its recorder has stopped. Raises UserError if the recorder is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)
@@ -558,7 +559,7 @@ def repair(path: str | Path) -> PublishResult:
 
 
 def _match_success_column(episode: Episode, has_success: bool) -> Episode:
-    """Adds `next.success` if the others have it. An environment that has not reported success has not had one."""
+    """Adds `next.success` (false) to an episode if all other episodes have it, or removes it if they do not."""
     changes: dict[str, np.ndarray | None] = {}
     if ("next.success" in episode.steps) != has_success:
         changes["next.success"] = np.zeros(len(episode), bool) if has_success else None
@@ -579,7 +580,7 @@ def _lock_recording(path: Path):
 
 
 def _check_readable(schema: Schema, required: bool) -> None:
-    """Raises a UserError if no policy could read anything, and warns about columns that no policy will read."""
+    """Raises a UserError if a policy could read no column, and warns of columns that no policy will read."""
     readable = [n for n, f in schema.items() if is_read_by_default(n, f)]
     names = suggested_names(schema)
     renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
@@ -595,7 +596,7 @@ def _check_readable(schema: Schema, required: bool) -> None:
 
 
 def _finite(name: str, value: np.ndarray, feature: Feature, values: Values, where: str) -> np.ndarray:
-    """Checks that `value` is finite. If the step says that it was not sensed, NaN and infinity become 0."""
+    """Checks that a value is finite. Values that were not sensed in this step are set to 0 instead."""
     if value.dtype.kind != "f" or role(name) in ("other", "index") or (good := np.isfinite(value)).all():
         return value
     if role(name) == "observation" and f"{name}?" in values and not np.asarray(values[f"{name}?"]).any():
@@ -613,7 +614,7 @@ def _not_finite(name: str, value, feature: Feature, at, where: str, after: str =
 
 
 def _check_same_columns(first: Schema, second: Schema, problem: str, where: object, hint: str) -> None:
-    """Raises a UserError for a column that the schemas do not share. `problem` has a place for that of each."""
+    """Raises a UserError for the first column that differs between two schemas. `problem` is formatted with both."""
     for name in dict.fromkeys((*first, *second)):
         columns = [f"{schema[name].dtype} {schema[name].shape}" if name in schema else "no such column"
                    for schema in (first, second)]
@@ -625,7 +626,7 @@ def _check_same_columns(first: Schema, second: Schema, problem: str, where: obje
 
 
 def _publish_worker(path: Path) -> None:
-    """The encoder's process: each line on standard input names a finished segment, and its end ends the process."""
+    """Runs the encoder process: reads the names of finished segments from standard input until it ends."""
     for line in sys.stdin:
         report = Report(line.strip())
         try:

@@ -29,7 +29,7 @@ from ..episode import Dataset
 from ..formats import preview_dataset, rlds, zarr_store
 from ..formats.describe import lerobot_source
 from ..formats.logs import message_logs
-from ..formats.parts import hdf5, npz_arrays, read_errors, sidecar
+from ..formats.parts import file_kinds, hdf5, npz_arrays, read_errors, sidecar
 from ..formats.parts.links import check_links, make_link
 from ..opening.source_parts import find_parts, recover_parts
 from .lerobot_recovery import LeRobotRepair
@@ -74,7 +74,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
 
 
 def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]) -> tuple[Dataset, list[int], Path]:
-    """What can be opened, the numbers of the readable episodes, and the path."""
+    """Repairs and opens a source. Returns the data, the numbers of the readable episodes, and the path."""
     mended, refused, data = path, None, Dataset([])
     if (mend := _repair_function(path)) is not None:
         mended = mend(path, folder, losses.append)
@@ -117,7 +117,7 @@ def check_readable(data: Dataset) -> None:
 
 
 def _read_error(data: Dataset, index: int) -> str | None:
-    """The reason why an episode cannot be read, if it cannot."""
+    """Returns the reason why an episode cannot be read, or None if it can."""
     try:
         episode = data[index]
         for name in episode.steps:
@@ -135,32 +135,28 @@ RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 
 def _repair_function(path: Path) -> RepairFunction | None:
     if path.is_dir():
-        if (path / "meta" / "info.json").exists():
+        kind = file_kinds.folder_kind(path)
+        if kind == "lerobot":
             return lambda *arguments: LeRobotRepair(*arguments).run()
-        if (path / "features.json").exists() and (path / "dataset_info.json").exists():
-            return _repair_rlds
-        if (path / ".zgroup").exists() or (path / "zarr.json").exists():
-            return _repair_zarr
-        if (path / "data/main_data.hdf5").exists():  # Minari
-            return lambda path, folder, report_loss: _repair_folder(path / "data", folder, report_loss)
-        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        return _repair_folder if any(_repair_function(p) for p in inside) else None
+        if kind in ("rlds", "zarr"):
+            return _repair_rlds if kind == "rlds" else _repair_zarr
+        files_folder = file_kinds.minari_folder(path) or path
+        inside = [p for p in files_folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+        is_known = any(_repair_function(p) for p in inside)
+        return (lambda _, *arguments: _repair_folder(files_folder, *arguments)) if is_known else None
     if not path.exists():
         return None
-    with open(path, "rb") as handle:
-        first = handle.read(16)
-    if first.startswith(b"PK\x03\x04"):
+    kind = file_kinds.file_kind(path)
+    if kind == "zip":
         if not _is_complete_zip(path):
             return _repair_npz
         with zipfile.ZipFile(path) as archive:
-            return _repair_zarr if {".zgroup", "zarr.json"} & set(archive.namelist()) else None
-    if first.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _repair_hdf5
-    return _repair_mcap if first.startswith(b"\x89MCAP0\r\n") else None
+            return _repair_zarr if file_kinds.is_zarr(archive.namelist()) else None
+    return {"hdf5": _repair_hdf5, "mcap": _repair_mcap}.get(kind)
 
 
 def _repair_folder(path: Path, folder: Path, report_loss) -> Path:
-    """A folder of files. Each of them may be damaged."""
+    """Repairs each damaged file of a folder, and returns a folder with the results."""
     out = folder / path.name
     out.mkdir()
     for p in sorted(path.iterdir()):
@@ -184,7 +180,7 @@ def _repair_folder(path: Path, folder: Path, report_loss) -> Path:
 
 
 def _repair_rlds(path: Path, folder: Path, report_loss) -> Path:
-    """The records with correct checksums, in one file per split."""
+    """Repairs an RLDS folder: copies the records with correct checksums, one file per split."""
     info = read_json(path / "dataset_info.json")
     if not isinstance(info, dict) or info.get("fileFormat", "tfrecord") != "tfrecord" or not isinstance(
             info.get("splits"), list):
@@ -209,7 +205,7 @@ def _repair_rlds(path: Path, folder: Path, report_loss) -> Path:
 
 
 def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
-    """Complete records with correct checksums. After a wrong length, the start of the next record is unknown."""
+    """Yields the complete records with correct checksums of a tfrecord file."""
     data, number = rlds.map_file(file), 0
     try:
         for at, length in rlds.scan_records(data, file):
@@ -231,7 +227,7 @@ def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
 
 
 def _repair_zarr(path: Path, folder: Path, report_loss) -> Path:
-    """The episodes with complete and readable chunks, in a separate store; `path` if these are all."""
+    """Repairs a zarr store: copies the episodes with complete and readable chunks. Returns `path` if all chunks are."""
     try:
         source = _AllRows(path)
     except UserError:
@@ -268,7 +264,7 @@ def _repair_zarr(path: Path, folder: Path, report_loss) -> Path:
 
 
 class _AllRows(zarr_store.ZarrSource):
-    """All rows as one episode, because the ends of the episodes may be what is wrong."""
+    """Wraps a zarr store so that all rows are one episode, because the stored episode ends may be wrong."""
 
     def _episode_lengths(self):
         self.arrays = self._arrays
@@ -283,7 +279,7 @@ class _AllRows(zarr_store.ZarrSource):
         return self._rows(key, begin, end)
 
     def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
-        """(first row, row after the last, problem). A missing chunk counts as omitted zeros if that is likely."""
+        """Yields the damaged rows of an array as (first row, row after the last, problem)."""
         edges = array.shards or array.chunks
         grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
         missing = [at for at in np.ndindex(*grid)
@@ -312,7 +308,7 @@ def _is_complete_zip(path: Path) -> bool:
 
 
 def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[str, bytes, int, int, int]]:
-    """Name, content, size, checksum and end of each file in a zip, by its header in front of it."""
+    """Yields name, content, size, checksum and end of each file in a damaged zip, by its local headers."""
     at = 0
     while at + _LOCAL_FILE_HEADER.size <= len(data):
         mark, _, flags, method, _, _, check, packed, size, name_size, more_size = _LOCAL_FILE_HEADER.unpack(
@@ -330,7 +326,7 @@ def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[st
         raw = data[begin: begin + packed].tobytes()
         if method == 8:
             try:
-                raw = zlib.decompressobj(-15).decompress(raw)  # also what is cut off
+                raw = zlib.decompressobj(-15).decompress(raw)  # also decompresses what is cut off
             except zlib.error as error:
                 report_loss(f"{path}, {name}: {error}")
                 raw = b""
@@ -342,7 +338,10 @@ def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[st
 
 
 def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
-    """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
+    """Repairs an .npz file by the headers of its arrays.
+
+    Without `episode_ends`, the episode of each row is not known.
+    """
     arrays: dict[str, np.ndarray] = {}
     data, end = np.memmap(path, np.uint8, "r"), 0
     for name, raw, size, check, next_at in _zip_members(path, data, report_loss):
@@ -370,7 +369,7 @@ def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
 
 
 def _whole_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, path: Path, report_loss) -> dict[str, np.ndarray]:
-    """The rows of the first episodes that all arrays have: one per step, one more per episode, or one per episode."""
+    """Returns the rows of the first episodes that are complete in all arrays."""
     steps, count = int(ends[-1]) if len(ends) else 0, len(ends)
     n_whole = count
     for array in arrays.values():
@@ -385,7 +384,7 @@ def _whole_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, path: Path,
 
 
 def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
-    """The complete rows of an .npy file that may be cut off."""
+    """Reads the complete rows of an .npy file that may be cut off."""
     stream = io.BytesIO(raw)
     try:
         shape, fortran, dtype = npz_arrays.read_header(stream, path)
@@ -404,7 +403,7 @@ def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
 
 
 def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
-    """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
+    """Repairs an HDF5 file that is cut off: copies the groups of episodes before the end of the file."""
     h5py = hdf5.import_h5py()
     out, long = folder / path.name, folder / "long.hdf5"
     size, expected_size = path.stat().st_size, _stored_eof(path)
@@ -466,7 +465,7 @@ def _forget_missing_episodes(file) -> None:
 
 
 def _stored_eof(path: Path) -> int | None:
-    """The end of file that the superblock stores (HDF5 file format, II.A). The library refuses a shorter file."""
+    """Returns the end of file that an HDF5 superblock stores, because the library refuses a shorter file."""
     with open(path, "rb") as handle:
         head = handle.read(96)
     version = head[8]
@@ -485,7 +484,7 @@ def _stored_eof(path: Path) -> int | None:
 
 
 def _repair_mcap(path: Path, folder: Path, report_loss) -> Path:
-    """All messages before the damage, and the records of metadata, in a file with an index."""
+    """Repairs an MCAP file: copies all messages before the damage, and the metadata, to a file with an index."""
     message_logs.import_reader("mcap.reader")
     from mcap.writer import Writer
 

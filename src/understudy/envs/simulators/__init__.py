@@ -1,1 +1,1 @@
-"""Adapters to simulators of other packages, one for each extra."""
+"""Adapters to simulators of other packages. Each belongs to an optional dependency (extra)."""

@@ -33,7 +33,7 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
 
 
 def score(rewards: np.ndarray, steps: int = 200) -> float:
-    """D4RL's normalized score of an episode: 0 is the random policy, 100 its expert.
+    """Returns D4RL's normalized score of an episode: 0 is the random policy, 100 its expert.
 
     Args:
         rewards: Rewards of the episode, (T,).
@@ -43,7 +43,7 @@ def score(rewards: np.ndarray, steps: int = 200) -> float:
 
 
 def reward(obs: np.ndarray, speed: np.ndarray) -> float:
-    """Reward of a step, as in the recorded demonstrations.
+    """Computes the reward of a step as in the recorded demonstrations.
 
     Gymnasium-Robotics 1.4.2 has the wrong sign for the distance between palm and handle.
 
@@ -58,7 +58,7 @@ def reward(obs: np.ndarray, speed: np.ndarray) -> float:
 
 
 class CorrectedReward(gymnasium.Wrapper):
-    """Gives the cost terms of the reward the right sign, and adds whether the door has been open to the info."""
+    """Wraps AdroitHandDoor to correct the signs of costs in the reward, and to report whether the door opened."""
 
     def reset(self, **options):
         self.opened = False

@@ -27,7 +27,7 @@ from .. import gymnasium_adapter
 from .external import ExpertVector
 
 VARIABLE = "UNDERSTUDY_DIFFUSION_POLICY"  # names the folder of the copy
-FOLDER = "diffusion_policy/env/block_pushing"  # in it
+FOLDER = "diffusion_policy/env/block_pushing"  # in the copy
 PACKAGE = FOLDER.replace("/", ".")
 STEPS_PER_SECOND = 10
 STATE = tuple(f"{body}.{part}" for body, parts in (
@@ -38,12 +38,13 @@ STATE = tuple(f"{body}.{part}" for body, parts in (
 def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, **options) -> ExpertVector:
     """Makes multimodal block pushing.
 
-    Which block is pushed first, and onto which square, is free. The environment and its scripted expert are those of
-    a copy of https://github.com/real-stanford/diffusion_policy, whose code runs in this process.
+    Which block is pushed first, and onto which square, is free. The environment and its scripted expert come from a
+    copy of https://github.com/real-stanford/diffusion_policy. The code of the copy runs in this process.
 
     observation.state (16): positions and angles of the blocks, position of the effector and where it is sent, positions
     and angles of the squares. action (2): how far the effector is sent in this step, m. info["one"]: a block has
-    reached a square. The reward is 0.49 when a block first reaches a square, and 0.51 when both are on different ones.
+    reached a square. The reward is 0.49 when a block first reaches a square, and 0.51 when the two blocks are on
+    different squares.
 
     Args:
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
@@ -68,7 +69,7 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
 
 
 class BlockPushing(gymnasium.Env):
-    """The simulator with Gymnasium's signatures, and its expert."""
+    """The block-pushing simulator with Gymnasium's signatures, and its expert."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": STEPS_PER_SECOND}
     render_mode = "rgb_array"
@@ -129,7 +130,7 @@ def _disconnect(client) -> None:
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Nothing reaches standard output, where the JSON of a command may go. PyBullet prints to it from C."""
+    """Keeps output of PyBullet from standard output, where the JSON of a command may go. A context manager."""
     sys.stdout.flush()
     saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -143,7 +144,7 @@ def _without_output() -> Iterator[None]:
 
 
 def _load(copy: Path) -> tuple[type, type]:
-    """The classes of the simulator and of its expert."""
+    """Loads the classes of the block-pushing simulator and of its expert."""
     if not (copy / FOLDER).is_dir():
         problem = f"there is no {FOLDER} in it" if copy.parts else f"the environment variable {VARIABLE} is not set"
         raise UserError(f"block pushing needs a copy of the repository diffusion_policy: {problem}",
@@ -156,7 +157,7 @@ def _load(copy: Path) -> tuple[type, type]:
             oracle = importlib.import_module(f"{PACKAGE}.oracles.multimodal_push_oracle")
         finally:
             sys.path.remove(str(copy))
-    quiet = logging.getLogger(PACKAGE)  # in place of the root, at which it tells of each block that moves
+    quiet = logging.getLogger(PACKAGE)  # replaces the root logger, to which it reports each block that moves
     quiet.setLevel(logging.WARNING)
     vars(simulator)["logger"] = quiet
     return simulator.BlockPushMultimodal, oracle.MultimodalOrientedPushOracle
@@ -164,7 +165,7 @@ def _load(copy: Path) -> tuple[type, type]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Names that the copy imports from the old Gym, and from TensorFlow's agents for a base class and a tuple."""
+    """Provides stand-ins for names that the simulator imports from the old Gym and from TensorFlow's agents."""
     class Policy:
         def __init__(self, *specs):
             pass
@@ -196,7 +197,7 @@ def _stand_ins() -> Iterator[None]:
 
 @contextmanager
 def _unchanged_logging() -> Iterator[None]:
-    """The root logger keeps its level and handlers."""
+    """Keeps level and handlers of the root logger unchanged. A context manager."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:

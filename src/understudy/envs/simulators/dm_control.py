@@ -1,4 +1,4 @@
-"""The control suite of dm_control (Tunyasuvunakool et al. 2020), on MuJoCo."""
+"""Adapter to the control suite of dm_control (Tunyasuvunakool et al. 2020), on MuJoCo."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
 
 
 class DMControlEnv(gymnasium.Env):
-    """A task as a gymnasium.Env. Each episode draws from its own generator."""
+    """A task of dm_control as a gymnasium.Env. Each episode draws from its own generator."""
 
     render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"]}
 

@@ -1,4 +1,4 @@
-"""Rows of environments that others wrote, whose expert acts from the simulator's state."""
+"""Environments by other packages whose expert acts from the simulator's state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..gymnasium_adapter import GymVector, RenderableGymVector
 
 
 class ExpertVector(RenderableGymVector, HasExpert):
-    """Rows of single environments that have an expert: a method `expert_action() -> action`.
+    """Rows of single environments that have an expert, by a method `expert_action() -> action`.
 
     The expert sees the simulator itself. Asked twice, it gives the same action.
     """
@@ -25,7 +25,7 @@ class ExpertVector(RenderableGymVector, HasExpert):
 
 @dataclass(frozen=True)
 class AdviceActor(Actor):
-    """Expert that acts in all rows of `env`, from the state of the simulator instead of the observation.
+    """Expert that acts in all rows of `env` by the state of the simulator instead of the observation.
 
     It has no state. Its action does not depend on the actor that has acted before.
     """

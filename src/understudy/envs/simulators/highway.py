@@ -1,4 +1,4 @@
-"""highway-env (Leurent 2018): a car in traffic, on highways, at junctions, into a parking lot."""
+"""Adapter to highway-env (Leurent 2018): a car in traffic, on highways, at junctions, into a parking lot."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class HighwaySuccess(gymnasium.Wrapper):
         return obs, reward, terminated, truncated, info
 
     def expert_action(self) -> int:
-        """Action that the driver model would take in place of this car."""
+        """Returns the action that the simulator's driver model would take in place of this car."""
         env, car = self.unwrapped, self.unwrapped.vehicle
         driver = IDMVehicle.create_from(car)
         driver.target_speed, driver.timer = car.target_speeds[-1], 2 * driver.LANE_CHANGE_DELAY  # may change lanes now

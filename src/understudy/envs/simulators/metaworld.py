@@ -1,4 +1,4 @@
-"""Meta-World (Yu et al. 2020): a Sawyer arm at fifty tasks, with the scripted policy that comes with each."""
+"""Adapter to Meta-World (Yu et al. 2020): a Sawyer arm at fifty tasks, each with a scripted policy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _compiled_model(path: str) -> mujoco.MjModel:
 
 
 class _CompiledOnce:
-    """Copies the model of a task, because compiling it takes nine tenths of the time of building the task."""
+    """Compiles the model of a task once and copies it, because compiling takes most of the time of a reset."""
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model = copy.copy(_compiled_model(self.fullpath))
@@ -55,7 +55,7 @@ class _CompiledOnce:
 
 @cache
 def _task_class(task: str) -> Any:
-    goal_class = GOALS[f"{task}-goal-observable"]  # it calls super(type(self), self), so that it has no subclasses
+    goal_class = GOALS[f"{task}-goal-observable"]  # calls super(type(self), self), which fails in a subclass
     own = {"__init__": goal_class.__init__, "__module__": goal_class.__module__}  # the module tells the version
     return type(goal_class.__name__, (_CompiledOnce, *goal_class.__bases__), own)
 
@@ -98,10 +98,10 @@ class FreshTaskEnv(gymnasium.Env):
 
 
 class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
-    """observation.state (39): hand, gripper and objects now and one step before, and the goal.
+    """Adapter to a Meta-World task. observation.state (39): hand, gripper and objects now and before, and the goal.
 
-    The robot itself measures the position of its hand and how far the gripper is open. Images from the corners are
-    upright; those of MuJoCo are upside down. LeRobot turns "corner2" as well, and moves this camera.
+    The robot itself measures the position of its hand and how far the gripper is open. MuJoCo draws images from the
+    corners upside down; here they are upright. LeRobot turns images of "corner2" as well, and also moves this camera.
     """
 
     proprioception = {"observation.state": (0, 1, 2, 3)}
@@ -125,7 +125,7 @@ class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
 
 @dataclass(frozen=True)
 class MetaWorldExpert(Actor):
-    """Meta-World's own scripted policy of a task. It always does the same in the same state."""
+    """Meta-World's own scripted policy of a task, as an expert. It is deterministic."""
 
     task: str
 

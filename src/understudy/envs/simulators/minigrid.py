@@ -1,4 +1,4 @@
-"""MiniGrid and BabyAI (Chevalier-Boisvert et al. 2019, 2023): rooms of cells, and missions in words."""
+"""Adapter to MiniGrid and BabyAI (Chevalier-Boisvert et al. 2019, 2023): rooms of cells, and missions in words."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class MiniGridRoom(gymnasium.Wrapper):
 
 
 class MiniGridMission(MiniGridRoom):
-    """A level of BabyAI with its bot as the expert, which watches what is done and plans again."""
+    """Adapter to a level of BabyAI, with its bot as the expert, which watches the actions and plans again."""
 
     def reset(self, *, seed=None, options=None):
         obs, info = super().reset(seed=seed, options=options)
@@ -94,7 +94,7 @@ class MiniGridMission(MiniGridRoom):
 
     def expert_action(self):
         if self.asked != self.clock:
-            if self.asked != self.clock - 1:  # it was not asked on the way
+            if self.asked != self.clock - 1:  # somebody else acted in between: plan anew
                 self.bot, self.taken = BabyAIBot(self.env), None
             try:
                 self.advice = int(self.bot.replan(self.taken))

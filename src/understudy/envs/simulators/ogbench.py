@@ -54,7 +54,7 @@ def _is_goal_env(gym_id: str) -> bool:
 
 
 class GoalEnv(gymnasium.Wrapper):
-    """Shows the goal's observation next to its own, and draws the task from the seed.
+    """Wraps an OGBench environment to show the goal's observation, and to draw the task from the seed.
 
     OGBench draws from NumPy's global generator. Here each environment has its own state of it, which depends on the
     seed of the episode alone. Its expert draws from another.
@@ -108,7 +108,7 @@ class PointMaze(GoalEnv):
     column = "pointmaze-"
 
     def set_goal(self, goal: np.ndarray) -> None:
-        """Sets the goal, (2,), in meters."""
+        """Sets the goal position of the maze, (2,), in meters."""
         self.goal = goal
         self.unwrapped.set_goal(goal_xy=goal)
 
@@ -124,7 +124,7 @@ class PointMaze(GoalEnv):
 
 
 class Cube(GoalEnv):
-    """The oracle that ships for one cube: it picks the cube up and puts it where the goal has it."""
+    """OGBench's cube environment with its scripted expert, which puts one cube where the goal has it."""
 
     column = "cube-single-"
 
@@ -168,7 +168,7 @@ class ReachingVector(GoalVector, ExpertVector):
 
 
 class MazeVector(ReachingVector, MujocoVector):
-    """A point that walks through a maze.
+    """An OGBench maze in which a point walks to a goal.
 
     Without simulator.state, rows are restored from the recorded position in meters (qpos or observation.state), which
     determines everything that follows, and from observation.goal.

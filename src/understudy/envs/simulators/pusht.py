@@ -1,4 +1,4 @@
-"""PushT (Florence et al. 2021; Chi et al. 2023): a disc pushes a T onto its mark, in Pymunk."""
+"""Adapter to PushT (Florence et al. 2021; Chi et al. 2023): a disc pushes a T onto its mark, in Pymunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..gymnasium_adapter import RenderableGymVector
 
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGymVector:
-    """Makes PushT.
+    """Makes a PushT environment.
 
     The reward of a step is the fraction of the mark that is covered, and 1 from 95 % on. The largest reward of an
     episode is the score that Chi et al. (2023) report.

@@ -1,4 +1,4 @@
-"""robosuite (Zhu et al. 2020): arms on MuJoCo, the tasks of robomimic."""
+"""Adapter to robosuite (Zhu et al. 2020): arms on MuJoCo, the tasks of robomimic."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def make(
 
 
 class RobosuiteArm(gymnasium.Env):
-    """A column for each of robosuite's observations, named as robomimic does; observation.object is those of objects
-    together."""
+    """A column for each of robosuite's observations, named as robomimic does; observation.object joins all observations
+    of objects."""
 
     def __init__(self, task, robots, limit, options):
         self.env = robosuite.make(task, robots=robots, **{

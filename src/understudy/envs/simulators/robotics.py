@@ -1,4 +1,4 @@
-"""Gymnasium-Robotics (de Lazcano et al. 2023): Fetch, mazes, the kitchen and the hands. The door is in adroit.py."""
+"""Adapter to Gymnasium-Robotics (de Lazcano et al. 2023): Fetch, mazes, kitchen and hands, but not the door."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
 
 
 class ObservationColumns(gymnasium.Wrapper):
-    """observation.state, and where there is a goal observation.goal and observation.achieved_goal."""
+    """Adapter of the observations: observation.state and, where there is a goal, its two columns."""
 
     def __init__(self, env):
         super().__init__(env)

@@ -1,1 +1,1 @@
-"""Bundled environments."""
+"""The bundled toy environments."""

@@ -1,4 +1,4 @@
-"""Two hands carry a bar that neither can carry alone."""
+"""A toy in which two hands carry a bar that neither can carry alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIGN = np.array([-1, 1], np.float32)[:, None]  # of the left and the right end
 
 
 class Arms(Toy, Drawable):
-    """Two hands carry a bar from the floor to a goal.
+    """Toy environment in which two hands carry a bar from the floor to a goal.
 
     Each hand grasps one end of the bar. While only one hand holds it, the bar and this hand do not move. Hands whose
     distance changes too much in a step, or that tilt the bar, drop it.
@@ -107,7 +107,7 @@ class Arms(Toy, Drawable):
 
 @dataclass(frozen=True)
 class ArmsExpert(CountingActor):
-    """Moves each hand to its end of the bar, waits for the other, and carries the bar level to the goal.
+    """Expert of `Arms`: moves each hand to an end of the bar, waits until both hold it, and carries it to the goal.
 
     Args:
         noise: Standard deviation of Gaussian noise on the action, m/s.

@@ -1,4 +1,4 @@
-"""A disc pushes two blocks onto two targets: which first, and which where, is free."""
+"""A toy in which a disc pushes two blocks onto two targets, in any order and assignment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RADIUS = 0.05  # m: as near to a target's centre a block is on it
 SPEED = 0.4  # m/s
 PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 11 mm, much less than it is wide
 # Of the disc, the blocks and the targets.
-CENTRES = np.array([[0.5, 0.12], [0.33, 0.36], [0.67, 0.36], [0.3, 0.78], [0.7, 0.78]], np.float32)
+CENTERS = np.array([[0.5, 0.12], [0.33, 0.36], [0.67, 0.36], [0.3, 0.78], [0.7, 0.78]], np.float32)
 SPREAD = np.array([0.08, 0.05, 0.05, 0.04, 0.04], np.float32)  # m: how far from these they begin at most, per axis
 STATE = ("agent.x", "agent.y", "left.x", "left.y", "right.x", "right.y", "left_target.x", "left_target.y",
          "right_target.x", "right_target.y")
 MODES = ("the left block first, to the left", "the left block first, to the right",
          "the right block first, to the left", "the right block first, to the right")
-COLOURS = COLOR_OF_ROLE["block"], (222, 150, 70)
+COLORS = COLOR_OF_ROLE["block"], (222, 150, 70)
 
 
 class Blocks(Toy, Drawable):
@@ -58,7 +58,7 @@ class Blocks(Toy, Drawable):
 
     def initial_state(self, key):
         drawn = 2 * uniform(key, torch.zeros_like(key), (5, 2)).numpy().astype(np.float32) - 1
-        at = CENTRES + SPREAD[:, None] * drawn
+        at = CENTERS + SPREAD[:, None] * drawn
         return {"disc": at[:, 0], "blocks": at[:, 1:3], "targets": at[:, 3:], "first": np.full(len(key), -1, np.int64)}
 
     def observe(self):
@@ -90,7 +90,7 @@ class Blocks(Toy, Drawable):
         return success, success, np.zeros_like(success)
 
     def _on_target(self):
-        """(rows, block, target) bool."""
+        """Returns which block is on which target, (rows, block, target) bool."""
         return distance(self.state["blocks"][:, :, None], self.state["targets"][:, None]) < RADIUS
 
     def numbers(self):
@@ -115,13 +115,13 @@ class Blocks(Toy, Drawable):
         for i in (0, 1):
             surface.circle(s["targets"][:, i], BLOCK + 0.02, COLOR_OF_ROLE["goal"])
         for i in (0, 1):
-            surface.circle(s["blocks"][:, i], BLOCK, COLOURS[i])
+            surface.circle(s["blocks"][:, i], BLOCK, COLORS[i])
         surface.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
 
 
 @dataclass(frozen=True)
 class BlocksExpert(Actor):
-    """Pushes one block to a target, then the other block to the other target.
+    """Expert of `Blocks`: pushes one block to a target, then the other block to the other target.
 
     It follows the field lines of a dipole at the block (see `PushExpert`), and avoids the other block.
 

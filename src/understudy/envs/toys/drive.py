@@ -18,11 +18,11 @@ FORCE = 5.0  # m/s^2, at full throttle or brake
 PERIOD = 0.2  # s
 PIXELS, PERSON = 16, 2.0  # of the camera's line; how bright a person is, where all else is within -1 and 1
 HIDDEN = ("distance", "speed", "person", "appears_at", "wait", "pixel", "number", "clock")
-DECISIVE = 5  # of these, the first decide what happens; the others only decide the picture
+DECISIVE = 5  # this many of HIDDEN, from the first, decide what happens; the rest only decide the picture
 
 
 class Drive(Toy, Drawable):
-    """A car drives to a crossing that a person may block for a while. A brake light makes cloning causally confused.
+    """Toy in which a car drives to a crossing that a person may block. Its brake light causes causal confusion.
 
     The car must not pass while the person is on the road, and must pass afterwards. The camera shows the person as one
     bright pixel among clutter. The dashboard has a light that shows whether the brake was on in the last step.
@@ -133,8 +133,10 @@ class Drive(Toy, Drawable):
 
 
 def _camera(hidden: np.ndarray) -> np.ndarray:
-    """(rows, PIXELS): clutter by number and step, so that what follows a recorded state does not depend on when it is
-    restored, and the person, if there is one."""
+    """Returns camera images, (rows, PIXELS), of random clutter and of the person, if there is one.
+
+    The clutter depends on the numbers of the episode and the step, so that a restored state is followed by the same.
+    """
     number, clock = (torch.from_numpy(hidden[:, i].astype(np.int64)) for i in (6, 7))
     pixels = 2 * uniform(number, clock, (PIXELS,)).numpy().astype(np.float32) - 1
     shows = (hidden[:, 2] > 0)[:, None] & (np.arange(PIXELS) == hidden[:, 5, None])
@@ -143,7 +145,7 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DriveExpert(CountingActor):
-    """Brakes while it sees a person, and accelerates otherwise.
+    """Expert of `Drive`: brakes while it sees a person, and accelerates otherwise.
 
     Args:
         noise: Standard deviation of Gaussian noise on the action, as a fraction of full throttle.

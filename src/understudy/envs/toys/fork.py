@@ -17,7 +17,7 @@ SPREAD = 0.03  # standard deviation of the start about the origin, m
 
 
 class Fork(MapToy):
-    """A point is moved by its velocity from near the origin to a goal behind a pillar.
+    """Toy in which a point is moved by its velocity from near the origin to a goal behind a pillar.
 
     observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. Reaching the
     goal ends an episode with reward 1, touching the pillar with -1.
@@ -73,7 +73,7 @@ class Fork(MapToy):
 
 @dataclass(frozen=True)
 class ForkExpert(Actor):
-    """Passes the pillar on one side and goes to the goal.
+    """Expert of `Fork`: passes the pillar on one side and goes to the goal.
 
     Args:
         side: +1 for left, -1 for right. 0 draws the side with the key of the episode.

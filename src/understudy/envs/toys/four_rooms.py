@@ -1,4 +1,4 @@
-"""Four rooms with four doors, and goals anywhere in them: goal-conditioned learning from several kinds of data."""
+"""A toy for goal-conditioned learning: four rooms with four doors, and goals anywhere in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REACH = 4  # cells: how far a waypoint of the style "stitch" lies from the first
 
 
 class FourRooms(MapToy):
-    """A point walks through four rooms of 4 x 4 m to a goal, by the doors between them. The layout never changes.
+    """Toy in which a point walks through four rooms of 4 x 4 m to a goal. The layout never changes.
 
     The style says who records. "navigate": the expert walks to the goal of the episode. "mixed": the same, but every
     second episode walks at random. The other styles have no goal, and their episodes last until the limit, as in the
@@ -111,7 +111,7 @@ _BEST = torch.from_numpy(_TO_GO.min(1, keepdims=True) == _TO_GO)
 
 @dataclass(frozen=True)
 class FourRoomsExpert(Actor):
-    """Walks by shortest ways from cell to cell. Its key decides between equally short ones.
+    """Expert of `FourRooms`: walks by shortest ways from cell to cell, chosen at random if equally short.
 
     Args:
         noise: Standard deviation of its unsteadiness, m/s.
@@ -155,7 +155,7 @@ class FourRoomsExpert(Actor):
         return action.float(), {**state, "aim": aim, "count": state["count"] + 1}
 
     def _waypoint(self, state) -> Tensor:
-        """The middle of a random cell, (rows, 2)."""
+        """Returns the middle of a random cell, (rows, 2)."""
         drawn = uniform(state["key"], state["count"], (CELLS**2,), stream=5)
         if self.reach:
             within_reach = torch.from_numpy(STEPS[state["home"].numpy()].reshape(-1, CELLS**2) <= self.reach)

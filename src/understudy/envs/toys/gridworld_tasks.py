@@ -1,4 +1,4 @@
-"""A key, a door, a ball and a pad, to be used in the order that words give: tasks of several stages."""
+"""A toy with tasks of several stages: a key, a door, a ball and a pad, to be used in an order that words give."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORDERS = tuple(order for order in permutations(range(4))
                if order.index(KEY) < order.index(DOOR) and order.index(BALL) < order.index(PAD))
 MISSIONS = tuple(", ".join(STAGES[stage] for stage in order) for order in ORDERS)
 LENGTH = 80  # bytes of a mission
-USE = len(MOVES)  # the action that is no move
+USE = len(MOVES)  # the action that is not a move
 FARTHEST = 4 * (WIDTH + 2 * HEIGHT)  # steps: no mission needs more walking
 
 
@@ -165,7 +165,7 @@ _TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
-    """The number of each mission.
+    """Returns the number of each mission from its text.
 
     Args:
         task: Missions as bytes, (n, LENGTH) uint8.
@@ -182,7 +182,7 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
 
 
 def _subgoal(mission: np.ndarray, done: np.ndarray) -> np.ndarray:
-    """(n,) int64: the first stage of the order that is not done; the last where all are."""
+    """Returns the first stage of each row's order that is not done, (n,) int64, or the last one if all are."""
     order = np.array(ORDERS)[mission]
     waiting = ~np.take_along_axis(done, order, 1)
     waiting[:, -1] = True
@@ -190,28 +190,28 @@ def _subgoal(mission: np.ndarray, done: np.ndarray) -> np.ndarray:
 
 
 def _places(things: np.ndarray, door: np.ndarray) -> np.ndarray:
-    """(n, stages, 2): where each stage is done."""
+    """Returns the cell in which each stage is done, (n, stages, 2)."""
     before = np.stack([np.full_like(door, WALL - 1), door], 1)
     return np.stack([things[:, 0], before, things[:, 1], things[:, 2]], 1)
 
 
 def _best_success(limit: int, slip: float, missions: tuple[int, ...]) -> float:
-    """Probability that shortest ways, and uses that are tried until they succeed, take at most `limit` steps."""
+    """Computes the probability that the best policy succeeds within `limit` steps."""
     from scipy.special import nbdtr
 
     if not slip and limit >= FARTHEST + len(STAGES):
         return 1.0
-    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # that there is time for, by the length of the way
+    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # how many fit into the limit, for each length of the way
     in_time = np.where(failures >= 0, nbdtr(np.maximum(failures, 0), len(STAGES), 1 - slip), 0.0)
     return round(float(np.mean([_walk_distribution(mission) @ in_time for mission in missions])), 6)
 
 
 @lru_cache
 def _walk_distribution(mission: int) -> np.ndarray:
-    """(FARTHEST + 1,): probability of each length of the shortest way, over where walker, things and door are."""
+    """Computes the probability of each length of the shortest way, (FARTHEST + 1,), over random starts."""
     order, x, y = ORDERS[mission], *np.divmod(np.arange(WIDTH * HEIGHT), HEIGHT)
     distribution = np.zeros(FARTHEST + 1)
-    for door in range(HEIGHT // 2):  # the others are their mirror images
+    for door in range(HEIGHT // 2):  # the doors in the other half are mirror images
         to_door = np.abs(x - WALL) + np.abs(y - door)
         apart = np.abs(x[:, None] - x) + np.abs(y[:, None] - y)
         apart = np.where((x[:, None] < WALL) == (x < WALL), apart, to_door[:, None] + to_door).astype(np.int8)
@@ -232,10 +232,11 @@ def _walk_distribution(mission: int) -> np.ndarray:
 
 
 def _side_probabilities(ball_late: bool, pad_late: bool, n_first: int, n_second: int) -> dict[tuple[bool, bool], float]:
-    """Probability that ball and pad lie behind the door, where a thing can if its stage comes after the door.
+    """Computes the probability that ball and pad lie behind the door.
 
-    `initial_state` gives every cell a number. Walker and key take the cells with the largest ones before the door, then
-    ball and pad take the largest of those that are left. So they lie behind the door more often than not.
+    `initial_state` gives every cell a number. Walker and key take the cells before the door that have the largest
+    numbers. Then ball and pad take the cells with the largest numbers of all cells that are left. So they lie behind
+    the door more often than not.
     """
     # The first n cells are in the first room.
     three, four = (np.prod([(n_first - i) / (n_first + n_second - i) for i in range(n)]) for n in (3, 4))
@@ -276,7 +277,7 @@ class GridworldTasksExpert(Actor):
 
 
 def _way(at, goal, door, across) -> np.ndarray:
-    """(n,) int64: the next action of a shortest way to `goal`, and `USE` there."""
+    """Returns the next action of a shortest way to `goal`, and `USE` there, (n,) int64."""
     side, other = np.sign(at[:, 0] - WALL), np.sign(goal[:, 0] - WALL)
     through = np.stack([WALL + np.where(side == 0, other, 0), door], 1)  # into the door, and out of it
     at_door = (at[:, 1] == door) & (np.abs(at[:, 0] - WALL) <= 1)

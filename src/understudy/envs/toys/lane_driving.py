@@ -1,4 +1,4 @@
-"""A car with momentum on a winding lane with one parked box: small mistakes add up until it leaves the lane."""
+"""A toy car on a winding lane with a parked box, where small mistakes add up until it leaves the lane."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N_PAST = 3
 
 
 class LaneDriving(Toy, Drawable):
-    """A car drives along a lane, which is 3 m wide and winds as two sine waves, and past a box that is parked in it.
+    """Toy in which a car drives along a winding lane, 3 m wide, and past a box that is parked in it.
 
     The curvature of the lane is ahead of the car. Positions are in coordinates of the lane: the progress along its
     center line, and the offset from it, positive to the left. The car is a disc of 0.4 m radius. It has momentum: what
@@ -128,14 +128,14 @@ class LaneDriving(Toy, Drawable):
 
 
 def _curvature(road: np.ndarray, ahead=0.0) -> np.ndarray:
-    """Curvature of the lane some distance ahead, 1/m, (rows,)."""
+    """Returns the curvature of the lane some distance ahead, 1/m, (rows,)."""
     waves = [a * np.sin(2 * np.pi / length * (road[:, 0] + ahead) + road[:, i])
              for i, (a, length) in enumerate(WAVES, 1)]
     return sum(waves).astype(np.float32)
 
 
 def clearance(offset: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Distance of the car from what it must not touch: the edges of the lane and the box. Below 0 it touches.
+    """Returns the distance of the car from the edges of the lane and the box. Below 0 it touches.
 
     Args:
         offset: Offsets of the car, m, (rows,).
@@ -148,7 +148,7 @@ def clearance(offset: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LaneExpert(CountingActor):
-    """Follows the center line, and passes the box on its free side.
+    """Expert of `LaneDriving`: follows the center line, and passes the box on its free side.
 
     Args:
         clearance: Distance from the box at which it passes, m.
@@ -170,7 +170,7 @@ class LaneExpert(CountingActor):
 
 
 def steer(state: torch.Tensor, heading: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:
-    """Actions that bring the car to a heading and a speed, (rows, 2).
+    """Returns actions that bring the car to a heading and a speed, (rows, 2).
 
     Args:
         state: observation.state, (rows, 12).

@@ -1,4 +1,4 @@
-"""A point in a maze. Each episode may show another maze."""
+"""A toy with a point in a maze. Each episode may show another maze."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LAYOUTS = 20_231  # the seed of numbered mazes
 
 
 class Maze(MapToy):
-    """A point walks to a goal in a maze, by one of several ways.
+    """Toy in which a point walks to a goal in a maze, by one of several ways.
 
     A maze is a random spanning tree of `cells` x `cells` squares of 1 m, with 30 % of the remaining walls removed.
 
     observation.state (4): position and goal, m. observation.environment_state (24 for 4 x 4 cells): which walls stand,
-    0 or 1, first those to the right of a cell and then those above. action (2): velocity, m/s, clipped to [-2, 2]. A
-    step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1. info["level"] is the number
-    of the maze, -1 if it has none.
+    0 or 1, first the walls to the right of each cell and then the walls above each cell. action (2): velocity, m/s,
+    clipped to [-2, 2]. A step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.
+    info["level"] is the number of the maze, -1 if it has none.
 
     Best possible success: 1.0. `MazeExpert(noise=0)` attains it.
 
@@ -105,13 +105,13 @@ class Maze(MapToy):
 
 
 def sides(cells: int) -> list[tuple[int, int, int]]:
-    """Walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
+    """Lists the walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
     return [(i, j, 0) for i in range(cells - 1) for j in range(cells)] + [
         (i, j, 1) for i in range(cells) for j in range(cells - 1)]
 
 
 def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
-    """Returns what a map shows of walls and of the edge.
+    """Returns the shapes that a map draws for walls and the edge.
 
     Args:
         walls: True where a wall stands, (walls,), in the order of `sides`.
@@ -127,7 +127,7 @@ def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
 
 
 def layout(key: torch.Tensor, cells: int) -> np.ndarray:
-    """Draws one maze per key, as a random spanning tree with additional openings.
+    """Draws one random maze per key: a random spanning tree with additional openings.
 
     Args:
         key: Keys of the mazes, (n,).
@@ -151,7 +151,7 @@ def layout(key: torch.Tensor, cells: int) -> np.ndarray:
 
 
 def closed(walls: np.ndarray) -> np.ndarray:
-    """Moves of `grid.MOVES` by which a cell cannot be left, (n, 4, cells, cells) bool, for walls (n, walls)."""
+    """Returns which of `grid.MOVES` are blocked in each cell, (n, 4, cells, cells) bool, for walls (n, walls)."""
     half = walls.shape[1] // 2
     cells = math.isqrt(half) + 1
     shut = np.ones((len(walls), 4, cells, cells), bool)
@@ -172,7 +172,7 @@ def walk(at: np.ndarray, velocity: np.ndarray, shut: np.ndarray) -> np.ndarray:
         The new positions, (n, 2).
     """
     at, rows = at.copy(), np.arange(len(at))
-    for axis in (0, 1):  # one after the other, so that no corner is cut
+    for axis in (0, 1):  # first along one axis, then along the other, so that no corner is cut
         cell = cell_of(at, shut.shape[2])
         (i, j), cell = cell.T, cell[:, axis].astype(np.float32)
         below, above = shut[rows, 2 + axis, i, j], shut[rows, axis, i, j]
@@ -196,7 +196,7 @@ def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MazeExpert(Actor):
-    """Takes a shortest way to the goal.
+    """Expert of `Maze`: takes a shortest way to the goal.
 
     Each move from cell to cell is longer by a random preference of the episode, so that different episodes take
     different ways of equal length.

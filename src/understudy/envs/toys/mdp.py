@@ -13,7 +13,7 @@ from ..grid import MOVES
 
 @dataclass(frozen=True, eq=False)
 class MDP:
-    """A finite Markov decision process. Everything about it can be computed.
+    """A finite Markov decision process, whose values can be computed exactly.
 
     Args:
         transitions: Probability of the next state, (states, actions, states).
@@ -73,7 +73,7 @@ class MDP:
 
     def action_values(self, horizon: int, discount: float = 1.0, policy: np.ndarray | None = None,
                       rewards: np.ndarray | None = None) -> np.ndarray:
-        """Expected discounted return of each action, computed backward from the end.
+        """Computes the expected discounted return of each action, backward from the end.
 
         Args:
             horizon: Number of steps.
@@ -99,7 +99,7 @@ class MDP:
         return values
 
     def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0) -> float:
-        """Expected discounted return of a policy, computed exactly.
+        """Computes the expected discounted return of a policy exactly.
 
         Args:
             policy: Probability of each action, as for `action_values`.
@@ -108,7 +108,7 @@ class MDP:
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
     def best_policy(self, horizon: int, discount: float = 1.0) -> np.ndarray:
-        """Policy of largest expected discounted return. All best actions have equal probability.
+        """Computes the policy of largest expected discounted return. All best actions have equal probability.
 
         Returns:
             Probabilities, (horizon, states, actions). Entry [h] is for h + 1 steps to go.
@@ -118,13 +118,13 @@ class MDP:
         return best / best.sum(2, keepdims=True)
 
     def best_success(self, horizon: int) -> float:
-        """Probability of success within `horizon` steps of the policy that makes it most likely."""
+        """Computes the largest probability of success within `horizon` steps of any policy."""
         reached = np.broadcast_to(self.success.astype(float), self.transitions.shape)
         return float(self.start @ self.action_values(horizon, rewards=reached)[-1].max(1))
 
 
 def bandit(probabilities: Sequence[float] = (0.9, 0.5, 0.1)) -> MDP:
-    """One choice. Action i wins, with reward 1, with probability `probabilities[i]`."""
+    """Builds an MDP with one choice: action i wins, with reward 1, with probability `probabilities[i]`."""
     p = np.asarray(probabilities, float)
     if p.ndim != 1 or not len(p) or (p < 0).any() or (p > 1).any():
         raise UserError(f"the probabilities are {probabilities}", where="bandit", hint="give numbers from 0 to 1")
@@ -137,13 +137,13 @@ def bandit(probabilities: Sequence[float] = (0.9, 0.5, 0.1)) -> MDP:
 
 
 def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP:
-    """A rope of `length` steps, each with one right action of two.
+    """Builds an MDP of a rope of `length` steps, where one of two actions is right at each step.
 
     Each right step has reward 1. A wrong action is a fall.
 
     Args:
-        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
-            True, a fall costs its own step only.
+        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the rewards of all
+            remaining steps. If True, a fall costs only the reward of its step.
         seed: Decides which action is right at each step.
 
     References:
@@ -164,7 +164,7 @@ def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP
 
 
 def combination_lock(length: int = 8, actions: int = 3, resets: bool = True, seed: int = 0) -> MDP:
-    """A lock that one right action at each of `length` positions opens, with reward 1 at the end.
+    """Builds an MDP of a lock that opens, with reward 1, after one right action at each of `length` positions.
 
     Random actions need about ``actions**length`` episodes.
 
@@ -198,7 +198,7 @@ FROZEN_LAKE = ("S...", ".H.H", "...H", "H..G")
 
 
 def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
-    """A walk over a grid to a goal. Actions: 0 right, 1 up, 2 left, 3 down.
+    """Builds an MDP of a walk over a slippery grid to a goal. Actions: 0 right, 1 up, 2 left, 3 down.
 
     `FROZEN_LAKE` with slip 2/3 is Gymnasium's slippery FrozenLake-v1.
 
@@ -221,10 +221,11 @@ def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
 
 
 def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float = 0.3, seed: int = 0) -> MDP:
-    """A grid with objects of several colors. A policy observes the distance to the nearest object of each color.
+    """Builds an MDP of a grid with objects of several colors, of which a policy observes distances.
 
-    The reward of a cell is 1 within 3 cells of the first color and 2 of the second, -1 if only the first is near, and 0
-    elsewhere. Episodes do not end, so that there is no success, only a return.
+    The reward of a cell is 1 if an object of the first color is within 3 cells and one of the second color within 2
+    cells. It is -1 if only an object of the first color is that near, and 0 elsewhere. Episodes do not end, so that
+    there is no success, only a return.
 
     Args:
         colors: Number of colors, at least 2.
@@ -251,7 +252,7 @@ def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float =
 
 
 def hidden_grid(layout: Sequence[str] = OPEN, slip: float = 0.0) -> MDP:
-    """`slippery_grid` with partial observation: a policy sees which of the four neighboring cells are walls.
+    """Builds `slippery_grid` with partial observation: a policy sees which of the four neighboring cells are walls.
 
     Many cells look alike, so that a policy needs its history.
 
@@ -273,7 +274,7 @@ def _at_least(least, value, name, where):
 
 
 def _cells(layout, valid_cells, where) -> tuple[list[str], np.ndarray]:
-    """The rows of a layout, top first, and the cells (n, 2) that are no wall, as x and y with y up."""
+    """Parses a layout: its rows, top first, and the cells (n, 2) that are not walls, as x and y with y up."""
     rows = list(layout)
     if not rows or len({len(r) for r in rows}) != 1 or not rows[0]:
         raise UserError("its rows differ in length, or there are none", where=f"{where}, layout",
@@ -284,7 +285,7 @@ def _cells(layout, valid_cells, where) -> tuple[list[str], np.ndarray]:
 
 
 def _walk(cell, slip):
-    """Transitions of steps by MOVES over cells (n, 2), where a step into nothing stays."""
+    """Returns the transitions of steps by MOVES over cells (n, 2), where a step into a wall stays."""
     if not 0 <= slip <= 1:
         raise UserError(f"slip is {slip}", where="grid", hint="give a probability, from 0 to 1")
     index = {tuple(c): i for i, c in enumerate(cell)}

@@ -16,7 +16,7 @@ GOAL = 0.1  # m: radius of the goals at the ends
 
 
 class MemoryCorridor(MapToy):
-    """A point walks along a corridor to a junction and turns left or right, as a light said at the start.
+    """Toy in which a point walks along a corridor to a junction and turns as a light said at the start.
 
     A policy that reads the present observation alone can only guess. The corridor has no width, so that the position
     does not reveal the cue later.
@@ -99,7 +99,7 @@ class MemoryCorridor(MapToy):
 
 @dataclass(frozen=True)
 class MemoryExpert(Actor):
-    """Remembers the light and turns to its side at the junction.
+    """Expert of `MemoryCorridor`: remembers the light and turns to its side at the junction.
 
     Args:
         length: Length of the corridor, m.

@@ -18,14 +18,14 @@ RADIUS = 0.05
 
 
 class Particle(MapToy):
-    """A unit mass in the unit cube that a PD controller draws to a target: first to one goal, then to another.
+    """Toy with a unit mass in the unit cube that a PD controller draws first to one goal, then to another.
 
     observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first goal
     has been visited, which is needed to restore a state. action (dim): target position, clipped to [0, 1]. A step is
     0.05 s.
 
-    The constants are those of the paper's code. Unless `stay` is set, two rules differ: the order of the goals counts,
-    and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
+    The constants come from the paper's code. Unless `stay` is set, two rules differ from this code: the order of the
+    goals counts, and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
 
     Best possible success: 1.0, in at least up to 32 dimensions. `ParticleExpert()` attains it.
 
@@ -114,7 +114,7 @@ class Particle(MapToy):
 
 @dataclass(frozen=True)
 class ParticleExpert(Actor):
-    """Moves to the first goal until it is within `near` of it, then to the second.
+    """Expert of `Particle`: moves to the first goal until it is within `near` of it, then to the second.
 
     Args:
         near: Distance at which the first goal counts as visited.

@@ -1,4 +1,4 @@
-"""A peg and a hole in the plane: contact, and precision that can be set."""
+"""A toy with a peg and a hole in the plane: contact, and precision that can be set."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class PegInsertion(MapToy):
 
 
 def to_hole(peg: np.ndarray, hole: np.ndarray, outline: np.ndarray) -> np.ndarray:
-    """Poses of pegs as their holes see them.
+    """Converts poses of pegs to the frames of their holes.
 
     Args:
         peg: Position and angle in the world, (n, 3).
@@ -140,7 +140,7 @@ def to_hole(peg: np.ndarray, hole: np.ndarray, outline: np.ndarray) -> np.ndarra
 
 
 def _to_world(pose, hole, outline):
-    """The inverse of `to_hole`."""
+    """Converts poses from the frames of holes to the world, the inverse of `to_hole`."""
     cos, sin = np.cos(hole[:, 2]), np.sin(hole[:, 2])
     u, v, turn = pose.T
     return np.stack([hole[:, 0] + cos * u - sin * v, hole[:, 1] + sin * u + cos * v, turn + hole[:, 2] + TURN[outline]],
@@ -148,13 +148,15 @@ def _to_world(pose, hole, outline):
 
 
 def outline_of(radii: np.ndarray) -> np.ndarray:
-    """The number of the outline that is nearest to each description (n, 8), (n,) int64."""
+    """Returns the number of the outline that is nearest to each description (n, 8), (n,) int64."""
     return np.square(radii[:, None] - RADII).sum(2).argmin(1)
 
 
 @dataclass(frozen=True)
 class PegInsertionExpert(CountingActor):
-    """Lines the peg up close to the wall, and then pushes it in. On contact beside the hole it slides back to it.
+    """Expert of `PegInsertion`: lines the peg up close to the wall, and then pushes it in.
+
+    On contact beside the hole it slides back to it.
 
     Args:
         tolerance: Of the environment, m.

@@ -1,4 +1,4 @@
-"""Arms with 2 to 6 links in the plane, which reach, track or push: one task, many bodies."""
+"""A toy with arms of 2 to 6 links in the plane, which reach, track or push: one task, many bodies."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TASKS = ("reach", "track", "push")
 SPEED = 0.15  # rad: how far a joint turns in one step at most
 RADIUS = 0.05  # m: as near as this is on the target
 TIP, BLOCK = 0.04, 0.07  # m, radii
-HELD = 15  # steps in a row that a moving target is followed
+STEPS_AT_TARGET = 15  # steps in a row that a moving target is followed
 TURN = 0.06  # rad a step: how fast a moving target goes around
 SUBSTEPS = 4
 
 
 class PlanarArms(Toy, Drawable):
-    """An arm with a fixed base moves its tip to a target, follows a moving target, or pushes a block onto a target.
+    """Toy in which an arm moves its tip to a target, follows a moving target, or pushes a block onto a target.
 
-    The bodies differ in the number and lengths of their links, and have the same reach. So what one arm shows another
-    can learn only through what they share: the tip, the target, and the pictures. The arm "human" has the proportions
-    of a person's arm and looks like one.
+    The bodies differ in the number and lengths of their links, and have the same reach. A policy of one arm can
+    therefore learn from episodes of another arm only through what both share: the tip, the target, and the pictures.
+    The arm "human" has the proportions of a person's arm and looks like one.
 
     observation.state (links + 2): angle of each joint relative to the link before it, rad, and position of the tip, m.
     observation.environment_state: position of the target, m; for "track" (5) also the center around which it moves, and
@@ -68,7 +68,7 @@ class PlanarArms(Toy, Drawable):
             self.features |= {f"observation.images.{view}": Feature("uint8", (camera_size, camera_size, 3), "image")
                               for view in ("top", "side")}
         goal = {"reach": f"the tip within {RADIUS} m of the target",
-                "track": f"{HELD} steps in a row within {2 * RADIUS} m of the target",
+                "track": f"{STEPS_AT_TARGET} steps in a row within {2 * RADIUS} m of the target",
                 "push": f"the block within {RADIUS} m of the target"}
         self.metadata = {"env": "planar_arms" if task == "reach" else f"planar_arms:{task}", "version": 1, "fps": 10,
                          "limit": limit, "optimum": 1.0, "success": goal[task]}
@@ -93,7 +93,7 @@ class PlanarArms(Toy, Drawable):
                 "target": _polar_to_xy(0.5 + 0.15 * drawn[:, 4], aside)}
 
     def tip(self) -> np.ndarray:
-        """Position of the tip, (rows, 2), m."""
+        """Returns the position of the arm's tip, (rows, 2), m."""
         return joint_positions(self.state["joints"], self.lengths)[:, -1]
 
     def observe(self):
@@ -128,7 +128,7 @@ class PlanarArms(Toy, Drawable):
             s["target"] = s["center"] + _rotate(s["target"] - s["center"], TURN)
             follows = distance(self.tip(), s["target"]) < 2 * RADIUS
             s["followed"] = np.where(follows, s["followed"] + 1, 0)
-            success = s["followed"] >= HELD
+            success = s["followed"] >= STEPS_AT_TARGET
         return success, success, np.zeros_like(success)
 
     def expert(self):
@@ -148,7 +148,7 @@ class PlanarArms(Toy, Drawable):
         self._draw(surface, "top", slice(row, row + 1))
 
     def _picture(self, view: str, size: int) -> np.ndarray:
-        """(rows, size, size, 3) uint8."""
+        """Draws a view of all rows, (rows, size, size, 3) uint8."""
         canvas = Canvas(self.rows, size, *self.square)
         self._draw(canvas, view, slice(None))
         return canvas.image
@@ -175,7 +175,7 @@ class PlanarArms(Toy, Drawable):
 
 
 def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Positions of the base, the joints and the tip.
+    """Returns the positions of the base, the joints and the tip.
 
     Args:
         joints: Angles of the links relative to the ones before them, (n, links), rad.
@@ -194,7 +194,7 @@ def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _polar_to_xy(radius, angle) -> np.ndarray:
-    """(n, 2) points at these distances and angles from the base."""
+    """Returns the points (n, 2) at these distances and angles from the base."""
     return (np.stack([np.cos(angle), np.sin(angle)], 1) * np.reshape(radius, (-1, 1))).astype(np.float32)
 
 
@@ -205,7 +205,7 @@ def _rotate(xy: np.ndarray, angle: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PlanarArmsExpert(CountingActor):
-    """Moves the tip by damped least squares, which is inverse kinematics one step at a time.
+    """Expert of `PlanarArms`: moves the tip by damped least squares (inverse kinematics in single steps).
 
     To push, the tip goes around the block to the side away from the target, along the field lines of a dipole at the
     block (see `PushExpert`).
@@ -243,7 +243,7 @@ class PlanarArmsExpert(CountingActor):
         return action.float(), {**state, "count": state["count"] + 1}
 
     def _push(self, tip, block, target):
-        """(rows, 2): where the tip wants to go, m."""
+        """Returns where the expert moves the tip to push the block, (rows, 2), m."""
         gap = np.maximum(distance(tip - block, 0), 1e-6)[:, None]
         away = (tip - block) / gap
         ahead = (target - block) / np.maximum(distance(target - block, 0), 1e-6)[:, None]

@@ -1,4 +1,4 @@
-"""A disc pushes a square block over a table to a goal."""
+"""A toy in which a disc pushes a square block over a table to a goal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "
 
 
 class Push(Toy, Drawable):
-    """A disc pushes a square block over a table to a goal.
+    """Toy in which a disc pushes a square block over a table to a goal.
 
     Contact is quasi-static: the block moves only while it is pushed, along the normal of an ellipsoidal limit surface
     (Lynch and Mason 1996), with Coulomb friction at the contact. The edges of the table stop block and disc.
@@ -126,7 +126,7 @@ class Push(Toy, Drawable):
         surface.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
 
     def _render(self, size):
-        """(rows, size, size, 3) uint8, in groups that stay in a processor's cache."""
+        """Draws images of all rows, (rows, size, size, 3) uint8, in groups that fit a processor's cache."""
         pictures = []
         for i in range(0, self.rows, 64):
             canvas = Canvas(min(64, self.rows - i), size, *self.square)
@@ -144,7 +144,7 @@ def push_images(rows: int = 1, **options) -> Push:
 
 
 def contact(disc, block, heading):
-    """Contact between disc and block. Vectors have the shape (2, rows).
+    """Computes the contact between disc and block. Vectors have the shape (2, rows).
 
     Args:
         disc: Position of the disc, m.
@@ -163,7 +163,7 @@ def contact(disc, block, heading):
 
 
 def _push_block(disc, block, heading, step):
-    """The block moves out of the disc's way; `step` (2, rows) is how the disc went. All (2, rows)."""
+    """Moves the block out of the disc's way; `step` (2, rows) is the disc's motion. All are (2, rows)."""
     depth, normal, point = contact(disc, block, heading)
     along = normal[::-1] * -BACK
     # Pushed with (push, grip) along the normal and across it, the contact moves by [[1 + aa, ab], [ab, 1 + bb]] times
@@ -190,7 +190,7 @@ def _push_block(disc, block, heading, step):
 
 
 def _rotate(heading, vector):
-    """`vector` (2, rows) turned by the angle of `heading` (2, rows): the product of two complex numbers."""
+    """Rotates `vector` (2, rows) by the angle of `heading` (2, rows), as a product of complex numbers."""
     return heading[0] * vector - heading[1] * vector[::-1] * BACK
 
 
@@ -209,7 +209,7 @@ def _lengths(a):
 
 @dataclass(frozen=True)
 class PushExpert(CountingActor):
-    """Follows the field lines of a dipole at the block that points to the goal.
+    """Expert of `Push`: follows the field lines of a dipole at the block that points to the goal.
 
     They lead around the block to its far side, and from there through it. On the way around, it keeps a distance.
 

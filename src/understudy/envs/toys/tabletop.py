@@ -1,4 +1,4 @@
-"""Colored blocks on a table, to be put into the bin that words or a click name."""
+"""A toy with colored blocks on a table, to be put into the bin that words or a click name."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ INSTRUCTIONS = ("words", "click")
 
 
 class Tabletop(Toy, Drawable):
-    """A hand puts a block into a bin. An instruction says which block and which bin, in words or by a click on each.
+    """Toy in which a hand puts a block into a bin. The instruction consists of words or of two clicks.
 
     observation.state (3): position of the hand, m, and 1 if it is closed. observation.environment_state (2 a block):
     positions of the blocks, in the order of `COLORS`, m. The instruction is observation.task, as text, or
-    observation.click (4): where to take and where to put, m. observation.images.top and observation.images.side:
-    pictures from above and from the front edge, if `camera_size` is not 0.
+    observation.click (4): a click on the block and a click on the bin, m. observation.images.top and
+    observation.images.side: pictures from above and from the front edge, if `camera_size` is not 0.
 
-    Only the second one shows heights: whether a block hangs in the hand or lies under it. Near blocks hide those behind
-    them. simulator.state (2): number of the mission, and of the held block (-1 if none), which are needed to restore a
-    state.
+    Only the side camera shows heights: whether a block hangs in the hand or lies under it. In its picture, near blocks
+    hide the blocks behind them. simulator.state (2): number of the mission, and of the held block (-1 if none), which
+    are needed to restore a state.
 
     action: with control="velocity" (3) the velocity of the hand, where 1 is 0.08 m in a step of 0.1 s, and above 0 to
     close it. A hand that closes within 0.04 m of a block takes it, and opens to let go.
@@ -120,7 +120,7 @@ class Tabletop(Toy, Drawable):
                 "mission": mission}
 
     def _mission(self) -> tuple[np.ndarray, np.ndarray]:
-        """Number of the named block and of the named bin, (rows,) each."""
+        """Returns the numbers of the block and of the bin that the instruction names, (rows,) each."""
         return self.state["mission"] // len(BINS), self.state["mission"] % len(BINS)
 
     def advance(self, action):
@@ -144,7 +144,7 @@ class Tabletop(Toy, Drawable):
         return success, success, np.zeros_like(success)
 
     def _grasp(self, at: np.ndarray, closes: np.ndarray) -> np.ndarray:
-        """Number of the block that a hand takes which closes at `at`, (rows,). -1 where there is none, or it slips."""
+        """Returns the number of the block that a hand grasps at `at`, (rows,). -1 if there is none or it slips."""
         gap, blocks = distance(self.state["blocks"], at[:, None]), self.state["blocks"]
         block = np.where(closes & (gap.min(1) < GRASP), gap.argmin(1), -1)
         drawn = uniform(self.key, self.clock, (2,)).numpy()
@@ -183,13 +183,13 @@ class Tabletop(Toy, Drawable):
             surface.box((s["hand"] + reach).astype(np.float32), flat, (0.01, 0.035), (70, 74, 88))
 
     def _picture(self, size: int) -> np.ndarray:
-        """(rows, size, size, 3) uint8."""
+        """Draws the picture from above, (rows, size, size, 3) uint8."""
         canvas = Canvas(self.rows, size, *self.square)
         self._draw(canvas, slice(None))
         return canvas.image
 
     def _side_picture(self, size: int) -> np.ndarray:
-        """(rows, size, size, 3) uint8: x to the right, height upwards, seen along y."""
+        """Draws the picture from the side, (rows, size, size, 3) uint8: x to the right, height upwards."""
         s, rows = self.state, np.arange(self.rows)
         canvas, flat = Canvas(self.rows, size, (0.0, 0.0), 1.0), np.tile(np.array([1, 0], np.float32), (self.rows, 1))
 
@@ -214,7 +214,7 @@ _TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 @dataclass(frozen=True)
 class TabletopExpert(CountingActor):
-    """Takes the named block and lets it go above the middle of the named bin.
+    """Expert of `Tabletop`: takes the named block and drops it above the middle of the named bin.
 
     It reads the mission from simulator.state, as somebody does who understands the instruction.
 

@@ -18,10 +18,13 @@ TASKS = {"slippery-grid": slippery_grid, "bandit": bandit, "tightrope": tightrop
 
 
 class Tabular(MapToy):
-    """A finite Markov decision process: one of `TASKS`, or your own `MDP`. Its exact values are `env.mdp`'s.
+    """Environment of a finite Markov decision process: one of `TASKS`, or your own `MDP`.
+
+    Its exact values are `env.mdp`'s.
 
     observation.state: what is seen of the state, by default a one-hot vector. simulator.state (5): the number of the
-    state, where it is drawn, and the number and step that decide its chances. action (1): the number of the action.
+    state, the place where it is drawn, and two numbers that decide chance: a random number of the episode, and the
+    step. action (1): the number of the action.
 
     Best possible success: computed (`metadata["optimum"]`, rounded to six digits). `TabularExpert(noise=0)` has the
     largest expected discounted return within the limit.
@@ -102,7 +105,7 @@ class Tabular(MapToy):
 
 
 def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """(n,) int64: by inverting the cumulative probabilities p (n, states) at the numbers drawn (n, 1)."""
+    """Draws next states from cumulative probabilities p (n, states) by numbers (n, 1), (n,) int64."""
     total = p.cumsum(1)
     total[:, -1] = np.inf
     outcome = (total <= drawn).sum(1)
@@ -111,7 +114,7 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TabularExpert(CountingActor):
-    """Takes an action of the largest expected return. Its key decides between equally good ones.
+    """Expert of `Tabular`: takes an action of the largest expected return, chosen at random if several are.
 
     Args:
         best: Which actions are best, (steps to go less 1, states, actions) bool.

@@ -1,4 +1,4 @@
-"""A grid with things in it, and a mission in words that says to which of them to go."""
+"""A toy grid with things in it, and a mission in words that says to which of them to go."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, named_vector
 
 SIZE, THINGS = 6, 4  # cells along each side; how many things lie there
-COLOURS = {"red": (214, 84, 72), "green": (104, 174, 110), "blue": (88, 120, 190), "yellow": (232, 190, 80)}
+COLORS = {"red": (214, 84, 72), "green": (104, 174, 110), "blue": (88, 120, 190), "yellow": (232, 190, 80)}
 KINDS = ("ball", "box", "key")
 PHRASES = ("go to the {}", "find the {}", "the {}, please")
 LENGTH = 32  # bytes of a mission
 
 
 class Words(Toy, Drawable):
-    """A point walks on a grid to the thing that a mission names, and must step on no other thing.
+    """Toy in which a point walks on a grid to the thing that a mission names, and must step on no other thing.
 
     The grid has 6 x 6 cells and is observed as a whole. Four different things lie in it, never at the edge, so that
     each of them can be reached. The mission is worded in one of three ways.
@@ -44,7 +44,7 @@ class Words(Toy, Drawable):
     state_columns = ("observation.state", "observation.environment_state", "observation.task")
 
     def __init__(self, rows: int = 1, limit: int = 30):
-        each = ("x", "y", *COLOURS, *KINDS)
+        each = ("x", "y", *COLORS, *KINDS)
         self.features = {
             "observation.task": Feature("uint8", (LENGTH,), "text"), "observation.state": named_vector("x", "y"),
             "observation.environment_state": named_vector(*(f"{i}.{name}" for i in range(THINGS) for name in each)),
@@ -55,7 +55,7 @@ class Words(Toy, Drawable):
 
     def initial_state(self, key):
         inner = np.array([(i, j) for i in range(1, SIZE - 1) for j in range(1, SIZE - 1)])
-        lots = uniform(key, torch.zeros_like(key), (len(inner) + len(COLOURS) * len(KINDS),)).numpy()
+        lots = uniform(key, torch.zeros_like(key), (len(inner) + len(COLORS) * len(KINDS),)).numpy()
         things = inner[lots[:, :len(inner)].argsort(1)[:, :THINGS]]
         looks = lots[:, len(inner):].argsort(1)[:, :THINGS]
         free = uniform(key, torch.zeros_like(key), (SIZE**2 + 2,), stream=1).numpy()
@@ -68,15 +68,15 @@ class Words(Toy, Drawable):
 
     def observe(self):
         s = self.state
-        color, kind = (s["looks"][..., None] // len(KINDS) == range(len(COLOURS)),
+        color, kind = (s["looks"][..., None] // len(KINDS) == range(len(COLORS)),
                        s["looks"][..., None] % len(KINDS) == range(len(KINDS)))
         things = np.concatenate([s["things"], color, kind], 2).reshape(self.rows, -1)
         return {"observation.task": s["said"], "observation.state": s["at"].astype(np.float32),
                 "observation.environment_state": things.astype(np.float32)}
 
     def state_from_columns(self, steps):
-        things = steps["observation.environment_state"].reshape(-1, THINGS, 2 + len(COLOURS) + len(KINDS))
-        color, kind = things[..., 2:2 + len(COLOURS)].argmax(2), things[..., 2 + len(COLOURS):].argmax(2)
+        things = steps["observation.environment_state"].reshape(-1, THINGS, 2 + len(COLORS) + len(KINDS))
+        color, kind = things[..., 2:2 + len(COLORS)].argmax(2), things[..., 2 + len(COLORS):].argmax(2)
         return {"at": np.rint(steps["observation.state"]).astype(np.int64), "looks": len(KINDS) * color + kind,
                 "things": np.rint(things[..., :2]).astype(np.int64), "said": steps["observation.task"],
                 "meant": parse_missions(steps["observation.task"])}
@@ -109,7 +109,7 @@ class Words(Toy, Drawable):
             surface.box(np.array([[line, middle]], np.float32), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
             surface.box(np.array([[middle, line]], np.float32), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
         for place, look in zip(s["things"], s["looks"], strict=True):
-            at, color = np.array([place], np.float32), tuple(COLOURS.values())[look // len(KINDS)]
+            at, color = np.array([place], np.float32), tuple(COLORS.values())[look // len(KINDS)]
             if (kind := KINDS[look % len(KINDS)]) == "ball":
                 surface.circle(at, 0.3, color)
             elif kind == "box":
@@ -122,25 +122,25 @@ class Words(Toy, Drawable):
 
 
 def _thing_name(look: int) -> str:
-    return f"{tuple(COLOURS)[look // len(KINDS)]} {KINDS[look % len(KINDS)]}"
+    return f"{tuple(COLORS)[look // len(KINDS)]} {KINDS[look % len(KINDS)]}"
 
 
 _ENCODED_MISSIONS = np.stack([[TaskText(LENGTH).encode(text.format(_thing_name(m))) for text in PHRASES]
-                              for m in range(len(COLOURS) * len(KINDS))])
+                              for m in range(len(COLORS) * len(KINDS))])
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
-    """Number of the thing that each mission names, (n,) int64.
+    """Returns the number of the thing that each mission names, (n,) int64.
 
     Args:
         task: Missions as UTF-8 bytes, (n, LENGTH) uint8.
     """
     numbers = []
     for text in map(decode_text, task):
-        named_things = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
+        named_things = [m for m in range(len(COLORS) * len(KINDS)) if _thing_name(m) in text]
         if len(named_things) != 1:
             raise UserError(f"the mission must name one thing, but is {text!r}", where="words",
-                            hint=f"name a color ({', '.join(COLOURS)}) and a kind ({', '.join(KINDS)})")
+                            hint=f"name a color ({', '.join(COLORS)}) and a kind ({', '.join(KINDS)})")
         numbers += named_things
     return np.array(numbers, np.int64)
 
@@ -160,7 +160,7 @@ class WordsExpert(Actor):
         rows = np.arange(len(key))
         things = obs["observation.environment_state"].numpy().reshape(len(key), THINGS, -1)
         place, looks = np.rint(things[..., :2]).astype(np.int64), things[..., 2:]
-        number = len(KINDS) * looks[..., :len(COLOURS)].argmax(2) + looks[..., len(COLOURS):].argmax(2)
+        number = len(KINDS) * looks[..., :len(COLORS)].argmax(2) + looks[..., len(COLORS):].argmax(2)
         aim = (number == parse_missions(obs["observation.task"].numpy())[:, None]).argmax(1)
         goal, free = place[rows, aim], np.full((len(key), SIZE, SIZE), 0.0, np.float32)
         for i in range(THINGS):

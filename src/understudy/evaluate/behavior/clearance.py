@@ -12,12 +12,12 @@ from ...envs.base import Env, PlanarMap
 
 
 def success_margin(episode: Episode, env: Env | None) -> float | None:
-    """Distance of an episode from success at its closest point, 0 if it succeeded.
+    """Returns the distance of an episode from success at its closest point. It is 0 if the episode succeeded.
 
     Args:
         episode: The episode. Its metadata `margin` is used if the environment reports it.
-        env: Otherwise, a `PlanarMap` with one goal, from whose edge the distance of the agent is measured, in units of
-            the map.
+        env: Otherwise, a `PlanarMap` with one goal. The distance of the agent from the edge of the goal is measured, in
+            units of the map.
 
     Returns:
         The distance. None if it is not known: with several goals, their order is unknown.
@@ -30,7 +30,7 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 
 
 def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
-    """Smallest distance of an episode from the edge of an obstacle.
+    """Returns the smallest distance of an episode from the edge of an obstacle.
 
     Returns:
         The distance in units of the map. None if there is no obstacle.
@@ -39,7 +39,7 @@ def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
 
 
 def distance_unit(env: Env | None) -> str:
-    """The unit of these distances, if the environment states it."""
+    """Returns the unit of distances on the environment's map, if it states one."""
     feature = env.features.get(env.map()["path"][0]) if isinstance(env, PlanarMap) else None
     return feature.unit or "" if feature is not None else ""
 
@@ -58,12 +58,12 @@ def _closest_distance(episode: Episode, env: Env | None, role: str) -> float | N
 
 
 def _shape_position(shape: Mapping[str, Any], episode: Episode) -> np.ndarray:
-    """(2,), or (T, 2) if it differs between episodes and may move."""
+    """Returns the position of a shape, (2,), or (T, 2) if it may move."""
     return np.asarray(shape["at"], float) if "at" in shape else planar_points(episode, shape["column"])
 
 
 def planar_points(episode: Episode, column: Sequence[Any]) -> np.ndarray:
-    """The places on a `PlanarMap` that a column has, such as ("observation.state", 0, 1): (T or T + 1, 2)."""
+    """Returns the positions on a map that a column of an episode has, (T or T + 1, 2)."""
     name, *at = column
     values = np.asarray(episode.steps[name], float)
     return values.reshape(len(values), -1)[:, at]

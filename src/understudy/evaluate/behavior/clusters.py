@@ -1,4 +1,4 @@
-"""Clustering, and whether there are clusters at all."""
+"""Clusters points, and tests whether there are clusters at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_SILHOUETTE = 0.5  # Kaufman and Rousseeuw (1990) call a structure reasonable
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters, numbered from the largest. `silhouette` is NaN if there is only one."""
+    """Clusters of points, numbered from the largest. `silhouette` is NaN if there is only one."""
 
     labels: np.ndarray  # (n,) int
     centers: np.ndarray  # (k, D)
@@ -34,12 +34,12 @@ class Clusters:
                         self.silhouette if len(centres) > 1 else np.nan)
 
     def assign(self, points: np.ndarray) -> np.ndarray:
-        """(m, D) -> (m,) index of the cluster with the nearest center."""
+        """Returns the index of the cluster with the nearest center, (m, D) -> (m,)."""
         return cdist(points, self.centers).argmin(1)
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Silhouette of each point: how much nearer its own cluster is than the next one.
+    """Computes the silhouette of each point: how much nearer its own cluster is than the next one.
 
     Args:
         distances: Distances between all points, (n, n).

@@ -1,4 +1,4 @@
-"""Distances of a policy's episodes from demonstrations, and whether they can be told apart."""
+"""Distances of a policy's episodes from demonstrations, and a test of whether the two can be told apart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DemonstrationIndex:
 
     @staticmethod
     def from_data(data: Dataset, view: TrajectoryScaling) -> DemonstrationIndex | None:
-        """Index of a data set.
+        """Builds the index from a data set.
 
         Returns:
             The index. None if no numeric column can be compared.
@@ -64,12 +64,12 @@ class DemonstrationIndex:
                                   min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of every step of an episode from the demonstrations.
+        """Returns the distances of every step of an episode from the demonstrations.
 
         Args:
             episode: The episode, T steps.
-            count: Number of nearest states whose actions are compared, so that one of several demonstrated ways is
-                near.
+            count: Number of nearest states. Each action is compared with the actions in all of them, so that one of
+                several demonstrated ways is near.
             exclude: Number of a demonstration to leave out, for distances between demonstrations.
 
         Returns:
@@ -99,11 +99,11 @@ class DemonstrationIndex:
 
 @dataclass(frozen=True)
 class DistributionDistance:
-    """Earth mover's distances (Wasserstein 1) between two sets of episodes, of each component, mean in standard
+    """The earth mover's distances (Wasserstein 1) between two sets of episodes, of each component, mean in standard
     deviations.
 
     There is one for the states, and one for the changes of actions from step to step. 0 means equal distributions. The
-    usual distance is that of two halves of the demonstrations (every other one).
+    usual distance is the distance between two halves of the demonstrations, with even and with odd numbers.
     """
 
     states: float
@@ -122,7 +122,7 @@ class DistributionDistance:
 def distribution_distance(
     episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling
 ) -> DistributionDistance | None:
-    """Distance of episodes from demonstrations as distributions. It ignores time.
+    """Computes the distance between the distributions of episodes and of demonstrations. It ignores time.
 
     For demonstrations by people it is a statistic of human-likeness.
 
@@ -161,7 +161,7 @@ def _wasserstein(a: np.ndarray, b: np.ndarray) -> float:
 
 def discriminator_accuracy(episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling, fps: float,
                            level: float = LEVEL) -> Interval | None:
-    """Accuracy of a classifier that distinguishes episodes from demonstrations by how they move (`motion_features`).
+    """Trains a classifier to tell episodes from demonstrations by how they move, and returns its accuracy.
 
     Each of an equal number of both, at most 100, gets the class of its nearest neighbor. 0.5 means that they cannot be
     told apart, and 1 that they always can. The Clopper-Pearson interval treats the answers as independent, which is
@@ -172,7 +172,7 @@ def discriminator_accuracy(episodes: Dataset, demonstrations: Dataset, scaling: 
 
     References:
         Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests; Devlin et al. (2021), Navigation Turing
-        Test, whose trained judge it replaces.
+        Test. It replaces the trained judge of that test.
     """
     count = min(len(episodes), len(demonstrations), MAX_EPISODES)
     if count < MIN_EPISODES:

@@ -1,4 +1,4 @@
-"""Time of a plan and of a decision, for one robot on this machine."""
+"""Measures how long a policy takes to plan and to decide, for one robot on this machine."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ...policy import Planner, StepwisePlanner
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Milliseconds from an observation to its action.
+    """Times in milliseconds from an observation to the policy's action.
 
-    An executor of chunks plans at some decisions only, and takes the next action of a chunk at the others. Then the
-    statistics are those of the decisions that plan, for which the robot has to wait.
+    An executor of chunks plans at some decisions only. At each decision in between, it takes the next action of the
+    chunk. The statistics are then computed from the decisions that plan, because the robot has to wait for them.
 
     Args:
         p95: 95th percentile of these times.
-        n_plans: Number of timed decisions that planned. None if the actor does not tell them apart; the statistics
-            are then those of all decisions.
-        between_plans: Median time of the other decisions, if there are any.
+        n_plans: Number of timed decisions that planned. None if the actor does not tell which decisions planned; the
+            statistics are then computed from all decisions.
+        between_plans: Median time of the decisions that did not plan, if there are any.
         period: Milliseconds between two steps, where the frequency is known.
         n_late: Number of decisions that took longer than that.
     """
@@ -63,7 +63,7 @@ class LatencySummary:
         return text + "."
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The key `behavior.latency` of `understudy eval --json`."""
+        """Returns the latency summary as JSON, for the key `behavior.latency` of `understudy eval --json`."""
         return {"median_ms": self.median, "p95_ms": self.p95, "max_ms": self.max, "plans": self.n_plans,
                 "between_plans_ms": self.between_plans, "decisions": self.decisions, "period_ms": self.period,
                 "fraction_of_period": self.period_fraction, "late": self.n_late}
@@ -114,7 +114,7 @@ class _PlanCount:
 
 @dataclass(frozen=True)
 class _CountingPlanner(PlannerWrapper, StepwisePlanner):
-    """Counts the plans that an executor asks for."""
+    """A planner that counts how many plans an executor asks for."""
 
     planner: Planner
     count: _PlanCount = field(default_factory=_PlanCount)
@@ -132,14 +132,14 @@ class _CountingPlanner(PlannerWrapper, StepwisePlanner):
 
 
 def _count_plans(actor: Actor, count: _PlanCount) -> Actor:
-    """The actor with a planner that counts; unchanged if it is no policy."""
+    """Returns the actor with a planner that counts plans. An actor that is not a policy is returned unchanged."""
     if isinstance(actor, (ObservationWrapper, NoisyActor)) and actor.actor is not None:
         return replace(actor, actor=_count_plans(actor.actor, count))
     return replace(actor, planner=_CountingPlanner(actor.planner, count)) if isinstance(actor, PolicyActor) else actor
 
 
 def _with_warmup(episodes: Iterable[Episode]):
-    """(whether to warm up, episode): the first one twice."""
+    """Yields (whether to warm up, episode). The first episode comes twice."""
     for i, e in enumerate(episodes):
         if i == 0:
             yield True, e

@@ -1,4 +1,4 @@
-"""Modes of behavior: which one an episode shows, and how many of them a policy has."""
+"""Modes of behavior (ways of doing a task): which one an episode shows, and how many a policy uses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..stats import LEVEL, Interval
 from .clusters import Clusters, find_clusters
 from .scaling import TrajectoryScaling, evenly_spaced, resample_rows
 
-TRAJECTORY_POINTS = 16  # of a trajectory, for its shape
+TRAJECTORY_POINTS = 16  # number of points of a trajectory that stand for its shape
 ModeFunction = Callable[[Episode], str | None]  # the mode of an episode; None if it has none
 
 
 def fork_mode(episode: Episode) -> str | None:
-    """The side of the pillar on which an episode of the fork passed it: "left" is above it on the map."""
+    """Returns the side of the pillar on which an episode of the toy "fork" passed it, "left" or "right"."""
     from ...envs.toys.fork import PILLAR
 
     x, y = np.asarray(episode.steps["observation.state"], float).T
@@ -34,7 +34,7 @@ def fork_mode(episode: Episode) -> str | None:
 
 
 def reported_mode(episode: Episode) -> str | None:
-    """The mode that the environment reports in `info["mode"]` at the end of the episode."""
+    """Returns the mode that the environment reports in `info["mode"]` at the end of the episode."""
     mode = episode.metadata.get("mode")
     return None if mode is None or mode == -1 or mode == "" else str(mode)
 
@@ -75,8 +75,8 @@ def find_mode_function(
 
     Args:
         env: The environment, which may report modes.
-        demonstrations: Demonstrations, whose trajectories are clustered if the environment reports no modes. None
-            clusters the episodes' own.
+        demonstrations: Demonstrations. Their trajectories are clustered if the environment reports no modes. None
+            clusters the trajectories of the episodes.
 
     Returns:
         The function, the number of modes, and in words where they come from. None if only one mode is detected.
@@ -109,17 +109,17 @@ def _clustered_modes(episodes: Dataset, demonstrations: Dataset | None,
 
 
 def successful_episodes(episodes: Dataset) -> Dataset:
-    """Episodes that succeeded. All episodes if success is undefined."""
+    """Returns the episodes that succeeded. These are all episodes if success is undefined."""
     return episodes.filter(lambda e: bool(e.metadata.get("success", True)))
 
 
 def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
-    """Number of successful episodes in each mode."""
+    """Returns the number of successful episodes in each mode."""
     return Counter(w for e in successful_episodes(episodes) if (w := mode_of(e)) is not None)
 
 
 def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
-    """Behavior entropy: entropy of the frequencies of modes, in logarithms to the base of their number.
+    """Computes behavior entropy: the entropy of mode frequencies, in logarithms to the base of the number of modes.
 
     Few counts underestimate it: see `expected_entropy`.
 
@@ -141,14 +141,14 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
 
 
 def expected_entropy(n_modes: int, repeats: int) -> float:
-    """Mean entropy that few rollouts find of a policy whose modes are equally frequent. It is less than 1."""
+    """Computes the mean behavior entropy that few rollouts show of a policy that uses all modes equally often."""
     k = np.arange(1, repeats + 1)
     p = scipy.stats.binom.pmf(k, repeats, 1 / n_modes)
     return float(-n_modes * (p * (k / repeats) * np.log(k / repeats)).sum() / math.log(n_modes)) + 0.0
 
 
 def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, level: float = LEVEL) -> Interval:
-    """Conditional behavior entropy: the mean over starts of the entropy of what was done from each.
+    """Computes conditional behavior entropy: the mean over starts of the entropy of the modes from each start.
 
     Failures are in no count, and a start from which nothing succeeds is in no mean, as in the paper's code for several
     boxes. The success rate is a separate figure. The start is the unit of the interval.
@@ -168,7 +168,7 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
 
 def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float]) -> float:
-    """Overlap of two distributions of modes: 1 minus their total variation distance.
+    """Computes the overlap of two distributions of modes: 1 minus their total variation distance.
 
     Returns:
         1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.
@@ -186,7 +186,7 @@ class RepeatedStartsEnv(EnvWrapper):
 
     def __init__(self, env: Env, seed: int, starts: int, repeats: int):
         self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
-        count = max(starts * repeats, env.rows)  # a rollout starts every row, also those without an episode
+        count = max(starts * repeats, env.rows)  # a rollout starts every row, also rows without an episode
         begin = keys(seed, [n // repeats for n in range(count)])
         self.start_keys = dict(zip(keys(seed, range(count)).tolist(), begin, strict=True))
 

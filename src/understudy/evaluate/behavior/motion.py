@@ -1,4 +1,4 @@
-"""How an episode moves: smoothness, and how long it takes."""
+"""Measures how an episode moves: smoothness, and how long it takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_FREQUENCY = 10.0  # Hz: how people move has nothing above (Balasubramanian e
 
 
 def speed(states: np.ndarray, fps: float) -> np.ndarray:
-    """Distance that the state moves per second.
+    """Computes the distance that the state moves per second.
 
     Args:
         states: States, (T, S).
@@ -27,7 +27,7 @@ def speed(states: np.ndarray, fps: float) -> np.ndarray:
 def spectral_arc_length(
     profile: np.ndarray, fps: float, max_frequency: float = MAX_FREQUENCY, min_amplitude: float = 0.05
 ) -> float:
-    """SPARC, a measure of smoothness: minus the length of the normalized spectrum of a speed profile.
+    """Computes the smoothness measure SPARC: minus the length of the normalized spectrum of a speed profile.
 
     It is at most about -1.4, for one even stroke. Every halt and tremble makes it more negative, whatever the size and
     pace of the movement.
@@ -62,7 +62,7 @@ def log_dimensionless_jerk(profile: np.ndarray, fps: float) -> float:
     profile.
 
     The duration cubed over the largest speed squared makes it free of units. It is -5.32 for the smoothest possible
-    stroke, that of minimal jerk. Lower values are jerkier. Noise of sensors counts more than in SPARC.
+    stroke, which is the stroke of minimal jerk. Lower values are jerkier. Noise of sensors counts more than in SPARC.
 
     Args:
         profile: Speeds, (T,).
@@ -90,13 +90,13 @@ def action_jerk(actions: np.ndarray) -> float:
 
 
 def success_step(episode: Episode) -> float:
-    """Number of steps until the environment first reports success. NaN if it never does."""
+    """Returns the number of steps until the environment first reports success. NaN if it never does."""
     success_flags = np.asarray(episode.steps["next.success"]) if "next.success" in episode.steps else np.zeros(0)
     return float(np.argmax(success_flags > 0)) + 1 if (success_flags > 0).any() else math.nan
 
 
 def motion_features(episode: Episode, scaling: TrajectoryScaling, fps: float) -> np.ndarray:
-    """Features of how an episode moves and acts, not of where.
+    """Returns features of how an episode moves and acts, which do not depend on where it is.
 
     They are its pace, how steady that is, its smoothness, and the size, spread and steadiness of actions.
 

@@ -1,4 +1,4 @@
-"""States and actions of episodes as numbers, in units that do not depend on the robot."""
+"""Scales states and actions of episodes to units that do not depend on the robot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TrajectoryScaling:
 
     @staticmethod
     def from_data(data: Dataset, *others: Dataset) -> TrajectoryScaling:
-        """Scales by `data` the columns that all data sets have in the same shape."""
+        """Computes the scales from `data`, for the columns that all data sets have in the same shape."""
         features = data.features()
         shared = [d.features() for d in others]
         columns = tuple(k for k, f in sorted(features.items()) if k.startswith("observation.") and _is_numeric(f)
@@ -51,28 +51,28 @@ class TrajectoryScaling:
         return TrajectoryScaling(columns, names, center, component_scale(states), action_scale)
 
     def states(self, episode: Episode) -> np.ndarray:
-        """Scaled states about their mean, (T or T + 1, S), including the final observation."""
+        """Returns the scaled states about their mean, (T or T + 1, S), including the final observation."""
         return (concat_columns(episode, self.columns) - self.center) / self.scale
 
     def actions(self, episode: Episode) -> np.ndarray | None:
-        """Scaled actions, which are not shifted, (T, A)."""
+        """Returns the scaled actions, which are not shifted, (T, A)."""
         if self.action_scale is None:
             return None
         return concat_columns(episode, ("action",))[:len(episode)] / self.action_scale
 
     @property
     def n_components(self) -> int:
-        """Components of the state that vary."""
+        """Number of components of the state that vary."""
         return int(np.isfinite(self.scale).sum())
 
 
 def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episode]:
-    """A limited number of episodes, evenly spaced, the first and the last included."""
+    """Returns a limited number of episodes, evenly spaced, the first and the last included."""
     return [data[int(i)] for i in evenly_spaced_indices(len(data), max_episodes)]
 
 
 def evenly_spaced_indices(n: int, max_count: int) -> np.ndarray:
-    """At most `max_count` of the numbers from 0 to n - 1, evenly spaced, including both ends."""
+    """Returns at most `max_count` of the numbers from 0 to n - 1, evenly spaced, including both ends."""
     return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
@@ -102,7 +102,7 @@ def _stack_finite(parts: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def component_scale(rows: np.ndarray) -> np.ndarray:
-    """Deviations; infinite for what varies by rounding only, so that rounding noise is not amplified."""
+    """Returns standard deviations, infinite for components that vary by rounding only."""
     if not len(rows):
         return np.full(rows.shape[1], np.inf)
     spread = rows.std(0)

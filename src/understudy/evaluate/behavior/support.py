@@ -1,4 +1,4 @@
-"""Success from starts that demonstrations show, and from others."""
+"""Compares success from starts that are like demonstrated ones with success from other starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MIN_STARTS = 5  # smallest number of episodes of each kind
 
 @dataclass(frozen=True)
 class SuccessBySupport:
-    """Successes and numbers of the episodes with demonstrated starts, and of the others.
+    """Successes and numbers of episodes, for starts near demonstrated ones, and for other starts.
 
     Attributes:
-        difference: Success from demonstrated starts minus success from others.
+        difference: Success from starts near demonstrated starts minus success from other starts.
     """
 
     successes: int
@@ -44,7 +44,7 @@ class SuccessBySupport:
 
 def success_by_support(episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling, level: float = LEVEL
                        ) -> SuccessBySupport | None:
-    """Divides episodes by whether demonstrations support their start, and compares success.
+    """Compares success between episodes that start near demonstrated starts, and other episodes.
 
     A policy may imitate well where it was shown what to do, and be able to do little elsewhere. Errors of predicted
     actions and human-likeness do not show this, because they are measured where demonstrations are.

@@ -1,4 +1,4 @@
-"""AdaFlow: a flow that takes few steps where the action is certain, and more where it is not."""
+"""AdaFlow: a flow that takes few sampling steps where the action is certain, and more where it is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..paths import LinearPath
 
 @part
 class AdaFlow(DenoisingHead):
-    """Flow matching head that chooses its step sizes.
+    """Flow matching head (AdaFlow) that chooses its step sizes by the predicted uncertainty.
 
     Besides the velocity, the network predicts the standard deviation of ``action - noise`` around it. Where that is 0,
     the flow is a straight line, and one step is exact. Where it is large, the error of a step is large. A step has the
@@ -45,7 +45,7 @@ class AdaFlow(DenoisingHead):
         return trunk.build(coded_dim, coded_dim + 1, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared velocity error of each step plus its negative log-likelihood given the predicted std, (B, H)."""
+        """Returns the squared velocity error of each step plus its negative log-likelihood, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         t = torch.rand(action[:, :1, :1].shape, generator=rng, device=action.device).expand(*action.shape[:2], 1)
         velocity, log_std = self._velocity_log_std(net(self.interpolate(action, noise, t), t, context))
@@ -56,7 +56,7 @@ class AdaFlow(DenoisingHead):
         return self._integrate(net, context, noise, cost)[0]
 
     def count_steps(self, net, context: Context, noise: Tensor) -> Tensor:
-        """Number of steps from noise (B, H, A) to action that each row of a batch needs, (B,)."""
+        """Returns the number of steps from noise (B, H, A) to action that each row of a batch needs, (B,)."""
         return self._integrate(net, context, noise, None)[2]
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
@@ -68,7 +68,7 @@ class AdaFlow(DenoisingHead):
         return x + (1 - t) * self._velocity_log_std(net(x, t, context))[0]
 
     def _integrate(self, net, context, noise, cost):
-        """Actions (B, H, A), their times, and the number of steps of each row (B,)."""
+        """Integrates noise to actions. Returns actions (B, H, A), their times, and the number of steps, (B,)."""
         context, zero = precomputed(net, context), torch.zeros_like(noise[..., 0])
 
         def step(carried, number):
@@ -90,10 +90,10 @@ class AdaFlow(DenoisingHead):
                                self.max_guidance_weight, 1 - t), out[1]
 
     def _velocity_log_std(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocity (B, H, A) and logarithm of the standard deviation (B, H), of any size below about 1000."""
+        """Returns velocity (B, H, A) and logarithm of the standard deviation (B, H), of any size below about 1000."""
         return out[..., :-1], out[..., -1].clamp(-7, 7)
 
 
 def _can_stop(x: Tensor) -> bool:
-    """Whether values may decide the number of steps: not while a program is traced or captured as a CUDA graph."""
+    """Returns whether values may decide the number of steps, which tracing and CUDA graphs do not allow."""
     return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -34,9 +34,9 @@ class Diffusion(DenoisingHead):
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
             a rolling buffer (streaming diffusion).
         spacing: Where the sampling steps begin. ``"trailing"``: at level N, the noisiest one. ``"leading"``: the last
-            step begins at level 1 and the others ``N // n_steps`` levels apart, so that sampling treats its noise as if
-            it came from a lower level than N. That is the default of diffusers, and what LeRobot does. The names are
-            those of Lin et al. (2023).
+            step begins at level 1, and each earlier step ``N // n_steps`` levels higher. Sampling then treats its noise
+            as if it came from a lower level than N. This is the default of diffusers, and LeRobot uses it. Both names
+            come from Lin et al. (2023).
         guidance_weight: Weight of the guidance gradient. 1 is the pseudo-inverse guidance of Song et al. (2023).
         n_extra_steps: Number of further steps at level 1, without noise, after the sampling steps. They move a plan
             towards the nearest likely one (Diffusion-X).
@@ -73,7 +73,7 @@ class Diffusion(DenoisingHead):
 
     @property
     def path(self) -> VariancePreservingPath:
-        """Path of the noise schedule."""
+        """The path of the noise schedule."""
         return VariancePreservingPath(self.schedule, self.n_train_steps)
 
     def noise(self, horizon, coded_dim):
@@ -88,7 +88,7 @@ class Diffusion(DenoisingHead):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared prediction error of each step, (B, H)."""
+        """Returns the squared prediction error of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         # Levels 1 to N are equally likely. At level 0 there is nothing to learn.
         level = ((1 - sample_times(self.times, action, rng)) * self.n_train_steps).ceil().clamp(1, self.n_train_steps)
@@ -124,7 +124,7 @@ class Diffusion(DenoisingHead):
         return scan(extra_step, plan, time_embedding(net, t[:, None]), t, alpha, sigma)
 
     def _sampling_times(self, device) -> torch.Tensor:
-        """Times of the levels at which sampling stands before and after its steps, (n_steps + 1,)."""
+        """Returns the times of the levels at which sampling stands before and after its steps, (n_steps + 1,)."""
         if self.spacing == "trailing":
             return torch.linspace(0, 1, self.n_steps + 1, device=device)
         steps = torch.arange(self.n_steps - 1, -1, -1, device=device)
@@ -132,7 +132,7 @@ class Diffusion(DenoisingHead):
         return 1 - levels / self.n_train_steps
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
-        """A step of DDIM, which is also DPM-Solver++ of first order. Raises Unsupported for other solvers."""
+        """Makes a step of DDIM, which is also DPM-Solver++ of first order. Raises Unsupported for other solvers."""
         if not isinstance(self.solver, DeterministicSolver):
             raise Unsupported(f"{type(self.solver).__name__} draws noise in every step, so that it has no single steps",
                               where="Diffusion.solver", hint="use solver=DDIM() or DPMSolverPP()")
@@ -155,7 +155,7 @@ class Diffusion(DenoisingHead):
         return clean.clamp(-self.clip_sample, self.clip_sample) if self.clip_sample else clean
 
     def _guided_clean(self, net, context, x, t, alpha, sigma, cost):
-        """Estimate of the clean action, the same before it is clipped, and what guidance adds to the step."""
+        """Returns the estimate of the clean action, the same before clipping, and what guidance adds to the step."""
         predicted = self._predict_clean(net, context, x, t, alpha, sigma)
         energy, cost = split_energy(cost)
 

@@ -57,7 +57,7 @@ class EDM(PreconditionedHead):
         super().__post_init__()
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of the network's preconditioned target, (B, H)."""
+        """Returns the squared error of the network's preconditioned target, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         normal = torch.randn(action[:, :1, :1].shape, generator=rng, device=action.device).to(action.dtype)
         t = self.path.time_of((self.log_sigma_mean + self.log_sigma_std * normal).exp()).expand(*action.shape[:2], 1)
@@ -95,7 +95,10 @@ class EDM(PreconditionedHead):
         return clean + sigma[-1] * guidance
 
     def _sample_estimates(self, solver, net, context, noise, t, sigma, cost):
-        """Samples with a solver that steps from estimates of the clean action. Actions have the scale 1."""
+        """Samples with a solver that makes its steps from estimates of the clean action.
+
+        Actions have the scale 1.
+        """
         zero, one = torch.zeros_like(noise[..., :1]), torch.ones_like(sigma[0])
         levels = torch.cat([sigma, torch.zeros_like(sigma[:1])])
         x, coefficients = solver.prepare(sigma[0] * noise, torch.ones_like(levels), levels)
@@ -119,7 +122,7 @@ class EDM(PreconditionedHead):
         return self._clean(net, context, x, self.path.alpha_sigma(t)[1], t)
 
     def _guided_clean(self, net, context, x, sigma, t, cost):
-        """Estimate of the clean action, and what guidance adds to the velocity."""
+        """Returns the estimate of the clean action, and what guidance adds to the velocity."""
         energy, cost = split_energy(cost)
 
         def estimate(y):

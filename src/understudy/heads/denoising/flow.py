@@ -54,7 +54,7 @@ class Flow(DenoisingHead):
         arXiv:2302.00482.
         Lee et al. (2024), Improving the Training of Rectified Flows, arXiv:2405.20320, for times at both ends.
         Li and He (2025), Back to Basics: Let Denoising Generative Models Denoise, arXiv:2511.13720, for predicting the
-        action. They weight its error like that of the velocity, and we do not.
+        action. They weight the error of the action so that it equals the error of the velocity; here it has no weight.
 
     Example:
         >>> method = Method(PolicyConfig(Flow(n_steps=5), window=Window(n_obs_steps=2, horizon=16)))
@@ -82,14 +82,14 @@ class Flow(DenoisingHead):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of the prediction of each step, (B, H)."""
+        """Returns the squared error of the prediction of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         if self.coupling == "optimal_transport":
             noise = noise[optimal_transport(action, noise, mask, context.flat(), self.condition_weight)]
         return self.pair_loss(net, context, action, noise, rng)
 
     def pair_loss(self, net, context: Context, action: Tensor, noise: Tensor, rng: Generator) -> Tensor:
-        """Squared error of the prediction of each step, (B, H), for given pairs of noise and action, (B, H, A) each.
+        """Returns the squared error of each step, (B, H), for given pairs of noise and action, (B, H, A) each.
 
         Times are random. The loss is 0 at steps that are given.
         """
@@ -116,7 +116,7 @@ class Flow(DenoisingHead):
         return predicted if self.prediction == "sample" else x + (1 - t) * predicted
 
     def _velocity(self, net, cost):
-        """The velocity (x, t, context) -> (B, H, A) that is integrated."""
+        """Returns the velocity (x, t, context) -> (B, H, A) that is integrated."""
         def unguided(x, t, context):
             predicted = net(x, t, context)
             return (predicted - x) / (1 - t).clamp(min=NEAR_ACTION) if self.prediction == "sample" else predicted
@@ -127,7 +127,7 @@ class Flow(DenoisingHead):
         return velocity
 
     def _time_quantile(self, u):
-        """Uniform times u as times of the training distribution, by its inverse distribution function."""
+        """Converts uniform times u to times of the training distribution, by its inverse distribution function."""
         if self.time_distribution == "beta":
             return 0.999 * (1 - (1 - u) ** (1 / 1.5))
         if self.time_distribution == "u_shaped":

@@ -15,7 +15,7 @@ from ..solvers import Euler, Solver, check_solver, integrate
 
 @part
 class Interpolant(StepwiseHead):
-    """Stochastic interpolant head.
+    """Stochastic interpolant head: a flow from the last action, instead of noise, to the chunk.
 
     Each step of a chunk starts at the last executed action plus Gaussian noise, and moves to its own action along the
     path `StochasticInterpolant`. The network predicts the velocity. The start is near the actions, so that the path is
@@ -46,7 +46,7 @@ class Interpolant(StepwiseHead):
 
     @property
     def path(self) -> StochasticInterpolant:
-        """Path from the source to the action."""
+        """The path from the source to the action."""
         return StochasticInterpolant(self.scale)
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class Interpolant(StepwiseHead):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared velocity error of each step, (B, H)."""
+        """Returns the squared velocity error of each step, (B, H)."""
         noise, latent = torch.randn(2, *action.shape, generator=rng, device=action.device)
         t = torch.rand(action[:, :1, :1].shape, generator=rng, device=action.device).expand(*action.shape[:2], 1)
         ends = torch.cat([self._start(context, noise), latent], -1)
@@ -72,7 +72,7 @@ class Interpolant(StepwiseHead):
         return self.solver.step(lambda x, t: net(x, t, context), x, t.unsqueeze(-1), t_next.unsqueeze(-1))
 
     def _start(self, context: Context, noise: Tensor) -> Tensor:
-        """State at t = 0, (B, H, A): the last action and noise, (B, H, A)."""
+        """Returns the state at t = 0, (B, H, A): the last action and noise, (B, H, A)."""
         if self.source not in context.named:
             raise UserError(f"the encoder gives no column {self.source!r} to the head", where="Interpolant.source",
                             hint=f"use TokenEncoder(named=({self.source!r},)), and LastAction among the transforms")

@@ -61,7 +61,7 @@ class JointDiffusion(Head):
         return trunk.build(coded_dim - 1, coded_dim - 1, 2, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Mean squared velocity error of the action, where it is known, plus that of the observation, (B, H)."""
+        """Returns the sum of two mean squared velocity errors, of the known actions and of the observation, (B, H)."""
         clean, has_action = action[..., :-1], action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         t = torch.rand(action.shape[0], 1, 2, generator=rng, device=action.device).to(action.dtype)
@@ -73,7 +73,7 @@ class JointDiffusion(Head):
         return of_action.mean(-1) * has_action.squeeze(-1) + of_observation.mean(-1)
 
     def sample(self, net, context, noise):
-        """Samples the parts that `mode` says, (B, H, A).
+        """Samples the actions, the observations, or both, as `mode` says, (B, H, A).
 
         A part that is not sampled is returned as it is in `noise`. The last component is 0.
         """
@@ -88,6 +88,6 @@ class JointDiffusion(Head):
         return torch.cat([sampled, zero], -1)
 
     def _per_component(self, t, x):
-        """The two values of t (B, H, 2), repeated for the components of x that they belong to."""
+        """Repeats the two times t (B, H, 2) for the components of x that they belong to."""
         return torch.cat([t[..., :1].expand_as(x[..., :self.action_size]),
                           t[..., 1:].expand_as(x[..., self.action_size:])], -1)

@@ -16,7 +16,7 @@ from ..solvers import Euler, Solver, check_solver
 
 @part
 class StreamingFlow(StepwiseHead):
-    """Streaming flow head.
+    """Streaming flow head: the flow passes through the actions of the chunk, one after another.
 
     The actions of a chunk are points of a trajectory: step i of H is at t = i / (H - 1). The network reads one action
     and one time, and predicts the velocity of a narrow Gaussian around this trajectory. Each integration step from one
@@ -82,7 +82,7 @@ class StreamingFlow(StepwiseHead):
         return scan(step, (self.sigma * noise[:, :1], torch.zeros_like(noise)), times[:-1], times[1:])[1]
 
     def _velocity(self, net, context, x, t):
-        """Calls the network with each step as a separate row. x (B, n, A), t (B, n, 1)."""
+        """Calls the network with each step as a separate row, x (B, n, A), t (B, n, 1), for the velocity."""
         n, action_dim = x.shape[1:]
         context = context if n == 1 else context.repeat(n)
         return net(x.reshape(-1, 1, action_dim), t.reshape(-1, 1, 1), context).reshape(-1, n, action_dim)

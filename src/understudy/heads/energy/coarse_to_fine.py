@@ -1,4 +1,4 @@
-"""Coarse-to-fine Q: values of action intervals, which levels of a few bins each narrow down."""
+"""Coarse-to-fine Q: values of action intervals, which are narrowed down level by level."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ class CoarseToFineQ(DeterministicHead):
     highest mean is the interval of the next level. A plan is the center of the last one. The network reads the centers
     of the present intervals of all components and steps, and the number of the level.
 
-    The loss is that of cloning: the bins of the data shall dominate all others, and have a higher mean by `margin`.
+    The loss clones: the distribution of the demonstrated action's bin shall dominate the distributions of all other
+    bins, and its mean shall be higher by `margin`.
 
     Args:
-        n_atoms: Number of returns, equally spaced from `low` to `high`. Returns beyond count as these.
+        n_atoms: Number of returns, equally spaced from `low` to `high`. Larger returns count as `high`, and smaller
+            ones as `low`.
 
     References:
         Seo et al. (2024), Continuous Control with Coarse-to-fine Reinforcement Learning, arXiv:2407.07787.
@@ -51,7 +53,7 @@ class CoarseToFineQ(DeterministicHead):
         return HeadNet(trunk=trunk.build(coded_dim + self.n_levels, outputs, 0, spec), bound=spec.bound, dim=coded_dim)
 
     def loss(self, net, context, action, mask, rng):
-        """Dominance and margin loss of each step, (B, H)."""
+        """Returns the dominance and margin loss of each step, (B, H)."""
         return self.cloning_loss(*self.evaluate(net, context, action))
 
     def cloning_loss(self, log_probs: Tensor, chosen: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class CoarseToFineQ(DeterministicHead):
         return center
 
     def _log_probs(self, net, context: Context, center: Tensor, levels: Tensor) -> Tensor:
-        """Log-probabilities of the atoms of the bins around centers (B, H, A) at levels (B,), (B, H, A, bins, atoms).
+        """Returns the log-probabilities of return atoms of the bins around centers (B, H, A), (B, H, A, bins, atoms).
         """
         level = F.one_hot(levels, self.n_levels).to(center).unsqueeze(1).expand(-1, center.shape[1], -1)
         inputs = torch.cat([center, level], -1)
@@ -100,11 +102,11 @@ class CoarseToFineQ(DeterministicHead):
         return (value[..., :1, :] + advantage).log_softmax(-1)
 
     def mean(self, log_probs: Tensor) -> Tensor:
-        """Returns the expected return of distributions over atoms, (..., atoms), as (...)."""
+        """Returns the expected return, (...), of distributions over atoms, (..., atoms)."""
         return (log_probs.exp() * self.atoms(log_probs)).sum(-1)
 
     def atoms(self, like: Tensor) -> Tensor:
-        """Returns the returns of the atoms, (atoms,), with the type and on the device of a tensor."""
+        """Returns the returns that the atoms stand for, (atoms,), with the type and on the device of a tensor."""
         return torch.linspace(self.low, self.high, self.n_atoms, dtype=like.dtype, device=like.device)
 
 

@@ -17,11 +17,11 @@ from ..base import Head, HeadNet, uniform_noise
 
 @part
 class EnergyModel(Head):
-    """Implicit behavioral cloning: the network gives an energy to each pair of observation and chunk.
+    """Implicit behavioral cloning head: the network gives an energy to each pair of observation and chunk.
 
-    Training tells the demonstrated chunk from `n_negatives` others (InfoNCE). Sampling searches the chunk of lowest
-    energy within the range of the data, widened by `margin` of it on both sides. Both searches start at candidates that
-    are uniform in this range. Lengths below are fractions of half the range.
+    Training tells the demonstrated chunk from `n_negatives` other chunks (InfoNCE). Sampling searches the chunk of
+    lowest energy within the range of the data, widened by `margin` of it on both sides. Both searches start at
+    candidates that are uniform in this range. Lengths below are fractions of half the range.
 
     The derivative-free search with uniform negatives is for few action dimensions. The paper uses it up to 3, and finds
     that it fails above 5. For more dimensions it uses Langevin dynamics, both for the search and for the negatives,
@@ -37,9 +37,10 @@ class EnergyModel(Head):
         noise_std: Standard deviation of the first perturbation of the derivative-free search.
         noise_decay: Factor of the perturbation per round.
         margin: Fraction of the range of the data by which negatives and candidates may leave it.
-        negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start there. The loss has no
-            gradient through the chains.
-        n_chain_iterations: Number of rounds of these chains. None for that of the search. Fewer make training cheaper.
+        negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start at uniform negatives. The
+            loss has no gradient through the chains.
+        n_chain_iterations: Number of rounds of these chains. None for `n_iterations`. Fewer rounds make training
+            cheaper.
         gradient_margin: Penalize each candidate of the loss whose energy has a gradient with a larger component than
             this, by the square of the excess. None for no penalty.
         step_size: First step of Langevin dynamics. The steps decrease to 0 with the square of the rounds that are left.
@@ -75,7 +76,7 @@ class EnergyModel(Head):
         _fit_range(net, pairs, self.margin)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the demonstrated chunk among the candidates, spread evenly over its steps, (B, H)."""
+        """Returns the cross-entropy of the demonstrated chunk among the candidates, spread over its steps, (B, H)."""
         step_mask = mask[:, None, :, None]  # padded steps are equal in all candidates
         negatives = self._negatives(net, context, action, step_mask, rng)
         candidates = torch.cat([action.unsqueeze(1), negatives], 1) * step_mask
@@ -91,7 +92,7 @@ class EnergyModel(Head):
         return (chunk / mask.sum(1).clamp(min=1)).unsqueeze(1).expand(mask.shape)
 
     def _negatives(self, net, context, action, is_known, rng):
-        """Chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
+        """Draws the chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
         shape = (len(action), self.n_negatives, *action.shape[1:])
         uniform = torch.rand(shape, generator=rng, device=action.device)
         x = net.low + uniform.to(action.dtype) * (net.high - net.low)
@@ -118,7 +119,7 @@ class EnergyModel(Head):
         return x.gather(1, best[:, None, None, None].expand(-1, 1, *x.shape[2:])).squeeze(1)
 
     def _step_sizes(self, rounds: int) -> list[float]:
-        """Steps of Langevin dynamics: a polynomial of power 2 that would be 0 one round after the last."""
+        """Returns the step sizes of Langevin dynamics, which fall as a polynomial of power 2."""
         return [self.step_size * (1 - i / rounds) ** 2 for i in range(rounds)]
 
     def _langevin_step(self, net, context, x, size, draw):
@@ -127,16 +128,19 @@ class EnergyModel(Head):
         return (x - change.clamp(-self.max_step, self.max_step) * half).clamp(net.low, net.high)
 
     def _energy(self, net, context, candidates):
-        """Energy of each step of candidates (B, N, H, A) in a context with N copies of each row, (B, N, H)."""
+        """Returns the energy of each step of candidates (B, N, H, A), (B, N, H).
+
+        `context` has N copies of each row.
+        """
         flat = candidates.flatten(0, 1)
         return net.trunk(flat, flat[..., :0], context).squeeze(-1).unflatten(0, (-1, candidates.shape[1]))
 
     def _chunk_energy(self, net, context, candidates, mask):
-        """Energy of each chunk without its padding, (B, N)."""
+        """Returns the energy of each chunk without its padding, (B, N)."""
         return (self._energy(net, context, candidates) * mask.unsqueeze(1)).sum(-1)
 
     def _gradient(self, net, context, x):
-        """Gradient of the energy with respect to candidates (B, N, H, A), without those of the weights."""
+        """Returns the gradient of the energy with respect to candidates (B, N, H, A), but not to the weights."""
         if torch.compiler.is_compiling():
             raise Unsupported("a Langevin sampler needs gradients, which an exported graph does not have",
                               where="EnergyModel.sampler", hint="use sampler=\"derivative_free\"")
@@ -147,17 +151,17 @@ class EnergyModel(Head):
 
 @part
 class AutoregressiveEnergy(Head):
-    """Autoregressive implicit behavioral cloning: an energy for each component of a chunk, given those before it.
+    """Autoregressive implicit behavioral cloning head: an energy for each component, given the earlier ones.
 
     Components are ordered by step. Each has a small network that reads the encoded observation, the components before
-    it and its own value. Training tells the demonstrated value of each component from `n_negatives` others (InfoNCE),
-    after the demonstrated ones before it.
+    it and its own value. Training tells the demonstrated value of each component from `n_negatives` other values
+    (InfoNCE), given the demonstrated values of the components before it.
 
     Sampling chooses one component after the other: each is the value of lowest energy that a derivative-free search in
-    one dimension finds. More dimensions therefore cost more searches, but no larger ones. Plans are nearly the same for
-    any noise.
+    one dimension finds. More dimensions therefore cost more searches, but each search stays as small. Plans are nearly
+    the same for any noise.
 
-    Its weights cannot be used by `EnergyModel`, or the other way round.
+    `EnergyModel` cannot use weights of this head, and this head cannot use weights of `EnergyModel`.
 
     Args:
         n_negatives: Number of values that a demonstrated one is compared with.
@@ -192,7 +196,7 @@ class AutoregressiveEnergy(Head):
         _fit_range(net, pairs, self.margin)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the demonstrated components among the candidates, summed over those of each step, (B, H)."""
+        """Returns the cross-entropy of the demonstrated components among the candidates, summed per step, (B, H)."""
         uniform = torch.rand(len(action), self.n_negatives, *action.shape[1:], generator=rng, device=action.device)
         negatives = net.low + uniform.to(action.dtype) * (net.high - net.low)
         candidates = torch.cat([action.unsqueeze(1), negatives], 1).flatten(2)  # (B, 1 + n, H * A)
@@ -230,11 +234,11 @@ class _ComponentEnergies(torch.nn.Module):
         self.register_buffer("high", torch.ones(coded_dim))
 
     def features(self, action, context):
-        """What the energies of each step read of the observation, (B, H, width)."""
+        """Returns features of the observation for the energies of each step, (B, H, width)."""
         return self.trunk(action[..., :0], action[..., :0], context)
 
     def energy(self, features, chosen, values):
-        """Energies of values (B, N) of the component that follows the chosen ones (B, i), (B, N)."""
+        """Returns the energies of values (B, N) of the component that follows the chosen ones (B, i), (B, N)."""
         i = chosen.shape[1]
         inputs = torch.cat([features[:, i // self.shape[1]], chosen], 1).unsqueeze(1).expand(-1, values.shape[1], -1)
         return self.layers[i](torch.cat([inputs, values.unsqueeze(-1)], -1)).squeeze(-1)
@@ -251,7 +255,7 @@ def _fit_range(net, pairs, margin: float) -> None:
 
 
 def _resample(x, log_weight):
-    """Systematic resampling: candidate i of (B, N, ...) is kept about N times its weight, without a random number."""
+    """Resamples candidates (B, N, ...) systematically: each is kept about N times its weight."""
     n = x.shape[1]
     total = log_weight.softmax(1).cumsum(1)
     quantiles = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
@@ -261,7 +265,7 @@ def _resample(x, log_weight):
 
 @contextmanager
 def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
-    """The weights need no gradient. `autograd.grad` alone would compute them all the same and drop them."""
+    """Turns off the gradients of the weights while its body runs, which saves time. A context manager."""
     trained = [p for p in net.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -273,10 +277,10 @@ def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
 
 
 def _cross_entropy(energy):
-    """Cross-entropy of the first candidate among all, (B, ...), from energies (B, N, ...)."""
+    """Returns the cross-entropy of the first candidate among all, (B, ...), from energies (B, N, ...)."""
     return energy[:, 0] + (-energy).logsumexp(1)
 
 
 def _half_range(net):
-    """Half of the range in which chunks are searched, (A,)."""
+    """Returns half of the range in which chunks are searched, (A,)."""
     return (net.high - net.low) / 2

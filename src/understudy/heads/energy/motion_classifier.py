@@ -1,4 +1,4 @@
-"""Head that takes the motion after which the predicted encoding is nearest to that of the goal."""
+"""Head that predicts the encoding after each of a few motions, and takes the one nearest to the goal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..base import DeterministicHead, cluster_chunks
 
 @part
 class MotionClassifier(DeterministicHead):
-    """Predicts the encoding after each of a few motions, and takes the motion that comes nearest to the goal.
+    """Head that predicts the encoding after each of a few motions, and takes the one that comes nearest to the goal.
 
     The first half of the context's tokens encodes the observation, the second half the goal. Motions are the centers
     of clusters of the demonstrated chunks (k-means). The logit of a motion is the cosine of the encodings of prediction
@@ -46,7 +46,7 @@ class MotionClassifier(DeterministicHead):
         net.motions.copy_(cluster_chunks(pairs, self.n_motions, joint=True))
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the motion nearest to the demonstrated chunk, at each of its steps, (B, H)."""
+        """Returns the cross-entropy of the motion nearest to the demonstrated chunk, at each of its steps, (B, H)."""
         gap = (action.unsqueeze(1) - net.motions) * mask[:, None, :, None]
         nearest = gap.square().sum((2, 3)).argmin(1)
         return cross_entropy(self.logits(net, context), nearest, reduction="none").unsqueeze(1).expand(mask.shape)
@@ -55,18 +55,18 @@ class MotionClassifier(DeterministicHead):
         return net.motions[self.logits(net, context).argmax(1)]
 
     def logits(self, net, context: Context) -> Tensor:
-        """Cosine of the goal and the prediction after each motion, divided by the temperature, (B, n_motions)."""
+        """Returns the logits of the motions, (B, n_motions): cosines of goal and predicted encoding."""
         motions = net.motions.expand(context.tokens.shape[0], -1, -1, -1).flatten(0, 1)
         prediction = self.predict(net, context.repeat(self.n_motions), motions).unflatten(0, (-1, self.n_motions))
         return (prediction * encodings(context)[1].unsqueeze(1)).sum(-1) / self.temperature
 
     def predict(self, net, context: Context, action: Tensor) -> Tensor:
-        """The predicted encoding after coded chunks (B, H, A), of unit length, (B, D)."""
+        """Returns the predicted encoding after coded chunks (B, H, A), of unit length, (B, D)."""
         tokens, mask = context.tokens.chunk(2, 1)[0], context.mask.chunk(2, 1)[0]
         return normalize(net(action, action[..., :0], replace(context, tokens=tokens, mask=mask)).mean(1), dim=-1)
 
 
 def encodings(context: Context) -> tuple[Tensor, Tensor]:
-    """The encodings of observation and goal, of unit length, (B, D) each."""
+    """Returns the encodings of observation and goal, of unit length, (B, D) each."""
     now, goal = (normalize(flat, dim=-1) for flat in context.flat().chunk(2, 1))
     return now, goal

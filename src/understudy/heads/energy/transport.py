@@ -1,4 +1,4 @@
-"""Pick and place in an image: where to pick, and where to place with which rotation."""
+"""Pick and place in an image (Transporter networks): where to pick, and where to place with which rotation."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Transport(DeterministicHead):
     Features of each copy are a kernel, and its cross-correlation with features of the scene scores each pixel as the
     place for this rotation. (An equivariant network reads the crop once, and its features are rotated.) With
     `max_frequency`, the copies are Fourier transformed along the rotations, and the correlation is of coefficients:
-    their inverse transform scores all `n_angles` angles, also those between the copies. Position and angle of the place
-    have one joint distribution.
+    their inverse transform scores all `n_angles` angles, also angles between two copies. Position and angle of the
+    place have one joint distribution.
 
     Args:
         crop: Width and height of the crop in pixels, odd. What is outside the largest disc in it is not read.
@@ -80,13 +80,13 @@ class Transport(DeterministicHead):
                               f"the components {', '.join(COMPONENTS)}", where="Transport",
                               hint="use actions of this form, and a horizon of 1")
         if side * side != spec.tokens or side < self.crop:
-            raise ConfigError(f"the encoder gives {spec.tokens} tokens, which are no square image of {self.crop} x "
+            raise ConfigError(f"the encoder gives {spec.tokens} tokens, not a square image of {self.crop} x "
                               f"{self.crop} pixels or more", where="Transport", hint="use a PixelEncoder of one square "
                               "image, and a smaller crop")
         return TransportNet(self, side, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of the pick and of the place, (B, 1)."""
+        """Returns the cross-entropy of the pick and of the place, (B, 1)."""
         net, action = cast(TransportNet, net), action[:, 0]
         scene = net.scene(context)
         pick, place = net.pixel(action[:, :2]), net.pixel(action[:, 2:4])
@@ -145,26 +145,26 @@ class TransportNet(nn.Module):
         return conv_net(inputs, c.hidden, outputs, c.kernel)
 
     def scene(self, context: Context) -> Tensor:
-        """The image, (B, C, S, S)."""
+        """Returns the image of the scene, (B, C, S, S)."""
         return (context.tokens * context.mask.unsqueeze(-1)).transpose(1, 2).unflatten(-1, (self.side, self.side))
 
     def pixel(self, position: Tensor) -> Tensor:
-        """The number of the pixel at a position (B, 2), (B,). Rows of the image go downwards."""
+        """Returns the number of the pixel at a position (B, 2), (B,). Rows of the image go downwards."""
         column, row = ((torch.stack([position[:, 0], -position[:, 1]]) + 1) / 2 * self.side).floor().long().clamp(
             0, self.side - 1)
         return row * self.side + column
 
     def position(self, pixel: Tensor) -> Tensor:
-        """The middle of a pixel, (B, 2)."""
+        """Returns the position of the middle of a pixel, (B, 2)."""
         row, column = torch.div(pixel, self.side, rounding_mode="floor"), pixel % self.side
         return torch.stack([column + 0.5, self.side - row - 0.5], 1) * 2 / self.side - 1
 
     def pick_logits(self, scene: Tensor) -> Tensor:
-        """Scores of the pixels, (B, S * S)."""
+        """Returns the scores of the pixels for picking, (B, S * S)."""
         return self.pick_net(scene).flatten(1)
 
     def crops(self, scene: Tensor, pick: Tensor) -> Tensor:
-        """The crop around each pick, (B, C, crop, crop), with zeros beyond the edge of the image."""
+        """Returns the crop around each pick, (B, C, crop, crop), with zeros beyond the edge of the image."""
         size = self.config.crop
         padded = F.pad(scene, [size // 2] * 4)
         offsets = torch.arange(size, device=pick.device)
@@ -174,7 +174,7 @@ class TransportNet(nn.Module):
         return padded.flatten(2).gather(2, index.unsqueeze(1).expand(-1, scene.shape[1], -1)).unflatten(2, (size, size))
 
     def kernels(self, scene: Tensor, pick: Tensor) -> Tensor:
-        """Features of the rotated copies of the crop, (B, copies, features, crop, crop)."""
+        """Returns features of the rotated copies of the crop, (B, copies, features, crop, crop)."""
         crops = self.crops(scene, pick) * self.inside
         if self.config.equivariant:  # the features of a rotated crop are the rotated features
             return self._copies(self.crop_net(crops) * self.inside)
@@ -182,11 +182,11 @@ class TransportNet(nn.Module):
         return self.crop_net(copies.flatten(0, 1)).unflatten(0, copies.shape[:2]) * self.inside
 
     def _copies(self, x: Tensor) -> Tensor:
-        """Rotated copies of images (B, D, crop, crop), (B, copies, D, crop, crop)."""
+        """Returns rotated copies of images (B, D, crop, crop), (B, copies, D, crop, crop)."""
         return torch.einsum("rpq,bcq->brcp", self.rotations, x.flatten(2)).unflatten(-1, x.shape[2:])
 
     def place_logits(self, scene: Tensor, pick: Tensor) -> Tensor:
-        """Joint scores of angle and pixel, (B, angles, S * S)."""
+        """Returns the joint scores of angle and pixel for placing, (B, angles, S * S)."""
         kernels = torch.einsum("mr,brdxy->bmdxy", self.analysis, self.kernels(scene, pick)).flatten(2)
         patches = F.unfold(self.scene_net(scene), self.config.crop, padding=self.config.crop // 2)
         score = kernels @ patches / math.sqrt(kernels.shape[-1])

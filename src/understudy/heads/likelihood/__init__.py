@@ -1,1 +1,1 @@
-"""Heads that regress an action or give it a density."""
+"""Heads that regress an action or give it a probability density."""

@@ -15,7 +15,7 @@ from ..base import LikelihoodHead, TemperatureHead, uniform_noise
 
 @part
 class Bins(LikelihoodHead, TemperatureHead):
-    """Head that discretizes each component of a step into bins.
+    """Head that divides the range of each action component into bins, and predicts which bin.
 
     The density is constant within a bin. A plan is the center of the chosen bin. Steps are independent given the
     observation.
@@ -24,8 +24,8 @@ class Bins(LikelihoodHead, TemperatureHead):
         n_bins: Number of bins of each component.
         edges: Where bins part: ``"uniform"`` between the smallest and the largest value in the data, or ``"quantile"``
             with equally many values in each.
-        autoregressive: True predicts each component from those before it, so that components are drawn jointly. False
-            treats them as independent.
+        autoregressive: True predicts each component from the components before it, so that components are drawn
+            jointly. False treats them as independent.
         width: Width of the layers that join the components. For `autoregressive`.
         temperature: 0 plans the most likely bin, 1 samples from the distribution.
 
@@ -58,7 +58,7 @@ class Bins(LikelihoodHead, TemperatureHead):
         net.edges.copy_(torch.from_numpy(edges.T))
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         features = net.trunk(action[..., :0], action[..., :0], context)
         centers, total = (net.edges[:, 1:] + net.edges[:, :-1]) / 2, torch.zeros_like(action[..., 0])
         chosen = []
@@ -95,7 +95,7 @@ class _BinNet(nn.Module):
             for i in range(coded_dim)) if config.autoregressive else None
 
     def component_logits(self, features, chosen, i):
-        """Logits of component i, (B, H, n_bins), given the values of those before it."""
+        """Returns the logits of component i, (B, H, n_bins), given the values of the earlier components."""
         if self.layers is None:
             return features[..., i * self.n_bins:(i + 1) * self.n_bins]
         return self.layers[i](torch.cat([features, *(c.unsqueeze(-1) for c in chosen)], -1))

@@ -1,4 +1,4 @@
-"""Categorical: a distribution over classes for each component of each step."""
+"""Categorical head: a distribution over classes for each component of each step."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Categorical(LikelihoodHead, TemperatureHead):
     Args:
         temperature: 0 plans the most likely class, 1 samples from the distribution, as the largest sum of logit and
             Gumbel noise.
-        autoregressive: True predicts each component from those before it, such as the symbols of a code, so that
+        autoregressive: True predicts each component, such as a symbol of a code, from the components before it, so that
             components are drawn jointly. False treats them as independent.
         width: Width of the layers that join the components, or the levels. For `autoregressive` and `draw_levels`.
-        n_quantiles: Number of outputs for each logit, which is their mean. More than 1 for learners of values, such as
-            that of dqn: the outputs become quantiles of the return.
-        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
-            ones, which remain those of the logits.
+        n_quantiles: Number of outputs for each logit. The logit is the mean of its outputs. More than 1 for learners of
+            values, as in `dqn`: the outputs become quantiles of the return.
+        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), instead of at equally spaced
+            levels. The logits still use equally spaced levels.
 
     References:
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
@@ -59,7 +59,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return _CategoricalNet(trunk.build(0, outputs, 0, spec), spec.num_classes, self)
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of each step, (B, H)."""
+        """Returns the cross-entropy of each step, (B, H)."""
         outputs = self.logits(net, context, action[..., :0])
         if net.layers is not None:
             before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
@@ -92,22 +92,22 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return self.quantiles(net, context, like).mean(0)
 
     def quantiles(self, net, context: Context, like: Tensor, levels: Tensor | None = None) -> Tensor:
-        """Returns what the `logits` are the means of, (n_quantiles, B, H, A).
+        """Returns the quantiles whose means are the `logits`, (n_quantiles, B, H, A).
 
         Args:
-            levels: Those of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
+            levels: Levels of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
         """
         return self.split_quantiles(net, net.trunk(like, like, context), levels)
 
     def split_quantiles(self, net, outputs: Tensor, levels: Tensor | None) -> Tensor:
-        """Returns the quantiles, (n_quantiles, B, H, A), of outputs of the trunk, (B, H, ...)."""
+        """Reshapes outputs of the trunk, (B, H, ...), to quantiles, (n_quantiles, B, H, A)."""
         if not self.draw_levels:
             return outputs.unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
         return net.quantile_layer(outputs.relu(), None if levels is None else levels.unsqueeze(1)).movedim(-2, 0)
 
 
 def choose_head(features: Schema | None, numbers: Head, classes: Head | None = None) -> Head:
-    """Returns the head for the actions of data: that for `classes` if they are classes, otherwise that for `numbers`.
+    """Returns the head that suits the actions: `classes` if they are classes, otherwise `numbers`.
 
     Args:
         features: The columns of the data. None if they are not known yet.

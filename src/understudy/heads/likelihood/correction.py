@@ -1,4 +1,4 @@
-"""Correction: a Gaussian whose mean stays within -1 and 1 and is 0 before any training."""
+"""Correction head: a Gaussian whose mean stays within -1 and 1 and is 0 before any training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Correction(LikelihoodHead, TemperatureHead):
         return HeadNet(trunk=trunk_net, output=output)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         error = (action - self._mean(net, context, action)) / self.std
         return (0.5 * error.square() + math.log(self.std) + 0.5 * math.log(2 * math.pi)).sum(-1)
 

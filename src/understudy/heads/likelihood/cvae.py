@@ -13,7 +13,7 @@ from ..base import HeadNet, TemperatureHead
 
 @part
 class CVAE(TemperatureHead):
-    """CVAE head (ACT).
+    """Conditional variational autoencoder head, as in ACT.
 
     The loss is the mean absolute error of the decoded chunk, plus `beta` times the KL divergence of q(z | chunk,
     observation) from a standard normal, summed over the latent dimensions.
@@ -48,12 +48,12 @@ class CVAE(TemperatureHead):
         return HeadNet(decoder=decoder, posterior=posterior, horizon=spec.horizon)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""
+        """Returns the negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""
         decoded, divergence = self.reconstruct(net, context, action, mask, rng)
         return (decoded - action).abs().mean(-1) + self.beta * divergence
 
     def reconstruct(self, net, context, action, mask, rng):
-        """Chunks decoded from a draw of the posterior, (B, H, A), and its KL divergence from the prior, (B, 1)."""
+        """Returns chunks decoded from a draw of the posterior, (B, H, A), and its KL divergence, (B, 1)."""
         mean, log_std = self._posterior(net, context, action, mask)
         z = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, device=action.device)
         divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1, True)
@@ -67,14 +67,14 @@ class CVAE(TemperatureHead):
         return net.decoder(x, x[..., :0], context)
 
     def _posterior(self, net, context, action, mask):
-        """Mean and log standard deviation of z, (B, latent_dim) each."""
+        """Returns the mean and log standard deviation of the latent z, (B, latent_dim) each."""
         present = mask.unsqueeze(-1).to(action.dtype)
         out = net.posterior(torch.cat([action * present, present], -1), action[..., :0], context)
         return ((out * present).sum(1) / present.sum(1).clamp(min=1)).chunk(2, -1)
 
 
 def squared_error_loss(net, context, action, mask, rng, beta: float):
-    """Negative evidence lower bound of each step, (B, H), with squared errors and means over all dimensions.
+    """Returns the negative evidence lower bound of each step, (B, H), with squared errors and means.
 
     Args:
         net: The module of a `CVAE` with twice as many dimensions of its latent as a plan has.

@@ -1,4 +1,4 @@
-"""Gaussian: mean and standard deviation of each action component, independent given the observation."""
+"""Gaussian head: mean and standard deviation of each action component, independent given the observation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gaussian(LikelihoodHead, TemperatureHead):
         return trunk.build(0, 2 * coded_dim if self.std is None else coded_dim, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         return self._loss(*self._mean_std(net, context, action), action)
 
     def sample(self, net, context, noise):
@@ -51,7 +51,7 @@ class Gaussian(LikelihoodHead, TemperatureHead):
         return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def _mean_std(self, net, context, like):
-        """Mean and standard deviation, (B, H, A) each."""
+        """Returns the mean and standard deviation, (B, H, A) each."""
         out = net(like[..., :0], like[..., :0], context)
         if self.std is not None:
             return out, out.new_full((), self.std)

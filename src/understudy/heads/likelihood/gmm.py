@@ -1,4 +1,4 @@
-"""Gaussian mixture: several modes, by default of the whole chunk, so that a chunk stays in one of them."""
+"""Gaussian mixture head: several modes, by default of the whole chunk, so that a chunk stays in one of them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class GMM(LikelihoodHead, TemperatureHead):
         return self.temperature == 0 and self.n_components == 1
 
     def noise(self, horizon, coded_dim):
-        return (horizon, coded_dim + 1)  # the last column picks the component, a joint one that of the first step
+        return (horizon, coded_dim + 1)  # the last column picks components: if joint, its first row picks for all steps
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, self.n_components * (2 * coded_dim + 1), 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H). Of a joint chunk, an equal part for each unpadded step."""
+        """Returns the negative log-density of each step, (B, H). If joint, the chunk's is spread over its steps."""
         return -self._step_log_prob(net, context, action, mask)
 
     def sample(self, net, context, noise):
@@ -58,7 +58,7 @@ class GMM(LikelihoodHead, TemperatureHead):
         return mean + self.temperature * std * noise[..., :-1]
 
     def _mixture(self, net, context, like):
-        """Log-weights (B, H, M), equal at all steps of a joint chunk; means and standard deviations (B, H, M, A)."""
+        """Returns the mixture: log-weights (B, H, M), and means and standard deviations (B, H, M, A)."""
         out = net(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_components, -1))
         mean, raw_std = out[..., 1:].chunk(2, -1)
         logits = out[..., 0].mean(1, keepdim=True).expand(out.shape[:3]) if self.joint else out[..., 0]

@@ -17,9 +17,10 @@ from ..base import LikelihoodHead, TemperatureHead
 class NormalizingFlow(LikelihoodHead, TemperatureHead):
     """Normalizing flow head of affine coupling layers, trained by maximum likelihood.
 
-    Each layer keeps every other number of a chunk, as on a chessboard. From these and from the observation, the network
-    of the layer predicts how the others are shifted and scaled. The next layer keeps the others. Padded steps are
-    hidden from all layers, so that the likelihood is that of the steps that are there.
+    Each layer keeps every other number of a chunk, as on a chessboard. From the kept numbers and the observation, the
+    network of the layer predicts how the remaining numbers are shifted and scaled. The next layer keeps these and
+    changes the numbers that this layer kept. Padded steps are hidden from all layers, so that they do not count in the
+    likelihood.
 
     Args:
         n_layers: Number of coupling layers, each with a separate trunk.
@@ -40,7 +41,7 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
         return nn.ModuleList(trunk.build(coded_dim + 1, 2 * coded_dim, 0, spec) for _ in range(self.n_layers))
 
     def loss(self, net, context, action, mask, rng):
-        """What each step adds to the negative log-density of its chunk, (B, H)."""
+        """Returns what each step adds to the negative log-density of its chunk, (B, H)."""
         x, log_scales = action, torch.zeros_like(action)
         for number, layer in enumerate(net):
             shift, log_scale = self._shift_scale(layer, number, context, x, mask.unsqueeze(-1))
@@ -55,7 +56,7 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
         return x
 
     def _shift_scale(self, layer, number: int, context, x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and logarithm of the scale, (B, H, A) each. Both are 0 where the layer keeps x."""
+        """Returns shift and logarithm of the scale, (B, H, A) each. Both are 0 where the layer keeps x."""
         step, component = (torch.arange(n, device=x.device) for n in x.shape[1:])
         kept = (step.unsqueeze(1) + component + number) % 2 == 0
         inputs = torch.cat([torch.where(kept & present, x, 0.0), present.to(x.dtype)], -1)

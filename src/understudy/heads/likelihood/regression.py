@@ -12,7 +12,7 @@ from ..base import DeterministicHead
 
 @part
 class Regression(DeterministicHead):
-    """Regression head.
+    """Regression head, which predicts one chunk of actions without randomness.
 
     It predicts one chunk per observation. Where demonstrations solve a task in several ways, the average of two good
     actions may be a bad one: use a `GMM`, a `Flow` or a `Diffusion` head there.
@@ -33,7 +33,7 @@ class Regression(DeterministicHead):
         return trunk.build(0, coded_dim, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Mean absolute, squared or Huber error of each step, (B, H)."""
+        """Returns the mean absolute, squared or Huber error of each step, (B, H)."""
         planned = self.sample(net, context, action[..., :0])
         if self.norm == "huber":
             return huber_loss(planned, action, reduction="none", delta=self.delta).mean(-1)

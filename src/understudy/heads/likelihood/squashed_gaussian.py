@@ -18,7 +18,7 @@ BORDER = 1e-6  # actions at the border of the range have no finite preimage, and
 
 @part
 class SquashedGaussian(LikelihoodHead, TemperatureHead):
-    """Gaussian head for reinforcement learning, whose actions stay within the range of those in the data.
+    """Gaussian head for reinforcement learning. Its actions stay within the range of the actions in the data.
 
     An action is ``bound * tanh(u)`` with u from a diagonal Gaussian, independent for each step given the observation.
 
@@ -43,7 +43,7 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
                        log_std=nn.Parameter(torch.zeros(coded_dim)) if is_free else None)
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-density of each step, (B, H)."""
+        """Returns the negative log-density of each step, (B, H)."""
         u = (action / net.bound).clamp(-1 + BORDER, 1 - BORDER).atanh()
         return -_log_density(u, *self._mean_log_std(net, context, action), net.bound)
 
@@ -57,16 +57,17 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
         return net.bound * u.tanh(), _log_density(u, mean, log_std, net.bound)
 
     def _mean_log_std(self, net, context, like):
-        """Mean and logarithm of the standard deviation before squashing, (B, H, A) each."""
+        """Returns the mean and logarithm of the standard deviation before squashing, (B, H, A) each."""
         out = net.trunk(like[..., :0], like[..., :0], context)
         mean, log_std = (out, net.log_std.expand_as(out)) if self.log_std == "free" else out.chunk(2, -1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
 def _log_density(u: Tensor, mean: Tensor, log_std: Tensor, bound: float) -> Tensor:
-    """Log-density of the actions bound * tanh(u) for each step, (B, H).
+    """Returns the log-density of the actions bound * tanh(u) for each step, (B, H).
 
-    It is that of u minus the logarithm of the slope, of which 1 - tanh(u)^2 = (2 / (e^u + e^-u))^2 is a factor.
+    It is the log-density of u minus the logarithm of the slope of ``bound * tanh(u)``. A factor of this slope is 1 -
+    tanh(u)^2 = (2 / (e^u + e^-u))^2.
     """
     gaussian = -0.5 * ((u - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + math.log(bound)

@@ -1,4 +1,4 @@
-"""Memory-consistent regression: near a stored example its action, farther away a bounded network."""
+"""Memory-consistent head: near a stored example it plans its action, farther away a network decides."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class MCNN(DeterministicHead):
         net.keys, net.values = keys[rows], values[rows]
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of each step, (B, H)."""
+        """Returns the squared error of each step, (B, H)."""
         if context.tokens.requires_grad:
             raise Unsupported("the encoder is trained, but the memories are encoded once, before training",
                               where="MCNN", hint="use ConcatEncoder(), or take an encoder from a stage and freeze it")
@@ -77,7 +77,7 @@ class MCNN(DeterministicHead):
         return self._mix(net, context, noise)
 
     def memory_weight(self, net, context):
-        """Number of the memory nearest to each context, (B,), and its weight exp(-decay * distance) in the plan, (B,).
+        """Returns the number of the memory nearest to each context, (B,), and its weight in the plan, (B,).
         """
         if not net.keys.shape[0]:
             raise UserError("there are no memories", where="MCNN", hint="choose them with policy.fit_statistics(data)")

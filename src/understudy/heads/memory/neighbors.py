@@ -1,4 +1,4 @@
-"""Nearest neighbors: no training, only a memory of the demonstrations."""
+"""Nearest-neighbor head: no training, only a memory of the demonstrations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..base import DeterministicHead, HeadNet, MemoryHead
 
 @part
 class Neighbors(MemoryHead, DeterministicHead):
-    """Weighted average of the chunks of the windows whose contexts are nearest.
+    """Nearest-neighbor head: a weighted average of the chunks whose observations are nearest.
 
     Distances are Euclidean, in the units of the codec.
 
@@ -47,7 +47,7 @@ class Neighbors(MemoryHead, DeterministicHead):
         net.keys, net.values, net.known = (torch.cat(column) for column in zip(*batches, strict=True))
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of each step, (B, H), without gradient: a measure for choosing an encoder."""
+        """Returns the squared error of each step, (B, H), without gradient: a measure for choosing an encoder."""
         with torch.no_grad():
             return (self.sample(net, context, action[..., :0]) - action).square().mean(-1)
 
@@ -65,13 +65,13 @@ class Neighbors(MemoryHead, DeterministicHead):
         return mean + self._local_slope(context.flat(), net.keys[rows], values, mean, weight)
 
     def nearest(self, net, context):
-        """The stored windows nearest to each context, nearest first, (B, k), and their Euclidean distances, (B, k)."""
+        """Returns the stored windows nearest to each context, in order, and their Euclidean distances, (B, k) each."""
         query = context.flat()
         rows = self._nearest(net.keys, query)
         return rows, (net.keys[rows] - query.unsqueeze(1)).square().sum(-1).sqrt()
 
     def _nearest(self, keys, query):
-        """Row numbers of the nearest keys, (B, k). Compares a block of the memory at a time."""
+        """Returns the row numbers of the nearest keys, (B, k). It compares a block of the memory at a time."""
         if not keys.shape[0]:
             raise UserError("the memory is empty", where="Neighbors", hint="fill it with policy.fit_statistics(data)")
         best: Tensor | None = None
@@ -89,7 +89,7 @@ class Neighbors(MemoryHead, DeterministicHead):
         return rows
 
     def _local_slope(self, query, neighbors, values, mean, weight):
-        """What the linear model adds at the query, (B, H, A): ridge regression in its dual form."""
+        """Returns the correction at the query by a local linear model, (B, H, A): ridge regression in its dual form."""
         root = weight.sqrt().transpose(1, 2)  # (B, H, k)
         center = torch.einsum("bkh,bkd->bhd", weight, neighbors)
         x = (neighbors.unsqueeze(1) - center.unsqueeze(2)) * root.unsqueeze(-1)  # (B, H, k, D)
@@ -104,7 +104,7 @@ class Neighbors(MemoryHead, DeterministicHead):
 
 
 def _solve(gram, y):
-    """Solves positive definite systems: (..., k, k) and (..., k, A) to (..., k, A).
+    """Solves positive definite systems with matrices (..., k, k) and right sides (..., k, A).
 
     ONNX has no operator for it, so that an exported graph has the steps of Gauss-Jordan elimination. They need no
     pivots.

@@ -64,7 +64,7 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
         return (horizon, coded_dim * self.n_steps)
 
     def loss(self, net, context, action, mask, rng, target_net=None):
-        """Weighted distance between the estimates at two neighboring levels, (B, H)."""
+        """Returns the weighted distance between the estimates at two neighboring levels, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         t, t_next = self.training_times(action, rng)
         with torch.no_grad():
@@ -84,7 +84,7 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
         return level / self.n_train_levels, (level + 1) / self.n_train_levels
 
     def distance(self, prediction: Tensor, target: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """Pseudo-Huber distance of each step, (B, H), divided by the difference of the noise levels.
+        """Returns the pseudo-Huber distance of each step, (B, H), divided by the difference of the noise levels.
 
         Args:
             prediction: Estimate of the clean action at the noisier level, (B, H, A).
@@ -113,7 +113,7 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
                                                                            "executor, or RecedingHorizon")
 
     def predict_clean(self, net, context, x, t):
-        """Estimate of the end of the flow from x, (B, H, A). At t = 1 it is x."""
+        """Returns the estimate of the end of the flow from x, (B, H, A). At t = 1 it is x."""
         t = t.unsqueeze(-1)
         return self._clean(net, context, x, self.path.alpha_sigma(t)[1], t)
 

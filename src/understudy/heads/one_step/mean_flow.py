@@ -1,4 +1,4 @@
-"""MeanFlow: learn the average velocity between two times, so that one step is enough."""
+"""MeanFlow head: learns the average velocity between two times, so that one step is enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..paths import LinearPath
 
 @part
 class MeanFlow(DenoisingHead):
-    """MeanFlow head.
+    """MeanFlow head, which samples in one step.
 
     The network reads times t and r >= t, and predicts the average velocity u from t to r on the way from noise to
     action. Differentiating ``(r - t) u = integral of the velocity v from t to r`` with respect to t gives the target
@@ -52,7 +52,7 @@ class MeanFlow(DenoisingHead):
         return trunk.build(coded_dim, coded_dim, 2, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Weighted squared error of the average velocity of each step, (B, H)."""
+        """Returns the weighted squared error of the average velocity of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         normal = torch.randn(2, *action[:, :1, :1].shape, generator=rng, device=action.device).to(action.dtype)
         one, other = (self.time_mean + self.time_std * normal).sigmoid()
@@ -80,7 +80,7 @@ class MeanFlow(DenoisingHead):
         return torch.stack([t, t_next], -1)
 
     def _weighted(self, error: Tensor, mask: Tensor) -> Tensor:
-        """The squared error (B, H, A) of each step, (B, H), times the weight of its chunk, which has no gradient."""
+        """Weights the squared error (B, H, A) of each step by its chunk, without a gradient of the weight, (B, H)."""
         chunk = (error.detach().sum(-1) * mask).sum(1, keepdim=True)
         return error.mean(-1) / (chunk + self.adaptive_constant) ** self.adaptive_power
 

@@ -1,4 +1,4 @@
-"""Minimal iterative policy: predict the action, then predict it again from the noisy first prediction."""
+"""Minimal iterative policy head: predicts the action, then predicts it again from the noisy first prediction."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MIP(DeterministicHead):
         return HeadNet(trunk=trunk.build(coded_dim, coded_dim, 1, spec), coded_dim=coded_dim)
 
     def loss(self, net, context, action, mask, rng):
-        """Weighted squared errors of both predictions of each step, (B, H)."""
+        """Returns the weighted squared errors of both predictions of each step, (B, H)."""
         t = action.new_full((*action.shape[:2], 1), self.second_time)
         first_target = t * action if self.scale_first_target and self.two_steps else action
         first = (net.trunk(torch.zeros_like(action), torch.zeros_like(t), context) - first_target).square().mean(-1)

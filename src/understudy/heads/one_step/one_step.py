@@ -1,4 +1,4 @@
-"""One-step generator: a denoiser that is asked at one noise level only."""
+"""One-step head: a denoiser that is called at one noise level only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..paths import EDMPath, edm_scales
 
 @part
 class OneStepGenerator(Head):
-    """Head whose plan is one estimate of the clean action, from noise of one level.
+    """Head that plans by one estimate of the clean action from noise of one level.
 
     The network has the scales and times of `EDM`, so that it can start from the weights of such a head. Its own loss
     trains the estimate at this level, whose best value is a mean of the demonstrations. The method `onedp`
@@ -44,14 +44,14 @@ class OneStepGenerator(Head):
 
     @property
     def path(self) -> EDMPath:
-        """Path of the teacher, from ``sigma_max * noise`` to the action."""
+        """The path of the teacher, from ``sigma_max * noise`` to the action."""
         return EDMPath(self.sigma_min, self.sigma_max, self.rho)
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of the estimate from actions with noise, of weight 1 as in EDM, (B, H)."""
+        """Returns the squared error of the estimate from actions with noise, of weight 1 as in EDM, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         _, out, _ = edm_scales(action.new_tensor(self.sigma), self.sigma_data)
         return ((self._estimate(net, context, action + self.sigma * noise) - action) / out).square().mean(-1)

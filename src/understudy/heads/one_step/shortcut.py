@@ -1,4 +1,4 @@
-"""Shortcut models: one network whose flow can be integrated in any power of two of steps."""
+"""Shortcut head: one network whose flow can be integrated in any power of two of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..paths import LinearPath
 
 @part
 class Shortcut(DenoisingHead, TargetNetworkHead):
-    """Shortcut head: a flow that knows the size of the step it is asked for.
+    """Shortcut head: a flow whose network also reads the size of the step.
 
     The network reads the time t and the step size d, and predicts the average velocity from t to t + d. Part of each
     batch trains the velocity itself (d = 0), as flow matching does. The rest trains a step of size 2d to equal two
@@ -49,7 +49,7 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
         return trunk.build(coded_dim, coded_dim, 2, spec)
 
     def loss(self, net, context, action, mask, rng, target_net=None):
-        """Squared error of the velocity, or of a step of size 2d against two steps of size d, (B, H)."""
+        """Returns the squared error of the velocity, or of a step of size 2d against two steps of size d, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         rows, n_sizes = action[:, :1, :1], self.n_train_steps.bit_length() - 1
         uniform, size, consistent = torch.rand(3, *rows.shape, generator=rng, device=action.device).to(action.dtype)
@@ -78,7 +78,7 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
         return torch.stack([t, torch.where(d * self.n_train_steps > 1.5, d, 0.0)], -1)
 
     def _two_steps(self, net, context, x, t, t_next):
-        """Average velocity of two steps of half the size."""
+        """Returns the average velocity of two steps of half the size."""
         middle = (t + t_next) / 2
         first = self._velocity(net, context, x, t, middle)
         return (first + self._velocity(net, context, x + (middle - t) * first, middle, t_next)) / 2

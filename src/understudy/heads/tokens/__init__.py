@@ -1,1 +1,1 @@
-"""Heads that turn a chunk into codes or tokens."""
+"""Heads that turn a chunk into discrete codes or tokens."""

@@ -1,4 +1,4 @@
-"""Behavior transformer: choose a cluster of actions, then correct its center."""
+"""Behavior transformer head: chooses a cluster of actions, then corrects its center."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..base import HeadNet, TemperatureHead, cluster_chunks, gumbel_noise
 
 @part
 class BeT(TemperatureHead):
-    """Behavior transformer head: k-means clusters, and an offset for each of them.
+    """Behavior transformer head, with k-means clusters of actions and an offset for each of them.
 
     The network predicts a distribution over clusters, and an offset from each center. The offset is trained for the
-    cluster of the demonstrated action only. The offset that is sampled is that of the sampled cluster. Distances are in
-    coded units, so that no component dominates the clusters.
+    cluster of the demonstrated action only. A plan is the center of a sampled cluster plus the offset of this cluster.
+    Distances are in coded units, so that no component dominates the clusters.
 
     Args:
         n_clusters: Number of clusters, K.
-        joint: True clusters whole chunks. False clusters single steps, as in the paper, whose chunks have one step.
+        joint: True clusters whole chunks. False clusters single steps, as in the paper, where chunks have one step.
         gamma: Exponent of the focal loss ``-(1 - p)**gamma * log(p)``, which gives rare clusters more weight.
         offset_weight: Weight of the squared error of the offset. The paper's 1e5 is for actions of standard deviation
             0.01, which is 10 in coded units.
@@ -63,7 +63,7 @@ class BeT(TemperatureHead):
                           cluster_chunks(pairs, self.n_clusters, self.joint))
 
     def loss(self, net, context, action, mask, rng):
-        """Focal loss of the cluster and weighted squared error of the offset, (B, H)."""
+        """Returns the focal loss of the cluster and weighted squared error of the offset, (B, H)."""
         logits, offset = self._predict(net, context, action)
         step_mask = mask.unsqueeze(-1).to(action.dtype)
         gap = (action * step_mask).unsqueeze(2) - net.centers.transpose(0, 1) * step_mask.unsqueeze(2)  # (B, H, K, A)
@@ -88,14 +88,14 @@ class BeT(TemperatureHead):
         return (centers + offset).gather(2, index).squeeze(2)
 
     def _predict(self, net, context, like):
-        """Logits (B, H, K), equal at all steps of a joint chunk, and offsets (B, H, K, A)."""
+        """Returns cluster logits (B, H, K), equal at all steps of a joint chunk, and offsets (B, H, K, A)."""
         out = net.trunk(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_clusters, -1))
         logits = out[..., 0]
         return logits.mean(1, keepdim=True).expand(logits.shape) if self.joint else logits, out[..., 1:]
 
 
 def cell_centers(n: int, half: float) -> Tensor:
-    """The centers of n equal cells of a square around 0, row by row from the top, (n, 1, 2)."""
+    """Returns the centers of n equal cells of a square around 0, row by row from the top, (n, 1, 2)."""
     side = math.isqrt(n)
     middle = half * ((2 * torch.arange(side) + 1) / side - 1)
     return torch.stack([middle.repeat(side), -middle.repeat_interleave(side)], 1).unsqueeze(1)

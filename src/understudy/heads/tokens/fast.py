@@ -1,4 +1,4 @@
-"""FAST: chunks as short sequences of tokens, by a cosine transform and byte-pair encoding."""
+"""FAST head: chunks as short sequences of tokens, by a cosine transform and byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class FAST(TemperatureHead):
     tokens by byte-pair encoding, which `fit` learns from the data. The network predicts each token from the tokens
     before it.
 
-    The last action of a chunk that extends past the end of its episode is repeated before the transform. Coefficients
-    beyond those in the training data are set to the nearest of them.
+    The last action of a chunk that extends past the end of its episode is repeated before the transform. A coefficient
+    beyond the range of the training data is set to the nearest end of this range.
 
     Differences from the published tokenizer: a token that does not fit into the rest of the chunk has probability 0, in
     training and in plans. Every sequence can therefore be decoded, and no token marks the end. (The published decoder
@@ -69,7 +69,7 @@ class FAST(TemperatureHead):
         net.tokenizer.fit(torch.cat([repeat_into_padding(action, mask) for _, action, mask in pairs()]))
 
     def loss(self, net, context, action, mask, rng):
-        """Negative log-likelihood of the chunk's tokens, spread evenly over its steps, (B, H)."""
+        """Returns the negative log-likelihood of the chunk's tokens, spread evenly over its steps, (B, H)."""
         tokens = net.tokenizer.encode(repeat_into_padding(action, mask))[:, :net.n_tokens]
         log_p = self._logits(net, context, tokens).log_softmax(-1)
         token_loss = -log_p.gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -93,7 +93,7 @@ class FAST(TemperatureHead):
 
     @staticmethod
     def _logits(net, context, tokens):
-        """Logits of each token given those before it, (B, L, V), which are `FORBIDDEN` for tokens that are too long."""
+        """Returns the logits of each token given the tokens before it, (B, L, V)."""
         start = torch.full_like(tokens[:, :1], net.embedding.num_embeddings - 1)
         x = net.embedding(torch.cat([start, tokens[:, :-1].clamp(min=0)], 1))
         logits = net.trunk(x, x[..., :0], context)
@@ -135,23 +135,23 @@ class ChunkTokenizer(nn.Module):
         self.pairs.fit(coefficients - low, high - low + 1)
 
     def coefficients(self, chunk: Tensor) -> Tensor:
-        """Rounded coefficients of chunks (B, H, A), low frequencies first, (B, H * A), int64."""
+        """Returns the rounded cosine coefficients of chunks (B, H, A), low frequencies first, (B, H * A), int64."""
         transform = cosine_transform(self.shape[0]).to(chunk.device)  # float32 would round some to the other side
         return (self.scale * (transform @ chunk.double())).round().long().flatten(1)
 
     def encode(self, chunk: Tensor) -> Tensor:
-        """Tokens of chunks (B, H, A), (B, H * A) with `PAD` after the last token of each."""
+        """Encodes chunks (B, H, A) as tokens, (B, H * A) with `PAD` after the last token of each."""
         return self.pairs.encode(self.coefficients(chunk).clamp(self.limits[0], self.limits[1]) - self.limits[0])
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Chunks (B, H, A) of tokens (B, L). Coefficients that no token stands for are 0."""
+        """Decodes tokens (B, L) to chunks (B, H, A). Coefficients that no token stands for are 0."""
         symbols = self.pairs.decode(tokens)
         coefficients = torch.where(symbols == PAD, 0, symbols + self.limits[0]).to(self.transform.dtype)
         return self.transform.T @ (coefficients.unflatten(1, self.shape) / self.scale)
 
 
 def cosine_transform(n: int) -> Tensor:
-    """Matrix of the orthonormal discrete cosine transform (DCT-II), frequencies by steps, (n, n), float64."""
+    """Returns the matrix of the orthonormal discrete cosine transform (DCT-II), (n, n), float64."""
     step = torch.arange(n, dtype=torch.float64)
     matrix = math.sqrt(2 / n) * torch.cos(math.pi / n * step.unsqueeze(1) * (step + 0.5))
     return torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])

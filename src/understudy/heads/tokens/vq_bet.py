@@ -1,4 +1,4 @@
-"""VQ-BeT: choose the codes of a chunk, decode them, and correct the result."""
+"""VQ-BeT head: chooses the discrete codes of a chunk, decodes them, and corrects the result."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class VQBeT(TemperatureHead):
         net.autoencoder.fit(chunks, self.fit_steps, self.fit_batch_size, self.fit_lr)
 
     def loss(self, net, context, action, mask, rng):
-        """Focal loss of the chunk's codes, plus the weighted absolute error of each step, (B, H)."""
+        """Returns the focal loss of the chunk's codes, plus the weighted absolute error of each step, (B, H)."""
         logits, offset = self._predict(net, context, action)
         with torch.autocast(action.device.type, enabled=False):  # the codes of a chunk are the same in any precision
             encoded = net.autoencoder.encode(repeat_into_padding(action, mask))
@@ -94,13 +94,13 @@ class VQBeT(TemperatureHead):
         return self._decode(net, (logits + self.temperature * gumbel).argmax(-1), offset)
 
     def _predict(self, net, context, like):
-        """Logits of the codes (B, L, K), and their offsets (B, H, L, K, A)."""
+        """Returns the logits of the codes (B, L, K), and their offsets (B, H, L, K, A)."""
         out = net.trunk(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_levels, self.n_codes, -1))
         return out[..., 0].mean(1), out[..., 1:]
 
     @staticmethod
     def _decode(net, index, offset):
-        """The decoded chunk plus the offsets of its codes, (B, H, A)."""
+        """Returns the decoded chunk plus the offsets of its codes, (B, H, A)."""
         rows = index[:, None, :, None, None].expand(-1, offset.shape[1], -1, -1, offset.shape[-1])
         return net.autoencoder.decode(index) + offset.gather(3, rows).squeeze(3).sum(2)
 
@@ -123,11 +123,11 @@ class ChunkAutoencoder(nn.Module):
         self.requires_grad_(False)
 
     def encode(self, chunk: Tensor) -> Tensor:
-        """Codes (B, L) of chunks (B, H, A)."""
+        """Encodes chunks (B, H, A) as codes (B, L)."""
         return self.quantizer.encode(self.encoder(chunk.flatten(1)))
 
     def decode(self, index: Tensor) -> Tensor:
-        """Chunks (B, H, A) of codes (B, L)."""
+        """Decodes codes (B, L) to chunks (B, H, A)."""
         return self.decoder(self.quantizer.decode(index)).unflatten(1, self.shape)
 
     @torch.enable_grad()
@@ -144,7 +144,7 @@ class ChunkAutoencoder(nn.Module):
             latent = self.encoder(batch)
             self.quantizer.update(latent, CODE_DECAY, rng)
             index = self.quantizer.encode(latent)
-            # The gradient of the decoder's input is that of the latent, as if nothing were quantized.
+            # The latent receives the gradient of the decoder's input unchanged, as if nothing were quantized.
             decoded = self.decoder(latent + (self.quantizer.decode(index) - latent).detach())
             commitment = self.quantizer.commitment(latent, index).mean()
             optimizer.zero_grad()

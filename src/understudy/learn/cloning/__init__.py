@@ -1,1 +1,1 @@
-"""What goes beyond plain cloning: labels, latents and actions of other networks, and further losses."""
+"""Extensions of behavior cloning: labels by other networks, latents, and further losses."""

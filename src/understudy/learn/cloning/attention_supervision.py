@@ -1,4 +1,4 @@
-"""Attention supervision: tells a policy which object, and which earlier step, each demonstration is about."""
+"""Attention supervision: trains a policy to attend to the object, or the earlier step, that matters."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ class AttentionSupervision(AuxiliaryLoss):
 
 
 def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.ndarray:
-    """Returns the column that `MemorySupervision` reads.
+    """Returns how many steps before each step the events happened that it recalls, a column for `MemorySupervision`.
 
     Args:
         pairs: Memory dependency pairs (p, q) of an episode: what happened at step p is recalled at step q.
         length: Number of steps of the episode.
 
     Returns:
-        For each step q its distances ``q - p``, and -1 where it recalls less than the step that recalls most:
-        (length, m) int64, with m of at least 1.
+        For each step q its distances ``q - p``, (length, m) int64. m is the largest number of events that a step
+        recalls, and at least 1. Steps that recall fewer events have -1 in the remaining places.
     """
     distances: list[list[int]] = [[] for _ in range(length)]
     for recalled, step in pairs:
@@ -82,9 +82,9 @@ class MemorySupervision(AuxiliaryLoss):
     """Trains one attention head of a transformer to look at the earlier steps that the expert recalled.
 
     The data say which steps these are, as memory dependency pairs (p, q): what happened at step p is recalled at step
-    q. The loss is the binary cross-entropy between the attention of step q to each step of the window and 1 for the
-    recalled steps, 0 for the others, averaged over the steps of the window and over the steps q with a pair. A window
-    without a pair has no loss.
+    q. The loss is the binary cross-entropy between the attention of step q to each step of the window and a target: 1
+    for the recalled steps, 0 for all other steps. It is averaged over the steps of the window and over the steps q with
+    a pair. A window without a pair has no loss.
 
     The trunk must be a `nets.transformer.Transformer` with layers over the observations (`encoder_depth`), the encoder
     must give tokens for each observation step (`TokenEncoder`), and the window must predict the actions of the steps

@@ -1,4 +1,4 @@
-"""Behavior cloning from observation: an inverse dynamics model of own practice tells the actions of demonstrations."""
+"""Behavior cloning from observation: an inverse dynamics model infers the actions of demonstrations."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NOISELESS = 0.1  # last fraction of the updates, in which labels have no noise
 
 @part
 class BehaviorCloningFromObservation(Algorithm):
-    """Clones demonstrations whose actions are unknown, with actions that an inverse dynamics model tells.
+    """Clones demonstrations without actions, which an inverse dynamics model infers after learning from practice.
 
-    The inverse dynamics model learns from practice. That is every episode that is no demonstration (see
-    `mixture.expert_episodes`): the part "prior", and those that the policy collects. Both networks make one update per
-    batch. Of demonstrations that have actions, these count in the statistics of the codec alone.
+    The inverse dynamics model learns from practice. Practice is every episode that is not a demonstration (see
+    `mixture.expert_episodes`): the part "prior", and the episodes that the policy collects. Both networks make one
+    update per batch. If demonstrations have actions, these actions count only in the statistics of the codec.
 
     Args:
         batch_size: Windows of practice per batch, and as many of demonstrations.
@@ -40,8 +40,8 @@ class BehaviorCloningFromObservation(Algorithm):
         ema: Decay of the averaged weights, which act.
         balance_classes: Draw all classes of the actions of the practice equally often.
         label_noise: Standard deviation of the noise of labels, in mean squared errors of the inverse dynamics model.
-            From nine tenths of `steps` updates on, labels have none. A training that collects episodes makes any number
-            of updates: give their number as `steps`. 0 for no noise.
+            After nine tenths of `steps` updates, labels have no noise. A training that collects episodes makes any
+            number of updates: give their number as `steps`. 0 for no noise.
 
     References:
         Torabi et al. (2018), Behavioral Cloning from Observation, arXiv:1805.01954, who train the inverse dynamics
@@ -72,7 +72,7 @@ class BehaviorCloningFromObservation(Algorithm):
                 "error": Net(_RunningError(policy.codec.width))}
 
     def sampler(self, policy: Policy, data: Dataset, weights: SamplingWeights | None) -> BatchSampler:
-        """Batches of practice, with demonstrations beside them. The weights are not used."""
+        """Returns a sampler of practice steps, with demonstrations besides. `weights` is not used."""
         expert, windows = expert_episodes(data), partial(policy.training_windows, next_obs=True)
         practice = data.select(sorted(set(range(len(data))) - set(expert)))
         if not expert or not len(practice):
@@ -84,17 +84,17 @@ class BehaviorCloningFromObservation(Algorithm):
                               {"expert": windows(data.select(expert))})
 
     def practice_weights(self, practice: Dataset) -> SamplingWeights | None:
-        """The relative rate at which each step of the practice is drawn. None for all steps equally often."""
+        """Returns the relative rate at which each step of the practice is drawn. None for all steps equally often."""
         return ClassBalance.of(practice) if self.balance_classes else None
 
     @prepare
     def labeled(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Gives each demonstration the action that the inverse dynamics model tells."""
+        """Labels each demonstration with the action that the inverse dynamics model infers."""
         return _with_labels(batch, inverse_plan(nets, batch.others["expert"]))
 
     @prepare(when=lambda method, n_updates, steps: method.label_noise and n_updates < (1 - NOISELESS) * steps)
     def noisy(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Adds noise to the labels of the demonstrations."""
+        """Adds noise to the labeled actions of the demonstrations."""
         demonstrations = batch.others["expert"]
         coded = nets.inverse.encode(demonstrations.action, obs := transitions(demonstrations))
         noise = torch.randn(coded.shape, generator=rng, device=coded.device)
@@ -102,7 +102,7 @@ class BehaviorCloningFromObservation(Algorithm):
 
     @prepare
     def followed(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Batch, dict[str, Tensor]]:
-        """Follows the error of the inverse dynamics model in practice."""
+        """Updates the running error of the inverse dynamics model in practice."""
         P, obs = Processes.current(), transitions(batch)
         error = nets.inverse.encode(inverse_plan(nets, batch), obs) - nets.inverse.encode(batch.action, obs)
         P.all_reduce([mean := error[:, 0].square().mean(0)])
@@ -126,7 +126,7 @@ def transitions(batch: Batch) -> dict[str, Tensor]:
 
 
 def inverse_plan(nets: Any, batch: Batch) -> Tensor:
-    """Returns the action that the inverse dynamics model tells for each window, (B, 1, A), in world units."""
+    """Returns the action that the inverse dynamics model infers for each window, (B, 1, A), in world units."""
     noise = torch.zeros(len(batch), *nets.inverse.noise_shape, device=batch.mask.device)
     return nets.inverse.plan(transitions(batch), noise)
 
@@ -162,5 +162,5 @@ class ClassBalance:
 
 
 def action_classes(episode: Episode) -> np.ndarray:
-    """The classes that were chosen at each step, (T, n)."""
+    """Returns the classes that were chosen at each step, (T, n)."""
     return np.asarray(episode.steps["action"])[:len(episode)].reshape(len(episode), -1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Distillation: a policy learns from the samples or the steps of a trained policy, to need fewer steps itself."""
+"""Distillation: a policy learns from a trained policy's samples, to need fewer sampling steps itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Distillation(Algorithm):
 
     @prepare(when=lambda method, n_updates, steps: n_updates == 0)
     def checked(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Checks that the policy and the teacher code actions in the same way."""
+        """Raises UserError if the policy and the teacher scale columns differently. Returns the batch unchanged."""
         student, teacher = (policy.codec.state_dict() for policy in (nets.policy, self.trained_teacher))
         if any(not torch.equal(student[name], teacher[name]) for name in student):
             raise UserError("the policy and its teacher scale the columns differently",
@@ -59,7 +59,7 @@ class Distillation(Algorithm):
         return batch
 
     def encode_obs(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Context, Context]:
-        """Returns the observations as the policy and as the teacher encode them, after the policy's augmentations."""
+        """Returns the observations as encoded by the policy and by the teacher, after the policy's augmentations."""
         obs = nets.policy.augment(batch.obs, rng)
         with torch.no_grad():
             teacher_context = self.trained_teacher.context(obs)

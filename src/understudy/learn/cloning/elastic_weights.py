@@ -18,7 +18,7 @@ from ..behavior_cloning import AuxiliaryLoss
 
 
 def fisher_information(policy: Policy, data: Dataset, n_windows: int = 1024, seed: int = 0) -> dict[str, Tensor]:
-    """Mean of the squared gradient of the loss of single windows, for each parameter (the empirical Fisher diagonal).
+    """Computes the empirical Fisher information of each parameter: the mean squared gradient of single windows.
 
     Args:
         n_windows: Number of windows, drawn with replacement.
@@ -46,14 +46,16 @@ def save_anchor(policy: Policy, data: Dataset, path: Path | str, n_windows: int 
 
 
 def elastic_penalty(parameters: Iterable[Tensor], fisher: Iterable[Tensor], old: Iterable[Tensor]) -> Tensor:
-    """Half the sum of ``fisher * (parameter - old)^2``, a scalar."""
+    """Computes half the sum of ``fisher * (parameter - old)^2``, a scalar."""
     terms = zip(parameters, fisher, old, strict=True)
     return torch.stack([(f * (p - o).square()).sum() for p, f, o in terms]).sum() / 2
 
 
 @part
 class EWC(AuxiliaryLoss):
-    """Keeps a policy near the weights of earlier tasks: ``weight / 2 * sum(fisher * (parameter - old)^2)`` for each.
+    """Auxiliary loss that keeps a policy near the weights of earlier tasks (elastic weight consolidation).
+
+    It is ``weight / 2 * sum(fisher * (parameter - old)^2)`` for each earlier task.
 
     Start from the weights of the last task (`continue_from`).
 

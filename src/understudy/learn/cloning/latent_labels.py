@@ -1,4 +1,4 @@
-"""Latents of a trained module as a column of the data, which later stages learn from."""
+"""Adds latents of a trained module to the data as a column, which later stages learn from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKILL = "observation.skill"  # the column of skills, unless another is named
 
 
 class LatentEncoder(CheckpointModule):
-    """A module that gives each window of an episode a latent: a skill, a plan or a latent action."""
+    """Base class of modules that give each window of an episode a latent: a skill, a plan or a latent action."""
 
     latent: Feature
 
@@ -42,8 +42,8 @@ class LatentEncoder(CheckpointModule):
 class LatentLabels(Operation):
     """Writes the latent of each step into a column, as a `LatentEncoder` gives it.
 
-    The latent of step t is that of the window at t, so that a policy can learn which skill to begin at any step. All
-    latents are computed once. Columns of the data stay where they are stored.
+    The latent of step t is computed from the window at t, so that a policy can learn which skill to begin at any step.
+    All latents are computed once. Columns of the data stay where they are stored.
 
     The column is not computed while acting. A policy that reads it gets it from a policy that plans it
     (`Hierarchical`, `SkillWrapper`), or from an `ObservationWrapper` with the latent of a demonstration to follow.
@@ -51,8 +51,8 @@ class LatentLabels(Operation):
     Args:
         encoder: The module, or the stage that trained it.
         into: Name of the column, (T, *latent.shape).
-        period: Number of steps that share the latent of the first of them, from the start of each episode. 1 gives each
-            step its own.
+        period: Number of steps in a row that share one latent, the latent of the first step. Counted from the start of
+            each episode. 1 gives each step its own latent.
 
     Example:
         >>> skills = Stage("skills", Method(low, learner=SkillAutoencoder(length=10)))

@@ -25,9 +25,10 @@ class PseudoLabel(Operation):
         labeler: The policy that predicts actions, or the stage that trained it. With ``Window(2, obs_offset=1)`` it is
             an inverse dynamics model, which also reads the next observation. It plans one action, without noise.
         part: Name of the part of a mixture whose actions are predicted, as in `Stage.dataset`. None for all episodes.
-        only_missing: Keep the actions that were recorded, and predict those that are NaN or absent. Otherwise all
+        only_missing: Keep the actions that were recorded, and predict actions that are NaN or absent. Otherwise all
             actions are predicted, whatever was recorded.
-        offset: Each step gets the label of the step that is this many later, of the same episode. -1 is one step late.
+        offset: Each step gets the label of the step that is this many later, of the same episode. With -1 the labels
+            are one step late.
 
     References:
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795.
@@ -64,13 +65,13 @@ class PseudoLabel(Operation):
         return with_actions(data, actions, labeler.target)
 
     def _is_unlabeled(self, episode: Episode) -> np.ndarray:
-        """Whether each step gets a label, (T,)."""
+        """Returns whether each step gets a predicted action, (T,)."""
         chosen = self.part is None or episode.metadata.get(DATASET_NAME) == self.part
         return chosen & ~has_action(episode) if self.only_missing else np.full(len(episode), chosen)
 
     @torch.no_grad()
     def _labels(self, policy: Policy, data: Dataset) -> np.ndarray:
-        """The predicted action of each step, of all episodes end to end, (T, ...)."""
+        """Returns the predicted action of each step, of all episodes end to end, (T, ...)."""
         plans = []
         for batch in policy.window.windows(data, policy.inputs).scan():
             batch = batch.to(policy.device)

@@ -1,4 +1,4 @@
-"""Retrieval of prior data: which steps of other episodes are like the demonstrations of a task."""
+"""Retrieves those steps of prior data that are like the demonstrations of a task, to train on them too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BLOCK = 1024  # windows that are compared with the task at a time
 
 @part
 class Retrieve(Operation):
-    """Writes sampling rates of steps into a column: those of the task, and those of prior data that are like them.
+    """Adds a column of sampling weights: steps of the task, and the steps of prior data most like them, are drawn.
 
     The data are a mixture in which one part is called `task`, such as ``mix(task=(demos, 0.5), prior=(play, 0.5))``.
-    The distance of a prior window is that of its latent to the nearest latent of the task. The nearest windows are
-    retrieved. All retrieved windows are equally likely, and so are all windows of the task. Others are never drawn.
-    ``BehaviorCloning(sampling_column="sampling_weight")`` draws its batches in this way.
+    The distance of a prior window is the distance from its latent to the nearest latent of the task. The nearest
+    windows are retrieved. All retrieved windows are equally likely, and so are all windows of the task. The remaining
+    prior windows are never drawn. ``BehaviorCloning(sampling_column="sampling_weight")`` draws its batches in this way.
 
     Args:
         encoder: The module that gives latents, or the stage that trained it.
@@ -33,7 +33,7 @@ class Retrieve(Operation):
         fraction: Fraction of the prior windows to retrieve.
         threshold: Retrieve the windows whose similarity is at least this, in place of a fraction. The similarity is 1
             at the smallest and 0 at the largest distance of a prior window.
-        task_fraction: Fraction of the drawn windows that are the task's.
+        task_fraction: Fraction of the drawn windows that belong to the task.
         into: Name of the column, (T, 1).
 
     References:
@@ -83,7 +83,7 @@ class Retrieve(Operation):
         return torch.cat([torch.cdist(block, task).amin(1) for block in prior.split(BLOCK)]).cpu().numpy()
 
     def _retrieved(self, distances: np.ndarray) -> np.ndarray:
-        """Numbers of the prior windows to retrieve. Of equally distant ones, the first are taken."""
+        """Returns the numbers of the prior windows to retrieve. Of equally distant ones, the first are taken."""
         if self.threshold is None:
             return np.argsort(distances, kind="stable")[: max(round(self.fraction * len(distances)), 1)]
         low, high = distances.min(), distances.max()

@@ -36,7 +36,7 @@ MIN_STD = 1e-4  # of a skill, given its piece
 
 @part
 class SkillAutoencoder(Algorithm):
-    """Learns skills: latents of pieces of episodes, from which a policy repeats the actions of the piece.
+    """Learns skills (latents of pieces of episodes), from which a policy reproduces the actions of the piece.
 
     Three modules are trained together. The posterior reads a whole piece and gives a distribution of its skill. The
     policy is the decoder: at each step of the piece it reads the observation and the skill. The prior predicts the
@@ -44,11 +44,11 @@ class SkillAutoencoder(Algorithm):
     policy, summed over the steps, plus `beta` times the KL divergence of the posterior from the prior.
 
     With a `quantizer`, skills are codes instead: the posterior gives one code for each piece, there is no prior, and
-    the loss is that of the policy alone. A code holds little information about its piece. `SkillWrapper` with the same
+    only the loss of the policy remains. A code holds little information about its piece. `SkillWrapper` with the same
     quantizer lets a high-level policy choose the level of each component.
 
-    The policy reads the skill in a column, whose width is that of the skill. The data need this column with any
-    values, such as those of ``ConstantColumn(SKILL, (0.0,) * 8)``. The codecs must leave skills as they are:
+    The policy reads the skill in a column of the same width. The data need this column, with any values:
+    ``ConstantColumn(SKILL, (0.0,) * 8)`` adds it. The codecs must leave skills as they are:
     ``Normalizer(unscaled=(SKILL,))`` for the policy and ``Normalizer(target="identity")`` for the prior.
 
     A checkpoint has the modules "policy", "posterior" and, without a quantizer, "prior". Behind
@@ -61,7 +61,7 @@ class SkillAutoencoder(Algorithm):
     Args:
         length: Number of steps of a piece. At the end of an episode pieces are shorter.
         beta: Weight of the KL divergence, which is a sum over the components of the skill.
-        prior: The prior. Its head is a distribution, and its window is that of the policy. It reads the policy's
+        prior: The prior. Its head is a distribution, and it has the window of the policy. It reads the policy's
             observations without the skill.
         posterior: Network of the posterior. It reads the actions of the piece, and all its observations as the encoder
             of the policy encodes them.
@@ -158,7 +158,7 @@ class SkillAutoencoder(Algorithm):
         """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
 
         It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
-        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), are those of the posterior.
+        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), come from the posterior.
         """
         first = {k: v[:, : nets.policy.window.n_obs_steps] for k, v in batch.obs.items()}
         mask = torch.ones_like(batch.mask[:, :1])
@@ -169,7 +169,7 @@ class SkillAutoencoder(Algorithm):
     def decoder_batch(self, nets: Any, batch: Batch, skill: Tensor) -> Batch:
         """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
 
-        Those of a piece are adjacent.
+        The windows of a piece are adjacent.
         """
         n = nets.policy.window.n_obs_steps
         column = skill.repeat_interleave(self.length, 0).unsqueeze(1).expand(-1, n, -1)
@@ -190,7 +190,7 @@ def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SkillPosteriorSpec:
-    """Everything but the weights and the columns that determines a posterior.
+    """Settings and columns that determine a `SkillPosterior`, without its weights.
 
     Attributes:
         length: Number of steps of a piece.
@@ -205,7 +205,7 @@ class SkillPosteriorSpec:
 
 
 class SkillPosterior(BuiltModule, LatentEncoder):
-    """The distribution of the skill, given the observations and the actions of a piece.
+    """Network that infers the distribution of the skill from the observations and actions of a piece.
 
     It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
     """
@@ -241,10 +241,10 @@ class SkillPosterior(BuiltModule, LatentEncoder):
         return self.about.quantizer.quantize(self._mean_output(batch))
 
     def _mean_output(self, batch: Batch) -> Tensor:
-        """The mean of the network's outputs over the steps of each piece."""
+        """Returns the mean of the network's outputs over the steps of each piece."""
         n, mask = self.about.policy.window.n_obs_steps, batch.mask
         present = torch.cat([mask.new_ones(len(batch), n - 1), mask], 1)
-        # The codec may read any column of the policy, also those that are not read here.
+        # The codec may read any column of the policy, also columns that are not read here.
         obs = {**{k: torch.zeros(*present.shape, *f.shape, dtype=f.torch_dtype, device=mask.device)
                   for k, f in self.features.items() if k != self.about.policy.target}, **batch.obs}
         coded = self.codec.encode_obs(obs)
@@ -261,12 +261,12 @@ class SkillPosterior(BuiltModule, LatentEncoder):
 
 
 def _piece_window(window: Window, length: int) -> Window:
-    """The window of a piece that begins at the current step, with the history that a policy needs at its first step."""
+    """Builds the window over a piece of an episode, with the history that a policy needs at its first step."""
     return Window(window.n_obs_steps + length - 1, length, obs_offset=length - 1, obs_pad_mask=window.obs_pad_mask)
 
 
 def _steps_of(obs: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """The observation windows of each step, (B * length, n, ...), of pieces, (B, length + n - 1, ...)."""
+    """Cuts pieces, (B, length + n - 1, ...), into the observation windows of each step, (B * length, n, ...)."""
     return {k: v.unfold(1, n, 1).movedim(-1, 2).flatten(0, 1) for k, v in obs.items()}
 
 

@@ -23,7 +23,7 @@ from ..targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
 
 @part
 class ActionValues(Algorithm):
-    """Double Q-learning with a network that has an output for each class.
+    """Double Q-learning for discrete actions, with a network that has an output for each class.
 
     The logits of the policy are the discounted returns of the classes, so that its most likely class is the best one.
     The policy chooses the class after a step, and its slowly updated copy scores it. With `n_quantiles` of the head,
@@ -73,7 +73,7 @@ class ActionValues(Algorithm):
 
     @torch.no_grad()
     def target_value(self, nets: Any, batch: Batch) -> Tensor:
-        """Returns the reward plus the discounted value of the class that is best next, (n_quantiles, B)."""
+        """Returns the reward plus the discounted value of the best next class, (n_quantiles, B)."""
         assert batch.next is not None
         target = nets.target.policy
         best = class_logits(nets.policy if self.double else target, batch.next).argmax(1)[None, :, None]
@@ -83,7 +83,7 @@ class ActionValues(Algorithm):
 
 @part
 class InverseActionValues(Algorithm):
-    """IQ-Learn for classes: the logits of the policy are soft values that make demonstrated steps rewarding.
+    """IQ-Learn for discrete actions: the policy's logits are soft values under which demonstrations are rewarded.
 
     With V(s) = temperature * logsumexp(Q(s, .) / temperature), the reward of a step is r = Q(s, a) - discount * V(s').
     Each demonstrated step raises r, lowers V(s) - discount * V(s'), and keeps r^2 / (4 * divergence_weight) small. It
@@ -141,7 +141,7 @@ def class_quantiles(policy: Policy, obs: Mapping[str, Tensor], levels: Tensor | 
     """Returns the quantiles of the values that a policy gives to the classes, (n_quantiles, B, classes).
 
     Args:
-        levels: Those of the quantiles, (B, n_quantiles). None: equally spaced.
+        levels: Levels of the quantiles, (B, n_quantiles). None: equally spaced.
     """
     head = policy.config.head
     assert isinstance(head, Categorical)
@@ -159,7 +159,7 @@ def training_quantiles(policy: Policy, obs: Mapping[str, Tensor], rng: Generator
 
 
 def of_first_step(policy: Policy, obs: Mapping[str, Tensor]) -> tuple[nn.Module, Context, Tensor]:
-    """Returns what a `Categorical` head needs for the outputs of the first step."""
+    """Returns network, context and noise, as a `Categorical` head needs them for the first step."""
     context = policy.context(obs)
     return policy.net, context, context.tokens.new_zeros(len(context.tokens), 1, 0)
 
@@ -174,7 +174,7 @@ def scored_classes(critic: Critic, obs: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_classes(policy: Policy, where: str) -> int:
-    """Returns the number of classes, of which a policy must choose one in each step.
+    """Returns the number of classes. Raises an error unless a policy chooses one class in each step.
 
     Raises:
         Unsupported: The policy does something else.

@@ -1,4 +1,4 @@
-"""What learners with a critic share: fields of their configs, and the form of their methods."""
+"""Base classes of learners with a critic: the fields of their configs, and their networks and targets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..targets import REWARD, TERMINATED, ReturnBound, td_terms
 
 @part
 class CriticLearningConfig(LearnerConfig):
-    """Base class of configs whose learner has a critic, which learns the discounted return of plans.
+    """Base class of configs of learners with a critic of the discounted return of plans.
 
     Args:
         optimizer: Optimizer of the policy and of the critic.
@@ -47,7 +47,7 @@ class CriticLearningConfig(LearnerConfig):
 
 
 class CriticLearning(CriticLearningConfig, Algorithm):
-    """Base class of methods whose critic learns the discounted return of plans: its networks, and its target."""
+    """Base class of methods with a critic of the discounted return of plans."""
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
         check_plans_begin_now(policy, type(self).__name__)
@@ -72,7 +72,7 @@ def check_plans_begin_now(policy: Policy, where: str) -> None:
 
 def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | None, trunk: Trunk | None = None,
                   **others: Any) -> Method:
-    """A method whose policy and critic have encoders that suit the columns of the data.
+    """Builds a method whose policy and critic have encoders that suit the columns of the data.
 
     Args:
         features: The columns of the data, if they are known.

@@ -1,4 +1,4 @@
-"""Proximal policy optimization of the steps in which a policy turns noise into a chunk of actions."""
+"""Proximal policy optimization (PPO) of the steps in which a policy turns noise into a chunk of actions."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class DenoisingPPO(PPO):
     """Proximal policy optimization in which each denoising step of a chunk is an action.
 
     While it explores, a policy with the head `Flow` or `Diffusion` adds noise to each step from noise to action, which
-    makes the step a Gaussian with a density. Every chunk has one reward, the sum of those of its executed steps, and
-    one advantage, and all its steps share it. Batches and the discount count chunks. The deployed policy takes the same
-    steps without this noise.
+    makes the step a Gaussian with a density. Every chunk has one reward, which is the sum over its executed steps, and
+    one advantage, which all its denoising steps share. Batches and the discount count chunks. The deployed policy takes
+    the same steps without this noise.
 
     Use it with ``CollectionRounds(..., retention=LastRounds(1))``, a collector that has `DenoisingExploration`, and
     `RecedingHorizon`. The horizon of the policy can be any, and `reward` must be None.
 
     The authors add the noise of DDPM, at least `std`, and clip ratios of mean densities at 0.01. Here the noise is
-    `std` in all steps, so that the mean of a step is that of the deployed sampler, and densities are those of whole
-    chunks.
+    `std` in all steps, so that the mean of a step equals the step of the deployed sampler, and densities are densities
+    of whole chunks.
 
     Args:
         optimizer: Optimizer of the value.
-        policy_optimizer: Optimizer of the policy. None for that of the value.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the value.
         std: Standard deviation of the noise, in coded actions.
         denoising_discount: Weight of a step relative to the one after it.
 
@@ -81,7 +81,7 @@ def check_denoising(head: Head) -> None:
 
 
 class DenoisingPPOLearner(PPOLearner):
-    """Learner of `DenoisingPPO`."""
+    """Learner of `DenoisingPPO`, which trains on its newest rollouts."""
 
     config: DenoisingPPO
 
@@ -131,13 +131,13 @@ class DenoisingPPOLearner(PPOLearner):
             for name, x in columns.items()})
 
     def _judge(self, batch):
-        """Log-densities, those of the reference, (B, K) each, and value, (B,)."""
+        """Returns log-densities of the policy and of the reference, (B, K) each, and the value, (B,)."""
         batch = batch.to(self.device)
         with self.evaluation():
             return tuple(x.cpu() for x in (*self.log_probs(batch), self.value(batch.obs)))
 
     def _last_values(self, episodes: Dataset, rows: np.ndarray) -> Tensor:
-        """Values of what is observed after the last step of each episode."""
+        """Returns the values of the observations after the last step of each episode."""
         windows = self.policy.windows(episodes, next_obs=True, lookahead=1 - self.policy.window.action_offset)
         with self.evaluation():
             return self.value(windows.gather(rows).to(self.device).next).cpu()
@@ -171,7 +171,7 @@ def sample_chain(planner: StepwisePlanner, obs: Mapping[str, Tensor], noise: Ten
     Args:
         obs: Observation windows, (B, To, ...).
         noise: Standard normal noise of the beginning and of each step, (B, K + 1, H, A).
-        std: Standard deviation of that of the steps.
+        std: Standard deviation of the noise that is added in the steps.
     """
     context, chain = planner.context(obs), [noise[:, 0]]
     for k in range(noise.shape[1] - 1):
@@ -190,17 +190,17 @@ def chain_log_prob(policy: Policy, context: Context, chain: Tensor, std: float) 
 
 
 def _step_mean(planner: StepwisePlanner, context: Context, x: Tensor, number: Tensor, n_steps: int) -> Tensor:
-    """Where the deployed sampler moves x (B, H, A) in its step of this number (B,)."""
+    """Returns where the deployed sampler moves x (B, H, A) in its step of this number (B,)."""
     t = number[:, None].expand(x.shape[:2])
     return planner.denoise_step(context, x, t / n_steps, (t + 1) / n_steps)
 
 
 class ChainActor(Actor):
-    """Executes chunks that are sampled with noise in each denoising step, and records their steps.
+    """Actor that executes chunks sampled with noise in each denoising step, and records these steps.
 
     Args:
         actor: Keeps the history of observations.
-        shape: That of the states of one row, (K + 1, H, A).
+        shape: Shape of the states of one row, (K + 1, H, A).
         std: Standard deviation of the noise, in coded actions.
     """
 

@@ -1,4 +1,4 @@
-"""Fitted Q evaluation: the value of a policy that stays as it is, learned from stored episodes."""
+"""Fitted Q evaluation: learns the value of a fixed policy from stored episodes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ..targets import REWARD, TERMINATED, td_loss, td_terms
 class FittedQ(LearnerConfig):
     """Learns the discounted return of a policy that is not trained.
 
-    A first critic learns from all episodes. Each of the others learns from a resample of them, drawn with replacement,
-    so that the critics differ as their estimates would with other episodes. They are trained side by side, each with
-    its own target network.
+    A first critic learns from all episodes. Each further critic learns from a resample of the episodes, drawn with
+    replacement. The spread of the critics therefore shows how much the estimate depends on which episodes were
+    recorded. All critics are trained side by side, each with its own target network.
 
     Args:
-        critic: What each critic is. There are 1 + `n_resamples`, whatever its own number is.
+        critic: Config of each critic. There are 1 + `n_resamples` critics, whatever `n_critics` of the config is.
         discount: Discount per step.
         target_decay: Fraction of the target critics that each update keeps. The time until values have settled grows
             with ``1 / (1 - target_decay) / (1 - discount)`` updates.
@@ -59,7 +59,7 @@ class FittedQ(LearnerConfig):
 
 
 class FittedQLearner(GradientLearner):
-    """Learner of `FittedQ`.
+    """Learner of `FittedQ`, with several critics on bootstrap resamples.
 
     Args:
         planner: What plans in place of the policy, such as a search with its critic. None for the policy itself.
@@ -132,13 +132,16 @@ class FittedQLearner(GradientLearner):
 
 
 def _resampled(n_episodes: int, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each resample has each episode, (1 + n_resamples, n_episodes). The first has each once."""
+    """Returns how often each bootstrap resample has each episode, (1 + n_resamples, n_episodes).
+
+    The first resample has each once.
+    """
     rng = np.random.default_rng(seed % 2**64)
     drawn = rng.multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), n_resamples)
     return np.concatenate([np.ones((1, n_episodes)), drawn]).astype(np.float32)
 
 
 def discounted_returns(data: Dataset, discount: float) -> np.ndarray:
-    """Returns the discounted return of each episode from its start, as far as it was recorded, (n_episodes,)."""
+    """Returns the recorded discounted return of each episode from its start, (n_episodes,)."""
     rewards = [np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data]
     return np.array([(r * discount ** np.arange(len(r))).sum() for r in rewards])

@@ -1,4 +1,4 @@
-"""What goal-conditioned methods share: the goals of values, networks that read goals, and losses."""
+"""Base classes of goal-conditioned methods: goals, networks that read them, and losses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ...heads.likelihood.gaussian import Gaussian
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...policy import Planner, Policy, PolicyConfig
-from ..algorithm import Algorithm, MetricBound, Net
+from ..algorithm import Algorithm, MetricBound, Net, loss
 from ..critic import CriticConfig, CriticSpec
 from ..method import Method
 from ..optimizer import OptimizerConfig
@@ -98,17 +98,17 @@ class GoalConditioned(Algorithm):
 
 
 def goal_of(policy: Policy) -> Goal:
-    """The goal of a goal-conditioned policy."""
+    """Returns the goal of a goal-conditioned policy."""
     return cast(Goal, policy.window.goals[0])
 
 
 def toward(policy: Policy, obs: Observations, column: str) -> dict[str, Tensor]:
-    """The observations, with the values of another column as the goal of the policy."""
+    """Returns the observations with the values of another column as the goal of the policy."""
     return {**obs, goal_of(policy).into: obs[column]}
 
 
 def check_goals(data: Dataset) -> None:
-    """Raises DataError if no step has a later one that could be its goal."""
+    """Raises DataError if no step has a later step that could be its goal."""
     if all(len(episode) < 2 for episode in data):
         raise DataError("no episode has two steps, so that no step has a later one that could be its goal",
                         where=data.metadata.get("path", "data set"),
@@ -145,12 +145,12 @@ class GoalValues(GoalConditioned):
         return {"value/score": self.value_bound()}
 
     def value_bound(self) -> MeanBound:
-        """Returns the bound of a mean of values. With a discount of 1 there is none."""
+        """Returns the bound of mean values. With a discount of 1 there is none."""
         return MeanBound(1 / (1 - self.discount) if self.discount < 1 else 0.0)
 
 
 def goal_conditioned_method(learner: GoalConditioned, column: str, features: Schema | None) -> Method:
-    """A method whose policy reads observations and a goal, which may be numbers, classes, images or text.
+    """Builds a method whose policy reads observations and a goal, which may be numbers, classes, images or text.
 
     Args:
         column: The column whose later values are goals.
@@ -163,7 +163,7 @@ def goal_conditioned_method(learner: GoalConditioned, column: str, features: Sch
 
 def goal_vector_method(learner: GoalConditioned, column: str, features: Schema | None, vector: str, size: int,
                        planner: PlannerWrapper) -> Method:
-    """A method whose policy reads a vector in place of the goal, which a planner gives it while acting.
+    """Builds a method whose policy reads a vector in place of the goal, which a planner computes while acting.
 
     Args:
         column: The column whose later values are goals.
@@ -180,7 +180,7 @@ def goal_vector_method(learner: GoalConditioned, column: str, features: Schema |
 
 
 def on_sphere(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) with the norm sqrt(D)."""
+    """Scales vectors (..., D) to the norm sqrt(D)."""
     return math.sqrt(vectors.shape[-1]) * normalize(vectors, dim=-1)
 
 
@@ -251,7 +251,8 @@ class ScoreMaximizing(GoalConditioned):
     def score(self, nets: Any, obs: Observations, coded_action: Tensor) -> Tensor:
         """Returns scores of coded actions, (B, 1, A), for the goal of the policy, (B,)."""
 
-    def maximization(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
+    @loss("policy")
+    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
         coded, loss = nets.policy.sample_and_loss(batch, rng)
         score = self.score(nets, batch.obs, nets.policy.clip(coded))
@@ -286,7 +287,7 @@ class GoalVector(PlannerWrapper):
 
     @abstractmethod
     def with_vector(self, obs: Observations) -> dict[str, Tensor]:
-        """Returns the observations and the vector."""
+        """Returns the observations with the vector in place of the goal."""
 
     def plan(self, obs, noise, guides=()):
         return self.planner.plan(self.with_vector(obs), noise, guides)
@@ -297,7 +298,7 @@ class GoalVector(PlannerWrapper):
 
 @dataclass(frozen=True)
 class RepresentationSpec:
-    """Everything but the weights that determines a `Representation`.
+    """Settings and columns that determine a `Representation`, without its weights.
 
     Args:
         critic: The networks, and the policy whose codec they share.
@@ -314,7 +315,7 @@ class RepresentationSpec:
 
 
 class Representation(BuiltModule):
-    """Networks from columns that a policy reads, and possibly an action, to vectors."""
+    """Networks that map columns that a policy reads, and possibly an action, to vectors."""
 
     kind, description = "representation", RepresentationSpec
 

@@ -28,9 +28,10 @@ DISTILL_EVERY = 2  # updates, as in the authors' code
 class NoiseAliasing(SAC):
     """SAC of the noise of a frozen policy, whose critic scores the chunks that are executed (DSRL-NA).
 
-    A second critic learns the score of noise from the first, for noise as the frozen policy draws it, and the noise is
-    chosen by that. So what is known of a chunk holds for every noise that leads to it, and episodes without noise, such
-    as demonstrations, are learned from too: see `demonstrated_chunks`.
+    The first critic scores chunks. A second critic learns from it the score of noise, for noise as the frozen policy
+    draws it, and the trained policy chooses noise by this score. What is learned of a chunk therefore holds for every
+    noise that leads to it. Episodes without noise, such as demonstrations, can be learned from, too: see
+    `demonstrated_chunks`.
 
     Args:
         steering: The wrapper of the method.
@@ -95,7 +96,7 @@ class NoiseAliasing(SAC):
 
 
 class NoiseAliasingEngine(RewardedEngine):
-    """Learner of `NoiseAliasing`, which adds the executed chunks to episodes."""
+    """Learner of `NoiseAliasing`, which first adds the executed chunks to episodes."""
 
     config: NoiseAliasing
     annotates = True
@@ -109,7 +110,10 @@ class NoiseAliasingEngine(RewardedEngine):
 
 
 def with_chunks(episodes: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
-    """Adds the column of executed chunks to episodes whose actions are noise. Others are returned as they are."""
+    """Adds the column of executed chunks to episodes whose actions are noise.
+
+    Episodes that have the column are returned as they are.
+    """
     return Dataset([_with_chunks(e, steering) for e in episodes], episodes.metadata)
 
 
@@ -123,7 +127,7 @@ def _with_chunks(episode: Episode, steering: NoiseSteeringWrapper) -> Episode:
 
 
 def demonstrated_chunks(data: Dataset, steering: NoiseSteeringWrapper) -> Dataset:
-    """Episodes of the environment as those of a steered policy, with executed chunks.
+    """Converts episodes of the environment to episodes of a steered policy, with executed chunks.
 
     No noise is known that would have led to them. It is 0, and `NoiseAliasing` does not read it.
     """

@@ -1,4 +1,4 @@
-"""Base class of off-policy actor-critics, for any policy head whose samples have gradients: see `TD3` and `SAC`."""
+"""Base class of off-policy actor-critics, such as `TD3` and `SAC`, for heads whose samples have gradients."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def critic_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
 
 
 def policy_is_due(method: ActorCritic, n_updates: int, steps: int) -> bool:
-    """Whether the policy follows the critic in an update."""
+    """Returns whether the policy is trained in this update, in which it follows the critic."""
     n_critic_updates = n_updates - method.cloning_updates(steps)
     return n_critic_updates >= method.critic_warmup_updates and n_updates % method.policy_delay == 0
 
 
 @part
 class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
-    """Base class of methods with a critic of plans, and a policy that follows its scores.
+    """Base class of methods with a critic of plans, and a policy that learns to maximize its scores.
 
-    Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
-    off by a time limit is no end: the value of what would follow counts.
+    Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A time limit does not
+    count as an end: the value of what would follow the cut-off step is part of the target.
 
     A subclass adds `target_value`, and the losses of the policy, which are due if `policy_is_due`.
 
     Args:
-        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
-            models, only those of whole episodes give rewards of later steps.
+        n_step: Number of steps whose rewards are in the target of the critic. 0 for the steps of the plan. Among reward
+            models, only models of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy. Target networks follow after each update of the
-            critic; those of TD3 follow together with the policy.
+            critic. In TD3 they follow together with the policy.
         reward: A reward model that is trained along with the policy, or that a stage trained. None: the rewards of the
             data.
         critic_warmup_updates: Number of first updates of the critic that train it alone, so that a policy which is good
             already does not follow a critic that knows nothing.
-        policy_optimizer: Optimizer of the policy. None for that of the critic.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the critic.
     """
 
     policy_delay: Annotated[int, AtLeast(1)] = 2
@@ -72,7 +72,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
         return RewardedEngine(self, policy, seed, steps, data)
 
     def cloning_updates(self, steps: int) -> int:
-        """Returns the number of updates before the first one of the critic, if there are `steps` in all."""
+        """Returns the number of updates of pure cloning before the critic is trained, out of `steps`."""
         return 0
 
     def networks(self, policy: Policy, data: Dataset) -> dict[str, Net]:
@@ -113,7 +113,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig, Algorithm):
         return error + self.score_penalty(nets, scores, batch, rng), {"score": scores.mean(0)}
 
     def score_penalty(self, nets: Any, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
-        """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
+        """Returns a penalty for the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
         return 0.0
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Proximal policy optimization: updates on the newest round of episodes, which stay close to the policy that acted."""
+"""Proximal policy optimization (PPO): updates on the newest episodes that stay close to the policy that acted."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REWARD_UNITS = "reward_units"  # and the unit of each objective, if there are se
 
 @part
 class PPO(RewardedConfig):
-    """Proximal policy optimization, for policies of numbers and of classes that act one step at a time.
+    """Proximal policy optimization, for policies that act one step at a time, with numbers or classes.
 
     After each round, the advantages of its actions are estimated once. Updates then read its steps in passes without
-    replacement, and raise the density of good actions while it is near that of the policy that acted. Use it with
-    ``CollectionRounds(..., updates=Epochs(10), retention=LastRounds(1))`` and an exploration that samples from the
-    policy, `TemperatureExploration`.
+    replacement, and raise the density of good actions while it is near the density that the acting policy gave them.
+    Use it with ``CollectionRounds(..., updates=Epochs(10), retention=LastRounds(1))`` and an exploration that samples
+    from the policy, `TemperatureExploration`.
 
-    A step that was cut off by a time limit is no end: the value of what would follow counts.
+    A time limit does not count as an end: the value of what would follow the cut-off step counts.
 
     A reward model may have several objectives. Each then has its own value and its own advantages. They are
     standardized apart, and the loss is the weighted mean of the clipped losses of all objectives. Rewards are in units
@@ -47,23 +47,23 @@ class PPO(RewardedConfig):
     Args:
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
-        policy_optimizer: Optimizer of the policy. None for that of the value.
+        policy_optimizer: Optimizer of the policy. None for the optimizer of the value.
         value: The network of the value, one for each objective.
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
         clip: Largest change of the ratio of densities that pays.
-        max_kl: Largest estimated divergence from the policy that acted. The other updates of the round are left out as
-            soon as it is larger. None for no limit.
+        max_kl: Largest estimated divergence from the policy that acted. As soon as it is larger, the remaining updates
+            of the round are left out. None for no limit.
         kl_reference: A policy, such as a cloned one, from which the divergence is kept small.
         kl_weight: Weight of that divergence.
-        cloning_weight: Weight of the loss of behavior cloning, on a batch of demonstrations beside each batch. They
-            need rewards, like all episodes.
+        cloning_weight: Weight of the loss of behavior cloning, on a batch of demonstrations beside each batch.
+            Demonstrations need rewards, like all episodes.
         reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
             round before its updates. None: the rewards of the data.
-        reward_every: Updates of the policy for each one of the reward model.
+        reward_every: Updates of the policy for each update of the reward model.
         group_size: Number of consecutive episodes of a round from the same start. The advantage of all steps of an
-            episode is then its return minus the mean return of the others of its group (leave one out, as in LOOP),
-            which is not standardized. There is no value. None for a value.
+            episode is then its return minus the mean return of the other episodes of its group (leave one out, as in
+            LOOP). It is not standardized. There is no value. None for a value.
         critic: A critic that a stage trained. It stays as it is, and its scores of the actions are the advantages (as
             in DVPO). There is no value, and rewards do not count. None for a value.
 
@@ -73,7 +73,7 @@ class PPO(RewardedConfig):
         arXiv:1506.02438.
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
         Andres et al. (2023), Using Offline Data to Speed Up Reinforcement Learning in Procedurally Generated
-        Environments, arXiv:2304.09825 (`cloning_weight`; they make updates of cloning alone between those of PPO).
+        Environments, arXiv:2304.09825 (`cloning_weight`; they alternate updates of cloning alone with updates of PPO).
         Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
         Chen et al. (2025), Reinforcement Learning for Long-Horizon Interactive LLM Agents (LOOP), arXiv:2502.01600
         (`group_size`).
@@ -114,7 +114,7 @@ class PPO(RewardedConfig):
 
 
 class PPOLearner(RewardedLearner):
-    """Learner of `PPO`."""
+    """Learner of `PPO`, which trains on its newest rollouts."""
 
     config: PPO
 
@@ -146,7 +146,7 @@ class PPOLearner(RewardedLearner):
     annotates = True
 
     def check_policy(self, policy: Policy) -> None:
-        """Raises Unsupported if the learner has no density of what the policy does."""
+        """Raises Unsupported if the policy gives no density of its actions."""
         if policy.window.horizon != 1 or policy.window.action_offset:
             raise Unsupported("the density is that of one action for each observation", where="PPO",
                               hint="use a policy with horizon=1 and action_offset=0")
@@ -200,7 +200,7 @@ class PPOLearner(RewardedLearner):
         return log_prob, self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
 
     def _with_columns(self, episodes: Dataset, columns: dict[str, Tensor]) -> Dataset:
-        """The episodes with columns of all their steps, (T, ...), and the number of this update."""
+        """Returns the episodes with further columns, (T, ...), and the number of this update."""
         ends = np.cumsum(episodes.lengths)[:-1]
         rows = zip(*(np.split(column.numpy(), ends) for column in columns.values()), strict=True)
         units = {REWARD_UNITS: self.reward_units} if len(self.reward_units) > 1 else {}
@@ -281,7 +281,7 @@ class PPOLearner(RewardedLearner):
         return float(total[0] / total[1])
 
     def _standardized(self, x: Tensor) -> Tensor:
-        """Each column of x (B, K) with mean 0 and standard deviation 1 over the batches of all processes."""
+        """Standardizes each column of x (B, K) over the batches of all processes."""
         exact = x.double()  # a mean far larger than the deviation takes more digits than float32 has
         sums = torch.stack([torch.ones_like(exact).sum(0), exact.sum(0), exact.square().sum(0)])
         self.processes.all_reduce([sums])
@@ -303,11 +303,11 @@ class PPOLearner(RewardedLearner):
 def left_out_advantage(reward: Tensor, lengths: Sequence[int], group_size: int, discount: float) -> Tensor:
     """Returns the return of the episode of each step, minus the mean return of the others of its group, (T, ...).
 
-    An episode without others in its group has the advantage 0.
+    If a group has only one episode, its advantage is 0.
 
     Args:
         reward: Reward of each step, (T, ...).
-        lengths: Number of steps of each episode. As many consecutive ones as `group_size` are a group.
+        lengths: Number of steps of each episode. `group_size` consecutive episodes are a group.
     """
     returns = torch.stack([(discount ** torch.arange(len(r)).to(r) @ r) for r in reward.split(list(lengths))])
     advantages = [(group - group.mean(0)) * len(group) / max(len(group) - 1, 1) for group in returns.split(group_size)]
@@ -315,7 +315,7 @@ def left_out_advantage(reward: Tensor, lengths: Sequence[int], group_size: int, 
 
 
 class EpochSampler(BatchSampler):
-    """Batches that read all windows, in a new order each time, before they read any again.
+    """Sampler whose batches read all windows, in a new random order each time, before they read any again.
 
     Args:
         start: Number of the first batch.

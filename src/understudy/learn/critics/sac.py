@@ -1,4 +1,4 @@
-"""SAC: an actor-critic whose policy also maximizes its entropy, for policy heads with a density."""
+"""SAC: an actor-critic whose policy also maximizes its entropy, for heads with a density."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class SAC(ActorCritic):
     def target_value(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
-        It is the discounted rewards of the steps plus the discounted value that follows them, with its entropy, which
-        is 0 if the episode terminates within them.
+        The target is the sum of the discounted rewards of the steps and the discounted value after them. The value
+        includes the entropy of the policy. It is 0 if the episode terminates within the steps.
         """
         assert batch.next is not None
         coded, log_prob = nets.policy.sample_log_prob(nets.policy.context(batch.next), rng)
@@ -63,7 +63,7 @@ class SAC(ActorCritic):
         return self.bootstrapped(nets, batch, value - nets.temperature() * log_prob.sum(1))
 
     def executed_plan(self, nets: Any, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Returns what the critic scores of coded plans of the policy, (B, H, A)."""
+        """Decodes coded plans of the policy, (B, H, A), to what the critic scores."""
         return nets.policy.decode(coded, obs)
 
     def followed_critic(self, nets: Any) -> Critic:
@@ -74,8 +74,8 @@ class SAC(ActorCritic):
     def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Any, ...]:
         """Returns the loss of the policy of SAC and, if it is adjusted, that of the temperature for each window, (B,).
 
-        The policy's is the weighted log-density of its plan minus the score, which is that of the smallest network, or
-        the mean of all if targets are those of a subset.
+        The loss of the policy is the weighted log-density of its plan minus the score. The score is the smallest of the
+        networks' scores, or their mean if targets use a subset of the networks.
         """
         coded, log_prob = nets.policy.sample_log_prob(nets.policy.context(batch.obs), rng)
         log_prob = log_prob.sum(1)
@@ -90,7 +90,7 @@ class SAC(ActorCritic):
 
 
 class Temperature(nn.Module):
-    """The weight of the entropy, which stays positive."""
+    """The weight of the entropy in SAC, which stays positive."""
 
     def __init__(self, first: float, is_trained: bool):
         super().__init__()

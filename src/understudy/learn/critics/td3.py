@@ -1,4 +1,4 @@
-"""TD3, TD3+BC and ReBRAC: an actor-critic whose policy follows the gradient of the score of its plan."""
+"""TD3, TD3+BC and ReBRAC: actor-critics whose policy follows the gradient of the score of its plan."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class TD3(ActorCritic):
         target_noise: Standard deviation of the noise on target actions, in coded units.
         max_target_noise: Largest noise on target actions, in coded units.
         bc_weight: Weight of the squared distance to the stored actions, relative to a score of mean absolute value 1.
-            0.4 is that of TD3+BC.
-        critic_bc_weight: Weight, in units of the return, of the squared distance of target actions to the stored ones.
-            Above 0 in ReBRAC.
+            TD3+BC uses 0.4.
+        critic_bc_weight: Weight, in units of the return, of the squared distance of target actions to the stored
+            actions. Above 0 in ReBRAC.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -69,7 +69,7 @@ class TD3(ActorCritic):
         return self.bootstrapped(nets, batch, value)
 
     def next_plan(self, nets: Any, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
-        """Returns the coded plans whose value is the target, (B, H, A)."""
+        """Returns the coded plans for the next observation, whose value is the target, (B, H, A)."""
         coded = self.sample(nets.target.policy, obs, rng)
         noise = self.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         return nets.policy.clip(coded + noise.clamp(-self.max_target_noise, self.max_target_noise))
@@ -96,7 +96,7 @@ class TD3(ActorCritic):
         return policy.sample(policy.context(obs), rng)
 
     def _following_distance(self, nets: Any, coded: Tensor, batch: Batch) -> Tensor:
-        """Mean squared distance of coded plans to the stored actions that follow a window, (B,). 0 without any."""
+        """Returns the mean squared distance of coded plans to the stored next actions, (B,). 0 without any."""
         assert batch.next is not None
         stored, exists = batch.extra[NEXT_ACTION][:, :coded.shape[1]].tensor_split((-1,), -1)
         difference = coded - nets.policy.codec.encode(stored, batch.next)
@@ -105,7 +105,7 @@ class TD3(ActorCritic):
 
 @dataclass(frozen=True)
 class _FollowingActions:
-    """Adds the actions of a number of steps later, and a component that is 1 where there are any, and 0 otherwise."""
+    """Adds the actions of a number of steps later as a column, with a last component that marks known ones."""
 
     steps: int
     target: str

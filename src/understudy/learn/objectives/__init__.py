@@ -1,1 +1,1 @@
-"""Objectives that train an encoder on its own."""
+"""Objectives (losses) that train an encoder on its own."""

@@ -1,4 +1,4 @@
-"""Auxiliary prediction of a column of classes from what a network computes, which nothing that acts reads."""
+"""Auxiliary loss that predicts a column of classes, which is not used for acting."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .representation_objectives import NetworkObjective
 
 @part
 class ClassPrediction(NetworkObjective):
-    """Predicts a column of classes from the encoded observation, such as a subgoal, a thought or a map.
+    """Auxiliary loss that predicts a column of classes, such as a subgoal or a map, from the encoded observation.
 
     The loss is the negative log-likelihood of all components at the first step that the policy predicts, summed over
-    the components. What is predicted shapes the encoder and is not an input of anything.
+    the components. The prediction shapes the encoder, and nothing reads it.
 
     Args:
         captured: Activation that is read, (B, N, D): "context", or another that a network records, such as "cells" of
             `GridEncoder` and "hidden" of `FeedForward`.
-        shape: N and D of this activation. None for those of the encoder.
+        shape: N and D of this activation. None for the shape of the encoder's output.
 
     References:
         Hu and Clune (2023), Thought Cloning, arXiv:2306.00323, whose losses of words are summed (weight 2).

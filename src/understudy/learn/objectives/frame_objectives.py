@@ -1,4 +1,4 @@
-"""Objectives that compare ordered frames of videos, and one that predicts the action: those of MCR."""
+"""Objectives of MCR that train an encoder with ordered frames of videos, or by predicting the action."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .representation_objectives import NetworkObjective, encoding_size, flat_enc
 
 
 def _of_windows(batch: Batch, rows: Tensor, loss: Tensor) -> Tensor:
-    """The loss of each video (V,) at all of its windows, (B,)."""
+    """Spreads the loss of each video, (V,), over all of its windows, (B,)."""
     return loss.new_zeros(len(batch)).scatter(0, rows.flatten(), loss.repeat_interleave(N_FRAMES))
 
 
 @part
 class OrderedContrastive(NetworkObjective):
-    """Contrast of ordered frames: s1 is nearer to s0 and to s2 than they are to each other and to other videos.
+    """Objective with ordered frames s0, s1, s2: the encoding of s1 is nearer to both than they are to each other.
 
     Logits are negative distances. The negatives of a frame are also the same frames of `n_negatives` other videos.
 
@@ -52,11 +52,11 @@ class OrderedContrastive(NetworkObjective):
 
 @part
 class DynamicsAlignment(NetworkObjective):
-    """Aligns the encodings of s0 and s2 with the states and actions around them.
+    """Objective that aligns the encodings of two frames with the states and actions around them.
 
-    A network maps the states at the steps of the window's target, and the actions between these, to an encoding. Each
-    of the two frames must be nearer to its own than to the other's. ``Window(horizon=3, action_offset=-1)`` gives three
-    states and two actions.
+    A network encodes the motion around each frame: the states at the steps of the window's target, and the actions
+    between these. The encoding of a frame must be nearer to the motion around this frame than to the motion around the
+    second frame. ``Window(horizon=3, action_offset=-1)`` gives three states and two actions.
 
     Args:
         column: The states: an input of the policy, which `ConditionDropout` should hide from the encoder.
@@ -83,7 +83,7 @@ class DynamicsAlignment(NetworkObjective):
         return {"projector": feed_forward_layers((size, self.hidden, encoding_size(policy)))}
 
     def dynamics(self, policy, batch: Batch) -> Tensor:
-        """The coded states and actions around each observation, (B, D)."""
+        """Returns the coded states and actions around each observation, (B, D)."""
         states = policy.codec.encode_obs({**batch.obs, self.column: batch.extra[self.column]})[self.column]
         return torch.cat([states.flatten(1), policy.encode_batch(batch)[:, :-1].flatten(1)], 1)
 
@@ -98,7 +98,7 @@ class DynamicsAlignment(NetworkObjective):
 
 @part
 class ActionPrediction(NetworkObjective):
-    """Predicts the action of the current step from the encoding, with the head of the policy.
+    """Objective that predicts the action of the current step from the encoding, with the head of the policy.
 
     References:
         Jiang et al. (2025), Robots Pre-train Robots: Manipulation-Centric Robotic Representation from Large-Scale

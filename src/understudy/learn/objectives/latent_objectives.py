@@ -19,12 +19,12 @@ from .representation_objectives import RepresentationObjective, encoding_size
 
 @part
 class LatentDynamics(RepresentationObjective):
-    """Predicts each next encoding in the policy's window from those so far and a hidden action.
+    """Objective that predicts each next encoding in the policy's window from the earlier ones and a hidden action.
 
-    A causal network tells the hidden action of a step from the encodings up to its end. Another one predicts that end
-    from the encodings and hidden actions before it. No actions are read. The hidden action must be too narrow to hold
-    the next encoding itself. Its width should be about that of the true state. The covariance of encodings keeps their
-    components apart.
+    A causal network infers the hidden action of a step from the encodings up to the end of the step. A second network
+    predicts the encoding at the end of the step from earlier encodings and hidden actions. No actions are read. The
+    hidden action must be too narrow to hold the next encoding itself. It should be about as wide as the true state. The
+    covariance of encodings keeps their components apart.
 
     The window is the sequence: ``Window(n_obs_steps=5)`` in most of the paper. The later policy may see fewer steps.
     The target is the encoder itself, without gradient, as in three of the four environments of the paper.
@@ -48,7 +48,7 @@ class LatentDynamics(RepresentationObjective):
 
 
 class LatentDynamicsLoss(nn.Module):
-    """The function of `LatentDynamics`, with its inverse model and its predictor."""
+    """The loss function of `LatentDynamics`, with its inverse model and its predictor."""
 
     def __init__(self, config: LatentDynamics, policy: Policy):
         super().__init__()
@@ -62,12 +62,12 @@ class LatentDynamicsLoss(nn.Module):
             config.trunk.build(inputs, outputs, 0, HeadSpec(horizon, 0, 0, causal=True)) for horizon, inputs, outputs
             in ((self.n_steps, size, config.latent), (self.n_steps - 1, size + config.latent, size)))
 
-    def sequence(self, captured: Mapping[str, Tensor], rng: Generator) -> Tensor:
-        """The encodings of the steps of the window, (B, T, D)."""
+    def sequence(self, captured: Mapping[str, Tensor]) -> Tensor:
+        """Returns the encodings of the steps of the window, (B, T, D)."""
         return captured["context"][:, self.order].unflatten(1, (self.n_steps, -1)).flatten(2)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        encodings = self.sequence(captured, rng)
+        encodings = self.sequence(captured)
         nothing = encodings[..., :0]
         context = Context(nothing[:, :0], nothing[:, :0].any(-1))
         hidden_actions = self.inverse(encodings, nothing, context)[:, 1:]
@@ -77,7 +77,7 @@ class LatentDynamicsLoss(nn.Module):
 
 
 def _covariance(encodings: Tensor) -> Tensor:
-    """The mean squared covariance of two different components, from rows (N, D)."""
+    """Returns the mean squared covariance of two different components, from rows (N, D)."""
     size = encodings.shape[1]
     covariance = encodings.T.cov().reshape(size, size)
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()

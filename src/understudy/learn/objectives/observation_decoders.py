@@ -1,4 +1,4 @@
-"""Networks that draw observations from vectors, and their error."""
+"""Networks that reconstruct observations from vectors, and their error."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ LONGEST = 96  # side of rebuilt pictures, in pixels
 
 
 class PictureDecoder(nn.Module):
-    """Draws pictures of this shape (h, w, C), or smaller ones, from vectors: (N, size) to (N, C, h, w).
+    """Network that draws pictures of shape (h, w, C), or smaller ones, from vectors: (N, size) to (N, C, h, w).
 
-    Each quarter of a vector is a pixel. These 2 x 2 pixels, repeated, are half as many along each side as those of the
-    picture. Convolutions read them together with Fourier features of the position, and a finer one follows.
+    Each quarter of a vector is a pixel. These 2 x 2 pixels are repeated to a map of half the width and height of the
+    picture. Convolutions read the map together with Fourier features of the position, and a convolution at full size
+    follows.
     """
 
     def __init__(self, size: int, shape: tuple[int, ...], width: int):
@@ -81,6 +82,6 @@ class ObservationDecoders(nn.ModuleList):
 
 
 def _drawn(policy: Policy) -> dict[str, Feature]:
-    """The inputs of numbers and pictures. Pictures whose features are cached are not in batches."""
+    """Returns the inputs that are reconstructed: numbers, and pictures whose features are not cached."""
     return {name: f for name, f in policy.features.items() if name in policy.inputs
             and f.kind in ("vector", "image") and name not in policy.encoder.cached_features}

@@ -19,7 +19,7 @@ from .representation_objectives import NetworkObjective, encoding_size, flat_enc
 
 
 def observation_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
-    """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
+    """Returns the observation of each window as one vector, (B, D): coded numbers, and pixels from 0 to 1."""
     if cached := list(policy.encoder.cached_features):
         raise Unsupported(f"pixels of {cached[0]!r} are predicted, and batches have its cached features",
                           where="TokenEncoder.cache_features", hint="use cache_features=False")
@@ -38,7 +38,7 @@ def _target_size(policy: Policy) -> int:
 
 @part
 class Reconstruction(NetworkObjective):
-    """Reconstructs the observation from its encoding (an autoencoder), or other columns of the same step.
+    """Objective that reconstructs the observation from its encoding (an autoencoder), or other columns.
 
     Other columns teach the encoder what they show: another camera, a map of depths or classes, the state of a
     simulator. They are needed in training alone.
@@ -68,7 +68,7 @@ class Reconstruction(NetworkObjective):
 
 
 class _ColumnReconstruction(nn.Module):
-    """Reconstructs columns that the policy does not read, with a codec of their own."""
+    """Objective that reconstructs columns that the policy does not read, with a codec of their own."""
 
     def __init__(self, objective: Reconstruction, policy: Policy, data: Dataset):
         super().__init__()
@@ -95,15 +95,15 @@ class _ColumnReconstruction(nn.Module):
 
 @part
 class ObservationPrediction(NetworkObjective):
-    """Predicts the observation after a chunk from the encoding before it and the actions of the chunk.
+    """Objective that predicts the observation after a chunk from the encoding before it and the chunk's actions.
 
     With a reward as a further target, a history must keep what the reward depends on, even if no later observation
     shows it.
 
     Args:
         reward_weight: Factor of the squared error of the sum of the chunk's rewards. 0: rewards are not predicted.
-        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1, plus that of
-            the rewards.
+        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1, plus the error
+            of the rewards.
 
     References:
         Kwon et al. (2024), Future Prediction Can be a Strong Evidence of Good History Representation in Partially
@@ -140,7 +140,7 @@ class ObservationPrediction(NetworkObjective):
 
 @part
 class VAE(NetworkObjective):
-    """Variational autoencoder: reconstructs the observation from a latent that is drawn, and near a standard normal.
+    """Objective of a variational autoencoder, which reconstructs the observation from a random latent.
 
     The loss is ``|x - decode(z)|^2 / 2 + beta * KL(q(z | x) || N(0, 1))``. With linear networks and ``beta`` as the
     variance of noise, its optimum is probabilistic principal component analysis.

@@ -25,7 +25,7 @@ from .representation_objectives import InverseDynamics
 
 @part
 class RepresentationLearning(Algorithm):
-    """Trains the encoder of a policy on a list of objectives.
+    """Trains the encoder of a policy on a list of objectives, for later stages.
 
     It is the learner of a stage. The policy of a later stage takes over the encoder with `InitializeFrom`, and trains
     it further or keeps it frozen. Both policies need the same encoder, inputs and number of observation steps.
@@ -34,8 +34,8 @@ class RepresentationLearning(Algorithm):
     target (`PolicyConfig.target` is empty), and a later stage takes over its encoder and ``"codec.obs_transforms"``.
 
     The head of the stage's policy is a probe. It learns to predict the target from encodings, without gradient to the
-    encoder. The validation error of the stage is then that of a policy on the frozen encoder. With a `MemoryHead`, the
-    stage is itself retrieval in the features of the encoder.
+    encoder. The validation error of the stage is then the error of a policy on the frozen encoder. With a `MemoryHead`,
+    the policy of the stage retrieves neighbors in the features of the encoder.
 
     Args:
         objectives: The losses of the encoder, which are added.

@@ -1,4 +1,4 @@
-"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, contrast over time or actions.
+"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, and contrastive losses.
 
 Each is an `AuxiliaryLoss`. `RepresentationLearning` trains an encoder on them alone, and `BehaviorCloning` adds them to
 the loss of the policy.
@@ -33,15 +33,15 @@ class RepresentationObjective(AuxiliaryLoss):
 
     @abstractmethod
     def build(self, policy: Policy) -> nn.Module:
-        """Returns the module that computes the loss of each window, (B,), and holds the networks of the objective."""
+        """Builds the module that computes the loss of each window, (B,), and holds the networks of the objective."""
 
 
 class NetworkObjective(RepresentationObjective):
-    """An objective with networks that only its loss reads."""
+    """Base class of objectives with networks that only their loss reads."""
 
     @abstractmethod
     def networks(self, policy: Policy) -> dict[str, nn.Module]:
-        """Returns new networks by name."""
+        """Builds new networks, by name."""
 
     @abstractmethod
     def loss(self, networks: Any, policy: Policy, batch: Batch, rng: Generator,
@@ -64,7 +64,7 @@ class _NetworkObjectiveFunction(nn.Module):
 
 
 def projector_layers(*sizes: int) -> nn.Sequential:
-    """Layers with these widths and LayerNorm."""
+    """Builds layers with these widths and LayerNorm."""
     return feed_forward_layers(sizes, layer_norm=True)
 
 
@@ -74,19 +74,19 @@ def flat_encoding(captured: Mapping[str, Tensor]) -> Tensor:
 
 
 def encoding_size(policy: Policy) -> int:
-    """Width of `flat_encoding`."""
+    """Returns the width of `flat_encoding`."""
     return policy.encoder.tokens * policy.encoder.width
 
 
 def _pair_spec(policy: Policy) -> HeadSpec:
-    """Sizes for a network that reads the encodings before and after a chunk."""
+    """Returns the input and output sizes of a network that predicts a chunk from the encodings before and after it."""
     encoder, codec, window = policy.encoder, policy.codec, policy.window
     return HeadSpec(window.horizon, 2 * encoder.tokens, encoder.width, codec.num_classes, codec.bound,
                     2 * encoder.token_obs_steps, window.action_start)
 
 
 def _pair(policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Context:
-    """The encodings before and after a chunk, each of its observation alone."""
+    """Returns the encodings before and after a chunk, each of its observation alone."""
     assert batch.next is not None
     after = policy.training_context(batch.next, rng)
     return Context(torch.cat([captured["context"], after.tokens], 1),
@@ -94,7 +94,7 @@ def _pair(policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, T
 
 
 def _cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the two vectors at unit length, (B,): from 0 to 4."""
+    """Computes the squared distance of two vectors at unit length, (B,): from 0 to 4."""
     return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
 
 
@@ -111,7 +111,7 @@ class TargetEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
-        """The flat encoding of another view of the observation, (B, N * D)."""
+        """Returns the flat encoding of another view of the observation, (B, N * D)."""
         coded = policy.codec.encode_obs(policy.augment(obs, rng))
         return self.encoder(coded, rng if policy.training else None).flat()
 
@@ -121,7 +121,7 @@ class TargetEncoder(nn.Module):
 
 @part
 class InverseDynamics(NetworkObjective):
-    """Predicts the actions of a chunk from the encoding before it and the encoding after it.
+    """Objective that predicts the actions of a chunk from the encodings before and after it.
 
     Both observations are encoded alone, by the same encoder, and gradients pass through both. What the encoder keeps is
     what actions change. Windows from which a `lookahead` beyond the chunk leads out of the episode have no loss.
@@ -154,7 +154,7 @@ class InverseDynamics(NetworkObjective):
 
 @part
 class ForwardDynamics(RepresentationObjective):
-    """Predicts the encoding after a chunk from the encoding before it and the actions of the chunk.
+    """Objective that predicts the encoding after a chunk from the encoding before it and the chunk's actions.
 
     The target is made by a slowly updated copy of the encoder, without gradient. With the encoder itself as its target,
     encodings would shrink to a constant.
@@ -211,7 +211,7 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
 
 @part
 class MaskedPrediction(NetworkObjective):
-    """Predicts the hidden actions of a chunk from the others, the encoding before the chunk and the encoding after it.
+    """Objective that predicts hidden actions of a chunk from the other actions and the encodings around it.
 
     For each window a fraction is drawn uniformly from 0 to 1, and each action is hidden with this probability. With all
     actions hidden, this is `InverseDynamics`.
@@ -251,7 +251,7 @@ class MaskedPrediction(NetworkObjective):
 
 @part
 class BYOL(RepresentationObjective):
-    """Bootstrap your own latent: predicts, from one view of an observation, what a slow copy makes of another view.
+    """Objective BYOL: predicts, from one view of an observation, how a slow copy encodes another view.
 
     Views are made by the policy's augmentations and by the random crops of its encoder. Without either, both views are
     the same and little is learned. No actions are read.
@@ -301,10 +301,10 @@ class _BYOLLoss(LaggedAuxiliaryLoss):
 
 @part
 class TimeContrastive(NetworkObjective):
-    """Finds the observation after a chunk among those of all windows of the batch (InfoNCE).
+    """Objective that finds the observation after a chunk among those of all windows in the batch (InfoNCE).
 
-    The other windows of the batch are the negatives. With gradient accumulation or several processes, those of each
-    part of the batch are.
+    The other windows of the batch are the negatives. With gradient accumulation or several processes, each part of the
+    batch has its own negatives.
 
     Args:
         size: Width of the projection.
@@ -335,14 +335,14 @@ class TimeContrastive(NetworkObjective):
 
 @part
 class SoftInfoNCE(NetworkObjective):
-    """Pulls together the encodings of windows that are followed by similar actions (InfoNCE with soft labels).
+    """Objective that pulls together encodings of windows followed by similar actions (InfoNCE with soft labels).
 
     Similar are the pairs of windows in the batch with the smallest `warping_distances` of their coded chunks. Their
     weights fall with the rank, from 1 to 0. Actions should be positions: velocities are similar almost everywhere.
     Hide what the encoding should not hold, such as the state of the robot, with `ConditionDropout`. With gradient
-    accumulation or several processes, pairs are those of each part of the batch.
+    accumulation or several processes, pairs are formed within each part of the batch.
 
-    The paper ranks the pairs of all data once, in place of those of each batch.
+    The paper ranks the pairs of all data once, instead of the pairs of each batch.
 
     Args:
         quantile: Fraction of the pairs that are similar. Batches should have at least 64 windows.
@@ -362,7 +362,7 @@ class SoftInfoNCE(NetworkObjective):
         return {}
 
     def pair_weights(self, chunks: Tensor) -> Tensor:
-        """How similar the chunks (B, H, A) are to each other, (B, B): symmetric, from 0 to 1."""
+        """Returns how similar the chunks (B, H, A) are to each other, (B, B): symmetric, from 0 to 1."""
         n = len(chunks)
         first, second = torch.triu_indices(n, n, 1, device=chunks.device)
         similar = min(max(int(self.quantile * len(first)), 1), len(first))
@@ -387,7 +387,7 @@ class SoftInfoNCE(NetworkObjective):
 
 
 def warping_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Dynamic time warping of pairs of sequences: the least sum of squared distances of aligned steps, (P,).
+    """Computes the dynamic time warping distance of pairs of sequences, (P,).
 
     An alignment goes from the first steps of both to the last of both, and advances in one or both at a time.
 

@@ -22,7 +22,7 @@ N_VALUES = 2
 
 @part
 class IntentionValue(RepresentationObjective):
-    """Learns how soon an outcome is reached by who acts with an intent, both given by observations (ICVF).
+    """Objective that learns how soon an outcome is reached by whoever acts with an intent (ICVF).
 
     The value is minus a discounted number of steps, ``V(s, s+, z) = A(T(z) * phi(s)) . B(T(z) * psi(s+))``. Here phi is
     the encoder, z is psi of the intent, and A, B are linear. No actions and rewards are read. The policy reads one
@@ -30,7 +30,8 @@ class IntentionValue(RepresentationObjective):
     and ``Goal(column, "observation.intent")``.
 
     Args:
-        expectile: Weight of transitions that are good for the intent. Others have 1 minus this.
+        expectile: Weight of transitions that are good for the intent. All other transitions have the weight ``1 -
+            expectile``.
         discount: Per step. Outcomes that are never reached have the value ``-1 / (1 - discount)``.
         same: Fraction of the windows whose outcome is the intent. 1 learns a plain value of goals (GCIVL).
         intents: False learns the outcomes of the behavior in the data, without intents, to compare with.
@@ -85,7 +86,7 @@ class _IntentionValueLoss(LaggedAuxiliaryLoss):
         return config.weight * (weight * (backup - value).square()).sum(0)
 
     def _backup(self, next_value: Tensor, reached: Tensor) -> Tensor:
-        """The reward is -1 until the observation is the goal, and nothing follows then."""
+        """Returns the value targets: the reward is -1 until the observation is the goal, and nothing follows then."""
         return torch.where(reached, 0.0, self.config.discount * next_value - 1)
 
     def after_update(self, policy):
@@ -94,7 +95,7 @@ class _IntentionValueLoss(LaggedAuxiliaryLoss):
 
 
 class _ValueNetworks(nn.Module):
-    """psi, T, A and B, for two values."""
+    """The value networks psi, T, A and B of ICVF, twice."""
 
     def __init__(self, policy: Policy, config: IntentionValue):
         super().__init__()
@@ -105,7 +106,7 @@ class _ValueNetworks(nn.Module):
             nn.ModuleList(nn.Linear(size, size) for _ in range(N_VALUES)) for _ in range(2))
 
     def forward(self, phi: Tensor, outcome: Mapping[str, Tensor], intent: Mapping[str, Tensor]) -> Tensor:
-        """The values, (2, B), of encodings (B, D) and coded observations (B, 1, ...)."""
+        """Returns the values, (2, B), of encodings (B, D) and coded observations (B, 1, ...)."""
         psi = self.psi(outcome).flat()
         z = self.psi(intent).flat()
         gate = self.transform(z if self.intents else torch.ones_like(z))
@@ -114,5 +115,5 @@ class _ValueNetworks(nn.Module):
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask (B,) with as many axes as x."""
+    """Reshapes the mask (B,) to as many axes as x."""
     return mask.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,1 +1,1 @@
-"""Rewards that are learned or computed, and learners of preferences."""
+"""Reward models, learned or computed, and learners of preferences."""

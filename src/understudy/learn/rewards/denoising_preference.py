@@ -1,4 +1,4 @@
-"""Preferences between actions or chunks: a tuned copy of a denoising policy tells which of its plans are better."""
+"""Learns preferences between actions or chunks by a denoising policy, which denoises better ones better."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def denoising_error(policy: Policy, obs: Mapping[str, Tensor], plan: Tensor, t: 
 
 
 class ChunkComparisons(Comparisons):
-    """Comparisons with the observations and the chunk at each step, within the segment of the step.
+    """Comparisons of segments, with the observations and the chunk at each step.
 
     As everywhere, the observation before the first step of a segment is its first one, and the steps of a chunk after
     its last one are masked.
@@ -76,7 +76,7 @@ class ChunkComparisons(Comparisons):
 
 
 class ImplicitReward(Scorer):
-    """Scores an action by how much better a tuned policy denoises it than the policy `base` that it was tuned from.
+    """Scorer of actions: how much better a tuned policy denoises them than its original, `base`.
 
     An error is the mean squared error of the estimated clean action, in coded units. All actions, and both policies,
     have the same times and noise. Dropout and augmentations are off.
@@ -100,7 +100,7 @@ class ImplicitReward(Scorer):
         self.eval()
 
     def train(self, mode: bool = True):
-        return super().train(False)  # also while it learns, all errors are those without dropout
+        return super().train(False)  # errors are computed without dropout, also while it learns
 
     def forward(self, obs, plan):
         return self.improvement(obs, plan, self.t.expand(len(plan), -1), self.noise.expand(len(plan), -1, -1, -1))
@@ -125,7 +125,7 @@ class ImplicitReward(Scorer):
 
 @part
 class DenoisingPreference(Algorithm):
-    """Tunes a copy of a denoising policy, until it denoises preferred plans better than before, and others worse.
+    """Tunes a denoising policy to denoise preferred plans better than before, and other plans worse.
 
     The data are comparisons, as for `PreferenceLearning`: segments of one step are two actions. Of longer segments, the
     plans at all steps are compared, as far as they lie within the segment, and their improvements are added. The loss

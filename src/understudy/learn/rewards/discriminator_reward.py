@@ -1,4 +1,4 @@
-"""Rewards of a discriminator that tells demonstrations from what the policy does."""
+"""Adversarial rewards: a discriminator tells demonstrations from what the policy does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SATURATED = 10.0  # mean absolute logit at which a discriminator is certain: its
 
 @part
 class DiscriminatorReward(RewardModelConfig):
-    """The reward of a discriminator D, the probability that a step is of a demonstration.
+    """Reward model config: a discriminator D, the probability that a step is of a demonstration (GAIL, AIRL).
 
     | form | reward |
     |---|---|
@@ -34,11 +34,11 @@ class DiscriminatorReward(RewardModelConfig):
     | ``"airl"`` | f = g(s, a) + discount * h(s') - h(s), where D = exp(f) / (exp(f) + density of the policy) |
 
     The gradient penalty is (norm of the gradient of the logit - target)^2, at points between demonstrated steps and
-    those of the policy, in coded units.
+    steps of the policy, in coded units.
 
     Args:
         inputs: What is compared: "action" is the state and the action, "state" the state alone, and "next" the state
-            and the next one (GAIfO), for demonstrations whose actions are not those of this body.
+            and the next state (GAIfO), for demonstrations by a body with other actions.
         penalty: Weight of the gradient penalty. 0 for none.
         one_sided: Only gradients longer than `target` count.
         target: Length of the gradient that is not penalized.
@@ -47,9 +47,10 @@ class DiscriminatorReward(RewardModelConfig):
         optimizer: Optimizer of the discriminator.
         discount: Discount of the shaping of "airl", and of the rewards of `absorbing`.
         absorbing: Whether an episode that terminates continues forever in an absorbing state, whose rewards the last
-            step has. Its logit is trained like the others, but without the penalty, which would tie it to states that
-            look alike. Otherwise a policy that terminates has no further rewards, so that it ends its episodes early
-            where rewards are negative, and late where they are positive. Not for "airl".
+            step has. The logit of the absorbing state is trained like the logits of other states, but without the
+            penalty, which would tie it to states that look alike. Otherwise a policy that terminates has no further
+            rewards, so that it ends its episodes early where rewards are negative, and late where they are positive.
+            Not for "airl".
 
     References:
         Ho and Ermon (2016), Generative Adversarial Imitation Learning, arXiv:1606.03476.
@@ -101,7 +102,7 @@ class DiscriminatorReward(RewardModelConfig):
 
 
 class Discriminator(RewardModel):
-    """The model of `DiscriminatorReward`."""
+    """The discriminator network that `DiscriminatorReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)
@@ -122,7 +123,7 @@ class Discriminator(RewardModel):
         return layers
 
     def loss(self, own, expert, rng):
-        """The cross-entropy of a row of the policy and of one of a demonstration, and the gradient penalty."""
+        """Returns the cross-entropy of policy rows against demonstration rows, plus the gradient penalty."""
         own_logit, expert_logit = self.logit(own), self.logit(expert)
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:
@@ -162,7 +163,7 @@ class Discriminator(RewardModel):
         return value - batch.extra["log_prob"][:, 0] if self.config.form == "airl" else value
 
     def value(self, batch) -> Tensor:
-        """Returns the logit, or for "airl" f, (B,)."""
+        """Returns the logit log D - log(1 - D) of each row or, for "airl", the function f, (B,)."""
         value = self.layers(self.read(batch)).squeeze(-1)
         if self.potential is None:
             return value

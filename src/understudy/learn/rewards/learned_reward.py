@@ -1,4 +1,4 @@
-"""The rewards of a reward model that another run has trained, in place of those of the data."""
+"""Replaces the rewards of the data by those of a reward model that another run has trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reward_models import RewardModel
 
 @part
 class LearnedReward(Operation):
-    """Gives each step of the episodes the reward of a model. Episodes that are collected get it as well.
+    """Gives each step of the episodes, also of collected ones, the reward of a trained reward model.
 
     Args:
         model: The reward model, or the stage that has trained it.

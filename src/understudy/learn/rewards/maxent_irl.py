@@ -1,4 +1,4 @@
-"""Maximum entropy inverse reinforcement learning on a table: the linear reward that makes demonstrations likely."""
+"""Maximum entropy inverse reinforcement learning for finite MDPs: a linear reward that explains demonstrations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...core import UserError
 
 
 def soft_policy(transitions: np.ndarray, rewards: np.ndarray, discount: float) -> np.ndarray:
-    """The policy of largest expected discounted return plus entropy, by policy iteration.
+    """Computes the policy of largest expected discounted return plus entropy, by policy iteration.
 
     Args:
         transitions: Probability of the next state, (S, A, S).
@@ -32,13 +32,13 @@ def soft_policy(transitions: np.ndarray, rewards: np.ndarray, discount: float) -
 
 
 def expected_features(transitions: np.ndarray, features: np.ndarray, policy: np.ndarray, discount: float) -> np.ndarray:
-    """Expected discounted sum of features from each state, (..., S, F), for features (..., S, F)."""
+    """Computes the expected discounted sum of features from each state, (..., S, F), for features (..., S, F)."""
     return np.linalg.solve(_kept(transitions, policy, discount), features)
 
 
 def fit_reward(transitions: np.ndarray, features: np.ndarray, counts: np.ndarray, discount: float,
                ridge: float) -> np.ndarray:
-    """The linear reward whose `soft_policy` makes demonstrations most likely, by Fisher scoring from zero.
+    """Fits the linear reward whose `soft_policy` makes demonstrations most likely, by Fisher scoring from zero.
 
     Several worlds with the same transitions share one reward: their features and counts have the same leading axes.
 
@@ -83,7 +83,7 @@ def fit_reward(transitions: np.ndarray, features: np.ndarray, counts: np.ndarray
 
 
 def _scores(transitions, features, counts, discount, policy):
-    """Gradient (F,) of the log-likelihood with respect to the reward of each feature, and its information (F, F)."""
+    """Returns gradient (F,) and information (F, F) of the log-likelihood with respect to the reward's weights."""
     sums = expected_features(transitions, features, policy, discount)
     after = (transitions.reshape(-1, len(transitions)) @ sums).reshape(*policy.shape, -1)
     slope = discount * (after - (policy[..., None] * after).sum(-2, keepdims=True))  # of each log-probability
@@ -93,5 +93,5 @@ def _scores(transitions, features, counts, discount, policy):
 
 
 def _kept(transitions, policy, discount):
-    """One less the discounted moves of a policy, (..., S, S)."""
+    """Returns the identity matrix minus the discounted transition matrix of a policy, (..., S, S)."""
     return np.eye(len(transitions)) - discount * np.einsum("...sa,sat->...st", policy, transitions)

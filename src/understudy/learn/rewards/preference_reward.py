@@ -1,4 +1,4 @@
-"""A reward that explains which of two segments a person prefers."""
+"""Learns a reward that explains which of two segments a person prefers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..optimizer import OptimizerConfig
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 
 SEGMENT = "segment"  # column of a comparison: 0 in the steps of the first segment, 1 in those of the second
-PREFERENCE = "preference"  # column: BETTER in the steps of the better segment and 0 in the other's, or half in both
+PREFERENCE = "preference"  # column: BETTER in steps of the better segment, 0 in steps of the worse; half if equal
 BETTER = 2
 _STATISTICS_DECAY = 0.99
 
 
 @part
 class PreferenceReward(RewardModelConfig):
-    """A network of the observation and the action, whose sums over segments explain preferences.
+    """Reward model config: a network whose sums of rewards over segments explain a person's preferences.
 
     Comparisons tell rewards up to a positive factor and a constant. Rewards here have the mean 0 and the standard
     deviation 1 over the compared steps. It is trained by `PreferenceLearning`.
@@ -55,7 +55,7 @@ class PreferenceReward(RewardModelConfig):
 
 
 class PreferenceModel(RewardModel):
-    """The model of `PreferenceReward`."""
+    """The reward model that `PreferenceReward` configures."""
 
     mean: Tensor
     deviation: Tensor
@@ -78,7 +78,7 @@ class PreferenceModel(RewardModel):
         return self.layers(read).squeeze(-1)
 
     def measure(self, values: Tensor) -> None:
-        """Moves the mean and the standard deviation towards those of some values."""
+        """Updates the running mean and standard deviation of rewards with some values."""
         for kept, new in ((self.mean, values.mean()), (self.deviation, values.std().clamp(min=1e-6))):
             kept.lerp_(new, 1 - _STATISTICS_DECAY)
 
@@ -93,8 +93,8 @@ class PreferenceModel(RewardModel):
 class PreferenceLearning(Algorithm):
     """Learns a reward from comparisons of two segments, and a policy that clones the better ones.
 
-    The probability that the first segment is preferred is sigmoid(its sum of rewards - that of the second), as Bradley
-    and Terry (1952) have it. An episode of the data is a comparison: `understudy judge` writes them.
+    The probability that the first segment is preferred is sigmoid(sum of its rewards - sum of rewards of the second
+    segment) (Bradley and Terry 1952). An episode of the data is a comparison: `understudy judge` writes them.
 
     Args:
         batch_size: Number of comparisons in each batch, and of steps that the policy clones.
@@ -127,7 +127,7 @@ class PreferenceLearning(Algorithm):
         return binary_cross_entropy_with_logits(difference, better, reduction="none"), {"agreement": agreement}
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        """Returns 1 for the steps of better segments, and 0 for those of the others, (B, 1)."""
+        """Returns 1 for the steps of better segments, and 0 for steps of the other segments, (B, 1)."""
         return batch.extra[PREFERENCE].reshape(batch.mask.shape).float() / BETTER
 
     @loss("policy", weights="weight")
@@ -136,7 +136,7 @@ class PreferenceLearning(Algorithm):
 
     @prepare
     def measured(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Measures the rewards of random comparisons, those of the first process."""
+        """Updates the statistics of rewards with random comparisons, those of the first process."""
         drawn = nets.comparisons.draw(self.batch_size, rng)
         rewards = self.rewards(nets, drawn)
         nets.reward.measure(rewards[nets.comparisons.sign[drawn].to(rewards.device) != 0])
@@ -144,21 +144,22 @@ class PreferenceLearning(Algorithm):
         return batch
 
     def difference(self, nets: Any, numbers: Tensor) -> Tensor:
-        """Returns the sum of rewards of the first segment minus that of the second, of comparisons, (B,)."""
+        """Returns the sum of rewards of the first segment minus that of the second, for each comparison, (B,)."""
         rewards = self.rewards(nets, numbers)
         return (rewards * nets.comparisons.sign[numbers].to(rewards.device)).sum(1)
 
     def rewards(self, nets: Any, numbers: Tensor) -> Tensor:
-        """Returns the reward of each step of comparisons before it is standardized, padded steps too, (B, T)."""
+        """Returns the rewards of all steps of comparisons before they are standardized, padded steps too, (B, T)."""
         columns = nets.comparisons.step_columns(numbers, nets.policy.device)
         action = columns.pop(nets.policy.config.target).float()
         return nets.reward.value(columns, action).reshape(len(numbers), -1)
 
 
 def check_comparisons(data: Dataset) -> None:
-    """Refuses episodes that are no comparisons of two segments of equal length, and answers without a preference.
+    """Raises an error for episodes that are no comparison of two equally long segments, with a preference.
 
-    With segments of unequal length a constant in the reward would count, which comparisons do not tell.
+    With segments of unequal length, a constant that is added to all rewards would change which segment is better.
+    Comparisons say nothing about such a constant.
 
     Raises:
         DataError: A column has other values, or no comparison prefers a segment.
@@ -201,8 +202,9 @@ class Comparisons(nn.Module):
 
     Attributes:
         columns: Each column, padded to the longest comparison, (N, T, ...).
-        sign: 1 at the steps of the first segment, -1 at those of the second, and 0 where padded, (N, T).
-        first_is_better: 1 if the first segment is the better one, 0 if the second is, 0.5 if both are as good, (N,).
+        sign: 1 at the steps of the first segment, -1 at the steps of the second, and 0 where padded, (N, T).
+        first_is_better: 1 if the first segment is better, 0 if the second is better, 0.5 if both are equally good,
+            (N,).
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):

@@ -1,4 +1,4 @@
-"""Weights of cloning from learned progress: steps after which a task advances count, and others less or not at all."""
+"""Sample weights for cloning from learned progress: steps after which a task advances count more."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _NEARLY_ALL = 0.98
 
 @part
 class ProgressWeights(Operation):
-    """Adds the column `progress_weight`, (T,), with the weight of each step in cloning (RA-BC of SARM).
+    """Adds the column `progress_weight`, (T,): the weight of each step in cloning, by predicted progress (RA-BC).
 
-    A step gains the rewards of the next `n_steps` steps. If the model rewards progress, as that of `sarm` does, this is
-    the progress that follows. See `weights_of_gains`. `StoredWeights` clones with the weights.
+    The gain of a step is the sum of rewards of the next `n_steps` steps. If the model rewards progress, as the model of
+    `sarm` does, the gain is the progress in these steps. See `weights_of_gains`. `StoredWeights` clones with the
+    weights.
 
     Args:
         model: The reward model, or the stage that has trained it.
-        n_steps: Number of steps, such as those of a chunk. Towards the end of an episode there are fewer.
+        n_steps: Number of steps, such as the length of a chunk. Towards the end of an episode there are fewer.
         kappa: Gain above which a step counts fully.
 
     References:
@@ -60,14 +61,14 @@ class ProgressWeights(Operation):
 
 
 def gains_ahead(rewards: np.ndarray, n_steps: int) -> np.ndarray:
-    """Returns the sum of the rewards of each step of an episode and of those after it, of `n_steps` in all, (T,)."""
+    """Returns, for each step of an episode, the sum of `n_steps` rewards from this step on, (T,)."""
     total = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
     start = np.arange(len(rewards))
     return total[np.minimum(start + n_steps, len(rewards))] - total[start]
 
 
 def weights_of_gains(gains: np.ndarray, kappa: float) -> np.ndarray:
-    """Returns weights from 0 to 1, (N,) float32.
+    """Converts gains of progress to weights from 0 to 1, (N,) float32.
 
     A gain above `kappa` has the weight 1, and one below 0 the weight 0. In between the weight rises from 0, two
     standard deviations below the mean, to 1, two above it. The mean counts as at least 0.

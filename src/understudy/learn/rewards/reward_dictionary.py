@@ -1,4 +1,4 @@
-"""Rewards of one task after another, which share what they have in common (ELIRL)."""
+"""Lifelong inverse reinforcement learning (ELIRL): rewards of several tasks that share a dictionary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .maxent_irl import expected_features
 
 
 class RewardDictionary:
-    """Linear rewards of tasks as sparse combinations of a few columns, learned from one task after the other.
+    """Linear rewards of tasks as sparse combinations of a few shared columns, learned task by task.
 
     With few demonstrations of each task, `fit_reward` finds a poor reward. ``columns @ add(weights, metric)`` is one
     that knows what earlier tasks have in common.
@@ -47,7 +47,9 @@ class RewardDictionary:
         self.columns, self._quadratic, self._linear = np.zeros((n_features, n_columns)), np.zeros((size, size)), 0.0
 
     def encode(self, weights: np.ndarray, metric: np.ndarray) -> np.ndarray:
-        """The code s (K,) that minimizes ``(w - L s)' H (w - L s) + sparsity * |s|_1``, by coordinate descent.
+        """Computes the sparse code s (K,) of a task's reward, by coordinate descent.
+
+        It minimizes ``(w - L s)' H (w - L s) + sparsity * |s|_1``.
 
         Args:
             weights: Reward w of each feature, (F,).
@@ -71,7 +73,7 @@ class RewardDictionary:
         return code
 
     def add(self, weights: np.ndarray, metric: np.ndarray) -> np.ndarray:
-        """Learns from a task, and returns its code: see `encode`."""
+        """Learns from a further task, and returns its code: see `encode`."""
         code, k = self.encode(weights, metric), self.columns.shape[1]
         if self.n_tasks < k:
             code = np.eye(k)[self.n_tasks]
@@ -85,7 +87,7 @@ class RewardDictionary:
 
 def feature_covariance(transitions: np.ndarray, features: np.ndarray, policy: np.ndarray,
                        discount: float) -> np.ndarray:
-    """Covariance (F, F) of the discounted sums of features over endless episodes of a policy from any state.
+    """Computes the covariance (F, F) of discounted sums of features over endless episodes of a policy.
 
     Args:
         transitions: Probability of the next state, (S, A, S).

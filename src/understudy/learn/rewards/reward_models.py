@@ -1,4 +1,4 @@
-"""Rewards that are learned or computed from demonstrations, and learners that use them."""
+"""Base classes of reward models, learned or computed from demonstrations, and of learners that use them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METRICS_EVERY = 100  # updates: what is only logged may take as long as the rest
 
 
 class RewardModelConfig(ABC):
-    """A frozen dataclass that says how a reward model is built and trained.
+    """Config of how a reward model is built and trained. Subclasses are frozen dataclasses.
 
     Attributes:
         optimizer: Optimizer of the model. None: it is not trained.
@@ -65,7 +65,7 @@ class RewardModelConfig(ABC):
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """Everything but the weights that determines a reward model. `target` is the column of the actions."""
+    """Settings and columns that determine a reward model, without its weights. `target` is the action column."""
 
     config: RewardModelConfig
     codec: Codec
@@ -75,12 +75,12 @@ class RewardSpec:
 
     @staticmethod
     def of(config: RewardModelConfig, policy: Policy) -> RewardSpec:
-        """The description of a reward model that reads what a policy reads."""
+        """Builds the spec of a reward model that reads what a policy reads."""
         return RewardSpec(config, policy.config.codec, policy.window, policy.inputs, policy.config.target)
 
 
 class RewardModel(BuiltModule, Scorer):
-    """A reward in place of `next.reward`. As a scorer it is the reward of a plan's first step.
+    """A reward model, which replaces `next.reward`. As a scorer it gives the reward of a plan's first step.
 
     Attributes:
         annotations: Columns that `annotate` adds to episodes, and that batches then have.
@@ -99,7 +99,7 @@ class RewardModel(BuiltModule, Scorer):
         self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
 
     def loss(self, own: Batch, expert: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the model for each row, (B,). Only a model with an optimizer needs one.
+        """Returns the loss of the reward model for each row, (B,). Only a model with an optimizer needs it.
 
         Args:
             own: What the policy did.
@@ -116,11 +116,11 @@ class RewardModel(BuiltModule, Scorer):
         """
 
     def objectives(self, batch: Batch, policy: Policy | None) -> Tensor:
-        """Returns what the first step earns in each objective, (B, K), for a learner that keeps them apart (`PPO`)."""
+        """Returns the reward of the first step for each objective, (B, K), for learners that keep them apart."""
         return self.reward(batch, policy)[:, :1]
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """Returns what is logged of the rewards of a batch, beside their mean, in every hundredth update."""
+        """Returns metrics of the rewards of a batch, besides their mean, for every hundredth update."""
         return {}
 
     def check_columns(self, features: Schema, where: str) -> None:
@@ -146,7 +146,7 @@ class RewardModel(BuiltModule, Scorer):
 
 @part
 class ConstantReward(RewardModelConfig):
-    """One reward for all steps of demonstrations, and another for all others (SQIL).
+    """Reward model with one reward for all steps of demonstrations, and another for all other steps (SQIL).
 
     `CollectionRounds.mixture_weights` decides how many rows of each batch are of demonstrations.
 
@@ -173,7 +173,7 @@ class _ConstantReward(RewardModel):
         return torch.where(is_own, config.own, config.expert).expand(batch.mask.shape)
 
     def check_columns(self, features, where):
-        """Of data and of an environment it is not known whose the steps are."""
+        """Raises an error: in data of a run or an environment it is not known which steps are demonstrated."""
         raise UserError("this reward says whose a step is, not how good it is", where=f"{where}, reward model",
                         hint="name a run that trains one, such as one of dac, gail or airl")
 
@@ -182,7 +182,7 @@ class _ConstantReward(RewardModel):
 
 
 class RewardedConfig(LearnerConfig):
-    """Base class of configs with a field `reward`."""
+    """Base class of configs with a field `reward`, a reward model."""
 
     reward: RewardModelConfig | FromStage | None
     needs_others = True
@@ -209,14 +209,14 @@ class RewardedConfig(LearnerConfig):
 
 
 class RewardedLearner(GradientLearner):
-    """Base class of learners whose config has a field `reward`."""
+    """Base class of learners whose config has a field `reward`, a reward model."""
 
     config: RewardedConfig
     reward: RewardModel | None = None
     warns_of_ends = False  # once, if the environment ends episodes of the policy
 
     def register_reward(self, data: Dataset) -> None:
-        """Builds the reward model of the config, if there is one. That of a stage stays as it is."""
+        """Builds the reward model of the config, if there is one. A model from a stage is used as it is."""
         config = self.config.reward
         if isinstance(config, RewardModelConfig):
             self.reward = self.register("reward", config.build(self.policy, data), config.optimizer)
@@ -278,7 +278,7 @@ class RewardedLearner(GradientLearner):
 
 
 class RewardedEngine(Engine, RewardedLearner):
-    """Learner of an `Algorithm` whose field `reward` may give the rewards. Losses read its model as `nets.reward`."""
+    """Learner of an `Algorithm` whose field `reward` may have a reward model. Losses read it as `nets.reward`."""
 
     def register_networks(self, data: Dataset) -> None:
         super().register_networks(data)
@@ -289,12 +289,12 @@ class RewardedEngine(Engine, RewardedLearner):
 
 
 def demonstrations_end(data: Dataset) -> bool:
-    """Whether the environment ended one of the demonstrations."""
+    """Returns whether the environment ended one of the demonstrations."""
     return any(np.any(data[i].steps[TERMINATED]) for i in expert_episodes(data) if TERMINATED in data[i].steps)
 
 
 def warn_of_ends(name: str) -> None:
-    """Warns that only the policy's episodes end, and that a learned reward, of a part called `name`, ignores it."""
+    """Warns that only the policy's episodes end, not demonstrations, and that a learned reward ignores it."""
     warnings.warn(
         "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What follows an end "
         f"has no reward of {name}, so that the policy may learn to end early, or to live long, however it moves. dac "

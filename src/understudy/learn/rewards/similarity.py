@@ -1,4 +1,4 @@
-"""Similarity queries: an encoder learns which two of three segments a person finds most similar."""
+"""Learns an encoder from similarity queries: which two of three segments a person finds most similar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
     """Returns ``max(0, |a - b|^2 - |a - c|^2 + margin) + max(0, |a - b|^2 - |b - c|^2 + margin)``, (B,).
 
     Args:
-        encodings: Of the similar segments a and b and of the third, c, (B, 3, D).
+        encodings: Encodings of two similar segments, a and b, and of a third segment, c, (B, 3, D).
     """
     a, b, c = encodings.unbind(1)
     similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
@@ -31,7 +31,7 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
 
 
 def check_queries(data: Dataset) -> None:
-    """Refuses episodes that do not have exactly three segments. Raises DataError."""
+    """Raises DataError for episodes that do not have exactly three segments."""
     for number, episode in zip(data.indices, data, strict=True):
         if (values := np.unique(episode.steps[SIMILARITY][:len(episode)]).tolist()) != [0, 1, 2]:
             raise DataError(f"its values are {', '.join(f'{value:g}' for value in values)}",
@@ -82,11 +82,11 @@ class SimilarityLearning(Algorithm):
 
 
 class _Queries(nn.Module):
-    """All queries, in the memory of the CPU. They have no trained weights.
+    """All similarity queries, in the memory of the CPU.
 
     Attributes:
         columns: What the encoder reads, padded to the longest query, (N, T, ...).
-        weights: Those with which steps count in the mean of each of the three segments, (N, 3, T).
+        weights: Weights of the steps in the mean of each of the three segments, (N, 3, T).
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):

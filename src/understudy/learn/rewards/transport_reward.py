@@ -1,4 +1,4 @@
-"""Rewards of whole episodes: how little it costs to move their steps onto those of a demonstration."""
+"""Rewards by optimal transport: how little it costs to move an episode's steps onto those of a demonstration."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class EpisodeRewardConfig(RewardModelConfig):
 
 @part
 class OptimalTransportReward(EpisodeRewardConfig):
-    """Minus the cost of a step in the optimal transport of an episode onto a demonstration (ROT).
+    """Reward: minus the cost of a step in the optimal transport of an episode onto a demonstration (ROT).
 
     If there are several demonstrations, the one that gives an episode the highest return counts. Distances are
-    Euclidean, in coded units. They are scaled so that an episode whose steps lie as far from those of a demonstration
-    as two steps of demonstrations, on average, has the return -`scale`. Episodes and demonstrations may have different
-    lengths: each step has an equal part of the mass.
+    Euclidean, in coded units. They are divided by the mean distance between two steps of demonstrations, and multiplied
+    by `scale`: an episode whose steps lie as far from a demonstration as this mean has the return -`scale`. Episodes
+    and demonstrations may have different lengths: each step has an equal part of the mass.
 
     Args:
         plan: "uniform" spreads each step over all steps of the demonstration, as a control.
@@ -57,11 +57,13 @@ class OptimalTransportReward(EpisodeRewardConfig):
 
 @part
 class PWILReward(EpisodeRewardConfig):
-    """``scale * exp(-rate * n * c / sqrt(d))`` for a step that costs c in a greedy transport onto all demonstrations.
+    """Reward that falls exponentially with the cost of a step in a greedy transport onto demonstrations (PWIL).
+
+    It is ``scale * exp(-rate * n * c / sqrt(d))`` for a step that costs c.
 
     Each step moves 1 / n of the mass, in order and each part to the nearest step of a demonstration that has mass
-    left. n is the number of steps of the longest demonstration, and d that of components of a step. The demonstrations
-    are in the replay buffer too, with their own rewards.
+    left. n is the number of steps of the longest demonstration, and d the number of components of a step. The
+    demonstrations are in the replay buffer too, with their own rewards.
 
     Args:
         inputs: "next" compares the observations that steps lead to, and "action" observations and actions.
@@ -80,7 +82,7 @@ class PWILReward(EpisodeRewardConfig):
 
 
 class EpisodeReward(RewardModel):
-    """A reward of whole episodes, computed from demonstrations when the episodes are collected."""
+    """Reward model of whole episodes, computed from demonstrations when episodes are collected."""
 
     annotations = (COLUMN,)
     points: Tensor
@@ -94,7 +96,7 @@ class EpisodeReward(RewardModel):
 
     @classmethod
     def of(cls, config: RewardModelConfig, policy, data: Dataset):
-        """The model with the demonstrations of a data set."""
+        """Builds the reward model with the demonstrations of a data set."""
         config.check(policy.inputs, policy.features)
         model = cls(RewardSpec.of(config, policy), policy.features, policy.codec).to(policy.device)
         demonstrations = [model.read(data[i]) for i in expert_episodes(data)]
@@ -104,11 +106,11 @@ class EpisodeReward(RewardModel):
 
     @abstractmethod
     def rewards(self, steps: Tensor) -> Tensor:
-        """Returns the reward of each step of an episode, (T,), from what is compared of it, (T, D)."""
+        """Returns the reward of each step of an episode, (T,), from the numbers that are compared, (T, D)."""
 
     @torch.no_grad()
     def read(self, episode: Episode) -> Tensor:
-        """Returns what is compared of each step of an episode, (T, D)."""
+        """Returns the numbers of each step of an episode that are compared, (T, D)."""
         rows = np.arange(len(episode)) + (self.config.inputs == "next")
         obs = {name: torch.as_tensor(np.array(column[np.minimum(rows, len(column) - 1)])).float()[:, None]
                for name in self.inputs for column in [np.asarray(episode.steps[name])]}
@@ -135,7 +137,7 @@ class EpisodeReward(RewardModel):
         return self.score(self._coded({k: obs[k] for k in self.inputs}, plan))
 
     def score(self, steps: Tensor) -> Tensor:
-        """Returns how near steps, (T, D), are to those of demonstrations, (T,). The largest is the nearest."""
+        """Returns how near steps, (T, D), are to those of demonstrations, (T,). Larger is nearer."""
         return -torch.cdist(steps, self.points).amin(1)
 
 
@@ -163,7 +165,7 @@ class _GreedyTransport(EpisodeReward):
 
 
 def transport_plan(cost: Tensor, epsilon: float, n_iterations: int) -> Tensor:
-    """Returns the plan of least cost minus `epsilon` times its entropy, with equal mass in all rows and all columns.
+    """Computes the transport plan of least cost minus `epsilon` times its entropy, with equal mass in rows and columns.
 
     Sinkhorn's algorithm in the log domain. After the last iteration the columns have exactly equal mass.
 
@@ -185,7 +187,7 @@ def transport_plan(cost: Tensor, epsilon: float, n_iterations: int) -> Tensor:
 
 
 def greedy_costs(cost: Tensor, mass: float) -> Tensor:
-    """Returns what each row costs if it moves `mass`, in order, to the cheapest columns that have mass left, (T,).
+    """Computes the cost of each row if it moves its mass, in order, to the cheapest columns with mass left, (T,).
 
     All columns have equal mass, 1 together. Rows cost infinitely much once no mass is left. `cost` is (T, U).
     """

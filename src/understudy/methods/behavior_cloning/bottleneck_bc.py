@@ -23,7 +23,7 @@ MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
 
 @part
 class BottleneckEncoder(Encoder):
-    """Encodes a window as a Gaussian. Training draws a code from it, and acting takes its mean. It is the only token.
+    """Encodes a window of observations as one Gaussian token. Training draws from it, and acting takes its mean.
 
     `InformationBottleneck` limits the information about the window in the code, so that
     the policy keeps what helps to predict the action and little else. Without it, the code becomes exact.
@@ -65,7 +65,7 @@ class _BottleneckEncoderNet(EncoderNet):
 
 @part
 class InformationBottleneck(AuxiliaryLoss):
-    """Penalizes the information in the code of a `BottleneckEncoder`.
+    """Auxiliary loss that penalizes the information in the code of a `BottleneckEncoder`.
 
     The loss is the Kullback-Leibler divergence of the code's Gaussian from the standard normal distribution. Its mean
     over the data is an upper bound of the mutual information between observation and code, in nats.
@@ -94,7 +94,7 @@ class InformationBottleneck(AuxiliaryLoss):
         when="if a policy with a history repeats its last action and no steps are marked; it did not help in the "
              "toy of docs/history.md.")
 def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -> Method:
-    """Behavior cloning from a history through a noisy code that keeps little besides what tells the action.
+    """Behavior cloning from a history through a noisy code, which keeps little but what predicts the action.
 
     Args:
         weight: Weight of the penalty on the information in the code.

@@ -25,7 +25,9 @@ from ..registry import method
 
 @part
 class LipschitzLoss(AuxiliaryLoss):
-    """Penalizes a network that changes faster than its inputs: ``max(0, |f(x + d) - f(x)| / |d| - max_slope)``.
+    """Auxiliary loss that penalizes a network which changes faster than its inputs (Lipschitz).
+
+    It is ``max(0, |f(x + d) - f(x)| / |d| - max_slope)``.
 
     x and f are coded, and d is Gaussian. The authors' code compares other quantities than their paper, and divides by
     nothing; here the penalty bounds the slope.
@@ -54,7 +56,7 @@ class LipschitzLoss(AuxiliaryLoss):
 
 @part
 class CorrectiveLabels(Operation):
-    """Adds steps beside the demonstrations whose actions lead back to them, by a model of the dynamics.
+    """Adds steps near the demonstrations with actions that lead back to them, by a model of the dynamics.
 
     A label is a state ``x - f(x, a)``, from which the action a leads to about x, if the model adds f to a state. It is
     kept if its error is certainly small: at most the error of the model at the demonstrated step plus the slope of the
@@ -103,12 +105,12 @@ class CorrectiveLabels(Operation):
         return Dataset([*data, *corrections], data.metadata)
 
     def label(self, goal: Tensor, action: Tensor, rows: list[tuple[Episode, int]]) -> Tensor:
-        """States from which actions lead to goals, (N, D)."""
+        """Returns the states from which actions lead to goals, (N, D)."""
         return goal - self.change(goal, action, rows)
 
     @torch.no_grad()
     def change(self, state: Tensor, action: Tensor, rows: list[tuple[Episode, int]]) -> Tensor:
-        """How an action changes each state, (N, D).
+        """Returns how an action changes each state, (N, D).
 
         Args:
             rows: The episode and the step that each state belongs to.
@@ -127,7 +129,7 @@ class CorrectiveLabels(Operation):
 
 
 def _stacked(rows: list[np.ndarray]) -> torch.Tensor:
-    """Rows of any shape as numbers, (N, D)."""
+    """Returns rows of any shape as numbers, (N, D)."""
     return torch.from_numpy(np.stack(rows).reshape(len(rows), -1)).float()
 
 
@@ -135,7 +137,7 @@ def _stacked(rows: list[np.ndarray]) -> torch.Tensor:
         rows=("234",), needs=(NUMBERS, NUMERIC_STATES),
         when="if there are few demonstrations, and states are disturbed while acting.")
 def ccil(noise: float = 1.0, max_slope: float = 2.0, column: str = "observation.state") -> Method:
-    """Behavior cloning, also from states beside the demonstrations that a continuous model says lead back to them.
+    """Behavior cloning with added states near the demonstrations, from which a learned model finds the way back (CCIL).
 
     Args:
         noise: 0 leads back to demonstrated states by their own actions. Above 0: by actions with noise of this size.

@@ -21,12 +21,12 @@ from ...policy import PolicyConfig
 from ..needs import NUMBERS, PATHS
 from ..registry import method
 
-MADE = "made"
+SYNTHESIZED = "made"
 
 
 @part
 class TrajectoryPerturbation(Operation):
-    """Adds steps in which the car stands beside the demonstrated path, and the path bends back to it.
+    """Adds steps in which the car is beside the demonstrated path, and the path bends back to it.
 
     An action is a path: points (distance ahead, offset from the center of the lane). A smooth curve is added to the
     path, which is zero some steps ago and at the last point. Steps have the column "made", 1 where they were made.
@@ -80,22 +80,25 @@ class TrajectoryPerturbation(Operation):
                 state[list(self.past)] += bend(-1 - np.arange(len(self.past)))
                 columns = {k: v[t:t + 1] for k, v in episode.steps.items()}
                 bent_episodes.append(episode.replace({
-                    **columns, self.column: state[None], MADE: np.ones((1, 1), np.float32),
+                    **columns, self.column: state[None], SYNTHESIZED: np.ones((1, 1), np.float32),
                     "action": self.label(action, bend)[None]}))
         warn_of_made_steps(data, self.column, len(bent_episodes), "all paths bend more than "
                            f"{self.max_curvature:g} (TrajectoryPerturbation.max_curvature, 1/m)")
-        return Dataset([*(e.replace({MADE: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
+        return Dataset([*(e.replace({SYNTHESIZED: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
                        data.metadata)
 
     def label(self, action: np.ndarray, bend: Bend) -> np.ndarray:
-        """The path along the bend, (A,)."""
+        """Returns the path along the bend, (A,)."""
         action[1::2] += bend(np.array(self.steps))
         return action
 
 
 @dataclass(frozen=True)
 class Bend:
-    """A curve of two cubic polynomials: `offset` and `slope` (per step) now, zero and level at both of its ends."""
+    """A curve of two cubic polynomials that leaves a path before the current step, and returns to it after that.
+
+    It has `offset` and `slope` (per step) now, and is zero and level at both of its ends.
+    """
 
     offset: float
     slope: float
@@ -108,7 +111,10 @@ class Bend:
         return self.offset * (1 - u) ** 2 * (1 + 2 * u) + self.slope * length * u * (1 - u) ** 2
 
     def curvature(self) -> float:
-        """Largest second derivative, per step squared. It is linear on each side, so it is at an end of one."""
+        """Largest second derivative of the curve, per step squared.
+
+        It is linear on each side, so it is at an end of one.
+        """
         return max(abs(self.offset * c + self.slope * length * d) / length**2
                    for length in (-self.n_before, self.n_after) for c, d in ((-6, -4), (6, 2)))
 
@@ -123,7 +129,7 @@ def check_components(features: Schema, column: str, components: tuple[int, ...],
 
 
 class PathLoss(AuxiliaryLoss):
-    """Penalizes planned points that are nearer than `radius` to something, by how much nearer, as a mean over points.
+    """Auxiliary loss that penalizes planned points that are nearer than `radius` to something.
 
     Subclasses are frozen dataclasses. The policy plans points (distance ahead, offset), by a head without noise.
     """
@@ -134,7 +140,7 @@ class PathLoss(AuxiliaryLoss):
 
     @abstractmethod
     def clearance(self, points: Tensor, obs: dict[str, Tensor]) -> Tensor:
-        """Distance of points, (B, N, 2), (B, N). Below 0 inside. `obs` has the rows of observation windows."""
+        """Returns the distance of points, (B, N, 2), from what the loss avoids, (B, N). Below 0 they are inside."""
 
     def build(self, policy):
         def loss(policy, batch, rng, captured):
@@ -146,7 +152,7 @@ class PathLoss(AuxiliaryLoss):
 
 @part
 class CollisionLoss(PathLoss):
-    """Penalizes points near a box. Its sides are parallel to the lane.
+    """Auxiliary loss that penalizes planned points near a box. Its sides are parallel to the lane.
 
     Args:
         box: Components of `column` that are the distance to the middle of the box, and its offset.
@@ -172,7 +178,7 @@ class CollisionLoss(PathLoss):
 
 @part
 class LaneLoss(PathLoss):
-    """Penalizes points near an edge of the lane, or beyond it."""
+    """Auxiliary loss that penalizes planned points near an edge of the lane, or beyond it."""
 
     half_width: Annotated[float, Above(0)]
     radius: Annotated[float, AtLeast(0)] = 0.0
@@ -184,11 +190,11 @@ class LaneLoss(PathLoss):
 
 @part
 class ImitationDropout(SampleWeights):
-    """Leaves a random part of the windows of each batch out of the imitation loss. Auxiliary losses read all windows.
+    """Sample weights that leave random windows out of the imitation loss, but not out of auxiliary losses.
 
     Args:
-        p: Probability that a window is left out. The loss is a mean over the others.
-        weights: Their weights.
+        p: Probability that a window is left out. The loss is a mean over the windows that stay.
+        weights: Weights of the windows that stay.
     """
 
     p: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
@@ -237,7 +243,7 @@ def chauffeurnet(point_steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, 
         half_width: Half of the width of the lane, m.
         radius: Radius of the car, m.
     """
-    weights = ImitationDropout(0.5, ColumnWeights(MADE, 0.1))
+    weights = ImitationDropout(0.5, ColumnWeights(SYNTHESIZED, 0.1))
     losses = (CollisionLoss(box, half, radius), LaneLoss(half_width, radius))
     learner = BehaviorCloning(4000, sample_weights=weights, auxiliary_losses=losses)
     return Method(PolicyConfig(Regression()), learner=learner,

@@ -29,7 +29,7 @@ LEAST_OVERFITTING = 1e-4  # a loss, below which differences are rounding
 
 @part
 class ColumnEncoder(Encoder):
-    """One token for each column of numbers, through layers of its own."""
+    """Encoder with one token for each column of numbers, through layers of its own."""
 
     width: Annotated[int, AtLeast(1)] = 64
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64,)
@@ -55,7 +55,7 @@ class _ColumnEncoderNet(EncoderNet):
 
 @part
 class ColumnLosses(AuxiliaryLoss):
-    """The loss of the policy from each token of its encoder alone, by a network of its own that nothing acts with.
+    """Auxiliary losses: the loss of the policy from each token of its encoder alone, by separate networks.
 
     Args:
         weights: One for each token, where the loss of the policy itself has the weight 1.
@@ -83,7 +83,7 @@ class _ColumnLosses(nn.Module):
                                   for _ in config.weights)
 
     def losses(self, policy: Policy, batch: Batch, rng, captured) -> Tensor:
-        """Mean loss of each window from each token, (B, N)."""
+        """Returns the mean loss of each window from each token, (B, N)."""
         context, action = Context(captured["context"], captured["context_mask"]), policy.encode_batch(batch)
         steps = torch.stack([policy.config.head.loss(
             net, Context(context.tokens[:, i:i + 1], context.mask[:, i:i + 1]), action, batch.mask, rng)
@@ -95,7 +95,7 @@ class _ColumnLosses(nn.Module):
 
 
 def blend_weights(training: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Weights of parts of a network, (K,), which sum to 1: the fall of the held-out loss by the squared overfitting.
+    """Computes the weights of parts of a network, (K,), from how much each learns and overfits.
 
     Args:
         training: Losses of each part before and after it was trained alone, (K, 2).
@@ -136,7 +136,7 @@ class GradientBlend(LearnerConfig):
         return cloning.build(policy, seed, steps, data)
 
     def estimate(self, policy: Policy, data: Dataset, seed: int) -> np.ndarray:
-        """The weight of each token, and of all together, (N + 1,)."""
+        """Estimates the weight of each token, and of all together, (N + 1,)."""
         n_held = max(1, round(self.held_out * len(data)))
         if n_held == len(data):
             raise UserError("there is one episode, and none to hold out", where="GradientBlend",
@@ -149,7 +149,7 @@ class GradientBlend(LearnerConfig):
         return blend_weights(curves[:, 0], curves[:, 1])
 
     def _curve(self, nets, index: int, training: Windows, held_out: Windows, seed: int) -> list[list[float]]:
-        """Training and held-out losses of a part before and after it is trained: (2, 2)."""
+        """Returns training and held-out losses of a part before and after it is trained: (2, 2)."""
         policy, columns = nets
         rng = torch.Generator(policy.device).manual_seed(seed)
 

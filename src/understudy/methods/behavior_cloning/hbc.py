@@ -24,7 +24,7 @@ SUBGOAL = "subgoal"  # what the policy of subgoals predicts
 
 @part
 class LaterObservation:
-    """A change of episodes: adds the observation `n_steps` later, or that of the last step if it is earlier."""
+    """Adds the observation `n_steps` later, or the last one of the episode, as a column."""
 
     column: str = "observation.state"
     n_steps: Annotated[int, AtLeast(1)] = 10
@@ -43,7 +43,7 @@ class LaterObservation:
         "an LSTM acts and the prior of subgoals is a mixture", needs=(NUMBERS,),
         when="if demonstrations act in several ways that differ by where they go.")
 def hbc(column: str = "observation.state", subgoal_steps: int = 10, n_action_steps: int = 10) -> Method:
-    """Hierarchical behavior cloning: one policy draws where to be some steps later, and another one goes there.
+    """Hierarchical behavior cloning: one policy predicts where to be some steps later, and another one goes there.
 
     Args:
         column: The column whose later values are subgoals.

@@ -17,7 +17,7 @@ from .hbc import hbc
 
 @part
 class BestSubgoal(BestOfN):
-    """Draws `n` subgoals and takes the one from which the highest return is expected.
+    """Planner that draws `n` subgoals and takes the one from which the highest return is expected.
 
     Args:
         planner: Predicts the observation that a subgoal is.

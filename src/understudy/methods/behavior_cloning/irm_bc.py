@@ -16,7 +16,7 @@ from ..registry import method
 
 @part
 class RiskInvariance(AuxiliaryLoss):
-    """Penalizes risks that differ between places, where the risk of a place is its mean loss in the batch.
+    """Auxiliary loss that penalizes a different mean loss in different environments (invariant risk minimization).
 
     Args:
         column: Column with the number of the place, of which the first predicted step counts.
@@ -58,7 +58,7 @@ class RiskInvariance(AuxiliaryLoss):
 
 
 def _scaled_loss(policy: Policy, batch: Batch, rng: Generator, scale: Tensor) -> Tensor:
-    """The loss of each step, (B, H), if the output of the network is multiplied."""
+    """Returns the loss of each step, (B, H), if the output of the network is multiplied by a factor."""
     def net(*inputs):
         return scale * policy.net(*inputs)
     context = policy.training_context(batch.obs, rng)
@@ -73,7 +73,7 @@ def _risk(losses: Tensor, batch: Batch, rows: Tensor) -> Tensor:
         needs=(NUMBERS, PLACES),
         when="if data come from several places, and in each a cue goes along with the action by another law.")
 def irm_bc(column: str = "place", weight: float = 1000.0) -> Method:
-    """Behavior cloning that mistrusts inputs whose relation to the action differs between places (IRM).
+    """Behavior cloning that avoids inputs whose relation to the action differs between environments (IRM).
 
     Args:
         column: Column with the number of the place.

@@ -23,10 +23,10 @@ from ..registry import method
         when="if few demonstrations come with many other episodes, some steps of which are like demonstrated ones.")
 @part
 class ISWBC(Algorithm):
-    """Clones all steps, weighted by a discriminator that tells demonstrations from the others.
+    """Clones all episodes, each step weighted by a discriminator of demonstrations and other episodes (ISW-BC).
 
-    The weight is the ratio of the demonstrations' density to that of both. A batch is half demonstrations. With the
-    logit of the discriminator, the ratio is ``2 * sigmoid(logit)``.
+    The weight of a step is its density among the demonstrations, divided by its density in a batch. Half of a batch are
+    demonstrations, so that this ratio is ``2 * sigmoid(logit)`` with the logit of the discriminator.
 
     Args:
         reward: The discriminator. A large `penalty` of its gradient weighs all steps alike.
@@ -60,7 +60,7 @@ class ISWBC(Algorithm):
 
     @prepare
     def joined(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Adds the demonstrations as further rows."""
+        """Adds the demonstrations to the batch as further rows."""
         return join_batches([batch, batch.others["expert"]])
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from ..registry import method
         when="if a policy with a history repeats its last action instead of reacting; it did not help in the toy of "
              "docs/history.md.")
 def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0) -> Method:
-    """Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.
+    """Behavior cloning from a history that weights keyframes: steps whose action the last actions do not predict.
 
     Args:
         fraction: Fraction of the steps that are keyframes.

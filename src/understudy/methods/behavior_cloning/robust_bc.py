@@ -27,9 +27,9 @@ from ..registry import method
 class RobustBC(Algorithm):
     """Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.
 
-    A batch is split into blocks. In each block the mean loss of the policy is compared with that of a rival, a second
-    policy with other weights. Both then learn from the block with the median difference. If fewer than half of the
-    blocks have a wrong window, wrong actions cannot move the policy far, however large they are.
+    A batch is split into blocks. In each block the mean loss of the policy is compared with the mean loss of a rival,
+    which is a second policy with other weights. Both then learn from the block with the median difference. If fewer
+    than half of the blocks have a wrong window, wrong actions cannot move the policy far, however large they are.
 
     A block of b windows is clean with probability ``(1 - e)**b`` if a fraction e of the windows is wrong, so blocks
     should have at most ``0.7 / e`` windows: 7 for 10 %, 3 for 20 %. Correct but rare behavior can look like an error,
@@ -79,7 +79,7 @@ class RobustBC(Algorithm):
 
     @prepare
     def chosen(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Returns the block that trains."""
+        """Selects the block of a batch that trains the policy, and returns it."""
         cuts = [len(batch) * k // self.n_blocks for k in range(self.n_blocks + 1)]
         blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
         policy, rival = (net.loss(batch, rng.clone_state()).float().sum(1) / batch.mask.sum(1).clamp(min=1)
@@ -88,7 +88,7 @@ class RobustBC(Algorithm):
         return batch.select_rows(blocks[self.choose_block(differences)])
 
     def choose_block(self, differences: Tensor) -> int:
-        """Returns the block that trains, given the mean loss of the policy minus that of its rival, (n_blocks,)."""
+        """Returns which block of the batch trains, given the differences of mean losses to the rival, (n_blocks,)."""
         return median_block(differences)
 
     @loss("policy")
@@ -101,12 +101,12 @@ class RobustBC(Algorithm):
 
 
 def median_block(differences: Tensor) -> int:
-    """The index of the median, (n_blocks,). Of an even number of blocks, it is the lower of the two in the middle."""
+    """Returns the index of the median, (n_blocks,), or of the lower of the two in the middle."""
     return int(differences.argsort(stable=True)[(len(differences) - 1) // 2])
 
 
 def _other_weights(policy: Policy) -> Policy:
-    """A policy with the same statistics and the weights of the next seed."""
+    """Builds a policy with the same statistics and the initial weights of the next seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
         rival = Policy(policy.config, policy.features)

@@ -23,7 +23,7 @@ PREDICTED, OBSERVED = "skill.class", "observation.skill_class"
 
 @part
 class SkillClass:
-    """A change of episodes: replaces the number of the skill of each step by a column of classes.
+    """Replaces the number of the skill of each step by a column of classes.
 
     Args:
         into: The new column, with one class for each step.

@@ -24,7 +24,7 @@ from ..registry import method
 
 @part
 class StyleEncoder(Encoder):
-    """Features of what is observed, changed by the style of a shown demonstration.
+    """Encoder whose features of the observation are changed by the style of a shown demonstration.
 
     The submodules are "content", which makes the features, "style", which makes a vector of length 1 of the frames of
     the demonstration, and "blocks", whose output for both is added to the features. The style is recorded as "style"
@@ -71,7 +71,7 @@ class _StyleEncoderNet(EncoderNet):
 
 @part
 class NumberTasks(Operation):
-    """Adds a column with the number of each episode's task, among those of the data."""
+    """Adds a column with the number of each episode's task, among the tasks of the data."""
 
     into: str = "place"
 
@@ -83,7 +83,7 @@ class NumberTasks(Operation):
 
 @part
 class StyleContrast(AuxiliaryLoss):
-    """Pulls styles of one place together, and pushes those of different places apart.
+    """Auxiliary loss that pulls styles of one environment together, and pushes styles of different ones apart.
 
     It is the cross-entropy of the other windows of the same place, among all others of the batch.
 
@@ -120,7 +120,7 @@ class StyleContrast(AuxiliaryLoss):
                               "while acting: a demonstration"),
         when="if each place has a style, and a new one few demonstrations.")
 def style_bc(inputs: tuple[str, ...] = (), n_frames: int = 8, features: Schema | None = None) -> Method:
-    """Behavior cloning that reads the style of a place from one demonstration, and adapts to a place by it.
+    """Behavior cloning that reads the style of an environment from one demonstration, and adapts to it.
 
     The name of the place is the task of an episode.
 

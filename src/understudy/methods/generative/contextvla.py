@@ -22,16 +22,16 @@ from ..registry import method
 
 @part
 class PooledHistoryEncoder(Encoder):
-    """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
+    """Transformer encoder that pools all past observation steps into one token after a few blocks.
 
-    The first `pool_after` blocks run over the tokens of all steps. A token reads those of its step and of earlier ones.
-    Then the tokens of all past steps are replaced by their mean, the context token, which comes first, and the other
-    blocks run over it and the tokens of the current step. Those blocks, and the trunk, take as long as with a history
-    of one step and one more token.
+    The first `pool_after` blocks run over the tokens of all steps. A token reads the tokens of its own step and of
+    earlier steps. Then the tokens of all past steps are replaced by their mean, which is called the context token and
+    comes first. The remaining blocks run over the context token and the tokens of the current step. These blocks and
+    the trunk take as long as for a single step with one more token.
 
-    Use ``Window(obs_pad_mask=True)``, which marks rows before the start of the episode: they are not read and do not
-    enter the mean. If there are no past steps at all, the context token is masked, and the tokens of the current step
-    are those of an encoder with a single step.
+    Use ``Window(obs_pad_mask=True)``, which marks rows before the start of the episode: such rows are not read and do
+    not enter the mean. If there are no past steps at all, the context token is masked, and the tokens of the current
+    step are the same as from an encoder with a single step.
 
     Args:
         pool_after: Number of blocks before the mean is taken. 0 averages the tokens of the past before anything relates
@@ -63,12 +63,12 @@ class PooledHistoryEncoder(Encoder):
             n_obs_steps: Number of observation rows in a window (To).
 
         Returns:
-            The module. Its tokens are the context token and those of the current step.
+            The module. It gives the context token and the tokens of the current step.
         """
         return _PooledHistoryNet(self, features, n_obs_steps)
 
     def pool(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pools the tokens of the past steps.
+        """Pools the tokens of the past steps into one token.
 
         Args:
             tokens: The tokens, (B, N, D).

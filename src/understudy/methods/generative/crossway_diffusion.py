@@ -15,7 +15,7 @@ from .diffusion_policy import diffusion_policy
 
 @part
 class BottleneckReconstruction(NetworkObjective):
-    """Rebuilds the observation from the first step of a U-Net's bottleneck, in the forward pass of the head's loss.
+    """Auxiliary loss that reconstructs the observation from the bottleneck of the head's U-Net.
 
     What denoises the action must then hold the observation, at every noise level. The target is the whole observation,
     without crops and augmentations. A column's loss is the mean squared error of coded numbers, or of pixels from -1

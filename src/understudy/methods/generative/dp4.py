@@ -17,7 +17,7 @@ from .diffusion_policy import diffusion_policy
 
 @part
 class ScenePrediction(NetworkObjective):
-    """Draws the present observation from its encoding, and the one after the chunk from the encoding and the actions.
+    """Auxiliary loss that reconstructs the present observation, and predicts the one after the chunk.
 
     The encoder must then hold the scene and what actions do to it. Targets are without crops and augmentations. A
     column's loss is the mean squared error of coded numbers, or of pixels from -1 to 1. The losses of columns are

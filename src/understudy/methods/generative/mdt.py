@@ -32,7 +32,7 @@ from ..registry import method
 
 @dataclass(frozen=True)
 class GoalEncoder(Encoder):
-    """Tokens of all columns but the goals, and for each observation step one token of the goal.
+    """Encoder with tokens of all columns but the goals, and one token of the goal for each observation step.
 
     Several columns can give the goal, such as a later observation and a sentence. Each has its own encoder and its own
     two layers, and all write the same token: the mean over the columns that are present. So the trunk learns how to
@@ -62,7 +62,7 @@ class GoalEncoder(Encoder):
 
 
 class _GoalEncoderNet(EncoderNet):
-    goals: Any  # nn.ModuleList, which does not say of what: encoders
+    goals: Any  # an nn.ModuleList of encoders; its type does not say of what
 
     def __init__(self, config, features, n_obs_steps):
         super().__init__()
@@ -95,12 +95,12 @@ class _GoalEncoderNet(EncoderNet):
 
 @part
 class ContrastiveAlignment(AuxiliaryLoss):
-    """Aligns two goals of the same window (contrastive latent alignment, CLA).
+    """Auxiliary loss that aligns two goals of the same window (contrastive latent alignment, CLA).
 
     The window is encoded twice, with one goal each, and each context is pooled by attention. A symmetric InfoNCE loss
-    with a learned temperature finds the two pooled contexts of a window among those of the batch. Windows that do not
-    have both goals get no loss and are no negatives. Two windows with the same `second` goal, such as the same
-    sentence, are no negatives of each other.
+    with a learned temperature finds the second pooled context of a window among the pooled contexts of the batch.
+    Windows that do not have both goals get no loss and are not negatives. Two windows with the same `second` goal, such
+    as the same sentence, are not negatives of each other.
 
     Args:
         first: Column of one goal, such as a later observation.
@@ -117,7 +117,7 @@ class ContrastiveAlignment(AuxiliaryLoss):
     weight: float = 1.0
 
     def build(self, policy: Policy) -> nn.Module:
-        """Returns the module that computes the loss of each window, (B,)."""
+        """Builds the module that computes the loss of each window, (B,)."""
         check_inputs(policy.inputs, (self.first, self.second), "ContrastiveAlignment")
         return _ContrastiveAlignmentLoss(self, policy)
 
@@ -146,7 +146,7 @@ class _ContrastiveAlignmentLoss(nn.Module):
         return self.config.weight * loss / 2
 
     def _pairs(self, second: Tensor, has_goal: Mapping[str, Tensor]) -> Tensor:
-        """(B, B): the pairs that are compared. A window without both goals is compared with itself alone."""
+        """Returns which pairs of windows are compared, (B, B). A window without both goals is compared with itself."""
         one, other = has_goal.values()
         has_both = (one & other)[:, -1]
         goals = second[:, -1].flatten(1) if second.ndim > 2 else second[:, -1:]
@@ -161,7 +161,7 @@ class _ContrastiveAlignmentLoss(nn.Module):
 
 @part
 class Foresight(NetworkObjective):
-    """Predicts the observation after the chunk from the encoded observation and goal (generative foresight).
+    """Auxiliary loss that predicts the observation after the chunk from observation and goal (generative foresight).
 
     The encoding of a goal must then say where the goal leads. The loss is the squared error of the coded column.
 

@@ -20,7 +20,7 @@ from ..registry import method
 
 @part
 class LoadBalancing(AuxiliaryLoss):
-    """Keeps the router of ``Transformer(feed_forward=MoEFeedForward())`` from using few experts only.
+    """Auxiliary loss that keeps the router of ``Transformer(feed_forward=MoEFeedForward())`` from using few experts.
 
     The loss of a layer is ``E * sum_e(probability_e * fraction_e)``. The fraction is the number of times in the batch
     for which expert e was chosen, divided by the number of all choices. No gradient reaches it. The loss is 1 if all

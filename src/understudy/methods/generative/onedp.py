@@ -28,10 +28,10 @@ from .consistency_policy import ConsistencyPolicy
 class OneDP(Distillation):
     """OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's.
 
-    It trains a `OneStepGenerator` head from an `EDM` head. The gradient is that of the Kullback-Leibler divergence of
-    both distributions after noise has been added, averaged over the noise levels. It is the difference of two estimates
-    of the clean action: that of a second network, which learns to denoise the plans of the policy, and that of the
-    teacher.
+    It trains a `OneStepGenerator` head from an `EDM` head. Training follows the gradient of the Kullback-Leibler
+    divergence between both distributions after noise has been added, averaged over the noise levels. This gradient is
+    the difference of two estimates of the clean action. The teacher gives one estimate. A second network, which learns
+    to denoise the plans of the policy, gives the other estimate.
 
     Args:
         score_optimizer: Optimizer of the network that denoises the policy's plans. It must follow the policy, so that
@@ -83,7 +83,7 @@ class OneDP(Distillation):
             x = source.interpolate(action, noise, t.unsqueeze(-1))
             estimate, target = (source.predict_clean(net, teacher_context, x, t)
                                 for net in (nets.score, self.trained_teacher.net))
-        # The value is that of a squared difference, and the gradient with respect to the action is the difference.
+        # The value is a squared difference. Its gradient with respect to the action is the difference.
         return 0.5 * (action - (action - estimate + target).detach()).square().mean(-1)
 
     def new_plans(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Context]:

@@ -28,7 +28,7 @@ class ReflowPolicy(Distillation):
     """A flow is trained again on pairs of noise and the chunk that it made from it, so that one step gives a chunk.
 
     Trajectories of the trained policy do not cross, and so neither do the lines between the pairs. The new flow is
-    therefore straighter, and needs fewer steps. Its actions are those of the trained policy, not of the demonstrations.
+    therefore straighter, and needs fewer steps. It learns the actions of the trained policy, not of the demonstrations.
 
     Args:
         teacher: A trained policy with a head that moves noise to an action without drawing more noise.
@@ -79,7 +79,7 @@ class ReflowPolicy(Distillation):
 
     @property
     def source(self) -> Any:
-        """The head of the teacher, with `teacher_steps`."""
+        """Head of the teacher, with `teacher_steps`."""
         return replace(self.trained_teacher.config.head, n_steps=self.teacher_steps)
 
     @loss("policy")

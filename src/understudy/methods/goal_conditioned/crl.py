@@ -26,8 +26,9 @@ CERTAIN = 10.0  # logit at which the probability of an error is 5e-5
 class CRL(ScoreMaximizing, GoalValues):
     """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
 
-    The critic learns to tell the future of a step from that of other steps. It is phi(s, a) . psi(g) / sqrt(D), the log
-    ratio of the density of a future observation, at a geometric distance, to that of a goal in general.
+    The critic learns to tell the future of a step from the futures of other steps. Its score is phi(s, a) . psi(g) /
+    sqrt(D). This estimates the logarithm of a ratio of two densities of g: as an observation that follows the step at a
+    geometric distance, and as a goal of any step.
 
     Args:
         latent_dim: Number of components of phi and psi, D.
@@ -66,10 +67,6 @@ class CRL(ScoreMaximizing, GoalValues):
         """Returns the scores of each step for the goals of all steps of the batch, (networks, B, B)."""
         obs, (phi, psi) = toward(nets.policy, batch.obs, VALUE_GOAL), nets.critic
         return phi(obs, nets.policy.encode_batch(batch)) @ psi(obs).mT / math.sqrt(self.latent_dim)
-
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
 
     @loss("critic")
     def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
-from ...learn.algorithm import Net, loss, prepare
+from ...learn.algorithm import Net, first, loss, prepare
 from ...learn.critics.goal_conditioned import (
     GoalVector,
     Observations,
@@ -94,9 +94,10 @@ class FB(ScoreMaximizing):
         noise = NOISE * torch.randn(coded.shape, generator=rng, device=coded.device)
         return policy.clip(coded + noise.clamp(-MAX_NOISE, MAX_NOISE))
 
+    @first
     @prepare
     def with_latents(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Gives each row a vector z: uniform on the sphere, and a fraction of them the B of other steps."""
+        """Gives each row a random vector z: uniform on the sphere, or the representation B of another step."""
         assert batch.next is not None
         n, device = len(batch), batch.mask.device
         uniform = torch.randn(n, nets.policy.features[LATENT].size, generator=rng, device=device)
@@ -105,6 +106,7 @@ class FB(ScoreMaximizing):
         latent = {LATENT: torch.where(is_state, states, on_sphere(uniform)).unsqueeze(1)}
         return batch.replace(obs={**batch.obs, **latent}, next={**batch.next, **latent})
 
+    @first
     @loss("representation")
     def representation_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of F and B, (B,). Its mean compares each step with the next states of all others."""
@@ -122,24 +124,20 @@ class FB(ScoreMaximizing):
         return (0.5 * _mean_of_others(error.square()) - own_visits).sum(0) + (
             self.orthonormality_weight * orthonormality), {"own_visits": own_visits.mean(0)}
 
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
-
 
 def _mean_of_others(pairs: Tensor) -> Tensor:
-    """Mean of each row of a square matrix (..., B, B) without the diagonal, (..., B)."""
+    """Returns the mean of each row of a square matrix (..., B, B) without the diagonal, (..., B)."""
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / max(pairs.shape[-1] - 1, 1)
 
 
 def embed(backward: Representation, obs) -> Tensor:
-    """The backward representation of observations, (B, D)."""
+    """Returns the backward representation of observations, (B, D)."""
     return on_sphere(backward(obs)[0])
 
 
 @torch.no_grad()
 def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | None = None) -> Tensor:
-    """Returns the z of a reward, (D,), or of a set of states, whose policy visits them.
+    """Returns the vector z, (D,), that makes the policy maximize a reward, or visit a set of states.
 
     Args:
         backward: The module "backward" of a checkpoint.
@@ -165,7 +163,7 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
 
 @dataclass(frozen=True)
 class GoalLatent(GoalVector):
-    """Gives a policy the z of the goal.
+    """Planner that gives a policy the vector z of the goal.
 
     Args:
         backward: The network B.

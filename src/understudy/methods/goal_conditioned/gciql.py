@@ -44,10 +44,6 @@ class GCIQL(ScoreMaximizing, GoalValues):
     def score(self, nets, obs, coded_action):
         return nets.critic(obs, nets.policy.decode(coded_action, obs))
 
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
-
     @loss("critic")
     def critic_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared error against the reward and the value that follows, summed over the networks, (B,)."""

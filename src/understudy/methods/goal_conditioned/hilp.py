@@ -95,7 +95,7 @@ class HILP(ImplicitValues):
         return -apart.square().sum(-1).clamp(min=1e-6).sqrt()
 
     def reward(self, nets: Any, batch: Batch) -> Tensor:
-        """Returns how far a step leads in its direction, (B,)."""
+        """Returns how far each step leads in its direction, (B,), the reward."""
         assert batch.next is not None
         column = goal_of(nets.policy).column
         now, later = (represent(nets.phi, obs, column, column)[0] for obs in (batch.obs, batch.next))
@@ -103,7 +103,7 @@ class HILP(ImplicitValues):
 
     @prepare
     def directed(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Gives each row a direction, of the observation and of the next one."""
+        """Gives each row a random direction, with its observation and its next one."""
         assert batch.next is not None
         shape = len(batch), 1, nets.policy.features[DIRECTION].size
         drawn = {DIRECTION: normalize(torch.randn(shape, generator=rng, device=batch.mask.device), dim=-1)}
@@ -138,13 +138,16 @@ class HILP(ImplicitValues):
 
 
 def represent(phi: Representation, obs: Observations, column: str, of: str) -> Tensor:
-    """Representations of the values of the column `of`, (networks, B, D). `column` is what the networks read."""
+    """Returns representations of the values of the column `of`, (networks, B, D).
+
+    `column` is the one that the networks read.
+    """
     return phi({**obs, column: obs[of]})
 
 
 @dataclass(frozen=True)
 class GoalDirection(GoalVector):
-    """Gives a policy the direction from the observation to the goal in the space of a representation.
+    """Planner that gives a policy the direction from observation to goal in the space of a representation.
 
     Args:
         phi: The representation.

@@ -66,7 +66,7 @@ class HIQL(ImplicitValues):
         return goal_vector_method(self, column, features, SUBGOAL, latent_dim, planner)
 
     def later(self, policy: Policy) -> dict[str, str]:
-        """Returns the columns of the observation at the high-level target, by the columns of the observation."""
+        """Returns for each observation column the name of the column that has its values at the subgoal."""
         return {k: f"{k}.later" for k in policy.inputs if k != SUBGOAL}
 
     def drawn_goals(self, policy):
@@ -120,7 +120,7 @@ class HIQL(ImplicitValues):
 
 @dataclass(frozen=True)
 class UnitSubgoals(PlannerWrapper):
-    """Gives planned subgoals the length that representations of goals have."""
+    """Planner that scales planned subgoals to the length that representations of goals have."""
 
     planner: Planner | Unresolved = None
 

@@ -21,7 +21,7 @@ GOAL = Goal("").into
 
 @part
 class SharedGoalEncoder(Encoder):
-    """Encodes an observation and its goal ("observation.goal") with the same network: first all tokens of one."""
+    """Encoder that encodes an observation and its goal ("observation.goal") with the same network."""
 
     encoder: Encoder = field(default_factory=TokenEncoder)
 
@@ -45,7 +45,7 @@ class _SharedGoalEncoderNet(EncoderNet):
 
 @part
 class MotionPrediction(AuxiliaryLoss):
-    """Squared distance of the encoding after the demonstrated chunk and the `MotionClassifier`'s prediction of it.
+    """Auxiliary loss: squared distance of the predicted to the true encoding after the demonstrated chunk.
 
     It is 0 for a chunk that the end of the episode cuts off.
     """

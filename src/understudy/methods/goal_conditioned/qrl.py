@@ -24,7 +24,7 @@ from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
 
-FAR = 500.0  # steps: the loss hardly pushes observations farther apart
+FARTHEST_STEPS = 500.0  # steps: the loss hardly pushes observations farther apart
 
 
 @method("Wang et al. 2023 (QRL), arXiv 2304.01203, with the losses of OGBench, arXiv 2410.20092",
@@ -34,9 +34,9 @@ FAR = 500.0  # steps: the loss hardly pushes observations farther apart
 class QRL(ScoreMaximizing, GoalValues):
     """Quasimetric reinforcement learning: learns how many steps apart two observations are, and goes the shortest way.
 
-    Distances between random observations are made large, while those between consecutive ones stay at most 1. The
-    quasimetric obeys the triangle inequality, so that the distance becomes that of the shortest way. A model of the
-    next representation gives the gradient of the distance with respect to actions.
+    Distances between random observations are made large, while the distance between consecutive observations stays at
+    most 1. The quasimetric obeys the triangle inequality, so that the distance becomes the length of the shortest way.
+    A model of the next representation gives the gradient of the distance with respect to actions.
 
     The distance is between values of the goal's column. Other observations are read by the policy alone.
 
@@ -75,7 +75,7 @@ class QRL(ScoreMaximizing, GoalValues):
 
     def bounds(self, policy: Policy, data: Dataset) -> dict[str, MetricBound]:
         return {"value/distance": MeanBound(
-            FAR, name="the distances to goals", reason="no loss pushes them far beyond",
+            FARTHEST_STEPS, name="the distances to goals", reason="no loss pushes them far beyond",
             hint="lower --optimizer.lr, or normalize the networks (--critic.layer-norm True)")}
 
     def represent(self, nets: Any, obs: Observations, column: str) -> Tensor:
@@ -91,10 +91,6 @@ class QRL(ScoreMaximizing, GoalValues):
         later = self.predict(nets, self.represent(nets, obs, goal.column), coded_action)
         return -nets.value[1](later, self.represent(nets, obs, goal.into))
 
-    @loss("policy")
-    def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> Tensor:
-        return self.maximization(nets, batch, rng)
-
     @loss("value")
     def value_loss(self, nets: Any, batch: Batch, rng: Generator
                    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -107,7 +103,7 @@ class QRL(ScoreMaximizing, GoalValues):
         column = goal_of(nets.policy).column
         now, later = (self.represent(nets, obs, column) for obs in (batch.obs, batch.next))
         to_goal = distance(now, self.represent(nets, batch.obs, VALUE_GOAL))
-        closeness = 100 * softplus((FAR - to_goal) / 100)
+        closeness = 100 * softplus((FARTHEST_STEPS - to_goal) / 100)
         excess = (distance(now, later) - 1).relu().square()
         multiplier = log_multiplier[0].exp()
         constraint = multiplier * (self.epsilon - excess.detach())
@@ -117,7 +113,7 @@ class QRL(ScoreMaximizing, GoalValues):
 
 
 class IntervalQuasimetric(nn.Module):
-    """Interval quasimetric embedding: lengths of unions of intervals from x to y, their mean mixed with their maximum.
+    """Interval quasimetric embedding (IQE): a learned asymmetric distance, by lengths of unions of intervals.
 
     Args:
         size: Number of intervals in each group.
@@ -128,14 +124,14 @@ class IntervalQuasimetric(nn.Module):
         self.size, self.mix = size, nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances from x to y, (B,), of vectors (B, D)."""
+        """Returns the distances from x to y, (B,), of vectors (B, D)."""
         lengths = union_length(x.unflatten(-1, (-1, self.size)), y.unflatten(-1, (-1, self.size)))
         share = self.mix.sigmoid()
         return share * lengths.mean(-1) + (1 - share) * lengths.amax(-1)
 
 
 def union_length(x: Tensor, y: Tensor) -> Tensor:
-    """Length of the union of the intervals from x to y, (...), of tensors (..., D). One with y <= x is empty."""
+    """Returns the length of the union of the intervals from x to y, (...), of tensors (..., D)."""
     ends, order = torch.cat([x, torch.maximum(x, y)], -1).sort(-1)
     n_open = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
     return ((n_open[..., :-1] > 0) * ends.diff(dim=-1)).sum(-1)

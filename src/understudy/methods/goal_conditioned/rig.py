@@ -38,13 +38,13 @@ LATENT, LATENT_GOAL, LATER = "observation.latent", "observation.latent_goal", "o
 
 
 def imagined_goals(key: Tensor, size: int) -> Tensor:
-    """The goals that episodes with these keys practice: from N(0, I), (B, size)."""
+    """Draws the goals to practice from N(0, I), one for each random key, (B, size)."""
     return normal(key, torch.zeros_like(key), (size,), stream=6)
 
 
 @dataclass(frozen=True)
 class Latents(ColumnChange):
-    """Adds the latent of each observation, and that of the goal.
+    """Adds the latents of the observations, and of the goal, as columns.
 
     While acting, the goal is an observation, or its latent is given. Recorded episodes get an imagined goal: the one
     that the episode practiced, if `ImaginedGoals` has collected it.
@@ -79,7 +79,7 @@ class Latents(ColumnChange):
 
     @torch.no_grad()
     def encode(self, obs) -> Tensor:
-        """The latents of observations, (B, D)."""
+        """Returns the latents of observations, (B, D)."""
         assert isinstance(self.encoder, Policy)  # in place of the reference to a stage
         actor = PolicyActor(FixedBatch(self.encoder, ROWS), image_sizes=camera_sizes(self.encoder.features))
         windows, _ = actor.first_windows(obs, torch.zeros(len(obs[self.column]), dtype=torch.int64))
@@ -88,7 +88,7 @@ class Latents(ColumnChange):
 
 @part
 class ImaginedGoals(Exploration):
-    """Practices in each episode for another goal, drawn from N(0, I), whatever goal the environment shows.
+    """Exploration in which each episode practices for a random latent goal, whatever the environment shows.
 
     Args:
         noise: How the actions on the way explore.
@@ -119,10 +119,10 @@ class _Practicing(Actor):
         when="if goals are pictures and the robot may practice alone, without rewards.")
 @part
 class RIG(TD3):
-    """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.
+    """Reaches goals in pictures after practice for imagined goals, drawn from a variational autoencoder (RIG).
 
     It is TD3 on latents, whose reward is minus the distance to the goal. In every batch, goals are drawn again: from
-    N(0, I), or as the goal of the window is. The rewards are those of the new goals, and nothing ends an episode.
+    N(0, I), or as the goal of the window is. Rewards are computed for the new goals, and nothing ends an episode.
 
     Args:
         p_imagined: Fraction of windows whose goal is drawn from N(0, I).
@@ -151,7 +151,7 @@ class RIG(TD3):
 
     def method(self, column: str = "observation.images.top", latent_dim: int = 4, beta: float = 0.1,
                n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 4.0, noise: float = 0.2) -> Method:
-        """A method with an autoencoder, and with practice.
+        """Builds a method with an autoencoder as a stage, and with practice.
 
         Args:
             column: The camera. Goals are pictures of it.
@@ -188,7 +188,7 @@ class RIG(TD3):
     @first
     @prepare
     def rewarded(self, nets: Any, batch: Batch, rng: Generator) -> Batch:
-        """Draws goals, and adds the rewards of these."""
+        """Draws goals for the batch, and adds the rewards for reaching them."""
         assert batch.next is not None
         goal = batch.obs[LATENT_GOAL]
         draw = torch.rand(len(batch), 1, 1, generator=rng, device=rng.device)
@@ -200,6 +200,6 @@ class RIG(TD3):
         return batch.replace(extra={**batch.extra, REWARD: reward, TERMINATED: torch.zeros_like(reward)})
 
     def rewards(self, batch: Batch) -> Tensor:
-        """Returns minus the distance of what follows each step to the goal, (B, 1)."""
+        """Returns minus the distance of the observation after each step to the goal, (B, 1)."""
         assert batch.next is not None
         return -(batch.next[LATENT] - batch.next[LATENT_GOAL])[:, -1:].norm(dim=-1)

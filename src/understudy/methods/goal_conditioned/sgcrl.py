@@ -28,7 +28,8 @@ class SGCRL(CRL):
     """Single-goal contrastive reinforcement learning: practices for one hard goal until it is reached, without rewards.
 
     Each collected episode is commanded the same goal. The critic and the policy learn from goals that were reached: the
-    critic from later states of the same episode, the policy half from these and half from those of other episodes.
+    critic from later states of the same episode, the policy half from such states and half from states of other
+    episodes.
 
     Args:
         logsumexp_weight: Weight of the squared log of the sum of a step's exponential scores, which keeps them small.

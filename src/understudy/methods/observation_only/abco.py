@@ -62,7 +62,7 @@ class ABCO(BehaviorCloningFromObservation):
 
 @dataclass(frozen=True)
 class SuccessWeights:
-    """Sampling weights of practice.
+    """Sampling weights of practice steps, which balance the classes of actions and leave out failures.
 
     Args:
         counts: Number of steps of each kind: whether they were collected, and their action if there are classes.
@@ -83,7 +83,7 @@ class SuccessWeights:
 
 
 def _kinds(episode: Episode, by_class: bool) -> list[tuple[int, ...]]:
-    """Whether each step was collected, and its action if there are classes. Empty for a collected failure."""
+    """Returns whether each step was collected, and its action if there are classes. Empty for a collected failure."""
     collected = ROUND in episode.metadata
     if collected and not _succeeded(episode):
         return []

@@ -17,7 +17,7 @@ from .bco import bco
 
 
 def signature(path: np.ndarray) -> np.ndarray:
-    """The path signature of depth 2 of a piecewise linear path (T, D), (D + D * D,): what it sums up, and its areas."""
+    """Computes the path signature of depth 2 of a path (T, D): its displacement and its areas, (D + D * D,)."""
     steps, before = np.diff(path, axis=0), path[:-1] - path[0]
     areas = before.T @ steps + steps.T @ steps / 2
     return np.concatenate([path[-1] - path[0], areas.ravel()])
@@ -25,14 +25,15 @@ def signature(path: np.ndarray) -> np.ndarray:
 
 @part
 class SignatureGate(RetentionRule):
-    """Of the episodes of a new round those stay that a classifier of path signatures takes for demonstrations.
+    """Retention rule that keeps the collected episodes that a classifier of path signatures takes for demonstrations.
 
-    The classifier is a ridge regression on whole episodes of observed numbers and of time. Each episode is judged by
-    one that was fitted without it. Demonstrations, practice and episodes that stayed once always stay.
+    The classifier is a ridge regression on whole episodes of observed numbers and of time. Each episode is judged by a
+    classifier that was fitted without it. Demonstrations and practice always stay. An episode that was kept once stays,
+    too.
 
     Args:
         ridge: Strength of the ridge penalty, for standardized signatures.
-        fooling: False keeps those that are told apart, to compare with.
+        fooling: False keeps the episodes that the classifier tells from demonstrations, for comparisons.
 
     References:
         Gavenski et al. (2024), Explorative Imitation Learning: A Path Signature Approach for Continuous Environments,
@@ -50,7 +51,10 @@ class SignatureGate(RetentionRule):
         return data.select(i for i in range(len(data)) if i not in rejected)
 
     def resemblance(self, demonstrations: Dataset, own: Dataset) -> np.ndarray:
-        """How much each own episode resembles a demonstration, above 0 if more than the others do, (n,)."""
+        """Returns how much each collected episode resembles a demonstration, (n,).
+
+        The result is above 0 for an episode that is more like the demonstrations than like the collected episodes.
+        """
         x = _signatures([*demonstrations, *own])
         y = np.r_[np.ones(len(demonstrations)) / len(demonstrations), -np.ones(len(own)) / len(own)] * len(x) / 2
         x = np.c_[x / np.sqrt(x.shape[1]), np.ones(len(x))]
@@ -60,7 +64,7 @@ class SignatureGate(RetentionRule):
 
 
 def _signatures(episodes: list[Episode]) -> np.ndarray:
-    """The standardized signatures of episodes, whose observations are standardized too."""
+    """Returns the standardized path signatures of episodes, whose observations are standardized too."""
     names = [name for name, f in episodes[0].features().items() if role(name) == "observation" and f.kind == "vector"]
     if not names:
         raise UserError("there are no observations that are numbers", where="SignatureGate",

@@ -24,12 +24,12 @@ from ..registry import method
 
 @part
 class SteeredCollector(RolloutCollector):
-    """Rolls out a policy that is shown demonstrations, or what was collected before.
+    """Collector of episodes of a policy that is shown demonstrations, or earlier collected episodes.
 
     Args:
         show: How a demonstration becomes columns. It is a transform of the policy's method.
-        steering: Fraction of the episodes that are shown a demonstration. The others are shown an earlier episode of
-            the policy, or one of the practice.
+        steering: Fraction of the episodes that are shown a demonstration. The remaining episodes are shown an earlier
+            episode of the policy or of the practice.
         length: Number of steps of an episode. The policy reads which fraction of them has passed. None if it does not.
 
     References:
@@ -59,7 +59,7 @@ class SteeredCollector(RolloutCollector):
         return super().collect(DemonstratedActor(actor, self.commands(number, training), self.show), number, training)
 
     def commands(self, number: int, training) -> Dataset:
-        """The episodes. Each rollout is shown one of them, drawn at random."""
+        """Returns the episodes of which each rollout is shown a random one."""
         desired = training.data.select(expert_episodes(training.data))
         own = training.stored.select(sorted(set(range(len(training.stored))) - set(expert_episodes(training.stored))))
         if not self.steering:
@@ -70,7 +70,7 @@ class SteeredCollector(RolloutCollector):
 
 
 def own_steps(episode: Episode) -> np.ndarray:
-    """Sampling weights, (T,): 0 for demonstrations, and 1 for all other episodes."""
+    """Sampling weights of an episode, (T,): 0 for demonstrations, and 1 for all other episodes."""
     return np.full(len(episode), 0.0 if expert_episodes(Dataset([episode])) else 1.0)
 
 

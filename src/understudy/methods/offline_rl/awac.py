@@ -55,13 +55,13 @@ class AWAC(CriticLearning):
         return td_loss(quantiles, target, levels).sum(0), {"score": quantiles.mean((0, 1))}
 
     def compared_scores(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the scores of the stored actions, (B,), and those of actions of the policy, (B, n_samples)."""
+        """Returns the scores of the stored actions, (B,), and of actions of the policy, (B, n_samples)."""
         plans = draw_plans(nets.policy, batch.obs, self.n_samples, rng)
         obs = nets.critic.encode(batch.obs)
         return nets.critic(obs, batch.action), nets.critic.score_plans(obs, plans)
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the windows, (B,), whose mean over the batches of all processes is 1."""
+        """Returns the weights of the windows, (B,), with mean 1 over the batches of all processes, and a metric."""
         score, sampled = self.compared_scores(nets, batch, rng)
         logits, P = (score - sampled.mean(1)) / self.temperature, Processes.current()
         n, totals = logits.new_tensor(len(batch)), logits.new_zeros(P.count)

@@ -22,7 +22,7 @@ from ..registry import method
 
 @part
 class PerturbedCVAE(TemperatureHead):
-    """Samples of a conditional variational autoencoder, and a network that changes them within a limit.
+    """Head that perturbs samples of a conditional variational autoencoder by a network, within a limit.
 
     The loss trains the autoencoder alone. The gradients of samples train the network alone.
 
@@ -44,7 +44,7 @@ class PerturbedCVAE(TemperatureHead):
         return nn.ModuleDict({"cvae": cvae, "perturbation": trunk.build(coded_dim, coded_dim, 0, spec)})
 
     def loss(self, net, context, action, mask, rng):
-        """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
+        """Returns the negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
         return squared_error_loss(net["cvae"], context, action, mask, rng, self.beta)
 
     def sample(self, net, context, noise):
@@ -76,7 +76,7 @@ class BCQ(ActorCritic):
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
 
     def method(self, max_perturbation: float = 0.05, features: Schema | None = None) -> Method:
-        """A method with the head `PerturbedCVAE`.
+        """Builds a method with the head `PerturbedCVAE`.
 
         Args:
             max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.

@@ -30,7 +30,7 @@ def is_warming_up(method: BEAR, n_updates: int, steps: int) -> bool:
 class BEAR(ActorCritic):
     """BEAR: follows the critic as long as the policy's actions are among those that the demonstrators take.
 
-    The policy maximizes the smallest score, while the maximum mean discrepancy (MMD) between its plans and those of the
+    The policy maximizes the smallest score, while the maximum mean discrepancy (MMD) between its plans and plans of the
     autoencoder stays below a threshold. A multiplier, which is trained along, weighs the constraint.
 
     Args:

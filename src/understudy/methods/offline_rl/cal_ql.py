@@ -21,7 +21,10 @@ RETURN = "return_to_go"
 
 @part
 class CompleteReturns:
-    """Adds the discounted return from each step on. It is minus infinity where a cut-off lacks 1 % of it or more."""
+    """Adds a column with the discounted return from each step on.
+
+    It is minus infinity where a cut-off lacks 1 % of it or more.
+    """
 
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
 
@@ -62,7 +65,7 @@ class CalQL(CQL):
         return {**super().added_columns(policy), RETURN: CompleteReturns(self.discount)}
 
     def conservative_scores(self, nets: Any, batch: Batch, plans: Tensor) -> Tensor:
-        """Returns the scores of sampled plans, (n_critics, B, N). Those of the policy's are at least the return."""
+        """Returns the scores of sampled plans, (n_critics, B, N). The policy's plans score at least the return."""
         scores, n_uniform = super().conservative_scores(nets, batch, plans), self.n_samples
         bound = batch.extra[RETURN].reshape(len(batch), -1)[:, :1]
         return torch.cat([scores[..., :-n_uniform].maximum(bound), scores[..., -n_uniform:]], -1)

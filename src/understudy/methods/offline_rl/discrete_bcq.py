@@ -21,7 +21,7 @@ EXCLUDED = -1e9  # finite, because a logarithm of probabilities times 0 must be 
 
 @part
 class FrequentClasses(Categorical):
-    """Classes with a probability and a value each. The best value counts among the classes that are likely enough.
+    """Head with a probability and a value for each class. It takes the best class among the likely ones.
 
     Args:
         threshold: A class is left out if its probability is below this fraction of the largest one.
@@ -36,7 +36,7 @@ class FrequentClasses(Categorical):
         return net
 
     def loss(self, net, context, action, mask, rng):
-        """Cross-entropy of each step, (B, H)."""
+        """Returns the cross-entropy of each step, (B, H)."""
         return -(self.outputs(net, context, action[..., :0])[0].log_softmax(-1) * action).sum(-1)
 
     def logits(self, net, context, like):
@@ -62,7 +62,7 @@ class FrequentClasses(Categorical):
 class DiscreteBCQ(ActionValues):
     """Batch-constrained Q-learning for classes: the best of those that demonstrations take often enough.
 
-    The head `FrequentClasses` says which classes these are. It clones the data.
+    The head `FrequentClasses` decides which classes are frequent enough. It clones the data.
 
     Args:
         logit_weight: Weight of the mean square of the logits of the probabilities.
@@ -91,7 +91,7 @@ class DiscreteBCQ(ActionValues):
 
     @loss("policy")
     def value_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns that of double Q-learning plus the cross-entropy of the stored classes, (B,)."""
+        """Returns the loss of double Q-learning plus the cross-entropy of the stored classes, (B,)."""
         stored = nets.policy.encode_batch(batch)[:, 0]
         logits = nets.policy.config.head.outputs(*of_first_step(nets.policy, batch.obs))[0][:, 0]
         cloning = -(logits.log_softmax(1) * stored).sum(1) + self.logit_weight * logits.square().mean(1)

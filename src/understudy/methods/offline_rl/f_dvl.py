@@ -21,9 +21,10 @@ from .iql import IQL
 class FDVL(IQL):
     """Dual value learning: clones the stored actions that are better than others, by quantiles of their scores.
 
-    It is `IQL` whose value is the quantile `expectile` of the scores, in place of their expectile: the dual of
-    reinforcement learning whose visits stay near those of the data by total variation. The chi-square form of the paper
-    is left out, because its value is above the score also where there is one action.
+    It is like `IQL`, but the value network learns a quantile of the scores in place of an expectile. This is the
+    dual of reinforcement learning with a penalty on the total variation between the visits of the policy and of the
+    data. `expectile` is the level of the quantile. The chi-square form of the paper is left out, because its value
+    is above the score also where there is one action.
 
     Args:
         expectile: 0.5 learns the median of the scores of the stored actions, and values towards 1 that of the best.

@@ -31,12 +31,12 @@ from .iql import IQL
 
 @part
 class Bisimulation(AuxiliaryLoss):
-    """Lets the distance of two encodings be how much the rewards and the encodings that follow them differ.
+    """Auxiliary loss by which the distance of two encodings tells how much their rewards and successors differ.
 
-    Each window has the window before it in the batch as its partner. A model predicts the reward and the next encoding
-    of both after the action of the first. The loss is the square of ``|z - z'| - |r - r'| - discount * |p - p'|`` with
-    Euclidean norms of encodings z and of predictions p, which have no gradient. The error of the model is added, and
-    trains the model alone.
+    Each window is paired with the window before it in the batch. For both windows of a pair, a model predicts the
+    reward and the next encoding after the action of the first window. The loss is the square of ``|z - z'| - |r - r'| -
+    discount * |p - p'|`` with Euclidean norms of encodings z and of predictions p, which have no gradient. The error of
+    the model is added, and trains the model alone.
 
     References:
         Hong, Dragan and Levine (2024), Offline RL with Observation Histories, arXiv:2310.20663.
@@ -55,7 +55,7 @@ class Bisimulation(AuxiliaryLoss):
 
 
 class BisimulationLoss(nn.Module):
-    """The function of `Bisimulation`, with its model."""
+    """The loss function of `Bisimulation`, with its model."""
 
     def __init__(self, config: Bisimulation, policy: Policy):
         super().__init__()
@@ -63,12 +63,12 @@ class BisimulationLoss(nn.Module):
         self.model = feed_forward_layers((size + policy.window.horizon * policy.codec.width, *config.hidden, size + 1))
 
     def predict(self, encoding: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward (B,) and encoding (B, D) after the coded actions of a chunk, (B, H * A)."""
+        """Predicts reward (B,) and encoding (B, D) after the coded actions of a chunk, (B, H * A)."""
         out = self.model(torch.cat([encoding, action], -1))
         return out[:, 0], out[:, 1:]
 
     def distances(self, encoding: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance of each encoding from its partner, and what it should be, (B,) each."""
+        """Returns the distance of each encoding from its partner, and the distance it should have, (B,) each."""
         partner = encoding.roll(1, 0)
         with torch.no_grad():
             (reward, later), (other_reward, other_later) = (self.predict(z, action) for z in (encoding, partner))
@@ -93,7 +93,7 @@ class BisimulationLoss(nn.Module):
              "first.")
 @part
 class HistoryIQL(IQL):
-    """Implicit Q-learning on histories, encoded so that their distance says how much what follows them differs.
+    """Implicit Q-learning on histories, with an encoder in which histories with similar outcomes are near.
 
     The value and the policy read the encoder of the critic, which the losses of the critic alone train.
 

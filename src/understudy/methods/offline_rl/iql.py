@@ -25,10 +25,10 @@ from ..registry import method
 class IQL(CriticLearning):
     """Implicit Q-learning: clones the stored actions that are better than others, by values learned from rewards.
 
-    A value network learns an expectile of the critic's scores of the stored actions, which is close to that of the best
-    of them. The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
-    ``exp(beta * advantage)``. Its learning rate is constant, where the paper's falls to 0 as a cosine, and the standard
-    deviation of `Gaussian` depends on the observation, where the paper's does not.
+    A value network learns an expectile of the critic's scores of the stored actions, which is close to the score of the
+    best stored action. The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
+    ``exp(beta * advantage)``. The learning rate of the policy is constant; in the paper it falls to 0 as a cosine. The
+    standard deviation of `Gaussian` depends on the observation; in the paper it does not.
 
     Args:
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.

@@ -30,7 +30,9 @@ from ..registry import method
 
 @part
 class ReturnStrata(Operation):
-    """Keeps the episodes with the largest returns. One that is among several of the fractions counts as often.
+    """Keeps the episodes with the largest returns, some several times.
+
+    An episode that is among several of the fractions counts as often.
 
     Args:
         fractions: Fractions of the episodes, from 0 to 1.
@@ -45,7 +47,7 @@ class ReturnStrata(Operation):
 
 
 class WholeEpisodeSampler(BatchSampler):
-    """Batches of whole episodes, for weights that depend on all steps of an episode.
+    """Sampler of whole episodes, for weights that depend on all steps of an episode.
 
     Episodes are drawn, also repeatedly, until the batch is full. Of the last one there are as many steps as fit, from a
     random step on, and then from its first. `extra["episode"]`, (B, 1), numbers the draws.
@@ -124,7 +126,7 @@ class IWSFT(Algorithm):
         return WholeEpisodeSampler(policy.training_windows(data))
 
     def weight(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weights of the steps, (B, H). Those of an episode sum to its weight."""
+        """Returns the weights of the steps, (B, H). The weights of an episode's steps sum to its weight."""
         ratio = log_prob(nets.target.policy, batch) - log_prob(cast(Policy, self.reference), batch)
         index = batch.extra["episode"][:, 0]
         n_steps, total = (x.new_zeros(len(batch)).index_add(0, index, x.sum(1)) for x in (batch.mask.float(), ratio))

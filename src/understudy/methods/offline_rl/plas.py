@@ -22,7 +22,7 @@ from ..registry import method
 
 @part
 class ChosenLatent(DeterministicHead):
-    """Plans that a conditional variational autoencoder decodes from a latent, which a network chooses.
+    """Head that decodes a latent, which a network chooses, by a conditional variational autoencoder.
 
     Another network may change them within a limit. The loss trains the autoencoder alone. The gradients of samples
     train the other networks alone.
@@ -45,7 +45,7 @@ class ChosenLatent(DeterministicHead):
         return net
 
     def loss(self, net, context, action, mask, rng):
-        """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
+        """Returns the negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
         return squared_error_loss(net["cvae"], context, action, mask, rng, self.beta)
 
     def sample(self, net, context, noise):
@@ -78,7 +78,7 @@ class PLAS(ActorCritic):
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
 
     def method(self, max_latent: float = 2.0, max_perturbation: float = 0.0, features: Schema | None = None) -> Method:
-        """A method with the head `ChosenLatent`.
+        """Builds a method with the head `ChosenLatent`.
 
         Args:
             max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.

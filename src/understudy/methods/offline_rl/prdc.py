@@ -22,7 +22,7 @@ from ..registry import method
 
 
 class StoredPlans(nn.Module):
-    """The plans of data, which are searched for what is nearest to an observation and a plan.
+    """The stored plans of the data, in which the nearest one to an observation and a plan is searched.
 
     They are coded when they are first searched, because the codec has its statistics only once training begins.
 
@@ -47,7 +47,7 @@ class StoredPlans(nn.Module):
         return plans[rows], mask[rows]
 
     def search_key(self, policy: Policy, obs: Mapping[str, Tensor], coded: Tensor) -> np.ndarray:
-        """Returns what is searched for observations and coded plans, (B, D)."""
+        """Returns the points for the search, (B, D), from observations and coded plans."""
         coded_obs = policy.codec.encode_obs(obs)
         numbers = [self.obs_scale * coded_obs[name].flatten(1) for name in policy.inputs]
         return torch.cat([*numbers, coded.flatten(1)], 1).detach().cpu().numpy()
@@ -59,7 +59,7 @@ class StoredPlans(nn.Module):
 class PRDC(TD3):
     """TD3 that stays close to the nearest stored pair of observation and action, of whatever step.
 
-    The first data are searched. Those that rounds collect are not.
+    Only the first data are searched, not the episodes that rounds collect.
 
     Args:
         obs_scale: Factor of observations in the search (beta), where all numbers are in coded units. Large values are

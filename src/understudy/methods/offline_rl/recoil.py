@@ -39,7 +39,7 @@ class ReCOIL(IQL):
 
     References:
         Sikchi et al. (2024), Dual RL: Unification and New Methods for Reinforcement and Imitation Learning,
-        arXiv:2302.08560. The scores are those of the authors' code, in place of the contrast of their paper.
+        arXiv:2302.08560. The scores are computed as in the authors' code. The paper has a contrast instead.
     """
 
     expectile: Annotated[float, Above(0), Below(1)] = 0.8
@@ -56,7 +56,7 @@ class ReCOIL(IQL):
 
     @property
     def largest(self) -> float:
-        """The score of a demonstrated step, and the cost of an end."""
+        """Score of a demonstrated step, and the cost of an end."""
         return 2 / (1 - self.discount)
 
     @prepare

@@ -53,7 +53,7 @@ class TACR(TD3):
                               hint="leave n_step and critic_bc_weight out, or train another method")
 
     def method(self, n_obs_steps: int = 20, features: Schema | None = None) -> Method:
-        """A method with a transformer.
+        """Builds a method with a transformer over several steps.
 
         Args:
             n_obs_steps: Number of steps of the history.

@@ -26,7 +26,7 @@ from ..registry import method
 
 @part
 class LatentPlanning(Head):
-    """Plans by a model of encoded observations: the best of many candidates say where the next ones are drawn.
+    """Head that plans by a model of encoded observations: it samples candidates again around the best ones.
 
     The score of a candidate is the sum of the rewards that the model predicts, the score of what follows, and a penalty
     where the critics differ. It begins at the plan of a policy network, which also proposes candidates. `TDMPC` trains
@@ -74,7 +74,7 @@ class LatentPlanning(Head):
         return _LatentModel(self, spec.tokens * spec.width, coded_dim, spec.bound)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of the policy network along the stored actions, a mean over their components, (B, H).
+        """Returns the squared error of the policy network along the stored actions, a mean over components, (B, H).
 
         It only validates. Trained by it alone, plans would follow critics that know nothing.
         """
@@ -117,7 +117,7 @@ class LatentPlanning(Head):
 
 
 class _LatentModel(nn.Module):
-    """Encoding, model, critics, value and policy network. Encodings are between 0 and 1."""
+    """The networks of TD-MPC: encoding, model, critics, value and policy. Encodings are between 0 and 1."""
 
     def __init__(self, head: LatentPlanning, inputs: int, action_dim: int, bound: float):
         super().__init__()
@@ -136,12 +136,12 @@ class _LatentModel(nn.Module):
         return self.encoder(context.flat())
 
     def forward(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The next encoding, and the reward."""
+        """Predicts the next encoding, and the reward."""
         pair = torch.cat([latent, action], -1)
         return self.dynamics(pair), self.reward(pair).squeeze(-1)
 
     def critic_scores(self, latent: Tensor, action: Tensor) -> Tensor:
-        """The score of each critic, (n_critics, ...)."""
+        """Returns the score of each critic, (n_critics, ...)."""
         pair = torch.cat([latent, action], -1)
         return torch.stack([critic(pair).squeeze(-1) for critic in self.critics])
 
@@ -152,7 +152,7 @@ class _LatentModel(nn.Module):
         return self.bound * self.policy(latent).tanh()
 
     def follow_policy(self, latent: Tensor, noise: Tensor) -> Tensor:
-        """Plans of the policy network with noise, (B, N, H, A) as it is, in the model."""
+        """Returns plans of the policy network with noise, (B, N, H, A), rolled out in the model."""
         latent, steps = latent.expand(-1, noise.shape[1], -1), []
         for draw in noise.unbind(2):
             steps.append((self.policy_action(latent) + draw).clamp(-self.bound, self.bound))
@@ -251,7 +251,7 @@ class TDMPC(Algorithm):
             scores, advantage = net.critic_scores(latent, action), best - net.value(latent)
             weight = (self.beta * advantage.detach()).exp().clamp(max=self.max_weight)
             distance = (net.policy_action(latent.detach()) - action).square().sum(-1)
-            logged = logged or {"critic_score": scores.mean(0), "weight": weight}  # of the first step
+            logged = logged or {"critic_score": scores.mean(0), "weight": weight}  # metrics of the first step
             latent, reward = net(latent, action)
             terms = torch.stack([
                 self.consistency_weight * (latent - target_latents[:, i]).square().mean(-1),

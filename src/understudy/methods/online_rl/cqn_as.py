@@ -87,7 +87,7 @@ class CQNAS(Algorithm):
         return {"policy": Net(policy, self.optimizer, average=ConstantDecay(self.target_decay))}
 
     def warn_of_returns(self, head: CoarseToFineQ, data: Dataset) -> None:
-        """Warns if returns of the data are beyond the atoms."""
+        """Warns if returns of the data are beyond the range of returns that the network can represent."""
         columns = [e.steps["return"] for e in data.map(ReturnToGo(self.discount, into="return"))]
         returns = np.concatenate([np.zeros((1, 1)), *columns])
         if returns.min() < head.low or returns.max() > head.high:

@@ -76,9 +76,9 @@ class DiscreteSAC(CriticLearning):
 
     @loss("policy")
     def policy_loss(self, nets: Any, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns the loss of the policy and that of the temperature, (B,) each.
+        """Returns the loss of the policy and the loss of the temperature, (B,) each.
 
-        The policy's is the expected weighted log-probability minus the expected score.
+        The loss of the policy is the expected weighted log-probability minus the expected score.
         """
         log_prob = class_logits(nets.policy, batch.obs).log_softmax(1)
         with torch.no_grad():

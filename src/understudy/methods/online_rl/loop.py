@@ -20,7 +20,7 @@ from ..registry import method
 
 @part
 class RepeatedStartsCollector(RolloutCollector):
-    """Rolls the policy out several times from each start.
+    """Collector that rolls the policy out several times from each start.
 
     Args:
         n_repeats: Number of consecutive episodes from each start.

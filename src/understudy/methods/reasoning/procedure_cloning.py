@@ -26,11 +26,11 @@ PROCEDURE = "observation.procedure"  # the column of intermediate results, unles
 
 
 class Procedure(ABC):
-    """Computes the intermediate results again from what was recorded. Subclasses are frozen dataclasses."""
+    """Config of a procedure, which computes an expert's intermediate results. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def feature(self, episode: Episode) -> Feature:
-        """Returns the feature of one intermediate result. Its shape is the same at each step of the computation."""
+        """Returns the feature (dtype and shape) of each intermediate result of the computation."""
 
     @abstractmethod
     def results(self, episode: Episode, step: int) -> np.ndarray:
@@ -47,7 +47,7 @@ class Procedure(ABC):
 
 @dataclass(frozen=True)
 class GridSearch(Procedure):
-    """Breadth-first search from a goal over a grid of cells.
+    """Procedure: breadth-first search from a goal over a grid of cells.
 
     An intermediate result gives each cell a class: 0 if the search has not reached the cell, and ``1 + m`` if move m
     leads towards the goal by a shortest way. Each step of the search reaches the neighbors of the cells that were
@@ -82,7 +82,13 @@ class GridSearch(Procedure):
         return self.search(grid[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the maps of the search, (L + 1, W, H) int64, in a (W, H) grid of classes. Do not change them."""
+        """Returns the move of each cell after each step of a breadth-first search from the goal, (L + 1, W, H) int64.
+
+        Moves count from 1, and 0 is a cell that the search has not reached. Do not change the maps, which are cached.
+
+        Args:
+            grid: Class of each cell, (W, H).
+        """
         return _search(np.asarray(grid, np.int64).tobytes(), grid.shape, self.wall, self.goal, self.moves)
 
     def _grid(self, episode: Episode) -> np.ndarray:
@@ -99,7 +105,7 @@ class GridSearch(Procedure):
 @lru_cache(maxsize=256)  # all observations of an episode usually show the same grid
 def _search(cells: bytes, shape: tuple[int, int], wall: int, goal: int, moves: tuple[tuple[int, int], ...]
             ) -> np.ndarray:
-    """The maps of `GridSearch.search`, (L + 1, W, H), which must not be changed."""
+    """Returns the maps of `GridSearch.search`, (L + 1, W, H), which must not be changed."""
     grid, (width, height) = np.frombuffer(cells, np.int64).reshape(shape), shape
     maps, margin = [np.zeros(shape, np.int64)], max(abs(d) for move in moves for d in move)
     while True:
@@ -117,7 +123,7 @@ def _search(cells: bytes, shape: tuple[int, int], wall: int, goal: int, moves: t
 
 @dataclass(frozen=True)
 class ProcedureResult:
-    """Adds the result of a procedure at each observation, from which a policy can read the action.
+    """Adds a column with the result of a procedure at each observation, from which a policy can read the action.
 
     While acting, a policy that repeats the procedure gives the column: see `execute.planners.IteratedPlanner`.
     """
@@ -135,11 +141,11 @@ class ProcedureResult:
 
 @dataclass(frozen=True)
 class ProcedureEpisodes(Operation):
-    """Makes an episode of each computation: one for each step of the data, whose rows are the intermediate results.
+    """Makes an episode of the procedure's intermediate results for each step of the data.
 
     Its observations stay as they were at that step, and the column `into` has the intermediate results in order. A
     policy with ``Window(action_offset=1)`` and the target `into` learns to compute each result from the one before.
-    The last step repeats the end of the computation, so that the policy also learns that it changes nothing there.
+    The last step repeats the end of the computation. The policy thus also learns to change nothing after the end.
     """
 
     procedure: Procedure

@@ -28,7 +28,7 @@ from ..registry import method
 
 @part
 class TransformerEncoder(Encoder):
-    """Tokens of each column and observation step, and transformer layers in which all of them attend to each other.
+    """Encoder with tokens of each column and observation step, which attend to each other.
 
     Steps have sinusoidal positions. Its module also encodes windows with other numbers of steps or fewer columns.
     """
@@ -56,7 +56,7 @@ class _TransformerEncoderNet(EncoderNet):
         self.token_obs_steps = (n_obs_steps - 1,) * self.tokens
 
     def forward(self, obs, rng=None):
-        """Tokens are ordered by column, and those of a column by step."""
+        """Returns the tokens, ordered by column, and within a column by step."""
         n_steps, device = next(iter(obs.values())).shape[1], self.norm.weight.device
         positions, tokens, masks = sequence_positions(n_steps, self.width).to(device), [], []
         for name, column, place in zip(self.names, self.columns, self.places, strict=True):
@@ -73,7 +73,7 @@ class _TransformerEncoderNet(EncoderNet):
 
 @part
 class LatentPrediction(AuxiliaryLoss):
-    """Predicts how a slow copy of the encoder encodes the coming observations, from the encoding of the present one.
+    """Auxiliary loss that predicts how a slow copy of the encoder encodes the coming observations.
 
     The copy reads the observations of all steps of the horizon as one sequence, the present one included, and its
     encodings are normalized. The loss is the mean absolute error over the steps that exist.
@@ -109,7 +109,7 @@ class LatentPrediction(AuxiliaryLoss):
 
 
 class LatentPredictionLoss(LaggedAuxiliaryLoss):
-    """The function of `LatentPrediction`, with its predictor and the copy of the encoder."""
+    """The loss function of `LatentPrediction`, with its predictor and the copy of the encoder."""
 
     def __init__(self, config: LatentPrediction, policy: Policy):
         super().__init__()
@@ -119,12 +119,12 @@ class LatentPredictionLoss(LaggedAuxiliaryLoss):
         self.predictor = config.predictor.build(0, self.target_size(policy), 0, spec)
 
     def target_size(self, policy: Policy) -> int:
-        """Width of the target of a step."""
+        """Returns the width of the target of a step."""
         return len(self.config.columns) * policy.encoder.width
 
     @torch.no_grad()
     def targets(self, policy: Policy, batch: Batch) -> Tensor:
-        """What is predicted of each step, (B, H, width)."""
+        """Returns what is predicted of each step, (B, H, width)."""
         future = coming_observations(policy, batch, self.config.columns)
         present = {f"{name}?": batch.mask for name in future}
         tokens = self.target.encoder({**future, **present}).tokens
@@ -142,7 +142,7 @@ class LatentPredictionLoss(LaggedAuxiliaryLoss):
 
 
 def coming_observations(policy: Policy, batch: Batch, columns: tuple[str, ...]) -> dict[str, Tensor]:
-    """Coded observations at the steps of the horizon, (B, H, ...) each, from the columns of `Batch.extra`."""
+    """Returns coded observations at the steps of the horizon, (B, H, ...) each."""
     coded = policy.codec.encode_obs({**batch.obs, **{name: batch.extra[name] for name in columns}})
     return {name: coded[name] for name in columns}
 

@@ -18,7 +18,7 @@ from ..registry import method
 
 
 def hidden_beside_images(features: Schema | None) -> tuple[ConditionDropout, ...]:
-    """Augmentations that hide every observation but the images."""
+    """Builds augmentations that hide every observation but the images."""
     return tuple(ConditionDropout(name, 1.0) for name, f in (features or {}).items()
                  if role(name) == "observation" and f.kind != "image")
 

@@ -30,7 +30,7 @@ from ..registry import method
 
 @part
 class PromptedEncoder(Encoder):
-    """Transformer over the tokens of all columns but the prompt, with cross-attention to the prompt before each block.
+    """Encoder: a transformer over all columns, with cross-attention to the prompt before each block.
 
     It can be trained in two phases. A first policy with ``prompted=False`` reads the same columns and ignores the
     prompt: its encoder has the module "trunk" alone, which self-supervised objectives train. A second policy takes the
@@ -43,7 +43,7 @@ class PromptedEncoder(Encoder):
 
     Args:
         prompt: Column that says what to do: a text, a class, or numbers such as a goal.
-        encoder: Encoder of the observations, and of the prompt alone. Its width is that of the transformer.
+        encoder: Encoder of the observations, and of the prompt alone. The transformer has the width of this encoder.
         heads: Number of attention heads. Must divide the width.
         feed_forward_ratio: Width of the hidden layer of each block, relative to the width of the tokens.
 
@@ -98,7 +98,7 @@ class _PromptedEncoderNet(EncoderNet):
 
 
 class _Trunk(nn.Module):
-    """What the first phase trains."""
+    """The parts of the encoder that the first training phase trains."""
 
     def __init__(self, config: PromptedEncoder, features, n_obs_steps):
         super().__init__()
@@ -111,13 +111,13 @@ class _Trunk(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def attended(self, mask):
-        """Which tokens are read, to broadcast against (B, heads, queries, keys). Each token reads itself."""
+        """Returns which tokens are read, to broadcast against (B, heads, queries, keys). Each token reads itself."""
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         return mask[:, None, None] | itself
 
 
 class _Prompt(nn.Module):
-    """What the second phase adds."""
+    """The parts of the encoder that the second training phase adds, which read the prompt."""
 
     def __init__(self, config: PromptedEncoder, features, n_obs_steps):
         super().__init__()
@@ -127,7 +127,7 @@ class _Prompt(nn.Module):
         self.layers = nn.ModuleList(_CrossAttention(config) for _ in range(config.depth))
 
     def memory(self, obs, rng):
-        """The tokens that cross-attention reads, (B, 1 + n, width), and which of them are given."""
+        """Returns the tokens that cross-attention reads, (B, 1 + n, width), and which of them are given."""
         context = self.tokens(obs, rng)
         null = self.null_token.expand(len(context.tokens), 1, -1)
         mask = torch.cat([torch.ones_like(context.mask[:, :1]), context.mask], 1)
@@ -135,7 +135,7 @@ class _Prompt(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Adds to each token what it reads of the prompt: little at first, so that the trunk starts as it is."""
+    """Cross-attention that adds little of the prompt at first, so that the trunk starts as it is."""
 
     def __init__(self, config: PromptedEncoder):
         super().__init__()
@@ -156,7 +156,7 @@ class _CrossAttention(nn.Module):
         when="if one network serves many named tasks.")
 def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
              features: Schema | None = None) -> Method:
-    """DualMind: a trunk learns the dynamics without tasks. Frozen, it is steered by a prompt through new layers.
+    """DualMind: a trunk learns the dynamics without tasks. Then it is frozen, and new layers read a prompt.
 
     Args:
         prompt: Column that says what to do. By default the words of the task.

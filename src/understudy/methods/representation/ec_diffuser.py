@@ -24,7 +24,7 @@ from ..registry import method
 
 @part
 class ObjectEncoder(Encoder):
-    """A token for each object, from one network for all. A row of zeros holds no object.
+    """Encoder with a token for each object, from one network for all. A row of zeros holds no object.
 
     With a `Transformer` whose context is not ordered, a policy does not depend on the order of the objects, and acts
     with other numbers of them than in its data.
@@ -59,7 +59,7 @@ class _ObjectEncoderNet(EncoderNet):
         self.layers = feed_forward_layers((n_obs_steps * size, config.width, config.width), "silu")
 
     def forward(self, obs, rng=None):
-        """A row reads all observation steps of its object, which exists if it does in the last one."""
+        """Returns a token for each object, from all observation steps."""
         objects, present = observed_column(obs, self.objects)
         exists = (objects[:, -1] != 0).any(-1) & present[:, -1:]
         return Context(self.layers(objects.float().transpose(1, 2).flatten(2)), exists)
@@ -67,7 +67,7 @@ class _ObjectEncoderNet(EncoderNet):
 
 @part
 class NextObjects(NetworkObjective):
-    """Predicts the objects after the chunk from what a transformer makes of their tokens and of the noisy actions.
+    """Auxiliary loss that predicts the objects after the chunk from a transformer's tokens.
 
     The loss is the mean absolute error over the numbers of the objects that exist.
     """
@@ -95,7 +95,7 @@ class NextObjects(NetworkObjective):
         "regression", rows=("265",), needs=(NUMBERS, OBJECTS),
         when="if observations are a set of objects, whose number or order differs while acting.")
 def ec_diffuser(objects: str = "observation.objects", width: int = 128) -> Method:
-    """Diffusion policy that reads objects as a set, and predicts what becomes of each of them.
+    """Diffusion policy that reads objects as a set, and also predicts each of them after the chunk.
 
     The last step of an episode is learned only if an observation follows it.
 

@@ -92,7 +92,7 @@ class AddMotionPrompts(Operation):
 
 
 def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]]) -> Episode:
-    """The episode with columns that have the same value at every observation."""
+    """Returns the episode with columns that have the same value at every observation."""
     repeated = {name: np.broadcast_to(value, (len(episode.steps[name]), *value.shape))
                 for name, (value, _) in columns.items()}
     schema = {**episode.schema, **{name: feature for name, (_, feature) in columns.items()}}
@@ -101,12 +101,12 @@ def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]
 
 @part
 class MultimodalPromptEncoder(Encoder):
-    """Tokens of a prompt in which words and objects alternate, and one token for each object of the scene.
+    """Encoder of prompts in which words and objects alternate, and of the objects in the scene.
 
-    Each position of the prompt is a word (where the class of `words` is not 0), an object (where it is 0 and the
-    features in `prompt_objects` are not all 0), or padding. One network embeds the objects of the prompt and of the
-    scene. A transformer reads the prompt. With `residual`, the embedding of each object in the prompt is added to what
-    the transformer gives for it, so that details of the object are not lost.
+    Each position of the prompt is a word if the class in `words` is not 0. Otherwise it is an object if the features in
+    `prompt_objects` are not all 0, or else padding. One network embeds the objects of the prompt and of the scene. A
+    transformer reads the prompt. With `residual`, the embedding of each object in the prompt is added to the
+    transformer's output for this object, so that details of the object are not lost.
 
     The prompt is read at the newest observation step. Words that the schema does not know are embedded as zeros.
 
@@ -136,7 +136,7 @@ class MultimodalPromptEncoder(Encoder):
 
     @property
     def columns(self) -> tuple[str, str, str]:
-        """The columns that the encoder reads."""
+        """The names of the columns that the encoder reads."""
         return self.objects, self.words, self.prompt_objects
 
     def build(self, features, n_obs_steps):
@@ -190,7 +190,7 @@ class _MultimodalPromptNet(EncoderNet):
                        torch.cat([mask, scene_present.repeat_interleave(scene.shape[2], 1)], 1))
 
     def _prompt(self, obs):
-        """Tokens of the prompt, (B, positions, width), and which are not padding, (B, positions)."""
+        """Returns the tokens of the prompt, (B, positions, width), and which are not padding, (B, positions)."""
         (words, has_words), (objects, has_objects) = (observed_column(obs, name) for name in self.config.columns[1:])
         words, objects = words[:, -1].long(), objects[:, -1].float()
         is_word = (words != 0) & has_words[:, -1:]

@@ -28,15 +28,15 @@ from ..registry import method
 
 @part
 class ComponentTokenEncoder(Encoder):
-    """Transformer over the observation steps with one token for each number (a component of a column).
+    """Transformer encoder over the observation steps with one token for each number (component of a column).
 
     A token is the number times a vector of its component, plus the embeddings of the component and of the observation
     step. The tokens of the newest step, after the transformer, are the context. The objectives
     `MaskedTokenPrediction` and `NextTokenPrediction` train the transformer without a policy.
 
-    A component may be missing, such as that of a sensor that failed: a column of flags says which. Its token then has
-    the embeddings of component and step alone, and the transformer can infer it from the other tokens. Tokens of rows
-    and columns that are marked as not observed (``"name?"``) are masked.
+    A component may be missing, for example because a sensor failed. A column of flags says which components are
+    missing. Its token then has the embeddings of component and step alone, and the transformer can infer it from the
+    other tokens. Tokens of rows and columns that are marked as not observed (``"name?"``) are masked.
 
     Args:
         heads: Number of attention heads. Must divide `width`.
@@ -44,7 +44,7 @@ class ComponentTokenEncoder(Encoder):
             all other columns together. Both have the same weights: the token of a modality is the sum over its
             components.
         causal: Whether a token reads only itself and earlier tokens. Tokens are ordered by observation step, then by
-            column (those of `first` first), then by component. `NextTokenPrediction` needs it.
+            column (beginning with the columns in `first`), then by component. `NextTokenPrediction` needs it.
         first: Columns whose tokens come first within a step. By default the last action, which led to the observation.
         flags: Pairs (column, column of flags). A component is missing where its flag is below 0.5. The codec must leave
             the flags as they are: ``Normalizer(unscaled=...)``.
@@ -69,7 +69,7 @@ class ComponentTokenEncoder(Encoder):
             n_obs_steps: Number of observation rows in a window (To).
 
         Returns:
-            The module. Its tokens are those of the newest step.
+            The module. It gives the tokens of the newest step.
         """
         check_heads(self.width, self.heads, "ComponentTokenEncoder")
         for column, flags in self.flags:
@@ -87,7 +87,7 @@ class ComponentTokenEncoder(Encoder):
 
 
 class EncodedComponents(NamedTuple):
-    """What a `ComponentTokenNet` makes of observation windows.
+    """The output of a `ComponentTokenNet` for observation windows.
 
     Attributes:
         tokens: Tokens after the transformer, (B, To, G, D).
@@ -103,7 +103,7 @@ class EncodedComponents(NamedTuple):
 
 
 class ComponentTokenNet(EncoderNet):
-    """The module of `ComponentTokenEncoder`.
+    """The module that `ComponentTokenEncoder` builds.
 
     Attributes:
         n_components: Number of components of a step (C).
@@ -175,7 +175,7 @@ class ComponentTokenNet(EncoderNet):
         return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, available, mask)
 
     def _components(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The numbers of all columns, where they are given, and where their column was observed, (B, To, C) each."""
+        """Returns the numbers of all columns, where they are given, and where they were observed, (B, To, C) each."""
         values, available, observed = [], [], []
         for name in self.names:
             x, present = observed_column(obs, name)
@@ -199,7 +199,7 @@ class _TokenObjective(NetworkObjective):
 
 
 class _Readout(nn.Module):
-    """Predicts each component from a token: of its own place or of another."""
+    """Network that predicts each component from a token: its own or another."""
 
     def __init__(self, encoder: ComponentTokenNet):
         super().__init__()
@@ -207,7 +207,7 @@ class _Readout(nn.Module):
         self.bias = nn.Parameter(torch.zeros(encoder.n_components))
 
     def loss(self, encoder: ComponentTokenNet, tokens: Tensor, values: Tensor, counted: Tensor) -> Tensor:
-        """Mean squared error over the counted components of each window, (B,).
+        """Returns the mean squared error over the counted components of each window, (B,).
 
         Args:
             tokens: The token that predicts each token, (B, To, G, D).
@@ -221,7 +221,7 @@ class _Readout(nn.Module):
 
 @part
 class MaskedTokenPrediction(_TokenObjective):
-    """Hides random tokens, all components of each, and predicts them from the others.
+    """Auxiliary loss that hides random tokens and predicts their components from the visible tokens.
 
     Args:
         fraction: Probability that a token is hidden.
@@ -252,7 +252,7 @@ class MaskedTokenPrediction(_TokenObjective):
 
 @part
 class NextTokenPrediction(_TokenObjective):
-    """Predicts the components of each token from the token before it, which has read all earlier ones.
+    """Auxiliary loss that predicts the components of each token from the token before it.
 
     The encoder must be causal. The first token of a window is not predicted.
 

@@ -49,7 +49,7 @@ class StateActionVAE(Algorithm):
 
     References:
         Du et al. (2023), Behavior Retrieval: Few-Shot Imitation Learning by Querying Unlabeled Datasets,
-        arXiv:2304.08742. The defaults are those of the authors' code for states, which trains about 2,000 epochs.
+        arXiv:2304.08742. The defaults come from the authors' code for states, which trains about 2,000 epochs.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 14
@@ -81,7 +81,7 @@ class StateActionVAE(Algorithm):
 
 @dataclass(frozen=True)
 class StateActionEmbeddingSpec:
-    """Everything but the weights and the columns that determines an embedding.
+    """Settings and columns that determine a `StateActionEmbedding`, without its weights.
 
     Attributes:
         policy: The policy of the stage. The embedding has its codec and reads its windows.
@@ -94,7 +94,7 @@ class StateActionEmbeddingSpec:
 
 
 class StateActionEmbedding(BuiltModule, LatentEncoder):
-    """The mean of the latent of a window, followed by its coded actions. Actions after the end of an episode are 0.
+    """Embedding of a window: the mean of its latent, followed by its coded actions (0 after the end).
 
     Args:
         codec: Codec module to share with the policy. None builds a new one without statistics.

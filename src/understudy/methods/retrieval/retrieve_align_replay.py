@@ -31,7 +31,7 @@ from ..registry import method
 
 @dataclass(frozen=True)
 class PlanarFrame(ActionWrapper):
-    """Poses and velocities in the plane are given in the frame of an observed pose.
+    """Wrapper that shows poses and velocities in the plane in the frame of an observed pose.
 
     A pose is the first three components of a column: x, y and an angle in radians. The first two components of the
     action are a velocity. With the pose of the effector as the origin, a policy sees the world as a camera at its
@@ -95,7 +95,7 @@ def _check_vector(name: str, feature: Feature, size: int) -> None:
 
 @part
 class AlignedReplay(Executor):
-    """Repeats the motion of a demonstration from the place where it began.
+    """Executor that repeats the motion of a demonstration from the place where it began.
 
     There are three phases. At the start of an episode, the retriever chooses a demonstration and tells what its first
     observation was. The aligner, a policy with that observation as its goal, then acts until it hardly moves. At last
@@ -127,10 +127,7 @@ class AlignedReplay(Executor):
         check_alignment(self, planner)
         if self.aligner is not None:
             check_numeric_actions(planner, "AlignedReplay", "aligns until the actions are small")
-        policy = policy_with_memory(planner, "AlignedReplay")
-        if policy.window.horizon < 2:
-            raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",
-                              where="AlignedReplay", hint="use Window(horizon=2)")
+        policy_with_memory(planner, "AlignedReplay")
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
@@ -211,7 +208,7 @@ def _kind(source: object) -> str:
 
 
 def _inputs(planner: Planner, obs: Mapping[str, Tensor], later_column: str = "") -> dict[str, Tensor]:
-    """What a planner reads of an observation. `later_column` is a column that is added later."""
+    """Returns the observation columns that a planner reads, without the column that is added later."""
     if missing := [k for k in planner.inputs if k not in obs and k != later_column]:
         raise ConfigError(f"the policy with the demonstrations does not read {missing[0]!r}, which the retriever or "
                           "the aligner needs", where="AlignedReplay", hint="add it to the inputs of that policy")
@@ -219,7 +216,7 @@ def _inputs(planner: Planner, obs: Mapping[str, Tensor], later_column: str = "")
 
 
 def _first_rows(planner: Planner) -> Tensor:
-    """Numbers of the first row of each demonstration in the memory of a policy, (N,)."""
+    """Returns the number of the first row of each demonstration in the memory of a policy, (N,)."""
     net = cast(Any, policy_with_memory(planner, "AlignedReplay").net)
     last = (net.known[:, 1] == 0).nonzero().flatten()
     return torch.cat([torch.zeros_like(last[:1]), last[:-1] + 1])

@@ -44,7 +44,7 @@ ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...
 
 
 class CalibratedScorer(CheckpointModule):
-    """A scorer of observations with what it gives for the training data. Its rewards there are at least 0.
+    """Scorer of observations that is calibrated on the training data, so that its rewards there are at least 0.
 
     Args:
         scorer: Called with the columns of single observations, {name: (B, ...)}, returns their scores, (B,). A module
@@ -80,7 +80,7 @@ class CalibratedScorer(CheckpointModule):
 
     @torch.no_grad()
     def scores(self, episode: Episode) -> Tensor:
-        """Scores of all observations of an episode, (T,) or (T+1,), on the CPU."""
+        """Returns the scores of all observations of an episode, (T,) or (T+1,), on the CPU."""
         observed = {k: torch.tensor(np.asarray(v), device=self.minimum.device) for k, v in episode.steps.items()
                     if role(k) == "observation" and np.asarray(v).dtype.kind in "biuf"}
         rows = min(len(v) for v in observed.values())
@@ -116,16 +116,17 @@ class CalibratedScorer(CheckpointModule):
 
 @part
 class ScoredReturn(ColumnChange):
-    """Adds the return to go of rewards that a scorer gives, (T+1, 1). Neither data nor environment need rewards.
+    """Adds a column of returns to go, (T+1, 1), of rewards that a scorer gives. The data need no rewards.
 
     The reward of a step is the score of its observation, such as the similarity to the words of the task, minus the
     lowest score of the training data. While acting, the column is the target return at the first step, then reduced by
-    the reward of each observation. So it tells how far the task has come, also where the words or the places of things
-    are new.
+    the reward of each observation. So the column tells how far the task has come, even if the words or the places of
+    things are new.
 
     Args:
         scorer: The stage that calibrated the scorer (see `ScorerCalibration`), or the module.
-        target: Target return while acting. None: that of the scorer, a quantile of the training data.
+        target: Target return while acting. None: the target of the scorer, which is a quantile of the returns in the
+            training data.
 
     References:
         Kim et al. (2023), Guide Your Agent with Adaptive Multimodal Rewards (ARP), arXiv:2309.10790.
@@ -165,14 +166,14 @@ class TaskContrast(Algorithm):
     """Trains a scorer that tells how well an observation fits the words of a task, as CLIP does for images.
 
     Two networks embed the observation and the words at unit length. The score is their cosine similarity, divided by
-    a temperature. The loss finds the words of each observation among those of the batch, and the observation of each
-    words. Equal words are no negatives of each other.
+    a temperature. The loss finds the words of each observation among all words of the batch, and the observation that
+    belongs to the words among all observations. Equal words are not negatives of each other.
 
     It is the learner of a stage. Its checkpoint has the module "scorer". The policy of the stage is not trained.
 
     Args:
         task: Column of the words: a text or a class.
-        encoder: Encoder of both. Each has its own.
+        encoder: Encoder of the observation and of the words. Each has separate weights.
         hidden: Widths of the hidden layers after the encoders.
         batch_size: Observations per batch.
 
@@ -214,7 +215,7 @@ class TaskContrast(Algorithm):
 
 @dataclass(frozen=True)
 class TaskSimilaritySpec:
-    """Everything but the weights and the columns that determines a scorer.
+    """Settings and columns that determine a scorer `TaskSimilarity`, without its weights.
 
     Attributes:
         policy: The policy of the stage. The scorer has its codec and its inputs.
@@ -229,7 +230,7 @@ class TaskSimilaritySpec:
 
 
 class TaskSimilarity(BuiltModule):
-    """The similarity of an observation to the words of a task, divided by a temperature.
+    """Scorer by the similarity of an observation to the words of a task, divided by a temperature.
 
     Args:
         features: The columns of the policy of the stage.
@@ -268,7 +269,7 @@ class TaskSimilarity(BuiltModule):
 
 @part
 class ScorerCalibration(Algorithm):
-    """Stores what a frozen scorer gives for the training data: its lowest score and the return to ask for.
+    """Trains nothing: it stores a frozen scorer's lowest score and typical return on the training data.
 
     It is the learner of a stage. Its checkpoint has the module "reward", which `ScoredReturn` reads. Nothing is
     trained, neither the scorer nor the policy of the stage.

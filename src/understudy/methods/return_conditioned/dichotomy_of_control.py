@@ -54,12 +54,12 @@ class DichotomyOfControl(Algorithm):
     prior predicts the latent from the observation, and the value predicts the return to go from observation and latent.
 
     While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
-    takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
-    holds luck promises more, as policies that are conditioned on returns do.
+    takes the one of the highest value. The value is an estimate of the return that will be reached. If the latent
+    contained luck, the value would promise too much, as policies that are conditioned on returns do.
 
-    The policy reads the latent in a column, whose width is that of the latent. The data need this column with any
-    values, such as those of ``ConstantColumn(FUTURE, (0.0,) * 4)``, and rewards. The codec must leave the latent as it
-    is: ``Normalizer(unscaled=(FUTURE,))``.
+    The policy reads the latent in a column of the same width. The data need this column, with any values, and rewards:
+    ``ConstantColumn(FUTURE, (0.0,) * 4)`` adds the column. The codec must leave the latent as it is:
+    ``Normalizer(unscaled=(FUTURE,))``.
 
     Args:
         lookahead: Number of steps that the latent describes.
@@ -178,8 +178,9 @@ class DichotomyOfControl(Algorithm):
     def information_bound(self, nets: Any, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns a bound of how much better a reward and the next observation are known with the latent, (B,).
 
-        It is relative to their distribution in the batch, so that a constant is added that no latent changes: what
-        observation and action say. One step of the lookahead is drawn for each window.
+        The comparison is with their distribution in the batch. The bound therefore also contains what observation and
+        action say about them, which is a constant that no latent changes. One step of the lookahead is drawn for each
+        window.
 
         Args:
             latent: Latents, (B, D).
@@ -205,7 +206,7 @@ class DichotomyOfControl(Algorithm):
 
 
 class _Posterior(nn.Module):
-    """Mean and standard deviation of the latent, given observations, actions and rewards of the next steps."""
+    """Network that infers the latent from observations, actions and rewards of the next steps."""
 
     reward_mean: Tensor
     reward_std: Tensor
@@ -223,7 +224,7 @@ class _Posterior(nn.Module):
             self.register_buffer(name, torch.ones(()))
 
     def fit_rewards(self, data: Dataset) -> None:
-        """Sets the statistics of rewards and returns to go."""
+        """Computes the statistics of rewards and returns to go."""
         reward, returns = (torch.from_numpy(np.concatenate([np.ravel(e.steps[k][: len(e)]) for e in data])).double()
                            for k in (REWARD, RETURN))
         self.reward_mean.fill_(reward.mean())
@@ -231,7 +232,7 @@ class _Posterior(nn.Module):
         self.return_std.fill_(returns.std(correction=0).clamp(min=1e-6))
 
     def future(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coded observations (B, L + 1, O), actions (B, L, A), rewards (B, L) and which steps there are (B, L)."""
+        """Returns coded observations (B, L + 1, O), actions (B, L, A), rewards (B, L) and which steps exist (B, L)."""
         codec, config, L = self._policy[0].codec, self._policy[0].config, self.config.lookahead
         rows = {k: batch.extra[k] for k in self.columns}
         latent = batch.obs[self.config.column][:, :1]
@@ -252,7 +253,7 @@ class _Posterior(nn.Module):
 
 
 class _Energy(nn.Module):
-    """A score of each cause with each of its effects: (B, 1, C) and (B, N, E) to (B, N)."""
+    """Network that scores each cause with each of its effects: (B, 1, C) and (B, N, E) to (B, N)."""
 
     def __init__(self, cause: int, effect: int, hidden: Sequence[int]):
         super().__init__()

@@ -30,7 +30,7 @@ SCORED = "scored"  # metadata: True for an episode without exploration, which th
 
 @part
 class ScoredRolloutCollector(RolloutCollector):
-    """Also collects episodes without exploration, which tell how far the policy follows the demonstrations.
+    """Collector that also collects episodes without exploration, which tell how far the policy follows demonstrations.
 
     Args:
         n_scored: Number of these episodes in each round.
@@ -46,7 +46,7 @@ class ScoredRolloutCollector(RolloutCollector):
 
 
 class ProgressDiscount(nn.Module):
-    """The discount of `ADS`, and the k that it depends on.
+    """The discount of `ADS`, and the number of steps k that it depends on.
 
     Args:
         demonstrations: The steps of each, (T, D).
@@ -65,7 +65,7 @@ class ProgressDiscount(nn.Module):
         return min(self.config.alpha**(1 / int(self.k)), self.config.discount)
 
     def update(self, episodes: Sequence[Tensor]) -> None:
-        """Lets k grow by what the episodes of a round deserve, whose steps are (T, D) each."""
+        """Increases k by how far the episodes of a round, whose steps are (T, D) each, follow demonstrations."""
         own = list(product(episodes, self.demonstrations))
         pairs = list(permutations(self.demonstrations, 2)) or [(d, d) for d in self.demonstrations]
         for _ in range(self.config.max_growth):
@@ -77,12 +77,12 @@ class ProgressDiscount(nn.Module):
 
 
 def count_followed_steps(pairs: Iterable[tuple[Tensor, Tensor]], k: int) -> list[int]:
-    """How many of the first k steps of the first of each pair follow those of the second in order."""
+    """Counts how many of the first k steps of one episode match steps of another episode in the same order."""
     return [longest_increasing_subsequence(torch.cdist(a[:k], b[:k]).argmin(1).tolist()) for a, b in pairs]
 
 
 def longest_increasing_subsequence(numbers: Iterable[int]) -> int:
-    """The length of the longest subsequence whose numbers strictly increase."""
+    """Returns the length of the longest strictly increasing subsequence of some numbers."""
     ends: list[int] = []  # the smallest last number of such subsequences of length 1, 2, ...
     for number in numbers:
         position = bisect_left(ends, number)
@@ -101,12 +101,14 @@ class ADS(TD3):
     It holds for all stored steps.
 
     After each round of collection, k grows by 1 as long as the first k steps of the round's episodes score at least
-    ``threshold`` times as much as those of demonstrations, rounded down. It never falls. Episodes without exploration
-    count, if the collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
+    ``threshold`` times as much as the first k steps of demonstrations, rounded down. k never falls. If the collector
+    marks episodes without exploration (`ScoredRolloutCollector`), only these count. Otherwise all episodes of the round
+    count.
 
-    The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
-    steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all
-    pairs, and that of demonstrations the median over their pairs. A single one is compared with itself.
+    To score an episode against a demonstration, each step of the episode is replaced by the number of the nearest step
+    of the demonstration. The score is the length of the longest increasing subsequence of these numbers. A round scores
+    the 90th percentile over all pairs of an episode and a demonstration. Demonstrations score the median over pairs of
+    demonstrations. A single demonstration is compared with itself.
 
     Args:
         alpha: How much the reward after k steps counts.
@@ -126,7 +128,7 @@ class ADS(TD3):
     max_growth: Annotated[int, AtLeast(1)] = 5
 
     def method(self, n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-        """A method with rounds of practice.
+        """Builds a method with rounds of practice.
 
         Args:
             n_episodes: Number of episodes in each round, beside two without noise that measure the progress.
@@ -143,7 +145,7 @@ class ADS(TD3):
 
 
 class ADSEngine(RewardedEngine):
-    """Learner of `ADS`, which measures the progress when episodes have been collected."""
+    """Learner of `ADS`, which measures the progress after each collection of episodes."""
 
     config: ADS
 
@@ -156,7 +158,7 @@ class ADSEngine(RewardedEngine):
         self.progress = self.register("progress", ProgressDiscount(self.config, demonstrations))
 
     def batch_sampler(self, data, sampling_weights=None):
-        """It also scores the last round, once."""
+        """Returns the sampler of batches. Scores the last round, once."""
         assert isinstance(self.reward, EpisodeReward)
         last = max((episode.metadata.get(ROUND, -1) for episode in data), default=-1)
         if last >= self.progress.n_rounds:

@@ -23,11 +23,11 @@ from .gail import gail
 
 @part
 class CompositeReward(RewardModelConfig):
-    """A discriminator for each of some columns, such as those of an arm and of legs, and the environment's reward.
+    """Reward model config: one discriminator for each of some columns, such as of arm and legs, and the task's reward.
 
-    Each discriminator reads its own column alone. So what demonstrations show of one column need not fit what they
-    show of another: they may be clips of different motions, side by side in one episode. `PPO` keeps these objectives
-    apart. For other learners the reward is their weighted sum.
+    Each discriminator reads only one column. The columns of a demonstration therefore need not fit together: they may
+    be clips of different motions, side by side in one episode. `PPO` keeps these objectives apart. For other learners
+    the reward is their weighted sum.
 
     Args:
         columns: The observations that are compared. Empty: all inputs of the policy, each by itself.
@@ -73,7 +73,7 @@ class CompositeReward(RewardModelConfig):
 
 
 class CompositeModel(RewardModel):
-    """The model of `CompositeReward`."""
+    """The reward model that `CompositeReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)
@@ -108,8 +108,8 @@ def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:
     """PPO with a discriminator for each part of a body and the reward of a task, whose advantages stay apart.
 
-    The authors' discriminators see several frames, have hinge losses, and rewards between -1 and 1. Here they are those
-    of `gail`, and compare pairs of observations.
+    The authors' discriminators see several frames, have hinge losses, and rewards between -1 and 1. Here the
+    discriminators are the same as in `gail`, and compare pairs of observations.
 
     Args:
         n_epochs: Passes through the steps of a round.

@@ -18,11 +18,11 @@ from .pwil import pwil
 
 @part
 class DensityReward(EpisodeRewardConfig):
-    """The logarithm of a kernel density estimate of the steps of demonstrations.
+    """Reward: the logarithm of a kernel density estimate of demonstrated steps.
 
-    It has a Gaussian kernel in coded units. The reward is negative far from demonstrations, so that ends of episodes
-    must have a reason other than the reward. There it is about -10 a step, whose sum a critic learns slowly: if the
-    policy goes where no demonstration is, lower `scale`.
+    It has a Gaussian kernel in coded units. The reward is negative far from demonstrations. Use it only where a policy
+    cannot avoid negative rewards by ending the episode. Far from demonstrations the reward is about -10 per step, and a
+    critic learns such large sums slowly: if the policy goes where no demonstration is, lower `scale`.
 
     Args:
         bandwidth: Standard deviation of the kernel, in coded units.

@@ -26,7 +26,7 @@ from .gail import gail
 
 @part
 class ProgressReward(EpisodeRewardConfig):
-    """The reward of the environment, plus the progress of the last steps that demonstrations tell.
+    """Reward model config: the environment's reward plus progress, as learned from demonstrations.
 
     The progress from one observation of a demonstration to another is ``sign(n) * log(1 + |n|)`` if the other is n
     steps later. A network learns it (`ProgressLearning`). It is antisymmetric: going back costs what going there
@@ -53,7 +53,7 @@ class ProgressReward(EpisodeRewardConfig):
 
 
 class ProgressModel(EpisodeReward):
-    """The model of `ProgressReward`."""
+    """The reward model that `ProgressReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)
@@ -90,7 +90,7 @@ class ProgressModel(EpisodeReward):
 
 @part
 class ProgressLearning(Algorithm):
-    """Learns the progress of demonstrations, for other learners (`ProgressReward`). The policy stays as it is.
+    """Learns progress from demonstrations, for other learners (`ProgressReward`). It does not train the policy.
 
     Args:
         batch_size: Number of pairs of steps in each batch.

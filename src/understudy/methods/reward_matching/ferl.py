@@ -23,7 +23,7 @@ TRACE = "trace"  # metadata field: "up" if the feature rises from its lowest to 
 
 @part
 class TracePairs(Operation):
-    """Compares single steps of feature traces, for `PreferenceLearning`.
+    """Converts feature traces to comparisons of single steps, for `PreferenceLearning`.
 
     A trace is a motion along which a feature rises from its lowest to its highest value (metadata `trace`: "up") or
     falls ("down"). Of two steps of a trace, the one towards the highest value is better. The lowest steps of two traces
@@ -60,7 +60,7 @@ class TracePairs(Operation):
 
 
 def _rising(episode: Episode, columns: Iterable[str], path: str, number: int) -> dict[str, np.ndarray]:
-    """The columns of a trace, from the lowest to the highest value of its feature."""
+    """Returns the columns of a trace, ordered from the lowest to the highest value of its feature."""
     if (way := episode.metadata.get(TRACE)) not in ("up", "down") or len(episode) < 2:
         raise DataError(f"a trace needs two steps and the metadata field {TRACE!r}, which is \"up\" or \"down\": here "
                         f"are {pluralize(len(episode), 'step')} and {way!r}", where=f"{path}, episode {number}",
@@ -71,7 +71,7 @@ def _rising(episode: Episode, columns: Iterable[str], path: str, number: int) ->
 
 def _comparison(first: Mapping[str, np.ndarray], low: int, second: Mapping[str, np.ndarray], high: int,
                 preference: int) -> dict[str, np.ndarray]:
-    """The columns of a comparison of a step of one trace with a step of another, which is preferred or as good."""
+    """Builds the columns of a comparison of a step of one trace with a step of another."""
     steps = {name: np.stack([first[name][low], second[name][high]]) for name in first}
     return {**steps, SEGMENT: np.array([[0], [1]]), PREFERENCE: np.array([[BETTER - preference], [preference]])}
 
@@ -81,7 +81,7 @@ def _comparison(first: Mapping[str, np.ndarray], low: int, second: Mapping[str, 
         when="if you can show motions along which something that matters grows, and not write it down; then train "
              "`iql` or `sac` with `--reward`.")
 def ferl(n_pairs: int = 100) -> Method:
-    """A reward that grows along traces: motions along which something that matters rises to its highest value.
+    """Learns a reward from feature traces: motions along which something that matters rises to its highest value.
 
     The policy clones the traces, above all near the highest value. Use `--reward-scale -1` where less is better.
 

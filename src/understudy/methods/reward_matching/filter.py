@@ -26,7 +26,7 @@ OWN_START = "own_start"  # column
 
 @part
 class DemonstratedStarts(RolloutCollector):
-    """Begins some episodes at states of the demonstrations, all steps equally likely, where the simulator allows it.
+    """Collector that begins some episodes at states of demonstrations, if the simulator can be set to them.
 
     Args:
         fraction: Fraction of the episodes.
@@ -45,15 +45,16 @@ class DemonstratedStarts(RolloutCollector):
         return DemoStateReset(training.env, self.states(training), self.fraction)
 
     def states(self, training) -> Dataset:
-        """Returns the episodes at whose states others begin."""
+        """Returns the episodes at whose states other episodes may begin, by default the demonstrations."""
         return training.data.select(expert_episodes(training.data))
 
 
 @part
 class OwnStartReward(DiscriminatorReward):
-    """A discriminator that compares demonstrations with the episodes that begin where the environment does.
+    """Reward model config: a discriminator of demonstrations and of episodes with the environment's own start.
 
-    Those that begin at demonstrated states look like demonstrations, whatever the policy does.
+    It is not trained on episodes that begin at demonstrated states, because they look like demonstrations whatever the
+    policy does.
     """
 
     def build(self, policy, data):
@@ -62,7 +63,7 @@ class OwnStartReward(DiscriminatorReward):
 
 
 class OwnStartDiscriminator(Discriminator):
-    """The model of `OwnStartReward`."""
+    """The reward model that `OwnStartReward` configures."""
 
     annotations = (OWN_START,)
 

@@ -18,7 +18,7 @@ from ..generative.flow_policy import flow_policy
 from ..needs import COMPARISONS, NUMBERS
 from ..registry import method
 
-LEAST_NOISE = 1e-3  # of the noise in a plan, by which the error of its velocity is that of the clean plan divided
+LEAST_NOISE = 1e-3  # smallest 1 - t: the velocity's error is the clean plan's error divided by its square
 
 
 @method("Liu et al. 2025 (Flow-DPO), arXiv 2501.13918, for videos; here for chunks of actions",
@@ -28,9 +28,9 @@ LEAST_NOISE = 1e-3  # of the noise in a plan, by which the error of its velocity
 class FlowDPO(DenoisingPreference):
     """Tunes a flow policy by comparisons, without a reward: it learns better chunks rather than worse ones.
 
-    The loss is ``-log sigmoid(beta / 2 * (improvement of the better - improvement of the worse))``, where a chunk is
-    improved by how much smaller the error of its velocity is than that of the policy before the tuning. The four errors
-    have the same time and noise. The policy has to be trained already: ``understudy train flow-dpo DATA --from RUN``.
+    The loss is ``-log sigmoid(beta / 2 * (improvement of the better - improvement of the worse))``. The improvement of
+    a chunk is the error of its velocity before the tuning minus the error now. All four errors are computed with the
+    same time and noise. The policy has to be trained already: ``understudy train flow-dpo DATA --from RUN``.
 
     References:
         Liu et al. (2025), Improving Video Generation with Human Feedback, arXiv:2501.13918.

@@ -23,7 +23,7 @@ from .airl import airl
 
 
 class ScoreBound(MeanBound):
-    """Warns once if the environment ends episodes of the policy and no demonstration ends, besides what it refuses."""
+    """Bound on scores that also warns once if only the policy's episodes end, and no demonstration."""
 
     def __init__(self, largest: float, data: Dataset):
         super().__init__(largest)
@@ -44,8 +44,8 @@ class IQLearn(Algorithm):
     """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between.
 
     With r = Q(s, a) - discount * V(s'), and V the value of the policy with its entropy, the critic raises r at
-    demonstrated steps and lowers the value of the policy, while r^2 / (4 * divergence_weight) keeps r small. It needs
-    no other episodes, and learns more from those that the policy collects.
+    demonstrated steps and lowers the value of the policy, while r^2 / (4 * divergence_weight) keeps r small.
+    Demonstrations alone are enough, but it learns more if the policy collects episodes, too.
 
     Args:
         policy_optimizer: Optimizer of the policy.

@@ -31,9 +31,9 @@ CLONE_WEIGHT = "clone_weight"
 class ROT(TD3):
     """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
 
-    It clones the demonstrations with the weight `bc_weight` times w, and 1 - w is that of the critic's score. w is the
-    fraction of the policy's own observations at which the critic scores the action of the clone higher than that of the
-    policy (soft Q-filter). Without a clone, w is `fixed_weight`.
+    It clones the demonstrations with the weight `bc_weight` times w. The critic's score has the weight 1 - w. w is the
+    fraction of the policy's own observations at which the critic scores the action of the clone higher than the action
+    of the policy (soft Q-filter). Without a clone, w is `fixed_weight`.
 
     Args:
         clone: The policy that a stage cloned.

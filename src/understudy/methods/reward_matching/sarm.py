@@ -40,7 +40,7 @@ LABELS = "stage_progress"  # column, (T, 2): number of the stage, and the fracti
 
 @part
 class StageReward(RewardModelConfig):
-    """The progress of a task that a step makes: the stage, and the fraction of it that is done, from a short history.
+    """Reward model config: the progress of a task at a step, by its stage and how much of it is done.
 
     The progress is 0 at the first step of an episode and 1 after its last. A stage covers the mean fraction of the
     episodes that its segments have, so that the same situation has the same progress in slow and in fast episodes.
@@ -84,14 +84,14 @@ class StageReward(RewardModelConfig):
 
 
 def _stored_labels(data: Dataset) -> SegmentDetector | None:
-    """What finds the segments that the data tell by themselves."""
+    """Returns the detector of labeled segments that the data contain, if any."""
     if "subtask" in data.features():
         return ColumnSegments()
     return StoredSegments() if any(SEGMENTS in episode.metadata for episode in data) else None
 
 
 def _stages(segments: Sequence[Sequence[LabeledSegment]], data: Dataset) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The texts of all segments, in the order of their mean starts, and the mean fraction of the labeled steps."""
+    """Returns the texts of all segments in order of their mean starts, and their mean share of the labeled steps."""
     starts: dict[str, list[float]] = {}
     shares: dict[str, float] = {}
     for number, inside, length in zip(data.indices, segments, data.lengths.tolist(), strict=True):
@@ -110,7 +110,7 @@ def _stages(segments: Sequence[Sequence[LabeledSegment]], data: Dataset) -> tupl
 
 
 class StageModel(RewardModel):
-    """The model of `StageReward`."""
+    """The reward model that `StageReward` configures."""
 
     def __init__(self, about, features, codec=None):
         super().__init__(about, features, codec)
@@ -140,7 +140,7 @@ class StageModel(RewardModel):
         return episode.replace({LABELS: labels})
 
     def frames(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Tensor:
-        """Returns what is read of observations, (B, To, ...), for each that counts, (B, n_frames, D)."""
+        """Returns the vectors that are read of observations, (B, To, ...), for each that counts, (B, n_frames, D)."""
         gap = self.config.frame_gap
         coded = self.codec.encode_obs({k: obs[k][:, (obs[k].shape[1] - 1) % gap::gap] for k in self.inputs})
         shape = coded[self.inputs[0]].shape[:2]
@@ -180,7 +180,7 @@ class StageModel(RewardModel):
         when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`.")
 @part
 class SARM(Algorithm):
-    """A reward for the progress of a task, in stages if the data name them, and a policy that clones all steps alike.
+    """Learns a reward for the progress of a task, in stages if the data name them, and clones all steps (SARM).
 
     The loss of an observation is the cross-entropy of its stage plus the squared error of the fraction of the stage
     that is done. That fraction is predicted for the recorded stage, or else for the predicted one. Histories are played
@@ -258,7 +258,7 @@ class SARM(Algorithm):
 
 
 class StageEngine(Engine):
-    """Learner of `SARM`: its batches are histories with labels of the stages, and "loss" is that of the reward."""
+    """Learner of `SARM`, whose batches are histories with labels of the stages."""
 
     def batch_sampler(self, data, sampling_weights=None):
         reward = self.nets.reward

@@ -25,14 +25,17 @@ from .pwil import pwil
 
 @part
 class SiameseReward(EpisodeRewardConfig):
-    """``exp(-(frame_weight * d_e + sequence_weight * d_h))``, where d compares a step with that of a demonstration.
+    """Reward model config: learned distances of a step, and of all steps so far, to a demonstration.
 
-    Steps with the same number are compared, and later ones with the last of the demonstration. d_e is the mean squared
-    difference of the encodings of the next observation, and d_h that of the states of an LSTM, which has read all
-    encodings so far. `VIRL` trains them. Of several demonstrations the one that gives the highest return counts.
+    The reward is ``exp(-(frame_weight * d_e + sequence_weight * d_h))``.
 
-    Clips start with the episode and end at a random step, mostly early. A clip of a demonstration is to be near the
-    same with noise and at another speed. It is to be at least `margin` away from a clip of an own episode, or from
+    Each step is compared with the step of the same number in the demonstration. Steps after the end of the
+    demonstration are compared with its last step. d_e is the mean squared difference of the encodings of the next
+    observation. d_h is the mean squared difference of the states of an LSTM that has read all encodings so far. `VIRL`
+    trains them. Of several demonstrations the one that gives the highest return counts.
+
+    Clips start with the episode and end at a random step, mostly early. A clip of a demonstration is to be near a copy
+    of itself with noise and at another speed. It is to be at least `margin` away from a clip of an own episode, or from
     itself in shuffled order. Clips are also decoded, from the last state and from each encoding.
 
     Args:
@@ -40,8 +43,8 @@ class SiameseReward(EpisodeRewardConfig):
         width: Size of an encoding and of a state.
         noise: Standard deviation of the noise, in coded units.
         warp: Largest relative change of the speed.
-        own_rounds: Number of first rounds whose own episodes are told from demonstrations. Those of a good policy would
-            make it look bad.
+        own_rounds: Number of first rounds in which training tells own episodes from demonstrations. Later the policy is
+            good, and its episodes would be made to look bad.
         n_clips: Number of triplets of clips in an update.
         loss_weights: Of the losses of states, of encodings, and of what is decoded from states and from encodings.
 
@@ -67,7 +70,7 @@ class SiameseReward(EpisodeRewardConfig):
 
 
 class SiameseModel(EpisodeReward):
-    """The model of `SiameseReward`. Its rewards are those of the networks at the last round."""
+    """The reward model that `SiameseReward` configures. Its rewards change only with collection rounds."""
 
     n_rounds: Tensor
 
@@ -83,7 +86,7 @@ class SiameseModel(EpisodeReward):
         self.own: list[Tensor] = []
 
     def follow(self, data: Dataset) -> Dataset:
-        """Takes the present networks if there is a new round, and returns the episodes with their rewards."""
+        """Updates the networks of the rewards if there is a new round, and returns the episodes with rewards."""
         last, expert = max((e.metadata.get(ROUND, -1) for e in data), default=-1), set(expert_episodes(data))
         if last >= self.n_rounds:
             self.scoring.load_state_dict(self.encoders.state_dict())
@@ -107,7 +110,7 @@ class SiameseModel(EpisodeReward):
         return sum((w * term for w, term in zip(self.config.loss_weights, terms, strict=True)), h.new_zeros(len(h)))
 
     def contrast(self, codes: Tensor) -> Tensor:
-        """Returns how far the second code is from the first, and how far the third lacks of the margin, (N, ...)."""
+        """Returns the distance of the first two codes plus what the first and third lack of the margin, (N, ...)."""
         first, similar, other = codes.unbind(1)
         return mean_square(first, similar) + (self.config.margin - mean_square(first, other)).relu()
 
@@ -147,7 +150,7 @@ class SiameseModel(EpisodeReward):
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared difference of vectors, (..., D), (...)."""
+    """Returns the mean squared difference of vectors, (..., D), (...)."""
     return (a - b).square().mean(-1)
 
 

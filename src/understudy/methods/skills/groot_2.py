@@ -101,7 +101,7 @@ class InstructedAutoencoder(SkillAutoencoder):
         labeled = (~torch.stack([torch.zeros_like(batch.mask[:, 0]), *absent]).any(0)).nonzero()[:, 0]
         if not len(labeled):
             return total, logged
-        # An instruction does not change: that of the first step is that of its history.
+        # An instruction does not change within an episode, so the first step's instruction holds for its history, too.
         history = nets.policy.window.n_obs_steps
         words = {k: batch.extra[k][labeled, :1].repeat_interleave(history, 1) for k in names}
         piece = Batch({k: v[labeled] for k, v in batch.obs.items()}, batch.action[labeled], batch.mask[labeled])
@@ -131,7 +131,7 @@ class InstructedAutoencoder(SkillAutoencoder):
 
 @dataclass(frozen=True)
 class _LabeledFraction:
-    """Sampling weights with which labeled steps are this fraction of all windows."""
+    """Sampling weights with which a fixed fraction of all windows has labeled steps."""
 
     inputs: tuple[str, ...]
     labeled: float
@@ -159,7 +159,7 @@ class _LabeledFraction:
         when="if few of many episodes are described in words.")
 def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64,
             features: Schema | None = None) -> Method:
-    """Follows words that few episodes have: they give places in a space of latents that all episodes teach.
+    """Follows instructions that few episodes have, by a space of latents that all episodes train (GROOT-2).
 
     Args:
         period: Number of steps of a piece, and while acting of a latent.
@@ -174,7 +174,7 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
     high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
     latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
                      transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
-    return Method(high, learner=BehaviorCloning(steps=1),  # it is trained in the stage
+    return Method(high, learner=BehaviorCloning(steps=1),  # the stage trains the policy
                   transforms=(LatentLabels(FromStage("latents", "posterior")), words),
                   stages=(Stage("latents", latents),),
                   initialize_from=(InitializeFrom(FromStage("latents", "instruction"), train=()),),

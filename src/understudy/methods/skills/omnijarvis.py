@@ -23,7 +23,7 @@ from ..registry import method
         when="if a task in words takes many steps, and what to do depends on what was done before.")
 def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memory: int = 8, max_bytes: int = 64,
                features: Schema | None = None) -> Method:
-    """Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.
+    """Converts behavior to codes, of which a policy predicts the next one from words and earlier codes (OmniJARVIS).
 
     Args:
         period: Number of steps of a code.

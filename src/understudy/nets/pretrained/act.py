@@ -132,7 +132,10 @@ class _LearnedToken(nn.Module):
 
 
 class _ACTPosterior(TrunkNet):
-    """(B, H, outputs), equal for all steps. The input of a step is its coded action, and 1 if it is not padded."""
+    """Posterior network of ACT, (B, H, outputs), equal for all steps.
+
+    The input of a step is its coded action, and 1 if it is not padded.
+    """
 
     # nn.ModuleList, which does not say of what: layers.
     layers: Any
@@ -181,7 +184,7 @@ class _ACTLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, absent: Tensor,
                 memory: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`absent` (B, keys) marks the tokens of x that are masked, or those of `memory` (keys, values)."""
+        """`absent` (B, keys) marks the masked tokens of x, or of `memory` (keys, values) if it is given."""
         def self_attention(y):
             query = y + positions
             mask = absent if memory is None else None
@@ -205,7 +208,7 @@ class _ACTLayer(nn.Module):
 
 
 def sequence_positions(count: int, width: int) -> Tensor:
-    """Sinusoids of the positions 0 to count - 1 with sines and cosines alternating, (count, width).
+    """Returns the sinusoids of the positions 0 to count - 1 with sines and cosines alternating, (count, width).
 
     References:
         Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
@@ -214,7 +217,7 @@ def sequence_positions(count: int, width: int) -> Tensor:
 
 
 def grid_positions(height: int, width: int, size: int) -> Tensor:
-    """Sinusoids of the cells of a grid, row by row, (height * width, size): first those of the row, then the column.
+    """Sinusoids of the cells of a grid, row by row, (height * width, size): first of the row, then of the column.
 
     Rows and columns are numbered from 1 and scaled so that the last is at 2 pi, as in DETR and ACT.
 
@@ -238,13 +241,13 @@ def _alternating(position: Tensor, width: int) -> Tensor:
 
 @part
 class ACTEncoder(Encoder):
-    """One token per vector and observation step, then one per cell of 32 x 32 pixels of each image, as in ACT.
+    """Encoder of ACT: one token per vector and observation step, then one per cell of 32 x 32 pixels.
 
     All cameras share a ResNet-18 whose batch normalization has fixed statistics. Vectors are also given to the trunk by
     name, as `ACTTransformer` needs them for its posterior.
 
     Args:
-        width: Width of the tokens: that of the trunk.
+        width: Width of the tokens, which must be the width of the trunk.
         weights: Pretrained weights of the ResNet-18, see `nets.vision.ResNet`. None for random weights.
 
     References:

@@ -17,7 +17,7 @@ from ..vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
 
 @part
 class DiffusionPolicyEncoder(Encoder):
-    """One token per observation step: all vectors and the features of all images, side by side.
+    """Encoder with one token per observation step: all vectors and the features of all images, side by side.
 
     Columns stand in the order of the policy's inputs. Values that were not observed become zeros. The features of an
     image are the keypoints of a ResNet-18 after a linear layer and ReLU.

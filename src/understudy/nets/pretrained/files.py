@@ -38,7 +38,7 @@ class PretrainedNet(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class PretrainedFiles:
-    """The files of a pretrained network. Those that are not weights are in memory.
+    """The files of a pretrained network. Files other than weights are in memory.
 
     Args:
         weights: The address: a folder, or ``"hf://OWNER/NAME[@REVISION]"``.

@@ -96,7 +96,7 @@ class _TransformersTextNet(PretrainedNet):
 
     @torch.no_grad()
     def embed(self, sentences: list[str]) -> Tensor:
-        """Embed sentences one by one, (n, hidden size), so that the result does not depend on the others."""
+        """Embed sentences one by one, (n, hidden size), so that no sentence changes the result of another."""
         device = next(self.model.parameters()).device
         vectors = []
         for sentence in sentences:

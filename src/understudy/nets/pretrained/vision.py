@@ -84,7 +84,7 @@ class TimmVision(VisionEncoder):
 
 @dataclass(frozen=True)
 class _Preprocessing:
-    """What is done with pixels in [0, 1] before the network reads them."""
+    """How pixels in [0, 1] are preprocessed before a pretrained network reads them."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -116,7 +116,7 @@ class _PretrainedBody(PretrainedNet, ABC):
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalized pixels (N, 3, *size) to features (N, tokens, size)."""
+        """Encodes normalized pixels (N, 3, *size) as features (N, tokens, size)."""
 
 
 class _TransformersBody(_PretrainedBody):
@@ -234,7 +234,7 @@ class _TrainedVisionNet(VisionNet):
 
 
 def _finish(body: _PretrainedBody, frozen: bool, width: int | None) -> VisionNet:
-    """The net around a pretrained network, whose number and width of tokens are found with one image."""
+    """Builds the network around a pretrained one, whose tokens are counted with one image."""
     body.eval()
     image = torch.zeros(1, 3, *body.preprocessing.size)
     with torch.set_grad_enabled(not frozen):
@@ -258,7 +258,7 @@ def _check_color(shape: tuple[int, int, int], where: str) -> None:
 
 
 def _size_of(size: Any) -> tuple[int, int] | None:
-    """Height and width from an entry of preprocessor_config.json."""
+    """Returns height and width from an entry of preprocessor_config.json."""
     if isinstance(size, dict):
         if "height" in size and "width" in size:
             return size["height"], size["width"]

@@ -29,6 +29,11 @@ def test_integers_as_actions_are_choices_and_that_is_said(tmp_path):
     assert not read_all(npz_of(tmp_path / "e.npz")).metadata["warnings"]
 
 
+def test_a_file_is_no_pickle_because_of_its_name(tmp_path):
+    np.savez(tmp_path / "pickles.npz", phases=np.zeros(3, complex))
+    refused(tmp_path / "pickles.npz", "an .npz without episode_ends; it holds phases")
+
+
 @pytest.mark.parametrize("changes, parts", [
     ({"success": np.array([1, 0, 0.5, 1])}, ["success[2]", "a flag must be 0 or 1, not 0.5"]),
     ({"terminals": np.r_[np.zeros(21), 0.5]}, ["terminals[21]", "a flag must be 0 or 1, not 0.5"]),

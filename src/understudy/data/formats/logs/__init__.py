@@ -1,1 +1,1 @@
-"""MCAP files and bags of ROS: topics, messages, and their mapping to columns."""
+"""Readers of MCAP files and ROS bags: topics, messages, and their mapping to columns."""

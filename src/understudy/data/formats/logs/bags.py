@@ -19,7 +19,9 @@ from ....hints import command_line
 from ... import cache
 from ...episode import ColumnSource, Dataset
 from ...resampling import find_rotations, interpolate_rows
-from ..parts.key_map import MisreadingWarning, metadata
+from ..parts.file_kinds import recording_paths
+from ..parts.key_map import metadata
+from ..parts.reader_warnings import MisreadingWarning
 from . import message_logs as streams
 from . import topic_mapping as maps
 from .message_logs import MessageLog
@@ -67,8 +69,8 @@ def preview_bags(path: Path) -> Dataset:
 
 
 def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
-    """The recordings that have messages, and a warning for each that has none. All of them if none has messages."""
-    paths = streams.log_paths(path)
+    """Opens the recordings that have messages, and warns of each that has none. Opens all if none has messages."""
+    paths = recording_paths(path)
     logs = [streams.open_log(p) for p in paths if p.is_dir() or p.stat().st_size]
     full = [log for log in logs if any(log.counts.values())]
     if not full:
@@ -106,8 +108,8 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
     """Groups the messages of a topic by the names of their components.
 
     Returns:
-        The first message and the numbers of the messages of each group, (n,), those with most names first. A group
-        whose names are all in others is left out.
+        The first message and the numbers of the messages of each group, (n,). Groups with most names come first. A
+        group is left out if groups before it have all of its names.
     """
     first = next((m for _, _, m in log.messages([topic])), None)
     if first is None or not maps.message_names(first):
@@ -128,7 +130,7 @@ def _publishers(log: MessageLog, topic: str) -> list[tuple[Any, np.ndarray]]:
 
 @dataclass
 class _AlignedRecording:
-    """A recording whose messages are assigned to the rows of its clock.
+    """A recording with messages that are assigned to the rows of its clock.
 
     Attributes:
         ticks: Times of the rows that are in an episode, (T,) ns.
@@ -144,7 +146,7 @@ class _AlignedRecording:
 
 
 class BagSource(ColumnSource):
-    """Recordings as episodes.
+    """Reader of recordings of messages (MCAP files and ROS bags) as episodes.
 
     Args:
         notes: Further warnings, such as about topics that the mapping leaves out.
@@ -155,7 +157,7 @@ class BagSource(ColumnSource):
         truncations = [log.truncation for log in recordings if log.truncation]
         self.warnings: list[str] = [*(f"{text}; what is there was read" for text in truncations), *(notes or [])]
         self._check(recordings)
-        self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
+        self._paths: dict[str, tuple[str, ...]] = {}  # paths of the numbers of each column, if they are in a structure
         self.schema = self._features(recordings)
         self.key = cache.json_digest("bags", [log.key for log in recordings], mapping.to_json())
         self._joined: list[_AlignedRecording] = []
@@ -199,7 +201,7 @@ class BagSource(ColumnSource):
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def _features(self, recordings) -> dict[str, Feature]:
-        """Features from the first message of each column, in the first recording that has one."""
+        """Finds the features of columns from the first message of each, in the first recording that has one."""
         out = {}
         for name, c in self.mapping.columns.items():
             if c.topic is None:
@@ -249,7 +251,7 @@ class BagSource(ColumnSource):
         return replace(feature, names=names if names and len(names) == feature.size else None)
 
     def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:
-        """(first of the kept ticks, rows, whether one more is observed) of each episode."""
+        """Aligns a recording. Returns first tick, number of rows, and whether one more row is observed, by episode."""
         m = self.mapping
         scan = RecordingScan.from_log(log, m.topics, m.columns, self.schema, m.time_source, self._paths)
         order, sorted_ = {}, {}
@@ -310,7 +312,7 @@ class BagSource(ColumnSource):
                                  "\"log\" in the mapping joins by those")
 
     def _note_two_clocks(self, log, scan, ticks) -> None:
-        """Warns if some topics are joined by header stamps, far from their log times, and others have no stamps."""
+        """Warns if some topics are joined by header stamps, far from their log times, and some have no stamps."""
         offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
                    for topic, stamps in scan.stamps.items() if len(stamps)}
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]
@@ -337,7 +339,7 @@ class BagSource(ColumnSource):
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
 
     def _episodes(self, log, ticks, is_complete, is_observed, has_value, mark) -> Iterator[tuple[np.ndarray, bool]]:
-        """(the ticks of each episode, whether the last of them is only observed). Says what is not whole."""
+        """Yields the ticks of each episode, and whether the last is only observed. Warns of incomplete episodes."""
         rows, name = np.flatnonzero(is_complete), log.path.name
 
         def missing(begin, end):

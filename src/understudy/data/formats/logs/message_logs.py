@@ -26,18 +26,18 @@ import numpy as np
 from ....core import UserError
 from ... import cache, video
 from ..parts import read_errors
-from ..parts.column_names import number_sort_key
+from ..parts.file_kinds import file_kind, file_order
 from ..parts.read_errors import damaged
 from . import protobuf
 
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
         "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}
 _CODECS = {"h264": "h264", "h265": "hevc", "vp9": "vp9", "av1": "libdav1d"}  # ours in PyAV
-_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # of MCAP's registry
+_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # names in MCAP's registry
 
 
 class MessageLog(ABC):
-    """One recording.
+    """Base class of a recording of messages on topics.
 
     Attributes:
         undecoded: Why the messages of a topic cannot be decoded, to complete "the topic has ...".
@@ -57,12 +57,12 @@ class MessageLog(ABC):
 
     @property
     def key(self) -> str:
-        """Digest of the files as they are now."""
+        """Digest of the recording's files, which changes if they change."""
         return cache.files_digest(self.files, "log")
 
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """Decodes the messages of some topics. Those of one topic are always in the same order.
+        """Decodes the messages of some topics. The messages of one topic are always in the same order.
 
         Args:
             begin: Log time of the first message, ns.
@@ -85,16 +85,16 @@ class MessageLog(ABC):
     @abstractmethod
     def _encoded(self, topics: Collection[str], begin: int | None, end: int | None) \
             -> Iterator[tuple[Path, str, int, Callable[[], Any]]]:
-        """File, topic, log time and decoder of each message, and of others that `messages` passes over."""
+        """Yields file, topic, log time and decoder of each message, including messages that `messages` passes over."""
 
 
 def is_image(type: str) -> bool:
-    """Whether messages of a type are images or packets of a video."""
+    """Returns whether messages of a type are images or packets of a video."""
     return _short(type) in ("CompressedImage", "Image", "RawImage") or is_video(type)
 
 
 def is_video(type: str) -> bool:
-    """Whether messages of a type are packets of a video. Most packets can be decoded only after those before them."""
+    """Returns whether messages of a type are packets of a video. Most need the packets before them for decoding."""
     return _short(type) == "CompressedVideo"
 
 
@@ -142,7 +142,7 @@ def _data(message) -> bytes:
 
 
 def is_key_frame(message) -> bool:
-    """Whether a packet of a video can be decoded without those before it.
+    """Returns whether a packet of a video can be decoded without the packets before it.
 
     That is an IDR picture of H.264, an IRAP picture of H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence
     header of AV1 (5.5), or a key frame of VP9 (6.2).
@@ -159,7 +159,7 @@ def is_key_frame(message) -> bool:
 
 
 def _units(data: bytes) -> Iterator[int]:
-    """The types of the open bitstream units of AV1 (5.3)."""
+    """Yields the types of the open bitstream units in AV1 data (AV1 specification 5.3)."""
     at = 0
     while at < len(data):
         head, at = data[at], at + 1 + (data[at] >> 2 & 1)
@@ -219,7 +219,7 @@ def _get(value, name: str):
 
 
 def _readable(where: object, what: str = "recording") -> AbstractContextManager[None]:
-    """Raises what a reader raises about a damaged file as a `UserError` with the place."""
+    """Turns the errors that a reader raises about a damaged file into `UserError` with the place. A context manager."""
     return read_errors.as_user_error(f"the {what}", where, passed_through=(ModuleNotFoundError,), named=True)
 
 
@@ -232,7 +232,7 @@ def import_reader(module: str) -> ModuleType:
 
 
 class McapLog(MessageLog):
-    """One recording in one MCAP file, or in several consecutive ones."""
+    """Reader of one recording in one MCAP file, or in several consecutive ones."""
 
     kind = "mcap"
 
@@ -277,7 +277,7 @@ class McapLog(MessageLog):
 
     @staticmethod
     def _summary(file: Path):
-        """The summary of a file. None if it cannot locate the messages."""
+        """Reads the summary of an MCAP file. None if it cannot locate the messages."""
         from mcap.reader import make_reader
 
         try:
@@ -325,7 +325,7 @@ class McapLog(MessageLog):
 
 
 class McapStream:
-    """An MCAP file that is read from its start to its end.
+    """Reader that goes through an MCAP file from its start to its end, without its index.
 
     Attributes:
         cut: How the recording was cut short, once it is read. Empty if it is complete.
@@ -335,7 +335,7 @@ class McapStream:
         self.schemas, self.channels, self.metadata, self.cut = {}, {}, {}, ""
 
     def records(self, file: Path) -> Iterator[tuple[Any, Any, Any]]:
-        """Yields schema, channel and record of each message."""
+        """Yields schema, channel and message record of each message."""
         from mcap.exceptions import EndOfFile, McapError, RecordLengthLimitExceeded
         from mcap.records import Channel, Chunk, DataEnd, Message, Metadata, Schema
         from mcap.stream_reader import StreamReader, breakup_chunk
@@ -365,7 +365,7 @@ class McapStream:
 
 @lru_cache(1024)  # a recording has thousands of messages of a few types
 def _decoder(name: str, encoding: str, schema: bytes) -> Callable[[bytes], Any]:
-    """A function from the bytes of a message to an object of its fields."""
+    """Returns a function that decodes the bytes of a message to an object with its fields."""
     if encoding == "protobuf":
         return protobuf.make_decoder(name, schema)
     typesys = import_reader("rosbags.typesys")
@@ -384,7 +384,7 @@ def _decoder(name: str, encoding: str, schema: bytes) -> Callable[[bytes], Any]:
 
 
 class RosbagLog(MessageLog):
-    """A ROS 1 bag with an index, or a ROS 2 bag, as rosbags reads them."""
+    """Reader of a ROS 1 bag with an index, or of a ROS 2 bag, by the package rosbags."""
 
     def __init__(self, path: Path):
         super().__init__(path, sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path])
@@ -416,7 +416,9 @@ class RosbagLog(MessageLog):
 
 
 class UnindexedRosbag(MessageLog):
-    """A ROS 1 bag without an index, because its recording was interrupted. Its chunks are read in order, up to the cut.
+    """Reader of a ROS 1 bag without an index, because its recording was interrupted.
+
+    Its chunks are read in order, up to the cut.
 
     Records: wiki.ros.org/Bags/Format/2.0.
     """
@@ -460,7 +462,7 @@ class UnindexedRosbag(MessageLog):
 
 
 def _unpacked(how: str, data: bytes) -> bytes:
-    """Decompresses the part of a chunk that is present."""
+    """Decompresses the part of a bag's chunk that is present in a cut file."""
     if how == "bz2":
         return bz2.BZ2Decompressor().decompress(data)
     if how == "lz4":
@@ -471,7 +473,7 @@ def _unpacked(how: str, data: bytes) -> bytes:
 
 
 def _ros1(handle, part: bool = False):
-    """(header, data) of each whole record. part: of the last one too, if its data are cut off."""
+    """Yields (header, data) of each whole record of a ROS 1 bag. part: also of the last one if its data are cut off."""
     while True:
         header, whole = _sized(handle)
         if not whole:
@@ -499,40 +501,12 @@ def _header(fields: bytes):
 # -- which ------------------------------------------------------------------------------------------------------------
 
 
-def log_paths(path: Path) -> list[Path]:
-    """Returns the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
-
-    Several recordings are ordered by the last number in their names.
-    """
-    path = Path(path)
-    if path.is_file() or _ros2(path):
-        return [path]
-    inside = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=recording_order)
-    kinds = [[p for p in inside if p.suffix == s and p.is_file()] for s in (".mcap", ".bag")]
-    kinds.append([p for p in inside if p.is_dir() and _ros2(p)])
-    return max(kinds, key=len)
-
-
-def recording_order(path: Path) -> tuple:
-    """Sort key that orders recordings by the last number in their names."""
-    return number_sort_key(path.stem)
-
-
-def _ros2(folder: Path) -> bool:
-    if not (folder / "metadata.yaml").is_file():
-        return False
-    with open(folder / "metadata.yaml", errors="replace") as handle:
-        return "rosbag2_bagfile_information" in handle.read(4096)
-
-
 def open_log(path: Path) -> MessageLog:
-    """Opens a recording: a file, or the folder of a ROS 2 bag."""
+    """Opens a recording of messages: a file, or the folder of a ROS 2 bag."""
     if path.is_dir():
-        films = sorted(path.glob("*.mcap"), key=recording_order)
+        films = sorted(path.glob("*.mcap"), key=file_order)
         return McapLog(path, films) if films else RosbagLog(path)
-    with open(path, "rb") as handle:
-        first = handle.read(13)
-    if not first.startswith(b"#ROSBAG V2.0\n"):
+    if file_kind(path) != "bag":
         return McapLog(path, [path])
     try:
         return RosbagLog(path)

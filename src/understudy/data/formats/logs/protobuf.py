@@ -1,4 +1,4 @@
-"""Decoding of Protocol Buffers messages by the descriptors in the file. No code is generated or run.
+"""Decoder of Protocol Buffers messages by the descriptors in the file. No code is generated or run.
 
 A schema is a FileDescriptorSet with the file of the message and all that it imports (MCAP registry, foxglove/mcap,
 website/docs/spec/registry.md). A field with presence that was not set is left out of a message. A field without
@@ -17,7 +17,7 @@ from ..parts.read_errors import first_line, import_optional
 
 
 class Message(dict):
-    """The fields of a message by name.
+    """The fields of a decoded Protocol Buffers message by name.
 
     Values are numbers and text, arrays of repeated numbers and of bytes, messages, and lists of them. Times and
     durations are `Timestamp`.
@@ -25,10 +25,10 @@ class Message(dict):
 
 
 class Timestamp(float):
-    """google.protobuf.Timestamp or Duration, in s.
+    """A google.protobuf.Timestamp or Duration, in s.
 
     Attributes:
-        ns: The same in ns, an integer.
+        ns: The time or duration in ns, an integer.
     """
 
     ns: int
@@ -64,11 +64,11 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
             raise ValueError(f"descriptors without {min(missing)}, which {file} imports")
     pool = descriptor_pool.DescriptorPool()
     try:
-        for file in TopologicalSorter(imports).static_order():  # those of a set are in any order
+        for file in TopologicalSorter(imports).static_order():  # files of a set are in any order
             pool.AddSerializedFile(files[file].SerializeToString())
     except CycleError as error:
         raise ValueError(f"descriptors of {error.args[1][0]}, which imports itself") from None
-    except Exception as error:  # TypeError here, others in other versions of protobuf
+    except Exception as error:  # TypeError here, another error in other versions of protobuf
         raise ValueError(f"descriptors that do not fit together ({first_line(error)[:160]})") from None
     try:
         kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
@@ -82,7 +82,7 @@ def _plain(message) -> Any:
 
     kind = message.DESCRIPTOR
     for unknown in UnknownFieldSet(message):
-        if unknown.field_number in kind.fields_by_number:  # of another type, which a parser passes over in silence
+        if unknown.field_number in kind.fields_by_number:  # it has another type, and a parser silently skips it
             raise ValueError(f"field {unknown.field_number} of {kind.full_name} is not "
                              f"{kind.fields_by_number[unknown.field_number].name}, as its descriptor says")
     if kind.full_name in _TIMES:

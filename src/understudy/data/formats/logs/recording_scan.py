@@ -1,4 +1,4 @@
-"""The messages of one recording: their times, and the values of each column that a mapping takes from them."""
+"""Reads the messages of one recording once: their times, and the values of each column of a mapping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORRECT_COLUMN = "correct field, names or indices of the mapping"
 
 
 class MappingMismatch(UserError):
-    """Messages do not have what the mapping says of a column."""
+    """Raised when messages do not have what the mapping says of a column."""
 
     def __init__(self, column: str, problem: str, **more):
         super().__init__(problem, **more)
@@ -110,7 +110,7 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
 
 
 def read_value(log, name, column, message, i, order=None):
-    """The value of a column in one message. Raises MappingMismatch."""
+    """Returns the value of a column in one message. Raises MappingMismatch."""
     try:
         return maps.column_value(message, name, column, order)
     except maps.NamesMissing:
@@ -121,7 +121,7 @@ def read_value(log, name, column, message, i, order=None):
 
 
 def _message_value(log, name, column, feature, message, i, order):
-    """The value of a column in one message, in the shape of the first. Raises MappingMismatch."""
+    """Returns the value of a column in one message, in the shape of the first message. Raises MappingMismatch."""
     location = f"{log.path}, topic {column.topic}, message {i}"
     column_value = read_value(log, name, column, message, i, order)
     if isinstance(column_value, str) != (feature.kind == "string"):
@@ -135,7 +135,7 @@ def _message_value(log, name, column, feature, message, i, order):
 
 
 def first_message(log: MessageLog, topic: str, names: tuple[str, ...] | None = None):
-    """The first message of a topic, of video the first key frame. None if there are no messages.
+    """Returns the first message of a topic, and of a video the first key frame. None if there are no messages.
 
     With names, it is the first one that has all of them, or the first one of all if there is none.
     """

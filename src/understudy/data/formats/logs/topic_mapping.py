@@ -26,7 +26,7 @@ MAPPING_HINT = "correct the mapping: docs/formats.md describes it, and understud
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """Where one column comes from: a topic, a record of metadata, or a constant value.
+    """Where one column of episodes comes from: a topic, a record of metadata, or a constant value.
 
     Args:
         field: Paths of the parts of a message that the column has. Empty for the whole message.
@@ -58,19 +58,19 @@ class ColumnMapping:
 
 @dataclass(frozen=True)
 class TopicMapping:
-    """Mapping from the topics of a log to the columns of episodes.
+    """Mapping from the topics of a recording (MCAP file or ROS bag) to the columns of episodes.
 
     Args:
-        clock: Topic whose messages are the rows. None for rows at the fixed rate `fps`.
+        clock: Topic. Each of its messages is a row. None for rows at the fixed rate `fps`.
         fps: Rows per second, or the nominal rate of the clock topic.
         max_gap: Time without a complete row after which a new episode begins, in s.
         time_source: "header" for the time stamps in messages, "log" for the times at which they were logged.
-        episodes: Topic whose messages begin new episodes.
+        episodes: Topic. Each of its messages begins a new episode.
     """
 
     columns: Mapping[str, ColumnMapping]
     clock: str | None = None  # a topic
-    fps: float | None = None  # of the clock, or what that topic is meant to have
+    fps: float | None = None  # rate of the clock, or the rate that the clock topic is meant to have
     max_gap: float = 1.0  # s
     time_source: str = "header"
     episodes: str | None = None  # a topic
@@ -190,11 +190,11 @@ def _shorten(value) -> str:
 
 
 class MessageMismatch(ValueError):
-    """A message does not have what the mapping says."""
+    """Raised when a message does not have the field that a mapping names."""
 
 
 class NamesMissing(MessageMismatch):
-    """A message does not name all components of a column. It may be that of another publisher."""
+    """Raised when a message lacks names of components. It may be of another publisher on the topic."""
 
 
 def value_at(message, path: str):
@@ -242,7 +242,7 @@ def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _named(value) -> Mapping[str, Any] | None:
-    """A list of structures with a field `name`, by that name. None for anything else."""
+    """Converts a list of structures with a field `name` to a dict by that name. None for anything else."""
     if not isinstance(value, (list, tuple)):
         return None
     inside = {name: v for v in value if isinstance(name := (_inside(v) or {}).get("name"), str) and name
@@ -297,7 +297,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
 
 
 def _reordered(numbers: list[tuple[str, np.ndarray]], order: tuple[str, ...] | None) -> list[np.ndarray]:
-    """The numbers in the order of the first message, because fields that come as a set have none."""
+    """Brings numbers into the order of the first message, for fields that come in any order."""
     paths, by_path = tuple(path for path, _ in numbers), dict(numbers)
     if order is None or order == paths:
         return [a for _, a in numbers]
@@ -307,7 +307,7 @@ def _reordered(numbers: list[tuple[str, np.ndarray]], order: tuple[str, ...] | N
 
 
 def _selected(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
-    """The components that the mapping names, and of these the ones at its indices."""
+    """Selects the components that the mapping names, and then the components at its indices."""
     if column.names is not None:
         array = array.reshape(-1)[_order(message, column.names, array.size)]
     if column.indices is None:
@@ -318,7 +318,7 @@ def _selected(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, is_json: bool) -> np.ndarray:
-    """Whole numbers as int64, but as float64 from JSON, which writes 1.0 as 1 when it likes."""
+    """Casts whole numbers to int64, or from JSON to float64, because JSON may write 1.0 as 1."""
     if array.dtype.kind not in "iu":
         return array
     if is_json:
@@ -329,12 +329,12 @@ def _cast(array: np.ndarray, is_json: bool) -> np.ndarray:
 
 
 def message_names(message) -> list[str]:
-    """Returns the names of the components in a message, such as sensor_msgs/JointState. Empty without names."""
+    """Returns the component names in a message, such as sensor_msgs/JointState. Empty without names."""
     return list(map(str, names)) if isinstance(names := (_inside(message) or {}).get("name"), (list, tuple)) else []
 
 
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:
-    """Position of each name in this message. If the message has no names, the order of its values is kept."""
+    """Returns the position of each component name in this message, or all positions in order if it has no names."""
     own_names = message_names(message)
     if not own_names:
         if size != len(names):
@@ -400,7 +400,7 @@ def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: fl
 
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared
 class TopicSummary:
-    """A topic, for the proposal of a mapping.
+    """What is known of a topic when a mapping is proposed: its type, times and first message.
 
     Args:
         stamps: Times of the messages, in s, ascending.
@@ -481,7 +481,7 @@ def _only_text(message) -> str | None:
 
 
 def _contents(message) -> dict[str, Any]:
-    """The fields of a message, without headers, time stamps and layouts."""
+    """Returns the fields of a message, without headers, time stamps and layouts."""
     return {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
 
 
@@ -526,5 +526,5 @@ def _period(stamps: np.ndarray) -> float | None:
 
 
 def _rate(fps: float) -> float:
-    """The rate, rounded to an integer if it is within 1 % of one."""
+    """Returns the rate of messages, rounded to an integer if it is within 1 % of one."""
     return float(round(fps)) if round(fps) and abs(fps / round(fps) - 1) < 0.01 else round(fps, 3)

@@ -30,7 +30,7 @@ def validate_table(table: pa.Table, where: object) -> pa.Table:
 
 
 def check_decoded_size(metadata: pq.FileMetaData, sizes: Mapping[str, int], n_rows: int, where: object) -> None:
-    """Refuses a Parquet file that is small because it is compressed, and whose columns would fill the memory.
+    """Refuses a Parquet file that is small because it is compressed, but has columns that would fill the memory.
 
     Args:
         sizes: Declared number of values in a row, by column.

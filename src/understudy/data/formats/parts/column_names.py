@@ -1,4 +1,4 @@
-"""Column names: the names in other formats and the standard names."""
+"""Standard column names, and their translation from and to the names in other formats."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Returns text as a column, (rows, *shape). If all rows have the same single text, it is stored once."""
+    """Converts text to a column, (rows, *shape). If all rows have the same single text, it is stored once."""
     values = np.asarray(texts, np.str_)
     same = values.ndim == 1 and len(values) and (values == values[0]).all()
     return np.broadcast_to(values[:1], values.shape) if same else values
 
 
 def are_flags(values: np.ndarray) -> bool:
-    """Whether all values are flags: bool, or numbers that are 0 or 1."""
+    """Returns whether all values are flags: bool, or numbers that are 0 or 1."""
     return values.dtype == bool or bool(((values == 0) | (values == 1)).all())
 
 
 def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
-    """Whether a column is not a flag by its name, or has only the values 0 and 1."""
+    """Returns whether a column is not named like a flag, or has only the values 0 and 1."""
     return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 
 def number_sort_key(name: str) -> tuple:
-    """Sort key that orders names by their last number: episode_2 before episode_10."""
+    """Returns a sort key that orders names by their last number: episode_2 before episode_10."""
     numbers = re.findall(r"\d+", name)
     return int(numbers[-1]) if numbers else -1, name
 
@@ -80,7 +80,7 @@ def format_list(items: Iterable, most: int = 8) -> str:
     """Joins items with commas, for a message.
 
     Args:
-        most: Number of items that are named. Of the others, only the number is given.
+        most: Number of items that are named. Only the number of the remaining items is given.
     """
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
@@ -93,7 +93,7 @@ def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
 
 
 def array_key(name: str, keys: Iterable[str]) -> str | None:
-    """Returns the key of the array that a name means. It may have "." for "/", and the number of a component."""
+    """Returns the key of the array that a user's name means. It may have "." for "/", and a component number."""
     keys = list(keys)
     for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
         for key in keys:

@@ -1,4 +1,4 @@
-"""A single CSV table with several episodes. One column says which episode a row belongs to."""
+"""Splits a single CSV table with several episodes. One column says which episode a row belongs to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ....core import DataError, UserError, role, unknown_name
 from ....hints import columns_option
 from ...episode import ColumnSource, Dataset, episode_starts
-from .key_map import MisreadingWarning
+from .reader_warnings import MisreadingWarning
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
@@ -21,8 +21,8 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
     Args:
         source: The table as one episode.
-        name: Column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`. A table without
-            any of them is one episode.
+        name: Column with a value that changes where an episode begins. By default one of `EPISODE_COLUMNS`. A table
+            without any of them is one episode.
     """
     if name is not None and name not in source.schema:
         raise unknown_boundary("episode", name, source.schema)
@@ -41,7 +41,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
-    """Splits the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
+    """Splits the only episode of a source into episodes of these lengths, (E,). Their timestamps begin at 0."""
     from ...operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
@@ -53,7 +53,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
 
 
 def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
-    """Returns the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
+    """Returns the steps of each episode, (E,), from a column, (N,) or (N, 1), that changes where one begins."""
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
                         where=where,
@@ -97,15 +97,15 @@ def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
 
 
 def are_ends(values: np.ndarray, steps: int) -> bool:
-    """Whether whole numbers (E,) are the step after the last of each episode. Lengths of several never are."""
+    """Returns whether whole numbers (E,) are episode ends: each is the step after the last of an episode."""
     return len(values) > 1 and values[-1] == steps and values[0] > 0 and bool((np.diff(values) > 0).all())
 
 
 def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") -> str:
-    """Returns how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
+    """Returns how to read episodes that lie end to end, if an array says where they end. Otherwise "".
 
     Args:
-        arrays: Arrays by name, of which those of one dimension are looked at.
+        arrays: Arrays by name. Only arrays of one dimension are looked at.
         steps: Number of steps of all episodes.
         ends: Name of the array of ends that the format reads. "" if it reads none.
     """
@@ -170,7 +170,7 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
 def frame_rate(times: list[np.ndarray]) -> float | None:
     """Returns the steps per second from the timestamps (s) of each episode. None if the rate differs between episodes.
 
-    If single steps come early or late, the rate is that of the usual step, to three digits.
+    If single steps come early or late, the rate is computed from the usual step, to three digits.
     """
     steps = [gaps for t in times if len(gaps := np.diff(t.reshape(-1)))]
     gaps = np.concatenate([[], *steps])

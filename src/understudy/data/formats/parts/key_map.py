@@ -15,17 +15,17 @@ from ....core import Feature, UserError, role
 from ... import video
 from .read_errors import damaged, first_true
 
-Found = TypeVar("Found")
+Match = TypeVar("Match")
 END_COLUMNS = ("next.terminated", "next.truncated")
 MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How a format names its arrays.
+    """The names that a format gives its arrays, and the columns that they are read as.
 
     Args:
-        columns: Column of each array whose column has another name, by key.
+        columns: Names of columns that differ from the names of their arrays, by key.
         observation: Key of the array that is the only observation: ``observation.state``, or an image.
         group: Prefix of the keys of observations, such as ``"obs/"``.
         images: Prefix of a camera within the group, such as ``"images/"``.
@@ -90,9 +90,9 @@ def add_column(keys: dict[str, str], column: str, key: str, path: object) -> Non
     keys[column] = key
 
 
-def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any],
+def common_arrays(episodes: Sequence[Mapping[str, Match]], alike: Callable[[Match], Any],
                   where: Callable[[int, str], str], optional: Callable[[str], bool] = lambda key: False,
-                  left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
+                  left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Match]:
     """Returns the arrays that all episodes have, as they are in the first episode.
 
     Args:
@@ -101,7 +101,7 @@ def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Foun
         optional: Whether an array may be missing in some episodes. It is then left out. By default none may.
         left_out: Called with an optional array and the first episode that lacks it.
     """
-    out: dict[str, Found] = {}
+    out: dict[str, Match] = {}
     hint = "leave the episode out, or remove the array from all episodes"
     for key in dict.fromkeys(k for arrays in episodes for k in arrays):
         without = next((e for e, arrays in enumerate(episodes) if key not in arrays), None)
@@ -126,10 +126,10 @@ def describe_kind(alike: Any) -> str:
 
 
 def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> bool:
-    """Whether an array describes an episode, such as a camera matrix, an initial state or the marks of subtasks.
+    """Returns whether an array describes an episode, such as a camera matrix, and is not a column.
 
-    It has few values and not a row for each step. Its name is that of no observation, action or outcome, and of no
-    `infos` of the steps.
+    Such an array has few values, and does not have a row for each step. It does not have the name of an observation, an
+    action or an outcome, or of `infos` of the steps.
 
     Args:
         column: The column that the array would be.
@@ -139,13 +139,9 @@ def is_metadata(column: str, shape: tuple[int, ...], rows: Collection[int]) -> b
     return not has_steps and (not shape or shape[0] not in rows) and math.prod(shape) <= MAX_METADATA_VALUES
 
 
-class MisreadingWarning(str):
-    """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
-
-
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
-    """Returns the metadata of a data set, for `Dataset.metadata`.
+    """Builds the metadata of a data set, for `Dataset.metadata`.
 
     Args:
         fps: Steps per second. Anything but a positive number becomes None.
@@ -156,12 +152,12 @@ def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps:
 
 
 def is_rate(value: Any) -> bool:
-    """Whether a value is a positive, finite number."""
+    """Returns whether a value can be a rate: a positive, finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def checked_rate(fps: Any, where: str) -> float:
-    """Checks that steps per second that the user gave are a positive, finite number. Returns them as a float."""
+    """Returns the steps per second that the user gave as a float. They must be positive and finite."""
     if isinstance(fps, np.generic):
         fps = fps.item()
     if not is_rate(fps):
@@ -189,7 +185,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
 
 
 def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
+    """Builds the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
 
     Args:
         lengths: Number of steps of each episode, (E,).
@@ -203,11 +199,14 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
 
 
 def encoded_image_feature(rows: Iterable[Any], where: str) -> Feature | None:
-    """Returns the feature of images whose rows are PNG or JPEG bytes, from the first that is not empty. None for other
-    values. Zeros may pad the bytes."""
+    """Returns the feature of images that are stored as PNG or JPEG bytes, from the first row that is not empty. None
+    for other values. Zeros may pad the bytes."""
     data = next((text for row in rows if (text := bytes(row).rstrip(b"\0"))), b"")
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return None
+    return image_feature(data, where) if video.image_kind(data) else None
+
+
+def image_feature(data: bytes, where: str) -> Feature:
+    """Returns the feature of decoded images, given one image that is encoded as PNG or JPEG."""
     if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")

@@ -1,4 +1,4 @@
-"""Links in a folder of data: those that lead out of it are not followed.
+"""Checks the links in a data folder. Links that lead out of the folder are not followed.
 
 A folder that somebody else made may have a link to any file of the user, which would then become part of data, models
 and reports that the user passes on.
@@ -17,14 +17,14 @@ _own_links: set[str] = set()  # made by `make_link` in this process
 
 
 class OutsideLink(UserError):
-    """A link leads out of the folder of a data set."""
+    """Raised when a link leads out of the folder of a data set."""
 
 
 def check_links(folder: Path) -> None:
     """Checks that no link in a folder leads out of it.
 
-    In the cache of the Hugging Face hub, files are links to the folder ``blobs`` of their repository. They are allowed,
-    as are those of `make_link`.
+    In the cache of the Hugging Face hub, files are links to the folder ``blobs`` of their repository. These links are
+    allowed, and so are links that `make_link` made.
 
     Args:
         folder: The folder of a data set. It may itself be reached by a link. A file is not checked.
@@ -56,6 +56,6 @@ def make_link(link: Path, target: Path) -> None:
 
 
 def _hub_repository(folder: Path) -> list[Path]:
-    """The folder of the repository in the cache of the Hugging Face hub that a folder is in, if it is in one."""
+    """Returns the Hugging Face repository folder in the hub's cache that a folder is in, if any."""
     return [above for above in folder.parents
             if re.fullmatch(r"(datasets|models|spaces)--.+", above.name) and (above / "blobs").is_dir()]

@@ -26,16 +26,20 @@ from .key_map import encoded_image_feature
 from .read_errors import damaged
 
 _CHUNK = 1 << 16  # rows read at a time
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 
 
 def is_storable_key(name: str) -> bool:
-    """Whether an array in a zip file can have this name."""
+    """Returns whether an array in a zip file can have this name."""
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
+class PickledArray(UserError):
+    """Raised when an array is a pickle, which is never loaded."""
+
+
 class NpzArrays:
-    """The arrays of an .npz file. Long doubles, which tensors do not have, are read as float64.
+    """The arrays of an .npz file, read in chunks. Long doubles, which tensors cannot have, become float64.
 
     Args:
         without: Names of arrays that are ignored.
@@ -73,7 +77,7 @@ class NpzArrays:
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
 
     def encoded_images(self, key: str) -> Feature | None:
-        """Returns the feature of an array, (rows, bytes), of PNG or JPEG images. None for other arrays."""
+        """Returns the feature of images if an array (rows, bytes) holds PNG or JPEG images, and otherwise None."""
         shape, dtype = self.headers[key]
         if len(shape) != 2 or np.dtype(dtype) != np.uint8:
             return None
@@ -106,13 +110,13 @@ class NpzArrays:
 
 
 class NpzArchiveSource(MemmapSource):
-    """A source whose columns are arrays of one .npz file.
+    """A source with arrays of one .npz file as columns.
 
     Text is cached like numbers, because an archive cannot be read from the middle.
 
     Attributes:
         keys: Name of the array of each column that has one.
-        computed: Rows of the other columns.
+        computed: Rows of the columns that have no array.
     """
 
     keys: dict[str, str]
@@ -151,12 +155,12 @@ ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[
 
 
 def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
-    """Returns an array in memory as `write_npz` takes it."""
+    """Prepares an array in memory for `write_npz`."""
     return name, values.shape, values.dtype, lambda: [values]
 
 
 def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayChunks:
-    """Returns a column of all episodes as `write_npz` takes it.
+    """Prepares a column of all episodes for `write_npz`.
 
     Args:
         rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
@@ -166,14 +170,14 @@ def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayC
 
 
 def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the rows of a column of each episode, as `column_array` writes them."""
+    """Yields the rows of a column by episode, as `column_array` writes them."""
     for e, n in zip(data, rows.tolist(), strict=True):
         column = np.asarray(e.steps[name])
         yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
-    """Returns the dtype of a column in a file. Text has the width of its longest value: `pieces` yields the values."""
+    """Returns the dtype of a column in a file. For text it has the width of the longest value in `pieces`."""
     if feature.kind != "string":
         return np.dtype(feature.dtype)
     return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
@@ -232,9 +236,10 @@ def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool
     except ValueError as error:
         raise damaged(f"this is not a NumPy array ({error})", where) from None
     if dtype.hasobject or dtype.kind not in "biufU":
-        contents = ("Python objects (a pickle), which are never loaded" if dtype.hasobject else
-                    f"values of dtype {dtype}")
-        raise UserError(f"it contains {contents}", where=where, hint="save the array again with numbers or text only")
+        hint = "save the array again with numbers or text only"
+        if dtype.hasobject:
+            raise PickledArray("it contains Python objects (a pickle), which are never loaded", where=where, hint=hint)
+        raise UserError(f"it contains values of dtype {dtype}", where=where, hint=hint)
     return shape, fortran, dtype
 
 

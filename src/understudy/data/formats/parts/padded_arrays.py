@@ -1,4 +1,4 @@
-"""Arrays of episodes padded to one length: (episodes, steps, ...), or (steps, episodes, ...) with time first."""
+"""Reads episodes padded to one length: arrays (episodes, steps, ...), or (steps, episodes, ...) with time first."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ...episode import ColumnSource, Dataset
 from ...sources import WrapperSource
 from .column_names import FLAG_COLUMNS
 from .episode_table import frame_rate
-from .key_map import MisreadingWarning, encoded_image_feature, stored_feature
+from .key_map import encoded_image_feature, stored_feature
 from .read_errors import first_true
+from .reader_warnings import MisreadingWarning, without_arrays
 
-MAX_LABEL_VALUES = 1 << 20  # of an array that is read to see whether it says where episodes end
-_FIRST_ROWS = 16  # of which one that is not empty says whether they are encoded images
+MAX_LABEL_VALUES = 1 << 20  # larger arrays are not read to see whether they say where episodes end
+_FIRST_ROWS = 16  # the first row that is not empty says whether rows are encoded images
 _MANY_STEPS = 10  # a second axis of this length in states and actions is one of steps or episodes, not of arms
 
 
 class PaddedSource(WrapperSource):
-    """A source whose only episode has padded arrays, in which each row of the padded arrays is an episode.
+    """Wraps a source with padded arrays so that each row of the arrays becomes an episode.
 
     Args:
         inner: The arrays as they are stored, with the rows of the first axis.
@@ -63,7 +64,7 @@ class PaddedSource(WrapperSource):
         return values.reshape(len(values), *f.shape).astype(values.dtype if f.kind == "string" else f.dtype, copy=False)
 
     def _stored(self, name: str, episode: int) -> np.ndarray:
-        """The rows of a column of an episode as they are stored."""
+        """Returns the rows of a column of an episode as they are stored."""
         padded, rows = self.inner.column(name, 0), int(self._rows[name][episode])
         return np.asarray(padded[:rows, episode] if self._time_first else padded[episode, :rows])
 
@@ -88,7 +89,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
         lengths: Number of steps of each episode, (E,); or a mask, (E, T), that is 1 at the steps of an episode and 0
             after them.
         key: Name of the array of lengths.
-        lists: Arrays that the source does not have. Those of E values are metadata of the episodes.
+        lists: Arrays that the source does not have. Arrays of E values are metadata of the episodes.
     """
     location = f"{source.metadata['path']}, {key}"
     shapes = {name: shape for name, shape in _shapes(source).items() if name in names}
@@ -115,7 +116,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
                         where=f"{location}[{e}]", hint="correct the lengths, or name another array")
     values = {name: v for name, v in lists.items() if v.ndim == 1 and len(v) == episodes}
     padded = PaddedSource(source, lengths.astype(np.int64), steps, fits[0], values)
-    warnings = [w for w in source.metadata["warnings"] if w.partition(":")[0] not in (key, *values)] + padded.left_out
+    warnings = without_arrays(source.metadata["warnings"], (key, *values)) + padded.left_out
     if doubt or len(fits) > 1:
         warnings.append(MisreadingWarning(f"{key}: the arrays are read as (episodes, steps, ...), but might also be "
                                           "(steps, episodes, ...). If so, swap these axes"))
@@ -126,7 +127,7 @@ def cut_padded(source: ColumnSource, names: Collection[str], lengths: np.ndarray
 
 
 def padded_hint(shapes: Mapping[str, tuple[int, ...]], lists: Mapping[str, np.ndarray]) -> str:
-    """Returns how to read arrays that look padded, because their first two axes are the same. Else "".
+    """Returns how to read arrays that look padded, because their first two axes are the same. Otherwise "".
 
     Args:
         shapes: Shapes of the arrays that have a row for each step.
@@ -160,7 +161,7 @@ def _is_mask(values: np.ndarray) -> bool:
 
 
 def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-    """Returns the steps of each episode, (E,), and whether the mask could have its axes the other way around."""
+    """Returns the steps of each episode, (E,), and whether the axes of the mask may be exchanged."""
     rising = [np.diff(mask.astype(np.int8), axis=axis) > 0 for axis in (1, 0)]
     if rising[0].any() and rising[1].any():
         e, step = np.argwhere(rising[0])[0].tolist()
@@ -171,12 +172,12 @@ def _lengths_of_mask(mask: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
 
 
 def _shapes(source: ColumnSource) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a source of one episode, with their rows."""
+    """Returns the shapes of the arrays of a source of one episode, with their rows."""
     return {name: (int(source.rows(name)[0]), *f.shape) for name, f in source.schema.items()}
 
 
 def _axes(shape: tuple[int, ...], time_first: bool) -> tuple[int, int]:
-    """The numbers of episodes and steps of a padded array. They are -1 if it has one axis."""
+    """Returns the numbers of episodes and steps of a padded array. They are -1 if it has one axis."""
     if len(shape) < 2:
         return -1, -1
     return (shape[1], shape[0]) if time_first else (shape[0], shape[1])

@@ -1,4 +1,4 @@
-"""Path patterns of LeRobot data sets, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"."""
+"""Fills path patterns of LeRobot data sets, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fill_pattern(pattern: str, **values: object) -> str:
 
     Raises:
         KeyError: The pattern has a field without a value.
-        ValueError: It has another kind of field, or a field of digits whose value is no integer.
+        ValueError: It has another kind of field, or a field of digits with a value that is not an integer.
     """
     if re.search(r"[{}]", _FIELD.sub("", pattern)):
         raise ValueError(f"{pattern!r} has a field that is neither a name nor a number of digits")

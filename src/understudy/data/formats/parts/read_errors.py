@@ -1,4 +1,4 @@
-"""Errors about files that cannot be read."""
+"""Builds errors about files that cannot be read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ZIP_ERRORS: ExceptionTypes = (
 
 
 def damaged(problem: str, where: object) -> DataError:
-    """Returns the error for a file that is cut short, changed or incomplete."""
+    """Builds the error for a file that is cut short, changed or incomplete."""
     return DataError(problem, where=where, hint=DAMAGED_HINT)
 
 

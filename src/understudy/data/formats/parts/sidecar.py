@@ -22,15 +22,15 @@ from ....files import check_absent, whole_file, whole_folder
 from ... import cache
 from ...episode import ColumnSource, Dataset, episode_starts
 from ...sources import WrapperSource
+from .file_kinds import SIDECAR_NAME
 from .npz_arrays import NpzArrays, column_array, stored_dtype, whole_array, write_npz
 
-SIDECAR_NAME = "understudy.npz"
 _INEXACT = "is compressed, and not exactly the same afterwards"  # the only loss that no sidecar file repairs
 
 
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """How a format stores one column: what is read again without the sidecar file.
+    """How a format stores one column, and so what is read again without the sidecar file.
 
     Args:
         shape: Shape of one step when it is read again.
@@ -50,7 +50,7 @@ class ColumnEncoding:
 
 @dataclass(frozen=True)
 class FormatCapability:
-    """What a format stores without a sidecar file.
+    """What a format can store of a data set without a sidecar file.
 
     Args:
         columns: How each column is stored. Columns that are missing here are not stored.
@@ -72,7 +72,7 @@ class FormatCapability:
 
 @dataclass(frozen=True)
 class ConversionLoss:
-    """Something that a format cannot store.
+    """Something that a format cannot store of a data set without a sidecar file.
 
     Args:
         subject: A column, "fps", "robot_type" or "metadata.KEY".
@@ -118,12 +118,12 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
 
 
 def _kind(f: Feature) -> str:
-    """The kind that an array of this dtype and shape is read as."""
+    """Returns the kind (vector, image, ...) that an array of this dtype and shape is read as."""
     return "string" if f.dtype == "string" else Feature.from_array(np.empty((0, *f.shape), f.dtype)).kind
 
 
 def plain_metadata(data: Dataset) -> dict[str, list]:
-    """Returns the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes."""
+    """Returns the metadata that are of one plain type in all episodes: flag, float, text, or 64-bit integer."""
     out = {}
     for key, value in data[0].metadata.items():
         kind = type(value)
@@ -219,7 +219,7 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
 
 
 def copy_selected(path: Path, kept: np.ndarray, destination: Path) -> None:
-    """Writes the sidecar file of a copy that has some episodes of a data set.
+    """Writes the sidecar file for a copy that has only some episodes of a data set.
 
     Args:
         kept: Whether the copy has each episode, (E,).
@@ -247,7 +247,7 @@ def copy_selected(path: Path, kept: np.ndarray, destination: Path) -> None:
 
 
 class SidecarSource(WrapperSource):
-    """Another source with the contents of its sidecar file. Columns have their original names and dtypes."""
+    """Wraps a source so that it has the contents of its sidecar file, with the original column names and dtypes."""
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)
@@ -321,5 +321,5 @@ def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:
 
 
 def to_json_value(value):
-    """Converts NumPy's numbers and arrays to JSON's, and anything else to text: `default` of `json.dumps`."""
+    """Converts NumPy numbers and arrays to JSON, and anything else to text: the `default` of `json.dumps`."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

@@ -1,4 +1,4 @@
-"""Tables of text: what separates their columns, the names of these, and the cells.
+"""Reads tables of text (CSV): finds the separator, the column names, and the cells.
 
 Columns are separated by commas, semicolons, tabs, bars or blanks. If line 1 has numbers in place of names, the columns
 are called 0, 1, 2, ..., as in pandas.
@@ -16,10 +16,9 @@ from pathlib import Path
 from ....core import DataError, UserError
 from .read_errors import damaged
 
-TABLE_ENDINGS = (".csv", ".tsv")
-# The first that fits separates the columns: beside the others, a comma may be the point of a number.
+# The first that fits separates the columns. A comma comes late, because it may be the decimal point of a number.
 _SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "a bar", ",": "a comma", " ": "a blank"}
-MAX_CELL_BYTES = 1 << 24  # of a cell: a JSON document of a step fits
+MAX_CELL_BYTES = 1 << 24  # a JSON document of a step fits into a cell
 _LINE = 1 << 16  # characters of a line that are read for the names of the columns
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -27,7 +26,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 @dataclass(frozen=True)
 class TextTable:
-    """The names and the cells of a table.
+    """The column names and the cells of a text table.
 
     Args:
         cells: The cells of each row, as many as there are names.
@@ -42,7 +41,7 @@ class TextTable:
 
 
 def read_names(file: Path) -> list[str]:
-    """Reads the names of the columns from the first two lines."""
+    """Reads the names of the columns from the first two lines of a table."""
     try:
         with _open(file) as handle:
             lines = [handle.readline(_LINE), handle.readline(_LINE)]
@@ -55,7 +54,7 @@ def read_names(file: Path) -> list[str]:
 
 
 def read_table(file: Path) -> TextTable:
-    """Reads all cells."""
+    """Reads all cells of a table."""
     csv.field_size_limit(MAX_CELL_BYTES)
     try:
         with _open(file) as handle:
@@ -95,7 +94,7 @@ def _open(file: Path):
 
 
 def _reader(lines: Sequence[str], separator: str, strict: bool = False):
-    """A reader of csv. Columns of blanks are as wide as they like; line 1 may be a comment, as numpy.savetxt writes."""
+    """Returns a csv reader of the lines. Line 1 may be a comment, and several blanks separate columns like one."""
     def plain() -> Iterator[str]:
         for number, line in enumerate(lines):
             text = line.lstrip("#") if number == 0 else line
@@ -104,7 +103,7 @@ def _reader(lines: Sequence[str], separator: str, strict: bool = False):
 
 
 def _find_separator(lines: Sequence[str]) -> str:
-    """The separator by which the first two lines have equally many cells; or else one that is in the first line."""
+    """Returns the separator that gives the first two lines equally many cells, or else one from the first line."""
     lines = [line for line in lines[:8] if line.strip()][:2]
     counts = {s: [len(row) for row in _reader(lines, s)] for s in _SEPARATORS}
     alike = [s for s, n in counts.items() if n and n[0] > 1 and len(set(n)) == 1]
@@ -112,7 +111,7 @@ def _find_separator(lines: Sequence[str]) -> str:
 
 
 def _names(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool, str]:
-    """The names of the columns, whether they are line 1, and what is unusual about it, from the first two rows.
+    """Returns the column names, whether they are in line 1, and what is unusual about it, from the first two rows.
 
     A line of names has a word over a value, or no value at all.
     """
@@ -127,7 +126,7 @@ def _names(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool, str]:
 
 
 def _is_value(cell: str) -> bool:
-    """Whether a cell has a number or a flag."""
+    """Returns whether a cell has a number or a flag."""
     try:
         return cell.strip().lower() in ("true", "false") or "_" not in cell and float(cell) is not None
     except ValueError:

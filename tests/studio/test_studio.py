@@ -19,14 +19,15 @@ CHROMIUM = shutil.which("chromium")
 pytest.importorskip("nicegui", reason="extra studio not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
-WAIT = 120_000  # ms
+WAIT = 60_000  # ms
 
 
 @contextmanager
 def served(folder, env="fork"):
     """The address of a studio in a process group of its own, which is killed at the end."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # NiceGUI acts otherwise in tests
     server = subprocess.Popen([sys.executable, "-m", "understudy", "studio", env, "--out", str(folder), "--no-browser",
-                               "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True)
+                               "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ)
     try:
         address = re.search(r"http://\S+/", server.stdout.readline())[0]
         wait_until(lambda: answers(address), 60)

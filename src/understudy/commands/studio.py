@@ -37,9 +37,8 @@ def main(args: list[str]) -> None:
     except ImportError:
         raise UserError("the studio needs the package nicegui", where="understudy studio",
                         hint="install it: pip install 'understudy[studio]'") from None
-    from ..studio.page import serve_studio
     from ..studio.project import Project
-    from ..studio.server import free_port
+    from ..studio.server import free_port, serve_studio
 
     project, port = Project(o.out, o.env), free_port(o.port)
     print(f"understudy studio: http://127.0.0.1:{port}/ (project {o.out}; Ctrl-C ends it, and nothing is lost)",

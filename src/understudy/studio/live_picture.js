@@ -1,20 +1,25 @@
-// The live picture of a studio, and the keys that are held while it has the focus.
+// The live picture of a studio, and what a person holds while it has the focus: keys, the pointer or a gamepad.
 
 const CONTROLS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "w", "a", "s", "d"];
-const COMMANDS = ["Enter", "x", "y", "n", "u"];
-const HEARTBEAT = 100; // ms: the server holds when it hears nothing for half a second
+const COMMANDS = ["Enter", "x", "y", "n", "u", "p", "."];
+const BUTTONS = ["y", "n", "x", "Enter"]; // of a gamepad with the standard layout, from the lowest on
+const INTERVAL = 50; // ms: the server holds when it hears nothing for half a second
+const REACH = 0.25; // of the picture: how far to drag for full speed
+const DEAD_ZONE = 0.15; // of a stick: below it, the stick is at rest
 
 export default {
   template: `
     <div class="live" tabindex="0" role="application" :aria-label="label" ref="area"
-         @keydown="press" @keyup="release" @blur="releaseAll" @pointerdown="$refs.area.focus()">
+         @keydown="press" @keyup="release" @blur="releaseAll" @pointerdown="grab" @pointermove="drag"
+         @pointerup="drop" @pointercancel="drop">
       <canvas ref="canvas" width="560" height="560" aria-hidden="true"></canvas>
     </div>`,
   props: { label: String },
   mounted() {
     this.held = new Set();
-    this.shapes = [];
-    this.timer = setInterval(() => this.tell(), HEARTBEAT);
+    this.dragged = [0, 0];
+    this.pressed = new Set();
+    this.timer = setInterval(() => { this.pollButtons(); this.tell(); }, INTERVAL);
     this.hidden = () => { if (document.hidden) this.releaseAll(); };
     document.addEventListener("visibilitychange", this.hidden);
   },
@@ -24,7 +29,22 @@ export default {
   },
   methods: {
     // A page in the background is silent, so that nothing moves while nobody sees it.
-    tell() { if (!document.hidden) this.$emit("held", [...this.held]); },
+    tell() {
+      if (!document.hidden) this.$emit("held", { held: [...this.held], axes: this.axes() });
+    },
+    gamepad() { return [...navigator.getGamepads()].find((pad) => pad && pad.connected); },
+    axes() {
+      const pad = this.gamepad(), stick = pad ? [pad.axes[0], -pad.axes[1]] : [0, 0];
+      return Math.hypot(...stick) > DEAD_ZONE ? stick : this.dragged;
+    },
+    pollButtons() {
+      const pad = document.hidden ? undefined : this.gamepad();
+      BUTTONS.forEach((command, i) => {
+        const isDown = pad !== undefined && pad.buttons[i] !== undefined && pad.buttons[i].pressed;
+        if (isDown && !this.pressed.has(command)) this.$emit("order", command);
+        if (isDown) this.pressed.add(command); else this.pressed.delete(command);
+      });
+    },
     key(event) { return event.key.length === 1 ? event.key.toLowerCase() : event.key; },
     press(event) {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -41,7 +61,27 @@ export default {
       if (this.held.delete(this.key(event))) this.tell();
     },
     releaseAll() {
-      if (this.held.size) { this.held.clear(); this.tell(); }
+      this.held.clear();
+      this.dragged = [0, 0];
+      this.from = undefined;
+      this.tell();
+    },
+    grab(event) {
+      this.$refs.area.focus();
+      this.from = [event.clientX, event.clientY];
+      this.$refs.area.setPointerCapture(event.pointerId);
+      event.preventDefault();
+    },
+    drag(event) {
+      if (this.from === undefined) return;
+      const full = REACH * this.$refs.canvas.clientWidth;
+      const level = (distance) => Math.max(-1, Math.min(1, distance / full));
+      this.dragged = [level(event.clientX - this.from[0]), level(this.from[1] - event.clientY)];
+    },
+    drop() {
+      this.from = undefined;
+      this.dragged = [0, 0];
+      this.tell();
     },
     focus() { this.$refs.area.focus(); },
     draw(shapes) {

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..core import UserError
+from ..data.episode import Episode
 from ..data.formats import open_dataset
 from ..data.recording.recorder import repair
 from ..files import read_json
 from ..improve.collection import FIRST_EPISODE, UNFINISHED
+from ..improve.journal import EpisodeJournal
 from ..learn.run import Run
 
 DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What a person has changed about the demonstrations. It is stored as a view, and the recordings stay as they are.
+
+    Args:
+        left_out: Numbers of the episodes that are not learned.
+        trims: The first step that is learned of an episode, and the step after the last one.
+        labels: Whether an episode is a success, where the person has changed it.
+    """
+
+    left_out: frozenset[int] = frozenset()
+    trims: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    labels: Mapping[int, bool] = field(default_factory=dict)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `understudy view make`. It numbers the episodes anew after some have been left out."""
+        deleted = ["--delete", *map(str, sorted(self.left_out))] if self.left_out else []
+        trims = [f"--crop={self._number_in_view(n)}={start}:{stop}" for n, (start, stop) in sorted(self.trims.items())
+                 if n not in self.left_out]
+        labels = [f"--label={self._number_in_view(n)}:success={str(value).lower()}"
+                  for n, value in sorted(self.labels.items()) if n not in self.left_out]
+        return [*deleted, *trims, *labels]
+
+    def _number_in_view(self, number: int) -> int:
+        return number - sum(n < number for n in self.left_out)
+
+    @classmethod
+    def of_view(cls, view: Mapping[str, Any]) -> Edits:
+        """Returns the edits of a view that was made with `options`."""
+        left_out = frozenset(n for o in view["operations"] if o["do"] == "delete" for n in o["episodes"])
+        kept = [n for n in range(view["parents"][0]["episodes"]) if n not in left_out]
+        trims = {kept[n]: (o["start"], o["stop"]) for o in view["operations"] if o["do"] == "crop"
+                 for n in o["episodes"]}
+        labels = {kept[n]: o["value"] for o in view["operations"] if o["do"] == "label" for n in o["episodes"]}
+        return cls(left_out, trims, labels)
 
 
 @dataclass(frozen=True)
@@ -21,13 +63,18 @@ class ShownEpisode:
 
     Attributes:
         number: Its number among all episodes of the project. It stays when others are left out.
+        success: As it was recorded, or as the person has changed it.
         is_used: Whether it is learned. A person may leave it out.
+        start: The first step that is learned.
+        stop: The step after the last one that is learned.
     """
 
     number: int
-    steps: int
+    episode: Episode
     success: bool | None
     is_used: bool
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +120,8 @@ class Project:
                 repair(sitting)
             except UserError as error:
                 self.problems.append(str(error))
+        for unfinished in self.folder.glob(f"{RUNS}/*/collection/{UNFINISHED}*"):  # watched as the process was killed
+            EpisodeJournal(unfinished).recover()
         for sitting in self.sittings():
             recorded = next(iter(open_dataset(sitting).iterate_once())).metadata.get("env", env)
             if recorded != env:
@@ -90,22 +139,25 @@ class Project:
 
     def episodes(self) -> list[ShownEpisode]:
         """All recorded episodes, also those that are left out."""
-        recorded, left_out = [e for path in self.sittings() for e in open_dataset(path)], self.left_out()
-        return [ShownEpisode(i, len(episode), episode.metadata.get("success"), i not in left_out)
-                for i, episode in enumerate(recorded)]
+        edits, shown = self.edits(), []
+        for number, episode in enumerate(e for path in self.sittings() for e in open_dataset(path)):
+            start, stop = edits.trims.get(number, (0, len(episode)))
+            shown.append(ShownEpisode(number, episode, edits.labels.get(number, episode.metadata.get("success")),
+                                      number not in edits.left_out, start, stop))
+        return shown
 
-    def left_out(self) -> set[int]:
-        """The numbers of the episodes that are left out: what the newest view deletes."""
-        views = _numbered(self.folder / VIEWS)
-        operations = read_json(views[-1])["operations"] if views else []
-        return {number for operation in operations if operation["do"] == "delete" for number in operation["episodes"]}
+    def edit_history(self) -> list[Edits]:
+        """What the person has changed, in order: of each view, after the empty first one."""
+        return [Edits(), *(Edits.of_view(read_json(path)) for path in _numbered(self.folder / VIEWS))]
 
-    def select(self, left_out: set[int]) -> list[list[str]]:
-        """Returns the commands that make a view of all episodes but these."""
+    def edits(self) -> Edits:
+        return self.edit_history()[-1]
+
+    def edit(self, edits: Edits) -> list[list[str]]:
+        """Returns the commands that make a view of all episodes with these edits."""
         commands, source = self._all_episodes()
-        deleted = ["--delete", *map(str, sorted(left_out))] if left_out else []
         view = f"{VIEWS}/{_next(_numbered(self.folder / VIEWS))}.json"
-        return [*commands, ["view", "make", source, "--out", view, *deleted]]
+        return [*commands, ["view", "make", source, "--out", view, *edits.options]]
 
     def _all_episodes(self) -> tuple[list[list[str]], str]:
         """The data set of all sittings, and the commands that make it if it is not there."""
@@ -120,13 +172,27 @@ class Project:
     def training_data(self) -> tuple[list[list[str]], str]:
         """The data set to learn, and the commands that make it: the newest view if it knows all sittings."""
         commands, source = self._all_episodes()
-        if not (left_out := self.left_out()):
+        if not (edits := self.edits()).options:
             return commands, source
         newest = _numbered(self.folder / VIEWS)[-1]
         if read_json(newest)["parents"][0]["path"].endswith(Path(source).name):
             return [], f"{VIEWS}/{newest.name}"
-        commands = self.select(left_out)
+        commands = self.edit(edits)
         return commands, commands[-1][4]
+
+    def project_number(self, number: int) -> int:
+        """Returns the number of an episode in the project, from its number in the data set to learn."""
+        left_out = self.edits().left_out
+        return [n for n in range(number + len(left_out) + 1) if n not in left_out][number]
+
+    def audit_report(self) -> Path:
+        """Where the findings about the data set to learn are stored."""
+        return self.folder / REPORTS / f"audit of {self.training_data()[1].replace('/', ' ')}.json"
+
+    def findings(self) -> list[dict[str, Any]] | None:
+        """What `understudy audit --json` has found in the data set to learn. None before it was checked."""
+        path = self.audit_report()
+        return read_json(path)["findings"] if path.exists() else None
 
     # -- policies -------------------------------------------------------------------------------------------------
 
@@ -170,8 +236,8 @@ class Project:
         reports = _numbered(self.folder / REPORTS)
         return read_json(reports[-1]) if reports else None
 
-    def new_report(self) -> Path:
-        return self.folder / REPORTS / f"{_next(_numbered(self.folder / REPORTS))}.json"
+    def new_report(self) -> str:
+        return f"{REPORTS}/{_next(_numbered(self.folder / REPORTS))}.json"
 
 
 def _numbered(folder: Path) -> list[Path]:

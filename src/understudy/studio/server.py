@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
+from nicegui import app, ui
+
 from ..core import UserError
+from .page import Studio, StudioPage
+from .panels import build_panels
+from .project import Project
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -65,3 +71,25 @@ def free_port(port: int | None) -> int:
                 return listener.getsockname()[1]
     raise UserError(f"the port cannot be used: {problem}", where=f"--port {port}",
                     hint="name another one, or leave it out")
+
+
+def serve_studio(project: Project, port: int, show: bool) -> None:
+    """Serves the studio of a project on this machine until the process is interrupted.
+
+    Args:
+        show: Whether to open a browser.
+    """
+    studio = Studio(project)
+
+    @ui.page("/", title="understudy studio")
+    def page() -> None:
+        StudioPage(studio, build_panels)
+
+    @app.on_shutdown
+    def end() -> None:
+        studio.jobs.stop()
+        studio.session.stop()
+    app.add_middleware(OnlyThisOrigin, port=port)
+    ui.add_css(Path(__file__).with_name("studio.css").read_text(encoding="utf-8"), shared=True)
+    ui.run(host="127.0.0.1", port=port, show=show, reload=False, title="understudy studio", dark=None,
+           show_welcome_message=False, uvicorn_logging_level="warning")

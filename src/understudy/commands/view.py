@@ -314,9 +314,9 @@ def _parse_label(text: str) -> tuple[str, Any, tuple[int, ...] | None]:
 
 def _split_episodes(text: str, sign: str) -> tuple[tuple[int, ...] | None, str]:
     """Splits "1,4=5:-2", with the sign "=", into the episodes (1, 4) and "5:-2". Text without numbers is of all."""
-    numbers, _, rest = text.partition(sign)
-    is_of_some = rest and re.fullmatch(r"\d+(,\d+)*", numbers)
-    return (tuple(map(int, numbers.split(","))), rest) if is_of_some else (None, text)
+    numbers, _, change = text.partition(sign)
+    is_of_some = change and re.fullmatch(r"\d+(,\d+)*", numbers)
+    return (tuple(map(int, numbers.split(","))), change) if is_of_some else (None, text)
 
 
 def _parse_scalar(text: str):

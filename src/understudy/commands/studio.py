@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
+from ..files import file_name
 from .parts.common import parse
 from .parts.groups import command_options
 
@@ -20,10 +21,10 @@ class StudioOptions:
     runs the other commands and can show them. Open the folder again, and the page shows the same.
     """
 
-    env: Annotated[str, Positional, arg(metavar="ENV")]
-    """a toy that can be moved with arrow keys, such as push, fork or particle"""
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("studio")
-    """folder of the project; it is made, or opened again"""
+    env: Annotated[str, Positional, arg(metavar="ENV|FOLDER")] = "push"
+    """a toy that can be moved with arrow keys, such as push or fork, or the folder of a project to open again"""
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """folder of the project; it is made, or opened again (default: studio-ENV)"""
     port: Annotated[int | None, arg(metavar="N")] = None
     """port of the server on this machine; by default 8765, or a free one"""
     no_browser: bool = False
@@ -37,10 +38,14 @@ def main(args: list[str]) -> None:
     except ImportError:
         raise UserError("the studio needs the package nicegui", where="understudy studio",
                         hint="install it: pip install 'understudy[studio]'") from None
-    from ..studio.project import Project
-    from ..studio.server import free_port, serve_studio
+    from ..studio.browser.project import PROJECT, Project
+    from ..studio.browser.server import free_port, serve_studio
 
-    project, port = Project(o.out, o.env), free_port(o.port)
-    print(f"understudy studio: http://127.0.0.1:{port}/ (project {o.out}; Ctrl-C ends it, and nothing is lost)",
-          flush=True)
+    if o.out is None and Path(o.env, PROJECT).exists():
+        project = Project(Path(o.env))
+    else:
+        project = Project(o.out or Path(f"studio-{file_name(o.env)}"), o.env)
+    port = free_port(o.port)
+    print(f"understudy studio: http://127.0.0.1:{port}/", flush=True)
+    print(f"Everything is kept in {project.folder}. Ctrl-C ends the server.", flush=True)
     serve_studio(project, port, show=not o.no_browser)

@@ -8,20 +8,19 @@ from typing import Any
 
 from nicegui import ui
 
-from ..evaluate.stats import clopper_pearson
-from ..methods import describe_methods, recommend
+from ...evaluate.stats import clopper_pearson
+from ...methods import describe_methods, recommend
 from .jobs import Job
 from .live import TakeoverInput
 from .page import StudioPage
-from .pictures import action_chart_svg, interval_svg, picture_svg
+from .pictures import action_chart_svg, interval_svg
 from .project import REPORTS, ShownEpisode
 
 USUALLY_HELP = 20  # demonstrations
-THUMBNAIL = 44  # px
 OUTCOMES = {True: "success", False: "failure", None: "not labeled"}
 SPEEDS = {0.5: "half speed", 1.0: "real time", 2.0: "twice as fast"}
 RANGE_HELP = ("With few episodes the true rate is uncertain. In 95 of 100 such cases it lies in the range that is "
-              "shown.")
+              "demonstration.")
 UPDATE_HELP = "In one update the policy sees some steps of the demonstrations and is changed to act more like them."
 FAMILIES = ("behavior_cloning", "chunking", "generative")  # of methods that need nothing but demonstrations
 
@@ -78,10 +77,10 @@ class Panel:
         if job is None or job.title not in self.jobs:
             return
         if jobs.is_busy:
-            step, left = jobs.progress()
+            step, seconds_left = jobs.progress()
             ui.linear_progress(step / job.steps if job.steps else 0, show_value=False).props(
                 f"aria-hidden=true {'' if step else 'indeterminate'}")
-            remaining = "" if left is None else f", about {left:.0f} s left"
+            remaining = "" if seconds_left is None else f", about {seconds_left:.0f} s left"
             ui.label(f"{job.title}: {f'{step:,} of {job.steps:,} updates' if job.steps else 'running'}{remaining}")
             ui.button("Stop, keep it" if job.run else "Stop", on_click=jobs.stop).props("outline dense")
             return
@@ -115,8 +114,12 @@ class Panel:
             return None
         if self.choices.get(f"{key} of") != names:  # a new policy is the one to look at
             self.choices.update({key: names[max(default, -len(names))], f"{key} of": names})
-        ui.select({name: policy_title(name) for name in names}, label=label, on_change=self.build.refresh).bind_value(
-            self.choices, key).classes("w-full")
+
+        def choose(event) -> None:
+            self.choices[key] = event.value
+            self.build.refresh()
+        ui.select({name: policy_title(name) for name in names}, value=self.choices[key], label=label,
+                  on_change=choose).classes("w-full")
         return self.choices[key]
 
 
@@ -164,8 +167,8 @@ class CheckPanel(Panel):
         if self.page.selected is not None:
             self._scrubber(episodes[self.page.selected[0]])
         with ui.list().props("dense bordered separator").classes("w-full max-h-80 overflow-auto"):
-            for shown in reversed(episodes):
-                self._line(shown)
+            for entry in reversed(episodes):
+                self._line(entry)
         with ui.row().classes("items-center"):
             self.button("Undo", self.studio.undo, waits=True).props("outline dense").set_visibility(
                 len(self.studio.edits) > 1)
@@ -174,55 +177,54 @@ class CheckPanel(Panel):
         ui.label("Nothing is deleted: the recordings stay as they are, and what you change here is stored beside "
                  "them.").classes("text-caption")
 
-    def _line(self, shown: ShownEpisode) -> None:
-        used = "" if shown.is_used else ", left out"
-        trimmed = "" if shown.stop - shown.start == len(shown.episode) else f" of {len(shown.episode)}"
-        with ui.item().classes("" if shown.is_used else "opacity-60"):
+    def _line(self, entry: ShownEpisode) -> None:
+        used = "" if entry.is_used else ", left out"
+        trimmed = "" if entry.stop - entry.start == len(entry.episode) else f" of {len(entry.episode)}"
+        with ui.item().classes("" if entry.is_used else "opacity-60"):
             with ui.item_section().props("avatar"):
-                ui.html(picture_svg(self.studio.recorded.shapes(shown.episode, shown.stop - 1), THUMBNAIL),
-                        sanitize=False)
+                ui.html(self.page.state.thumbnails[entry.number], sanitize=False)
             with ui.item_section():
-                ui.item_label(f"Demonstration {shown.number + 1}")
-                ui.item_label(f"{shown.stop - shown.start}{trimmed} steps, {OUTCOMES[shown.success]}{used}").props(
+                ui.item_label(f"Demonstration {entry.number + 1}")
+                ui.item_label(f"{entry.stop - entry.start}{trimmed} steps, {OUTCOMES[entry.success]}{used}").props(
                     "caption")
             with ui.item_section().props("side"), ui.row().classes("gap-1 no-wrap"):
-                ui.button("Look", on_click=lambda: self._select(shown)).props(
-                    f'flat dense aria-label="Look at demonstration {shown.number + 1}"')
-                self.button("Leave out" if shown.is_used else "Take back", lambda: self._toggle(shown),
+                ui.button("Look", on_click=lambda: self._select(entry)).props(
+                    f'flat dense aria-label="Look at demonstration {entry.number + 1}"')
+                self.button("Leave out" if entry.is_used else "Take back", lambda: self._toggle(entry),
                             waits=True).props("flat dense")
 
-    def _select(self, shown: ShownEpisode) -> None:
-        self.page.select(shown.number, shown.start)
+    def _select(self, entry: ShownEpisode) -> None:
+        self.page.select(entry.number, entry.start)
         self.build.refresh()
 
-    def _scrubber(self, shown: ShownEpisode) -> None:
+    def _scrubber(self, entry: ShownEpisode) -> None:
         """Shows one demonstration step by step, in the picture and in a chart, and trims and labels it."""
         number, step = self.page.selected or (0, 0)
-        n = len(shown.episode)
+        n = len(entry.episode)
         step = min(step, n - 1)
         with ui.card().classes("w-full gap-1").props(f'aria-label="Demonstration {number + 1}"'):
             ui.label(f"Demonstration {number + 1}: actions over time").classes("text-subtitle2")
-            chart = ui.html(action_chart_svg(shown.episode, shown.start, shown.stop, step), sanitize=False).classes(
+            chart = ui.html(action_chart_svg(entry.episode, entry.start, entry.stop, step), sanitize=False).classes(
                 "w-full")
-            trim = {"min": shown.start, "max": shown.stop}
+            trim = {"min": entry.start, "max": entry.stop}
 
             def look(event) -> None:
                 self.page.select(number, int(event.value))
-                chart.content = action_chart_svg(shown.episode, trim["min"], trim["max"], int(event.value))
+                chart.content = action_chart_svg(entry.episode, trim["min"], trim["max"], int(event.value))
             ui.slider(min=0, max=n - 1, value=step, on_change=look).props(
                 f'label aria-label="Step of demonstration {number + 1}"')
 
             def shade(event) -> None:
                 trim.update(event.value)
-                chart.content = action_chart_svg(shown.episode, trim["min"], trim["max"], (
+                chart.content = action_chart_svg(entry.episode, trim["min"], trim["max"], (
                     self.page.selected or (0, 0))[1])
             ui.label("Learn only the steps between the handles:").classes("text-caption")
             ui.range(min=0, max=n, value=dict(trim), on_change=shade).props('label aria-label="Steps to learn"')
             with ui.row():
-                self.button("Trim", lambda: self._trim(shown, trim["min"], trim["max"]), waits=True).props(
+                self.button("Trim", lambda: self._trim(entry, trim["min"], trim["max"]), waits=True).props(
                     "outline dense")
-                other = shown.success is not True
-                self.button(f"It was a {OUTCOMES[other]}", lambda: self._label(shown, other), waits=True).props(
+                other = entry.success is not True
+                self.button(f"It was a {OUTCOMES[other]}", lambda: self._label(entry, other), waits=True).props(
                     "outline dense")
                 self.button("Close", self._close).props("flat dense")
 
@@ -251,29 +253,28 @@ class CheckPanel(Panel):
         edits = self.page.state.edits
         await self.studio.edit(replace(edits, left_out=edits.left_out | numbers))
 
-    async def _toggle(self, shown: ShownEpisode) -> None:
+    async def _toggle(self, entry: ShownEpisode) -> None:
         edits = self.page.state.edits
-        left_out = edits.left_out ^ {shown.number}
+        left_out = edits.left_out ^ {entry.number}
         if len(left_out) == len(self.page.state.episodes):
             raise RuntimeError("at least one demonstration must stay")
         await self.studio.edit(replace(edits, left_out=left_out))
 
-    async def _trim(self, shown: ShownEpisode, start: int, stop: int) -> None:
+    async def _trim(self, entry: ShownEpisode, start: int, stop: int) -> None:
         if start >= stop:
             raise RuntimeError("at least one step must stay between the handles")
         edits = self.page.state.edits
-        trims = {n: t for n, t in edits.trims.items() if n != shown.number}
-        if (start, stop) != (0, len(shown.episode)):
-            trims[shown.number] = start, stop
+        trims = {n: t for n, t in edits.trims.items() if n != entry.number}
+        if (start, stop) != (0, len(entry.episode)):
+            trims[entry.number] = start, stop
         await self.studio.edit(replace(edits, trims=trims))
 
-    async def _label(self, shown: ShownEpisode, success: bool) -> None:
+    async def _label(self, entry: ShownEpisode, success: bool) -> None:
         edits = self.page.state.edits
-        await self.studio.edit(replace(edits, labels={**edits.labels, shown.number: success}))
+        await self.studio.edit(replace(edits, labels={**edits.labels, entry.number: success}))
 
     async def _close(self) -> None:
         self.page.selected = None
-        self.page.show_live()
         self.build.refresh()
 
     async def _audit(self) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 from nicegui import Client, run, ui
 from nicegui.element import Element
 
-from ..core import UserError
+from ...core import UserError
 from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
-from .pictures import RecordedPictures
+from .pictures import RecordedPictures, picture_svg
 from .project import Edits, Project, ShownEpisode, TrainedPolicy
 
 PICTURES_PER_SECOND = 20
 UPDATES = 2_000  # of a training, unless the person chooses others
 STARTS = 50  # of a comparison
+THUMBNAIL = 44  # px
 LABEL = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P pauses a "
          "policy.")
 
@@ -32,18 +33,24 @@ class LivePicture(Element, component="live_picture.js"):
 
 @dataclass(frozen=True)
 class ProjectState:
-    """What a page shows of the folder of a project, read at one moment."""
+    """What a page shows of the folder of a project, read at one moment.
+
+    Attributes:
+        thumbnails: The last step of each episode that is learned, as SVG.
+    """
 
     episodes: list[ShownEpisode]
+    thumbnails: list[str]
     edits: Edits
     findings: list[dict[str, Any]] | None
     policies: list[TrainedPolicy]
     comparison: dict[str, Any] | None
 
     @classmethod
-    def read(cls, project: Project) -> ProjectState:
+    def read(cls, project: Project, recorded: RecordedPictures) -> ProjectState:
         episodes = project.episodes()
-        return cls(episodes, project.edits(), project.findings() if episodes else None, project.policies(),
+        thumbnails = [picture_svg(recorded.shapes(e.episode, e.stop - 1), THUMBNAIL) for e in episodes]
+        return cls(episodes, thumbnails, project.edits(), project.findings() if episodes else None, project.policies(),
                    project.comparison())
 
 
@@ -100,10 +107,10 @@ class StudioPage:
     def __init__(self, studio: Studio, build_panels: Callable[[StudioPage], Callable[..., None]]):
         self.studio, self.project, self.session = studio, studio.project, studio.session
         self.client = ui.context.client
-        self.state = ProjectState.read(self.project)
+        self.state = ProjectState.read(self.project, studio.recorded)
         self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS}
         self.selected: tuple[int, int] | None = None
-        self._picture, self._changes, self._job = None, self.session.changes, (None, "")
+        self._picture, self._changes, self._job = None, -1, (None, "")
         ui.colors(primary="#00796b")
         self._header()
         with ui.row().classes("w-full justify-center items-start gap-6"):
@@ -159,15 +166,11 @@ class StudioPage:
         """Looks at a step of a recorded demonstration."""
         self.selected = number, step
 
-    def show_live(self) -> None:
-        """Draws the live picture again."""
-        self._picture = None
-
     def _receive_held(self, event) -> None:
-        held, axes = event.args["held"], event.args["axes"]
+        keys, axes = event.args["held"], event.args["axes"]
         if self.studio.drives(self.client):
             across, up = (min(max(float(level), -1.0), 1.0) for level in axes)
-            self.session.person.receive([key for key in held if isinstance(key, str)], (across, up))
+            self.session.person.receive([key for key in keys if isinstance(key, str)], (across, up))
 
     def _receive_command(self, event) -> None:
         if self.studio.drives(self.client) and event.args in COMMANDS:
@@ -179,15 +182,15 @@ class StudioPage:
         live = self.session.mode != "idle"
         if live or self.selected is None:
             picture = self.session.picture
-            if picture.number != self._picture:
-                self._picture = picture.number
+            if (picture.number, live) != self._picture:
+                self._picture = picture.number, live
                 self._draw(picture.shapes, picture.text if live else "", picture.is_person and live)
         elif self.selected != self._picture:
             self._picture = self.selected
             number, step = self.selected
-            shown = self.state.episodes[number]
-            self._draw(self.studio.recorded.shapes(shown.episode, step),
-                       f"Demonstration {number + 1}, step {step} of {len(shown.episode)}", False)
+            demonstration = self.state.episodes[number]
+            self._draw(self.studio.recorded.shapes(demonstration.episode, step),
+                       f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
 
     def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
         self.picture.run_method("draw", shapes)
@@ -207,8 +210,10 @@ class StudioPage:
         if self._changes == (changes := self.session.changes):
             return
         self._changes = changes
-        if (state := await run.io_bound(ProjectState.read, self.project)) is None:
-            return  # the server ends
-        self.state = state
-        self.problem.text = "\n".join([*self.project.problems, *([self.session.error] if self.session.error else [])])
+        problems = [*self.project.problems, *([self.session.error] if self.session.error else [])]
+        try:
+            self.state = await run.io_bound(ProjectState.read, self.project, self.studio.recorded) or self.state
+        except UserError as error:  # the files were changed from outside
+            problems.append(str(error))
+        self.problem.text = "\n".join(problems)
         self._refresh_panels(progress_only=False)

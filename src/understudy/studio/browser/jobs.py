@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_json
-from ..hints import command_line
-from ..learn.run import Run
+from ...files import write_json
+from ...hints import command_line
+from ...learn.run import Run
 
 LOG = "commands.jsonl"  # every command of a project, and how it ended
 FOUND_ERRORS = 3  # exit status of an audit that has found errors
@@ -129,7 +128,7 @@ class JobRunner:
         if self.job is not None and self.is_busy:
             self.job.state = "stopping"
             if self._process is not None and self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGINT)
+                self._process.send_signal(signal.SIGINT)
 
     def progress(self) -> tuple[int, float | None]:
         """Returns the number of updates so far, and the seconds that are left, if they are known."""
@@ -161,7 +160,7 @@ class JobRunner:
         """Runs one command. Returns whether it succeeded."""
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "understudy", *words, cwd=self.folder, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True)
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         assert process.stdout is not None and process.stderr is not None
 
         async def keep_tail(stream: asyncio.StreamReader) -> None:

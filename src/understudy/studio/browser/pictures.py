@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import html
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.episode import Episode
-from ..envs import make
-from ..envs.raster import BACKGROUND, Drawable, ShapeList
-from ..envs.toy import Toy
+from ...data.episode import Episode
+from ...envs import make
+from ...envs.raster import BACKGROUND, Drawable, ShapeList
+from ...envs.toy import Toy
 
 COLORS = ("#00796b", "#c2570c")  # of the components of an action
 WIDTH, HEIGHT = 560, 120  # of a chart
@@ -26,15 +27,16 @@ class RecordedPictures:
     """
 
     def __init__(self, env: str):
-        self._env = make(env, 1)
+        self._env, self._lock = make(env, 1), threading.Lock()
         assert isinstance(self._env, Toy) and isinstance(self._env, Drawable)
 
     def shapes(self, episode: Episode, step: int) -> list[dict[str, Any]]:
         """Returns the shapes of a step, as `ShapeList` does."""
         columns = {name: torch.tensor(episode.steps[name][step:step + 1]) for name in self._env.state_columns}
-        self._env.restore(torch.arange(1), columns)
         surface = ShapeList(self._env.square)
-        self._env.draw(surface, 0)
+        with self._lock:
+            self._env.restore(torch.arange(1), columns)
+            self._env.draw(surface, 0)
         return surface.shapes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nicegui import app, ui
 
-from ..core import UserError
+from ...core import UserError
 from .page import Studio, StudioPage
 from .panels import build_panels
 from .project import Project
@@ -89,6 +89,7 @@ def serve_studio(project: Project, port: int, show: bool) -> None:
     def end() -> None:
         studio.jobs.stop()
         studio.session.stop()
+    ui.button.default_props("no-caps")
     app.add_middleware(OnlyThisOrigin, port=port)
     ui.add_css(Path(__file__).with_name("studio.css").read_text(encoding="utf-8"), shared=True)
     ui.run(host="127.0.0.1", port=port, show=show, reload=False, title="understudy studio", dark=None,

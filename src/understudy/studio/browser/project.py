@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError
-from ..data.episode import Episode
-from ..data.formats import open_dataset
-from ..data.recording.recorder import repair
-from ..files import read_json
-from ..improve.collection import FIRST_EPISODE, UNFINISHED
-from ..improve.journal import EpisodeJournal
-from ..learn.run import Run
+from ...core import UserError
+from ...data.episode import Episode
+from ...data.formats import open_dataset
+from ...data.recording.recorder import repair
+from ...files import read_json, write_json
+from ...improve.collection import FIRST_EPISODE, UNFINISHED
+from ...improve.journal import EpisodeJournal
+from ...learn.run import Run
 
+PROJECT = "project.json"  # says which environment a project is about
 DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
 
 
@@ -100,33 +101,44 @@ class Project:
 
     Args:
         folder: Is made if it does not exist.
-        env: Name of the environment.
+        env: Name of the environment. None for that of a project that exists.
 
     Raises:
-        UserError: The folder cannot be written, or belongs to another environment.
+        UserError: The folder cannot be written, is not a project, or belongs to another environment.
     """
 
-    def __init__(self, folder: Path, env: str):
-        self.folder, self.env = folder.resolve(), env
-        self.problems: list[str] = []  # what could not be repaired
+    def __init__(self, folder: Path, env: str | None = None):
+        self.folder = folder.resolve()
+        self.env = self._stored_env(folder, env)
+        self.problems: list[str] = []  # what a killed process has left, and what could not be repaired
         try:
             for name in (DEMONSTRATIONS, VIEWS, RUNS, REPORTS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / PROJECT, {"env": self.env})
         except OSError as error:
             raise UserError(f"the folder of the project cannot be made: {error.strerror}", where=folder,
                             hint="choose another one: --out FOLDER") from None
         for sitting in _numbered(self.folder / DEMONSTRATIONS):  # what a killed process has not closed
             try:
-                repair(sitting)
+                self.problems += repair(sitting).problems
             except UserError as error:
                 self.problems.append(str(error))
         for unfinished in self.folder.glob(f"{RUNS}/*/collection/{UNFINISHED}*"):  # watched as the process was killed
             EpisodeJournal(unfinished).recover()
-        for sitting in self.sittings():
-            recorded = next(iter(open_dataset(sitting).iterate_once())).metadata.get("env", env)
-            if recorded != env:
-                raise UserError(f"its demonstrations were recorded in {recorded}, not in {env}", where=folder,
-                                hint="open it with that environment, or choose another folder: --out FOLDER")
+
+    @staticmethod
+    def _stored_env(folder: Path, env: str | None) -> str:
+        """The environment of a project that exists, or that of a new one."""
+        if not (folder / PROJECT).exists():
+            if env is None:
+                raise UserError("this is not the folder of a project", where=folder,
+                                hint="a project begins with the name of an environment: understudy studio push")
+            return env
+        stored = str(read_json(folder / PROJECT)["env"])
+        if env not in (None, stored):
+            raise UserError(f"the project is about {stored}, not {env}", where=folder,
+                            hint="open it with that environment, or choose another folder: --out FOLDER")
+        return stored
 
     # -- demonstrations -------------------------------------------------------------------------------------------
 
@@ -139,12 +151,12 @@ class Project:
 
     def episodes(self) -> list[ShownEpisode]:
         """All recorded episodes, also those that are left out."""
-        edits, shown = self.edits(), []
+        edits, demonstrations = self.edits(), []
         for number, episode in enumerate(e for path in self.sittings() for e in open_dataset(path)):
             start, stop = edits.trims.get(number, (0, len(episode)))
-            shown.append(ShownEpisode(number, episode, edits.labels.get(number, episode.metadata.get("success")),
-                                      number not in edits.left_out, start, stop))
-        return shown
+            success = edits.labels.get(number, episode.metadata.get("success"))
+            demonstrations.append(ShownEpisode(number, episode, success, number not in edits.left_out, start, stop))
+        return demonstrations
 
     def edit_history(self) -> list[Edits]:
         """What the person has changed, in order: of each view, after the empty first one."""

@@ -13,17 +13,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..core import UserError, keys
-from ..envs import make
-from ..envs.base import Renderable
-from ..envs.raster import Drawable, ShapeList
-from ..envs.toy import Toy
-from ..evaluate.evaluation import recording_seed
-from ..evaluate.teleoperate import Screen, teleoperate
-from ..improve.gates import GatedActor, HumanGate
-from ..improve.journal import EpisodeJournal
-from ..improve.takeover import SupervisedEnv, Takeover, TakeoverSupervisor
-from ..learn.method import load_actor
+from ...core import UserError, keys
+from ...envs import make
+from ...envs.base import Renderable
+from ...envs.raster import Drawable, ShapeList
+from ...envs.toy import Toy
+from ...evaluate.evaluation import recording_seed
+from ...evaluate.teleoperate import Screen, teleoperate
+from ...improve.gates import GatedActor, HumanGate
+from ...improve.journal import EpisodeJournal
+from ...improve.takeover import SupervisedEnv, Takeover, TakeoverSupervisor
+from ...learn.method import load_actor
 from .project import Project
 
 STALE_SECONDS = 0.5  # without a message of the page, after which nothing moves
@@ -38,13 +38,13 @@ class AdjustableClock:
     """A clock that can run faster or slower than real time."""
 
     def __init__(self):
-        self.speed, self._shown, self._since = 1.0, 0.0, time.monotonic()
+        self.speed, self._time, self._since = 1.0, 0.0, time.monotonic()
 
     def __call__(self) -> float:
-        return self._shown + (time.monotonic() - self._since) * self.speed
+        return self._time + (time.monotonic() - self._since) * self.speed
 
     def set_speed(self, speed: float) -> None:
-        self._shown, self._since, self.speed = self(), time.monotonic(), speed
+        self._time, self._since, self.speed = self(), time.monotonic(), speed
 
     def sleep(self, seconds: float) -> None:
         time.sleep(max(seconds, 0.0) / self.speed)
@@ -63,16 +63,22 @@ class PageInput:
 
     low: Sequence[float]
     high: Sequence[float]
-    held: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
     axes: tuple[float, float] = (0.0, 0.0)  # of pointer or gamepad: right and up, -1 to 1
     is_begun: bool = False
     ended_at: float | None = None  # when the episode ended that waits for the next one
+    _before: set[str] = field(default_factory=set)  # what was held as the episode was reset, and does not begin it
     _received: float = field(default_factory=time.monotonic)
     _queue: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
-    def receive(self, held: Sequence[str], axes: tuple[float, float]) -> None:
+    def receive(self, keys: Sequence[str], axes: tuple[float, float]) -> None:
         """Takes over what the page says is held. Called in another thread than the rest."""
-        self.held, self.axes, self._received = tuple(key for key in held if key in DIRECTIONS), axes, time.monotonic()
+        self.directions, self.axes = tuple(key for key in keys if key in DIRECTIONS), axes
+        self._received = time.monotonic()
+        self._before &= self._holding()
+
+    def _holding(self) -> set[str]:
+        return {*self.directions, *(["axes"] if any(self.axes) else [])}
 
     def command(self, name: str) -> None:
         """Adds a command, such as "success". Called in another thread than the rest."""
@@ -89,12 +95,12 @@ class PageInput:
 
     @property
     def moves(self) -> bool:
-        return not self.is_stale and (bool(self.held) or any(self.axes))
+        return not self.is_stale and bool(self._holding())
 
     def action(self) -> np.ndarray:
         """The action of what is held, (A,) float32. Without anything it is 0, or the nearest value that is allowed."""
         level = np.array(self.axes, np.float32)
-        for component, direction in (DIRECTIONS[key] for key in self.held):
+        for component, direction in (DIRECTIONS[key] for key in self.directions):
             level[component] = direction
         if len(self.low) == 1:
             level = level[np.abs(level).argmax()][None]
@@ -102,18 +108,18 @@ class PageInput:
         return np.clip(np.where(level < 0, -level * low, level * high), low, high)
 
     def read(self):
-        self.is_begun |= self.moves
+        self.is_begun |= self.moves and bool(self._holding() - self._before)
         return None if self.is_stale or not self.is_begun else self.action()
 
     def commands(self):
-        given = self._given()
-        if self.ended_at is not None and not given and time.monotonic() - self.ended_at > NEXT_SECONDS:
-            given = ["enter"]
-        if {"enter", "discard"} & set(given):
-            self.is_begun, self.ended_at = False, None
-        return given
+        commands = self._new_commands()
+        if self.ended_at is not None and not commands and time.monotonic() - self.ended_at > NEXT_SECONDS:
+            commands = ["enter"]
+        if {"enter", "discard"} & set(commands):
+            self.is_begun, self._before, self.ended_at = False, self._holding(), None
+        return commands
 
-    def _given(self) -> list[str]:
+    def _new_commands(self) -> list[str]:
         commands = []
         while not self._queue.empty():
             commands.append(self._queue.get())
@@ -135,9 +141,9 @@ class TakeoverInput(PageInput):
         return self.action()
 
     def commands(self):
-        given = self._given()
-        self.is_paused ^= given.count("pause") % 2 == 1
-        self._single_steps += given.count("step")
+        commands = self._new_commands()
+        self.is_paused ^= commands.count("pause") % 2 == 1
+        self._single_steps += commands.count("step")
         holds = self.is_stale or self.is_paused and not self._single_steps
         self._single_steps = max(self._single_steps - 1, 0)
         if holds != self.takeover.is_held:
@@ -146,8 +152,8 @@ class TakeoverInput(PageInput):
             change = ["takeover"]
         else:
             change = []
-        lost = ["interrupt"] if self.silence > LOST_SECONDS else []
-        return [*([] if self.is_stale else ["enter"]), *change, *given, *lost]
+        interruption = ["interrupt"] if self.silence > LOST_SECONDS else []
+        return [*([] if self.is_stale else ["enter"]), *change, *commands, *interruption]
 
 
 @dataclass(frozen=True)

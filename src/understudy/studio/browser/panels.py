@@ -178,7 +178,7 @@ class CheckPanel(Panel):
                  "them.").classes("text-caption")
 
     def _line(self, entry: ShownEpisode) -> None:
-        used = "" if entry.is_used else ", left out"
+        used = ", interrupted and not learned" if entry.is_interrupted else ", left out" if entry.is_left_out else ""
         trimmed = "" if entry.stop - entry.start == len(entry.episode) else f" of {len(entry.episode)}"
         with ui.item().classes("" if entry.is_used else "opacity-60"):
             with ui.item_section().props("avatar"):
@@ -190,7 +190,7 @@ class CheckPanel(Panel):
             with ui.item_section().props("side"), ui.row().classes("gap-1 no-wrap"):
                 ui.button("Look", on_click=lambda: self._select(entry)).props(
                     f'flat dense aria-label="Look at demonstration {entry.number + 1}"')
-                self.button("Leave out" if entry.is_used else "Take back", lambda: self._toggle(entry),
+                self.button("Take back" if entry.is_left_out else "Leave out", lambda: self._toggle(entry),
                             waits=True).props("flat dense")
 
     def _select(self, entry: ShownEpisode) -> None:

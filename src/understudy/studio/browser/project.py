@@ -65,7 +65,8 @@ class ShownEpisode:
     Attributes:
         number: Its number among all episodes of the project. It stays when others are left out.
         success: As it was recorded, or as the person has changed it.
-        is_used: Whether it is learned. A person may leave it out.
+        is_interrupted: Whether the process ended while it was recorded. It is not learned.
+        is_left_out: Whether the person has left it out.
         start: The first step that is learned.
         stop: The step after the last one that is learned.
     """
@@ -73,9 +74,15 @@ class ShownEpisode:
     number: int
     episode: Episode
     success: bool | None
-    is_used: bool
+    is_interrupted: bool
+    is_left_out: bool
     start: int
     stop: int
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is learned."""
+        return not (self.is_left_out or self.is_interrupted)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,8 @@ class Project:
         for number, episode in enumerate(e for path in self.sittings() for e in open_dataset(path)):
             start, stop = edits.trims.get(number, (0, len(episode)))
             success = edits.labels.get(number, episode.metadata.get("success"))
-            demonstrations.append(ShownEpisode(number, episode, success, number not in edits.left_out, start, stop))
+            demonstrations.append(ShownEpisode(number, episode, success, "interrupted" in episode.metadata,
+                                               number in edits.left_out, start, stop))
         return demonstrations
 
     def edit_history(self) -> list[Edits]:

@@ -32,7 +32,7 @@ def build_panels(page: StudioPage) -> Callable[..., None]:
         The function that shows what has changed: `refresh(progress_only=...)`.
     """
     panels = [ShowPanel(page), CheckPanel(page), TrainPanel(page), WatchPanel(page), ComparePanel(page)]
-    with ui.tabs().props("no-caps dense mobile-arrows").classes("w-full") as tabs:
+    with ui.tabs().props("no-caps dense").classes("w-full") as tabs:
         for number, panel in enumerate(panels, 1):
             ui.tab(panel.title, f"{number} {panel.title}")
     with ui.tab_panels(tabs, value=panels[0].title, animated=False).classes("w-full"):

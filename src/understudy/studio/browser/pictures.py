@@ -15,7 +15,7 @@ from ...envs import make
 from ...envs.raster import BACKGROUND, Drawable, ShapeList
 from ...envs.toy import Toy
 
-COLORS = ("#00796b", "#c2570c")  # of the components of an action
+COLORS = ("var(--studio-first)", "var(--studio-second)")  # of the components of an action, see studio.css
 WIDTH, HEIGHT = 560, 120  # of a chart
 
 

@@ -12,12 +12,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # PyTorch is chosen by TORCH, and what was chosen stays.
 PINS := .venv/constraints.txt
-EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras,serve
+EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras,serve,studio
 LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 help:
 	@echo "make demo         record, train, evaluate and report on a toy task (4 minutes after the installation)"
+	@echo "make studio       install the studio, and open its page (ARGS='push')"
 	@echo "make test         the fast tests (5 minutes on 2 cores)"
 	@echo "make test-slow    trainings, killed processes and fuzzing (20 minutes more)"
 	@echo "make test-long    what takes longest: long trainings, many kills, memory, benchmarks (an hour)"
@@ -34,6 +35,9 @@ help:
 demo: .venv/core
 	$(BIN)/understudy demo $(ARGS)
 	@echo "To have the command understudy in your shell: source $(BIN)/activate"
+
+studio: .venv/studio
+	$(BIN)/understudy studio $(ARGS)
 
 test: .venv/test
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -100,6 +104,10 @@ clean:
 	$(PIP) --no-deps -r $(LEROBOT)
 	touch $@ .venv/core
 
+.venv/studio: .venv/core
+	$(PIP) -c $(PINS) -e '.[studio]'
+	touch $@
+
 .venv/docs: .venv/core
 	$(PIP) -c $(PINS) -e '.[docs]'
 	touch $@
@@ -115,4 +123,4 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo test test-slow test-long test-gpu test-newest lint bench openpi docs evidence constraints same clean
+.PHONY: help demo studio test test-slow test-long test-gpu test-newest lint bench openpi docs evidence constraints same clean

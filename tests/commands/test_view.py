@@ -147,3 +147,58 @@ def test_each_correction_has_an_option(words, rows, call, arm, tmp_path):
 def test_corrections_that_do_not_fit_name_file_column_and_place(words, says, call, arm, tmp_path):
     refused(call("view", "make", arm, "--out", tmp_path / "v.json", *words), says.format(arm=arm))
     assert not (tmp_path / "v.json").exists()
+
+
+@pytest.mark.parametrize("words, lengths", [
+    (["--crop", "1=2:-1"], (6, 4, 8)), (["--crop", "0,2=:3"], (3, 7, 3)),
+    (["--crop", "1=2:", "--crop", ":4", "--crop", "1=1:"], (4, 3, 4)),
+    (["--delete", 0, "--crop", "0=3:"], (4, 8))])  # numbers are those after the deletion
+def test_one_episode_is_cropped(words, lengths, call, arm, tmp_path):
+    assert call("view", "make", arm, "--out", tmp_path / "v.json", *words)[0] == 0
+    data = open_dataset(tmp_path / "v.json")
+    assert tuple(len(e) for e in data) == lengths
+    starts = [e.steps["action"][0, 0] - 100 for e in data]
+    assert starts == {(6, 4, 8): [0, 2, 0], (3, 7, 3): [0, 0, 0], (4, 3, 4): [0, 3, 0], (4, 8): [3, 0]}[lengths]
+
+
+@pytest.mark.parametrize("words, values", [
+    (["1:good=false"], [None, False, None]), (["0,2:good=ok"], ["ok", None, "ok"]),
+    (["good=true", "--label", "1:good=false"], [True, False, True]),
+    (["1:good=false", "--label", "1,2:good=true"], [None, True, True]), (["1:good=1:2"], [None, "1:2", None]),
+    (["good=1:2", "--label", "1:good=3"], ["1:2", 3, "1:2"])])
+def test_one_episode_is_labeled(words, values, call, arm, tmp_path):
+    assert call("view", "make", arm, "--out", tmp_path / "v.json", "--label", *words)[0] == 0
+    assert [e.metadata.get("good") for e in open_dataset(tmp_path / "v.json")] == values
+
+
+def test_a_field_may_have_a_colon(call, arm, tmp_path):
+    words = ["--label", "lab:arm=2", "--label", "1:lab:arm=3"]
+    assert call("view", "make", arm, "--out", tmp_path / "v.json", *words)[0] == 0
+    assert [e.metadata["lab:arm"] for e in open_dataset(tmp_path / "v.json")] == [2, 3, 2]
+
+
+def test_show_names_the_episodes_of_an_operation(call, arm, tmp_path):
+    words = ["--crop", "2=1:-2", "--label", "2:success=false"]
+    assert call("view", "make", arm, "--out", tmp_path / "v.json", *words)[0] == 0
+    shown = call("view", "show", tmp_path / "v.json")[1]
+    assert "1. crop(start=1, stop=-2, episodes=[2])\n" in shown
+    assert '2. label(field="success", value=false, episodes=[2])\n' in shown
+
+
+NO_RANGE = "is not of the form A:B\n  -> such as --crop 5:-5, --crop=:-5 or, of episode 3 alone, --crop 3=5:-2"
+NO_NUMBERS = "has no episode numbers before the colon\n  -> such as --label 3:success=false"
+
+
+@pytest.mark.parametrize("option, text, says", [
+    ("--crop", "3=5:", "{arm}: crop, episodes: there is no episode 3; there are 0 to 2\n  -> they are counted from 0"),
+    ("--crop", "1=7:", "{arm}: crop, episode 1: leaves nothing of its 7 steps\n  -> crop less"),
+    ("--crop", "1=2", "--crop: '1=2' " + NO_RANGE), ("--crop", "1=", "--crop: '1=' " + NO_RANGE),
+    ("--crop", "-1=2:", "--crop: '-1=2:' " + NO_RANGE), ("--crop", "a=2:", "--crop: 'a=2:' " + NO_RANGE),
+    ("--label", "3:good=1", "{arm}: label, episodes: there is no episode 3; there are 0 to 2\n  -> they are counted"),
+    ("--label", "-1:good=1", "--label: '-1:good=1' " + NO_NUMBERS), ("--label", "0-2:a=1", "'0-2:a=1' " + NO_NUMBERS),
+    ("--label", "1:2:good=1", "--label: '1:2:good=1' " + NO_NUMBERS), ("--label", ":good=1", NO_NUMBERS),
+    ("--label", "1:good", "--label: 'good' is not two names with = between them"),
+    ("--label", "1:success=no", "{arm}: label: 'success' = 'no' cannot be set")])
+def test_operations_on_one_episode_that_do_not_fit_are_refused(option, text, says, call, arm, tmp_path):
+    refused(call("view", "make", arm, "--out", tmp_path / "v.json", f"{option}={text}"), says.format(arm=arm))
+    assert not (tmp_path / "v.json").exists()

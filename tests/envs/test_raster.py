@@ -1,5 +1,6 @@
 """Pictures and maps of toys."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from understudy import envs
 from understudy.core import keys
-from understudy.envs.raster import Canvas
+from understudy.envs.raster import Canvas, ShapeList
 
 TOYS = (*envs.names(), "particle:8")
 
@@ -50,3 +51,21 @@ def test_maps_can_be_drawn(name):
         column, i, j = mark["column"]
         assert obs[column][:, [i, j]].shape == (4, 2)
     assert any(not np.array_equal(frame, env.frame(i)) for i in range(1, 4))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_list_of_shapes_shows_the_same_picture(name):
+    env = envs.make(name, 4)
+    env.reset(torch.arange(4), keys(0, range(4)))
+    shapes, canvas = ShapeList(env.square), Canvas(1, 256, (0.0, 0.0), 1.0)
+    env.draw(shapes, 1)
+    for shape in json.loads(json.dumps(shapes.shapes)):
+        (x, y), color = shape["at"], [int(shape["color"][i:i + 2], 16) for i in (1, 3, 5)]
+        at = np.float32([[x, 1 - y]])
+        if "radius" in shape:
+            canvas.circle(at, shape["radius"], color)
+        else:
+            (cos, sin), half = shape["heading"], shape["half"]
+            canvas.box(at, np.float32([[cos, -sin]]), half, color)
+    difference = np.abs(canvas.image[0].astype(int) - env.frame(1))
+    assert (difference > 12).mean() < 1e-3  # rounded to 1/40 of a pixel: a few pixels of edges differ by a shade

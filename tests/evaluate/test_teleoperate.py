@@ -19,7 +19,9 @@ from understudy.data.formats import open_dataset
 from understudy.data.recording.recorder import Recorder
 from understudy.envs.devices import HOLD_SECONDS, DiscreteKeyboard, Gamepad, Keyboard, LeaderArm
 from understudy.evaluate.replay import replay
-from understudy.evaluate.teleoperate import render_ansi, teleoperate
+from understudy.evaluate.teleoperate import Screen, render_ansi, teleoperate
+
+QUICK = Screen(lambda text: None, sleep=lambda seconds: None)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_each_key_is_one_move_of_a_grid_and_the_episode_waits_for_it(pipe, tmp_p
         walked.append(done.obs["observation.state"][0].numpy())
         return done
     env.step = watched
-    assert len(teleoperate(env, hand, 1, tmp_path / "d", 7, show=screens.append, lines=4, sleep=sleep)) == 0
+    assert len(teleoperate(env, hand, 1, tmp_path / "d", 7, screen=Screen(screens.append, 4, sleep=sleep))) == 0
     at = start
     for walk, way in zip(walked, moves.values(), strict=True):
         at = np.clip(at + way, 0, 5)
@@ -149,8 +151,8 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
     plan = {26: ["failure"], 27: ["enter"], 31: ["discard"], 36: ["enter"], 37: ["success"], 38: ["quit"]}
     saved, screens = [], []
     hand = Hand(env, 5, plan)
-    data = teleoperate(env, hand, 5, tmp_path / "d", 5, on_saved=saved.append, show=screens.append, lines=10,
-                       sleep=lambda s: None)
+    data = teleoperate(env, hand, 5, tmp_path / "d", 5, on_saved=saved.append,
+                       screen=Screen(screens.append, 10, sleep=lambda s: None))
     assert saved == [0, 1] and len(data) == 2
     first, second = data
     assert first.metadata == {"seed": 5, "env": "fork", "by": "keyboard", "number": 0, "success": False, "dropped": 0}
@@ -169,9 +171,9 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
     assert replay(data[:1], make("fork", 1))
     assert any("labeled a failure" in s for s in screens) and all(s.count("\n") == 11 for s in screens)
     again = Hand(env, 5, {3: ["quit"]})
-    assert len(teleoperate(env, again, 5, tmp_path / "d", 5, sleep=lambda s: None)) == 2  # what was begun is discarded
+    assert len(teleoperate(env, again, 5, tmp_path / "d", 5, screen=QUICK)) == 2  # what was begun is discarded
     with pytest.raises(UserError, match="the recording has seed 5, but this run has seed 6"):
-        teleoperate(env, again, 5, tmp_path / "d", 6)
+        teleoperate(env, again, 5, tmp_path / "d", 6, screen=QUICK)
 
 
 def test_pictures_become_text():

@@ -17,11 +17,13 @@ from fixtures.terminals import Terminal
 from understudy import make
 from understudy.cli import main
 from understudy.core import Batch, UserError
+from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
-from understudy.envs.base import EnvWrapper
+from understudy.envs.base import EnvWrapper, StepResult
+from understudy.evaluate.teleoperate import Screen
 from understudy.execute.actor import Actor
+from understudy.improve.journal import EpisodeJournal
 from understudy.improve.takeover import (
-    Screen,
     SupervisedEnv,
     Takeover,
     TakeoverJointKeyboard,
@@ -54,6 +56,59 @@ def test_keys_take_over_and_give_back_from_the_next_step_on(hand):
     assert (episode.steps["policy_action"] == 0).all() and len(episode) == 8
     assert "the policy acts" in used.screens[2] and any("you act" in text for text in used.screens)
     assert used.waits[2:] == pytest.approx([1 / used.env.metadata["fps"]] * len(used.waits[2:]))  # in real time
+
+
+class Killed(BaseException):
+    """What ends a process at any moment."""
+
+
+def collect(used, folder, ends=None, count=2, error=Killed):
+    """Collects episodes in a folder, until the sleep at which the process ends, if it does."""
+    def sleep(seconds, before=used.sleep):
+        if used.sleeps == ends:
+            raise error
+        before(seconds)
+    used.env.screen.sleep = sleep
+    return EpisodeJournal(folder).rollout(used.actor, used.env, count, 0)
+
+
+def test_steps_of_an_episode_survive_the_end_of_the_process(hand, tmp_path):
+    with pytest.raises(Killed):
+        collect(hand({0: "\r", 2: "td", 3: "du", 8: "\r", 9: "d", 11: "td"}), tmp_path, ends=14)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "running"]
+    data = collect(hand({0: "\r"}), tmp_path, count=3)
+    first, interrupted, last = data
+    assert interrupted.metadata["interrupted"] and interrupted.metadata["number"] == 1
+    assert not {"interrupted"} & {*first.metadata, *last.metadata}
+    assert np.flatnonzero(interrupted.steps["intervention"]).tolist() == [3, 4]
+    assert interrupted.steps["next.truncated"].tolist() == [False] * (len(interrupted) - 1) + [True]
+    assert first.steps["undone"].any() and not interrupted.steps["undone"].any()
+    assert {*first.steps} == {*interrupted.steps}
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Killed])
+def test_an_interrupted_episode_of_the_policy_alone_is_run_again(hand, tmp_path, error):
+    with pytest.raises(error):
+        collect(hand({0: "\r"}), tmp_path, ends=5, error=error)
+    episode, = collect(hand({0: "\r"}), tmp_path, count=1)
+    assert "interrupted" not in episode.metadata and len(episode) == 8
+
+
+def test_an_episode_that_a_person_leaves_is_not_kept(hand, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        collect(hand({0: "\r", 2: "td", 5: "q"}), tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_person_who_cannot_be_reached_interrupts_the_episode():
+    takeover = Takeover()
+    result = StepResult({}, torch.zeros(1), torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool), {})
+    assert not takeover.ended(result).truncated.any()
+    takeover.obey(["interrupt"])
+    ended = takeover.ended(result)
+    assert ended.truncated.all() and not ended.terminated.any() and takeover.is_over
+    assert takeover.annotate(Episode({"action": np.zeros((0, 1), np.float32)}, {})).metadata["interrupted"]
 
 
 def test_an_episode_is_ended_begun_again_and_left(hand):

@@ -32,6 +32,7 @@ from .parts.improve_robot import (
     DEVICES,
     RobotImprovement,
     check_robot_options,
+    collected_all_rounds,
     load_untold_actor,
     promotion_text,
     success_lines,
@@ -149,7 +150,7 @@ class _Command:
         if env_name is None:
             raise UserError(f"the data of {o.run} do not say in which environment they were recorded", where="--env",
                             hint="name it: --env ENV")
-        if supervisor == "person" and not sys.stdin.isatty():
+        if supervisor == "person" and not sys.stdin.isatty() and not collected_all_rounds(o):
             raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
                             hint="run it in a terminal, without a pipe; or --supervisor scripted")
         data, is_unchanged = self._trained_episodes(o.run, o.data)
@@ -456,10 +457,13 @@ def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
     """Returns a toy that a person at the keyboard watches, and the person."""
     import numpy as np
 
-    from ..improve.takeover import Screen, SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
+    from ..evaluate.teleoperate import Screen
+    from ..improve.takeover import SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-    keyboard, takeover = resources.enter_context(TakeoverKeyboard(low, high).listening()), Takeover()
+    keyboard, takeover = TakeoverKeyboard(low, high), Takeover()
+    if sys.stdin.isatty():  # if not, all episodes are stored, and nobody acts
+        resources.enter_context(keyboard.listening())
     screen = Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 6)))
     return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)

@@ -226,7 +226,7 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     from ..envs.devices import DiscreteKeyboard, Keyboard
     from ..envs.toys.words import Words
     from ..evaluate.evaluation import recording_seed
-    from ..evaluate.teleoperate import teleoperate
+    from ..evaluate.teleoperate import Screen, teleoperate
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
@@ -239,7 +239,6 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             recording_seed(o.seed),
             images=o.images,
             on_saved=saved,
-            show=draw_screen,
-            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))
+            screen=Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 4))))
         draw_screen("")
     return data

@@ -64,8 +64,9 @@ class ViewOptions(JsonOption):
     cut: Annotated[TextOptions, arg(metavar="ROWS")] = ()
     """cut episodes into pieces: every=57, at each 57th row; at=57,114, at these rows; 3=57,114, episode 3 alone at
     these rows; resets, where the audit finds that another rollout begins. Each row is the first of a new piece"""
-    crop: Annotated[str | None, arg(metavar="A:B")] = None
-    """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
+    crop: Annotated[TextOptions, arg(metavar="[N=]A:B")] = ()
+    """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five; 3=5:-2, of
+    episode 3 alone, by its number after the operations above; 1,4=5:, of episodes 1 and 4"""
     shift: Annotated[TextOptions, arg(metavar="COLUMN=STEPS")] = ()
     """move a column in time: action=-3 moves actions to earlier steps, which corrects actions that are stored 3 steps
     late; action=3 moves them to later steps. Steps without a value are left out"""
@@ -87,8 +88,9 @@ class ViewOptions(JsonOption):
     """rename a column"""
     drop: Annotated[TextOptions, arg(metavar="COLUMN")] = ()
     """leave out a column"""
-    label: Annotated[TextOptions, arg(metavar="FIELD=VALUE")] = ()
-    """set metadata of every episode: "task=put it there", success=false, operator=Ada"""
+    label: Annotated[TextOptions, arg(metavar="[N:]FIELD=VALUE")] = ()
+    """set metadata of every episode: "task=put it there", success=false, operator=Ada; 3:success=false, of episode 3
+    alone, by its number after the operations above; 1,4:success=false, of episodes 1 and 4"""
     to: Format | None = None
     """materialize: the format to write; by default that of the suffix of DST, and LeRobot if DST has none"""
     strict: bool = False
@@ -192,13 +194,12 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
     operations += [op.Sort(o.sort, o.descending)] if o.sort else []
     operations += [_cut_segments(o.segments)] if o.segments else []
     operations += [_parse_cuts(o.cut)] if o.cut else []
-    operations += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
+    operations += [op.Crop(*_parse_range(text)) for text in o.crop]
     operations += _parse_corrections(o)
     operations += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
     operations += [op.Rename(*split_pair("--rename", text, "OLD=NEW")) for text in o.rename]
     operations += [op.Drop(o.drop)] if o.drop else []
-    return operations + [op.Label(name, _parse_scalar(text) if name != "task" else text)
-                         for name, text in (split_pair("--label", text, "'task=put it there'") for text in o.label)]
+    return operations + [op.Label(*_parse_label(text)) for text in o.label]
 
 
 def _cut_segments(field: str) -> Operation:
@@ -294,10 +295,28 @@ def _parse_condition(text: str, data) -> Operation:
                     hint="such as --filter success=true --filter 'length>=50'")
 
 
-def _parse_range(text: str) -> tuple[int, int | None]:
-    if not (match := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in match.groups():
-        raise UserError(f"{text!r} is not of the form A:B", where="--crop", hint="such as --crop 5:-5 or --crop=:-5")
-    return int(match[1] or 0), int(match[2]) if match[2] else None
+def _parse_range(text: str) -> tuple[int, int | None, tuple[int, ...] | None]:
+    episodes, steps = _split_episodes(text, "=")
+    if not (match := re.fullmatch(r"(-?\d*):(-?\d*)", steps)) or "-" in match.groups():
+        raise UserError(f"{text!r} is not of the form A:B", where="--crop",
+                        hint="such as --crop 5:-5, --crop=:-5 or, of episode 3 alone, --crop 3=5:-2")
+    return int(match[1] or 0), int(match[2]) if match[2] else None, episodes
+
+
+def _parse_label(text: str) -> tuple[str, Any, tuple[int, ...] | None]:
+    episodes, label = _split_episodes(text, ":")
+    name, value = split_pair("--label", label, "'task=put it there'")
+    if re.match(r"[\W\d_]*:", name):  # such as -1:success, which is no field of all episodes
+        raise UserError(f"{text!r} has no episode numbers before the colon", where="--label",
+                        hint="such as --label 3:success=false or --label 1,4:success=false, counted from 0")
+    return name, value if name == "task" else _parse_scalar(value), episodes
+
+
+def _split_episodes(text: str, sign: str) -> tuple[tuple[int, ...] | None, str]:
+    """Splits "1,4=5:-2", with the sign "=", into the episodes (1, 4) and "5:-2". Text without numbers is of all."""
+    numbers, _, change = text.partition(sign)
+    is_of_some = change and re.fullmatch(r"\d+(,\d+)*", numbers)
+    return (tuple(map(int, numbers.split(","))), change) if is_of_some else (None, text)
 
 
 def _parse_scalar(text: str):

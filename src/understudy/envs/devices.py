@@ -30,6 +30,16 @@ class TeleopDevice(Protocol):
         wait."""
 
 
+class KeyInput(Protocol):
+    """Keys, buttons or a page with which a person acts and gives commands."""
+
+    def read(self) -> np.ndarray | None:
+        """Returns the current action, (A,). None if the environment waits for the person."""
+
+    def commands(self) -> list[str]:
+        """Commands that were given since the last call, such as enter, discard, success, failure and quit."""
+
+
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 _KEYS = {"w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1),  # component, direction

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..core import Feature, UserError
 from .base import HasExpert, PlanarMap, Renderable, Restorable, StepResult
+from .raster import Drawable, draw_map, map_square
 
 Arrays = dict[str, np.ndarray]  # name -> (rows, ...)
 
@@ -111,6 +114,21 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     def _observation(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.observe().items()}
+
+
+class MapToy(Toy, Drawable):
+    """A toy whose picture is its map, with the shapes of its present state over it."""
+
+    @abstractmethod
+    def state_shapes(self, row: int) -> Iterable[Mapping[str, Any]]:
+        """Returns what the state of one row adds to the map, in the form of the map's shapes."""
+
+    @property
+    def square(self):
+        return map_square(self.map())
+
+    def draw(self, surface, row):
+        draw_map(surface, self.map(), self.state_shapes(row))
 
 
 def named_vector(*names: str, unit: str | None = None) -> Feature:

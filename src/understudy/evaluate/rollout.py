@@ -26,7 +26,8 @@ MAX_EPISODE_STEPS = 100_000  # steps; without a time limit, an idle policy may n
 
 @replaceable
 def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int = 0,
-            watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
+            watch: Callable[[int, Episode], None] = lambda n, e: None,
+            watch_step: Callable[[Sequence[int], Mapping[str, np.ndarray]], None] = lambda n, columns: None) -> Dataset:
     """Runs episodes number first to first+episodes-1. The key of each determines it, whatever `env.rows` is.
 
     Exactly these episodes run to their ends, because taking the first that finish would favor short ones. Their
@@ -36,6 +37,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
     Args:
         watch: Called as `watch(number, episode)` when an episode ends.
+        watch_step: Called as `watch_step(numbers, columns)` after each step, with the number of the episode of each
+            row, or -1, and the columns of the step, (rows, ...).
     """
     if not isinstance(actor, Actor):
         raise UserError(f"{type(actor).__name__} is not an actor", where="rollout",
@@ -46,6 +49,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     running, finished = _RunningEpisodes(actor, env, range(first, first + episodes), as_seed(seed)), {}
     while len(finished) < episodes:
         running.step()
+        watch_step(running.number, running.history[-1])
         for number, episode in running.take_finished():
             finished[number] = episode
             watch(number, episode)

@@ -105,6 +105,9 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         """Replaces the action of each step by the one sent to the robot, and adds what the person said."""
         return self.takeover.annotate(episode.replace({"action": np.stack(self._sent[:len(episode)])}))
 
+    def annotate_step(self):
+        return {"action": self._sent[-1], **self.takeover.annotate_step()}
+
     def close(self):
         self._planning.close()
         super().close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ import torch
 from ..core import UserError, keys
 from ..data.episode import Episode
 from ..envs.base import Env, EnvWrapper, Renderable, StepResult
-from ..envs.devices import JointKeyboard, Keyboard, RecordingKeys
-from ..evaluate.teleoperate import render_ansi
+from ..envs.devices import JointKeyboard, Keyboard, KeyInput, RecordingKeys
+from ..evaluate.teleoperate import Screen
 from ..execute.actor import Actor, pass_record
 from .gates import INTERVENTION
 from .journal import EpisodeDiscarded, WatchedEnv
@@ -66,6 +66,7 @@ class Takeover:
         is_asked: Whether it is held because the policy asks for help.
         asks: Whether the policy asks for help, so that nobody has to watch it. Holds in every episode.
         success: What the person says of the episode, which ends it. None while the person has not said anything.
+        is_interrupted: Whether the person cannot be reached any more, which ends the episode, too.
         n_returns: How often the policy has begun to act again. It then needs a new plan.
         seconds: Time in which the person acted, and watched.
     """
@@ -80,6 +81,7 @@ class Takeover:
         """Begins an episode. The policy acts."""
         self.is_person = self.is_held = self.is_asked = False
         self.success: bool | None = None
+        self.is_interrupted = False
         self.n_takeovers, self.n_returns, self.undone = 0, 0, set[int]()
         self.seconds = {"acted": 0.0, "watched": 0.0}
         self._numbers, self._handovers = list[int](), list[bool]()  # by step: number of the takeover, or 0
@@ -117,6 +119,13 @@ class Takeover:
                 self.undone.add(self.n_takeovers)
             elif command in ("success", "failure"):
                 self.success = command == "success"
+            elif command == "interrupt":
+                self.is_interrupted = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the person has ended the episode."""
+        return self.success is not None or self.is_interrupted
 
     def count_step(self, is_handover: bool = False) -> None:
         """Records who acts in one step.
@@ -144,10 +153,16 @@ class Takeover:
 
     def ended(self, result: StepResult) -> StepResult:
         """Returns the result of the last step, marked as an end if the person has ended the episode."""
+        if self.is_interrupted:
+            return replace(result, truncated=torch.ones_like(result.truncated))
         if self.success is None:
             return result
         success = torch.full_like(result.terminated, self.success)
         return replace(result, terminated=torch.ones_like(success), info={**result.info, "success": success})
+
+    def annotate_step(self) -> dict[str, np.ndarray]:
+        """Returns the columns that `annotate` adds, of the last step, as far as they are known now."""
+        return {HANDOVER: np.array(self._handovers[-1]), UNDONE: np.array(self._numbers[-1] in self.undone)}
 
     def annotate(self, episode: Episode) -> Episode:
         """Adds unlearned steps, success and times to an episode that has ended."""
@@ -156,6 +171,8 @@ class Takeover:
         metadata = {**episode.metadata, **{f"seconds_{k}": round(v, 3) for k, v in self.seconds.items()}}
         if self.success is not None:
             metadata["success"] = self.success
+        if self.is_interrupted:
+            metadata["interrupted"] = True
         return replace(episode.replace(columns), metadata=metadata)
 
 
@@ -203,21 +220,6 @@ class TakeoverSupervisor(Actor):
 # -- toys -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Screen:
-    """The terminal screen on which a person sees an environment, and its clock.
-
-    Args:
-        show: Draws a text: the image of the environment and the keys.
-        lines: Height of the image in lines.
-    """
-
-    show: Callable[[str], None]
-    lines: int = 24
-    clock: Callable[[], float] = field(default=time.perf_counter)
-    sleep: Callable[[float], None] = field(default=time.sleep)
-
-
 class SupervisedEnv(EnvWrapper, WatchedEnv):
     """Wraps a toy environment with one row so that a person watches it in real time.
 
@@ -227,7 +229,7 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
         takeover: Who acts, with the same clock as the screen.
     """
 
-    def __init__(self, env: Env, keyboard: Keyboard, takeover: Takeover, screen: Screen):
+    def __init__(self, env: Env, keyboard: KeyInput, takeover: Takeover, screen: Screen):
         if not isinstance(env, Renderable):
             raise UserError("the environment cannot be rendered, so that nobody can watch it",
                             where=env.metadata["env"], hint="use another supervisor, such as scripted")
@@ -254,7 +256,7 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
         self.takeover.count_step()
         result = self.env.step(action)
         self._wait()
-        while self.takeover.is_held and self.takeover.success is None:
+        while self.takeover.is_held and not self.takeover.is_over:
             self._wait()
         return self.takeover.ended(result)
 
@@ -268,6 +270,9 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
     def annotate(self, episode):
         return self.takeover.annotate(episode)
 
+    def annotate_step(self):
+        return self.takeover.annotate_step()
+
     def _wait(self) -> None:
         """Shows the environment for one period, and then does what the person has said."""
         self._draw(f"{self.takeover.status()}\n{KEYS}")
@@ -277,4 +282,4 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
         self.takeover.obey(self.keyboard.commands())
 
     def _draw(self, text: str) -> None:
-        self.screen.show(f"{render_ansi(self.toy.frame(0), self.screen.lines)}\n{text}")
+        self.screen.draw(self.toy, text)

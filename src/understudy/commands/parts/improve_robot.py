@@ -102,6 +102,15 @@ def tell_unfinished_rounds(o: ImproveOptions) -> None:
               "run again", file=sys.stderr)
 
 
+def collected_all_rounds(o: ImproveOptions) -> bool:
+    """Whether the episodes of all rounds are stored, so that no person has to act again."""
+    from ...improve.collection import UNFINISHED, round_folders
+
+    stored = [folder for folder in round_folders(o.out / "collection", UNFINISHED)
+              if sum(1 for path in folder.glob("[0-9]*")) >= o.episodes]
+    return len(round_folders(o.out / "collection")) + len(stored) >= o.rounds
+
+
 @dataclass(frozen=True)
 class RobotImprovement:
     """One call of understudy improve with a robot.

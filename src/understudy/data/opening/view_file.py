@@ -169,7 +169,7 @@ def describe_operation(operation: Operation) -> str:
 def _describe(document: Mapping[str, Any]) -> str:
     arguments = []
     for key, value in document.items():
-        if key != "do" and value is not None and value is not False:
+        if key != "do" and value is not None and (value is not False or key == "value"):
             many = isinstance(value, tuple) and len(value) > 6
             text = (f"{len(value)} of them" if many else _describe(value) if key == "detector" else
                     json.dumps(value, ensure_ascii=False))

@@ -9,7 +9,7 @@ import torch
 
 from ...core import normal, uniform
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, distance, named_vector
 
 WIDE, HIGH = 2.0, 1.2  # m, of the space seen from the side
@@ -25,7 +25,7 @@ STATE = ("left.x", "left.y", "right.x", "right.y", "bar.x", "bar.y", "bar.cos", 
 SIGN = np.array([-1, 1], np.float32)[:, None]  # of the left and the right end
 
 
-class Arms(Toy):
+class Arms(Toy, Drawable):
     """Toy environment in which two hands carry a bar from the floor to a goal.
 
     Each hand grasps one end of the bar. While only one hand holds it, the bar and this hand do not move. Hands whose
@@ -87,20 +87,22 @@ class Arms(Toy):
         return {"x": (0.0, WIDE), "y": (0.0, HIGH), "path": ("observation.state", 4, 5), "shapes": [], "marks": [
             {"kind": "circle", "column": ("observation.state", 10, 11), "radius": RADIUS, "role": "goal"}]}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (0.0, (HIGH - WIDE) / 2), WIDE
+
+    def draw(self, surface, row):
         s = {k: v[row:row + 1] for k, v in self.state.items()}
-        canvas = Canvas(1, 256, (0.0, (HIGH - WIDE) / 2), WIDE)
-        canvas.box(
+        surface.box(
             np.array([[WIDE / 2, 0.0]], np.float32), np.array([[1, 0]], np.float32), (WIDE / 2, FLOOR - 0.03),
             COLOR_OF_ROLE["start"],
         )
-        canvas.circle(s["goal"], 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
-        canvas.box(s["bar"], s["heading"], (LENGTH / 2, 0.03), COLOR_OF_ROLE["block"])
+        surface.circle(s["goal"], 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
+        surface.box(s["bar"], s["heading"], (LENGTH / 2, 0.03), COLOR_OF_ROLE["block"])
         for i in (0, 1):
-            canvas.circle(
+            surface.circle(
                 s["hands"][:, i], 0.06, COLOR_OF_ROLE["agent"] if s["holds"][0, i] else COLOR_OF_ROLE["waypoint"]
             )
-        return canvas.image[0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, distance, length, named_vector, push_apart, unit
 
 SIDE = 1.0  # m, of the table
@@ -27,7 +27,7 @@ MODES = ("the left block first, to the left", "the left block first, to the righ
 COLORS = COLOR_OF_ROLE["block"], (222, 150, 70)
 
 
-class Blocks(Toy):
+class Blocks(Toy, Drawable):
     """A disc pushes two blocks onto two targets. The order of the blocks and their targets are free, which makes four
     ways.
 
@@ -106,15 +106,17 @@ class Blocks(Toy):
         return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
             {**mark, "column": ("observation.state", 6, 7)}, {**mark, "column": ("observation.state", 8, 9)}]}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (0.0, 0.0), SIDE
+
+    def draw(self, surface, row):
         s = {k: v[row:row + 1] for k, v in self.state.items()}
-        canvas = Canvas(1, 256, (0.0, 0.0), SIDE)
         for i in (0, 1):
-            canvas.circle(s["targets"][:, i], BLOCK + 0.02, COLOR_OF_ROLE["goal"])
+            surface.circle(s["targets"][:, i], BLOCK + 0.02, COLOR_OF_ROLE["goal"])
         for i in (0, 1):
-            canvas.circle(s["blocks"][:, i], BLOCK, COLORS[i])
-        canvas.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
-        return canvas.image[0]
+            surface.circle(s["blocks"][:, i], BLOCK, COLORS[i])
+        surface.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from ...core import normal, uniform
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, named_vector
 
 CRUISE = 10.0  # m/s
@@ -21,7 +21,7 @@ HIDDEN = ("distance", "speed", "person", "appears_at", "wait", "pixel", "number"
 DECISIVE = 5  # this many of HIDDEN, from the first, decide what happens; the rest only decide the picture
 
 
-class Drive(Toy):
+class Drive(Toy, Drawable):
     """Toy in which a car drives to a crossing that a person may block. Its brake light causes causal confusion.
 
     The car must not pass while the person is on the road, and must pass afterwards. The camera shows the person as one
@@ -111,22 +111,25 @@ class Drive(Toy):
         return {"x": (-5.0, 75.0), "y": (-5.0, 75.0), "path": ("simulator.state", 0, 1), "shapes": [
             {"kind": "box", "at": (0.0, 5.0), "half": (0.4, 10.0), "role": "goal"}]}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (-70.0, -38.0), 76.0
+
+    def draw(self, surface, row):
         distance_ahead, speed, person, *_ = self.state["hidden"][row]
-        canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.array([[1, 0]], np.float32)
-        canvas.box(np.array([[-32, 0]], np.float32), flat, (38, 4), COLOR_OF_ROLE["start"])
-        canvas.box(np.array([[1, 0]], np.float32), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
+        flat = np.array([[1, 0]], np.float32)
+        surface.box(np.array([[-32, 0]], np.float32), flat, (38, 4), COLOR_OF_ROLE["start"])
+        surface.box(np.array([[1, 0]], np.float32), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
         if person:
-            canvas.circle(np.array([[1, 0]], np.float32), 1.5, COLOR_OF_ROLE["agent"])
-        canvas.box(np.array([[-distance_ahead, 0]], np.float32), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
+            surface.circle(np.array([[1, 0]], np.float32), 1.5, COLOR_OF_ROLE["agent"])
+        surface.box(np.array([[-distance_ahead, 0]], np.float32), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
         if self.state["brake"][row]:
-            canvas.box(np.array([[-distance_ahead - 2.2, 0]], np.float32), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
+            surface.box(np.array([[-distance_ahead - 2.2, 0]], np.float32), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
         bar = np.array([[-66 + 2 * speed, 14]], np.float32)
-        canvas.box(bar, flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
+        surface.box(bar, flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
         for i, value in enumerate(self.state["pixels"][row]):
             grey = round(float(np.clip(230 - 70 * (value + 1), 20, 230)))
-            canvas.box(np.array([[-66 + 4.2 * i, -20]], np.float32), flat, (1.9, 1.9), (grey, grey, grey))
-        return canvas.image[0]
+            surface.box(np.array([[-66 + 4.2 * i, -20]], np.float32), flat, (1.9, 1.9), (grey, grey, grey))
 
 
 def _camera(hidden: np.ndarray) -> np.ndarray:

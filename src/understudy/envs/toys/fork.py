@@ -9,15 +9,14 @@ import torch
 
 from ...core import normal
 from ...execute.actor import Actor
-from ..raster import render_map
-from ..toy import Toy, distance, length, named_vector
+from ..toy import MapToy, distance, length, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
 GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
 SPREAD = 0.03  # standard deviation of the start about the origin, m
 
 
-class Fork(Toy):
+class Fork(MapToy):
     """Toy in which a point is moved by its velocity from near the origin to a goal behind a pillar.
 
     observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. Reaching the
@@ -67,9 +66,9 @@ class Fork(Toy):
             {"kind": "circle", "at": GOAL, "radius": GOAL_RADIUS, "role": "goal"},
             {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * self.spread, "role": "start"}]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         at = self.state["at"][row]
-        return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])
+        return [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from torch import Tensor
 from ...core import UserError, normal, uniform, unknown_name
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
-from ..raster import render_map
-from ..toy import Toy, distance, length, named_vector
+from ..toy import MapToy, distance, length, named_vector
 from .maze import RADIUS, SPEED, cell_of, closed, sides, walk, wall_shapes
 
 CELLS, HALF = 8, 4  # along each side; where the rooms part
@@ -20,7 +19,7 @@ DOORS = ((3, 1, 0), (3, 6, 0), (1, 3, 1), (6, 3, 1))  # openings, as `maze.sides
 REACH = 4  # cells: how far a waypoint of the style "stitch" lies from the first cell
 
 
-class FourRooms(Toy):
+class FourRooms(MapToy):
     """Toy in which a point walks through four rooms of 4 x 4 m to a goal. The layout never changes.
 
     The style says who records. "navigate": the expert walks to the goal of the episode. "mixed": the same, but every
@@ -95,10 +94,10 @@ class FourRooms(Toy):
                 "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
                           for column in self.state_columns[1:]]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
         goal_shapes = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []
-        return render_map(self.map(), [*goal_shapes, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])
+        return [*goal_shapes, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}]
 
 
 WALLS = np.array([(i, j)[k] == HALF - 1 and (i, j, k) not in DOORS for i, j, k in sides(CELLS)])

@@ -14,7 +14,7 @@ from ...data.tasks import decode_text
 from ...data.text_columns import TaskText
 from ...execute.actor import Actor
 from ..grid import MOVES
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, named_vector
 
 WIDTH, HEIGHT, WALL = 9, 6, 4  # cells; the column of the wall, which has one door
@@ -28,7 +28,7 @@ USE = len(MOVES)  # the action that is not a move
 FARTHEST = 4 * (WIDTH + 2 * HEIGHT)  # steps: no mission needs more walking
 
 
-class GridworldTasks(Toy):
+class GridworldTasks(Toy, Drawable):
     """Two rooms with a locked door between them. A mission names four stages and their order: take the key, open the
     door, take the ball, put the ball on the pad. What a stage needs can be reached when its turn comes. Doing a stage
     before its turn ends the episode with reward -1, and the last stage ends it with reward 1.
@@ -137,12 +137,16 @@ class GridworldTasks(Toy):
     def map(self):
         return {"x": (-0.5, WIDTH - 0.5), "y": (-0.5, HEIGHT - 0.5), "path": ("observation.state", 0, 1), "shapes": []}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (-0.5, -0.5 - (WIDTH - HEIGHT) / 2), WIDTH
+
+    def draw(self, surface, row):
         s = {k: v[row] for k, v in self.state.items()}
-        canvas, flat = Canvas(1, 256, (-0.5, -0.5 - (WIDTH - HEIGHT) / 2), WIDTH), np.array([[1, 0]], np.float32)
+        flat = np.array([[1, 0]], np.float32)
 
         def box(x, y, half, color):
-            canvas.box(np.array([[x, y]], np.float32), flat, half, color)
+            surface.box(np.array([[x, y]], np.float32), flat, half, color)
         for x in range(WIDTH):
             for y in range(HEIGHT):
                 box(x, y, (0.47, 0.47), COLOR_OF_ROLE["obstacle"] if x == WALL and y != s["door"] else (226, 229, 233))
@@ -150,12 +154,11 @@ class GridworldTasks(Toy):
         (key, ball, pad), done = s["things"], s["done"]
         box(*pad, (0.4, 0.4), COLOR_OF_ROLE["goal"])
         if not done[BALL] or done[PAD]:
-            canvas.circle(np.array([pad if done[PAD] else ball], np.float32), 0.25, COLOR_OF_ROLE["block"])
+            surface.circle(np.array([pad if done[PAD] else ball], np.float32), 0.25, COLOR_OF_ROLE["block"])
         if not done[KEY]:
             box(key[0], key[1], (0.28, 0.08), COLOR_OF_ROLE["waypoint"])
-            canvas.circle(np.array([key - [0.2, 0]], np.float32), 0.16, COLOR_OF_ROLE["waypoint"])
-        canvas.circle(np.array([s["at"]], np.float32), 0.2, COLOR_OF_ROLE["agent"])
-        return canvas.image[0]
+            surface.circle(np.array([key - [0.2, 0]], np.float32), 0.16, COLOR_OF_ROLE["waypoint"])
+        surface.circle(np.array([s["at"]], np.float32), 0.2, COLOR_OF_ROLE["agent"])
 
 
 _TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])

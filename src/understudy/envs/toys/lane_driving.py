@@ -9,7 +9,7 @@ import torch
 
 from ...core import normal, uniform
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, named_vector
 
 PERIOD, LENGTH = 0.1, 50.0  # s; m, of the lane
@@ -21,7 +21,7 @@ MAX_SPEED, FORCE, TURN, DAMPING = 8.0, 3.0, 4.0, 2.0  # m/s, m/s^2, rad/s^2, 1/s
 N_PAST = 3
 
 
-class LaneDriving(Toy):
+class LaneDriving(Toy, Drawable):
     """Toy in which a car drives along a winding lane, 3 m wide, and past a box that is parked in it.
 
     The curvature of the lane is ahead of the car. Positions are in coordinates of the lane: the progress along its
@@ -101,7 +101,11 @@ class LaneDriving(Toy):
         return {"x": (0.0, LENGTH), "y": (-5.0, 5.0), "path": ("simulator.state", 0, 1), "shapes": [
             {"kind": "box", "at": (half_length, 0.0), "half": (half_length, HALF_WIDTH), "role": "start"}]}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (-6.0, -15.0), 30.0
+
+    def draw(self, surface, row):
         (progress, *phases), (offset, heading, *_) = self.state["road"][row], self.state["car"][row]
         ahead, offset_of_box = self.state["box"][row]
         step = 0.25
@@ -112,17 +116,15 @@ class LaneDriving(Toy):
         tangent = np.stack([np.cos(direction), np.sin(direction)], 1).astype(np.float32)
         center = np.cumsum(step * tangent, 0)
         center -= center[np.abs(along).argmin()]
-        canvas = Canvas(1, 256, (-6.0, -15.0), 30.0)
         for point in center[(along > -progress) & (along < LENGTH - progress)]:
-            canvas.circle(point[None], HALF_WIDTH, COLOR_OF_ROLE["start"])
+            surface.circle(point[None], HALF_WIDTH, COLOR_OF_ROLE["start"])
         if -6 < ahead < 23:
             i = np.abs(along - ahead).argmin()
             normal_of_lane = np.array([-tangent[i, 1], tangent[i, 0]])
-            canvas.box((center[i] + offset_of_box * normal_of_lane)[None], tangent[i][None], BOX_HALF,
+            surface.box((center[i] + offset_of_box * normal_of_lane)[None], tangent[i][None], BOX_HALF,
                        COLOR_OF_ROLE["obstacle"])
         facing = np.array([[np.cos(heading), np.sin(heading)]], np.float32)
-        canvas.box(np.array([[0, offset]], np.float32), facing, (0.9, RADIUS), COLOR_OF_ROLE["agent"])
-        return canvas.image[0]
+        surface.box(np.array([[0, offset]], np.float32), facing, (0.9, RADIUS), COLOR_OF_ROLE["agent"])
 
 
 def _curvature(road: np.ndarray, ahead=0.0) -> np.ndarray:

@@ -11,8 +11,7 @@ import torch
 from ...core import Feature, UserError, keys, normal, uniform
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
-from ..raster import render_map
-from ..toy import Toy, distance, length, named_vector
+from ..toy import MapToy, distance, length, named_vector
 
 MARGIN = 0.1  # m: as near to a wall the point comes
 RADIUS = 0.25  # m, of the goal
@@ -21,7 +20,7 @@ LOOPS = 0.3  # the fraction of walls that a maze without loops has, and ours doe
 LAYOUTS = 20_231  # the seed of numbered mazes
 
 
-class Maze(Toy):
+class Maze(MapToy):
     """Toy in which a point walks to a goal in a maze, by one of several ways.
 
     A maze is a random spanning tree of `cells` x `cells` squares of 1 m, with 30 % of the remaining walls removed.
@@ -97,12 +96,12 @@ class Maze(Toy):
         return {"x": span, "y": span, "path": ("observation.state", 0, 1), "shapes": [], "marks": [
             {"kind": "circle", "column": ("observation.state", 2, 3), "radius": RADIUS, "role": "goal"}]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         s = {k: v[row] for k, v in self.state.items()}
-        return render_map(self.map(), [
+        return [
             {"kind": "circle", "at": tuple(s["goal"]), "radius": RADIUS, "role": "goal"},
             *wall_shapes(s["walls"], self.cells),
-            {"kind": "circle", "at": tuple(s["at"]), "radius": 0.12, "role": "agent"}])
+            {"kind": "circle", "at": tuple(s["at"]), "radius": 0.12, "role": "agent"}]
 
 
 def sides(cells: int) -> list[tuple[int, int, int]]:

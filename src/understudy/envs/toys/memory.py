@@ -9,14 +9,13 @@ import torch
 
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
-from ..raster import render_map
-from ..toy import Toy, named_vector
+from ..toy import MapToy, named_vector
 
 ARM = 0.5  # m: from the corridor to the end of either arm
 GOAL = 0.1  # m: radius of the goals at the ends
 
 
-class MemoryCorridor(Toy):
+class MemoryCorridor(MapToy):
     """Toy in which a point walks along a corridor to a junction and turns as a light said at the start.
 
     A policy that reads the present observation alone can only guess. The corridor has no width, so that the position
@@ -91,12 +90,11 @@ class MemoryCorridor(Toy):
             {"kind": "box", "at": (end, 0.0), "half": (0.05, ARM), "role": "start"},
             {**arm, "at": (end, ARM)}, {**arm, "at": (end, -ARM)}]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         x, y = self.state["at"][row]
         light = float(self.state["cue"][row]) if self.state["cue_steps_left"][row] > 0 else 0.0
         lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]
-        return render_map(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
-                                                                  "role": "agent"}])
+        return [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04, "role": "agent"}]
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ import torch
 
 from ...core import Feature, UserError, normal, uniform
 from ...execute.actor import Actor
-from ..raster import render_map
-from ..toy import Toy, distance, length, named_vector
+from ..toy import MapToy, distance, length, named_vector
 
 PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
 STIFFNESS, DAMPING = 10.0, 5.0  # of the controller that follows the target, 1/s^2 and 1/s
 RADIUS = 0.05
 
 
-class Particle(Toy):
+class Particle(MapToy):
     """Toy with a unit mass in the unit cube that a PD controller draws first to one goal, then to another.
 
     observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first goal
@@ -105,12 +104,12 @@ class Particle(Toy):
             {**mark, "column": ("observation.state", 2 * self.dim, 2 * self.dim + 1), "role": "waypoint"},
             {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         s = {k: v[row] for k, v in self.state.items()}
-        return render_map(self.map(), [
+        return [
             {"kind": "circle", "at": tuple(s["first"][:2]), "radius": RADIUS, "role": "waypoint"},
             {"kind": "circle", "at": tuple(s["second"][:2]), "radius": RADIUS, "role": "goal"},
-            {"kind": "circle", "at": tuple(s["at"][:2]), "radius": 0.02, "role": "agent"}])
+            {"kind": "circle", "at": tuple(s["at"][:2]), "radius": 0.02, "role": "agent"}]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 
 from ...core import UserError, normal, uniform
 from ...execute.actor import CountingActor
-from ..raster import render_map
-from ..toy import Toy, named_vector
+from ..toy import MapToy, named_vector
 
 DEPTH = 0.1  # m that the peg must go in
 ARM = 0.2  # m: a peg turned by an angle needs ARM times that angle more room
@@ -22,7 +21,7 @@ RADII = (0.08 + 0.02 * np.cos(np.arange(POINTS) * np.pi / 4 * (1 + np.arange(OUT
                               + np.arange(OUTLINES)[:, None])).astype(np.float32)
 
 
-class PegInsertion(Toy):
+class PegInsertion(MapToy):
     """A peg goes into a hole in a wall. The wall stands anywhere and at any angle, and the peg slides along it on
     contact. It goes in only where its offset and its angle leave room within the tolerance, and then stays aligned.
     How the peg must be turned depends on its outline, which the observation shows as numbers: what is learned for one
@@ -99,7 +98,7 @@ class PegInsertion(Toy):
         return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
             {"kind": "circle", "column": ("observation.environment_state", 0, 1), "radius": 0.04, "role": "goal"}]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         peg, hole, outline = (self.state[k][row] for k in ("peg", "hole", "outline"))
 
         def placed(u, v, half, role):
@@ -119,7 +118,7 @@ class PegInsertion(Toy):
             direction = peg[2] + i * np.pi / 4
             at = center + radius * np.array([np.cos(direction), np.sin(direction)])
             shapes.append({"kind": "circle", "at": tuple(at), "radius": 0.025, "role": "block"})
-        return render_map({**self.map(), "marks": []}, shapes)
+        return shapes
 
 
 def to_hole(peg: np.ndarray, hole: np.ndarray, outline: np.ndarray) -> np.ndarray:

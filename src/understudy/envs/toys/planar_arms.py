@@ -9,7 +9,7 @@ import torch
 
 from ...core import Feature, normal, uniform, unknown_name
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Canvas, Drawable
 from ..toy import Toy, distance, named_vector, push_apart
 
 # Lengths of the links, m. All arms reach 1 m.
@@ -27,7 +27,7 @@ TURN = 0.06  # rad a step: how fast a moving target goes around
 SUBSTEPS = 4
 
 
-class PlanarArms(Toy):
+class PlanarArms(Toy, Drawable):
     """Toy in which an arm moves its tip to a target, follows a moving target, or pushes a block onto a target.
 
     The bodies differ in the number and lengths of their links, and have the same reach. A policy of one arm can
@@ -140,29 +140,38 @@ class PlanarArms(Toy):
                     {"kind": "circle", "column": ("observation.environment_state", 0, 1), "radius": RADIUS,
                      "role": "goal"}]}
 
-    def frame(self, row):
-        return self._picture("top", 256, slice(row, row + 1))[0]
+    @property
+    def square(self):
+        return (-1.1, -1.1), 2.2
 
-    def _picture(self, view: str, size: int, which: slice = slice(None)) -> np.ndarray:
-        """Draws the picture, (rows, size, size, 3) uint8. The side view is turned by 2 rad, and from farther away."""
-        s = {k: v[which] for k, v in self.state.items()}
+    def draw(self, surface, row):
+        self._draw(surface, "top", slice(row, row + 1))
+
+    def _picture(self, view: str, size: int) -> np.ndarray:
+        """Draws a view of all rows, (rows, size, size, 3) uint8."""
+        canvas = Canvas(self.rows, size, *self.square)
+        self._draw(canvas, view, slice(None))
+        return canvas.image
+
+    def _draw(self, surface, view: str, rows: slice) -> None:
+        """Draws a view. That from the side is turned by 2 rad, and from farther away."""
+        s = {k: v[rows] for k, v in self.state.items()}
         scale = 1.0 if view == "top" else 0.8
 
         def in_view(at):
             return at if view == "top" else np.float32(scale) * _rotate(at, 2.0)
         joints = joint_positions(s["joints"], self.lengths)
-        canvas = Canvas(len(joints), size, (-1.1, -1.1), 2.2)
-        canvas.circle(in_view(s["target"]), scale * 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
+        surface.circle(in_view(s["target"]), scale * 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
         if self.task == "push":
-            canvas.circle(in_view(s["block"]), scale * BLOCK, COLOR_OF_ROLE["block"])
+            surface.circle(in_view(s["block"]), scale * BLOCK, COLOR_OF_ROLE["block"])
         wide = scale * (0.06 if self.arm == "human" else 0.035)
         for i, length in enumerate(self.lengths):
             a, b = in_view(joints[:, i]), in_view(joints[:, i + 1])
             long = np.maximum(np.sqrt(np.square(b - a).sum(1, keepdims=True)), 1e-6)
-            canvas.box((a + b) / 2, (b - a) / long, (scale * float(length) / 2, wide * (1 - 0.1 * i)), COLORS[self.arm])
-            canvas.circle(a, wide, (70, 74, 88))
-        canvas.circle(in_view(joints[:, -1]), scale * TIP, COLORS[self.arm])
-        return canvas.image
+            half = scale * float(length) / 2, wide * (1 - 0.1 * i)
+            surface.box((a + b) / 2, (b - a) / long, half, COLORS[self.arm])
+            surface.circle(a, wide, (70, 74, 88))
+        surface.circle(in_view(joints[:, -1]), scale * TIP, COLORS[self.arm])
 
 
 def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from ...core import Feature, UserError, normal, uniform
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Canvas, Drawable
 from ..toy import Toy, distance, length, named_vector, unit
 
 SIDE = 1.0  # m, of the table
@@ -25,7 +25,7 @@ BACK = np.array([[1], [-1]], np.float32)  # a heading (2, rows) times this turns
 STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
 
 
-class Push(Toy):
+class Push(Toy, Drawable):
     """Toy in which a disc pushes a square block over a table to a goal.
 
     Contact is quasi-static: the block moves only while it is pushed, along the normal of an ellipsoidal limit surface
@@ -111,20 +111,26 @@ class Push(Toy):
                 "control": {"column": "observation.state", "components": (0, 1), "step": 0.1},
                 "marks": [{"kind": "circle", "column": (whole, 6, 7), "radius": RADIUS, "role": "goal"}]}
 
-    def frame(self, row):
-        return self._render(256, slice(row, row + 1))[0]
+    @property
+    def square(self):
+        return (0.0, 0.0), SIDE
 
-    def _render(self, size, rows=slice(None)):
-        """Draws images of the rows, (rows, size, size, 3) uint8, in groups that fit a processor's cache."""
+    def draw(self, surface, row):
+        self._draw(surface, slice(row, row + 1))
+
+    def _draw(self, surface, rows):
         s = {k: v[rows] for k, v in self.state.items()}
+        surface.circle(s["goal"], 2 * RADIUS, COLOR_OF_ROLE["goal"])
+        surface.box(s["block"], s["heading"], (HALF, HALF), COLOR_OF_ROLE["block"])
+        surface.circle(s["block"], RADIUS / 2, COLOR_OF_ROLE["goal"])
+        surface.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
+
+    def _render(self, size):
+        """Draws images of all rows, (rows, size, size, 3) uint8, in groups that fit a processor's cache."""
         pictures = []
-        for i in range(0, len(s["disc"]), 64):
-            at = slice(i, i + 64)
-            canvas = Canvas(len(s["disc"][at]), size, (0.0, 0.0), SIDE)
-            canvas.circle(s["goal"][at], 2 * RADIUS, COLOR_OF_ROLE["goal"])
-            canvas.box(s["block"][at], s["heading"][at], (HALF, HALF), COLOR_OF_ROLE["block"])
-            canvas.circle(s["block"][at], RADIUS / 2, COLOR_OF_ROLE["goal"])
-            canvas.circle(s["disc"][at], DISC, COLOR_OF_ROLE["agent"])
+        for i in range(0, self.rows, 64):
+            canvas = Canvas(min(64, self.rows - i), size, *self.square)
+            self._draw(canvas, slice(i, i + 64))
             pictures.append(canvas.image)
         return np.concatenate(pictures)
 

@@ -10,7 +10,7 @@ import torch
 from ...core import Feature, UserError, normal, uniform, unknown_name
 from ...data.text_columns import TaskText
 from ...execute.actor import CountingActor
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Canvas, Drawable
 from ..toy import Toy, distance, length, named_vector
 
 COLORS = {"red": (205, 70, 62), "green": (92, 160, 96), "blue": (70, 112, 190), "yellow": (226, 182, 70),
@@ -29,7 +29,7 @@ CONTROLS = ("velocity", "pick_and_place")
 INSTRUCTIONS = ("words", "click")
 
 
-class Tabletop(Toy):
+class Tabletop(Toy, Drawable):
     """Toy in which a hand puts a block into a bin. The instruction consists of words or of two clicks.
 
     observation.state (3): position of the hand, m, and 1 if it is closed. observation.environment_state (2 a block):
@@ -163,21 +163,29 @@ class Tabletop(Toy):
                 for at in CENTERS]
         return {"x": (0.0, 1.0), "y": (0.0, 1.0), "path": ("observation.state", 0, 1), "shapes": bins}
 
-    def frame(self, row):
-        return self._picture(256, slice(row, row + 1))[0]
+    @property
+    def square(self):
+        return (0.0, 0.0), 1.0
 
-    def _picture(self, size: int, which: slice = slice(None)) -> np.ndarray:
-        """Draws the picture from above, (rows, size, size, 3) uint8."""
-        s = {k: v[which] for k, v in self.state.items()}
+    def draw(self, surface, row):
+        self._draw(surface, slice(row, row + 1))
+
+    def _draw(self, surface, rows):
+        s = {k: v[rows] for k, v in self.state.items()}
         n = len(s["hand"])
-        canvas, flat = Canvas(n, size, (0.0, 0.0), 1.0), np.tile(np.array([1, 0], np.float32), (n, 1))
+        flat = np.tile(np.array([1, 0], np.float32), (n, 1))
         for at in CENTERS:
-            canvas.box(np.tile(at, (n, 1)), flat, (float(BIN[0]), float(BIN[1])), COLOR_OF_ROLE["start"])
+            surface.box(np.tile(at, (n, 1)), flat, (float(BIN[0]), float(BIN[1])), COLOR_OF_ROLE["start"])
         for i, color in enumerate(self.colors):
-            canvas.box(s["blocks"][:, i], flat, (BLOCK, BLOCK), COLORS[color])
+            surface.box(s["blocks"][:, i], flat, (BLOCK, BLOCK), COLORS[color])
         for side in (-1, 1):
             reach = np.where(s["closed"], 0.03, 0.055)[:, None] * np.array([side, 0], np.float32)
-            canvas.box((s["hand"] + reach).astype(np.float32), flat, (0.01, 0.035), (70, 74, 88))
+            surface.box((s["hand"] + reach).astype(np.float32), flat, (0.01, 0.035), (70, 74, 88))
+
+    def _picture(self, size: int) -> np.ndarray:
+        """Draws the picture from above, (rows, size, size, 3) uint8."""
+        canvas = Canvas(self.rows, size, *self.square)
+        self._draw(canvas, slice(None))
         return canvas.image
 
     def _side_picture(self, size: int) -> np.ndarray:

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ...core import Feature, UserError, uniform, unknown_name
 from ...execute.actor import CountingActor
-from ..raster import render_map
-from ..toy import Toy, named_vector
+from ..toy import MapToy, named_vector
 from .mdp import MDP, bandit, combination_lock, hidden_grid, object_world, slippery_grid, tightrope
 
 TASKS = {"slippery-grid": slippery_grid, "bandit": bandit, "tightrope": tightrope,
          "combination-lock": combination_lock, "object-world": object_world, "hidden-grid": hidden_grid}
 
 
-class Tabular(Toy):
+class Tabular(MapToy):
     """Environment of a finite Markov decision process: one of `TASKS`, or your own `MDP`.
 
     Its exact values are `env.mdp`'s.
@@ -100,9 +99,9 @@ class Tabular(Toy):
                 "shapes": [{"kind": "box", "at": tuple(map(float, at)), "half": (0.45, 0.45), "role": str(role)}
                            for at, role in zip(self.mdp.places, roles, strict=True)]}
 
-    def frame(self, row):
+    def state_shapes(self, row):
         at = self.mdp.places[self.state["number"][row]]
-        return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.3, "role": "agent"}])
+        return [{"kind": "circle", "at": tuple(at), "radius": 0.3, "role": "agent"}]
 
 
 def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from ...data.tasks import decode_text
 from ...data.text_columns import TaskText
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
-from ..raster import COLOR_OF_ROLE, Canvas
+from ..raster import COLOR_OF_ROLE, Drawable
 from ..toy import Toy, named_vector
 
 SIZE, THINGS = 6, 4  # cells along each side; how many things lie there
@@ -22,7 +22,7 @@ PHRASES = ("go to the {}", "find the {}", "the {}, please")
 LENGTH = 32  # bytes of a mission
 
 
-class Words(Toy):
+class Words(Toy, Drawable):
     """Toy in which a point walks on a grid to the thing that a mission names, and must step on no other thing.
 
     The grid has 6 x 6 cells and is observed as a whole. Four different things lie in it, never at the edge, so that
@@ -98,24 +98,27 @@ class Words(Toy):
     def map(self):
         return {"x": (-0.5, SIZE - 0.5), "y": (-0.5, SIZE - 0.5), "path": ("observation.state", 0, 1), "shapes": []}
 
-    def frame(self, row):
+    @property
+    def square(self):
+        return (-0.5, -0.5), SIZE
+
+    def draw(self, surface, row):
         s = {k: v[row] for k, v in self.state.items()}
-        canvas, flat = Canvas(1, 256, (-0.5, -0.5), SIZE), np.array([[1, 0]], np.float32)
+        flat = np.array([[1, 0]], np.float32)
         for line, middle in ((n - 0.5, SIZE / 2 - 0.5) for n in range(1, SIZE)):
-            canvas.box(np.array([[line, middle]], np.float32), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
-            canvas.box(np.array([[middle, line]], np.float32), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
+            surface.box(np.array([[line, middle]], np.float32), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
+            surface.box(np.array([[middle, line]], np.float32), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
         for place, look in zip(s["things"], s["looks"], strict=True):
             at, color = np.array([place], np.float32), tuple(COLORS.values())[look // len(KINDS)]
             if (kind := KINDS[look % len(KINDS)]) == "ball":
-                canvas.circle(at, 0.3, color)
+                surface.circle(at, 0.3, color)
             elif kind == "box":
-                canvas.box(at, flat, (0.28, 0.28), color)
+                surface.box(at, flat, (0.28, 0.28), color)
             else:
-                canvas.circle(at - [0, -0.16], 0.15, color)
-                canvas.box(at - [0, 0.12], flat, (0.05, 0.2), color)
-                canvas.box(at - [-0.08, 0.24], flat, (0.08, 0.05), color)
-        canvas.circle(np.array([s["at"]], np.float32), 0.16, COLOR_OF_ROLE["obstacle"])
-        return canvas.image[0]
+                surface.circle(at - [0, -0.16], 0.15, color)
+                surface.box(at - [0, 0.12], flat, (0.05, 0.2), color)
+                surface.box(at - [-0.08, 0.24], flat, (0.08, 0.05), color)
+        surface.circle(np.array([s["at"]], np.float32), 0.16, COLOR_OF_ROLE["obstacle"])
 
 
 def _thing_name(look: int) -> str:

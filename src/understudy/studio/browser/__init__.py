@@ -1,0 +1,1 @@
+"""The studio: a page in the browser on which a person shows a task, checks, trains, watches and compares."""

@@ -1,0 +1,301 @@
+"""The live part of the studio: a person shows a task, or watches a policy and takes over."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...core import UserError, keys
+from ...envs import make
+from ...envs.base import Renderable
+from ...envs.raster import Drawable, ShapeList
+from ...envs.toy import Toy
+from ...evaluate.evaluation import recording_seed
+from ...evaluate.teleoperate import Screen, teleoperate
+from ...improve.gates import GatedActor, HumanGate
+from ...improve.journal import EpisodeJournal
+from ...improve.takeover import SupervisedEnv, Takeover, TakeoverSupervisor
+from ...learn.method import load_actor
+from .project import Project
+
+STALE_SECONDS = 0.5  # without a message of the page, after which nothing moves
+LOST_SECONDS = 20.0  # without a message, after which a watched episode ends as interrupted
+NEXT_SECONDS = 1.0  # after the end of an episode, in which a person can still say what it was
+DIRECTIONS = {"ArrowUp": (1, 1), "ArrowDown": (1, -1), "ArrowRight": (0, 1), "ArrowLeft": (0, -1),
+              "w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1)}  # key of a browser: component, direction
+COMMANDS = {"Enter": "enter", "x": "discard", "y": "success", "n": "failure", "u": "undo", "p": "pause", ".": "step"}
+
+
+class AdjustableClock:
+    """A clock that can run faster or slower than real time."""
+
+    def __init__(self):
+        self.speed, self._time, self._since = 1.0, 0.0, time.monotonic()
+
+    def __call__(self) -> float:
+        return self._time + (time.monotonic() - self._since) * self.speed
+
+    def set_speed(self, speed: float) -> None:
+        self._time, self._since, self.speed = self(), time.monotonic(), speed
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(seconds, 0.0) / self.speed)
+
+
+@dataclass
+class PageInput:
+    """What a page says is held, by keys, pointer or gamepad, and the commands of the person: a `KeyInput`.
+
+    An episode waits until the person first moves. It waits, too, while the page is silent.
+
+    Args:
+        low: Lowest action, (A,) with one or two components.
+        high: Highest action, (A,).
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    directions: tuple[str, ...] = ()
+    axes: tuple[float, float] = (0.0, 0.0)  # of pointer or gamepad: right and up, -1 to 1
+    is_begun: bool = False
+    ended_at: float | None = None  # when the episode ended that waits for the next one
+    _before: set[str] = field(default_factory=set)  # what was held as the episode was reset, and does not begin it
+    _received: float = field(default_factory=time.monotonic)
+    _queue: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+
+    def receive(self, keys: Sequence[str], axes: tuple[float, float]) -> None:
+        """Takes over what the page says is held. Called in another thread than the rest."""
+        self.directions, self.axes = tuple(key for key in keys if key in DIRECTIONS), axes
+        self._received = time.monotonic()
+        self._before &= self._holding()
+
+    def _holding(self) -> set[str]:
+        return {*self.directions, *(["axes"] if any(self.axes) else [])}
+
+    def command(self, name: str) -> None:
+        """Adds a command, such as "success". Called in another thread than the rest."""
+        self._queue.put(name)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last message of the page."""
+        return time.monotonic() - self._received
+
+    @property
+    def is_stale(self) -> bool:
+        return self.silence > STALE_SECONDS
+
+    @property
+    def moves(self) -> bool:
+        return not self.is_stale and bool(self._holding())
+
+    def action(self) -> np.ndarray:
+        """The action of what is held, (A,) float32. Without anything it is 0, or the nearest value that is allowed."""
+        level = np.array(self.axes, np.float32)
+        for component, direction in (DIRECTIONS[key] for key in self.directions):
+            level[component] = direction
+        if len(self.low) == 1:
+            level = level[np.abs(level).argmax()][None]
+        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
+        return np.clip(np.where(level < 0, -level * low, level * high), low, high)
+
+    def read(self):
+        self.is_begun |= self.moves and bool(self._holding() - self._before)
+        return None if self.is_stale or not self.is_begun else self.action()
+
+    def commands(self):
+        commands = self._new_commands()
+        if self.ended_at is not None and not commands and time.monotonic() - self.ended_at > NEXT_SECONDS:
+            commands = ["enter"]
+        if {"enter", "discard"} & set(commands):
+            self.is_begun, self._before, self.ended_at = False, self._holding(), None
+        return commands
+
+    def _new_commands(self) -> list[str]:
+        commands = []
+        while not self._queue.empty():
+            commands.append(self._queue.get())
+        return commands
+
+
+@dataclass
+class TakeoverInput(PageInput):
+    """Input with which a person takes over while holding a direction, and gives back by releasing it.
+
+    Nobody acts while the person has paused the episode, or while the page is silent.
+    """
+
+    takeover: Takeover = field(default_factory=Takeover)
+    is_paused: bool = False
+    _single_steps: int = 0
+
+    def read(self):
+        return self.action()
+
+    def commands(self):
+        commands = self._new_commands()
+        self.is_paused ^= commands.count("pause") % 2 == 1
+        self._single_steps += commands.count("step")
+        holds = self.is_stale or self.is_paused and not self._single_steps
+        self._single_steps = max(self._single_steps - 1, 0)
+        if holds != self.takeover.is_held:
+            change = ["hold"]
+        elif self.moves != self.takeover.is_person and not self.takeover.is_held:
+            change = ["takeover"]
+        else:
+            change = []
+        interruption = ["interrupt"] if self.silence > LOST_SECONDS else []
+        return [*([] if self.is_stale else ["enter"]), *change, *commands, *interruption]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What pages show of a moment.
+
+    Attributes:
+        shapes: What `ShapeList` says of the environment.
+        text: What happens, and what the person can do.
+        is_person: Whether the person acts, so that the page marks the picture.
+    """
+
+    number: int
+    shapes: list[dict[str, Any]]
+    text: str
+    is_person: bool
+
+
+class LiveScreen(Screen):
+    """A screen that keeps the latest picture, for all pages."""
+
+    def __init__(self, session: LiveSession):
+        super().__init__(lambda text: None, clock=session.clock, sleep=session.clock.sleep)
+        self._session = session
+
+    def draw(self, env, text, ended=False):
+        person = self._session.person
+        if ended and person.ended_at is None:
+            person.ended_at = time.monotonic()
+        # An episode has another number on the page, because a project has several sittings.
+        line = re.sub(r"^episode \d+(,| (?=was|is))", lambda m: "" if m[1] == "," else "It ", text.splitlines()[0])
+        self._session.show(env, line.strip(), isinstance(person, TakeoverInput) and person.takeover.is_person)
+
+
+Mode = Literal["idle", "show", "watch"]
+
+
+class LiveSession:
+    """Shows and watches in an environment, in a thread of its own.
+
+    Attributes:
+        mode: What happens now.
+        person: What the person does.
+        clock: The time in which steps happen. Its speed can be changed while a policy is watched.
+        picture: The latest picture. Pages compare its number.
+        changes: Counts what has changed in the project, so that pages read it again.
+        error: Why the last one ended. None if a person ended it.
+        tally: Episodes that have succeeded while the present policy was watched, and all of them.
+
+    Raises:
+        UserError: The environment cannot be shown on a page, or its actions have no limits.
+    """
+
+    def __init__(self, project: Project):
+        self.project, self.env = project, make(project.env, 1)
+        if not (isinstance(self.env, Toy) and isinstance(self.env, Drawable)):
+            raise UserError("the studio shows toys alone so far", where=project.env,
+                            hint="record elsewhere with: understudy record")
+        shape = self.env.features["action"].shape
+        if "low" not in self.env.metadata or shape not in ((1,), (2,)) or not (
+                self.env.metadata["low"] < 0 < self.env.metadata["high"]):
+            raise UserError("keys move actions of one or two numbers that can be negative, and it has others",
+                            where=project.env, hint="choose fork, push or another toy of that kind")
+        self._limits = [np.broadcast_to(self.env.metadata[k], shape).tolist() for k in ("low", "high")]
+        self.person, self.clock = PageInput(*self._limits), AdjustableClock()
+        self.mode: Mode = "idle"
+        self.error: str | None = None
+        self.changes, self.tally, self.watched = 0, [0, 0], ""
+        self._thread: threading.Thread | None = None
+        self.picture = Picture(0, [], "", False)
+        self.show_start()
+
+    # -- called by pages ------------------------------------------------------------------------------------------
+
+    def start(self, mode: Mode, run: str = "") -> None:
+        """Begins to record demonstrations, or to watch a run of the project.
+
+        Raises:
+            RuntimeError: It has begun something else.
+        """
+        if self.mode != "idle":
+            raise RuntimeError("stop what runs first")
+        self.clock = AdjustableClock()
+        self.person = PageInput(*self._limits) if mode == "show" else TakeoverInput(
+            *self._limits, takeover=Takeover(self.clock))
+        self.mode, self.error, self.watched, self.tally = mode, None, run, [0, 0]
+        self._thread = threading.Thread(target=self._main, name="studio-live", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends what runs, without the running episode, and waits until its files are complete."""
+        if self._thread is not None:
+            self.person.command("quit")
+            self._thread.join()
+
+    # -- in its thread --------------------------------------------------------------------------------------------
+
+    def show(self, env: Renderable, text: str, is_person: bool) -> None:
+        shapes = ShapeList(self.env.square)
+        self.env.draw(shapes, 0)
+        self.picture = Picture(self.picture.number + 1, shapes.shapes, text, is_person)
+
+    def show_start(self) -> None:
+        self.env.reset(torch.arange(1), keys(recording_seed(0), [0]))
+        self.show(self.env, "", False)
+
+    def _main(self) -> None:
+        try:
+            if self.mode == "show":
+                self._record()
+            else:
+                self._watch()
+        except KeyboardInterrupt:  # a person has stopped watching
+            pass
+        except Exception as error:  # the page says it; a thread has nobody else to tell
+            self.error = str(error)
+        finally:
+            self.mode = "idle"
+            self._changed()
+
+    def _record(self) -> None:
+        sitting = self.project.new_sitting()
+        teleoperate(self.env, self.person, 10**9, sitting, recording_seed(int(sitting.name)), screen=LiveScreen(self),
+                    on_saved=lambda number: self._changed(), by="browser")
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def _watch(self) -> None:
+        folder = self.project.corrections_folder(self.watched)
+        folder.mkdir(parents=True, exist_ok=True)
+        person = self.person
+        assert isinstance(person, TakeoverInput)
+        env = SupervisedEnv(self.env, person, person.takeover, LiveScreen(self))
+        actor = load_actor(self.project.folder / self.watched, features=self.env.features)
+        # as `improve` collects with a person
+        acting = GatedActor(env.watched(actor), TakeoverSupervisor(person.takeover, person.read), HumanGate(), 0,
+                            replans=False)
+        journal, first = EpisodeJournal(folder), self.project.first_number(self.watched)
+        while True:
+            number = first + len(self.project.corrections(self.watched))
+            episode = journal.rollout(acting, env, 1, recording_seed(0), first=number)[0]
+            self.tally[0] += bool(episode.metadata.get("success"))
+            self.tally[1] += 1
+            self._changed()

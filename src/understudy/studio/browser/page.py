@@ -1,0 +1,219 @@
+"""The page of the studio: the live picture, the five steps, and what all open pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nicegui import Client, run, ui
+from nicegui.element import Element
+
+from ...core import UserError
+from .jobs import Job, JobRunner
+from .live import COMMANDS, LiveSession
+from .pictures import RecordedPictures, picture_svg
+from .project import Edits, Project, ShownEpisode, TrainedPolicy
+
+PICTURES_PER_SECOND = 20
+UPDATES = 2_000  # of a training, unless the person chooses others
+STARTS = 50  # of a comparison
+THUMBNAIL = 44  # px
+LABEL = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P pauses a "
+         "policy.")
+
+
+class LivePicture(Element, component="live_picture.js"):
+    """The picture of the environment. With the focus, it sends what is held: keys, pointer or gamepad."""
+
+    def __init__(self):
+        super().__init__()
+        self._props["label"] = LABEL
+
+
+@dataclass(frozen=True)
+class ProjectState:
+    """What a page shows of the folder of a project, read at one moment.
+
+    Attributes:
+        thumbnails: The last step of each episode that is learned, as SVG.
+    """
+
+    episodes: list[ShownEpisode]
+    thumbnails: list[str]
+    edits: Edits
+    findings: list[dict[str, Any]] | None
+    policies: list[TrainedPolicy]
+    comparison: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, project: Project, recorded: RecordedPictures) -> ProjectState:
+        episodes = project.episodes()
+        thumbnails = [picture_svg(recorded.shapes(e.episode, e.stop - 1), THUMBNAIL) for e in episodes]
+        return cls(episodes, thumbnails, project.edits(), project.findings() if episodes else None, project.policies(),
+                   project.comparison())
+
+
+class Studio:
+    """What all pages share: the project, the live session, the running command, and which page may drive.
+
+    Attributes:
+        edits: What the person has changed about the demonstrations, in order, so that it can be undone.
+    """
+
+    def __init__(self, project: Project):
+        self.project, self.session = project, LiveSession(project)
+        self.jobs = JobRunner(project.folder, self._job_ended)
+        self.recorded, self.edits = RecordedPictures(project.env), project.edit_history()
+        self.driver = ""  # the id of the client whose input counts
+
+    def drives(self, client: Client) -> bool:
+        """Whether the input of a page counts. The first page drives until it is closed."""
+        if self.driver not in Client.instances:
+            self.driver = client.id
+        return self.driver == client.id
+
+    def _job_ended(self, job: Job) -> None:
+        self.session.changes += 1
+
+    async def start_job(self, job: Job) -> None:
+        await run.io_bound(self.session.stop)  # its recording is complete then
+        self.jobs.start(job)
+
+    async def edit(self, edits: Edits) -> None:
+        """Stores what the person has changed as a new view."""
+        await self.start_job(Job("Check", self.project.edit(edits)))
+        self.edits.append(edits)
+
+    async def undo(self) -> None:
+        """Takes the last change back, as a further view."""
+        if len(self.edits) == 1:
+            raise RuntimeError("there is nothing to take back")
+        await self.start_job(Job("Check", self.project.edit(self.edits[-2])))
+        self.edits.pop()
+
+
+class StudioPage:
+    """One open page.
+
+    Args:
+        build_panels: Builds the five steps. Returns the function that shows what has changed in them.
+
+    Attributes:
+        choices: What the person has chosen on this page, by name.
+        selected: Number of the demonstration that is looked at, and the step of it. None for the live picture.
+    """
+
+    def __init__(self, studio: Studio, build_panels: Callable[[StudioPage], Callable[..., None]]):
+        self.studio, self.project, self.session = studio, studio.project, studio.session
+        self.client = ui.context.client
+        self.state = ProjectState.read(self.project, studio.recorded)
+        self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS}
+        self.selected: tuple[int, int] | None = None
+        self._picture, self._changes, self._job = None, -1, (None, "")
+        ui.colors(primary="#00796b")
+        self._header()
+        with ui.row().classes("w-full justify-center items-start gap-6"):
+            with ui.column().classes("w-full max-w-[560px] gap-1"):
+                self.picture = LivePicture().classes("w-full")
+                self.picture.on("held", self._receive_held).on("order", self._receive_command)
+                self.status = ui.label().props("role=status aria-live=polite").classes("text-body1 min-h-6")
+                self.problem = ui.label().classes("text-negative whitespace-pre-wrap").props("role=alert")
+            with ui.column().classes("w-full max-w-[560px]"):
+                self._refresh_panels = build_panels(self)
+                with ui.expansion("Show commands").classes("w-full"):
+                    ui.label("Everything that this page does is a command, and everything stays on this computer. In "
+                             f"{self.project.folder}:").classes("text-caption")
+                    self.commands = ui.code(language="bash").classes("w-full")
+        self._show_commands()
+        ui.timer(1 / PICTURES_PER_SECOND, self._refresh_picture)
+        ui.timer(0.4, self.refresh)
+
+    def _header(self) -> None:
+        dark = ui.dark_mode(None)
+        with ui.header().classes("items-center"):
+            ui.label("understudy studio").classes("text-h6").props("role=heading aria-level=1")
+            ui.label(f"{self.project.env} · {self.project.folder.name}").classes("opacity-80")
+            ui.space()
+            ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value)).props(
+                'flat color=white aria-label="Light or dark"').tooltip("Light or dark")
+
+    # -- what a person does ---------------------------------------------------------------------------------------
+
+    def act(self, action: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """Returns the handler of a button, which tells what is wrong."""
+        async def handle() -> None:
+            try:
+                await action()
+            except (UserError, RuntimeError) as error:
+                ui.notify(str(error), type="negative", multi_line=True, close_button="Close")
+            self._changes = -1
+            await self.refresh()
+        return handle
+
+    async def begin(self, mode: Any, policy: str = "") -> None:
+        """Begins to show the task, or to watch a policy."""
+        if not self.studio.drives(self.client):
+            raise RuntimeError("another page drives; close it, and this one can")
+        self.selected = None
+        self.session.start(mode, policy)
+        self.picture.run_method("focus")
+
+    async def stop(self) -> None:
+        await run.io_bound(self.session.stop)
+
+    def select(self, number: int, step: int) -> None:
+        """Looks at a step of a recorded demonstration."""
+        self.selected = number, step
+
+    def _receive_held(self, event) -> None:
+        keys, axes = event.args["held"], event.args["axes"]
+        if self.studio.drives(self.client):
+            across, up = (min(max(float(level), -1.0), 1.0) for level in axes)
+            self.session.person.receive([key for key in keys if isinstance(key, str)], (across, up))
+
+    def _receive_command(self, event) -> None:
+        if self.studio.drives(self.client) and event.args in COMMANDS:
+            self.session.person.command(COMMANDS[event.args])
+
+    # -- what is shown --------------------------------------------------------------------------------------------
+
+    def _refresh_picture(self) -> None:
+        live = self.session.mode != "idle"
+        if live or self.selected is None:
+            picture = self.session.picture
+            if (picture.number, live) != self._picture:
+                self._picture = picture.number, live
+                self._draw(picture.shapes, picture.text if live else "", picture.is_person and live)
+        elif self.selected != self._picture:
+            self._picture = self.selected
+            number, step = self.selected
+            demonstration = self.state.episodes[number]
+            self._draw(self.studio.recorded.shapes(demonstration.episode, step),
+                       f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
+
+    def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
+        self.picture.run_method("draw", shapes)
+        self.picture.classes(**{"add" if is_person else "remove": "person"})
+        self.status.text = text
+
+    def _show_commands(self) -> None:
+        self.commands.content = "\n".join(self.studio.jobs.history()) or "# no command yet"
+
+    async def refresh(self) -> None:
+        """Shows what has changed since the last call."""
+        job = self.studio.jobs.job
+        if self.studio.jobs.is_busy or self._job != (job, job.state if job else ""):
+            self._job = job, job.state if job else ""
+            self._show_commands()
+            self._refresh_panels(progress_only=True)
+        if self._changes == (changes := self.session.changes):
+            return
+        self._changes = changes
+        problems = [*self.project.problems, *([self.session.error] if self.session.error else [])]
+        try:
+            self.state = await run.io_bound(ProjectState.read, self.project, self.studio.recorded) or self.state
+        except UserError as error:  # the files were changed from outside
+            problems.append(str(error))
+        self.problem.text = "\n".join(problems)
+        self._refresh_panels(progress_only=False)

@@ -1,0 +1,271 @@
+"""The folder of a studio: recordings, views, runs and reports, from which its whole state is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...core import UserError
+from ...data.episode import Episode
+from ...data.formats import open_dataset
+from ...data.recording.recorder import repair
+from ...files import read_json, write_json
+from ...improve.collection import FIRST_EPISODE, UNFINISHED
+from ...improve.journal import EpisodeJournal
+from ...learn.run import Run
+
+PROJECT = "project.json"  # says which environment a project is about
+DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What a person has changed about the demonstrations. It is stored as a view, and the recordings stay as they are.
+
+    Args:
+        left_out: Numbers of the episodes that are not learned.
+        trims: The first step that is learned of an episode, and the step after the last one.
+        labels: Whether an episode is a success, where the person has changed it.
+    """
+
+    left_out: frozenset[int] = frozenset()
+    trims: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    labels: Mapping[int, bool] = field(default_factory=dict)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `understudy view make`. It numbers the episodes anew after some have been left out."""
+        deleted = ["--delete", *map(str, sorted(self.left_out))] if self.left_out else []
+        trims = [f"--crop={self._number_in_view(n)}={start}:{stop}" for n, (start, stop) in sorted(self.trims.items())
+                 if n not in self.left_out]
+        labels = [f"--label={self._number_in_view(n)}:success={str(value).lower()}"
+                  for n, value in sorted(self.labels.items()) if n not in self.left_out]
+        return [*deleted, *trims, *labels]
+
+    def _number_in_view(self, number: int) -> int:
+        return number - sum(n < number for n in self.left_out)
+
+    @classmethod
+    def of_view(cls, view: Mapping[str, Any]) -> Edits:
+        """Returns the edits of a view that was made with `options`."""
+        left_out = frozenset(n for o in view["operations"] if o["do"] == "delete" for n in o["episodes"])
+        kept = [n for n in range(view["parents"][0]["episodes"]) if n not in left_out]
+        trims = {kept[n]: (o["start"], o["stop"]) for o in view["operations"] if o["do"] == "crop"
+                 for n in o["episodes"]}
+        labels = {kept[n]: o["value"] for o in view["operations"] if o["do"] == "label" for n in o["episodes"]}
+        return cls(left_out, trims, labels)
+
+
+@dataclass(frozen=True)
+class ShownEpisode:
+    """An episode that a person has recorded.
+
+    Attributes:
+        number: Its number among all episodes of the project. It stays when others are left out.
+        success: As it was recorded, or as the person has changed it.
+        is_interrupted: Whether the process ended while it was recorded. It is not learned.
+        is_left_out: Whether the person has left it out.
+        start: The first step that is learned.
+        stop: The step after the last one that is learned.
+    """
+
+    number: int
+    episode: Episode
+    success: bool | None
+    is_interrupted: bool
+    is_left_out: bool
+    start: int
+    stop: int
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is learned."""
+        return not (self.is_left_out or self.is_interrupted)
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """A run of the project.
+
+    Attributes:
+        name: Its folder in the project, such as "runs/1".
+        losses: Updates and losses.
+        n_corrections: Number of episodes that a person has watched, and that no policy has learned from yet.
+    """
+
+    name: str
+    losses: tuple[tuple[int, float], ...]
+    n_corrections: int
+
+
+class Project:
+    """A folder with demonstrations/N, views/N.json, runs and reports. All that the page shows is read from it.
+
+    Each sitting is a recording of its own, because views and runs refuse a recording that has grown. Commands run in
+    the folder, so that they name relative paths.
+
+    Args:
+        folder: Is made if it does not exist.
+        env: Name of the environment. None for that of a project that exists.
+
+    Raises:
+        UserError: The folder cannot be written, is not a project, or belongs to another environment.
+    """
+
+    def __init__(self, folder: Path, env: str | None = None):
+        self.folder = folder.resolve()
+        self.env = self._stored_env(folder, env)
+        self.problems: list[str] = []  # what a killed process has left, and what could not be repaired
+        try:
+            for name in (DEMONSTRATIONS, VIEWS, RUNS, REPORTS):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / PROJECT, {"env": self.env})
+        except OSError as error:
+            raise UserError(f"the folder of the project cannot be made: {error.strerror}", where=folder,
+                            hint="choose another one: --out FOLDER") from None
+        for sitting in _numbered(self.folder / DEMONSTRATIONS):  # what a killed process has not closed
+            try:
+                self.problems += repair(sitting).problems
+            except UserError as error:
+                self.problems.append(str(error))
+        for unfinished in self.folder.glob(f"{RUNS}/*/collection/{UNFINISHED}*"):  # watched as the process was killed
+            EpisodeJournal(unfinished).recover()
+
+    @staticmethod
+    def _stored_env(folder: Path, env: str | None) -> str:
+        """The environment of a project that exists, or that of a new one."""
+        if not (folder / PROJECT).exists():
+            if env is None:
+                raise UserError("this is not the folder of a project", where=folder,
+                                hint="a project begins with the name of an environment: understudy studio push")
+            return env
+        stored = str(read_json(folder / PROJECT)["env"])
+        if env not in (None, stored):
+            raise UserError(f"the project is about {stored}, not {env}", where=folder,
+                            hint="open it with that environment, or choose another folder: --out FOLDER")
+        return stored
+
+    # -- demonstrations -------------------------------------------------------------------------------------------
+
+    def new_sitting(self) -> Path:
+        return self.folder / DEMONSTRATIONS / _next(_numbered(self.folder / DEMONSTRATIONS))
+
+    def sittings(self) -> list[Path]:
+        """The recordings that have an episode, in order."""
+        return [path for path in _numbered(self.folder / DEMONSTRATIONS) if (path / "meta" / "info.json").exists()]
+
+    def episodes(self) -> list[ShownEpisode]:
+        """All recorded episodes, also those that are left out."""
+        edits, demonstrations = self.edits(), []
+        for number, episode in enumerate(e for path in self.sittings() for e in open_dataset(path)):
+            start, stop = edits.trims.get(number, (0, len(episode)))
+            success = edits.labels.get(number, episode.metadata.get("success"))
+            demonstrations.append(ShownEpisode(number, episode, success, "interrupted" in episode.metadata,
+                                               number in edits.left_out, start, stop))
+        return demonstrations
+
+    def edit_history(self) -> list[Edits]:
+        """What the person has changed, in order: of each view, after the empty first one."""
+        return [Edits(), *(Edits.of_view(read_json(path)) for path in _numbered(self.folder / VIEWS))]
+
+    def edits(self) -> Edits:
+        return self.edit_history()[-1]
+
+    def edit(self, edits: Edits) -> list[list[str]]:
+        """Returns the commands that make a view of all episodes with these edits."""
+        commands, source = self._all_episodes()
+        view = f"{VIEWS}/{_next(_numbered(self.folder / VIEWS))}.json"
+        return [*commands, ["view", "make", source, "--out", view, *edits.options]]
+
+    def _all_episodes(self) -> tuple[list[list[str]], str]:
+        """The data set of all sittings, and the commands that make it if it is not there."""
+        sittings = [f"{DEMONSTRATIONS}/{path.name}" for path in self.sittings()]
+        if not sittings:
+            raise UserError("there is no demonstration yet", where=self.folder, hint="show the task first")
+        if len(sittings) == 1:
+            return [], sittings[0]
+        merged = f"{VIEWS}/all-{len(sittings)}.json"
+        return ([] if (self.folder / merged).exists() else [["merge", *sittings, "--out", merged]]), merged
+
+    def training_data(self) -> tuple[list[list[str]], str]:
+        """The data set to learn, and the commands that make it: the newest view if it knows all sittings."""
+        commands, source = self._all_episodes()
+        if not (edits := self.edits()).options:
+            return commands, source
+        newest = _numbered(self.folder / VIEWS)[-1]
+        if read_json(newest)["parents"][0]["path"].endswith(Path(source).name):
+            return [], f"{VIEWS}/{newest.name}"
+        commands = self.edit(edits)
+        return commands, commands[-1][4]
+
+    def project_number(self, number: int) -> int:
+        """Returns the number of an episode in the project, from its number in the data set to learn."""
+        left_out = self.edits().left_out
+        return [n for n in range(number + len(left_out) + 1) if n not in left_out][number]
+
+    def audit_report(self) -> Path:
+        """Where the findings about the data set to learn are stored."""
+        return self.folder / REPORTS / f"audit of {self.training_data()[1].replace('/', ' ')}.json"
+
+    def findings(self) -> list[dict[str, Any]] | None:
+        """What `understudy audit --json` has found in the data set to learn. None before it was checked."""
+        path = self.audit_report()
+        return read_json(path)["findings"] if path.exists() else None
+
+    # -- policies -------------------------------------------------------------------------------------------------
+
+    def new_run(self) -> str:
+        return f"{RUNS}/{_next(_numbered(self.folder / RUNS))}"
+
+    def policies(self) -> list[TrainedPolicy]:
+        """The runs that have a checkpoint, in the order in which they were begun."""
+        names = [f"{RUNS}/{path.name}" for path in _numbered(self.folder / RUNS) if Run(path).saved_steps()]
+        return [TrainedPolicy(name, tuple((line["step"], line["loss"]) for line in Run(
+            self.folder / name).read_metrics() if "loss" in line), len(self.corrections(name))) for name in names]
+
+    def improved(self, run: str) -> str:
+        """The run that learns from the next corrections of a policy: the first such name without a checkpoint."""
+        number = 1
+        while Run(self.folder / (name := f"{run}-{number}")).saved_steps():
+            number += 1
+        return name
+
+    def corrections_folder(self, run: str) -> Path:
+        """Where `understudy improve` looks for the episodes of its first round."""
+        return self.folder / self.improved(run) / "collection" / f"{UNFINISHED}000000"
+
+    def first_number(self, run: str) -> int:
+        """The number of the first episode that `understudy improve` collects from a policy: after those that it and
+        the policies before it have learned from."""
+        parts, count = Path(run).name.split("-"), 0
+        for n in range(2, len(parts) + 1):
+            ancestor = Run(self.folder / RUNS / "-".join(parts[:n]))
+            count += sum(line.get("round/episodes", 0) for line in ancestor.read_metrics())
+        return FIRST_EPISODE + int(count)
+
+    def corrections(self, run: str) -> list[Path]:
+        """The episodes of a policy that a person has watched, and that no policy has learned from yet."""
+        return sorted(self.corrections_folder(run).glob("[0-9]*"))
+
+    # -- reports --------------------------------------------------------------------------------------------------
+
+    def comparison(self) -> dict | None:
+        """The newest comparison of policies, as `understudy compare --json` printed it."""
+        reports = _numbered(self.folder / REPORTS)
+        return read_json(reports[-1]) if reports else None
+
+    def new_report(self) -> str:
+        return f"{REPORTS}/{_next(_numbered(self.folder / REPORTS))}.json"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """What is in a folder under a name such as 3, 3.json or 3-1, in the order of numbers."""
+    def numbers(path: Path) -> list[int]:
+        return [int(text) for text in path.stem.split("-")]
+    return sorted((p for p in folder.iterdir() if p.stem.replace("-", "").isdigit()), key=numbers)
+
+
+def _next(paths: list[Path]) -> str:
+    return str(max((int(path.stem.split("-")[0]) for path in paths), default=0) + 1)

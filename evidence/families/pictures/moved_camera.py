@@ -35,10 +35,10 @@ class MovedCamera(NearPush):
         camera = np.stack([np.cos(angle), np.sin(angle)], 1) / zoom[:, None]
         return {**super().initial_state(key), "camera": camera.astype(np.float32)}
 
-    def _render(self, size, rows=slice(None)):
-        cos, sin = torch.from_numpy(self.state["camera"][rows]).T
+    def _render(self, size):
+        cos, sin = torch.from_numpy(self.state["camera"]).T
         turned = torch.stack([torch.stack([cos, -sin, 0 * sin], 1), torch.stack([sin, cos, 0 * sin], 1)], 1)
-        whole = torch.from_numpy(super()._render(2 * size, rows)).permute(0, 3, 1, 2).float()
+        whole = torch.from_numpy(super()._render(2 * size)).permute(0, 3, 1, 2).float()
         grid = F.affine_grid(turned, [len(whole), 3, size, size], align_corners=False)
         view = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
         return view.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

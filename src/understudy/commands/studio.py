@@ -38,12 +38,14 @@ def main(args: list[str]) -> None:
     except ImportError:
         raise UserError("the studio needs the package nicegui", where="understudy studio",
                         hint="install it: pip install 'understudy[studio]'") from None
+    from ..studio.browser.live import playable_env
     from ..studio.browser.project import PROJECT, Project
     from ..studio.browser.server import free_port, serve_studio
 
     if o.out is None and Path(o.env, PROJECT).exists():
         project = Project(Path(o.env))
     else:
+        playable_env(o.env)  # before a folder is made
         project = Project(o.out or Path(f"studio-{file_name(o.env)}"), o.env)
     port = free_port(o.port)
     print(f"understudy studio: http://127.0.0.1:{port}/", flush=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -67,10 +68,23 @@ def test_a_folder_of_another_environment_or_that_cannot_be_made_is_refused(tmp_p
         Project(tmp_path / "file", "fork")
 
 
-@pytest.mark.parametrize("env", ["particle", "arms", "words"])
-def test_an_environment_that_keys_cannot_move_is_refused(tmp_path, env):
-    with pytest.raises(UserError, match="keys move actions of one or two numbers"):
-        live.LiveSession(Project(tmp_path / "project", env))
+@pytest.mark.parametrize("env, words", [
+    ("particle", "keys move actions of one or two numbers"), ("arms", "keys move actions of one or two numbers"),
+    ("words", "keys move actions of one or two numbers"), ("nowhere", "nowhere"),
+    ("gym:CartPole-v1", "not trusted")])
+def test_an_environment_that_keys_cannot_move_is_refused_before_a_folder_is_made(tmp_path, monkeypatch, capsys, env,
+                                                                                 words):
+    pytest.importorskip("nicegui", reason="extra studio not installed")
+    monkeypatch.chdir(tmp_path)
+    assert main(["studio", env, "--no-browser"]) == 2 and words in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_without_its_package_the_studio_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    assert main(["studio"]) == 2 and "pip install 'understudy[studio]'" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.fixture

@@ -188,6 +188,23 @@ class LiveScreen(Screen):
         self._session.show(env, line.strip(), isinstance(person, TakeoverInput) and person.takeover.is_person)
 
 
+def playable_env(name: str) -> Drawable:
+    """Makes an environment that the studio can show, and that two keys per direction can move.
+
+    Raises:
+        UserError: There is none of this name, or it is not of this kind.
+    """
+    env = make(name, 1)
+    if not (isinstance(env, Toy) and isinstance(env, Drawable)):
+        raise UserError("the studio shows toys alone so far", where=name,
+                        hint="record elsewhere with: understudy record")
+    low, high = env.metadata.get("low", 0), env.metadata.get("high", 0)
+    if env.features["action"].shape not in ((1,), (2,)) or not low < 0 < high:
+        raise UserError("keys move actions of one or two numbers that can be negative, and it has others", where=name,
+                        hint="choose fork, push or another toy of that kind")
+    return env
+
+
 Mode = Literal["idle", "show", "watch"]
 
 
@@ -208,15 +225,8 @@ class LiveSession:
     """
 
     def __init__(self, project: Project):
-        self.project, self.env = project, make(project.env, 1)
-        if not (isinstance(self.env, Toy) and isinstance(self.env, Drawable)):
-            raise UserError("the studio shows toys alone so far", where=project.env,
-                            hint="record elsewhere with: understudy record")
+        self.project, self.env = project, playable_env(project.env)
         shape = self.env.features["action"].shape
-        if "low" not in self.env.metadata or shape not in ((1,), (2,)) or not (
-                self.env.metadata["low"] < 0 < self.env.metadata["high"]):
-            raise UserError("keys move actions of one or two numbers that can be negative, and it has others",
-                            where=project.env, hint="choose fork, push or another toy of that kind")
         self._limits = [np.broadcast_to(self.env.metadata[k], shape).tolist() for k in ("low", "high")]
         self.person, self.clock = PageInput(*self._limits), AdjustableClock()
         self.mode: Mode = "idle"

@@ -138,7 +138,8 @@ class ShowPanel(Panel):
             if self.page.session.mode != "show":
                 self.button("Start showing", lambda: self.page.begin("show"), waits=True)
                 return
-            self.button("Stop showing", self.page.stop).props("color=negative")
+            self.button("Stop showing", self.page.stop).props("color=negative").tooltip(
+                "The demonstration that runs now is discarded.")
             for text, command in (("Success", "success"), ("Failure", "failure"), ("Discard", "discard"),
                                   ("Next", "enter")):
                 ui.button(text, on_click=lambda c=command: self._give(c)).props("outline")
@@ -240,7 +241,7 @@ class CheckPanel(Panel):
                 ui.label(finding["remedy"]).classes("text-caption")
                 with ui.row():
                     if numbers:
-                        step = finding["where"]["step"] or 0
+                        step = self.page.state.episodes[numbers[0]].start + (finding["where"]["step"] or 0)
                         ui.button(f"Look at demonstration {numbers[0] + 1}", on_click=lambda n=numbers[0], s=step: (
                             self.page.select(n, s), self.build.refresh())).props("flat dense")
                     if numbers and len(numbers) < sum(e.is_used for e in self.page.state.episodes):

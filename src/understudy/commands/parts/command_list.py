@@ -29,7 +29,7 @@ class Command:
 COMMANDS = {
     "demo": Command("Start", "record, train and evaluate on a toy task", True),
     "studio": Command("Start", "show, train and compare on a page in the browser",
-                      interrupted="stopped; the folder has all"),
+                      interrupted="stopped; everything is in the folder of the project"),
     "completion": Command("Start", "print the completion of commands and options for your shell"),
     "record": Command("Data", "record demonstrations in an environment or on a robot", True),
     "inspect": Command("Data", "show what a data set contains, and what is wrong"),

@@ -53,8 +53,8 @@ class Job:
 class JobRunner:
     """Runs one job at a time in the folder of a project, and logs each there.
 
-    The log tells which job was running when the process was killed. It can be continued: a training then goes on from
-    its last checkpoint.
+    The log tells which job was running when the process was killed. It can be continued: a training then
+    continues from its last checkpoint.
 
     Args:
         on_end: Called with a job that has ended, in the event loop.

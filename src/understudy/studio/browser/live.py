@@ -61,8 +61,8 @@ class PageInput:
         high: Highest action, (A,).
     """
 
-    low: Sequence[float]
-    high: Sequence[float]
+    low: np.ndarray
+    high: np.ndarray
     directions: tuple[str, ...] = ()
     axes: tuple[float, float] = (0.0, 0.0)  # of pointer or gamepad: right and up, -1 to 1
     is_begun: bool = False
@@ -98,14 +98,13 @@ class PageInput:
         return not self.is_stale and bool(self._holding())
 
     def action(self) -> np.ndarray:
-        """The action of what is held, (A,) float32. Without anything it is 0, or the nearest value that is allowed."""
+        """The action of what is held, (A,) float32. Without anything it is 0."""
         level = np.array(self.axes, np.float32)
         for component, direction in (DIRECTIONS[key] for key in self.directions):
             level[component] = direction
         if len(self.low) == 1:
             level = level[np.abs(level).argmax()][None]
-        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
-        return np.clip(np.where(level < 0, -level * low, level * high), low, high)
+        return np.where(level < 0, -level * self.low, level * self.high).astype(np.float32)
 
     def read(self):
         self.is_begun |= self.moves and bool(self._holding() - self._before)
@@ -209,7 +208,7 @@ Mode = Literal["idle", "show", "watch"]
 
 
 class LiveSession:
-    """Shows and watches in an environment, in a thread of its own.
+    """Records a person or watches a policy in an environment, in its own thread.
 
     Attributes:
         mode: What happens now.
@@ -227,8 +226,8 @@ class LiveSession:
     def __init__(self, project: Project):
         self.project, self.env = project, playable_env(project.env)
         shape = self.env.features["action"].shape
-        self._limits = [np.broadcast_to(self.env.metadata[k], shape).tolist() for k in ("low", "high")]
-        self.person, self.clock = PageInput(*self._limits), AdjustableClock()
+        self._low, self._high = (np.broadcast_to(self.env.metadata[k], shape) for k in ("low", "high"))
+        self.person, self.clock = PageInput(self._low, self._high), AdjustableClock()
         self.mode: Mode = "idle"
         self.error: str | None = None
         self.changes, self.tally, self.watched = 0, [0, 0], ""
@@ -247,8 +246,8 @@ class LiveSession:
         if self.mode != "idle":
             raise RuntimeError("stop what runs first")
         self.clock = AdjustableClock()
-        self.person = PageInput(*self._limits) if mode == "show" else TakeoverInput(
-            *self._limits, takeover=Takeover(self.clock))
+        self.person = PageInput(self._low, self._high) if mode == "show" else TakeoverInput(
+            self._low, self._high, takeover=Takeover(self.clock))
         self.mode, self.error, self.watched, self.tally = mode, None, run, [0, 0]
         self._thread = threading.Thread(target=self._main, name="studio-live", daemon=True)
         self._thread.start()

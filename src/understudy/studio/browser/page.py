@@ -110,7 +110,7 @@ class StudioPage:
         self.state = ProjectState.read(self.project, studio.recorded)
         self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS}
         self.selected: tuple[int, int] | None = None
-        self._picture, self._changes, self._job = None, -1, (None, "")
+        self._picture, self._changes, self._job, self._content = None, -1, (None, ""), None
         ui.colors(primary="#00796b")
         self._header()
         with ui.row().classes("w-full justify-center items-start gap-6"):
@@ -216,4 +216,8 @@ class StudioPage:
         except UserError as error:  # the files were changed from outside
             problems.append(str(error))
         self.problem.text = "\n".join(problems)
-        self._refresh_panels(progress_only=False)
+        content = (self.state, self.session.mode, tuple(self.session.tally), self.session.watched,
+                   self.studio.jobs.is_busy)
+        if content != self._content:  # a click on a button that is just built again would be lost
+            self._content = content
+            self._refresh_panels(progress_only=False)

@@ -110,7 +110,7 @@ class Panel:
         """A choice between the policies. Returns the chosen one. If there is none, it says so and returns None."""
         names = [policy.name for policy in self.page.state.policies]
         if not names:
-            ui.label("There is no policy yet. Begin with Train.")
+            ui.label("There is no policy yet. Start with Train.")
             return None
         if self.choices.get(f"{key} of") != names:  # a new policy is the one to look at
             self.choices.update({key: names[max(default, -len(names))], f"{key} of": names})
@@ -158,7 +158,7 @@ class CheckPanel(Panel):
     def content(self):
         episodes = self.page.state.episodes
         if not episodes:
-            ui.label("There is no demonstration yet. Begin with Show.")
+            ui.label("There is no demonstration yet. Start with Show.")
             return
         failed = {e.number for e in episodes if e.success is False and e.is_used}
         if failed and len(failed) < sum(e.is_used for e in episodes):
@@ -292,7 +292,7 @@ class TrainPanel(Panel):
 
     def content(self):
         if not self.page.state.episodes:
-            ui.label("There is no demonstration yet. Begin with Show.")
+            ui.label("There is no demonstration yet. Start with Show.")
             return
         recommended = recommend(self.page.session.env.features)
         self.choices.setdefault("method", recommended)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ...core import UserError
 from ...data.episode import Episode
 from ...data.formats import open_dataset
 from ...data.recording.recorder import repair
-from ...files import read_json, write_json
+from ...files import read_json, try_lock, write_json
 from ...improve.collection import FIRST_EPISODE, UNFINISHED
 from ...improve.journal import EpisodeJournal
 from ...learn.run import Run
@@ -36,7 +37,7 @@ class Edits:
 
     @property
     def options(self) -> list[str]:
-        """The options of `understudy view make`. It numbers the episodes anew after some have been left out."""
+        """The options of `understudy view make`. It numbers the episodes again after some have been left out."""
         deleted = ["--delete", *map(str, sorted(self.left_out))] if self.left_out else []
         trims = [f"--crop={self._number_in_view(n)}={start}:{stop}" for n, (start, stop) in sorted(self.trims.items())
                  if n not in self.left_out]
@@ -72,7 +73,7 @@ class ShownEpisode:
     """
 
     number: int
-    episode: Episode
+    episode: Episode = field(compare=False)
     success: bool | None
     is_interrupted: bool
     is_left_out: bool
@@ -103,7 +104,7 @@ class TrainedPolicy:
 class Project:
     """A folder with demonstrations/N, views/N.json, runs and reports. All that the page shows is read from it.
 
-    Each sitting is a recording of its own, because views and runs refuse a recording that has grown. Commands run in
+    Each sitting has its own recording, because views and runs refuse a recording that has grown. Commands run in
     the folder, so that they name relative paths.
 
     Args:
@@ -125,13 +126,26 @@ class Project:
         except OSError as error:
             raise UserError(f"the folder of the project cannot be made: {error.strerror}", where=folder,
                             hint="choose another one: --out FOLDER") from None
-        for sitting in _numbered(self.folder / DEMONSTRATIONS):  # what a killed process has not closed
-            try:
-                self.problems += repair(sitting).problems
-            except UserError as error:
-                self.problems.append(str(error))
-        for unfinished in self.folder.glob(f"{RUNS}/*/collection/{UNFINISHED}*"):  # watched as the process was killed
-            EpisodeJournal(unfinished).recover()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Locks the folder for one process, and repairs what a killed one has left.
+
+        Raises:
+            UserError: Another process has locked it.
+        """
+        with open(self.folder / ".lock", "w") as lock:
+            if not try_lock(lock.fileno()):
+                raise UserError("another studio has this project open", where=self.folder,
+                                hint="use its page, or choose another folder: --out FOLDER")
+            for sitting in _numbered(self.folder / DEMONSTRATIONS):
+                try:
+                    self.problems += repair(sitting).problems
+                except UserError as error:
+                    self.problems.append(str(error))
+            for unfinished in self.folder.glob(f"{RUNS}/*/collection/{UNFINISHED}*"):
+                EpisodeJournal(unfinished).recover()
+            yield
 
     @staticmethod
     def _stored_env(folder: Path, env: str | None) -> str:
@@ -139,7 +153,7 @@ class Project:
         if not (folder / PROJECT).exists():
             if env is None:
                 raise UserError("this is not the folder of a project", where=folder,
-                                hint="a project begins with the name of an environment: understudy studio push")
+                                hint="a project starts with the name of an environment: understudy studio push")
             return env
         stored = str(read_json(folder / PROJECT)["env"])
         if env not in (None, stored):

@@ -21,7 +21,7 @@ from understudy.learn.run import Run
 CHROMIUM = shutil.which("chromium")
 pytest.importorskip("nicegui", reason="extra studio not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
 WAIT = 120_000  # ms
 
 

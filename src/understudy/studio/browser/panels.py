@@ -346,7 +346,8 @@ class WatchPanel(Panel):
         waiting = next((p.n_corrections for p in self.page.state.policies if p.name == policy), 0)
         if waiting:
             ui.label(f"{waiting} watched episodes are stored. The policy can learn from what you did.")
-            self.button("Learn from them", lambda: self._start(policy), waits=True)
+            if session.mode != "watch":
+                self.button("Learn from them", lambda: self._start(policy), waits=True)
 
     def _give(self, command: str) -> None:
         person = self.page.session.person

@@ -101,8 +101,13 @@ class JobRunner:
             log.write(f"\n{json.dumps(entry)}\n")  # a line that was cut ends here
 
     @property
+    def state(self) -> str:
+        """The state of the job, or "" if there is none."""
+        return "" if self.job is None else self.job.state
+
+    @property
     def is_busy(self) -> bool:
-        return self.job is not None and self.job.state in ("running", "stopping")
+        return self.state in ("running", "stopping")
 
     def start(self, job: Job) -> None:
         """Starts a job in the event loop.

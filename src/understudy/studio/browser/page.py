@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ class Studio:
 
     def drives(self, client: Client) -> bool:
         """Whether the input of a page counts. The first page drives until it is closed."""
-        if self.driver not in Client.instances:
+        driver = Client.instances.get(self.driver)
+        if driver is None or not driver.has_socket_connection:  # closed, or loaded again
             self.driver = client.id
         return self.driver == client.id
 
@@ -101,6 +103,7 @@ class StudioPage:
 
     Attributes:
         choices: What the person has chosen on this page, by name.
+        progress: How far the running command is: "share" from 0 to 1, and "text".
         selected: Number of the demonstration that is looked at, and the step of it. None for the live picture.
     """
 
@@ -109,8 +112,11 @@ class StudioPage:
         self.client = ui.context.client
         self.state = ProjectState.read(self.project, studio.recorded)
         self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS}
+        self.progress: dict[str, Any] = {"share": 0.0, "text": ""}
         self.selected: tuple[int, int] | None = None
-        self._picture, self._changes, self._job, self._content = None, -1, (None, ""), None
+        self._picture, self._changes, self._job = None, -1, (studio.jobs.job, studio.jobs.state)
+        self._content, self._refreshing = self._what_panels_show(), asyncio.Lock()
+        self._advance()
         ui.colors(primary="#00796b")
         self._header()
         with ui.row().classes("w-full justify-center items-start gap-6"):
@@ -200,11 +206,33 @@ class StudioPage:
     def _show_commands(self) -> None:
         self.commands.content = "\n".join(self.studio.jobs.history()) or "# no command yet"
 
-    async def refresh(self) -> None:
-        """Shows what has changed since the last call."""
+    def _advance(self) -> None:
+        """Says how far the running command is."""
         job = self.studio.jobs.job
-        if self.studio.jobs.is_busy or self._job != (job, job.state if job else ""):
-            self._job = job, job.state if job else ""
+        if job is not None and self.studio.jobs.is_busy:
+            step, seconds_left = self.studio.jobs.progress()
+            remaining = "" if seconds_left is None else f", about {seconds_left:.0f} s left"
+            counted = f"{step:,} of {job.steps:,} updates" if job.steps else "running"
+            self.progress.update(share=step / job.steps if job.steps else 0.0,
+                                 text=f"{job.title}: {counted}{remaining}")
+
+    def _what_panels_show(self) -> tuple[Any, ...]:
+        return (self.state, self.session.mode, tuple(self.session.tally), self.session.watched,
+                self.studio.jobs.is_busy)
+
+    async def refresh(self) -> None:
+        """Shows what has changed since the last call.
+
+        Nothing else is built again, because a click on a button that is just built again would be lost.
+        """
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        self._advance()
+        jobs = self.studio.jobs
+        if self._job != (jobs.job, jobs.state):
+            self._job = jobs.job, jobs.state
             self._show_commands()
             self._refresh_panels(progress_only=True)
         if self._changes == (changes := self.session.changes):
@@ -216,8 +244,6 @@ class StudioPage:
         except UserError as error:  # the files were changed from outside
             problems.append(str(error))
         self.problem.text = "\n".join(problems)
-        content = (self.state, self.session.mode, tuple(self.session.tally), self.session.watched,
-                   self.studio.jobs.is_busy)
-        if content != self._content:  # a click on a button that is just built again would be lost
+        if self._content != (content := self._what_panels_show()):
             self._content = content
             self._refresh_panels(progress_only=False)

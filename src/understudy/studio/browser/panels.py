@@ -77,11 +77,9 @@ class Panel:
         if job is None or job.title not in self.jobs:
             return
         if jobs.is_busy:
-            step, seconds_left = jobs.progress()
-            ui.linear_progress(step / job.steps if job.steps else 0, show_value=False).props(
-                f"aria-hidden=true {'' if step else 'indeterminate'}")
-            remaining = "" if seconds_left is None else f", about {seconds_left:.0f} s left"
-            ui.label(f"{job.title}: {f'{step:,} of {job.steps:,} updates' if job.steps else 'running'}{remaining}")
+            ui.linear_progress(show_value=False).bind_value_from(self.page.progress, "share").props(
+                f"aria-hidden=true {'' if job.steps else 'indeterminate'}")
+            ui.label().bind_text_from(self.page.progress, "text")
             ui.button("Stop, keep it" if job.run else "Stop", on_click=jobs.stop).props("outline dense")
             return
         if job.state == "failed":

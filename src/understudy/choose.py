@@ -297,7 +297,8 @@ class MethodChoice:
         def ends(i: Interval) -> dict[str, float]:
             return {"estimate": i.estimate, "low": i.low, "high": i.high}
         return replace_nonfinite({
-            "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
+            "recommended": self.recommended, "verdict": " ".join(self.verdict_parts()), "tied": list(self.tied),
+            "data": asdict(self.properties), "env": self.env,
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
             "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped), "failed": dict(self.failed),
             "methods": [{"name": s.method, "reason": s.reason, **ends(self.printed_estimate(s)), "seeds": s.seeds,

@@ -153,11 +153,25 @@ def test_the_whole_loop(page, tmp_path):
         page.get_by_text("1 of them failed").wait_for()
         press(page, "Undo")
         page.get_by_text("1 of them failed").wait_for(state="hidden")
-        page.get_by_role("button", name="Leave out").first.click()  # the newest stands first
+        page.get_by_role("textbox", name="Note").fill("<b>low</b> way: 1 = 2")
+        press(page, "Store note")
+        page.get_by_text("success · <b>low</b> way: 1 = 2").wait_for()
+        for number in (1, 3):
+            page.get_by_role("checkbox", name=f"Choose demonstration {number}").click()
+        press(page, "The chosen ones were a failure")
+        page.get_by_text("2 of them failed").wait_for()
+        press(page, "Choose all")
+        press(page, "The chosen ones were a success")
+        page.get_by_text("of them failed").wait_for(state="hidden")
+        page.get_by_role("button", name="Look at demonstration 4").focus()
+        page.keyboard.press("Delete")
         page.get_by_role("button", name="Take back").wait_for()
-        kept = open_dataset(folder / "views" / "4.json")
+        kept = open_dataset(folder / "views" / "7.json")
         assert [len(e) for e in kept] == [len(data[0]), len(data[1]) - 1, len(data[2])]
-        assert all(e.metadata["success"] for e in kept)
+        assert all(e.metadata["success"] for e in kept) and kept[1].metadata["note"] == "<b>low</b> way: 1 = 2"
+        press(page, "Choose all")
+        press(page, "Leave the chosen ones out")
+        page.get_by_text("at least one demonstration must stay").wait_for()
         press(page, "Look for problems")
         page.get_by_text("No problem was found.").wait_for()
 
@@ -190,6 +204,8 @@ def test_the_whole_loop(page, tmp_path):
                    "20", "--json"]
         printed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
         assert json.loads(printed) == stored
+        see_failures(page, folder, stored)
+        export(page, folder)
     with served(folder) as address:  # the server was killed: all is there
         page.goto(address)
         page.get_by_text("3 shown").wait_for()
@@ -198,9 +214,35 @@ def test_the_whole_loop(page, tmp_path):
 
 
 def check_comparison(page, report):
-    page.get_by_text(report["verdict"].replace("runs/", "Policy ")).wait_for()
+    page.get_by_text(report["verdict"].replace("runs/", "Policy ").partition(". ")[0] + ".").wait_for()
     shown = page.inner_text("body")
     assert all(f"{p['success']['estimate']:.0%} [{p['success']['low']:.0%} to" in shown for p in report["policies"])
+
+
+def see_failures(page, folder, report):
+    """Looks at the first start from which a policy failed: the picture is that of the stored episodes."""
+    rollouts = [open_dataset(folder / "rollouts" / "1" / p["name"].replace("/", "_")) for p in report["policies"]]
+    successes = np.array([[e.metadata["success"] for e in data] for data in rollouts])
+    assert successes.mean(1).tolist() == [p["success"]["estimate"] for p in report["policies"]]
+    if successes.all():
+        page.get_by_text("Both succeeded from all starts.").wait_for()
+        return
+    start = int(np.argsort(~(successes.any(0) & ~successes.all(0)) + 2 * successes.all(0), kind="stable")[0])
+    page.get_by_text(f"Start {start + 1}: Policy 1 ").wait_for()
+    for picture, data in zip(page.locator(".pair circle:last-of-type").all(), rollouts, strict=True):
+        last = data[start].steps["observation.state"][len(data[start]) - 1]
+        drawn = [float(picture.get_attribute(name)) for name in ("cx", "cy")]
+        assert np.allclose(drawn, fork_picture(last), atol=1e-3)
+
+
+def export(page, folder):
+    page.get_by_text("Take it elsewhere").click()
+    press(page, "Demonstrations for LeRobot")
+    page.get_by_text("Written to exports/demonstrations-1").wait_for()
+    assert len(open_dataset(folder / "exports" / "demonstrations-1")) == 3
+    with page.expect_download() as download:
+        press(page, "Comparison as a web page")
+    assert download.value.path().read_bytes() == (folder / "reports" / "1.html").read_bytes()
 
 
 def fork_picture(position):

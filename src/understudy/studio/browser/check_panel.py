@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 from nicegui import ui
@@ -29,9 +30,10 @@ class CheckPanel(Panel):
                 self.button("Leave failures out", lambda: self._leave_out(failed), waits=True).props("outline dense")
         if self.page.selected is not None:
             self._scrubber(episodes[self.page.selected[0]])
+        chosen: set[int] = set()
         with ui.list().props("dense bordered separator").classes("w-full max-h-80 overflow-auto"):
-            for entry in reversed(episodes):
-                self._line(entry)
+            boxes = [self._line(entry, chosen) for entry in reversed(episodes)]
+        self._bulk_buttons(chosen, boxes)
         with ui.row().classes("items-center"):
             self.button("Undo", self.studio.undo, waits=True).props("outline dense").set_visibility(
                 len(self.studio.edits) > 1)
@@ -40,21 +42,45 @@ class CheckPanel(Panel):
         ui.label("Nothing is deleted: the recordings stay as they are, and what you change here is stored beside "
                  "them.").classes("text-caption")
 
-    def _line(self, entry: ShownEpisode) -> None:
+    def _bulk_buttons(self, chosen: set[int], boxes: list[ui.checkbox]) -> None:
+        """Buttons that change all chosen demonstrations at once."""
+        def choose_all() -> None:
+            value = not all(box.value for box in boxes)
+            for box in boxes:
+                box.value = value
+        with ui.row().classes("items-center gap-2"):
+            ui.button("Choose all", on_click=choose_all).props("flat dense")
+            ui.label("The chosen ones:")
+            self.button("Leave out", lambda: self._leave_out(chosen), waits=True).props(
+                'outline dense aria-label="Leave the chosen ones out"')
+            for success in (True, False):
+                self.button(OUTCOMES[success].capitalize(), lambda s=success: self._label(chosen, s), waits=True).props(
+                    f'outline dense aria-label="The chosen ones were a {OUTCOMES[success]}"')
+
+    def _line(self, entry: ShownEpisode, chosen: set[int]) -> ui.checkbox:
+        """Shows one demonstration in the list. Returns the box by which a person chooses it."""
         used = ", interrupted and not learned" if entry.is_interrupted else ", left out" if entry.is_left_out else ""
+        used += f" · {entry.note}" if entry.note else ""
         trimmed = "" if entry.stop - entry.start == len(entry.episode) else f" of {len(entry.episode)}"
-        with ui.item().classes("" if entry.is_used else "opacity-60"):
+        item = ui.item().classes("" if entry.is_used else "opacity-60")
+        if not entry.is_left_out:
+            item.on("keydown.delete", self.page.act(lambda: self._toggle(entry)))
+        with item:
+            with ui.item_section().props("side"):
+                box = ui.checkbox(on_change=lambda e: (chosen.add if e.value else chosen.discard)(entry.number)).props(
+                    f'dense aria-label="Choose demonstration {entry.number + 1}"')
             with ui.item_section().props("avatar"):
                 ui.html(self.page.state.thumbnails[entry.number], sanitize=False)
             with ui.item_section():
                 ui.item_label(f"Demonstration {entry.number + 1}")
                 ui.item_label(f"{entry.stop - entry.start}{trimmed} steps, {OUTCOMES[entry.success]}{used}").props(
                     "caption")
-            with ui.item_section().props("side"), ui.row().classes("gap-1 no-wrap"):
+            with ui.item_section().props("side"), ui.element().classes("flex flex-col sm:flex-row gap-1"):
                 ui.button("Look", on_click=lambda: self._select(entry)).props(
                     f'flat dense aria-label="Look at demonstration {entry.number + 1}"')
                 self.button("Take back" if entry.is_left_out else "Leave out", lambda: self._toggle(entry),
                             waits=True).props("flat dense")
+        return box
 
     def _select(self, entry: ShownEpisode) -> None:
         self.page.select(entry.number, entry.start)
@@ -87,9 +113,12 @@ class CheckPanel(Panel):
                 self.button("Trim", lambda: self._trim(entry, trim["min"], trim["max"]), waits=True).props(
                     "outline dense")
                 other = entry.success is not True
-                self.button(f"It was a {OUTCOMES[other]}", lambda: self._label(entry, other), waits=True).props(
+                self.button(f"It was a {OUTCOMES[other]}", lambda: self._label({number}, other), waits=True).props(
                     "outline dense")
                 self.button("Close", self._close).props("flat dense")
+            with ui.row().classes("w-full items-center no-wrap"):
+                note = ui.input("Note", value=entry.note).props("dense").classes("grow")
+                self.button("Store note", lambda: self._note(entry, note.value), waits=True).props("outline dense")
 
     def _findings(self) -> None:
         findings = self.page.state.findings
@@ -112,16 +141,16 @@ class CheckPanel(Panel):
 
     # -- what a person does ---------------------------------------------------------------------------------------
 
-    async def _leave_out(self, numbers) -> None:
-        edits = self.page.state.edits
-        await self.studio.edit(replace(edits, left_out=edits.left_out | numbers))
+    async def _leave_out(self, numbers: Set[int]) -> None:
+        await self._store_left_out(self.page.state.edits.left_out | _some(numbers))
 
     async def _toggle(self, entry: ShownEpisode) -> None:
-        edits = self.page.state.edits
-        left_out = edits.left_out ^ {entry.number}
-        if len(left_out) == len(self.page.state.episodes):
+        await self._store_left_out(self.page.state.edits.left_out ^ {entry.number})
+
+    async def _store_left_out(self, numbers: frozenset[int]) -> None:
+        if len(numbers) == len(self.page.state.episodes):
             raise RuntimeError("at least one demonstration must stay")
-        await self.studio.edit(replace(edits, left_out=left_out))
+        await self.studio.edit(replace(self.page.state.edits, left_out=numbers))
 
     async def _trim(self, entry: ShownEpisode, start: int, stop: int) -> None:
         if start >= stop:
@@ -132,9 +161,14 @@ class CheckPanel(Panel):
             trims[entry.number] = start, stop
         await self.studio.edit(replace(edits, trims=trims))
 
-    async def _label(self, entry: ShownEpisode, success: bool) -> None:
+    async def _label(self, numbers: Set[int], success: bool) -> None:
         edits = self.page.state.edits
-        await self.studio.edit(replace(edits, labels={**edits.labels, entry.number: success}))
+        labels = {**edits.labels, **dict.fromkeys(_some(numbers), success)}
+        await self.studio.edit(replace(edits, labels=labels))
+
+    async def _note(self, entry: ShownEpisode, note: str) -> None:
+        edits = self.page.state.edits
+        await self.studio.edit(replace(edits, notes={**edits.notes, entry.number: note.strip()}))
 
     async def _close(self) -> None:
         self.page.selected = None
@@ -145,3 +179,9 @@ class CheckPanel(Panel):
         commands, data = self.project.training_data()
         await self.studio.start_job(Job("Look for problems", [*commands, ["audit", data, "--json"]],
                                         output=f"{REPORTS}/{self.project.audit_report().name}"))
+
+
+def _some(numbers: Set[int]) -> frozenset[int]:
+    if not numbers:
+        raise RuntimeError("choose demonstrations first, by the boxes before them")
+    return frozenset(numbers)

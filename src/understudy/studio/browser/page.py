@@ -14,11 +14,12 @@ from ...core import UserError
 from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
 from .pictures import RecordedPictures, picture_svg
-from .project import Edits, Project, ShownEpisode, TrainedPolicy
+from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
 
 PICTURES_PER_SECOND = 20
 UPDATES = 2_000  # of a training, unless the person chooses others
 STARTS = 50  # of a comparison
+MINUTES = 30  # of the trials that find a method
 THUMBNAIL = 44  # px
 LABEL = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P pauses a "
          "policy.")
@@ -45,14 +46,16 @@ class ProjectState:
     edits: Edits
     findings: list[dict[str, Any]] | None
     policies: list[TrainedPolicy]
-    comparison: dict[str, Any] | None
+    comparison: ProjectComparison | None
+    choice: dict[str, Any] | None
+    exports: list[str]
 
     @classmethod
     def read(cls, project: Project, recorded: RecordedPictures) -> ProjectState:
         episodes = project.episodes()
         thumbnails = [picture_svg(recorded.shapes(e.episode, e.stop - 1), THUMBNAIL) for e in episodes]
         return cls(episodes, thumbnails, project.edits(), project.findings() if episodes else None, project.policies(),
-                   project.comparison())
+                   project.comparison(), project.choice(), project.exports())
 
 
 class Studio:
@@ -111,7 +114,8 @@ class StudioPage:
         self.studio, self.project, self.session = studio, studio.project, studio.session
         self.client = ui.context.client
         self.state = ProjectState.read(self.project, studio.recorded)
-        self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS}
+        self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS, "minutes": MINUTES,
+                                        "exports": False}
         self.progress: dict[str, Any] = {"share": 0.0, "text": ""}
         self.selected: tuple[int, int] | None = None
         self._picture, self._changes, self._job = None, -1, (studio.jobs.job, studio.jobs.state)

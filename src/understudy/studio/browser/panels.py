@@ -76,25 +76,43 @@ class ShowPanel(Panel):
 class TrainPanel(Panel):
     """Trains a policy on the demonstrations."""
 
-    title, jobs = "Train", ("Train",)
+    title, jobs = "Train", ("Train", "Choose")
 
     def content(self):
         if not self.page.state.episodes:
             ui.label("There is no demonstration yet. Start with Show.")
             return
-        recommended = recommend(self.page.session.env.features)
-        self.choices.setdefault("method", recommended)
-        ui.label(f"Recommended for this data: {recommended}. It does not average different ways of doing the task, and "
-                 "it trains in minutes.")
+        if (choice := self.page.state.choice) is None:
+            recommended = recommend(self.page.session.env.features)
+            ui.label(f"Recommended for this data: {recommended}. It does not average different ways of doing the task, "
+                     "and it trains in minutes.")
+        else:
+            recommended = choice["recommended"]
+            ui.label(choice["verdict"])
+        if self.choices.get("recommended") != recommended:  # what short trials have found is what to train
+            self.choices.update(recommended=recommended, method=recommended)
         methods = {m["name"]: f"{m['name']}: {m['summary']}" for m in describe_methods()
                    if m["family"] in FAMILIES and all(need.startswith("actions") for need in m["needs"])}
         ui.select(methods, label="Method", with_input=True).bind_value(self.choices, "method").classes("w-full")
         ui.number("Updates: more take longer and learn more", min=1, step=500, precision=0).bind_value(
             self.choices, "updates").classes("w-full").tooltip(UPDATE_HELP)
         self.button("Train", self._start, waits=True)
+        with ui.row().classes("items-center"):
+            ui.number("Minutes", min=1, step=10, precision=0).bind_value(self.choices, "minutes").classes("w-24")
+            self.button("Find the method by short trials", self._choose, waits=True).props("outline").tooltip(
+                "Several methods are trained for a short time each, and judged on the same starts.")
         for policy in self.page.state.policies:
             ui.label(f"{policy_title(policy.name)}: loss {policy.losses[-1][1]:.3g} after {policy.losses[-1][0]:,} "
                      "updates" if policy.losses else policy_title(policy.name))
+        if self.page.state.policies:
+            ui.label("A policy is what its training had learned at the end.").classes("text-caption").tooltip(
+                "An earlier moment could be chosen only by acting during the training, which the page does not do.")
+
+    async def _choose(self) -> None:
+        await self.page.stop()
+        commands, data = self.project.training_data()
+        words, output = self.project.choose(data, whole_number(self.choices["minutes"], "minutes"))
+        await self.studio.start_job(Job("Choose", [*commands, words], output=output))
 
     async def _start(self) -> None:
         await self.page.stop()

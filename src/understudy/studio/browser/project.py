@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ...core import UserError
-from ...data.episode import Episode
+from ...data.episode import Dataset, Episode
 from ...data.formats import open_dataset
 from ...data.recording.recorder import repair
-from ...files import read_json, try_lock, write_json
+from ...files import file_name, read_json, try_lock, write_json
 from ...improve.collection import FIRST_EPISODE, UNFINISHED
 from ...improve.journal import EpisodeJournal
 from ...learn.run import Run
 
 PROJECT = "project.json"  # says which environment a project is about
 DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
+ROLLOUTS, CHOICE, EXPORTS = "rollouts", "choice", "exports"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Edits:
         left_out: Numbers of the episodes that are not learned.
         trims: The first step that is learned of an episode, and the step after the last one.
         labels: Whether an episode is a success, where the person has changed it.
+        notes: What the person has noted about an episode.
     """
 
     left_out: frozenset[int] = frozenset()
     trims: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     labels: Mapping[int, bool] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def options(self) -> list[str]:
@@ -41,8 +44,9 @@ class Edits:
         deleted = ["--delete", *map(str, sorted(self.left_out))] if self.left_out else []
         trims = [f"--crop={self._number_in_view(n)}={start}:{stop}" for n, (start, stop) in sorted(self.trims.items())
                  if n not in self.left_out]
-        labels = [f"--label={self._number_in_view(n)}:success={str(value).lower()}"
-                  for n, value in sorted(self.labels.items()) if n not in self.left_out]
+        texts = [(n, f"success={str(value).lower()}") for n, value in sorted(self.labels.items())]
+        texts += [(n, f"note={note}") for n, note in sorted(self.notes.items())]
+        labels = [f"--label={self._number_in_view(n)}:{text}" for n, text in texts if n not in self.left_out]
         return [*deleted, *trims, *labels]
 
     def _number_in_view(self, number: int) -> int:
@@ -55,8 +59,9 @@ class Edits:
         kept = [n for n in range(view["parents"][0]["episodes"]) if n not in left_out]
         trims = {kept[n]: (o["start"], o["stop"]) for o in view["operations"] if o["do"] == "crop"
                  for n in o["episodes"]}
-        labels = {kept[n]: o["value"] for o in view["operations"] if o["do"] == "label" for n in o["episodes"]}
-        return cls(left_out, trims, labels)
+        labels, notes = ({kept[n]: o["value"] for o in view["operations"] if o["do"] == "label" and o["field"] == name
+                          for n in o["episodes"]} for name in ("success", "note"))
+        return cls(left_out, trims, labels, {n: str(note) for n, note in notes.items()})
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class ShownEpisode:
         is_left_out: Whether the person has left it out.
         start: The first step that is learned.
         stop: The step after the last one that is learned.
+        note: What the person has noted about it.
     """
 
     number: int
@@ -79,6 +85,7 @@ class ShownEpisode:
     is_left_out: bool
     start: int
     stop: int
+    note: str
 
     @property
     def is_used(self) -> bool:
@@ -99,6 +106,30 @@ class TrainedPolicy:
     name: str
     losses: tuple[tuple[int, float], ...]
     n_corrections: int
+
+
+@dataclass(frozen=True)
+class ProjectComparison:
+    """A comparison of policies.
+
+    Attributes:
+        report: What `understudy compare --json` printed.
+        rollouts: The episodes of each policy, which begin alike. Empty if they are not there.
+        page: The report as a web page. It need not exist.
+    """
+
+    report: dict[str, Any]
+    rollouts: tuple[Dataset, ...] = field(compare=False)
+    page: Path
+
+    def failures(self) -> dict[int, tuple[bool, ...]]:
+        """The numbers of the starts from which a policy failed, and whether each succeeded.
+
+        Starts that tell the policies apart come first.
+        """
+        successes = zip(*([bool(e.metadata.get("success")) for e in data] for data in self.rollouts), strict=True)
+        failed = {number: won for number, won in enumerate(successes) if not all(won)}
+        return dict(sorted(failed.items(), key=lambda entry: not any(entry[1])))
 
 
 class Project:
@@ -177,7 +208,7 @@ class Project:
             start, stop = edits.trims.get(number, (0, len(episode)))
             success = edits.labels.get(number, episode.metadata.get("success"))
             demonstrations.append(ShownEpisode(number, episode, success, "interrupted" in episode.metadata,
-                                               number in edits.left_out, start, stop))
+                                               number in edits.left_out, start, stop, edits.notes.get(number, "")))
         return demonstrations
 
     def edit_history(self) -> list[Edits]:
@@ -265,13 +296,47 @@ class Project:
 
     # -- reports --------------------------------------------------------------------------------------------------
 
-    def comparison(self) -> dict | None:
-        """The newest comparison of policies, as `understudy compare --json` printed it."""
-        reports = _numbered(self.folder / REPORTS)
+    def comparison(self) -> ProjectComparison | None:
+        """The newest comparison of policies."""
+        reports = [path for path in _numbered(self.folder / REPORTS) if path.suffix == ".json"]
+        if not reports:
+            return None
+        number, report = reports[-1].stem, read_json(reports[-1])
+        saved = [self.folder / ROLLOUTS / number / file_name(p["name"]) for p in report["policies"]]
+        rollouts = tuple(open_dataset(path) for path in saved if path.exists())
+        return ProjectComparison(report, rollouts if len(rollouts) == len(saved) else (),
+                                 self.folder / REPORTS / f"{number}.html")
+
+    def compare(self, first: str, second: str, starts: int) -> tuple[list[str], str]:
+        """Returns the command that compares two policies, and the file for what it prints."""
+        number = _next(_numbered(self.folder / REPORTS))
+        return ["compare", first, second, "--env", self.env, "--episodes", str(starts), "--save",
+                f"{ROLLOUTS}/{number}", "--html", f"{REPORTS}/{number}.html", "--json"], f"{REPORTS}/{number}.json"
+
+    def exports(self) -> list[str]:
+        """What was written for other software."""
+        folder = self.folder / EXPORTS
+        return [f"{EXPORTS}/{path.name}" for path in sorted(folder.iterdir())] if folder.exists() else []
+
+    def new_export(self) -> str:
+        """A folder for demonstrations that other software reads."""
+        number = 1
+        while f"{EXPORTS}/demonstrations-{number}" in self.exports():
+            number += 1
+        return f"{EXPORTS}/demonstrations-{number}"
+
+    def choice(self) -> dict[str, Any] | None:
+        """What `understudy choose --json` has last said about the methods."""
+        choices = _numbered(self.folder / CHOICE) if (self.folder / CHOICE).exists() else []
+        reports = [path for path in choices if path.suffix == ".json"]
         return read_json(reports[-1]) if reports else None
 
-    def new_report(self) -> str:
-        return f"{REPORTS}/{_next(_numbered(self.folder / REPORTS))}.json"
+    def choose(self, data: str, minutes: int) -> tuple[list[str], str]:
+        """Returns the command that finds a method by short trials, and the file for what it prints."""
+        folder = self.folder / CHOICE
+        number = _next(_numbered(folder) if folder.exists() else [])
+        return ["choose", data, "--env", self.env, "--budget", f"{minutes}m", "--out", f"{CHOICE}/{number}",
+                "--json"], f"{CHOICE}/{number}.json"
 
 
 def _numbered(folder: Path) -> list[Path]:

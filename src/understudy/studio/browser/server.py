@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,14 +140,11 @@ def free_port(host: str, port: int | None) -> int:
     Raises:
         UserError: The port is used, or the host is not this machine.
     """
-    where = f"--host {host}" if port is None else f"--host {host} --port {port}"
-    try:
-        with open_port(host, 8765 if port is None else port, where) as listening:
-            return listening.getsockname()[1]
-    except UserError:
-        if port is not None:
-            raise
-    with open_port(host, 0, where) as listening:
+    if port is None:
+        with suppress(UserError):
+            return free_port(host, 8765)
+    options = f"--host {host}" if port is None else f"--host {host} --port {port}"
+    with open_port(host, port or 0, options) as listening:
         return listening.getsockname()[1]
 
 

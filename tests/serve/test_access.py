@@ -3,13 +3,13 @@
 import re
 import socket
 import ssl
-import subprocess
 import time
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fixtures.certificates import certificate
 from fixtures.served import ANY, http, policy_service, state
 
 pytest.importorskip("websockets", reason="extra serve not installed")
@@ -65,14 +65,6 @@ def test_tokens(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=says):
             read_tokens(file)
-
-
-def certificate(folder):
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
-                    "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem", "-out",
-                    "cert.pem", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-                   cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem", folder / "key.pem"
 
 
 def test_tls(tmp_path):

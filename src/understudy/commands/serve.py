@@ -16,7 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
 from ..hints import did_you_mean
-from ..serve.address import address_host, is_this_machine, served_address
+from ..serve.address import address_host, served_address
 from .parts.common import Output, command_line, has_no_run, parse, trained_rate
 from .parts.conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
 from .parts.groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
@@ -97,7 +97,7 @@ class ServeOptions(ActingOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
-    from ..serve.access import JsonLog, read_tokens, tls_context
+    from ..serve.access import JsonLog, read_tokens, readable_tokens_warning, refuse_strangers, tls_context
 
     try:
         from ..serve.server import PolicyServer, ServerOptions, reduce_pauses
@@ -113,10 +113,9 @@ def main(args: list[str]) -> None:
     else:
         refuse_given(o, vars(o).keys() - STEERING_OPTIONS, "has no effect with --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
-    if not (tokens or o.open or is_this_machine(o.host)):
-        raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
-                          hint="give --open if that is meant" if o.steer is not None else
-                               "give --token-file FILE, or --open if that is meant")
+    if not o.open:
+        refuse_strangers(o.host, tokens, "give --open if that is meant" if o.steer is not None else
+                         "give --token-file FILE, or --open if that is meant")
     if o.steer is not None:
         return _serve_steering(o)
     options = ServerOptions(o.host, o.port, tokens, tls_context(o.tls_cert, o.tls_key), o.origin,
@@ -125,9 +124,8 @@ def main(args: list[str]) -> None:
     log = JsonLog()
     if warning := untrained_warning(o.run, o.trust):
         log("warning", message=warning)
-    if tokens and options.tls is None and not is_this_machine(o.host):
-        log("warning", message="tokens are sent without TLS, so others in the network can read them: give "
-            "--tls-cert and --tls-key")
+    if warning := readable_tokens_warning(o.host, tokens, options.tls is not None):
+        log("warning", message=warning)
     reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt), unblocked_output():
         asyncio.run(_serve(o, service, PolicyServer(service, options, log)))

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import UserError
+from ..core import ConfigError, UserError
+from .address import is_this_machine
 
 if TYPE_CHECKING:
     from websockets.datastructures import Headers
@@ -61,10 +62,28 @@ def is_allowed(tokens: Sequence[str], headers: Headers) -> bool:
                 sent_token = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()
             except ValueError:
                 return False
+    return is_token(tokens, sent_token)
+
+
+def is_token(tokens: Sequence[str], text: str) -> bool:
+    """Returns whether a text is one of the tokens, in a time that does not depend on where they differ."""
     is_valid = False
     for token in tokens:  # all of them, so that the time does not tell which one was close
-        is_valid |= hmac.compare_digest(token.encode(), sent_token.encode())
+        is_valid |= hmac.compare_digest(token.encode(), text.encode())
     return is_valid
+
+
+def refuse_strangers(host: str, tokens: Sequence[str], hint: str) -> None:
+    """Refuses to serve without tokens at an address that others can reach."""
+    if not (tokens or is_this_machine(host)):
+        raise ConfigError("anybody in the network could use this server", where=f"--host {host}", hint=hint)
+
+
+def readable_tokens_warning(host: str, tokens: Sequence[str], has_tls: bool) -> str | None:
+    """Returns a warning if others in the network can read the tokens."""
+    if not tokens or has_tls or is_this_machine(host):
+        return None
+    return "tokens are sent without TLS, so others in the network can read them: give --tls-cert and --tls-key"
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -39,4 +40,19 @@ def address_host(host: str) -> str:
 def cannot_listen(error: OSError, where: str) -> UserError:
     """Builds the error of a server that cannot listen where the options say."""
     return UserError(f"the server cannot listen there: {error.strerror or error}", where=where,
-                     hint="another server may use the port: choose another one, or port 0 for any that is free")
+                     hint="another server may use the port: choose another one, or port 0 for any that is free"
+                     if error.errno in (errno.EADDRINUSE, errno.EACCES) else
+                     "name an address of this machine, such as 127.0.0.1")
+
+
+def open_port(host: str, port: int, where: str) -> socket.socket:
+    """Returns a socket that listens on a port.
+
+    Args:
+        port: Port. 0 for any that is free.
+        where: The options that say it, for the error.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise cannot_listen(error, where) from None

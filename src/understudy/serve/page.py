@@ -14,7 +14,7 @@ from websockets.http11 import Response
 from websockets.typing import Origin
 
 from ..evaluate import plots
-from .address import address_host, cannot_listen
+from .address import address_host, open_port
 
 
 def open_page_port(host: str, port: int, where: str) -> tuple[socket.socket, str, list[Origin]]:
@@ -27,10 +27,7 @@ def open_page_port(host: str, port: int, where: str) -> tuple[socket.socket, str
     Returns:
         The socket, the address of the page, and the origins that its scripts can have.
     """
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise cannot_listen(error, where) from None
+    listening = open_port(host, port, where)
     name, port = address_host(host), listening.getsockname()[1]
     origins = [Origin(f"http://{n}:{port}") for n in ("localhost", "127.0.0.1", "[::1]", name)]
     return listening, f"http://{name}:{port}", origins

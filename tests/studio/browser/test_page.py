@@ -1,17 +1,14 @@
 """The studio in a browser: a person shows a task, leaves an episode out, trains, takes over, improves and compares."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import urllib.request
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from fixtures.studios import served
 from fixtures.waiting import wait_until
 
 from understudy import make
@@ -23,28 +20,6 @@ pytest.importorskip("nicegui", reason="extra studio not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
 WAIT = 120_000  # ms
-
-
-@contextmanager
-def served(folder, env="fork"):
-    """The address of a studio in a process group of its own, which is killed at the end."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # NiceGUI acts otherwise in tests
-    server = subprocess.Popen([sys.executable, "-m", "understudy", "studio", env, "--out", str(folder), "--no-browser",
-                               "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ)
-    try:
-        address = re.search(r"http://\S+/", server.stdout.readline())[0]
-        wait_until(lambda: answers(address), 60)
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(address):
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +270,7 @@ def test_a_kill_in_each_step_loses_nothing(page, tmp_path):
 
 
 def test_one_page_drives_and_others_watch(browser, page, tmp_path):
+    page.add_init_script("Navigator.prototype.getGamepads = undefined")  # as of some browsers without TLS
     with served(tmp_path / "project") as address:
         page.goto(address)
         start(page, "Start showing")

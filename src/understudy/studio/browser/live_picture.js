@@ -32,7 +32,9 @@ export default {
     tell() {
       if (!document.hidden) this.$emit("held", { held: [...this.held], axes: this.axes() });
     },
-    gamepad() { return [...navigator.getGamepads()].find((pad) => pad && pad.connected); },
+    gamepad() { // some browsers have none for a page of another machine without TLS
+      return [...(navigator.getGamepads?.() ?? [])].find((pad) => pad && pad.connected);
+    },
     axes() {
       const pad = this.gamepad(), stick = pad ? [pad.axes[0], -pad.axes[1]] : [0, 0];
       return Math.hypot(...stick) > DEAD_ZONE ? stick : this.dragged;

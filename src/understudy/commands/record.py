@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import Above, AtLeast, ConfigError, UserError
+from ..core import ConfigError, UserError
 from ..methods import recommend
 from .parts.arms import prepare_session
 from .parts.common import (
@@ -25,11 +25,13 @@ from .parts.common import (
     trust_options,
     unused_path,
 )
-from .parts.groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
+from .parts.groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
 from .parts.options import refuse_given
 from .parts.robot_options import (
+    RECORDING_OPTIONS,
     LiveViewOptions,
     RobotOptions,
+    RobotRecordingOptions,
     TeleopOptions,
     command_keys,
     live_view,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
+class RecordOptions(TrustOption, LiveViewOptions, RobotRecordingOptions, TeleopOptions, RobotOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
     Every episode is kept. Episodes of an environment are labeled with their success (next.success). `saved N` on
@@ -70,20 +72,10 @@ class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
-    fps: Annotated[float, Above(0), arg(metavar="N")] = 30.0
-    """steps per second of a robot"""
-    task: Annotated[str, arg(metavar="WORDS")] = ""
-    """the task in words, of a recording on a robot"""
-    warmup_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 5.0
-    """teleoperation of a robot before the first episode, which is not recorded"""
-    episode_time_s: Seconds = 60.0
-    """longest duration of an episode on a robot"""
-    reset_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 60.0
-    """time to arrange the scene of a robot between two episodes, which is not recorded"""
 
 
 _ENVIRONMENT_OPTIONS = ("actor", "seed", "rows", "workers")
-_ROBOT_OPTIONS = ("fps", "task", "warmup_time_s", "episode_time_s", "reset_time_s", "view", "view_address", "rerun")
+_ROBOT_OPTIONS = (*RECORDING_OPTIONS, "view", "view_address", "rerun")
 
 
 class _SavedEpisodes:
@@ -176,7 +168,7 @@ def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: s
 
 
 def _record_robot(o: RecordOptions) -> None:
-    from ..robots.recording import RecordingTimes, RobotSession
+    from ..robots.recording import RobotSession
 
     config = o.robot_config()
     robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
@@ -191,7 +183,7 @@ def _record_robot(o: RecordOptions) -> None:
         devices.enter_context(robot)  # released first
         data = RobotSession(robot, teleop, keys, o.fps, show).record(
             o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell, release=devices.close,
-            times=RecordingTimes(o.warmup_time_s, o.episode_time_s, o.reset_time_s))
+            times=o.times())
     out = Output()
     if not len(data):
         out.print(f"no episode was saved in {o.out}")

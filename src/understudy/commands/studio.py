@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import AtLeast, AtMost, UserError
+from ..core import AtLeast, AtMost, ConfigError, UserError
 from ..files import file_name
+from .parts.arms import prepare_session
 from .parts.common import parse
-from .parts.groups import command_options
-from .parts.options import Advice
+from .parts.groups import TrustOption, command_options
+from .parts.options import Advice, refuse_given
+from .parts.robot_options import (
+    RECORDING_OPTIONS,
+    RobotOptions,
+    RobotRecordingOptions,
+    TeleopOptions,
+    recording_words,
+)
+
+if TYPE_CHECKING:
+    from ..studio.browser.live import LiveSession
+    from ..studio.browser.project import Project
 
 
 @command_options
-class StudioOptions:
+class StudioOptions(TrustOption, RobotRecordingOptions, TeleopOptions, RobotOptions):
     """Open a page in the browser on which you show a task, check, train, watch, take over and compare.
+
+    With --robot and --teleop you show the task on a robot. Its policies are trained on the page, and act in a terminal.
 
     Everything stays in one folder: recordings in demonstrations, selections in views, and policies in runs. The page
     runs the other commands and can show them. Open the folder again, and the page shows the same.
     """
 
-    env: Annotated[str, Positional, arg(metavar="ENV|FOLDER")] = "push"
-    """a toy that can be moved with arrow keys, such as push or fork, or the folder of a project to open again"""
+    env: Annotated[str | None, Positional, arg(metavar="ENV|FOLDER")] = None
+    """a toy that can be moved with arrow keys, such as push or fork, or the folder of a project to open again; push, if
+    there is no --robot"""
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """folder of the project; it is made, or opened again (default: studio-ENV)"""
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
@@ -50,25 +67,56 @@ def main(args: list[str]) -> None:
         raise UserError("the studio needs the package nicegui", where="understudy studio",
                         hint="install it: pip install 'understudy[studio]'") from None
     from ..serve.access import read_tokens, readable_tokens_warning, refuse_strangers, tls_context
-    from ..studio.browser.live import playable_env
-    from ..studio.browser.project import PROJECT, Project
     from ..studio.browser.server import StudioAddress, free_port, serve_studio
 
+    o.refuse_without_robot("understudy studio --help names the robots; a toy needs none")
+    if o.robot is None:
+        refuse_given(o, RECORDING_OPTIONS, "has no effect without a robot")
+    elif o.env is not None:
+        raise ConfigError("name an environment or a robot, not both", where="understudy studio",
+                          hint="leave out the name before the options; --out FOLDER names the project")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
     refuse_strangers(o.host, tokens, "give --token-file FILE, and the page asks for one of its tokens")
     has_tls = tls_context(o.tls_cert, o.tls_key) is not None
     if warning := readable_tokens_warning(o.host, tokens, has_tls):
         print(f"warning: {warning}", file=sys.stderr)
-
-    if o.out is None and Path(o.env, PROJECT).exists():
-        project = Project(Path(o.env))
-    else:
-        playable_env(o.env)  # before a folder is made
-        project = Project(o.out or Path(f"studio-{file_name(o.env)}"), o.env)
-    with project.locked():
+    session = _open_session(o)
+    with session.project.locked():
         address = StudioAddress(o.host, free_port(o.host, o.port), o.tls_cert, o.tls_key)
         print(f"understudy studio: {address}", flush=True)
         if tokens:
             print(f"The page asks for a token of {o.token_file}.", flush=True)
-        print(f"Everything is kept in {project.folder}. Ctrl-C ends the server.", flush=True)
-        serve_studio(project, address, tokens, show=not o.no_browser)
+        print(f"Everything is kept in {session.project.folder}. Ctrl-C ends the server.", flush=True)
+        serve_studio(session, address, tokens, show=not o.no_browser)
+
+
+def _open_session(o: StudioOptions) -> LiveSession:
+    """Opens a project, and the toy or the robot that it is about."""
+    from ..studio.browser.live import ToySession, playable_env
+    from ..studio.browser.project import PROJECT, Project
+
+    if o.robot is not None:
+        session = _make_robot(o)
+        return session(Project(o.out or Path(f"studio-{file_name(o.robot)}"), o.robot, recording_words(o)))
+    if o.out is None and o.env is not None and Path(o.env, PROJECT).exists():
+        project = Project(Path(o.env))
+        if project.robot:
+            stored = parse(StudioOptions, "studio", project.robot)
+            return _make_robot(replace(stored, trust=o.trust, yes=o.yes))(project)
+        return ToySession(project)
+    name = o.env or "push"
+    playable_env(name)  # before a folder is made
+    return ToySession(Project(o.out or Path(f"studio-{file_name(name)}"), name))
+
+
+def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
+    """Prepares the robot and what moves it, before a folder is made. Returns the session of a project with them."""
+    from ..studio.browser.robot_live import RobotLiveSession
+
+    config = o.robot_config()
+    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
+    if keyboard is not None:
+        raise ConfigError("the keyboard moves a robot in a terminal alone", where="--teleop keyboard",
+                          hint="use a leader arm, or record in a terminal: understudy record")
+    robot.check_rate(o.fps)
+    return lambda project: RobotLiveSession(project, robot, teleop, o.fps, o.teleop or "", o.task, o.times())

@@ -2,52 +2,20 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from fixtures.studios import served
+from fixtures.studios import handle, press, served, tab
 from fixtures.waiting import wait_until
 
 from understudy import make
 from understudy.data.formats import open_dataset
 from understudy.learn.run import Run
 
-CHROMIUM = shutil.which("chromium")
 pytest.importorskip("nicegui", reason="extra studio not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
-WAIT = 120_000  # ms
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser):
-    page = browser.new_page()
-    page.set_default_timeout(WAIT)
-    return page
-
-
-def tab(page, name):
-    page.get_by_role("tab", name=name).click()
-
-
-def press(page, name):
-    page.get_by_role("button", name=name, exact=True).click()
-
-
-def handle(page, name):
-    """The first part of a slider that can have the focus."""
-    return page.get_by_role("slider", name=name).locator("[tabindex='0']").first
+pytestmark = pytest.mark.slow
 
 
 def hold(page, key, until):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from ...core import AtLeast, ConfigError, UserError
+from ...core import Above, AtLeast, ConfigError, UserError
 from ...serve.address import is_this_machine
+from .groups import Seconds
 from .options import Advice, is_option
 from .unblocked_output import unblocked_output, wait_for_output
 
@@ -24,7 +25,7 @@ _NO_RETRIES = Advice("0 never repeats a request")
 if TYPE_CHECKING:
     from ...envs.devices import JointKeyboard
     from ...robots.base import Robot
-    from ...robots.recording import CommandKeys
+    from ...robots.recording import CommandKeys, RecordingTimes
     from ...robots.registry import RobotConfig, TeleoperatorConfig
     from ...robots.safety import SafeRobot
     from ...serve.live_rerun import RerunView
@@ -178,6 +179,36 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
         text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
         own += [f"{device}.NAME", f"{name.replace('-', '_')}={text}"]
     return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotRecordingOptions:
+    fps: Annotated[float, Above(0), arg(metavar="N")] = 30.0
+    """steps per second of a robot"""
+    task: Annotated[str, arg(metavar="WORDS")] = ""
+    """the task in words, of a recording on a robot"""
+    warmup_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 5.0
+    """teleoperation of a robot before the first episode, which is not recorded"""
+    episode_time_s: Seconds = 60.0
+    """longest duration of an episode on a robot"""
+    reset_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 60.0
+    """time to arrange the scene of a robot between two episodes, which is not recorded"""
+
+    def times(self) -> RecordingTimes:
+        """Returns the times of a recording on a robot."""
+        from ...robots.recording import RecordingTimes
+
+        return RecordingTimes(self.warmup_time_s, self.episode_time_s, self.reset_time_s)
+
+
+RECORDING_OPTIONS = tuple(f.name for f in fields(RobotRecordingOptions))
+
+
+def recording_words(o: RobotOptions) -> list[str]:
+    """Returns the options of a robot, a teleoperator and a recording as they were given, to record again."""
+    changed = [f for f in fields(RobotRecordingOptions) if getattr(o, f.name) != f.default]
+    return [word for words in (*_given_options(o, "robot", "teleop"), *(
+        [f"--{f.name.replace('_', '-')}", str(getattr(o, f.name))] for f in changed)) for word in words]
 
 
 @dataclass(frozen=True, kw_only=True)

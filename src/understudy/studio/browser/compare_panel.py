@@ -7,6 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from .jobs import Job
+from .live import ToySession
 from .panel import RANGE_HELP, Panel, policy_title, whole_number
 from .pictures import interval_svg, picture_svg
 from .project import EXPORTS, RUNS, ProjectComparison
@@ -26,6 +27,12 @@ class ComparePanel(Panel):
         else:
             first = self.choose_policy("compared", "Policy", -1)
             second = self.choose_policy("rival", "compared with", -2)
+            if not self.page.session.can_watch:
+                self.show_command("On a robot, you judge each trial in a terminal, and do not see which policy acts. "
+                                  "It ends when the answer is certain:",
+                                  ["eval", str(first), "--against", str(second), "--interactive",
+                                   *self.project.robot_only])
+        if len(policies) > 1 and self.page.session.can_watch:
             ui.number("Starts: more make the answer more certain", min=2, step=50, precision=0).bind_value(
                 self.choices, "starts").classes("w-full")
             self.button("Compare", lambda: self._start(str(second), str(first)), waits=True)
@@ -62,12 +69,15 @@ class ComparePanel(Panel):
             f"{name} {'succeeded' if success else 'failed'}" for name, success in zip(names, won, strict=True))
             for number, won in failures.items()}
         pictures: list[ui.html] = []
+        session = self.page.session
+        assert isinstance(session, ToySession)
+        recorded = session.pictures
 
         def draw() -> None:
             for picture, data in zip(pictures, comparison.rollouts, strict=True):
                 episode = data[start.value]
                 step = min(round(moment.value), len(episode) - 1)
-                picture.content = picture_svg(self.studio.recorded.shapes(episode, step), SIDE)
+                picture.content = picture_svg(recorded.shapes(episode, step), SIDE)
 
         def show_start() -> None:
             last = max(len(data[start.value]) for data in comparison.rollouts) - 1

@@ -6,14 +6,16 @@ import queue
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from ...core import UserError, keys
+from ...core import Schema, UserError, keys
 from ...envs import make
 from ...envs.base import Renderable
 from ...envs.raster import Drawable, ShapeList
@@ -24,7 +26,8 @@ from ...improve.gates import GatedActor, HumanGate
 from ...improve.journal import EpisodeJournal
 from ...improve.takeover import SupervisedEnv, Takeover, TakeoverSupervisor
 from ...learn.method import load_actor
-from .project import Project
+from .pictures import RecordedPictures
+from .project import Project, ShownEpisode
 
 STALE_SECONDS = 0.5  # without a message of the page, after which nothing moves
 LOST_SECONDS = 20.0  # without a message, after which a watched episode ends as interrupted
@@ -48,6 +51,16 @@ class AdjustableClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(max(seconds, 0.0) / self.speed)
+
+
+class PersonInput(Protocol):
+    """Interface of what a page says that a person does."""
+
+    def receive(self, keys: Sequence[str], axes: tuple[float, float]) -> None:
+        """Takes over what the page says is held. Called in another thread than the rest."""
+
+    def command(self, name: str) -> None:
+        """Adds a command, such as "success". Called in another thread than the rest."""
 
 
 @dataclass
@@ -174,7 +187,7 @@ class Picture:
 class LiveScreen(Screen):
     """A screen that keeps the latest picture, for all pages."""
 
-    def __init__(self, session: LiveSession):
+    def __init__(self, session: ToySession):
         super().__init__(lambda text: None, clock=session.clock, sleep=session.clock.sleep)
         self._session = session
 
@@ -195,8 +208,8 @@ def playable_env(name: str) -> Drawable:
     """
     env = make(name, 1)
     if not (isinstance(env, Toy) and isinstance(env, Drawable)):
-        raise UserError("the studio shows toys alone so far", where=name,
-                        hint="record elsewhere with: understudy record")
+        raise UserError("the studio shows toys and robots, and this is neither", where=name,
+                        hint="record it with: understudy record; understudy studio --robot TYPE shows a robot")
     low, high = env.metadata.get("low", 0), env.metadata.get("high", 0)
     if env.features["action"].shape not in ((1,), (2,)) or not low < 0 < high:
         raise UserError("keys move actions of one or two numbers that can be negative, and it has others", where=name,
@@ -207,33 +220,31 @@ def playable_env(name: str) -> Drawable:
 Mode = Literal["idle", "show", "watch"]
 
 
-class LiveSession:
-    """Records a person or watches a policy in an environment, in its own thread.
+class LiveSession(ABC):
+    """Records a person or watches a policy, in its own thread.
 
     Attributes:
+        features: The columns of an observation and an action.
+        help: What a person does to show the task, as Markdown.
+        can_watch: Whether policies can be watched and compared here.
         mode: What happens now.
         person: What the person does.
         clock: The time in which steps happen. Its speed can be changed while a policy is watched.
-        picture: The latest picture. Pages compare its number.
         changes: Counts what has changed in the project, so that pages read it again.
         error: Why the last one ended. None if a person ended it.
         tally: Episodes that have succeeded while the present policy was watched, and all of them.
-
-    Raises:
-        UserError: The environment cannot be shown on a page, or its actions have no limits.
     """
 
-    def __init__(self, project: Project):
-        self.project, self.env = project, playable_env(project.env)
-        shape = self.env.features["action"].shape
-        self._low, self._high = (np.broadcast_to(self.env.metadata[k], shape) for k in ("low", "high"))
-        self.person, self.clock = PageInput(self._low, self._high), AdjustableClock()
+    features: Schema
+    help: str
+    can_watch: bool
+
+    def __init__(self, project: Project, person: PersonInput):
+        self.project, self.person, self.clock = project, person, AdjustableClock()
         self.mode: Mode = "idle"
         self.error: str | None = None
         self.changes, self.tally, self.watched = 0, [0, 0], ""
         self._thread: threading.Thread | None = None
-        self.picture = Picture(0, [], "", False)
-        self.show_start()
 
     # -- called by pages ------------------------------------------------------------------------------------------
 
@@ -246,8 +257,7 @@ class LiveSession:
         if self.mode != "idle":
             raise RuntimeError("stop what runs first")
         self.clock = AdjustableClock()
-        self.person = PageInput(self._low, self._high) if mode == "show" else TakeoverInput(
-            self._low, self._high, takeover=Takeover(self.clock))
+        self.person = self.new_person(mode)
         self.mode, self.error, self.watched, self.tally = mode, None, run, [0, 0]
         self._thread = threading.Thread(target=self._main, name="studio-live", daemon=True)
         self._thread.start()
@@ -258,40 +268,98 @@ class LiveSession:
             self.person.command("quit")
             self._thread.join()
 
+    @abstractmethod
+    def picture(self) -> Picture:
+        """Returns what happens now, or how it looks before anything has happened."""
+
+    @abstractmethod
+    def recorded(self, demonstration: ShownEpisode, step: int) -> list[dict[str, Any]]:
+        """Returns the picture of a recorded step, as `ShapeList` does. It may take seconds."""
+
+    @abstractmethod
+    def thumbnail(self, demonstration: ShownEpisode) -> list[dict[str, Any]]:
+        """Returns a picture by which a person knows a demonstration, as `ShapeList` does."""
+
+    @abstractmethod
+    def new_person(self, mode: Mode) -> PersonInput:
+        """Returns the input for a session that begins."""
+
     # -- in its thread --------------------------------------------------------------------------------------------
 
-    def show(self, env: Renderable, text: str, is_person: bool) -> None:
-        shapes = ShapeList(self.env.square)
-        self.env.draw(shapes, 0)
-        self.picture = Picture(self.picture.number + 1, shapes.shapes, text, is_person)
+    @abstractmethod
+    def record(self, sitting: Path) -> None:
+        """Records the person until the person stops."""
 
-    def show_start(self) -> None:
-        self.env.reset(torch.arange(1), keys(recording_seed(0), [0]))
-        self.show(self.env, "", False)
+    @abstractmethod
+    def watch(self) -> None:
+        """Lets the policy `watched` act until the person stops."""
 
     def _main(self) -> None:
         try:
             if self.mode == "show":
-                self._record()
+                self.record(self.project.new_sitting())
             else:
-                self._watch()
+                self.watch()
         except KeyboardInterrupt:  # a person has stopped watching
             pass
         except Exception as error:  # the page says it; a thread has nobody else to tell
             self.error = str(error)
         finally:
             self.mode = "idle"
-            self._changed()
+            self.changed()
 
-    def _record(self) -> None:
-        sitting = self.project.new_sitting()
-        teleoperate(self.env, self.person, 10**9, sitting, recording_seed(int(sitting.name)), screen=LiveScreen(self),
-                    on_saved=lambda number: self._changed(), by="browser")
-
-    def _changed(self) -> None:
+    def changed(self) -> None:
         self.changes += 1
 
-    def _watch(self) -> None:
+
+class ToySession(LiveSession):
+    """A session in a toy, which the person moves on the page.
+
+    Raises:
+        UserError: The environment cannot be shown on a page, or its actions have no limits.
+    """
+
+    can_watch = True
+    help = ("Move with the **arrow keys**, by dragging in the picture, or with a gamepad. The first movement begins a "
+            "demonstration. **Enter** ends it early, **Y** and **N** say whether it was a success, and **X** discards "
+            "it. The next one begins by itself.")
+    person: PageInput
+
+    def __init__(self, project: Project):
+        self.env = playable_env(project.env)
+        self.features = self.env.features
+        shape = self.features["action"].shape
+        self._low, self._high = (np.broadcast_to(self.env.metadata[k], shape) for k in ("low", "high"))
+        super().__init__(project, PageInput(self._low, self._high))
+        self.pictures = RecordedPictures(project.env)
+        self.latest = Picture(0, [], "", False)
+        self.env.reset(torch.arange(1), keys(recording_seed(0), [0]))
+        self.show(self.env, "", False)
+
+    def picture(self):
+        return self.latest
+
+    def recorded(self, demonstration, step):
+        return self.pictures.shapes(demonstration.episode, step)
+
+    def thumbnail(self, demonstration):
+        return self.recorded(demonstration, demonstration.stop - 1)
+
+    def new_person(self, mode):
+        if mode == "show":
+            return PageInput(self._low, self._high)
+        return TakeoverInput(self._low, self._high, takeover=Takeover(self.clock))
+
+    def show(self, env: Renderable, text: str, is_person: bool) -> None:
+        shapes = ShapeList(self.env.square)
+        self.env.draw(shapes, 0)
+        self.latest = Picture(self.latest.number + 1, shapes.shapes, text, is_person)
+
+    def record(self, sitting):
+        teleoperate(self.env, self.person, 10**9, sitting, recording_seed(int(sitting.name)), screen=LiveScreen(self),
+                    on_saved=lambda number: self.changed(), by="browser")
+
+    def watch(self):
         folder = self.project.corrections_folder(self.watched)
         folder.mkdir(parents=True, exist_ok=True)
         person = self.person
@@ -307,4 +375,4 @@ class LiveSession:
             episode = journal.rollout(acting, env, 1, recording_seed(0), first=number)[0]
             self.tally[0] += bool(episode.metadata.get("success"))
             self.tally[1] += 1
-            self._changed()
+            self.changed()

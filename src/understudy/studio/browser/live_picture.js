@@ -86,16 +86,29 @@ export default {
       this.tell();
     },
     focus() { this.$refs.area.focus(); },
-    draw(shapes) {
+    load(url) {
+      return new Promise((resolve) => {
+        const image = new Image();
+        image.onload = () => resolve(image);
+        image.onerror = () => resolve(undefined);
+        image.src = url;
+      });
+    },
+    async draw(shapes) {
       this.$el.shapes = shapes; // for those who cannot see the picture, and for tests
+      const images = await Promise.all(shapes.map((shape) => shape.image && this.load(shape.image)));
+      if (this.$el.shapes !== shapes) return; // a newer picture has come
       const canvas = this.$refs.canvas, pen = canvas.getContext("2d"), side = canvas.width;
       pen.setTransform(1, 0, 0, 1, 0, 0);
       pen.fillStyle = "#f6f4ee";
       pen.fillRect(0, 0, side, side);
-      for (const shape of shapes) {
+      for (const [i, shape] of shapes.entries()) {
         pen.setTransform(side, 0, 0, side, shape.at[0] * side, shape.at[1] * side);
         pen.fillStyle = shape.color;
-        if (shape.radius !== undefined) {
+        if (images[i] !== undefined) {
+          const [wide, high] = shape.half;
+          pen.drawImage(images[i], -wide, -high, 2 * wide, 2 * high);
+        } else if (shape.radius !== undefined) {
           pen.beginPath();
           pen.arc(0, 0, shape.radius, 0, 2 * Math.PI);
           pen.fill();

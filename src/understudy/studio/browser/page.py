@@ -13,7 +13,7 @@ from nicegui.element import Element
 from ...core import UserError
 from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
-from .pictures import RecordedPictures, picture_svg
+from .pictures import picture_svg
 from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
 
 PICTURES_PER_SECOND = 20
@@ -38,7 +38,7 @@ class ProjectState:
     """What a page shows of the folder of a project, read at one moment.
 
     Attributes:
-        thumbnails: The last step of each episode that is learned, as SVG.
+        thumbnails: A picture of each episode, as SVG.
     """
 
     episodes: list[ShownEpisode]
@@ -51,9 +51,9 @@ class ProjectState:
     exports: list[str]
 
     @classmethod
-    def read(cls, project: Project, recorded: RecordedPictures) -> ProjectState:
+    def read(cls, project: Project, session: LiveSession) -> ProjectState:
         episodes = project.episodes()
-        thumbnails = [picture_svg(recorded.shapes(e.episode, e.stop - 1), THUMBNAIL) for e in episodes]
+        thumbnails = [picture_svg(session.thumbnail(e), THUMBNAIL) for e in episodes]
         return cls(episodes, thumbnails, project.edits(), project.findings() if episodes else None, project.policies(),
                    project.comparison(), project.choice(), project.exports())
 
@@ -65,10 +65,10 @@ class Studio:
         edits: What the person has changed about the demonstrations, in order, so that it can be undone.
     """
 
-    def __init__(self, project: Project):
-        self.project, self.session = project, LiveSession(project)
-        self.jobs = JobRunner(project.folder, self._job_ended)
-        self.recorded, self.edits = RecordedPictures(project.env), project.edit_history()
+    def __init__(self, session: LiveSession):
+        self.project, self.session = session.project, session
+        self.jobs = JobRunner(self.project.folder, self._job_ended)
+        self.edits = self.project.edit_history()
         self.driver = ""  # the id of the client whose input counts
 
     def drives(self, client: Client) -> bool:
@@ -113,7 +113,7 @@ class StudioPage:
     def __init__(self, studio: Studio, build_panels: Callable[[StudioPage], Callable[..., None]]):
         self.studio, self.project, self.session = studio, studio.project, studio.session
         self.client = ui.context.client
-        self.state = ProjectState.read(self.project, studio.recorded)
+        self.state = ProjectState.read(self.project, studio.session)
         self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS, "minutes": MINUTES,
                                         "exports": False}
         self.progress: dict[str, Any] = {"share": 0.0, "text": ""}
@@ -132,8 +132,8 @@ class StudioPage:
             with ui.column().classes("w-full max-w-[560px]"):
                 self._refresh_panels = build_panels(self)
                 with ui.expansion("Show commands").classes("w-full"):
-                    ui.label("Everything that this page does is a command, and everything stays on this computer. In "
-                             f"{self.project.folder}:").classes("text-caption")
+                    ui.label("Everything that this page does is a command, and everything stays on the computer that "
+                             f"serves it, in {self.project.folder}:").classes("text-caption")
                     self.commands = ui.code(language="bash").classes("w-full")
         self._show_commands()
         ui.timer(1 / PICTURES_PER_SECOND, self._refresh_picture)
@@ -188,19 +188,19 @@ class StudioPage:
 
     # -- what is shown --------------------------------------------------------------------------------------------
 
-    def _refresh_picture(self) -> None:
+    async def _refresh_picture(self) -> None:
         live = self.session.mode != "idle"
         if live or self.selected is None:
-            picture = self.session.picture
-            if (picture.number, live) != self._picture:
+            picture = await run.io_bound(self.session.picture)
+            if picture is not None and (picture.number, live) != self._picture:
                 self._picture = picture.number, live
                 self._draw(picture.shapes, picture.text if live else "", picture.is_person and live)
         elif self.selected != self._picture:
-            self._picture = self.selected
-            number, step = self.selected
+            number, step = self._picture = self.selected
             demonstration = self.state.episodes[number]
-            self._draw(self.studio.recorded.shapes(demonstration.episode, step),
-                       f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
+            shapes = await run.io_bound(self.session.recorded, demonstration, step)
+            if shapes is not None:
+                self._draw(shapes, f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
 
     def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
         self.picture.run_method("draw", shapes)
@@ -244,7 +244,7 @@ class StudioPage:
         self._changes = changes
         problems = [*self.project.problems, *([self.session.error] if self.session.error else [])]
         try:
-            self.state = await run.io_bound(ProjectState.read, self.project, self.studio.recorded) or self.state
+            self.state = await run.io_bound(ProjectState.read, self.project, self.session) or self.state
         except UserError as error:  # the files were changed from outside
             problems.append(str(error))
         self.problem.text = "\n".join(problems)

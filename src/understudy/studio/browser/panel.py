@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nicegui import ui
 
+from ...hints import command_line
 from .page import StudioPage
 
 RANGE_HELP = ("With few episodes the true rate is uncertain. In 95 of 100 such cases it lies in the range that is "
@@ -68,6 +70,12 @@ class Panel:
         if waits:
             button.set_enabled(not self.studio.jobs.is_busy)
         return button
+
+    def show_command(self, text: str, words: Sequence[str]) -> None:
+        """Shows a command that a person runs in a terminal, in the folder of the project."""
+        ui.label(text)
+        lines = f"cd {shlex.quote(str(self.project.folder))}\n{command_line(*words)}"
+        ui.code(lines, language="bash").classes("w-full")
 
     def choose_policy(self, key: str, label: str, default: int) -> str | None:
         """A choice between the policies. Returns the chosen one. If there is none, it says so and returns None."""

@@ -54,9 +54,7 @@ class ShowPanel(Panel):
     def content(self):
         used = sum(e.is_used for e in self.page.state.episodes)
         ui.label(f"{used} shown; {USUALLY_HELP} or more usually help.").classes("text-subtitle1")
-        ui.markdown("Move with the **arrow keys**, by dragging in the picture, or with a gamepad. The first movement "
-                    "begins a demonstration. **Enter** ends it early, **Y** and **N** say whether it was a success, "
-                    "and **X** discards it. The next one begins by itself.")
+        ui.markdown(self.page.session.help)
         with ui.row():
             if self.page.session.mode != "show":
                 self.button("Start showing", lambda: self.page.begin("show"), waits=True)
@@ -83,7 +81,7 @@ class TrainPanel(Panel):
             ui.label("There is no demonstration yet. Start with Show.")
             return
         if (choice := self.page.state.choice) is None:
-            recommended = recommend(self.page.session.env.features)
+            recommended = recommend(self.page.session.features)
             ui.label(f"Recommended for this data: {recommended}. It does not average different ways of doing the task, "
                      "and it trains in minutes.")
         else:
@@ -129,6 +127,10 @@ class WatchPanel(Panel):
 
     def content(self):
         if (policy := self.choose_policy("watched", "Policy", -1)) is None:
+            return
+        if not self.page.session.can_watch:
+            self.show_command("On a robot, a policy acts in a terminal. Ctrl-C stops it:",
+                              ["act", policy, *self.project.robot_only])
             return
         ui.markdown("Hold an **arrow key** to take over, and release it to give back. **Y** and **N** end the episode "
                     "as a success or a failure, **X** discards it, **P** pauses, and **.** makes one step of a paused "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +16,11 @@ from ...data.episode import Episode
 from ...envs import make
 from ...envs.raster import BACKGROUND, Drawable, ShapeList
 from ...envs.toy import Toy
+from ..html_page import encode_jpeg
 
 COLORS = ("var(--studio-first)", "var(--studio-second)")  # of the components of an action, see studio.css
 WIDTH, HEIGHT = 560, 120  # of a chart
+LARGEST = 480  # px, longer side of a camera's picture on the page
 
 
 class RecordedPictures:
@@ -40,6 +44,26 @@ class RecordedPictures:
         return surface.shapes
 
 
+def camera_shapes(frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Returns frames of cameras (H, W, C) as shapes next to each other, each a JPEG."""
+    across = math.ceil(math.sqrt(len(frames)))
+    down, shapes = math.ceil(len(frames) / across), []
+    for number, frame in enumerate(frames):
+        stride = max(1, -(-max(frame.shape[:2]) // LARGEST))
+        url = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(frame[::stride, ::stride])).decode()
+        scale = 0.49 / max(frame.shape[:2]) / max(across, down)
+        at = [(number % across + 0.5) / across, (number // across + 0.5) / down]
+        shapes.append({"image": url, "at": at, "half": [scale * frame.shape[1], scale * frame.shape[0]]})
+    return shapes
+
+
+def joint_shapes(position: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[dict[str, Any]]:
+    """Returns joints as bars from their lowest to their highest position (A,), for a robot without a camera."""
+    share = np.clip((position - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
+    return [{"at": [float(left) / 2, (joint + 0.5) / len(share)], "half": [float(left) / 2, 0.3 / len(share)],
+             "heading": [1.0, 0.0], "color": "#00796b"} for joint, left in enumerate(share)]
+
+
 def picture_svg(shapes: Sequence[Mapping[str, Any]], side: int) -> str:
     """Returns a picture as SVG.
 
@@ -48,6 +72,10 @@ def picture_svg(shapes: Sequence[Mapping[str, Any]], side: int) -> str:
     """
     def element(shape: Mapping[str, Any]) -> str:
         x, y = shape["at"]
+        if "image" in shape:
+            wide, high = shape["half"]
+            return (f'<image href="{shape["image"]}" x="{x - wide}" y="{y - high}" width="{2 * wide}" '
+                    f'height="{2 * high}" preserveAspectRatio="none"/>')
         if "radius" in shape:
             return f'<circle cx="{x}" cy="{y}" r="{shape["radius"]}" fill="{shape["color"]}"/>'
         (wide, high), (cos, sin) = shape["half"], shape["heading"]
@@ -72,8 +100,9 @@ def action_chart_svg(episode: Episode, start: int, stop: int, step: int) -> str:
 
     def line(component: int) -> str:
         levels = HEIGHT - 6 - (actions[:, component] - low) / max(high - low, 1e-9) * (HEIGHT - 12)
+        color = COLORS[component] if component < len(COLORS) else f"hsl({137 * component % 360} 60% 50%)"
         points = " ".join(f"{(i + 0.5) * scale:.1f},{y:.1f}" for i, y in enumerate(levels))
-        return f'<polyline points="{points}" fill="none" stroke="{COLORS[component]}" stroke-width="2"/>'
+        return f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>'
 
     def shade(first: int, last: int) -> str:
         return (f'<rect x="{first * scale:.1f}" width="{(last - first) * scale:.1f}" height="{HEIGHT}" '

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from ...improve.collection import FIRST_EPISODE, UNFINISHED
 from ...improve.journal import EpisodeJournal
 from ...learn.run import Run
 
-PROJECT = "project.json"  # says which environment a project is about
+PROJECT = "project.json"  # says which environment or robot a project is about
 DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
 ROLLOUTS, CHOICE, EXPORTS = "rollouts", "choice", "exports"
 
@@ -70,6 +70,7 @@ class ShownEpisode:
 
     Attributes:
         number: Its number among all episodes of the project. It stays when others are left out.
+        data: The recording that has it, where its number is `index`.
         success: As it was recorded, or as the person has changed it.
         is_interrupted: Whether the process ended while it was recorded. It is not learned.
         is_left_out: Whether the person has left it out.
@@ -79,6 +80,8 @@ class ShownEpisode:
     """
 
     number: int
+    data: Dataset = field(compare=False)
+    index: int
     episode: Episode = field(compare=False)
     success: bool | None
     is_interrupted: bool
@@ -140,20 +143,22 @@ class Project:
 
     Args:
         folder: Is made if it does not exist.
-        env: Name of the environment. None for that of a project that exists.
+        env: Name of the environment, or type of the robot. None for that of a project that exists.
+        robot: The options of `understudy record` that name the robot. Empty for those of a project that exists.
 
     Raises:
         UserError: The folder cannot be written, is not a project, or belongs to another environment.
     """
 
-    def __init__(self, folder: Path, env: str | None = None):
+    def __init__(self, folder: Path, env: str | None = None, robot: Sequence[str] = ()):
         self.folder = folder.resolve()
-        self.env = self._stored_env(folder, env)
+        self.env, stored_robot = self._stored(folder, env)
+        self.robot = list(robot) or stored_robot
         self.problems: list[str] = []  # what a killed process has left, and what could not be repaired
         try:
             for name in (DEMONSTRATIONS, VIEWS, RUNS, REPORTS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / PROJECT, {"env": self.env})
+            write_json(self.folder / PROJECT, {"env": self.env, **({"robot": self.robot} if self.robot else {})})
         except OSError as error:
             raise UserError(f"the folder of the project cannot be made: {error.strerror}", where=folder,
                             hint="choose another one: --out FOLDER") from None
@@ -179,18 +184,30 @@ class Project:
             yield
 
     @staticmethod
-    def _stored_env(folder: Path, env: str | None) -> str:
-        """The environment of a project that exists, or that of a new one."""
+    def _stored(folder: Path, env: str | None) -> tuple[str, list[str]]:
+        """The environment and the robot's options of a project that exists, or of a new one."""
         if not (folder / PROJECT).exists():
             if env is None:
                 raise UserError("this is not the folder of a project", where=folder,
                                 hint="a project starts with the name of an environment: understudy studio push")
-            return env
-        stored = str(read_json(folder / PROJECT)["env"])
+            return env, []
+        document = read_json(folder / PROJECT)
+        stored = str(document["env"])
         if env not in (None, stored):
             raise UserError(f"the project is about {stored}, not {env}", where=folder,
                             hint="open it with that environment, or choose another folder: --out FOLDER")
-        return stored
+        return stored, list(document.get("robot", []))
+
+    @property
+    def robot_only(self) -> list[str]:
+        """The options that name the robot, without those of the teleoperator and of a recording."""
+        options: list[list[str]] = []
+        for word in self.robot:
+            if word.startswith("--"):
+                options.append([word])
+            else:
+                options[-1].append(word)
+        return [word for words in options if words[0].startswith("--robot") for word in words]
 
     # -- demonstrations -------------------------------------------------------------------------------------------
 
@@ -204,10 +221,12 @@ class Project:
     def episodes(self) -> list[ShownEpisode]:
         """All recorded episodes, also those that are left out."""
         edits, demonstrations = self.edits(), []
-        for number, episode in enumerate(e for path in self.sittings() for e in open_dataset(path)):
+        recorded = [(data, index) for data in map(open_dataset, self.sittings()) for index in range(len(data))]
+        for number, (data, index) in enumerate(recorded):
+            episode = data[index]
             start, stop = edits.trims.get(number, (0, len(episode)))
             success = edits.labels.get(number, episode.metadata.get("success"))
-            demonstrations.append(ShownEpisode(number, episode, success, "interrupted" in episode.metadata,
+            demonstrations.append(ShownEpisode(number, data, index, episode, success, "interrupted" in episode.metadata,
                                                number in edits.left_out, start, stop, edits.notes.get(number, "")))
         return demonstrations
 
@@ -335,7 +354,8 @@ class Project:
         """Returns the command that finds a method by short trials, and the file for what it prints."""
         folder = self.folder / CHOICE
         number = _next(_numbered(folder) if folder.exists() else [])
-        return ["choose", data, "--env", self.env, "--budget", f"{minutes}m", "--out", f"{CHOICE}/{number}",
+        env = [] if self.robot else ["--env", self.env]
+        return ["choose", data, *env, "--budget", f"{minutes}m", "--out", f"{CHOICE}/{number}",
                 "--json"], f"{CHOICE}/{number}.json"
 
 

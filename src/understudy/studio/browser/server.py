@@ -18,9 +18,9 @@ from starlette.websockets import WebSocketClose
 from ...core import UserError
 from ...serve.access import is_token
 from ...serve.address import address_host, open_port
+from .live import LiveSession
 from .page import Studio, StudioPage
 from .panels import build_panels
-from .project import Project
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -148,14 +148,14 @@ def free_port(host: str, port: int | None) -> int:
         return listening.getsockname()[1]
 
 
-def serve_studio(project: Project, address: StudioAddress, tokens: Sequence[str], show: bool) -> None:
-    """Serves the studio of a project until the process is interrupted.
+def serve_studio(session: LiveSession, address: StudioAddress, tokens: Sequence[str], show: bool) -> None:
+    """Serves the studio until the process is interrupted.
 
     Args:
         tokens: The tokens, one of which a browser needs. Without any, only browsers on this machine are answered.
         show: Whether to open a browser.
     """
-    studio = Studio(project)
+    studio = Studio(session)
 
     @ui.page("/", title="understudy studio")
     def page() -> None:

@@ -1,0 +1,89 @@
+"""The studio of a robot in a browser: two emulated arms and two cameras are recorded, checked and trained on."""
+
+import base64
+import re
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from fixtures.hands import Hand
+from fixtures.studios import handle, press, served, tab
+
+from understudy.data.formats import open_dataset
+from understudy.data.video import decode_image
+from understudy.robots.calibration import MotorCalibration, write_calibration
+from understudy.robots.cameras import frame_number
+from understudy.robots.emulator import emulate_arm
+from understudy.robots.servo_arm import ARM_TYPES
+
+pytest.importorskip("nicegui", reason="extra studio not installed")
+pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+pytestmark = pytest.mark.slow
+CAMERAS = "{front: {type: emulated, width: 320, height: 240}, wrist: {type: emulated, width: 160, height: 120}}"
+
+
+@contextmanager
+def arms(folder):
+    """The options of a follower and a leader, which a hand moves."""
+    options = []
+    with emulate_arm(ARM_TYPES["so101_follower"]) as follower, emulate_arm(ARM_TYPES["so101_leader"]) as leader:
+        for device, kind, bus in (("robot", "so101_follower", follower), ("teleop", "so101_leader", leader)):
+            servos = ARM_TYPES[kind].servos
+            write_calibration(folder / f"{kind}.json", {
+                name: MotorCalibration(motor.id, 0, 0, 1000, 3000) for name, motor in servos.items()})
+            options += [f"--{device}", kind, f"--{device}.port", bus.port, f"--{device}.calibration-dir", str(folder)]
+        with Hand(leader, size=200):
+            yield options
+
+
+def number_of(shape):
+    """The number of the frame that a shape shows."""
+    jpeg = base64.b64decode(shape["image"].partition(",")[2])
+    return frame_number(decode_image(jpeg, 3, "page"))
+
+
+def test_a_robot_is_recorded_checked_and_trained_on(page, tmp_path):
+    folder = tmp_path / "project"
+    with arms(tmp_path) as options:
+        times = ["--fps", "10", "--warmup-time-s", "600", "--reset-time-s", "600", "--task", "follow the hand"]
+        with served(folder, *options, "--robot.cameras", CAMERAS, *times, env="") as address:
+            page.goto(address)
+            press(page, "Start showing")
+            page.get_by_role("status").filter(has_text="warm-up").wait_for()
+            for count in (1, 2):
+                press(page, "Next")
+                begun = re.compile(rf"episode {count - 1}, step [1-9]\d")
+                page.get_by_role("status").filter(has_text=begun).wait_for()
+                press(page, "Success")
+                press(page, "Next")
+                page.get_by_text(f"{count} shown").wait_for()
+            press(page, "Stop showing")
+            page.get_by_role("button", name="Start showing").wait_for()
+            data = open_dataset(folder / "demonstrations" / "1")
+            assert len(data) == 2 and all(e.metadata["success"] and e.metadata["by"] == "so101_leader" for e in data)
+            assert np.ptp(np.asarray(data[1].steps["observation.state"]), axis=0).max() > 2  # the hand moved it
+
+            tab(page, "Check")
+            press(page, "Look at demonstration 2")
+            page.get_by_text("Demonstration 2, step 0 of").wait_for()
+            handle(page, "Step of demonstration 2").press("ArrowRight")
+            page.get_by_text("Demonstration 2, step 1 of").wait_for()
+            shown = [number_of(shape) for shape in page.evaluate("document.querySelector('.live').shapes")]
+            stored = [frame_number(data[1].steps[f"observation.images.{name}"][1]) for name in ("front", "wrist")]
+            assert shown == stored
+            press(page, "It was a failure")
+            page.get_by_text("1 of them failed").wait_for()
+
+            tab(page, "Train")
+            page.get_by_label("Updates").fill("3")
+            page.get_by_role("combobox", name="Method").fill("bc:")
+            page.get_by_role("option", name=re.compile("^bc: ")).click()
+            press(page, "Train")
+            page.get_by_text("Train: done.").wait_for()
+            tab(page, "Watch")
+            page.get_by_text("understudy act runs/1 --robot so101_follower").wait_for()
+        with served(None, env=str(folder)) as address:  # the folder knows the robot
+            page.goto(address)
+            page.get_by_text("2 shown").wait_for()
+            press(page, "Start showing")
+            page.get_by_role("status").filter(has_text="warm-up").wait_for()

@@ -11,6 +11,7 @@ import pytest
 from understudy import make
 from understudy.cli import main
 from understudy.core import UserError
+from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.studio.browser import live
 from understudy.studio.browser.jobs import LOG, Job, JobRunner
@@ -189,6 +190,23 @@ def test_pictures_of_recorded_steps(tmp_path):
     assert chart.count("<polyline") == 2 and "Step 3 is marked" in chart
     assert 'width="0.0" height="120"' in chart  # nothing is left out at the end
     assert f'width="{0.25 * 544:.1f}"' in interval_svg(0.25, 0.1, 0.5)
+
+
+def test_the_failures_of_a_comparison(tmp_path, monkeypatch):
+    project = Project(tmp_path / "project", "fork")
+    monkeypatch.chdir(project.folder)
+    assert project.comparison() is None and project.exports() == []
+    words, output = project.compare("runs/1", "runs/2", 4)
+    assert words[words.index("--save") + 1] == "rollouts/1" and output == "reports/1.json"
+    for name in ("runs_1", "runs_2"):
+        assert main(["record", "fork", "--episodes", "4", "--out", f"rollouts/1/{name}"]) == 0
+    (project.folder / output).write_text(json.dumps({"policies": [{"name": "runs/1"}, {"name": "runs/2"}]}))
+    comparison = project.comparison()
+    assert [len(data) for data in comparison.rollouts] == [4, 4] and comparison.failures() == {}
+    outcomes = [(True, True), (False, False), (True, False), (False, True)]
+    policies = [[Episode({"action": np.zeros((1, 2))}, {"success": won[k]}) for won in outcomes] for k in (0, 1)]
+    failures = replace(comparison, rollouts=tuple(policies)).failures()
+    assert list(failures.items()) == [(2, outcomes[2]), (3, outcomes[3]), (1, outcomes[1])]  # what differs comes first
 
 
 def ended(folder, job):

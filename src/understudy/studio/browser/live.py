@@ -226,6 +226,7 @@ class LiveSession(ABC):
     Attributes:
         features: The columns of an observation and an action.
         help: What a person does to show the task, as Markdown.
+        label: What the picture shows and which keys it takes, for a screen reader.
         can_watch: Whether policies can be watched and compared here.
         mode: What happens now.
         person: What the person does.
@@ -237,6 +238,7 @@ class LiveSession(ABC):
 
     features: Schema
     help: str
+    label: str
     can_watch: bool
 
     def __init__(self, project: Project, person: PersonInput):
@@ -320,6 +322,8 @@ class ToySession(LiveSession):
     """
 
     can_watch = True
+    label = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P "
+             "pauses a policy.")
     help = ("Move with the **arrow keys**, by dragging in the picture, or with a gamepad. The first movement begins a "
             "demonstration. **Enter** ends it early, **Y** and **N** say whether it was a success, and **X** discards "
             "it. The next one begins by itself.")

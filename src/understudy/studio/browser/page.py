@@ -21,16 +21,14 @@ UPDATES = 2_000  # of a training, unless the person chooses others
 STARTS = 50  # of a comparison
 MINUTES = 30  # of the trials that find a method
 THUMBNAIL = 44  # px
-LABEL = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P pauses a "
-         "policy.")
 
 
 class LivePicture(Element, component="live_picture.js"):
     """The picture of the environment. With the focus, it sends what is held: keys, pointer or gamepad."""
 
-    def __init__(self):
+    def __init__(self, label: str):
         super().__init__()
-        self._props["label"] = LABEL
+        self._props["label"] = label
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class StudioPage:
         self._header()
         with ui.row().classes("w-full justify-center items-start gap-6"):
             with ui.column().classes("w-full max-w-[560px] gap-1"):
-                self.picture = LivePicture().classes("w-full")
+                self.picture = LivePicture(self.session.label).classes("w-full")
                 self.picture.on("held", self._receive_held).on("order", self._receive_command)
                 self.status = ui.label().props("role=status aria-live=polite").classes("text-body1 min-h-6")
                 self.problem = ui.label().classes("text-negative whitespace-pre-wrap").props("role=alert")

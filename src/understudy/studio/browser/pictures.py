@@ -20,7 +20,6 @@ from ..html_page import encode_jpeg
 
 COLORS = ("var(--studio-first)", "var(--studio-second)")  # of the components of an action, see studio.css
 WIDTH, HEIGHT = 560, 120  # of a chart
-LARGEST = 480  # px, longer side of a camera's picture on the page
 
 
 class RecordedPictures:
@@ -44,14 +43,20 @@ class RecordedPictures:
         return surface.shapes
 
 
-def camera_shapes(frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Returns frames of cameras (H, W, C) as shapes next to each other, each a JPEG."""
-    across = math.ceil(math.sqrt(len(frames)))
-    down, shapes = math.ceil(len(frames) / across), []
+def camera_shapes(frames: Sequence[np.ndarray], largest: int) -> list[dict[str, Any]]:
+    """Returns frames of cameras as shapes beside or below each other, as large as they can be.
+
+    Args:
+        frames: The frame of each camera, (H, W, C) uint8.
+        largest: Longer side of each picture that is sent as JPEG, at most (px).
+    """
+    count, high, wide = len(frames), *(max(sizes) for sizes in zip(*(f.shape[:2] for f in frames), strict=True))
+    across = max(range(1, count + 1), key=lambda n: min(1 / (n * wide), 1 / (math.ceil(count / n) * high)))
+    down, shapes = math.ceil(count / across), []
+    scale = 0.49 * min(1 / (across * wide), 1 / (down * high))
     for number, frame in enumerate(frames):
-        stride = max(1, -(-max(frame.shape[:2]) // LARGEST))
+        stride = max(1, -(-max(frame.shape[:2]) // largest))
         url = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(frame[::stride, ::stride])).decode()
-        scale = 0.49 / max(frame.shape[:2]) / max(across, down)
         at = [(number % across + 0.5) / across, (number // across + 0.5) / down]
         shapes.append({"image": url, "at": at, "half": [scale * frame.shape[1], scale * frame.shape[0]]})
     return shapes

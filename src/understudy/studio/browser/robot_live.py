@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from .project import Project, ShownEpisode
 
 COMMANDS = ("enter", "discard", "success", "failure", "quit")  # of a recording on a robot
 STATE = "observation.state"
+LIVE, RECORDED, SMALL = 480, 320, 80  # px, longer side of a camera's picture; all of a recorded episode are kept
 
 
 @dataclass
@@ -56,6 +58,8 @@ class RobotLiveSession(LiveSession):
     """
 
     can_watch = False
+    label = ("What the cameras see, or the joints. Enter begins and ends a demonstration, Y is success, N is failure, "
+             "X records it again.")
     help = ("Move the robot with the leader arm. **Enter** begins and ends a demonstration, **Y** and **N** say "
             "whether it was a success, and **X** records it again. Between two, arrange the scene: the next one begins "
             "with **Enter**, or when the time that is shown is over.")
@@ -81,12 +85,14 @@ class RobotLiveSession(LiveSession):
         with self._lock:
             if self._latest.number != self._number:
                 text = self._text.partition(" | ")[0]
-                self._latest = Picture(self._number, self._draw(self._obs), text, text.startswith("episode"))
+                # An episode has another number on the page, because a project has several sittings.
+                said = re.sub(r"(^|, )episode \d+(, | )", lambda m: m[1] if m[2] == ", " else f"{m[1]}it ", text)
+                self._latest = Picture(self._number, self._draw(self._obs, LIVE), said, text.startswith("episode"))
             return self._latest
 
-    def _draw(self, obs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def _draw(self, obs: Mapping[str, np.ndarray], largest: int) -> list[dict[str, Any]]:
         if self._cameras:
-            return camera_shapes([np.asarray(obs[name]) for name in self._cameras])
+            return camera_shapes([np.asarray(obs[name]) for name in self._cameras], largest)
         limits = self.robot.limits
         return joint_shapes(self.robot.position(obs), np.array(limits.low), np.array(limits.high))
 
@@ -94,14 +100,14 @@ class RobotLiveSession(LiveSession):
         with self._lock:
             key = _identity(demonstration)
             if self._film[0] != key:  # a video is decoded once from its beginning
-                self._film = key, [self._draw(obs) for obs in self._rows(demonstration)]
+                self._film = key, [self._draw(obs, RECORDED) for obs in self._rows(demonstration)]
             return self._film[1][step]
 
     def thumbnail(self, demonstration):
         with self._lock:
             key = _identity(demonstration)
             if key not in self._thumbnails:
-                self._thumbnails[key] = self._draw(next(self._rows(demonstration)))
+                self._thumbnails[key] = self._draw(next(self._rows(demonstration)), SMALL)
             return self._thumbnails[key]
 
     def _rows(self, demonstration: ShownEpisode):

@@ -1,0 +1,148 @@
+"""The studio of a robot without a browser: its commands, pictures and project."""
+
+import base64
+import time
+
+import numpy as np
+import pytest
+from fixtures.waiting import wait_until
+
+from understudy.cli import main
+from understudy.core import UserError
+from understudy.data.video import decode_image
+from understudy.robots.cameras import EmulatedCamera, frame_number
+from understudy.robots.limits import SafetyLimits
+from understudy.robots.recording import RecordingTimes
+from understudy.robots.safety import SafeRobot
+from understudy.robots.simulated import SimulatedArm
+from understudy.studio.browser.pictures import camera_shapes, joint_shapes, picture_svg
+from understudy.studio.browser.project import Project
+from understudy.studio.browser.robot_live import RobotLiveSession
+
+WORDS = ["--robot", "simulated_arm", "--robot.cameras", "{front: {type: emulated}}", "--teleop", "module:leader",
+         "--fps", "50"]
+TIMES = RecordingTimes(warmup=600, episode=600, reset=600)
+
+
+class Leader:
+    """A leader arm that waves, until its cable comes loose."""
+
+    def __init__(self):
+        self.is_loose = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self, position):
+        self.is_loose = False
+
+    def read(self):
+        if self.is_loose:
+            raise UserError("the connection is gone", where="leader", hint="plug the cable in")
+        return 20 * np.sin(3 * time.monotonic() + np.arange(2.0))
+
+
+def session(folder, cameras=("front",)):
+    cameras = {name: EmulatedCamera(160, 120, 30) for name in cameras}
+    arm = SimulatedArm(clock=time.monotonic, cameras=cameras)
+    robot = SafeRobot(arm, SafetyLimits((-90.0, -90.0), (90.0, 90.0), (60.0, 60.0), slow_start=0))
+    return RobotLiveSession(Project(folder, "simulated_arm", WORDS), robot, Leader(), 50, "leader", "wave", TIMES)
+
+
+def says(live, text):
+    wait_until(lambda: text in live.picture().text, 60)
+
+
+def record(live, *commands):
+    """Records an episode. Returns how many there are."""
+    live.person.command("enter")
+    says(live, "step 2")
+    for command in commands:
+        live.person.command(command)
+    before = live.changes
+    live.person.command("enter")
+    wait_until(lambda: live.changes > before, 60)
+    return len(live.project.episodes())
+
+
+def frames(shapes):
+    return [decode_image(base64.b64decode(shape["image"].partition(",")[2]), 3, "page") for shape in shapes]
+
+
+def test_demonstrations_on_a_robot(tmp_path):
+    live = session(tmp_path / "project")
+    live.start("show")
+    says(live, "warm-up")
+    for command in ("pause", "undo", "step"):  # of toys: they end nothing here
+        live.person.command(command)
+    assert record(live, "success") == 1
+    live.person.command("discard")  # the episode that has just ended is recorded again
+    says(live, "discarded")
+    assert record(live, "failure") == 1 and record(live) == 2
+    live.stop()
+    assert live.mode == "idle" and live.error is None
+    shown = live.project.episodes()
+    assert [e.success for e in shown] == [False, None]
+    assert shown[0].episode.metadata["by"] == "leader" and shown[0].episode.metadata["task"] == "wave"
+    for step in (0, len(shown[1].episode) - 1):
+        stored = frame_number(shown[1].episode.steps["observation.images.front"][step])
+        assert frame_number(frames(live.recorded(shown[1], step))[0]) == stored
+    assert max(frames(live.thumbnail(shown[0]))[0].shape) == 80
+
+
+def test_a_lost_leader_keeps_the_steps(tmp_path):
+    live = session(tmp_path / "project", cameras=())
+    live.start("show")
+    says(live, "warm-up")
+    live.person.command("enter")
+    says(live, "step 2")
+    assert len(live.picture().shapes) == 2  # a bar for each joint
+    live.teleop.is_loose = True
+    wait_until(lambda: live.mode == "idle", 60)
+    assert "the connection is gone" in live.error and "plug the cable in" in live.error
+    (demonstration,) = live.project.episodes()
+    assert demonstration.is_interrupted and not demonstration.is_used and len(demonstration.episode) >= 2
+    live.start("show")  # the cable is plugged in again
+    says(live, "warm-up")
+    live.stop()
+    assert live.error is None
+
+
+def test_a_project_remembers_its_robot(tmp_path):
+    project = Project(tmp_path / "project", "simulated_arm", WORDS)
+    assert Project(tmp_path / "project").robot == WORDS
+    assert project.robot_only == WORDS[:4]
+    moved = [*WORDS[:1], "simulated_arm", "--robot.port", "/dev/other"]
+    assert Project(tmp_path / "project", "simulated_arm", moved).robot == moved  # it is at another port now
+    with pytest.raises(UserError, match="about simulated_arm, not fork"):
+        Project(tmp_path / "project", "fork")
+    assert "--env" not in project.choose("data", 3)[0] and "--env" in Project(tmp_path / "f", "fork").choose("d", 3)[0]
+
+
+def test_pictures_of_cameras_and_joints():
+    wide = np.zeros((120, 160, 3), np.uint8)
+    below = camera_shapes([wide, wide], 480)
+    assert [s["at"] for s in below] == [[0.5, 0.25], [0.5, 0.75]]
+    assert below[0]["half"] == pytest.approx([0.98 / 3, 0.245])
+    beside = camera_shapes([wide.transpose(1, 0, 2)] * 2, 480)
+    assert [s["at"] for s in beside] == [[0.25, 0.5], [0.75, 0.5]]
+    assert [s["half"] for s in camera_shapes([wide], 480)] == [pytest.approx([0.49, 0.3675])]
+    assert frames(camera_shapes([wide], 40))[0].shape == (30, 40, 3)
+    assert picture_svg(below, 44).count("<image") == 2
+    bars = joint_shapes(np.array([-90.0, 0.0, 200.0]), np.full(3, -90.0), np.full(3, 90.0))
+    assert [2 * b["half"][0] for b in bars] == [0.0, 0.5, 1.0] and all(b["at"][0] == b["half"][0] for b in bars)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["push", "--robot", "simulated_arm", "--teleop", "keyboard"], "name an environment or a robot, not both"),
+    (["push", "--fps", "10"], "has no effect without a robot"),
+    (["--teleop", "so101_leader"], "needs --robot TYPE"),
+    (["--robot", "simulated_arm"], "--teleop: is missing"),
+    (["--robot", "simulated_arm", "--teleop", "keyboard"], "the keyboard moves a robot in a terminal alone")])
+def test_a_wrong_command_makes_no_folder(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["studio", *words, "--no-browser"]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

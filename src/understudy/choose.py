@@ -294,14 +294,12 @@ class MethodChoice:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the document of `understudy choose --json`."""
-        def ends(i: Interval) -> dict[str, float]:
-            return {"estimate": i.estimate, "low": i.low, "high": i.high}
         return replace_nonfinite({
-            "recommended": self.recommended, "verdict": " ".join(self.verdict_parts()), "tied": list(self.tied),
-            "data": asdict(self.properties), "env": self.env,
-            "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
-            "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped), "failed": dict(self.failed),
-            "methods": [{"name": s.method, "reason": s.reason, **ends(self.printed_estimate(s)), "seeds": s.seeds,
+            "recommended": self.recommended, "tied": list(self.tied), "verdict": " ".join(self.verdict_parts()[:2]),
+            "data": asdict(self.properties), "env": self.env, "of": self.metric, "judged_on": self.judged_on,
+            "ahead": self.ahead, "rounds": self.rounds, "budget": self.budget, "seconds": self.seconds,
+            "skipped": dict(self.skipped), "failed": dict(self.failed),
+            "methods": [{"name": s.method, "reason": s.reason, **self.printed_estimate(s).to_json(), "seeds": s.seeds,
                          "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
                          "dropped_after": s.dropped_after} for s in self.standings]})
 

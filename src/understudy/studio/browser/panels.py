@@ -86,11 +86,13 @@ class TrainPanel(Panel):
                      "and it trains in minutes.")
         else:
             recommended = choice["recommended"]
-            ui.label(choice["verdict"])
+            ui.label(f"{choice['verdict']} Each was judged on {choice['judged_on']} starts." if choice["env"] else
+                     f"{choice['verdict']} They were judged by how well they predict demonstrations, not by acting.")
         if self.choices.get("recommended") != recommended:  # what short trials have found is what to train
             self.choices.update(recommended=recommended, method=recommended)
         methods = {m["name"]: f"{m['name']}: {m['summary']}" for m in describe_methods()
-                   if m["family"] in FAMILIES and all(need.startswith("actions") for need in m["needs"])}
+                   if m["name"] == recommended or m["family"] in FAMILIES and all(
+                       need.startswith("actions") for need in m["needs"])}
         ui.select(methods, label="Method", with_input=True).bind_value(self.choices, "method").classes("w-full")
         ui.number("Updates: more take longer and learn more", min=1, step=500, precision=0).bind_value(
             self.choices, "updates").classes("w-full").tooltip(UPDATE_HELP)

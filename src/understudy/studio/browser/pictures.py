@@ -65,8 +65,8 @@ def camera_shapes(frames: Sequence[np.ndarray], largest: int) -> list[dict[str, 
 def joint_shapes(position: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[dict[str, Any]]:
     """Returns joints as bars from their lowest to their highest position (A,), for a robot without a camera."""
     share = np.clip((position - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
-    return [{"at": [float(left) / 2, (joint + 0.5) / len(share)], "half": [float(left) / 2, 0.3 / len(share)],
-             "heading": [1.0, 0.0], "color": "#00796b"} for joint, left in enumerate(share)]
+    return [{"at": [float(width) / 2, (joint + 0.5) / len(share)], "half": [float(width) / 2, 0.3 / len(share)],
+             "heading": [1.0, 0.0], "color": "#00796b"} for joint, width in enumerate(share)]
 
 
 def picture_svg(shapes: Sequence[Mapping[str, Any]], side: int) -> str:

@@ -86,8 +86,8 @@ class RobotLiveSession(LiveSession):
             if self._latest.number != self._number:
                 text = self._text.partition(" | ")[0]
                 # An episode has another number on the page, because a project has several sittings.
-                said = re.sub(r"(^|, )episode \d+(, | )", lambda m: m[1] if m[2] == ", " else f"{m[1]}it ", text)
-                self._latest = Picture(self._number, self._draw(self._obs, LIVE), said, text.startswith("episode"))
+                line = re.sub(r"(^|, )episode \d+(, | )", lambda m: m[1] if m[2] == ", " else f"{m[1]}it ", text)
+                self._latest = Picture(self._number, self._draw(self._obs, LIVE), line, text.startswith("episode"))
             return self._latest
 
     def _draw(self, obs: Mapping[str, np.ndarray], largest: int) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class CheckPanel(Panel):
                 len(self.studio.edits) > 1)
             self.button("Look for problems", self._audit, waits=True).props("outline dense")
         self._findings()
-        ui.label("Nothing is deleted: the recordings stay as they are, and what you change here is stored beside "
+        ui.label("Nothing is deleted: the recordings stay as they are, and what you change here is stored next to "
                  "them.").classes("text-caption")
 
     def _bulk_buttons(self, chosen: set[int], boxes: list[ui.checkbox]) -> None:

@@ -201,6 +201,9 @@ def test_the_failures_of_a_comparison(tmp_path, monkeypatch):
     for name in ("runs_1", "runs_2"):
         assert main(["record", "fork", "--episodes", "4", "--out", f"rollouts/1/{name}"]) == 0
     (project.folder / output).write_text(json.dumps({"policies": [{"name": "runs/1"}, {"name": "runs/2"}]}))
+    assert project.compare("runs/1", "runs/2", 4)[1] == "reports/2.json"
+    (project.folder / "rollouts" / "2").mkdir()  # that comparison is interrupted
+    assert project.compare("runs/1", "runs/3", 4)[1] == "reports/3.json"
     comparison = project.comparison()
     assert [len(data) for data in comparison.rollouts] == [4, 4] and comparison.failures() == {}
     outcomes = [(True, True), (False, False), (True, False), (False, True)]

@@ -196,7 +196,10 @@ class StudioPage:
         elif self.selected != self._picture:
             number, step = self._picture = self.selected
             demonstration = self.state.episodes[number]
-            shapes = await run.io_bound(self.session.recorded, demonstration, step)
+            try:
+                shapes = await run.io_bound(self.session.recorded, demonstration, step)
+            except UserError as error:  # such as a damaged video
+                self.problem.text, shapes = str(error), None
             if shapes is not None:
                 self._draw(shapes, f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
 

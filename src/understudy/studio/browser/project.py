@@ -328,7 +328,8 @@ class Project:
 
     def compare(self, first: str, second: str, starts: int) -> tuple[list[str], str]:
         """Returns the command that compares two policies, and the file for what it prints."""
-        number = _next(_numbered(self.folder / REPORTS))
+        rollouts = self.folder / ROLLOUTS  # an interrupted comparison has rollouts and no report
+        number = _next([*_numbered(self.folder / REPORTS), *(_numbered(rollouts) if rollouts.exists() else [])])
         return ["compare", first, second, "--env", self.env, "--episodes", str(starts), "--save",
                 f"{ROLLOUTS}/{number}", "--html", f"{REPORTS}/{number}.html", "--json"], f"{REPORTS}/{number}.json"
 

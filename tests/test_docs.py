@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import re
@@ -23,11 +24,14 @@ from fixtures.pages import Block, blocks, commands
 from folders import REPOSITORY
 
 from understudy import plugins
+from understudy.commands.parts.method import method_options
+from understudy.commands.parts.options import flag_of, settable_fields
+from understudy.methods import find_method, method_names
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
-    "choosing", "collecting", "deploy", "environments", "from-rewards", "method-parts", "own-parts", "practise",
-    "robustness", "runs", "take-over", "which-method"))]  # more than 5 s each
+    "choosing", "collecting", "deploy", "environments", "from-rewards", "method-parts", "other-libraries", "own-parts",
+    "practise", "robustness", "runs", "take-over", "which-method"))]  # more than 5 s each
 NOT_CODE = {"text", "diff", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 
@@ -214,6 +218,56 @@ def test_the_page_of_commands_has_every_option(generate):
         return {section.split("\n")[0]: set(re.findall(r"--[a-z][\w.-]*", section)) for section in page.split("\n## ")}
     page = (REPOSITORY / "docs/command-line.md").read_text(encoding="utf-8")
     assert options(page) == options(generate.command_line())
+
+
+@functools.cache
+def command_options() -> dict[str, set[str]]:
+    """The options of each command, from the page of commands, which a test above compares with the program."""
+    sections = (REPOSITORY / "docs/command-line.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    return {s.split("\n")[0]: {*re.findall(r"<code>(--[a-z][\w.-]*)", s), "--help"} for s in sections}
+
+
+@functools.cache
+def method_flags(name: str) -> set[str]:
+    options = [*method_options(name), *(path for path, _, _ in settable_fields(find_method(name)))]
+    return {flag_of(path) for path in options}
+
+
+def unknown_words(command: str) -> list[str]:
+    """The words of a command in a table that name no command, no method or no option of these."""
+    _, name, *words = shlex.split(command)
+    if name not in command_options():
+        return [name]
+    known, unknown = set(command_options()[name]), []
+    if name == "train" and words and words[0] in method_names():
+        known |= method_flags(words[0])
+    elif name == "train" and words and words[0].islower() and ":" not in words[0] and not words[0].startswith("--"):
+        unknown.append(words[0])
+    return unknown + [w for word in words if (w := word.split("=")[0]).startswith("--") and w not in known]
+
+
+def test_commands_in_tables_exist_with_their_options():
+    rows = {page: [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+            for page in PAGES}
+    written = [(page.name, command) for page in PAGES for row in rows[page]
+               for command in re.findall(r"`(understudy [a-z][^`]*)`", row)]
+    assert len([page for page, _ in written if page == "other-libraries.md"]) > 50
+    assert unknown_words("understudy train bc DATA --out RUN --policy.head.norm l1 --widht 3") == ["--widht"]
+    assert unknown_words("understudy trian bc DATA") == ["trian"]
+    assert [(*at, words) for at in written if (words := unknown_words(at[1]))] == []
+
+
+def test_names_beside_those_of_other_libraries_exist():
+    """In the last column of the page for those who come from them: options, and methods with options."""
+    page = (REPOSITORY / "docs/other-libraries.md").read_text(encoding="utf-8")
+    here = [row.split(" | ")[-1] for row in page.splitlines() if row.startswith("| ")]
+    names = [name for cell in here for name in re.findall(r"`([^`]+)`", cell)]
+    with_options = [n for n in names if n.split()[0] in method_names() and " " in n]
+    assert "dqn --double False" in with_options
+    assert [(n, words) for n in with_options if (words := unknown_words(f"understudy train {n}"))] == []
+    known = set.union(*command_options().values(), *map(method_flags, ("act", "dqn", "iql", "td3-bc")))
+    alone = [word for n in names if n.startswith("--") for word in n.split() if word.startswith("--")]
+    assert len(alone) > 20 and set(alone) - known == set()
 
 
 def test_the_api_reference_lists_what_can_be_imported_from_understudy():

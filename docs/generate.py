@@ -22,7 +22,7 @@ family. [Which method](which-method.md) leads from your data to one of them, and
 
 `understudy methods offline-rl` lists the methods of a family with what they cost on one processor core,
 `understudy methods NAME` describes a method, and `understudy train NAME --help` lists every field with its default.
-Some methods have other [names in other libraries](other-libraries.md).
+Some methods have other names [in other libraries](other-libraries.md).
 
 Every method can be run with another [executor](execution.md#the-schemes). To add a method, write
 [a function that returns a `Method`](own-method.md).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,8 +25,12 @@ from .parts.robot_options import (
 )
 
 if TYPE_CHECKING:
+    from ..robots.base import Teleoperator
+    from ..robots.registry import RobotConfig, TeleoperatorConfig
+    from ..robots.safety import SafeRobot
     from ..studio.browser.live import LiveSession
     from ..studio.browser.project import Project
+    from ..studio.browser.robot_setup import RobotSetup
 
 
 @command_options
@@ -80,43 +84,80 @@ def main(args: list[str]) -> None:
     has_tls = tls_context(o.tls_cert, o.tls_key) is not None
     if warning := readable_tokens_warning(o.host, tokens, has_tls):
         print(f"warning: {warning}", file=sys.stderr)
-    session = _open_session(o)
+    session, setup = _open_session(o)
     with session.project.locked():
         address = StudioAddress(o.host, free_port(o.host, o.port), o.tls_cert, o.tls_key)
         print(f"understudy studio: {address}", flush=True)
         if tokens:
             print(f"The page asks for a token of {o.token_file}.", flush=True)
         print(f"Everything is kept in {session.project.folder}. Ctrl-C ends the server.", flush=True)
-        serve_studio(session, address, tokens, show=not o.no_browser)
+        serve_studio(session, address, tokens, show=not o.no_browser, setup=setup)
 
 
-def _open_session(o: StudioOptions) -> LiveSession:
-    """Opens a project, and the toy or the robot that it is about."""
+def _open_session(o: StudioOptions) -> tuple[LiveSession, RobotSetup | None]:
+    """Opens a project, and the toy or the robot that it is about, and how it is set up."""
     from ..studio.browser.live import ToySession, playable_env
     from ..studio.browser.project import PROJECT, Project
 
     if o.robot is not None:
         session = _make_robot(o)
-        return session(Project(o.out or Path(f"studio-{file_name(o.robot)}"), o.robot, recording_words(o)))
+        project = Project(o.out or Path(f"studio-{file_name(o.robot)}"), o.robot, recording_words(o))
+        return session(project), _robot_setup(o, project)
     if o.out is None and o.env is not None and Path(o.env, PROJECT).exists():
         project = Project(Path(o.env))
         if project.robot:
             stored = parse(StudioOptions, "studio", project.robot)
-            return _make_robot(replace(stored, trust=o.trust, yes=o.yes))(project)
-        return ToySession(project)
+            return _make_robot(replace(stored, trust=o.trust, yes=o.yes))(project), _robot_setup(o, project)
+        return ToySession(project), None
     name = o.env or "push"
     playable_env(name)  # before a folder is made
-    return ToySession(Project(o.out or Path(f"studio-{file_name(name)}"), name))
+    return ToySession(Project(o.out or Path(f"studio-{file_name(name)}"), name)), None
 
 
 def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
-    """Prepares the robot and what moves it, before a folder is made. Returns the session of a project with them."""
-    from ..studio.browser.robot_live import RobotLiveSession
+    """Prepares the robot and what moves it, before a folder is made. Returns the session of a project with them.
+
+    If they have to be set up first, it is a session that says so.
+    """
+    from ..robots.base import RobotError
+    from ..studio.browser.robot_setup import RobotToSetUp, setup_arms
 
     config = o.robot_config()
-    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
-    if keyboard is not None:
+    teleop_config = o.teleop_config(config.use_degrees)
+    if o.teleop == "keyboard":
         raise ConfigError("the keyboard moves a robot in a terminal alone", where="--teleop keyboard",
                           hint="use a leader arm, or record in a terminal: understudy record")
+    try:
+        robot, teleop, _ = prepare_session(config, teleop_config, o.trust, o.yes)
+    except UserError as error:
+        problem = str(error)
+        is_ready = all(arm.named.port and arm.calibration for arm in setup_arms(config, teleop_config))
+        if is_ready and not isinstance(error, RobotError):
+            raise
+        return lambda project: RobotToSetUp(project, problem)
+    return _session_of(o, robot, teleop)
+
+
+def _session_of(o: StudioOptions, robot: SafeRobot, teleop: Teleoperator) -> Callable[[Project], LiveSession]:
+    from ..studio.browser.robot_live import RobotLiveSession
+
     robot.check_rate(o.fps)
     return lambda project: RobotLiveSession(project, robot, teleop, o.fps, o.teleop or "", o.task, o.times())
+
+
+def _robot_setup(o: StudioOptions, project: Project) -> RobotSetup:
+    """Returns how the robot of a project is set up. Nobody is asked in the terminal while the page is open."""
+    from ..robots.registry import make_robot, make_teleoperator
+    from ..studio.browser.robot_setup import RobotSetup
+
+    def read(words: Sequence[str]) -> tuple[RobotConfig, TeleoperatorConfig]:
+        stored = parse(StudioOptions, "studio", list(words))
+        config = stored.robot_config()
+        return config, stored.teleop_config(config.use_degrees)
+
+    def make(project: Project) -> LiveSession:
+        config, teleop_config = read(project.robot)
+        robot = make_robot(config, o.trust)
+        teleop, _ = make_teleoperator(teleop_config, robot, o.trust)
+        return _session_of(parse(StudioOptions, "studio", project.robot), robot, teleop)(project)
+    return RobotSetup(project, read, make, o.trust)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -205,7 +205,8 @@ RECORDING_OPTIONS = tuple(f.name for f in fields(RobotRecordingOptions))
 
 
 def recording_words(o: RobotOptions) -> list[str]:
-    """Returns the options of a robot, a teleoperator and a recording as they were given, to record again."""
+    """Returns the options of a robot, a teleoperator and a recording, to record again from any folder."""
+    o = replace(o, **{f.name: value.absolute() for f in fields(o) if isinstance(value := getattr(o, f.name), Path)})
     changed = [f for f in fields(RobotRecordingOptions) if getattr(o, f.name) != f.default]
     return [word for words in (*_given_options(o, "robot", "teleop"), *(
         [f"--{f.name.replace('_', '-')}", str(getattr(o, f.name))] for f in changed)) for word in words]

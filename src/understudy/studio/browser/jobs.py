@@ -19,7 +19,7 @@ from ...hints import command_line
 from ...learn.run import Run
 
 LOG = "commands.jsonl"  # every command of a project, and how it ended
-FOUND_ERRORS = 3  # exit status of an audit that has found errors
+FOUND_ERRORS = 3  # exit status of an audit, or a check of a robot, that has found errors
 TAIL = 12  # lines of what a command printed last that are kept
 State = Literal["running", "stopping", "done", "stopped", "failed", "interrupted"]
 
@@ -34,6 +34,7 @@ class Job:
         run: The run that the last command trains, if it does. Its metrics tell the progress.
         steps: Number of updates of that training.
         output: Where to write the JSON that the last command prints, in the folder.
+        hear: Called with each line that a command prints while a person answers it (`JobRunner.answer`).
     """
 
     title: str
@@ -41,6 +42,7 @@ class Job:
     run: str | None = None
     steps: int | None = None
     output: str | None = None
+    hear: Callable[[str], None] | None = None
     state: State = "running"
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
 
@@ -135,6 +137,11 @@ class JobRunner:
             if self._process is not None and self._process.returncode is None:
                 self._process.send_signal(signal.SIGINT)
 
+    def answer(self, text: str) -> None:
+        """Gives the running command a line, as if a person had typed it."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(f"{text}\n".encode())
+
     def progress(self) -> tuple[int, float | None]:
         """Returns the number of updates so far, and the seconds that are left, if they are known."""
         job = self.job
@@ -164,15 +171,24 @@ class JobRunner:
     async def _run_command(self, job: Job, words: list[str]) -> bool:
         """Runs one command. Returns whether it succeeded."""
         self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "understudy", *words, cwd=self.folder, stdin=asyncio.subprocess.DEVNULL,
+            sys.executable, "-m", "understudy", *words, cwd=self.folder,
+            stdin=asyncio.subprocess.DEVNULL if job.hear is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         assert process.stdout is not None and process.stderr is not None
 
         async def keep_tail(stream: asyncio.StreamReader) -> None:
             async for line in stream:
                 job.tail.append(line.decode(errors="replace").rstrip())
-        printed, _ = await asyncio.gather(process.stdout.read(), keep_tail(process.stderr))
-        succeeded = await process.wait() in (0, *([FOUND_ERRORS] if words[0] == "audit" else []))
+
+        async def hear_lines(stream: asyncio.StreamReader, hear: Callable[[str], None]) -> bytes:
+            async for line in stream:
+                hear(line.decode(errors="replace").rstrip())
+            return b""
+        printed, _ = await asyncio.gather(
+            process.stdout.read() if job.hear is None else hear_lines(process.stdout, job.hear),
+            keep_tail(process.stderr))
+        finds = words[0] == "audit" or words[:2] == ["robot", "check"]
+        succeeded = await process.wait() in (0, *([FOUND_ERRORS] if finds else []))
         if succeeded and job.output is not None and words is job.commands[-1]:
             write_json(self.folder / job.output, json.loads(printed))
         return succeeded

@@ -15,6 +15,7 @@ from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
 from .pictures import picture_svg
 from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
+from .robot_setup import CALIBRATE, RobotSetup
 
 PICTURES_PER_SECOND = 20
 UPDATES = 2_000  # of a training, unless the person chooses others
@@ -59,12 +60,15 @@ class ProjectState:
 class Studio:
     """What all pages share: the project, the live session, the running command, and which page may drive.
 
+    Args:
+        setup: How the robot of the project is set up. None if it is about no robot.
+
     Attributes:
         edits: What the person has changed about the demonstrations, in order, so that it can be undone.
     """
 
-    def __init__(self, session: LiveSession):
-        self.project, self.session = session.project, session
+    def __init__(self, session: LiveSession, setup: RobotSetup | None = None):
+        self.project, self.session, self.setup = session.project, session, setup
         self.jobs = JobRunner(self.project.folder, self._job_ended)
         self.edits = self.project.edit_history()
         self.driver = ""  # the id of the client whose input counts
@@ -77,7 +81,15 @@ class Studio:
         return self.driver == client.id
 
     def _job_ended(self, job: Job) -> None:
+        if job.title == CALIBRATE:
+            self.reopen_robot()
         self.session.changes += 1
+
+    def reopen_robot(self) -> None:
+        """Makes the session of the robot again, because its calibration or its port is another one now."""
+        assert self.setup is not None
+        changes, self.session = self.session.changes, self.setup.open()
+        self.session.changes = changes + 1
 
     async def start_job(self, job: Job) -> None:
         await run.io_bound(self.session.stop)  # its recording is complete then
@@ -109,7 +121,7 @@ class StudioPage:
     """
 
     def __init__(self, studio: Studio, build_panels: Callable[[StudioPage], Callable[..., None]]):
-        self.studio, self.project, self.session = studio, studio.project, studio.session
+        self.studio, self.project = studio, studio.project
         self.client = ui.context.client
         self.state = ProjectState.read(self.project, studio.session)
         self.choices: dict[str, Any] = {"updates": UPDATES, "starts": STARTS, "minutes": MINUTES,
@@ -137,6 +149,10 @@ class StudioPage:
         ui.timer(1 / PICTURES_PER_SECOND, self._refresh_picture)
         ui.timer(0.4, self.refresh)
 
+    @property
+    def session(self) -> LiveSession:
+        return self.studio.session
+
     def _header(self) -> None:
         dark = ui.dark_mode(None)
         with ui.header().classes("items-center"):
@@ -163,6 +179,8 @@ class StudioPage:
         """Begins to show the task, or to watch a policy."""
         if not self.studio.drives(self.client):
             raise RuntimeError("another page drives; close it, and this one can")
+        if self.studio.jobs.is_busy:  # it may hold the ports of the robot
+            raise RuntimeError("a command is running; wait for it or stop it")
         self.selected = None
         self.session.start(mode, policy)
         self.picture.run_method("focus")
@@ -222,7 +240,7 @@ class StudioPage:
                                  text=f"{job.title}: {counted}{remaining}")
 
     def _what_panels_show(self) -> tuple[Any, ...]:
-        return (self.state, self.session.mode, tuple(self.session.tally), self.session.watched,
+        return (self.state, self.session, self.session.mode, tuple(self.session.tally), self.session.watched,
                 self.studio.jobs.is_busy)
 
     async def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""The five steps of the studio: show, check, train, watch and compare."""
+"""The steps of the studio: set up of a robot, show, check, train, watch and compare."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .live import TakeoverInput
 from .page import StudioPage
 from .panel import RANGE_HELP, Panel, policy_title, whole_number
 from .pictures import interval_svg
+from .setup_panel import SetupPanel
 
 USUALLY_HELP = 20  # demonstrations
 SPEEDS = {0.5: "half speed", 1.0: "real time", 2.0: "twice as fast"}
@@ -23,16 +24,21 @@ FAMILIES = ("behavior_cloning", "chunking", "generative")  # of methods that nee
 
 
 def build_panels(page: StudioPage) -> Callable[..., None]:
-    """Builds the five steps as tabs.
+    """Builds the steps as tabs. A robot has one more, at the left.
 
     Returns:
         The function that shows what has changed: `refresh(progress_only=...)`.
     """
-    panels = [ShowPanel(page), CheckPanel(page), TrainPanel(page), WatchPanel(page), ComparePanel(page)]
+    panels: list[Panel] = [ShowPanel(page), CheckPanel(page), TrainPanel(page), WatchPanel(page), ComparePanel(page)]
+    first, setup = panels[0], None
     with ui.tabs().props("no-caps dense").classes("w-full") as tabs:
+        if page.studio.setup is not None:
+            setup = SetupPanel(page, page.studio.setup, ui.tab(SetupPanel.title))
+            first = first if page.studio.setup.is_ready else setup
         for number, panel in enumerate(panels, 1):
             ui.tab(panel.title, f"{number} {panel.title}")
-    with ui.tab_panels(tabs, value=panels[0].title, animated=False).classes("w-full"):
+    panels = panels if setup is None else [setup, *panels]
+    with ui.tab_panels(tabs, value=first.title, animated=False).classes("w-full"):
         for panel in panels:
             with ui.tab_panel(panel.title):
                 panel.build()

@@ -158,7 +158,7 @@ class Project:
         try:
             for name in (DEMONSTRATIONS, VIEWS, RUNS, REPORTS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / PROJECT, {"env": self.env, **({"robot": self.robot} if self.robot else {})})
+            self._store()
         except OSError as error:
             raise UserError(f"the folder of the project cannot be made: {error.strerror}", where=folder,
                             hint="choose another one: --out FOLDER") from None
@@ -198,16 +198,30 @@ class Project:
                             hint="open it with that environment, or choose another folder: --out FOLDER")
         return stored, list(document.get("robot", []))
 
+    def _store(self) -> None:
+        write_json(self.folder / PROJECT, {"env": self.env, **({"robot": self.robot} if self.robot else {})})
+
     @property
-    def robot_only(self) -> list[str]:
-        """The options that name the robot, without those of the teleoperator and of a recording."""
+    def robot_options(self) -> list[list[str]]:
+        """The options of the robot, of the teleoperator and of a recording, each with its values."""
         options: list[list[str]] = []
         for word in self.robot:
             if word.startswith("--"):
                 options.append([word])
             else:
                 options[-1].append(word)
-        return [word for words in options if words[0].startswith("--robot") for word in words]
+        return options
+
+    @property
+    def robot_only(self) -> list[str]:
+        """The options that name the robot, without those of the teleoperator and of a recording."""
+        return [word for words in self.robot_options if words[0].startswith("--robot") for word in words]
+
+    def set_robot_option(self, option: str, value: str) -> None:
+        """Stores an option of the robot or the teleoperator, such as its port, in place of the value that it had."""
+        kept = [words for words in self.robot_options if words[0] != option]
+        self.robot = [word for words in [*kept, [option, value]] for word in words]
+        self._store()
 
     # -- demonstrations -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ...serve.address import address_host, open_port
 from .live import LiveSession
 from .page import Studio, StudioPage
 from .panels import build_panels
+from .robot_setup import RobotSetup
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -148,14 +149,16 @@ def free_port(host: str, port: int | None) -> int:
         return listening.getsockname()[1]
 
 
-def serve_studio(session: LiveSession, address: StudioAddress, tokens: Sequence[str], show: bool) -> None:
+def serve_studio(session: LiveSession, address: StudioAddress, tokens: Sequence[str], show: bool,
+                 setup: RobotSetup | None = None) -> None:
     """Serves the studio until the process is interrupted.
 
     Args:
         tokens: The tokens, one of which a browser needs. Without any, only browsers on this machine are answered.
         show: Whether to open a browser.
+        setup: How the robot of the project is set up, if it is about one.
     """
-    studio = Studio(session)
+    studio = Studio(session, setup)
 
     @ui.page("/", title="understudy studio")
     def page() -> None:

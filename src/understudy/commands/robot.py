@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, ConfigError, UserError
-from .parts.arms import confirm, prepare_session, suggest_stable_port
+from .parts.arms import LineKeys, confirm, prepare_session, suggest_stable_port, tell
 from .parts.common import Output, command_line, parse, plain_table
 from .parts.groups import TrustOption, command_options
 from .parts.options import refuse_given
@@ -30,8 +31,9 @@ from .parts.robot_options import (
 
 if TYPE_CHECKING:
     from ..robots.registry import NamedArm
-    from ..robots.servo_arm import ServoArmType
+    from ..robots.servo_arm import Calibrator, ServoArmType
 
+TELL_SECONDS = 0.2  # between two messages about the positions of joints
 SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "check", "release",
                       "emulate"]
 
@@ -64,10 +66,14 @@ class RobotCommandOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOpti
     """check: recorded data of --robot, whose positions must be within reach"""
     json: bool = False
     """find-port, find-cameras and check: one JSON document on standard output"""
+    dialog: bool = False
+    """find-port, setup, calibrate and teleoperate: a program stands between the command and the person, as the studio
+    does. Questions are lines of JSON on standard output, such as {"ask": "..."}. Answers are lines on standard input"""
 
 
 OPTIONS_OF = {("teleoperate",): ("fps", "teleop_time_s", "view", "view_address", "rerun"), ("emulate",): ("wave",),
-              ("check",): ("recording",), ("find-port", "find-cameras", "check"): ("json",)}
+              ("check",): ("recording",), ("find-port", "find-cameras", "check"): ("json",),
+              ("find-port", "setup", "calibrate", "teleoperate"): ("dialog",)}
 
 
 def main(args: list[str]) -> None:
@@ -96,12 +102,12 @@ def _find_port(o: RobotCommandOptions, out: Output) -> None:
 
     before = serial_ports()
     out.print_json({"ports": before})
-    if o.json or not sys.stdin.isatty():
+    if o.json or not (o.dialog or sys.stdin.isatty()):
         out.print(*(before or ["there is no serial port"]))
         return
     stable = {port: stable_port(port) for port in before}
     out.print(f"ports: {', '.join(before) or 'none'}")
-    _ask("Pull the USB cable of the arm, and press enter.")
+    _ask(o, "Pull the USB cable of the arm, and press enter.")
     time.sleep(0.5)
     unplugged = [port for port in before if port not in serial_ports()]
     if len(unplugged) != 1:
@@ -110,6 +116,8 @@ def _find_port(o: RobotCommandOptions, out: Output) -> None:
     name = stable[unplugged[0]]
     out.print(f"The port is {unplugged[0]}. " + (f"{name} stays the same after a restart. " if name else "")
               + "Plug the cable in again.")
+    if o.dialog:
+        tell(port=name or unplugged[0])
 
 
 def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
@@ -150,10 +158,12 @@ def _set_up(o: RobotCommandOptions, out: Output) -> None:
 
     arm = _arm_of(o)
     for name in reversed(arm.kind.servos):
-        _ask(f"Connect only the servo {name} to the controller, and press enter.")
+        _ask(o, f"Connect only the servo {name} to the controller, and press enter.")
         number, rate = set_up_motor(arm.kind, arm.port, name)
         out.print(f"{name}: id {arm.kind.servos[name].id} (it had id {number} at {rate} bits per second)")
-    out.suggest(command_line("robot", "calibrate", f"--{arm.device}", arm.kind.name, f"--{arm.device}.port", arm.port))
+    if not o.dialog:
+        out.suggest(command_line("robot", "calibrate", f"--{arm.device}", arm.kind.name, f"--{arm.device}.port",
+                                 arm.port))
 
 
 def _calibrate(o: RobotCommandOptions, out: Output) -> None:
@@ -167,7 +177,7 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
     if path.exists():
         confirm(o.yes, f"There is a calibration of this arm: {path}. Replace it?", UserError(
             "there is a calibration of this arm", where=path, hint="--yes replaces it, and keeps the old one next to "
-            f"it. --{arm.device}.id NAME calibrates another arm"))
+            f"it. --{arm.device}.id NAME calibrates another arm"), o.dialog)
     calibrator = Calibrator(kind, arm.port)
     calibrator.connect()
     try:
@@ -176,22 +186,12 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
             confirm(o.yes, f"The servos at {arm.port} hold the calibration of {owner}. Calibrate them as {name}?",
                     UserError(f"this is another arm: its servos hold the calibration of {owner}",
                               where=calibrator.arm.place,
-                              hint="name the port of this arm. If it is this arm, --yes calibrates it"))
-        _ask(f"Move {name} to the middle of its range, and press enter.")
+                              hint="name the port of this arm. If it is this arm, --yes calibrates it"), o.dialog)
+        _ask(o, f"Move {name} to the middle of its range, and press enter.")
         calibrator.set_middle()
         turning = ", ".join(kind.full_turn)
-        out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
-        lines: list[str] = []
-        reader = threading.Thread(target=lambda: lines.append(sys.stdin.readline()), daemon=True)
-        reader.start()
-        is_first = True
-        while reader.is_alive():
-            now = calibrator.update()
-            show_rows([f"{'servo':15}{'lowest':>8}{'now':>8}{'highest':>8}", *(
-                f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
-            is_first = False
-            time.sleep(0.02)
-        _check_entered(*lines)
+        _question(o, f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
+        _watch_joints(o, calibrator)
         calibration = calibrator.finish()
     finally:
         calibrator.disconnect()
@@ -202,15 +202,37 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
     out.print(table, f"Calibration written to {path}" + (f". The old one is {old}" if old else ""))
 
 
+def _watch_joints(o: RobotCommandOptions, calibrator: Calibrator) -> None:
+    """Shows the ranges in which a person moves the joints, until enter."""
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.append(sys.stdin.readline()), daemon=True)
+    reader.start()
+    is_first, told = True, -TELL_SECONDS
+    while reader.is_alive():
+        now = calibrator.update()
+        if o.dialog and time.monotonic() - told > TELL_SECONDS:
+            tell(positions=now)
+            told = time.monotonic()
+        show_rows([f"{'servo':15}{'lowest':>8}{'now':>8}{'highest':>8}", *(
+            f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
+        is_first = False
+        time.sleep(0.02)
+    _check_entered(*lines)
+
+
 def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.recording import RobotSession
 
     config = o.robot_config()
-    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
-    with (command_keys(keyboard) as keys, live_view(o, robot, o.fps, show_session(robot, keyboard)) as show, teleop,
+    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes,
+                                              o.dialog)
+    listening = nullcontext(LineKeys()) if o.dialog else command_keys(keyboard)
+    with (listening as keys, live_view(o, robot, o.fps, show_session(robot, keyboard)) as show, teleop,
           robot):  # the robot is released first
         session = RobotSession(robot, teleop, keys, o.fps, show)
         session.begin()
+        if o.dialog:
+            tell(ask="The leader moves the robot. Press enter to stop.")
         began = time.perf_counter()
         session.teleoperate(float("inf") if o.teleop_time_s is None else o.teleop_time_s, "teleoperation",
                             "enter, q: stop")
@@ -278,8 +300,15 @@ def _kind_of(name: str | None) -> ServoArmType:
     return kind
 
 
-def _ask(text: str) -> None:
-    print(text, flush=True)
+def _question(o: RobotCommandOptions, text: str) -> None:
+    if o.dialog:
+        tell(ask=text)
+    else:
+        print(text, flush=True)
+
+
+def _ask(o: RobotCommandOptions, text: str) -> None:
+    _question(o, text)
     _check_entered(sys.stdin.readline())
 
 

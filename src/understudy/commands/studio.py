@@ -131,7 +131,7 @@ def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
         robot, teleop, _ = prepare_session(config, teleop_config, o.trust, o.yes)
     except UserError as error:
         problem = str(error)
-        is_ready = all(arm.named.port and arm.calibration for arm in setup_arms(config, teleop_config))
+        is_ready = all(arm.is_ready for arm in setup_arms(config, teleop_config))
         if is_ready and not isinstance(error, RobotError):
             raise
         return lambda project: RobotToSetUp(project, problem)

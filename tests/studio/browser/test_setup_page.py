@@ -10,7 +10,7 @@ from understudy.robots.calibration import MotorCalibration, write_calibration
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.registry import RobotConfig, TeleoperatorConfig
 from understudy.robots.servo_arm import ARM_TYPES
-from understudy.studio.browser.jobs import Job, JobRunner
+from understudy.studio.browser.jobs import JobRunner
 from understudy.studio.browser.project import Project
 from understudy.studio.browser.robot_live import RobotLiveSession
 from understudy.studio.browser.robot_setup import REPORT, RobotToSetUp, joint_finding, setup_arms
@@ -119,14 +119,14 @@ def test_a_check_finds_what_has_moved(tmp_path, calibrations):
                 servo.set("Min_Position_Limit", 1000)
                 servo.set("Max_Position_Limit", 3000)
         (project.folder / REPORT).parent.mkdir()
-        assert run(project, Job("Check", [setup.check()], output=REPORT)).state == "done"
+        assert run(project, setup.check()).state == "done"
         assert {joint.text for arm in setup.findings() for joint in arm.joints} == {"as calibrated"}
         follower.servos[2].set("Homing_Offset", 100)
-        assert run(project, Job("Check", [setup.check()], output=REPORT)).state == "done"
+        assert run(project, setup.check()).state == "done"
         robot, teleop = setup.findings()
         assert [j.joint for j in robot.joints if j.is_wrong] == ["elbow_flex"]
         assert robot.joints[2].text == "moved by 8.8°" and not any(j.is_wrong for j in teleop.joints)
-    job = run(project, Job("Check", [setup.check()], output=REPORT))
+    job = run(project, setup.check())
     assert job.state == "failed" and "->" in "\n".join(job.tail)  # with its remedy
     calibrate(calibrations, "so101_leader")
     assert setup.findings() == []  # the report is about the calibration before

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import queue
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,8 +34,8 @@ def prepare_robot(config: RobotConfig, trust: Sequence[str], yes: bool) -> SafeR
     return robot
 
 
-def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trust: Sequence[str], yes: bool
-                    ) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
+def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trust: Sequence[str], yes: bool,
+                    dialog: bool = False) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
     """Makes a robot and a teleoperator (and the keyboard, if it is one), and asks about their calibrations."""
     from ...robots.ports import refuse_shared_ports
     from ...robots.registry import make_robot, make_teleoperator, ports_of
@@ -39,15 +43,16 @@ def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trus
     refuse_shared_ports({**ports_of(config), **ports_of(teleop_config)})
     robot = make_robot(config, trust)
     teleop, keyboard = make_teleoperator(teleop_config, robot, trust)
-    confirm_calibrations(yes, robot, teleop)
+    confirm_calibrations(yes, robot, teleop, dialog=dialog)
     return robot, teleop, keyboard
 
 
-def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
+def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator, dialog: bool = False) -> None:
     """Writes the calibration of the file to servos that hold another one, after a question to the person.
 
     Args:
         yes: Whether the answer is yes, without a question.
+        dialog: As for `confirm`.
     """
     from ...robots.registry import servo_arms
 
@@ -59,7 +64,7 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
         _refuse_swapped(arm, differences, arms)
     for arm, differences in foreign:
         if not yes:
-            _ask_about(arm, differences)
+            _ask_about(arm, differences, dialog)
         with arm.bus.connected():
             arm.write_servo_calibration({name: arm.calibration[name] for name in differences})
 
@@ -87,31 +92,63 @@ def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[Serv
                                   "this is the right port, calibrate this arm again")
 
 
-def _ask_about(arm: ServoArm, differences: Calibration) -> None:
+def _ask_about(arm: ServoArm, differences: Calibration, dialog: bool) -> None:
     """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
-    if sys.stdin.isatty():
+    if dialog:
+        print(f"{arm.place}: the servos {', '.join(differences)} hold another calibration than {arm.calibration_file}.")
+    elif sys.stdin.isatty():
         table = plain_table(("joint", "servo", "file"),
                             ((name, each, arm.calibration[name]) for name, each in differences.items()))
         Console(stderr=True, highlight=False).print(
             f"{arm.place}: the servos hold another calibration than {arm.calibration_file}:", table)
-    confirm(False, "Is this the right arm? Then its servos get the calibration of the file.", arm.mismatch(differences))
+    confirm(False, "Is this the right arm? Then its servos get the calibration of the file.", arm.mismatch(differences),
+            dialog)
 
 
-def confirm(yes: bool, question: str, error: UserError) -> None:
+def confirm(yes: bool, question: str, error: UserError, dialog: bool = False) -> None:
     """Asks the person whether to continue.
 
     Args:
         yes: Whether the answer is yes, without a question.
         error: Raised if the answer is no, or nobody can be asked.
+        dialog: Whether a program asks the person (`tell`).
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if dialog:
+        tell(confirm=question)
+    elif not sys.stdin.isatty():
         raise error
-    flush_input()
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    else:
+        flush_input()
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise error
+
+
+def tell(**event: object) -> None:
+    """Tells a program that stands between the command and the person what happens: one JSON object, on one line."""
+    print(json.dumps(event), flush=True)
+
+
+class LineKeys:
+    """Commands of a program that stands between the command and the person: `CommandKeys`.
+
+    A line on standard input is the key enter. Its end, such as when the program is killed, stops the robot.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True, name="answers").start()
+
+    def _read(self) -> None:
+        while text := os.read(sys.stdin.fileno(), 1024):  # a buffered stream would be locked when the process ends
+            for _ in range(text.count(b"\n")):
+                self._queue.put("enter")
+        self._queue.put("quit")
+
+    def commands(self) -> list[str]:
+        return [self._queue.get() for _ in range(self._queue.qsize())]
 
 
 def suggest_stable_port(port: str) -> None:

@@ -15,7 +15,7 @@ from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
 from .pictures import picture_svg
 from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
-from .robot_setup import CALIBRATE, RobotSetup
+from .robot_setup import RobotSetup
 
 PICTURES_PER_SECOND = 20
 UPDATES = 2_000  # of a training, unless the person chooses others
@@ -81,14 +81,9 @@ class Studio:
         return self.driver == client.id
 
     def _job_ended(self, job: Job) -> None:
-        if job.title == CALIBRATE:
-            self.reopen_robot()
-        self.session.changes += 1
-
-    def reopen_robot(self) -> None:
-        """Makes the session of the robot again, because its calibration or its port is another one now."""
-        assert self.setup is not None
-        changes, self.session = self.session.changes, self.setup.open()
+        changes = self.session.changes
+        if self.setup is not None and self.setup.take_over(job):
+            self.session = self.setup.open()
         self.session.changes = changes + 1
 
     async def start_job(self, job: Job) -> None:

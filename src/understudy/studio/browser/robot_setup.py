@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from ...robots.calibration import find_calibration
 from ...robots.drift import TOLERANCE
 from ...robots.registry import NamedArm, RobotConfig, TeleoperatorConfig, named_arms
 from ...robots.servo_arm import ARM_TYPES
+from .jobs import Job
 from .live import LiveSession, Picture
 from .project import Project
 from .robot_live import PageCommands, RobotLiveSession
 
-CALIBRATE, CHECK = "Calibrate", "Check the arms"  # titles of jobs
+FIND_PORT, MOTORS, CALIBRATE, CHECK, TELEOPERATE = (  # titles of jobs
+    "Find port", "Set up motors", "Calibrate", "Check the arms", "Teleoperate")
 REPORT = "setup/check.json"  # what `understudy robot check --json` has printed last
 DEVICES = {"robot": "Robot arm", "teleop": "Leader arm"}
 Configs = tuple[RobotConfig, TeleoperatorConfig]
@@ -41,6 +44,10 @@ class SetupArm:
         return DEVICES[self.named.device] + (f", {self.named.side}" if self.named.side else "")
 
     @property
+    def is_ready(self) -> bool:
+        return bool(self.named.port) and self.calibration is not None
+
+    @property
     def port_option(self) -> str:
         """The option of the project that names its port."""
         side = f"{self.named.side}-arm-" if self.named.side else ""
@@ -54,6 +61,39 @@ class SetupArm:
         return [device, named.kind.name, f"{device}.port", named.port,
                 *([f"{device}.id", name] if name else []),
                 *([f"{device}.calibration-dir", str(folder)] if folder else [])]
+
+
+@dataclass
+class Dialog:
+    """What a command with `--dialog` says and asks.
+
+    Attributes:
+        arm: The arm that it is about. None if it is about all.
+        lines: What it has printed.
+        question: What it waits for. None while it works.
+        is_choice: Whether the answer is yes or no. Otherwise it is Enter.
+        positions: The lowest, the present and the highest position of each joint that a person moves (steps).
+        port: The port that it has found.
+    """
+
+    arm: SetupArm | None = None
+    lines: list[str] = field(default_factory=list)
+    question: str | None = None
+    is_choice: bool = False
+    positions: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    port: str | None = None
+
+    def hear(self, line: str) -> None:
+        """Takes in a line of the command."""
+        if not line.startswith("{"):
+            self.lines += [line] if line else []
+            return
+        event = json.loads(line)
+        if "ask" in event or "confirm" in event:
+            self.is_choice = "confirm" in event
+            self.question = event["confirm" if self.is_choice else "ask"]
+        self.positions = event.get("positions", self.positions)
+        self.port = event.get("port", self.port)
 
 
 @dataclass(frozen=True)
@@ -87,12 +127,16 @@ class RobotSetup:
         read: Reads the options of the project (`Project.robot`).
         make: Makes the session of the robot from these options, without connecting.
         trust: Packages with code that may run.
+
+    Attributes:
+        dialog: What the last command says and asks.
     """
 
     project: Project
     read: Callable[[Sequence[str]], Configs]
     make: Callable[[Project], LiveSession]
     trust: Sequence[str] = ()
+    dialog: Dialog = field(default_factory=Dialog, init=False)
     _read: tuple[list[str], Configs] | None = field(default=None, init=False)
 
     @property
@@ -108,7 +152,7 @@ class RobotSetup:
     @property
     def is_ready(self) -> bool:
         """Whether each arm has a port and a calibration."""
-        return all(arm.named.port and arm.calibration for arm in self.arms())
+        return all(arm.is_ready for arm in self.arms())
 
     def open(self) -> LiveSession:
         """Makes the session of the robot, or one that says why there is none."""
@@ -117,10 +161,36 @@ class RobotSetup:
         except UserError as error:
             return RobotToSetUp(self.project, str(error))
 
-    def check(self) -> list[str]:
-        """The command that compares all arms with their calibrations. It prints JSON."""
+    def check(self) -> Job:
+        """Compares all arms with their calibrations."""
         devices = {arm.named.device for arm in self.arms()}
-        return ["robot", "check", *self._words(*sorted(devices)), "--json"]
+        return Job(CHECK, [["robot", "check", *self._words(*sorted(devices)), "--json"]], output=REPORT)
+
+    def find_port(self, arm: SetupArm) -> Job:
+        return self._lead(FIND_PORT, arm, "find-port")
+
+    def set_up_motors(self, arm: SetupArm) -> Job:
+        return self._lead(MOTORS, arm, "setup", *arm.words)
+
+    def calibrate(self, arm: SetupArm) -> Job:
+        return self._lead(CALIBRATE, arm, "calibrate", *arm.words)
+
+    def teleoperate(self) -> Job:
+        """Lets the leader move the robot, without recording."""
+        trust = ["--trust", *self.trust] if self.trust else []
+        return self._lead(TELEOPERATE, None, "teleoperate", *self._words("robot", "teleop"), *trust)
+
+    def _lead(self, title: str, arm: SetupArm | None, *words: str) -> Job:
+        self.dialog = Dialog(arm)
+        return Job(title, [["robot", *words, "--dialog"]], hear=self.dialog.hear)
+
+    def take_over(self, job: Job) -> bool:
+        """Takes over what a job has found. Returns whether the robot has changed, and must be made again."""
+        arm, port = self.dialog.arm, self.dialog.port
+        if job.title == FIND_PORT and job.state == "done" and arm is not None and port is not None:
+            self.project.set_robot_option(arm.port_option, port)
+            return True
+        return job.title == CALIBRATE and job.state == "done"
 
     def _words(self, *devices: str) -> list[str]:
         """The options of devices, without cameras."""

@@ -130,11 +130,11 @@ def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
     try:
         robot, teleop, _ = prepare_session(config, teleop_config, o.trust, o.yes)
     except UserError as error:
-        problem = str(error)
+        text = str(error)
         is_ready = all(arm.is_ready for arm in setup_arms(config, teleop_config))
         if is_ready and not isinstance(error, RobotError):
             raise
-        return lambda project: RobotToSetUp(project, problem)
+        return lambda project: RobotToSetUp(project, text if is_ready else None)
     return _session_of(o, robot, teleop)
 
 

@@ -228,6 +228,7 @@ class LiveSession(ABC):
         help: What a person does to show the task, as Markdown.
         label: What the picture shows and which keys it takes, for a screen reader.
         can_watch: Whether policies can be watched and compared here.
+        has_picture: Whether there is anything to see.
         mode: What happens now.
         person: What the person does.
         clock: The time in which steps happen. Its speed can be changed while a policy is watched.
@@ -240,6 +241,7 @@ class LiveSession(ABC):
     help: str
     label: str
     can_watch: bool
+    has_picture = True
 
     def __init__(self, project: Project, person: PersonInput):
         self.project, self.person, self.clock = project, person, AdjustableClock()

@@ -129,7 +129,7 @@ class StudioPage:
         ui.colors(primary="#00796b")
         self._header()
         with ui.row().classes("w-full justify-center items-start gap-6"):
-            with ui.column().classes("w-full max-w-[560px] gap-1"):
+            with ui.column().classes("w-full max-w-[560px] gap-1") as self.scene:
                 self.picture = LivePicture(self.session.label).classes("w-full")
                 self.picture.on("held", self._receive_held).on("order", self._receive_command)
                 self.status = ui.label().props("role=status aria-live=polite").classes("text-body1 min-h-6")
@@ -216,6 +216,11 @@ class StudioPage:
             if shapes is not None:
                 self._draw(shapes, f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
 
+    def _show_scene(self) -> None:
+        """Leaves the picture out where there can be none."""
+        self.picture.set_visibility(self.session.has_picture)
+        self.scene.set_visibility(self.session.has_picture or bool(self.problem.text))
+
     def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
         self.picture.run_method("draw", shapes)
         self.picture.classes(**{"add" if is_person else "remove": "person"})
@@ -262,6 +267,7 @@ class StudioPage:
         except UserError as error:  # the files were changed from outside
             problems.append(str(error))
         self.problem.text = "\n".join(problems)
+        self._show_scene()
         if self._content != (content := self._what_panels_show()):
             self._content = content
             self._refresh_panels(progress_only=False)

@@ -33,6 +33,7 @@ def build_panels(page: StudioPage) -> Callable[..., None]:
     first, setup = panels[0], None
     with ui.tabs().props("no-caps dense").classes("w-full") as tabs:
         if page.studio.setup is not None:
+            tabs.classes("six")
             setup = SetupPanel(page, page.studio.setup, ui.tab(SetupPanel.title))
             first = first if page.studio.setup.is_ready else setup
         for number, panel in enumerate(panels, 1):

@@ -113,10 +113,14 @@ class JointFinding:
 
 @dataclass(frozen=True)
 class ArmFindings:
-    """What a check says about an arm, and in the words of the command what differs."""
+    """What a check says about an arm."""
 
     title: str
     joints: tuple[JointFinding, ...]
+
+    @property
+    def wrong(self) -> list[JointFinding]:
+        return [joint for joint in self.joints if joint.is_wrong]
 
 
 @dataclass
@@ -159,10 +163,12 @@ class RobotSetup:
         try:
             return self.make(self.project)
         except UserError as error:
-            return RobotToSetUp(self.project, str(error))
+            return RobotToSetUp(self.project, str(error) if self.is_ready else None)
 
     def check(self) -> Job:
-        """Compares all arms with their calibrations."""
+        """Compares all arms with their calibrations. What was found before is no longer shown."""
+        (self.project.folder / REPORT).parent.mkdir(exist_ok=True)
+        (self.project.folder / REPORT).unlink(missing_ok=True)
         devices = {arm.named.device for arm in self.arms()}
         return Job(CHECK, [["robot", "check", *self._words(*sorted(devices)), "--json"]], output=REPORT)
 
@@ -235,12 +241,16 @@ def joint_finding(joint: str, servo: dict[str, Any]) -> JointFinding:
 
 
 class RobotToSetUp(LiveSession):
-    """The session of a robot that cannot be used yet. It says why."""
+    """The session of a robot that cannot be used yet.
 
-    can_watch = False
+    Args:
+        problem: Why. None if a port or a calibration is missing, which the page says anyway.
+    """
+
+    can_watch = has_picture = False
     label, help = RobotLiveSession.label, "The robot is not ready. Start with **Set up**."
 
-    def __init__(self, project: Project, problem: str):
+    def __init__(self, project: Project, problem: str | None):
         super().__init__(project, PageCommands())
         self.error = problem
         sittings = project.sittings()
@@ -256,7 +266,7 @@ class RobotToSetUp(LiveSession):
         return []
 
     def new_person(self, mode):
-        raise RuntimeError(self.error)
+        raise RuntimeError("the robot is not ready. Start with Set up")
 
     def record(self, sitting):
         raise NotImplementedError("it never starts")

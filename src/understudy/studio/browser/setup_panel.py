@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from nicegui import ui
@@ -18,7 +18,6 @@ from .robot_setup import (
     CHECK,
     FIND_PORT,
     MOTORS,
-    REPORT,
     TELEOPERATE,
     ArmFindings,
     RobotSetup,
@@ -52,31 +51,31 @@ class SetupPanel(Panel):
         return jobs.is_busy and jobs.job is not None and jobs.job.title in self.jobs
 
     def content(self):
-        arms, is_ready = self.setup.arms(), self.setup.is_ready
-        self.tab.props(f'label="{self.title} {"✓" if is_ready else "!"}" '
-                       f'aria-label="{self.title}: {"ready" if is_ready else "not ready"}"')
+        arms, findings = self.setup.arms(), self.setup.findings()
+        wrong = {each.title for each in findings if each.wrong}
+        to_do = [arm for arm in arms if not arm.is_ready or arm.title in wrong]
+        self.tab.props(f'label="{self.title} {"!" if to_do else "✓"}" '
+                       f'aria-label="{self.title}: {"to do" if to_do else "done"}"')
         if self._leads:
             return
-        findings = self.setup.findings()
-        chosen = next((arm for arm in arms if arm.title == self.choices.get("arm")), None) or next(
-            (arm for arm in arms if not arm.is_ready), arms[0] if arms else None)
-        ui.label(_next_step(arms)).classes("text-h6")
+        ui.label(_next_step(arms, wrong)).classes("text-h6")
         with ui.row().classes("w-full gap-4"):
             for arm in arms:
                 _show_arm(arm)
-        if chosen is not None:
-            self._actions_of(chosen, arms, any(joint.is_wrong for each in findings for joint in each.joints))
-        if arms and is_ready:
-            self._action("Check", self._check, "Compares the arms with their calibrations. Nothing moves.",
-                         not findings)
-        if is_ready:
-            self._action("Teleoperate", self._start(self.setup.teleoperate),
-                         "The leader moves the robot, and nothing is recorded. Keep a hand at the power switch.",
-                         not arms or bool(findings) and not any(j.is_wrong for f in findings for j in f.joints))
         for each in findings:
             _show_findings(each)
+        if arms:
+            chosen = next((arm for arm in arms if arm.title == self.choices.get("arm")), [*to_do, arms[0]][0])
+            self._actions_of(chosen, arms, chosen in to_do)
+        if self.setup.is_ready:
+            if arms:
+                self._action("Check", self.setup.check, "Compares the arms with their calibrations. Nothing moves.",
+                             not findings)
+            self._action("Teleoperate", self.setup.teleoperate,
+                         "The leader moves the robot, and nothing is recorded. Keep a hand at the power switch.",
+                         not to_do and bool(findings or not arms))
 
-    def _actions_of(self, arm: SetupArm, arms: list[SetupArm], differs: bool) -> None:
+    def _actions_of(self, arm: SetupArm, arms: list[SetupArm], is_to_do: bool) -> None:
         """Buttons for one arm, which the person chooses."""
         if len(arms) > 1:
             def choose(event) -> None:
@@ -84,39 +83,31 @@ class SetupPanel(Panel):
                 self.build.refresh()
             ui.toggle([each.title for each in arms], value=arm.title, on_change=choose).props(
                 'no-caps aria-label="Which arm"')
-        self._action("Find port", self._start(lambda: self.setup.find_port(arm)),
-                     "You pull the USB cable of this arm once.", not arm.named.port)
+        self._action("Find port", lambda: self.setup.find_port(arm),
+                     "Finds the port of this arm. You pull its USB cable once.", not arm.named.port)
         if not arm.named.port:
             return
-        self._action("Set up motors", self._start(lambda: self.setup.set_up_motors(arm)),
+        self._action("Set up motors", lambda: self.setup.set_up_motors(arm),
                      "For a new arm: gives each motor its number. You connect one motor after the other.")
-        self._action("Calibrate", self._start(lambda: self.setup.calibrate(arm)),
+        self._action("Calibrate", lambda: self.setup.calibrate(arm),
                      "You put the arm into the middle of its range, and then move every joint from end to end.",
-                     arm.calibration is None or differs)
+                     is_to_do)
 
-    def _action(self, text: str, action: Callable[[], Awaitable[None]], sentence: str, is_primary: bool = False
-                ) -> None:
+    def _action(self, text: str, make: Callable[[], Job], sentence: str, is_primary: bool = False) -> None:
+        """A button that starts a command, and what it does."""
+        async def start() -> None:
+            self.choices.pop("arm", None)  # the next arm that is not ready comes then
+            await self.studio.start_job(make())
         with ui.row().classes("w-full items-center no-wrap gap-4"):
-            self.button(text, action, waits=True).classes("w-36 shrink-0").props("" if is_primary else "outline")
+            self.button(text, start, waits=True).classes("w-36 shrink-0").props("" if is_primary else "outline")
             ui.label(sentence)
 
     # -- what a person does -----------------------------------------------------------------------------------------
 
-    def _start(self, make: Callable[[], Job]) -> Callable[[], Awaitable[None]]:
-        async def start() -> None:
-            self.choices.pop("arm", None)  # the next arm that is not ready comes then
-            await self.studio.start_job(make())
-        return start
-
-    async def _check(self) -> None:
-        report = self.project.folder / REPORT
-        report.parent.mkdir(exist_ok=True)
-        report.unlink(missing_ok=True)  # an error must not stand beside what was found before
-        await self.studio.start_job(self.setup.check())
-
     def _answer(self, text: str) -> None:
         if self.setup.dialog.question is not None:
             self.setup.dialog.question = None
+            self.setup.dialog.lines.clear()  # they were about the question
             self.studio.jobs.answer(text)
             self._follow()
 
@@ -145,10 +136,10 @@ class SetupPanel(Panel):
         else:
             ui.label(dialog.question).classes("text-h6").props("role=status aria-live=assertive")
             self._ranges = ui.html("", sanitize=False).classes("w-full text-body1")
-        with ui.row():
+        with ui.row().classes("items-center"):
             if dialog.question is not None and dialog.is_choice:
-                ui.button("Yes", on_click=lambda: self._answer("y"))
-                ui.button("No", on_click=lambda: self._answer("n")).props("outline")
+                ui.button("Yes", on_click=lambda: self._answer("y")).props("size=lg")
+                ui.button("No", on_click=lambda: self._answer("n")).props("outline size=lg")
             elif dialog.question is not None:
                 enter = ui.button("Enter", on_click=lambda: self._answer("")).props("size=lg")
                 ui.run_javascript(f"getHtmlElement({enter.id})?.focus()")
@@ -165,13 +156,15 @@ class SetupPanel(Panel):
             self._ranges.content = ranges_html(dialog.positions, dialog.arm.named.kind.full_turn)
 
 
-def _next_step(arms: list[SetupArm]) -> str:
+def _next_step(arms: list[SetupArm], wrong: Collection[str]) -> str:
     if not arms:
         return "This robot needs no calibration here."
     if without := next((arm for arm in arms if not arm.named.port), None):
         return f"{without.title}: the port is not known"
     if without := next((arm for arm in arms if arm.calibration is None), None):
         return f"{without.title}: not calibrated"
+    if wrong:
+        return f"{' and '.join(sorted(wrong))}: not as calibrated"
     return "Ready: " + ("all arms are calibrated" if len(arms) > 1 else "the arm is calibrated")
 
 
@@ -183,35 +176,39 @@ def _show_arm(arm: SetupArm) -> None:
             ui.label("✗ not calibrated").classes("text-negative")
         else:
             day = datetime.fromtimestamp(arm.calibration.stat().st_mtime)
-            ui.label(f"✓ calibrated on {day:%d %b %Y}").classes("text-primary")
+            ui.label(f"✓ calibrated on {day.day} {day:%b %Y}").classes("text-primary")
             ui.label(str(arm.calibration)).classes("text-caption break-all")
 
 
 def _show_end(job: Job, lines: list[str]) -> None:
     """Shows how a command has ended, with the remedy of an error."""
     if job.state != "failed":
-        ui.label(lines[-1] if lines and job.state == "done" and job.title != CHECK else f"{job.title}: {job.state}.")
+        if job.title != CHECK or job.state != "done":  # its findings say more
+            ui.label(lines[-1] if lines and job.state == "done" else f"{job.title}: {job.state}.")
         return
     with ui.column().classes("w-full gap-1").props("role=alert"):
         ui.label(f"{job.title} failed").classes("text-h6 text-negative")
-        for line in job.tail:
-            remedy = line.strip().startswith("->")
-            ui.label(line.strip().removeprefix("-> ")).classes(
-                "break-words w-full " + ("text-weight-medium" if remedy else "whitespace-pre-wrap"))
+        for line in map(str.strip, job.tail):
+            if line.startswith("-> "):
+                ui.label(f"What to do: {line[3:]}").classes("text-subtitle1 text-weight-medium break-words w-full")
+            else:
+                ui.label(line.removeprefix("understudy: ")).classes("break-words w-full")
 
 
 def _show_findings(findings: ArmFindings) -> None:
     """Shows how far each joint is from its calibration."""
-    wrong = [joint for joint in findings.joints if joint.is_wrong]
-    ui.label(f"{findings.title}: " + (f"{len(wrong)} of {len(findings.joints)} joints differ from the calibration"
-                                      if wrong else "as calibrated")).classes("text-subtitle1 text-weight-medium")
+    n_wrong, count = len(findings.wrong), len(findings.joints)
+    if not n_wrong:
+        ui.label(f"✓ {findings.title}: all {count} joints are as calibrated").classes("text-subtitle1 text-primary")
+        return
+    ui.label(f"{findings.title}: {n_wrong} of {count} joints {'differs' if n_wrong == 1 else 'differ'} from the "
+             "calibration").classes("text-subtitle1 text-weight-medium")
     with ui.element("div").style(GRID):
         for joint in findings.joints:
             ui.label(joint.joint.replace("_", " "))
             ui.html(_bar(0.0, min(joint.amount / WORST, 1.0), "#c2570c"), sanitize=False)
             ui.label(joint.text).classes("text-negative text-weight-medium" if joint.is_wrong else "")
-    if wrong:
-        ui.label("If this is the right arm, calibrate it again. Otherwise find its port.")
+    ui.label("If this is the right arm, calibrate it again. Otherwise find its port.").classes("text-subtitle1")
 
 
 def ranges_html(positions: dict[str, tuple[int, int, int]], full_turn: tuple[str, ...]) -> str:

@@ -1,9 +1,13 @@
 """The studio sets up a robot: two emulated arms are checked, calibrated and moved."""
 
 import asyncio
+import re
 from contextlib import contextmanager
 
 import pytest
+from fixtures.hands import Hand
+from fixtures.studios import press, served, tab
+from fixtures.waiting import wait_until
 
 from understudy.commands.studio import StudioOptions, _make_robot, _robot_setup
 from understudy.robots.calibration import MotorCalibration, write_calibration
@@ -107,25 +111,90 @@ def test_a_finding_is_said_in_plain_words():
     assert joint_finding("elbow", {**servo, "is_same": False}).text == "another range"
 
 
+def test_a_dialog_says_what_is_asked_and_found(tmp_path, calibrations):
+    project, setup, _ = made(tmp_path / "project", ["--robot", "so101_follower", "--teleop", "so101_leader"])
+    job = setup.find_port(setup.arms()[1])
+    assert job.commands == [["robot", "find-port", "--dialog"]]
+    for line in ("ports: /dev/a", '{"ask": "Pull"}', "The port is /dev/a.", '{"port": "/dev/a"}'):
+        job.hear(line)
+    assert (setup.dialog.question, setup.dialog.is_choice) == ("Pull", False)
+    assert setup.dialog.lines[-1] == "The port is /dev/a."
+    job.state = "done"
+    assert setup.take_over(job) and setup.arms()[1].named.port == "/dev/a"
+    job = setup.calibrate(setup.arms()[1])
+    job.hear('{"confirm": "Replace it?"}')
+    job.hear('{"positions": {"elbow": [1000, 1500, 2024], "wrist_roll": [0, 0, 0]}}')
+    assert setup.dialog.is_choice and setup.dialog.positions["elbow"] == [1000, 1500, 2024]
+    pytest.importorskip("nicegui", reason="extra studio not installed")
+    from understudy.studio.browser.setup_panel import ranges_html
+
+    shown = ranges_html({**setup.dialog.positions, "gripper": (7, 7, 90)}, ("wrist_roll",))
+    assert "moved 90°" in shown and "turns freely" in shown and "not moved yet" in shown
+    job.state = "failed"
+    assert not setup.take_over(job)
+
+
 @pytest.mark.slow
 def test_a_check_finds_what_has_moved(tmp_path, calibrations):
     for kind in KINDS.values():
         calibrate(calibrations, kind)
     with arms() as (follower, leader):
         project, setup, _ = made(tmp_path / "project", words(follower.port, leader.port))
-        for bus, kind in ((follower, "so101_follower"), (leader, "so101_leader")):
-            for name in ARM_TYPES[kind].servos:
-                servo = next(s for s in bus.servos if s.number == ARM_TYPES[kind].servos[name].id)
-                servo.set("Min_Position_Limit", 1000)
-                servo.set("Max_Position_Limit", 3000)
-        assert run(project, setup.check()).state == "done"
-        assert {joint.text for arm in setup.findings() for joint in arm.joints} == {"as calibrated"}
+        for servo in (*follower.servos, *leader.servos):
+            servo.set("Min_Position_Limit", 1000)
+            servo.set("Max_Position_Limit", 3000)
         follower.servos[2].set("Homing_Offset", 100)
         assert run(project, setup.check()).state == "done"
         robot, teleop = setup.findings()
-        assert [j.joint for j in robot.joints if j.is_wrong] == ["elbow_flex"]
-        assert robot.joints[2].text == "moved by 8.8°" and not any(j.is_wrong for j in teleop.joints)
+        assert [(j.joint, j.text) for j in robot.wrong] == [("elbow_flex", "moved by 8.8°")]
+        assert not teleop.wrong and {joint.text for joint in teleop.joints} == {"as calibrated"}
+        calibrate(calibrations, "so101_leader")
+        assert setup.findings() == []  # it was about the calibration before
     job = run(project, setup.check())
     assert job.state == "failed" and "->" in "\n".join(job.tail)  # with its remedy
-    calibrate(calibrations, "so101_leader")
-    assert setup.findings() == []  # the report is about the calibration before
+
+
+@pytest.mark.slow
+def test_a_robot_is_set_up_by_clicks(page, tmp_path, calibrations):
+    pytest.importorskip("nicegui", reason="extra studio not installed")
+    folder = tmp_path / "project"
+    with arms() as (follower, leader):
+        with Hand(follower, leader), served(folder, *words(follower.port, leader.port), env="") as address:
+            page.goto(address)
+            page.get_by_role("tab", name="Set up: to do").wait_for()
+            for device in ("Robot arm", "Leader arm"):
+                press(page, "Calibrate")
+                page.get_by_text(f"Calibrate: {device}").wait_for()
+                page.get_by_role("status").filter(has_text="middle of its range").wait_for()
+                page.keyboard.press("Enter")
+                page.get_by_role("status").filter(has_text="Move every joint").wait_for()
+                page.get_by_text(re.compile(r"moved 10\d°")).nth(4).wait_for()
+                press(page, "Enter")
+                page.get_by_text("Calibration written to").wait_for()
+            page.get_by_role("tab", name="Set up: done").wait_for()
+            assert len(list(calibrations.rglob("*.json"))) == 2
+            follower.servos[2].set("Homing_Offset", follower.servos[2].get("Homing_Offset") + 50)
+            press(page, "Check")
+            page.get_by_text("moved by 4.4°").wait_for()
+            page.get_by_text("Leader arm: all 6 joints are as calibrated").wait_for()
+        with Hand(leader, size=200), served(None, env=str(folder)) as address:  # opened again
+            page.goto(address)
+            tab(page, "Set up")
+            page.get_by_text("moved by 4.4°").wait_for()
+            press(page, "Teleoperate")
+            press(page, "Yes")  # it is the right arm
+            page.get_by_role("status").filter(has_text="The leader moves the robot").wait_for()
+            wait_until(lambda: follower.servos[0].get("Torque_Enable") == 1, 60)
+            press(page, "Enter")
+            page.get_by_text("steps per second").wait_for()
+            assert all(servo.get("Torque_Enable") == 0 for servo in follower.servos)
+            assert page.get_by_text("moved by 4.4°").count() == 0  # the servos have the calibration of the file
+            tab(page, "Show")
+            press(page, "Start showing")  # with the robot that was made again
+            page.get_by_role("status").filter(has_text="warm-up").wait_for()
+            tab(page, "Set up")
+            press(page, "Check")
+            page.get_by_text("all 6 joints are as calibrated").first.wait_for()
+            assert page.get_by_role("button", name="Stop showing").count() == 0
+    commands = (folder / "commands.jsonl").read_text()
+    assert commands.count('"calibrate"') == 2 and "--dialog" in commands

@@ -166,9 +166,8 @@ class RobotSetup:
             return RobotToSetUp(self.project, str(error) if self.is_ready else None)
 
     def check(self) -> Job:
-        """Compares all arms with their calibrations. What was found before is no longer shown."""
-        (self.project.folder / REPORT).parent.mkdir(exist_ok=True)
-        (self.project.folder / REPORT).unlink(missing_ok=True)
+        """Compares all arms with their calibrations."""
+        self.forget_findings()
         devices = {arm.named.device for arm in self.arms()}
         return Job(CHECK, [["robot", "check", *self._words(*sorted(devices)), "--json"]], output=REPORT)
 
@@ -202,6 +201,12 @@ class RobotSetup:
         """The options of devices, without cameras."""
         return [word for words in self.project.robot_options for word in words
                 if words[0].partition(".")[0][2:] in devices and words[0] != "--robot.cameras"]
+
+    def forget_findings(self) -> None:
+        """Makes what was found before no longer count."""
+        report = self.project.folder / REPORT
+        report.parent.mkdir(exist_ok=True)
+        report.unlink(missing_ok=True)
 
     def findings(self) -> list[ArmFindings]:
         """What the last check has found. Nothing if an arm has another port or was calibrated since."""

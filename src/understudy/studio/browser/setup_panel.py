@@ -108,6 +108,8 @@ class SetupPanel(Panel):
         if self.setup.dialog.question is not None:
             self.setup.dialog.question = None
             self.setup.dialog.lines.clear()  # they were about the question
+            if text == "y":  # servos get another calibration
+                self.setup.forget_findings()
             self.studio.jobs.answer(text)
             self._follow()
 

@@ -25,11 +25,29 @@ THUMBNAIL = 44  # px
 
 
 class LivePicture(Element, component="live_picture.js"):
-    """The picture of the environment. With the focus, it sends what is held: keys, pointer or gamepad."""
+    """The picture of the environment. With the focus, it sends what is held: keys, pointer or gamepad.
+
+    At most one picture is on its way to the browser. A slow one is not sent all pictures late, but fewer of them.
+    """
 
     def __init__(self, label: str):
         super().__init__()
         self._props["label"] = label
+        self._sent, self._loaded = 0, 0
+        self.on("loaded", self._note_loaded)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the browser has the last picture, so that it can be sent another one."""
+        return self._loaded == self._sent
+
+    def draw(self, shapes: list[dict[str, Any]]) -> None:
+        """Sends a picture, as `ShapeList` describes it."""
+        self._sent += 1
+        self.run_method("draw", shapes, self._sent)
+
+    def _note_loaded(self, event) -> None:
+        self._loaded = event.args
 
 
 @dataclass(frozen=True)
@@ -200,6 +218,8 @@ class StudioPage:
     # -- what is shown --------------------------------------------------------------------------------------------
 
     async def _refresh_picture(self) -> None:
+        if not self.picture.is_ready:
+            return
         live = self.session.mode != "idle"
         if live or self.selected is None:
             picture = await run.io_bound(self.session.picture)
@@ -222,7 +242,7 @@ class StudioPage:
         self.scene.set_visibility(self.session.has_picture or bool(self.problem.text))
 
     def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
-        self.picture.run_method("draw", shapes)
+        self.picture.draw(shapes)
         self.picture.classes(**{"add" if is_person else "remove": "person"})
         self.status.text = text
 

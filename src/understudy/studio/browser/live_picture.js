@@ -3,7 +3,7 @@
 const CONTROLS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "w", "a", "s", "d"];
 const COMMANDS = ["Enter", "x", "y", "n", "u", "p", "."];
 const BUTTONS = ["y", "n", "x", "Enter"]; // of a gamepad with the standard layout, from the lowest on
-const INTERVAL = 50; // ms: the server holds when it hears nothing for half a second
+const INTERVAL = 25; // ms: a step uses what was held so long ago; after half a second without a message, it holds
 const REACH = 0.25; // of the picture: how far to drag for full speed
 const DEAD_ZONE = 0.15; // of a stick: below it, the stick is at rest
 

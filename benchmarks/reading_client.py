@@ -78,10 +78,8 @@ class ReadingClient:
 
     async def press(self, label: str) -> None:
         """Presses the button of this name, once it is there."""
-        def buttons() -> list[str]:
-            return [i for i, e in self.elements.items() if e.get("props", {}).get("label") == label]
-        await self.wait_until(buttons)
-        await self._emit(buttons()[0], "click", {})
+        await self.wait_until(lambda: self.has_button(label))
+        await self._emit(self._buttons(label)[0], "click", {})
 
     async def order(self, key: str) -> None:
         """Presses a key that is a command, such as "Enter"."""
@@ -104,11 +102,17 @@ class ReadingClient:
         """The line below the picture."""
         return next(e.get("text", "") for e in self.elements.values() if e.get("props", {}).get("role") == "status")
 
+    def has_button(self, label: str) -> bool:
+        return bool(self._buttons(label))
+
     def says(self, text: str) -> bool:
         """Whether the page has a text."""
         return any(text in (e.get("text") or "") for e in self.elements.values())
 
     # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _buttons(self, label: str) -> list[str]:
+        return [i for i, e in self.elements.items() if e.get("props", {}).get("label") == label]
 
     def _picture(self) -> str:
         return next(i for i, e in self.elements.items() if any(x["type"] == "loaded" for x in e.get("events", ())))

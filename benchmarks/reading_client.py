@@ -92,6 +92,8 @@ class ReadingClient:
     async def wait_until(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not condition():
+            if problem := self._text_of("alert") or "the connection is lost" * (not self._socket.connected):
+                raise RuntimeError(problem)
             if time.monotonic() > until:
                 raise TimeoutError(f"the page still says: {self.status()}")
             await asyncio.sleep(0.02)
@@ -100,7 +102,7 @@ class ReadingClient:
 
     def status(self) -> str:
         """The line below the picture."""
-        return next(e.get("text", "") for e in self.elements.values() if e.get("props", {}).get("role") == "status")
+        return self._text_of("status")
 
     def has_button(self, label: str) -> bool:
         return bool(self._buttons(label))
@@ -110,6 +112,9 @@ class ReadingClient:
         return any(text in (e.get("text") or "") for e in self.elements.values())
 
     # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _text_of(self, role: str) -> str:
+        return next(e.get("text", "") for e in self.elements.values() if e.get("props", {}).get("role") == role)
 
     def _buttons(self, label: str) -> list[str]:
         return [i for i, e in self.elements.items() if e.get("props", {}).get("label") == label]

@@ -141,9 +141,11 @@ def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
 
 def _session_of(o: StudioOptions, robot: SafeRobot, teleop: Teleoperator) -> Callable[[Project], LiveSession]:
     from ..studio.browser.robot_live import RobotLiveSession
+    from .parts.studio_policies import CommandPolicies
 
     robot.check_rate(o.fps)
-    return lambda project: RobotLiveSession(project, robot, teleop, o.fps, o.teleop or "", o.task, o.times())
+    policies = CommandPolicies(o.trust)
+    return lambda project: RobotLiveSession(project, robot, teleop, o.fps, o.teleop or "", policies, o.task, o.times())
 
 
 def _robot_setup(o: StudioOptions, project: Project) -> RobotSetup:

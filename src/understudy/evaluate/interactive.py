@@ -167,6 +167,16 @@ class TrialDesign:
         *rounds, last = s.rounds
         return replace(s, rounds=(*rounds, replace(last, labels=(*last.labels[:-1], event["label"]))))
 
+    def final_event(self, session: TrialSession) -> dict[str, Any]:
+        """Returns the last event of a session: the policy of each trial, and the result."""
+        order = [[self.policies[i] for i in self.policy_order(r.index)] for r in session.rounds]
+        return {"event": "end", "orders": order, "result": self.result(session)}
+
+    def last_label(self, session: TrialSession) -> str:
+        """Returns the label that was given last, or "" if there is none."""
+        rounds = [*session.rounds, session.current_round]
+        return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
+
     def to_json(self) -> dict[str, Any]:
         """Returns the design as JSON, for the first line of a journal."""
         threshold = self.test.threshold if isinstance(self.test, SequentialRateTest) else None
@@ -267,6 +277,17 @@ class TrialLog:
             yield journal
         finally:
             os.close(handle)
+
+    def session(self, design: TrialDesign) -> TrialSession:
+        """Returns the session after the events that were stored before."""
+        session = design.start()
+        for number, event in enumerate(self.events, 2):
+            try:
+                session = design.update(session, event)
+            except UserError as error:
+                raise UserError(f"line {number} makes no sense: {error.problem}", where=self.path,
+                                hint="take the file from a copy, or start again with another --save") from None
+        return session
 
     def write(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(

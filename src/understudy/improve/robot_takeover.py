@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ..robots.safety import SafeRobot
 from .journal import WatchedEnv
 from .takeover import ReplanningActor, Takeover
 
+Phase = Literal["waits", "lost", "held", "late", "person", "policy"]
 STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn | q quit"
 
 
@@ -86,6 +88,21 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._lost_device: _DeviceLost | None = None
         self._keys, self._planning = ExitStack(), ExitStack()
         self._sent: list[np.ndarray] = []  # of the episode, by step
+        self._is_begun = False
+
+    @property
+    def phase(self) -> Phase:
+        """What happens now: it waits for an episode to begin, a device is lost, it is held, or who acts.
+
+        In "late" the time is over, and the person says how the episode has ended.
+        """
+        if self._lost_device is not None:
+            return "lost"
+        if not self._is_begun:
+            return "waits"
+        if self._n_steps >= (self.max_episode_steps or np.inf):
+            return "late"
+        return "held" if self.takeover.is_held else "person" if self.takeover.is_person else "policy"
 
     def read(self) -> np.ndarray:
         """Returns the action of the person, (A,) float32. While the policy acts, this is the measured pose."""
@@ -118,7 +135,9 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             self._keys.close()
             self._keys.enter_context(self.person.listening())
             self.person.keys.commands()  # what was pressed before
+            self._is_begun = False
             self._prepare()
+            self._is_begun = True
             self.takeover.begin()
             self._n_steps, self._acting, self._sent = 0, "policy", []
             self.pace.restart()
@@ -132,19 +151,19 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 self._stop()
                 self._goal = self._command
             try:
-                if not asks:
+                if not asks and not self.takeover.is_over:  # the person can end it before its first step
                     self._goal = self._ask(self.robot, lambda: self.robot.send(action[0].double().cpu().numpy()))
             except _DeviceLost as failure:
                 self._lost_device = failure
             self._sent.append(np.asarray(self._goal, np.float32))
             self.pace.wait()
             self._n_steps += 1
-            obs, success = self._next_obs(), self.takeover.success
-            if success is not None:
+            obs = self._next_obs()
+            if self.takeover.is_over:
                 self._stop()
                 self._keys.close()
-            result = StepResult(obs, torch.tensor([float(bool(success))]), torch.tensor([False]), torch.tensor([False]),
-                                {"success": torch.tensor([False])})
+            reward, false = torch.tensor([float(bool(self.takeover.success))]), torch.tensor([False])
+            result = StepResult(obs, reward, false, false, {"success": false})
             return self.takeover.ended(result)
 
     # -- between two steps --------------------------------------------------------------------------------------------
@@ -184,22 +203,22 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         while True:
             commands = self.person.keys.commands()
             takeover.obey(commands)
-            is_over = self._n_steps >= (self.max_episode_steps or np.inf)
+            is_late = self._n_steps >= (self.max_episode_steps or np.inf)
             try:
                 self._connect_again(commands)
-                if takeover.success is None and (takeover.is_held or is_over):
+                if not takeover.is_over and (takeover.is_held or is_late):
                     self._stop()
                     question = f"step {takeover.n_steps}: the time is over. y, n: was it a success? | x discard"
-                    self.person.show(question if is_over else self._apart() or f"{takeover.status()} | {STATUS_KEYS}")
+                    self.person.show(question if is_late else self._apart() or f"{takeover.status()} | {STATUS_KEYS}")
                     self.pace.wait()
                     continue
-                if takeover.success is None:
+                if not takeover.is_over:
                     self._begin_to_act()
                 self._obs = self._ask(self.robot, self._observe)
-                if takeover.success is None and self._n_steps and self.shows_success is not None and bool(
+                if not takeover.is_over and self._n_steps and self.shows_success is not None and bool(
                         self.shows_success(self._obs)):
                     takeover.success = True
-                if takeover.success is None:
+                if not takeover.is_over:
                     self._read_person()
                     if takeover.is_held:
                         continue
@@ -207,7 +226,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 return self._obs
             except _DeviceLost as failure:
                 self._lost_device = failure
-                if takeover.success is not None:  # the last observation is the end
+                if takeover.is_over:  # the last observation is the end
                     return self._obs
                 takeover.is_held = True
                 self._stop()

@@ -2,14 +2,22 @@
 
 import base64
 import re
+import shutil
+import sys
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
+from fixtures.cli import TINY
 from fixtures.waiting import wait_until
 
 from understudy.cli import main
+from understudy.commands.parts.studio_policies import CommandPolicies
 from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.video import decode_image
 from understudy.robots.cameras import EmulatedCamera, frame_number
 from understudy.robots.limits import SafetyLimits
@@ -50,7 +58,8 @@ def session(folder, cameras=("front",)):
     cameras = {name: EmulatedCamera(160, 120, 30) for name in cameras}
     arm = SimulatedArm(clock=time.monotonic, cameras=cameras)
     robot = SafeRobot(arm, SafetyLimits((-90.0, -90.0), (90.0, 90.0), (60.0, 60.0), slow_start=0))
-    return RobotLiveSession(Project(folder, "simulated_arm", WORDS), robot, Leader(), 50, "leader", "wave", TIMES)
+    return RobotLiveSession(Project(folder, "simulated_arm", WORDS), robot, Leader(), 50, "leader", CommandPolicies(),
+                            "wave", TIMES)
 
 
 def says(live, text):
@@ -115,7 +124,7 @@ def test_a_lost_leader_keeps_the_steps(tmp_path):
 def test_a_project_remembers_its_robot(tmp_path):
     project = Project(tmp_path / "project", "simulated_arm", WORDS)
     assert Project(tmp_path / "project").robot == WORDS
-    assert project.robot_only == WORDS[:4]
+    assert project.robot_words("--robot") == WORDS[:4] and project.robot_words("--robot", "--teleop") == WORDS[:6]
     moved = [*WORDS[:1], "simulated_arm", "--robot.port", "/dev/other"]
     assert Project(tmp_path / "project", "simulated_arm", moved).robot == moved  # it is at another port now
     with pytest.raises(UserError, match="about simulated_arm, not fork"):
@@ -147,3 +156,99 @@ def test_a_wrong_command_makes_no_folder(tmp_path, monkeypatch, capsys, words, m
     monkeypatch.chdir(tmp_path)
     assert main(["studio", *words, "--no-browser"]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+# -- watch and compare ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project with two policies of a simulated arm."""
+    folder, rng = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
+    episodes = []
+    for number in range(3):
+        action = np.cumsum(rng.uniform(0, 2, (30, 2)), 0).astype(np.float32)
+        state = np.concatenate([np.zeros((1, 2), np.float32), action])
+        episodes.append(Episode({"observation.state": state, "action": action}, {"number": number, "success": True}))
+    project = Project(folder / "project", "simulated_arm", WORDS)
+    write_dataset(Dataset(episodes, {"fps": 20}), folder / "demos.npz", "npz")
+    for seed in ("1", "2"):
+        assert main(["train", "bc", str(folder / "demos.npz"), "--out", str(project.folder / "runs" / seed), "--seed",
+                     seed, *TINY]) == 0
+    return project.folder
+
+
+@pytest.fixture
+def project(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "project")
+
+
+def alive(live):
+    """Keeps the page of a session alive until it is called."""
+    ended = threading.Event()
+
+    def tell():
+        while not ended.wait(0.1):
+            live.person.receive([], (0.0, 0.0))
+    threading.Thread(target=tell, daemon=True).start()
+    return ended
+
+
+def reaches(live, phase):
+    wait_until(lambda: live.phase == phase or live.mode == "idle", 60)
+    assert live.phase == phase, live.error
+
+
+def give(live, command, phase):
+    live.person.command(command)
+    reaches(live, phase)
+
+
+def steps(live, number):
+    wait_until(lambda: live.person.takeover.n_steps >= number, 60)
+
+
+def test_a_policy_acts_and_the_leader_takes_over(project, monkeypatch, capsys):
+    live = session(project)
+    live.start("watch", "runs/1")
+    closed = alive(live)
+    reaches(live, "waits")
+    says(live, "Enter begins")
+    assert not live.robot.robot.received and live.picture().shapes  # nothing moves, and the cameras are seen
+    give(live, "enter", "policy")
+    steps(live, 3)
+    give(live, "takeover", "person")
+    steps(live, live.person.takeover.n_steps + 30)
+    assert live.picture().is_person
+    give(live, "takeover", "policy")
+    give(live, "pause", "held")
+    before = live.person.takeover.n_steps
+    says(live, "P goes on")
+    time.sleep(0.2)
+    assert live.person.takeover.n_steps == before
+    give(live, "pause", "policy")
+    give(live, "success", "waits")
+    assert live.tally == [1, 1]
+    give(live, "enter", "policy")
+    closed.set()  # the page is gone
+    reaches(live, "held")
+    live.person._received -= 20
+    reaches(live, "waits")
+    assert live.tally == [1, 1]  # nobody has said how it ended
+    live.stop()
+    assert live.error is None
+    first, second = (open_dataset(path / "episodes.npz")[0] for path in live.project.corrections("runs/1"))
+    acted = np.asarray(first.steps["intervention"], bool)
+    assert acted.sum() >= 30 and not acted[:3].any() and not acted[-1] and first.metadata["success"] is True
+    jumps = np.abs(np.diff(np.asarray(first.steps["action"]), axis=0)).max()
+    assert jumps < 60 / 20 + 3  # the limit of a step at 20 per second
+    assert second.metadata["interrupted"]
+
+    monkeypatch.chdir(project)  # without a terminal, and without a connection to the arms
+    monkeypatch.setitem(sys.modules, "module", types.SimpleNamespace(leader=lambda: Leader()))
+    words = ["improve", "runs/1", "--with", "hg-dagger", "--supervisor", "leader",
+             *live.project.robot_words("--robot", "--teleop"), "--trust", "module"]
+    options = ["--rounds", "1", "--episodes", "2", "--steps", "3", "--device", "cpu"]
+    assert main([*words, "--out", "runs/1-1", *options]) == 0, capsys.readouterr().err
+    assert [policy.name for policy in live.project.policies()] == ["runs/1", "runs/1-1", "runs/2"]
+    assert not live.project.corrections("runs/1")

@@ -58,7 +58,7 @@ def check_robot_options(o: ImproveOptions) -> None:
         raise ConfigError("is missing" if o.supervisor == "leader" else f"has no effect with --supervisor "
                           f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
                           "--teleop.port PORT; keyboard and gamepad need none")
-    if not sys.stdin.isatty():
+    if not sys.stdin.isatty() and needs_person(o):
         raise ConfigError("there is no terminal to read keys from", where=f"--supervisor {o.supervisor}",
                           hint="run it in a terminal, without a pipe")
 
@@ -111,6 +111,11 @@ def collected_all_rounds(o: ImproveOptions) -> bool:
     return len(round_folders(o.out / "collection")) + len(stored) >= o.rounds
 
 
+def needs_person(o: ImproveOptions) -> bool:
+    """Whether a person acts or judges at the robot, which is not connected otherwise."""
+    return bool(o.compare) or not collected_all_rounds(o)
+
+
 @dataclass(frozen=True)
 class RobotImprovement:
     """One call of understudy improve with a robot.
@@ -138,12 +143,14 @@ class RobotImprovement:
         from ...learn.method import load_policy
         from ...learn.run import Run
         from ...learn.train import train
+        from ...robots.registry import make_robot
 
         o, run, rounds = self.o, Run(self.o.out), method.collection
         if isinstance(method.learner, ActorCritic):
             assert isinstance(rounds, CollectionRounds)
             method = replace(method, collection=replace(rounds, updates_meanwhile=True))
-        robot = prepare_robot(o.robot_config(), o.trust, o.yes)
+        needed = needs_person(o)
+        robot = prepare_robot(o.robot_config(), o.trust, o.yes) if needed else make_robot(o.robot_config(), o.trust)
         env = self._env(robot, *self._device(robot))
         load_untold_actor(o.run, env, o, rows=None)  # refuses other columns and other actions
         if self.classifier is not None:
@@ -152,12 +159,13 @@ class RobotImprovement:
             check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         self._check_pairs()
         self._print_plan(method, data)
-        self._ask_once()
         self.resources.callback(env.close)
-        self.resources.enter_context(unblocked_output())
-        self.resources.callback(tell_slow_cameras, robot)
-        self.resources.enter_context(env.person.teleop)
-        self.resources.enter_context(robot)
+        if needed:
+            self._ask_once()
+            self.resources.enter_context(unblocked_output())
+            self.resources.callback(tell_slow_cameras, robot)
+            self.resources.enter_context(env.person.teleop)
+            self.resources.enter_context(robot)
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
               person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, **self.origin,
@@ -176,7 +184,8 @@ class RobotImprovement:
         config = (o if o.supervisor == "leader" else replace(o, teleop=o.supervisor)).teleop_config(
             o.robot_use_degrees == "true")
         teleop, keyboard = make_teleoperator(config, robot, o.trust)
-        confirm_calibrations(o.yes, robot, teleop)
+        if needs_person(o):
+            confirm_calibrations(o.yes, robot, teleop)
         if keyboard is None:
             return teleop, TakeoverKeys(), None
         assert isinstance(teleop, VelocityTeleoperator)

@@ -87,19 +87,26 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     if loop is not None:
         refuse_unused_conditions(runs, o)
     actors = None if loop is None else [_make_actor(run, o, robot) for run in runs]
-    on_robot = ("fps", "episode_time_s", "robot_limits", "robot_max_velocity", "robot_max_relative_target",
-                "robot_max_torque")
-    acting = ("task", "condition", "executor", *(on_robot if robot is not None else ()))
-    about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights,
-             "options": [str(word) if isinstance(word, Path) else word for word in given_options(o, *acting)]}
+    loop_name = o.target if o.robot is None else f"--robot {o.robot}"
+    about = describe_trials(o, design, weights, loop_name)
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
-        session = _stored_session(design, journal)
+        session = journal.session(design)
         if robot is not None and not session.is_over:
             stack.enter_context(unblocked_output())
             stack.enter_context(robot.robot)
         session = table.run(session)
         _print_result(o, design, session, journal.path, out)
+
+
+def describe_trials(o: EvalOptions, design: TrialDesign, weights: Sequence[str | None], loop: str | None
+                    ) -> dict[str, Any]:
+    """Returns what the journal of trials says about them, so that only the same ones are continued in it."""
+    on_robot = ("fps", "episode_time_s", "robot_limits", "robot_max_velocity", "robot_max_relative_target",
+                "robot_max_torque")
+    acting = ("task", "condition", "executor", *(on_robot if o.robot is not None else ()))
+    return {**design.to_json(), "loop": loop, "weights": list(weights),
+            "options": [str(word) if isinstance(word, Path) else word for word in given_options(o, *acting)]}
 
 
 def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], env: RobotEnv, path: Path,
@@ -113,18 +120,7 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
     with TrialLog.open(path, {**design.to_json(), "loop": f"--robot {o.robot}"}) as journal:
         console = _TrialConsole(o, out, design, journal, _robot_loop(o, env), actors)
-        return design.result(console.run(_stored_session(design, journal)))
-
-
-def _stored_session(design: TrialDesign, journal: TrialLog) -> TrialSession:
-    session = design.start()
-    for number, event in enumerate(journal.events, 2):
-        try:
-            session = design.update(session, event)
-        except UserError as error:
-            raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
-                            hint="take the file from a copy, or start again with another --save") from None
-    return session
+        return design.result(console.run(journal.session(design)))
 
 
 # -- the person -----------------------------------------------------------------------------------------------------
@@ -185,7 +181,7 @@ class _TrialConsole:
 
     def _begin(self, session: TrialSession) -> TrialSession:
         trial = self.design.current_trial(session)
-        last = self._last_label(session)
+        last = self.design.last_label(session)
         if self.is_comparison:
             place = "second" if session.current_round.labels else "first"
             scene = ("Set the scene as it was for the first." if session.current_round.labels else
@@ -206,7 +202,7 @@ class _TrialConsole:
         if answer == "end":
             sure = self._ask("The evaluation would be over, although it is not settled.", "yes: end it | no",
                              {"yes": "yes", "no": "no", "": "no"})
-            return self._record_event(session, self._final_record(session)) if sure == "yes" else session
+            return self._record_event(session, self.design.final_event(session)) if sure == "yes" else session
         session = self._record_event(session, {"event": "begin"})
         return session if self.loop is None else self._run_trial(session, trial)
 
@@ -271,7 +267,7 @@ class _TrialConsole:
         return session
 
     def _correct(self, session: TrialSession) -> TrialSession:
-        answer = self._ask(f"It was called {self._last_label(session)}. What was it?", *self._label_choices())
+        answer = self._ask(f"It was called {self.design.last_label(session)}. What was it?", *self._label_choices())
         return self._record_event(session, {"event": "correct", "label": answer})
 
     def _label_choices(self) -> tuple[str, dict[str, str]]:
@@ -288,20 +284,11 @@ class _TrialConsole:
     def _end(self, session: TrialSession) -> TrialSession:
         futile = self.design.verdict(session) == "futile"
         why = "Enough: it would hardly be settled within what is left." if futile else "Settled."
-        answer = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last_label(session)}) | quit",
+        answer = self._ask(f"\n{why}", f"enter: show | correct (it was {self.design.last_label(session)}) | quit",
                            {"": "show", "correct": "correct", "quit": "quit"})
         if answer == "correct":
             return self._correct(session)
-        return self._record_event(session, self._final_record(session))
-
-    def _final_record(self, session: TrialSession) -> dict:
-        """Returns the last line of the journal: the policy of each trial, and the result."""
-        order = [[self.design.policies[i] for i in self.design.policy_order(r.index)] for r in session.rounds]
-        return {"event": "end", "orders": order, "result": self.design.result(session)}
-
-    def _last_label(self, session: TrialSession) -> str:
-        rounds = [*session.rounds, session.current_round]
-        return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
+        return self._record_event(session, self.design.final_event(session))
 
     def _link(self, session: TrialSession) -> None:
         """Creates a link with a neutral name to the policy of the current trial."""

@@ -27,21 +27,23 @@ class ComparePanel(Panel):
         else:
             first = self.choose_policy("compared", "Policy", -1)
             second = self.choose_policy("rival", "compared with", -2)
-            if not self.page.session.can_watch:
-                self.show_command("On a robot, you judge each trial in a terminal, and do not see which policy acts. "
-                                  "It ends when the answer is certain:",
-                                  ["eval", str(first), "--against", str(second), "--interactive",
-                                   *self.project.robot_only])
-        if len(policies) > 1 and self.page.session.can_watch:
-            ui.number("Starts: more make the answer more certain", min=2, step=50, precision=0).bind_value(
-                self.choices, "starts").classes("w-full")
-            self.button("Compare", lambda: self._start(str(second), str(first)), waits=True)
+            self.compare(str(first), str(second))
+        self.result()
+        if policies:
+            self._exports(policies)
+
+    def compare(self, first: str, second: str) -> None:
+        """What a person presses to compare two policies."""
+        ui.number("Starts: more make the answer more certain", min=2, step=50, precision=0).bind_value(
+            self.choices, "starts").classes("w-full")
+        self.button("Compare", lambda: self._start(second, first), waits=True)
+
+    def result(self) -> None:
+        """Shows the newest comparison."""
         if (comparison := self.page.state.comparison) is not None:
             self._show_report(comparison.report)
             if comparison.rollouts:
                 self._show_failures(comparison)
-        if policies:
-            self._exports(policies)
 
     def _show_report(self, report: dict[str, Any]) -> None:
         ui.label(f"On the same {report['episodes']} starts:").classes("text-subtitle2")

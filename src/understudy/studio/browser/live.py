@@ -34,7 +34,8 @@ LOST_SECONDS = 20.0  # without a message, after which a watched episode ends as 
 NEXT_SECONDS = 1.0  # after the end of an episode, in which a person can still say what it was
 DIRECTIONS = {"ArrowUp": (1, 1), "ArrowDown": (1, -1), "ArrowRight": (0, 1), "ArrowLeft": (0, -1),
               "w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1)}  # key of a browser: component, direction
-COMMANDS = {"Enter": "enter", "x": "discard", "y": "success", "n": "failure", "u": "undo", "p": "pause", ".": "step"}
+COMMANDS = {"Enter": "enter", "x": "discard", "y": "success", "n": "failure", "u": "undo", "p": "pause", ".": "step",
+            "t": "takeover"}
 
 
 class AdjustableClock:
@@ -149,6 +150,10 @@ class TakeoverInput(PageInput):
     is_paused: bool = False
     _single_steps: int = 0
 
+    def command(self, name):
+        if name != "takeover":  # here a direction that is held takes over
+            super().command(name)
+
     def read(self):
         return self.action()
 
@@ -217,7 +222,7 @@ def playable_env(name: str) -> Drawable:
     return env
 
 
-Mode = Literal["idle", "show", "watch"]
+Mode = Literal["idle", "show", "watch", "judge"]
 
 
 class LiveSession(ABC):
@@ -227,7 +232,6 @@ class LiveSession(ABC):
         features: The columns of an observation and an action.
         help: What a person does to show the task, as Markdown.
         label: What the picture shows and which keys it takes, for a screen reader.
-        can_watch: Whether policies can be watched and compared here.
         has_picture: Whether there is anything to see.
         mode: What happens now.
         person: What the person does.
@@ -240,7 +244,6 @@ class LiveSession(ABC):
     features: Schema
     help: str
     label: str
-    can_watch: bool
     has_picture = True
 
     def __init__(self, project: Project, person: PersonInput):
@@ -253,7 +256,7 @@ class LiveSession(ABC):
     # -- called by pages ------------------------------------------------------------------------------------------
 
     def start(self, mode: Mode, run: str = "") -> None:
-        """Begins to record demonstrations, or to watch a run of the project.
+        """Begins to record demonstrations, or to watch a run of the project or judge two.
 
         Raises:
             RuntimeError: It has begun something else.
@@ -298,12 +301,18 @@ class LiveSession(ABC):
     def watch(self) -> None:
         """Lets the policy `watched` act until the person stops."""
 
+    def judge(self) -> None:
+        """Lets the person judge policies, where no environment says what succeeds."""
+        raise NotImplementedError
+
     def _main(self) -> None:
         try:
             if self.mode == "show":
                 self.record(self.project.new_sitting())
-            else:
+            elif self.mode == "watch":
                 self.watch()
+            else:
+                self.judge()
         except KeyboardInterrupt:  # a person has stopped watching
             pass
         except Exception as error:  # the page says it; a thread has nobody else to tell
@@ -323,7 +332,6 @@ class ToySession(LiveSession):
         UserError: The environment cannot be shown on a page, or its actions have no limits.
     """
 
-    can_watch = True
     label = ("Live picture. Arrow keys move. Y is success, N is failure, Enter ends the episode, X discards it, P "
              "pauses a policy.")
     help = ("Move with the **arrow keys**, by dragging in the picture, or with a gamepad. The first movement begins a "

@@ -1,7 +1,7 @@
 // The live picture of a studio, and what a person holds while it has the focus: keys, the pointer or a gamepad.
 
 const CONTROLS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "w", "a", "s", "d"];
-const COMMANDS = ["Enter", "x", "y", "n", "u", "p", "."];
+const COMMANDS = ["Enter", "x", "y", "n", "u", "p", ".", "t"];
 const BUTTONS = ["y", "n", "x", "Enter"]; // of a gamepad with the standard layout, from the lowest on
 const INTERVAL = 25; // ms: a step uses what was held so long ago; after half a second without a message, it holds
 const REACH = 0.25; // of the picture: how far to drag for full speed

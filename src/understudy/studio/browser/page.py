@@ -16,6 +16,7 @@ from .live import COMMANDS, LiveSession
 from .pictures import picture_svg
 from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
 from .robot_setup import RobotSetup
+from .robot_trials import StoredTrials
 
 PICTURES_PER_SECOND = 20
 UPDATES = 2_000  # of a training, unless the person chooses others
@@ -64,6 +65,7 @@ class ProjectState:
     findings: list[dict[str, Any]] | None
     policies: list[TrainedPolicy]
     comparison: ProjectComparison | None
+    trials: StoredTrials | None
     choice: dict[str, Any] | None
     exports: list[str]
 
@@ -72,7 +74,7 @@ class ProjectState:
         episodes = project.episodes()
         thumbnails = [picture_svg(session.thumbnail(e), THUMBNAIL) for e in episodes]
         return cls(episodes, thumbnails, project.edits(), project.findings() if episodes else None, project.policies(),
-                   project.comparison(), project.choice(), project.exports())
+                   project.comparison(), project.trials(), project.choice(), project.exports())
 
 
 class Studio:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nicegui import ui
 
@@ -23,13 +23,17 @@ UPDATE_HELP = "In one update the policy sees some steps of the demonstrations an
 FAMILIES = ("behavior_cloning", "chunking", "generative")  # of methods that need nothing but demonstrations
 
 
-def build_panels(page: StudioPage) -> Callable[..., None]:
+def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable[..., None]:
     """Builds the steps as tabs. A robot has one more, at the left.
+
+    Args:
+        last: What takes the place of the last two steps.
 
     Returns:
         The function that shows what has changed: `refresh(progress_only=...)`.
     """
-    panels: list[Panel] = [ShowPanel(page), CheckPanel(page), TrainPanel(page), WatchPanel(page), ComparePanel(page)]
+    kinds = (ShowPanel, CheckPanel, TrainPanel, *(last or (WatchPanel, ComparePanel)))
+    panels: list[Panel] = [kind(page) for kind in kinds]
     first, setup = panels[0], None
     with ui.tabs().props("no-caps dense").classes("w-full") as tabs:
         if page.studio.setup is not None:
@@ -137,10 +141,22 @@ class WatchPanel(Panel):
     def content(self):
         if (policy := self.choose_policy("watched", "Policy", -1)) is None:
             return
-        if not self.page.session.can_watch:
-            self.show_command("On a robot, a policy acts in a terminal. Ctrl-C stops it:",
-                              ["act", policy, *self.project.robot_only])
-            return
+        self.watch(policy)
+        session = self.page.session
+        won, count = session.tally
+        if count and session.watched == policy:
+            interval = clopper_pearson(won, count)
+            ui.label(f"{won} of {count} succeeded: the true rate is between {interval.low:.0%} and "
+                     f"{interval.high:.0%}.").tooltip(RANGE_HELP)
+            ui.html(interval_svg(won / count, interval.low, interval.high), sanitize=False).classes("w-full")
+        waiting = next((p.n_corrections for p in self.page.state.policies if p.name == policy), 0)
+        if waiting:
+            ui.label(f"{waiting} watched episodes are stored. The policy can learn from what you did.")
+            if session.mode != "watch":
+                self.button("Learn from them", lambda: self._start(policy), waits=True)
+
+    def watch(self, policy: str) -> None:
+        """What a person sees and presses to watch a policy."""
         ui.markdown("Hold an **arrow key** to take over, and release it to give back. **Y** and **N** end the episode "
                     "as a success or a failure, **X** discards it, **P** pauses, and **.** makes one step of a paused "
                     "policy.")
@@ -154,17 +170,6 @@ class WatchPanel(Panel):
                     ui.button(text, on_click=lambda c=command: self._give(c)).props("outline")
                 ui.toggle(SPEEDS, value=session.clock.speed, on_change=lambda e: session.clock.set_speed(
                     e.value)).props("no-caps dense aria-label=Speed")
-        won, count = session.tally
-        if count and session.watched == policy:
-            interval = clopper_pearson(won, count)
-            ui.label(f"{won} of {count} succeeded: the true rate is between {interval.low:.0%} and "
-                     f"{interval.high:.0%}.").tooltip(RANGE_HELP)
-            ui.html(interval_svg(won / count, interval.low, interval.high), sanitize=False).classes("w-full")
-        waiting = next((p.n_corrections for p in self.page.state.policies if p.name == policy), 0)
-        if waiting:
-            ui.label(f"{waiting} watched episodes are stored. The policy can learn from what you did.")
-            if session.mode != "watch":
-                self.button("Learn from them", lambda: self._start(policy), waits=True)
 
     def _give(self, command: str) -> None:
         person = self.page.session.person
@@ -172,10 +177,14 @@ class WatchPanel(Panel):
             person.command(command)
             self.page.picture.run_method("focus")
 
+    def improving(self, policy: str) -> list[str]:
+        """The first words of the command that learns from what the person did."""
+        return ["improve", policy, "--with", "hg-dagger", "--supervisor", "keyboard", "--env", self.project.env]
+
     async def _start(self, policy: str) -> None:
         await self.page.stop()
         n_episodes = len(self.project.corrections(policy))
         out, updates = self.project.improved(policy), whole_number(self.choices["updates"], "updates")
-        words = ["improve", policy, "--with", "hg-dagger", "--supervisor", "keyboard", "--env", self.project.env,
-                 "--out", out, "--rounds", "1", "--episodes", str(n_episodes), "--steps", str(updates)]
+        words = [*self.improving(policy), "--out", out, "--rounds", "1", "--episodes", str(n_episodes), "--steps",
+                 str(updates)]
         await self.studio.start_job(Job("Improve", [words], out, updates))

@@ -16,10 +16,11 @@ from ...files import file_name, read_json, try_lock, write_json
 from ...improve.collection import FIRST_EPISODE, UNFINISHED
 from ...improve.journal import EpisodeJournal
 from ...learn.run import Run
+from .robot_trials import StoredTrials
 
 PROJECT = "project.json"  # says which environment or robot a project is about
 DEMONSTRATIONS, VIEWS, RUNS, REPORTS = "demonstrations", "views", "runs", "reports"
-ROLLOUTS, CHOICE, EXPORTS = "rollouts", "choice", "exports"
+ROLLOUTS, CHOICE, EXPORTS, TRIALS = "rollouts", "choice", "exports", "trials"
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,9 @@ class Project:
                 options[-1].append(word)
         return options
 
-    @property
-    def robot_only(self) -> list[str]:
-        """The options that name the robot, without those of the teleoperator and of a recording."""
-        return [word for words in self.robot_options if words[0].startswith("--robot") for word in words]
+    def robot_words(self, *prefixes: str) -> list[str]:
+        """The options of the robot and what moves it that begin with a prefix, such as "--robot"."""
+        return [word for words in self.robot_options if words[0].startswith(prefixes) for word in words]
 
     def set_robot_option(self, option: str, value: str) -> None:
         """Stores an option of the robot or the teleoperator, such as its port, in place of the value that it had."""
@@ -346,6 +346,22 @@ class Project:
         number = _next([*_numbered(self.folder / REPORTS), *(_numbered(rollouts) if rollouts.exists() else [])])
         return ["compare", first, second, "--env", self.env, "--episodes", str(starts), "--save",
                 f"{ROLLOUTS}/{number}", "--html", f"{REPORTS}/{number}.html", "--json"], f"{REPORTS}/{number}.json"
+
+    def trials(self) -> StoredTrials | None:
+        """The newest blind trials of two policies on a robot."""
+        folder = self.folder / TRIALS
+        files = [path for path in _numbered(folder) if path.suffix == ".jsonl"] if folder.exists() else []
+        stored = [trials for trials in map(StoredTrials.read, files) if trials.events]
+        return stored[-1] if stored else None
+
+    def trials_command(self, first: str, second: str) -> tuple[list[str], str]:
+        """The words after "eval" of the command that begins blind trials or goes on with them, and their file."""
+        newest, number = self.trials(), 1
+        if newest is not None:
+            goes_on = newest.policies == (first, second) and not newest.is_over
+            number = int(newest.path.stem) + (not goes_on)
+        path = f"{TRIALS}/{number}.jsonl"
+        return [first, "--against", second, "--interactive", *self.robot_words("--robot"), "--save", path], path
 
     def exports(self) -> list[str]:
         """What was written for other software."""

@@ -252,7 +252,7 @@ class RobotToSetUp(LiveSession):
         problem: Why. None if a port or a calibration is missing, which the page says anyway.
     """
 
-    can_watch = has_picture = False
+    has_picture = False
     label, help = RobotLiveSession.label, "The robot is not ready. Start with **Set up**."
 
     def __init__(self, project: Project, problem: str | None):

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,6 +22,7 @@ from ...serve.address import address_host, open_port
 from .live import LiveSession
 from .page import Studio, StudioPage
 from .panels import build_panels
+from .robot_panels import ROBOT_PANELS
 from .robot_setup import RobotSetup
 
 Scope = MutableMapping[str, Any]
@@ -162,7 +164,7 @@ def serve_studio(session: LiveSession, address: StudioAddress, tokens: Sequence[
 
     @ui.page("/", title="understudy studio")
     def page() -> None:
-        StudioPage(studio, build_panels)
+        StudioPage(studio, partial(build_panels, last=() if setup is None else ROBOT_PANELS))
 
     @app.on_shutdown
     def end() -> None:

@@ -66,7 +66,7 @@ class TakeoverCommands(PageCommands):
         commands = ["hold" if command == "pause" else command for command in commands if command != "quit"]
         if self.silence > STALE_SECONDS and not self.takeover.is_held:
             commands = ["hold"]
-        if self.silence > LOST_SECONDS or self._quits and self.is_lost() and self.takeover.n_steps:
+        if self.takeover.n_steps and (self.silence > LOST_SECONDS or self._quits and self.is_lost()):
             commands.append("interrupt")  # what was done before a cable came loose is kept
         elif self._quits:
             commands.append("quit")

@@ -25,7 +25,7 @@ from ..robots.safety import SafeRobot
 from .journal import WatchedEnv
 from .takeover import ReplanningActor, Takeover
 
-Phase = Literal["waits", "lost", "held", "late", "person", "policy"]
+Phase = Literal["rests", "waits", "lost", "held", "late", "person", "policy"]
 STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn | q quit"
 
 
@@ -88,18 +88,18 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._lost_device: _DeviceLost | None = None
         self._keys, self._planning = ExitStack(), ExitStack()
         self._sent: list[np.ndarray] = []  # of the episode, by step
-        self._is_begun = False
+        self._is_begun: bool | None = None  # whether an episode has begun, or waits to begin
 
     @property
     def phase(self) -> Phase:
-        """What happens now: it waits for an episode to begin, a device is lost, it is held, or who acts.
+        """What happens now: it waits for a person to begin an episode, a device is lost, it is held, or who acts.
 
         In "late" the time is over, and the person says how the episode has ended.
         """
         if self._lost_device is not None:
             return "lost"
         if not self._is_begun:
-            return "waits"
+            return "rests" if self._is_begun is None else "waits"
         if self._n_steps >= (self.max_episode_steps or np.inf):
             return "late"
         return "held" if self.takeover.is_held else "person" if self.takeover.is_person else "policy"

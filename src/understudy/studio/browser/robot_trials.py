@@ -19,7 +19,7 @@ from ...robots.safety import SafeRobot
 from .robot_commands import TrialCommands
 
 PERIOD = 0.05  # s, between two looks at what the person says while the robot holds
-TrialPhase = Literal["waits", "acts", "asks", "ends"]
+TrialPhase = Literal["rests", "waits", "acts", "asks", "ends"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BlindTrials:
     seconds: float
     show: Callable[[str], None]
     changed: Callable[[], None]
-    phase: TrialPhase = "waits"
+    phase: TrialPhase = "rests"
 
     def run(self) -> None:
         """Runs all trials that are left.
@@ -103,11 +103,13 @@ class BlindTrials:
         return self._act(self._record(session, {"event": "begin"}), trial)
 
     def _act(self, session: TrialSession, trial: Trial) -> TrialSession:
-        design, self.phase = self.trials.design, "acts"
-        with self.person.acting():  # how many steps were late would tell the slower policy
+        def show(text: str) -> None:  # its counts of late steps would tell the slower policy
+            self.phase = "acts"
+            self.show("One of the two acts")
+        design, self.phase = self.trials.design, "rests"
+        with self.person.acting():
             done = act_on_robot(self.robot, self.trials.actors[design.current_policy(session)], trial.key, fps=self.fps,
-                                seconds=self.seconds, keys=self.person,
-                                show=lambda text: self.show("One of the two acts"))
+                                seconds=self.seconds, keys=self.person, show=show)
         if done.ended == "discard":
             return self._record(session, {"event": "spoilt"})
         if done.success is None:

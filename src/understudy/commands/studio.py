@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class StudioOptions(TrustOption, RobotRecordingOptions, TeleopOptions, RobotOptions):
     """Open a page in the browser on which you show a task, check, train, watch, take over and compare.
 
-    With --robot and --teleop you set a robot up, and show the task on it. Its policies are trained on the page, and act
-    in a terminal.
+    With --robot and --teleop you do it on a robot, which the page also helps to set up: a leader arm shows the task and
+    takes over, and you judge policies in blind trials.
 
     Everything stays in one folder: recordings in demonstrations, selections in views, and policies in runs. The page
     runs the other commands and can show them. Open the folder again, and the page shows the same.

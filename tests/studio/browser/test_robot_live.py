@@ -270,13 +270,13 @@ def test_a_lost_cable_keeps_the_steps_of_a_takeover(project):
     steps(live, live.person.takeover.n_steps + 3)
     live.teleop.is_loose = True
     reaches(live, "lost")
-    says(live, "your device is lost (the connection is gone). Enter connects it again")
+    says(live, "Your device is lost (the connection is gone). Enter connects it again.")
     live.teleop.is_loose = False
     give(live, "enter", "held")
     give(live, "pause", "person")
     live.robot.robot.is_broken = True
     reaches(live, "lost")
-    says(live, "the robot is lost")
+    says(live, "The robot is lost")
     live.stop()
     closed.set()
     (path,) = live.project.corrections("runs/1")

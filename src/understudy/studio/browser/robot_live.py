@@ -33,8 +33,8 @@ from .robot_commands import PageCommands, TakeoverCommands, TrialCommands
 from .robot_trials import BlindTrials, PreparedTrials
 
 STATE = "observation.state"
-PAGE_TEXTS = {"waits": "{}. Enter begins", "lost": "{}. Enter connects it again",
-              "held": "{}. P goes on, T takes over"}  # by phase: what the page adds to the text of a terminal
+PAGE_TEXTS = {"waits": "{}. Enter begins.", "lost": "{}. Enter connects it again.",
+              "held": "{}. P goes on, T takes over."}  # by phase: what the page adds to the text of a terminal
 LIVE, RECORDED, SMALL = 480, 320, 80  # px, longer side of a camera's picture; all of a recorded episode are kept
 
 
@@ -101,6 +101,7 @@ class RobotLiveSession(LiveSession):
         with self._lock:
             if self._latest.number != self._number:
                 text = PAGE_TEXTS.get(self.phase, "{}").format(self._text.partition(" | ")[0])
+                text = text[:1].upper() + text[1:] if self._acting is not None else text
                 # An episode has another number on the page, because a project has several sittings.
                 line = re.sub(r"(^|, )episode \d+(, | )", lambda m: m[1] if m[2] == ", " else f"{m[1]}it ", text)
                 is_person = text.startswith("episode") or self.phase == "person"

@@ -117,8 +117,10 @@ def show_what_acts(page: StudioPage, *policies: str) -> None:
         for policy in policies:
             ui.label(f"{policy_title(policy)}: {describe_policy(page.project.folder / policy)}")
         rates = {f"{session.policies.rate(page.project.folder / policy):g}" for policy in policies}
-        ui.label(f"{' or '.join(sorted(rates))} steps per second, for {session.times.episode:g} s at most.")
-        with ui.expansion("Limits of each joint").classes("w-full").props("dense"):
+        limits, unit = session.robot.limits, session.features["action"].unit or "units"
+        ui.label(f"{' or '.join(sorted(rates))} steps per second, for {session.times.episode:g} s at most. No joint moves "
+                 f"faster than {max(limits.max_velocity):g} {unit} per second.")
+        with ui.expansion("Limits of each joint").classes("w-full").props("dense header-class=q-px-none"):
             ui.table(rows=joint_limits(session), columns=[
                 {"name": name, "label": label, "field": name, "align": "left" if name == "joint" else "right"}
                 for name, label in (("joint", "Joint"), ("low", "From"), ("high", "To"), ("speed", "Per second"))]
@@ -130,7 +132,8 @@ def describe_policy(run: Path) -> str:
     method = Method.load(run)
     horizon, executor = method.policy.window.horizon, method.executor
     done = executor.n_action_steps if isinstance(executor, ChunkedExecutor) else 1
-    return f"plans {horizon} step{'s' * (horizon > 1)} at once, and acts {done} of them before the next plan."
+    return (f"plans {horizon} steps at once, and acts {done} of them before the next plan." if horizon > 1 else
+            "plans one step at a time.")
 
 
 def joint_limits(session: RobotLiveSession) -> list[dict[str, Any]]:

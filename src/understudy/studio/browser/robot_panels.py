@@ -38,7 +38,10 @@ class RobotWatchPanel(WatchPanel):
     """Lets a policy act on the robot. The person takes over with the leader arm, and the policy learns from it."""
 
     def watch(self, policy):
-        session = robot_session(self.page)
+        session = self.page.session
+        if not isinstance(session, RobotLiveSession):
+            ui.markdown(session.help)
+            return
         if session.mode != "watch":
             show_what_acts(self.page, policy)
             self.button("Watch", lambda: self.page.begin("watch", policy), waits=True).tooltip(
@@ -60,7 +63,10 @@ class TrialPanel(ComparePanel):
     """Lets the person judge two policies in blind trials on the robot."""
 
     def compare(self, first, second):
-        session, trials = robot_session(self.page), self.page.state.trials
+        session, trials = self.page.session, self.page.state.trials
+        if not isinstance(session, RobotLiveSession):
+            ui.markdown(session.help)
+            return
         if session.mode == "judge":
             ui.markdown(TRIAL_HELP)
             order_buttons(self.page, TRIAL_ORDERS)
@@ -118,8 +124,8 @@ def show_what_acts(page: StudioPage, *policies: str) -> None:
             ui.label(f"{policy_title(policy)}: {describe_policy(page.project.folder / policy)}")
         rates = {f"{session.policies.rate(page.project.folder / policy):g}" for policy in policies}
         limits, unit = session.robot.limits, session.features["action"].unit or "units"
-        ui.label(f"{' or '.join(sorted(rates))} steps per second, for {session.times.episode:g} s at most. No joint moves "
-                 f"faster than {max(limits.max_velocity):g} {unit} per second.")
+        ui.label(f"{' or '.join(sorted(rates))} steps per second, for {session.times.episode:g} s at most. No joint "
+                 f"moves faster than {max(limits.max_velocity):g} {unit} per second.")
         with ui.expansion("Limits of each joint").classes("w-full").props("dense header-class=q-px-none"):
             ui.table(rows=joint_limits(session), columns=[
                 {"name": name, "label": label, "field": name, "align": "left" if name == "joint" else "right"}

@@ -100,9 +100,9 @@ def _listens(port: int) -> bool:
 def page_interval() -> float:
     """How often the page says what is held (s)."""
     script = measure.HERE.parent / "src/understudy/studio/browser/live_picture.js"
-    found = re.search(r"const INTERVAL = (\d+);", script.read_text(encoding="utf-8"))
-    assert found is not None
-    return int(found[1]) / 1000
+    interval = re.search(r"const INTERVAL = (\d+);", script.read_text(encoding="utf-8"))
+    assert interval is not None
+    return int(interval[1]) / 1000
 
 
 async def tell(page: ReadingClient, keys: Callable[[], Sequence[str]]) -> None:

@@ -191,6 +191,22 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
 
 
+def test_frames_that_wait_for_the_encoder_are_read_one_at_a_time(tmp_path, monkeypatch):
+    r = Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png")
+    show(r, 1, 3, True)
+    settled(r)
+    data, read, column = open_dataset(tmp_path / "d"), [], journal.JournalEpisode.column
+
+    def noted_column(episode, name, rows=slice(None)):
+        read.append(rows)
+        return column(episode, name, rows)
+    monkeypatch.setattr(journal.JournalEpisode, "column", noted_column)
+    frames = data.frames(FRONT, 0)
+    row, frame = next(frames)
+    assert (row, frame[0, 0, 0], read) == (0, 10, [slice(0, 1)])
+    assert [(row, frame[0, 0, 0]) for row, frame in frames] == [(1, 11), (2, 12)]
+
+
 def test_cached_frames_of_an_interrupted_recording_are_not_those_of_an_earlier_one_in_its_place(tmp_path):
     folder = tmp_path / "d"
     for number in (1, 2):

@@ -66,9 +66,9 @@ Wall-clock time that one recorded step takes from a control loop at 100 Hz."""),
 `understudy record` with an emulated SO-101 and two emulated cameras. A step is late by the time that is
 missing from its period."""),
     "studio": ("The studio", """
-`understudy studio` on two cores, with a client that reads all messages in place of a browser. A robot is an emulated
-SO-101 with its leader and two emulated cameras; a person holds keys in the toy `push`. The servers of the emulated
-servos, the client and other programs were running on the same cores, so times are upper bounds."""),
+A person holds keys in the toy `push`, in a studio on two cores, with a client that reads all messages in place of a
+browser. Other programs kept both cores busy, so ages are upper bounds. The part with a robot and two cameras has not
+been measured on a machine of its own."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise."""),
     "scan": ("Scanning a data set", """

@@ -43,7 +43,7 @@ RATE, CAMERAS = cameras.RATE, cameras.CAMERAS
 EPISODE, RESET = 60.0, 1.0  # s
 LONGEST_WAIT = 100.0  # ms between two pictures on average: at least 10 a second
 OLDEST_INPUT = 50.0  # ms
-MOST_GROWTH = 10.0  # MB
+MOST_GROWTH, FLAT = 10.0, 300.0  # MB, and from how many seconds on: before, the server still loads libraries
 MOST_FRAMES_MISSING = 2  # in a row: camera and loop have clocks of their own, which costs up to one
 SAMPLE = 5.0  # s between two looks at the memory
 CLOCK = "clock:"  # begins what the client sends beside the keys: the time
@@ -122,7 +122,7 @@ class Recorded:
 
     Args:
         steps: Steps of all episodes.
-        lost: Steps that are missing, by the recorded times, or that the recorder dropped.
+        n_lost: Steps that are missing, by the recorded times, or that the recorder dropped.
         frames: Frames of all cameras that no step has.
         most_frames: The most of them in a row.
         gaps: Times between two pictures on the page (s).
@@ -132,7 +132,7 @@ class Recorded:
     """
 
     steps: int
-    lost: int
+    n_lost: int
     frames: int
     most_frames: int
     gaps: np.ndarray
@@ -159,12 +159,12 @@ def record_robot(folder: Path, seconds: float) -> Recorded:
     data = open_dataset(folder / "project" / "demonstrations" / "1")
     assert len(data) == episodes, f"{len(data)} episodes are there"
     times = [np.asarray(e.steps["timestamp"], np.float64) for e in data]
-    lost = sum(round((t[-1] - t[0]) * RATE) + 1 - len(t) for t in times) + sum(e.metadata["dropped"] for e in data)
+    n_lost = sum(round((t[-1] - t[0]) * RATE) + 1 - len(t) for t in times) + sum(e.metadata["dropped"] for e in data)
     missing = np.concatenate([_missing_frames(data, f"observation.images.{name}", i)
                               for name in CAMERAS for i in range(episodes)])
     recorded = [p for p in pictures if p.text.startswith("step")]
     gaps = np.diff([p.at for p in pictures if recorded[0].at <= p.at <= recorded[-1].at])
-    return Recorded(sum(map(len, times)), lost, int(missing.sum()), int(missing.max()), gaps,
+    return Recorded(sum(map(len, times)), n_lost, int(missing.sum()), int(missing.max()), gaps,
                     statistics.median(len(p.shapes) for p in recorded) / 1000, server, tree)
 
 
@@ -210,7 +210,7 @@ def robot(seconds: float) -> list[measure.Line]:
     grown = statistics.median(late) - statistics.median(early)
     gaps, what = 1000 * r.gaps, f"two 640×480 cameras at {RATE} Hz for {seconds:g} s"
     return [
-        measure.Line(f"{what}; steps that are lost", _figure(r.lost, "steps"), bound=0, note=f"of {r.steps:,}"),
+        measure.Line(f"{what}; steps that are lost", _figure(r.n_lost, "steps"), bound=0, note=f"of {r.steps:,}"),
         measure.Line(f"{what}; frames in a row that no step has", _figure(r.most_frames, ""),
                      bound=MOST_FRAMES_MISSING, note=f"{r.frames:,} of {len(CAMERAS) * r.steps:,} in all"),
         measure.Line(f"{what}; time between two pictures on the page, mean", _figure(float(gaps.mean()), "ms"),
@@ -218,7 +218,7 @@ def robot(seconds: float) -> list[measure.Line]:
         measure.Line(f"{what}; time between two pictures on the page, p99", _figure(float(np.percentile(gaps, 99)),
                                                                                    "ms")),
         measure.Line(f"{what}; growth of the server's memory", measure.Figure(
-            max(grown, 0.0), min(r.server), max(r.server), "MB"), bound=MOST_GROWTH,
+            max(grown, 0.0), min(r.server), max(r.server), "MB"), bound=MOST_GROWTH if seconds >= FLAT else None,
             note=f"from the second sixth to the middle, to the last third; in MB at the start and then each minute: "
                  f"{', '.join(f'{megabytes:.0f}' for megabytes in r.server[::round(60 / SAMPLE)])}"),
         measure.Line(f"{what}; memory of all processes", _figure(max(r.tree), "MB"),

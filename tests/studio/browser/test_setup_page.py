@@ -159,7 +159,8 @@ def test_a_robot_is_set_up_by_clicks(page, tmp_path, calibrations):
     pytest.importorskip("nicegui", reason="extra studio not installed")
     folder = tmp_path / "project"
     with arms() as (follower, leader):
-        with Hand(follower, leader), served(folder, *words(follower.port, leader.port), env="") as address:
+        with Hand(follower, leader), served(folder, *words(follower.port, leader.port), "--warmup-time-s",
+                                                   "600", env="") as address:
             page.goto(address)
             page.get_by_role("tab", name="Set up: to do").wait_for()
             for device in ("Robot arm", "Leader arm"):

@@ -102,7 +102,8 @@ class Studio:
 
     def _job_ended(self, job: Job) -> None:
         changes = self.session.changes
-        if self.setup is not None and self.setup.take_over(job):
+        if self.setup is not None and (self.setup.take_over(job)
+                                       or job.state == "done" and not self.session.has_picture):  # it may be ready now
             self.session = self.setup.open()
         self.session.changes = changes + 1
 

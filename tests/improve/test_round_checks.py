@@ -1,11 +1,13 @@
-"""Warnings about collected episodes."""
+"""Warnings about collected episodes, and the size of their frames."""
 
 import numpy as np
 import pytest
 
 from understudy import make, train
 from understudy.core import DataWarning
+from understudy.data.episode import Dataset, Episode
 from understudy.improve.collection import random_episodes
+from understudy.improve.round_checks import scaled_frames
 from understudy.methods import find_method
 
 
@@ -23,3 +25,11 @@ def test_what_varied_in_no_first_episode_and_is_not_seen_is_told(name, tmp_path,
         assert len(told) == (first is hidden and name == "sac")  # ppo sees them from the next round on
     if told:
         assert told[0].startswith(f"{column} has components that were constant in the first episodes, such as [1], and")
+
+
+def test_frames_get_the_size_of_the_data():
+    def episode(side):
+        images = np.full((3, side, side, 3), 7, np.uint8)
+        return Episode({"observation.images.front": images, "action": np.zeros((2, 1), np.float32)})
+    (scaled,) = scaled_frames(Dataset([episode(32)]), Dataset([episode(8)]))
+    assert np.array_equal(scaled.steps["observation.images.front"], episode(8).steps["observation.images.front"])

@@ -50,7 +50,7 @@ from .batch_composition import PowerLawRehearsal, flag_halves
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor, PersonGate
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, LastRounds, RetentionRule
-from .round_checks import check_rewards, warn_of_hidden_components
+from .round_checks import check_rewards, scaled_frames, warn_of_hidden_components
 from .supervisors import PolicySupervisor
 from .unlearned_steps import HANDOVER, UnflaggedParts, count_learned
 from .updates import PerNewStep, PerRound, UpdateRule
@@ -290,11 +290,12 @@ class RolloutCollector(EpisodeCollector):
         if wrapper is None:
             return self._transformed(episodes, practice_env, training)
         cast = partial(_cast_actions, practice_env.features, practice_env.features["action"].shape)
-        return _wrapped_episodes(episodes.map(cast), training, wrapper)
+        return _wrapped_episodes(scaled_frames(episodes, training.data).map(cast), training, wrapper)
 
     def _transformed(self, episodes: Dataset, env: Env, training: Training) -> Dataset:
         shape = training.data.features().get("action", env.features["action"]).shape
-        return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
+        cast = partial(_cast_actions, env.features, shape)
+        return training.transform(scaled_frames(episodes, training.data).map(cast))
 
     def _supervised_actor(self, explorer: Actor, wrapper: ActionWrapper | None, env: Env, number: int,
                           training: Training) -> Actor:
@@ -317,8 +318,7 @@ class RolloutCollector(EpisodeCollector):
 
     def _roll_out(self, actor: Actor, env: Env, number: int, training: Training) -> Dataset:
         """Rolls the actor out in the environment, and returns the episodes of a collection round."""
-        n_stored = len(training.stored)
-        latest = [len(training.stored[i]) for i in range(max(n_stored - env.rows, 0), n_stored)]
+        latest = [len(training.stored[i]) for i in range(len(training.stored))[-env.rows:]]
         seed, run_episodes = recording_seed(training.seed), rollout
         run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
         if self.supervisor is not None:  # a killed process must not cost its time

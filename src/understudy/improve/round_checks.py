@@ -1,4 +1,4 @@
-"""Checks of the episodes of a collection round, before a policy learns them."""
+"""Checks of the episodes of a collection round, and the sizes of their frames, before a policy learns them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from ..core import DataWarning
 from ..data.codec import Normalizer
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from ..data.formats import check_finite
 from ..data.running_statistics import is_constant
+from ..data.video import resize
 from ..learn.targets import REWARD
-from ..policy import Policy
+from ..policy import Policy, camera_sizes
 from .gates import INTERVENTION
 
 
@@ -46,3 +47,13 @@ def warn_of_hidden_components(policy: Policy, episodes: Dataset) -> None:
             warnings.warn(f"{name} has components that were constant in the first episodes, such as [{component}], and "
                           "vary in collected ones. The policy does not see them. Train again with first episodes in "
                           "which they vary, or unscaled, with --policy.codec.obs identity.", DataWarning, stacklevel=4)
+
+
+def scaled_frames(episodes: Dataset, data: Dataset) -> Dataset:
+    """Returns new episodes with camera frames of the size of those in the data, which were scaled for the policy."""
+    sizes = camera_sizes(data.features()) if len(data) else {}
+
+    def scale(episode: Episode) -> Episode:
+        frames = {name: episode.steps[name] for name in sizes if name in episode.steps}
+        return episode.replace({name: resize(np.asarray(value), sizes[name]) for name, value in frames.items()})
+    return episodes.map(scale) if sizes else episodes

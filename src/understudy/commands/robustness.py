@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import file_name
+from ..hub import is_downloaded
 from .parts.common import (
     EnvName,
     Output,
@@ -171,7 +172,8 @@ def _results_path(o: RobustnessOptions) -> Path:
     from ..checkpoint import is_lerobot_checkpoint
 
     name, run = file_name(o.env), Path(o.run)
-    if (o.run == SCRIPTED_ACTOR and not run.exists()) or has_no_run(run) or is_lerobot_checkpoint(run_folder(run)):
+    if ((o.run == SCRIPTED_ACTOR and not run.exists()) or has_no_run(run) or is_downloaded(run)
+            or is_lerobot_checkpoint(run_folder(run))):
         return Path("robustness") / f"{run.stem}-{name}.jsonl"
     return run_folder(run) / "robustness" / f"{name}.jsonl"
 

@@ -44,6 +44,7 @@ from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..files import replace_nonfinite, whole_folder
 from ..heads.base import MemoryHead
+from ..hub import folder_name
 from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -625,7 +626,7 @@ def make_provenance(checked: Preflight, run_config: RunConfig, device: torch.dev
     """
     data, stream = checked.recorded, run_config.stream
     source = data.metadata
-    name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
+    name = source.get("name") or folder_name(Path(str(source.get("path", "")))) or source.get("env")
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     all_data = data if stream is None else stream
     return {

@@ -54,6 +54,7 @@ COMMANDS = {
     "judge": Command("Improve", "say which of two motions is better, to learn a reward", True),
     "export": Command("Deploy", "write a trained policy as one file, or for LeRobot"),
     "serve": Command("Deploy", "serve a trained policy to clients in the network"),
+    "pull": Command("Deploy", "download data or a policy from the Hugging Face hub", True, module="sharing.pull"),
     "calibrate": Command("Deploy", "calibrate a failure detector at a stated rate of errors"),
     "robot": Command("Robot", "set up, calibrate and check a robot, or emulate one"),
     "act": Command("Robot", "run a trained policy on a robot, within limits",
@@ -61,8 +62,8 @@ COMMANDS = {
 }
 
 WORDS = {
-    "DATA": "a file or folder of demonstrations",
-    "RUN": "the folder of a trained policy, or a policy of LeRobot (ACT, Diffusion Policy)",
+    "DATA": "a file or folder of demonstrations, or hf:OWNER/NAME",
+    "RUN": "the folder of a trained policy, hf:OWNER/NAME, or a policy of LeRobot (ACT, Diffusion Policy)",
     "ENV": "a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory",
     "METHOD": "the name of a method, module:function, or a method.json",
 }

@@ -34,6 +34,7 @@ from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
 from .help_page import print_help
+from .hub_names import download_named
 from .options import Option, flag_words, options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
@@ -61,6 +62,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     parsed = read_options(options, command, args)
     search_current_folder(getattr(parsed, "trust", ()))
     _refuse_exchanged(options, parsed, command, args)
+    parsed = download_named(parsed, command)
     _check_files(parsed)
     return parsed
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ...core import ConfigError, Feature, Schema, Unsupported, UserError, role
 from ...files import file_name, replace_nonfinite
 from ...hints import did_you_mean, path_text
+from ...hub import is_downloaded
 from ...serve.address import served_address
 from .common import command_line, has_no_run, open_data, recorded_data_of, recorded_env_of
 from .conditions import (
@@ -462,8 +463,11 @@ def run_folder(run: Path) -> Path:
 
 
 def append_result(o: EvalOptions, line: dict) -> None:
-    """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot."""
-    if has_no_run(o.run):
+    """Appends a result to RUN/eval/ENV.jsonl.
+
+    Nothing is written for exported files, checkpoints of LeRobot and runs in the cache of the hub.
+    """
+    if has_no_run(o.run) or is_downloaded(o.run):
         return
     from ...checkpoint import find_checkpoint, is_lerobot_checkpoint
     from ...learn.callbacks import log_evaluation

@@ -1,0 +1,1 @@
+"""Commands that share data sets and runs on the Hugging Face hub."""

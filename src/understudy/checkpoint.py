@@ -282,7 +282,8 @@ def check_version(checkpoint: Path) -> None:
 def _weights_folder(folder: Path) -> Path:
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
-    if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
+    is_run = (folder / "run.json").exists()  # on the hub, the files of LeRobot are next to it
+    if not is_run and (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
         return lerobot_folder
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
     has_started = (run / "checkpoints").is_dir() or (run / ".lock").exists()

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +131,38 @@ def pull(repository: Repository, to: Path) -> int:
     os.rename(part, to)
     sync_folder(to.parent)
     return sum(file.size for file in listing.siblings)
+
+
+def push(files: Mapping[str, Path | bytes], repository: Repository, *, private: bool = False, tag: str | None = None
+         ) -> str:
+    """Uploads files as one commit, after which the repository holds nothing else. Returns the address of its page.
+
+    Args:
+        files: By their paths in the repository.
+        private: Make a new repository private.
+        tag: A tag that is moved to the commit.
+    """
+    hub = _library()
+    sizes = [len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values()]
+    print(f"{repository}: uploading {pluralize(len(files), 'file')}, {sum(sizes) / 1e6:,.1f} MB, as a "
+          f"{WORDS[repository.kind]}", file=sys.stderr)
+    with _hub_errors(repository):
+        api = _api()
+        api.create_repo(repository.name, repo_type=repository.kind, private=private or None, exist_ok=True)
+        before = api.repo_info(repository.name, repo_type=repository.kind)
+        if private and not before.private:
+            raise UserError("there is already a public repository of this name", where=repository,
+                            hint=f"make it private on {_page(repository)}/settings, or choose another name")
+        stale = {file.rfilename for file in before.siblings} - {*files, ".gitattributes"}
+        api.create_commit(
+            repository.name, repo_type=repository.kind, commit_message="Upload with understudy", operations=[
+                *(hub.CommitOperationAdd(name, file) for name, file in files.items()),
+                *(hub.CommitOperationDelete(name) for name in sorted(stale))])
+        if tag is not None:
+            with suppress(hub.errors.RevisionNotFoundError):
+                api.delete_tag(repository.name, repo_type=repository.kind, tag=tag)
+            api.create_tag(repository.name, repo_type=repository.kind, tag=tag)
+    return _page(repository)
 
 
 def kinds_of(name: str) -> list[RepositoryKind]:

@@ -54,6 +54,7 @@ COMMANDS = {
     "judge": Command("Improve", "say which of two motions is better, to learn a reward", True),
     "export": Command("Deploy", "write a trained policy as one file, or for LeRobot"),
     "serve": Command("Deploy", "serve a trained policy to clients in the network"),
+    "push": Command("Deploy", "upload data or a policy to the Hugging Face hub", True, module="sharing.push"),
     "pull": Command("Deploy", "download data or a policy from the Hugging Face hub", True, module="sharing.pull"),
     "calibrate": Command("Deploy", "calibrate a failure detector at a stated rate of errors"),
     "robot": Command("Robot", "set up, calibrate and check a robot, or emulate one"),

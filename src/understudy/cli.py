@@ -1,8 +1,8 @@
 """The command line: runs a command, and reports errors. Each command is a file in commands/.
 
-Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
-robot check found a difference, or more steps of act than allowed were clipped, stale or late; 130 interrupted and
-resumable.
+Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors, stored
+evidence does not hold, robot check found a difference, or more steps of act than allowed were clipped, stale or late;
+130 interrupted and resumable.
 """
 
 from __future__ import annotations

@@ -41,10 +41,11 @@ def test_data_are_downloaded_once_and_are_the_same(call, stored, place, tmp_path
     assert open_dataset(folder).fingerprint() == open_dataset(place / "demos").fingerprint()
 
 
-def test_a_policy_is_evaluated_and_its_folder_stays_as_it_is(call, stored, place):
+def test_a_policy_is_evaluated_and_its_folder_stays_as_it_is(call, stored, place, tmp_path):
     status, out, err = call("eval", "hf:owner/fork-bc", "fork", "--episodes", 4, "--json")
     assert status == 0 and "downloading" in err and "of the policy at revision" in err
-    here = document(call("eval", place / "a", "fork", "--episodes", 4, "--json"))
+    shutil.copytree(place / "a", tmp_path / "a")
+    here = document(call("eval", tmp_path / "a", "fork", "--episodes", 4, "--json"))
     figures = json.loads(out)
     assert {k: figures[k] for k in ("successes", "return")} == {k: here[k] for k in ("successes", "return")}
     assert not (Path(figures["checkpoint"]).parents[1] / "eval").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,9 @@ LINE = {"env": "fork", "seed": 0, "episodes": 4, "date": "2026-05-01T10:00:00+00
 
 def test_data_come_back_with_the_same_fingerprint(call, hub, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (place / "demos" / "notes.txt").write_text("mine")
-    status, out, err = call("push", place / "demos", "owner/fork", "--license", "cc-by-4.0")
+    shutil.copytree(place / "demos", "demos")
+    Path("demos", "notes.txt").write_text("mine")
+    status, out, err = call("push", "demos", "owner/fork", "--license", "cc-by-4.0")
     assert status == 0 and f"{hub.address}/datasets/owner/fork: " in out and "understudy pull owner/fork" in out
     assert "hf:owner/fork: uploading 9 files, " in err
     files = hub.repositories["datasets", "owner/fork"].files
@@ -80,8 +82,9 @@ def test_lerobot_reads_what_was_pushed(call, hub, tmp_path, monkeypatch):
 
 def test_a_run_comes_back_with_the_same_figures(call, hub, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = document(call("eval", place / "a", "fork", "--episodes", 6, "--json"))
-    told = document(call("push", place / "a", "owner/fork-bc", "--json"))
+    shutil.copytree(place / "a", "a")
+    here = document(call("eval", "a", "fork", "--episodes", 6, "--json"))
+    told = document(call("push", "a", "owner/fork-bc", "--json"))
     files = hub.repositories["models", "owner/fork-bc"].files
     assert json.loads(files["run.json"]) == {"last": told["checkpoint"]} and not told["lerobot"]
     assert not any("/train/" in name for name in files) and "eval/fork.jsonl" in files and "CARD.md" in files

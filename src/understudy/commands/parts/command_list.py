@@ -47,6 +47,7 @@ COMMANDS = {
     "plot": Command("Train", "plot the curves of trainings, as a page"),
     "eval": Command("Judge", "evaluate a policy, with the interval of its success", True, module="evaluate"),
     "compare": Command("Judge", "compare policies: which differences are significant", True),
+    "verify": Command("Judge", "repeat a part of the stored evaluations of a run", module="sharing.verify"),
     "plan": Command("Judge", "calculate how many rollouts a comparison needs"),
     "robustness": Command("Judge", "measure success as the environment changes", True),
     "diagnose": Command("Improve", "say why a policy fails although its loss fell"),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
                  "changed: train on data with the columns that it shows")
+ACTING = ("executor", "condition", "task", "rename")  # options that a stored result names
 ROWS = 16  # number of rows of every batch that networks see, so that no result depends on --rows
 
 
@@ -479,8 +480,7 @@ def append_result(o: EvalOptions, line: dict) -> None:
     file = run_folder(o.run) / "eval" / f"{file_name(Path(o.target).name)}.jsonl"
     about = {"checkpoint": folder.name, "mark": weights_digest(folder),
              "date": datetime.now(UTC).isoformat(timespec="seconds"),
-             **({} if o.executor is None else {"executor": o.executor}),
-             **({"condition": list(o.condition)} if o.condition else {})}
+             **{name: value for name in ACTING if (value := getattr(o, name))}}
     try:
         file.parent.mkdir(exist_ok=True)
         with open(file, "a", encoding="utf-8") as lines:

@@ -9,6 +9,7 @@ from typing import Any
 from ...audit.base import Finding
 from ...core import Schema
 from ...hints import command_line, pluralize
+from ..parts.policies import ACTING
 
 _LISTED = 20  # failed starts, and tasks, that a card lists
 
@@ -162,9 +163,11 @@ def _failures(evaluations: Sequence[Mapping]) -> str:
 
 
 def _eval_command(line: Mapping) -> str:
-    return command_line("eval", "RUN", line["env"], "--episodes", line["episodes"], "--seed", line["seed"],
-                        *(("--executor", line["executor"]) if "executor" in line else ()),
-                        *(("--condition", *line["condition"]) if "condition" in line else ()))
+    acting: list[str] = []
+    for name in ACTING:
+        if name in line:
+            acting += [f"--{name}", *([line[name]] if isinstance(line[name], str) else line[name])]
+    return command_line("eval", "RUN", line["env"], "--episodes", line["episodes"], "--seed", line["seed"], *acting)
 
 
 def _cell(text: str) -> str:

@@ -19,6 +19,7 @@ from ...hub import Repository, push
 from ..parts.common import Output, open_trained, parse, read_provenance, recorded_env
 from ..parts.groups import JsonOption, TrustOption, command_options
 from ..parts.policies import run_folder, tell_checkpoint, weights_digest
+from .stored_evaluations import stored_evaluations
 
 if TYPE_CHECKING:
     from ...data.episode import Dataset
@@ -141,7 +142,7 @@ def _run_files(o: PushOptions, repository: Repository, place: Path) -> tuple[dic
     lerobot, head = _lerobot_files(o, place)
     measured = {path.relative_to(run).as_posix(): path for pattern in _OF_RUN for path in sorted(run.glob(pattern))}
     card = run_card(repository.name, provenance=read_provenance(o.what), head=head, updates=int(checkpoint.name),
-                    evaluations=_evaluations(run, mark), is_lerobot=bool(lerobot), license=o.license)
+                    evaluations=stored_evaluations(run, mark), is_lerobot=bool(lerobot), license=o.license)
     named = f"checkpoints/{checkpoint.name}"
     weights = {f"{named}/{name}": path for name, path in _visible_files(checkpoint) if not name.startswith("train/")}
     return {**lerobot, **measured, **weights, "run.json": json.dumps({"last": named}).encode(),
@@ -163,14 +164,3 @@ def _lerobot_files(o: PushOptions, place: Path) -> tuple[dict[str, Path], str]:
     except Unsupported:
         return {}, head
     return dict(_visible_files(place / "policy")), head
-
-
-def _evaluations(run: Path, mark: str) -> list[dict[str, Any]]:
-    """Returns the stored results of rollouts of one checkpoint, the newest of each environment, seed and options."""
-    newest: dict[tuple, dict[str, Any]] = {}
-    for file in sorted((run / "eval").glob("*.jsonl")):
-        for text in file.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            if line.get("mark") == mark and isinstance(line.get("return"), dict):  # a fixed number of rollouts
-                newest[line["env"], line["seed"], line.get("executor"), tuple(line.get("condition", ()))] = line
-    return list(newest.values())

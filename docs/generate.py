@@ -68,7 +68,7 @@ Every command ends with one of these exit statuses:
 | 0 | the command finished, whatever its verdict |
 | 1 | an error in understudy itself |
 | 2 | an error that you can fix; a message on standard error explains it, and `--debug` shows where it came from |
-| 3 | an audit found errors, stored evidence does not hold, or more steps of `act` than allowed were clipped, stale or late |
+| 3 | an audit found errors, evidence does not hold, or more steps of `act` than allowed were clipped, stale or late |
 | 130 | interrupted; the same command continues |
 
 With `--json`, a command prints one JSON document on standard output and nothing else there.

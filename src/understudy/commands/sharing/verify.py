@@ -63,8 +63,8 @@ def _repeat(o: VerifyOptions, line: dict[str, Any]) -> dict[str, Any]:
     from ..parts.kept_episodes import KeptEpisodes
 
     n = min(o.episodes, line["episodes"])
-    acting = {name: tuple(value) if isinstance(value := line[name], list) else value
-              for name in ACTING if name in line}
+    acting: dict[str, Any] = {name: tuple(line[name]) if isinstance(line[name], list) else line[name]
+                              for name in ACTING if name in line}
     options = EvalOptions(run=o.run, target=line["env"], episodes=n, seed=line["seed"], device=o.device, trust=o.trust,
                           **acting)
     with closing(make(line["env"], min(options.rows, n), o.trust)) as env, KeptEpisodes() as kept:

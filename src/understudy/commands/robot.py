@@ -207,12 +207,12 @@ def _watch_joints(o: RobotCommandOptions, calibrator: Calibrator) -> None:
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.append(sys.stdin.readline()), daemon=True)
     reader.start()
-    is_first, told = True, -TELL_SECONDS
+    is_first, last_told = True, -TELL_SECONDS
     while reader.is_alive():
         now = calibrator.update()
-        if o.dialog and time.monotonic() - told > TELL_SECONDS:
+        if o.dialog and time.monotonic() - last_told > TELL_SECONDS:
             tell(positions=now)
-            told = time.monotonic()
+            last_told = time.monotonic()
         show_rows([f"{'servo':15}{'lowest':>8}{'now':>8}{'highest':>8}", *(
             f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
         is_first = False

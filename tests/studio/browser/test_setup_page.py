@@ -146,8 +146,8 @@ def test_a_check_finds_what_has_moved(tmp_path, calibrations):
         follower.servos[2].set("Homing_Offset", 100)
         assert run(project, setup.check()).state == "done"
         robot, teleop = setup.findings()
-        assert [(j.joint, j.text) for j in robot.wrong] == [("elbow_flex", "moved by 8.8°")]
-        assert not teleop.wrong and {joint.text for joint in teleop.joints} == {"as calibrated"}
+        assert [(j.joint, j.text) for j in robot.differing] == [("elbow_flex", "moved by 8.8°")]
+        assert not teleop.differing and {joint.text for joint in teleop.joints} == {"as calibrated"}
         calibrate(calibrations, "so101_leader")
         assert setup.findings() == []  # it was about the calibration before
     job = run(project, setup.check())

@@ -119,7 +119,7 @@ class ArmFindings:
     joints: tuple[JointFinding, ...]
 
     @property
-    def wrong(self) -> list[JointFinding]:
+    def differing(self) -> list[JointFinding]:
         return [joint for joint in self.joints if joint.is_wrong]
 
 

@@ -52,13 +52,13 @@ class SetupPanel(Panel):
 
     def content(self):
         arms, findings = self.setup.arms(), self.setup.findings()
-        wrong = {each.title for each in findings if each.wrong}
-        to_do = [arm for arm in arms if not arm.is_ready or arm.title in wrong]
+        differing = {each.title for each in findings if each.differing}
+        to_do = [arm for arm in arms if not arm.is_ready or arm.title in differing]
         self.tab.props(f'label="{self.title} {"!" if to_do else "✓"}" '
                        f'aria-label="{self.title}: {"to do" if to_do else "done"}"')
         if self._leads:
             return
-        ui.label(_next_step(arms, wrong)).classes("text-h6")
+        ui.label(_next_step(arms, differing)).classes("text-h6")
         with ui.row().classes("w-full gap-4"):
             for arm in arms:
                 _show_arm(arm)
@@ -158,15 +158,15 @@ class SetupPanel(Panel):
             self._ranges.content = ranges_html(dialog.positions, dialog.arm.named.kind.full_turn)
 
 
-def _next_step(arms: list[SetupArm], wrong: Collection[str]) -> str:
+def _next_step(arms: list[SetupArm], differing: Collection[str]) -> str:
     if not arms:
         return "This robot needs no calibration here."
     if without := next((arm for arm in arms if not arm.named.port), None):
         return f"{without.title}: the port is not known"
     if without := next((arm for arm in arms if arm.calibration is None), None):
         return f"{without.title}: not calibrated"
-    if wrong:
-        return f"{' and '.join(sorted(wrong))}: not as calibrated"
+    if differing:
+        return f"{' and '.join(sorted(differing))}: not as calibrated"
     return "Ready: " + ("all arms are calibrated" if len(arms) > 1 else "the arm is calibrated")
 
 
@@ -199,7 +199,7 @@ def _show_end(job: Job, lines: list[str]) -> None:
 
 def _show_findings(findings: ArmFindings) -> None:
     """Shows how far each joint is from its calibration."""
-    n_wrong, count = len(findings.wrong), len(findings.joints)
+    n_wrong, count = len(findings.differing), len(findings.joints)
     if not n_wrong:
         ui.label(f"✓ {findings.title}: all {count} joints are as calibrated").classes("text-subtitle1 text-primary")
         return

@@ -12,14 +12,22 @@ from ..core import UserError
 
 
 def served_address(run: Path | str) -> str | None:
-    """Returns the address of a server, or None if `run` is a path of files.
+    """Returns the address of a policy in another process, or None if `run` is a path of files.
 
     Args:
-        run: Such as "ws://gpu:8000". A `Path` has one slash of the two.
+        run: Such as "ws://gpu:8000" for a server, or "lerobot:outputs/train/act" for a policy of LeRobot. A `Path` has
+            one slash of the two.
     """
     text = run.as_posix() if isinstance(run, Path) else run
+    if lerobot_name(text) is not None:
+        return text
     match = re.fullmatch(r"(wss?):/{1,2}([^/].*)", text)
     return None if match is None else f"{match[1]}://{match[2]}"
+
+
+def lerobot_name(address: str) -> str | None:
+    """Returns the folder or the name of a policy of LeRobot, or None for the address of a server."""
+    return address.removeprefix("lerobot:") if re.match("lerobot:.", address) else None
 
 
 def is_this_machine(host: str) -> bool:

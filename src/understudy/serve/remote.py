@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,22 @@ from .wire import as_array
 TOKEN_VARIABLE = "UNDERSTUDY_TOKEN_FILE"  # environment variable with a file whose first token is sent
 
 
+class PolicyConnection(Protocol):
+    """What a policy in another process is asked through: a `Client`, or a `LeRobotProcess`."""
+
+    url: str
+    checkpoints: list[str]
+
+    @property
+    def policy(self) -> dict:
+        """What the other side says of its policy."""
+        ...
+
+    def request(self, message: Mapping[str, object]) -> dict:
+        """Sends a message and returns its reply."""
+        ...
+
+
 class RemotePlanner(Planner):
     """Planner that plans on a server. Executors run here, and `AsynchronousRunner` hides the network.
 
@@ -37,7 +54,7 @@ class RemotePlanner(Planner):
         trust: Packages whose executors may be loaded.
     """
 
-    def __init__(self, client: Client, trust: tuple[str, ...] = ("understudy",)):
+    def __init__(self, client: PolicyConnection, trust: tuple[str, ...] = ("understudy",)):
         self.client, self._trust, about = client, trust, client.policy
         if about.get("protocol") != PROTOCOL:
             raise UserError(f"the server does not say what its policy reads in protocol {PROTOCOL}", where=client.url,
@@ -96,7 +113,7 @@ class RemoteActor(Actor):
     The state here is a number of each row. After a step, the state before it is gone, so episodes cannot be forked.
     """
 
-    client: Client
+    client: PolicyConnection
 
     def start(self, obs, key):
         return {"row": self._request("start", obs, "rows", (len(key),), key=key.numpy())}
@@ -169,7 +186,8 @@ def _check_description(about: Mapping, planner: RemotePlanner) -> None:
         raise ValueError(f"{fps!r} steps per second")
 
 
-def _request_array(client: Client, message: Mapping[str, object], name: str, shape: tuple[int, ...]) -> Tensor:
+def _request_array(client: PolicyConnection, message: Mapping[str, object], name: str, shape: tuple[int, ...]
+                   ) -> Tensor:
     return torch.from_numpy(_asked(lambda: reply_array(client.request(message), name, shape)))
 
 

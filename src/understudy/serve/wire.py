@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Mapping, Sequence
 
 import msgpack
@@ -78,6 +79,38 @@ def as_array(value: object, name: str) -> np.ndarray:
     if value.dtype.kind not in "biuf":
         raise WireError(f"{name!r} is not an array of numbers but {_describe(value)}")
     return value
+
+
+# -- frames of a stream -----------------------------------------------------------------------------------------------
+
+
+def send_frame(connection: socket.socket, value: Mapping[str, object]) -> None:
+    """Sends a message over a stream, after its length in 8 bytes."""
+    message = pack(value)
+    connection.sendall(len(message).to_bytes(8, "big") + message)
+
+
+def receive_frame(connection: socket.socket) -> dict[str, object] | None:
+    """Receives what `send_frame` sent. None if the other side has closed the stream.
+
+    Raises:
+        TimeoutError: It takes longer than the timeout of the connection.
+    """
+    length = _receive_bytes(connection, 8)
+    message = _receive_bytes(connection, int.from_bytes(length, "big"))
+    return unpack(message) if length and message else None
+
+
+def _receive_bytes(connection: socket.socket, length: int) -> bytes:
+    """Receives so many bytes. Empty if the stream ends before."""
+    parts, missing = [], length
+    while missing:
+        part = connection.recv(min(missing, 2**20))
+        if not part:
+            return b""
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
 
 
 # -- arrays ---------------------------------------------------------------------------------------------------------

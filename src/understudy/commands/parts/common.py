@@ -33,11 +33,12 @@ from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
+from .groups import ActingOptions
 from .help_page import print_help
 from .hub_names import download_named
 from .options import Option, flag_words, options_of, parse_options
 from .robot_options import name_lerobot_fields
-from .served import served_client
+from .served import served_client, set_lerobot_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +61,8 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
     parsed = read_options(options, command, args)
+    if isinstance(parsed, ActingOptions):
+        set_lerobot_options(parsed.lerobot_python, parsed.device)
     search_current_folder(getattr(parsed, "trust", ()))
     _refuse_exchanged(options, parsed, command, args)
     parsed = download_named(parsed, command)
@@ -130,7 +133,7 @@ def acting_options(o: Any) -> list[object]:
     name = (o.executor or "").partition(" ")[0]
     package = name.split(".")[0].partition(":")[0]
     trust = ["--trust", package] if ":" in name and package != "understudy" else []
-    return [*given_options(o, "seed", "task", "condition", "executor"), *trust]
+    return [*given_options(o, "seed", "task", "condition", "executor", "lerobot_python"), *trust]
 
 
 def _check_files(options: Any) -> None:

@@ -91,7 +91,14 @@ class ReadingOptions(MapOption, ColumnsOption, StepsOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActingOptions(DeviceOption, TrustOption):
+class LeRobotOption:
+    lerobot_python: Annotated[Path | None, arg(metavar="PATH")] = None
+    """the Python of an environment with LeRobot, which then runs policies that are named as lerobot:PATH or
+    lerobot:OWNER/NAME"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActingOptions(DeviceOption, TrustOption, LeRobotOption):
     """Options for how a policy is loaded and acts."""
 
     seed: Seed = 0

@@ -28,6 +28,7 @@ help:
 	@echo "make docs         the site, into site/"
 	@echo "make bench        all benchmarks with their peers, and docs/benchmarks.md"
 	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
+	@echo "make lerobot      the newest LeRobot in an environment of its own (Python 3.12), whose policies the tests run"
 	@echo "make evidence     write the pages about evidence (python -m evidence run NAME runs an experiment)"
 	@echo "make same         test that moved code computes the same as at a commit (BASE=COMMIT)"
 	@echo "make clean        remove .venv and what was built"
@@ -62,6 +63,8 @@ bench: .venv/test
 	$(BIN)/python benchmarks/page.py --run
 
 openpi: .venv-peers/openpi/installed.txt
+
+lerobot: .venv-peers/lerobot/installed.txt
 
 docs: .venv/docs
 	$(BIN)/python docs/generate.py
@@ -123,4 +126,10 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo studio test test-slow test-long test-gpu test-newest lint bench openpi docs evidence constraints same clean
+# It needs Python 3.12 or newer: make lerobot PYTHON=python3.12
+.venv-peers/lerobot/installed.txt: benchmarks/peers/lerobot-newest.txt
+	$(PYTHON) -m venv --clear .venv-peers/lerobot
+	.venv-peers/lerobot/bin/python -m pip install -q --disable-pip-version-check -r $<
+	cp $< $@
+
+.PHONY: help demo studio test test-slow test-long test-gpu test-newest lint bench openpi lerobot docs evidence constraints same clean

@@ -13,7 +13,8 @@ ROOT = REPOSITORY / "src" / "understudy"
 PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "diffusers", "diffusion_policy",
          "tianshou", "minari", "openpi", "skrl", "cleanrl", "torchrl", "robosuite"}
 # Adapters of software that the user installs, each imported by one file.
-ADAPTERS = {("envs/simulators/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot")}
+ADAPTERS = {("envs/simulators/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot"),
+            ("serve/lerobot_child.py", "lerobot")}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILES = sorted(ROOT.rglob("*.py"))
 EVIDENCE = REPOSITORY / "evidence"

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
+from understudy.commands.parts import served  # noqa: E402
+from understudy.commands.parts.eval_options import EvalOptions  # noqa: E402
+from understudy.commands.parts.policies import load_actor  # noqa: E402
+from understudy.commands.parts.served import LEROBOT_PYTHON, served_client  # noqa: E402
 from understudy.core import Unsupported, UserError, keys  # noqa: E402
+from understudy.envs import make  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.serve import lerobot_process  # noqa: E402
 from understudy.serve.lerobot_process import LeRobotProcess, plan_seeds  # noqa: E402
@@ -152,6 +158,47 @@ def test_a_task_reaches_the_policy_as_words(opened):
     text[0, 0, :4] = torch.tensor(list(b"push"))
     assert process.policy["texts"] == ["observation.task"]
     assert (plan(planner, states(0), **{"observation.task": text}) == 4).all()
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_200_requests_of_many_clients_are_answered(python, tmp_path, monkeypatch):
+    from understudy.commands.serve import ServeOptions, load_service
+    from understudy.serve.client import Client
+    from understudy.serve.server import BackgroundServer, ServerOptions
+
+    address = f"lerobot:{write_checkpoint(tmp_path / 'policy', 'direct')}"
+    monkeypatch.setenv(LEROBOT_PYTHON, str(python))
+    service = load_service(ServeOptions(run=Path(address), rename=("state=observation.state",)))
+    with BackgroundServer(service, ServerOptions(port=0)) as server:
+        def ask(number: int) -> list[float]:
+            with Client(server.url) as client:
+                replies = [client.infer({"state": np.array([number, i, 0], np.float32)}, reset=True) for i in range(10)]
+            return [float(reply["actions"][0, 0]) for reply in replies]
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(ask, range(10, 30)))
+    assert answers == [[number] * 10 for number in range(10, 30)]
+    served_client(address).close()
+
+
+def test_names_that_differ_are_listed_and_can_be_renamed(opened, python, monkeypatch):
+    process = opened("direct")
+    address = process.url
+    monkeypatch.setenv(LEROBOT_PYTHON, str(python))
+    monkeypatch.setattr(served, "_connect", lambda *_: process)
+    env = make("particle", 2)
+    with pytest.raises(UserError) as error:
+        load_actor(Path(address), env, EvalOptions(run=Path(address), target="particle"))
+    text = str(error.value)
+    assert "observation.state" in text and all(name in text for name in env.features if name != "action")
+
+
+def test_without_a_python_the_option_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv(LEROBOT_PYTHON, raising=False)
+    with pytest.raises(UserError, match="none is named") as error:
+        served_client(f"lerobot:{tmp_path}")
+    assert "--lerobot-python" in error.value.hint
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

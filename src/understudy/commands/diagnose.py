@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..advice import advice_about
-from ..core import MissingAction, UserError
+from ..core import MissingAction, Unsupported, UserError
 from ..hints import escape_control
-from ..serve.address import served_address
+from ..serve.address import lerobot_name, served_address
 from .parts.arms import prepare_robot
 from .parts.common import (
     Output,
@@ -75,6 +75,9 @@ def main(args: list[str]) -> None:
 
     if has_no_run(o.run):
         address = served_address(o.run)
+        if address is not None and lerobot_name(address) is not None:
+            raise Unsupported("a policy of LeRobot can be acted with, but its training is not known here",
+                              where=address, hint="judge it by understudy eval, compare and robustness")
         raise UserError("is not a run: it does not say what it was trained on", where=address or o.run,
                         hint=f"diagnose the run that {'is served there' if address else 'it was exported from'}")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))

@@ -16,7 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
 from ..hints import did_you_mean
-from ..serve.address import address_host, served_address
+from ..serve.address import address_host, lerobot_name, served_address
 from .parts.common import Output, command_line, has_no_run, parse, trained_rate
 from .parts.conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
 from .parts.groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
@@ -46,7 +46,8 @@ class ServeOptions(ActingOptions):
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run of LeRobot"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run of LeRobot;
+    with --lerobot-python lerobot:PATH for any policy of LeRobot"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all, which needs --token-file or --open"""
     port: Annotated[int, AtLeast(0), AtMost(65535), Advice("choose another one, or 0 for any that is free")] = 8000
@@ -105,7 +106,10 @@ def main(args: list[str]) -> None:
         raise UserError(f"the package {error.name} is not installed", where="understudy serve",
                         hint="pip install 'understudy[serve]'") from None
 
-    if served_address(o.run) is not None:
+    address = served_address(o.run)
+    if address is not None and lerobot_name(address) is not None:
+        refuse_given(o, ("watch",), "has no effect on a policy of LeRobot, which is loaded once")
+    elif address is not None:
         raise Unsupported("a policy at an address is served already", where=str(o.run),
                           hint="give the run on the machine that serves it")
     if o.steer is None:
@@ -265,6 +269,8 @@ def _newest(o: ServeOptions) -> str:
     Files are read only if they have changed, because --watch asks every second.
     """
     path = weights_path(o.run)
+    if served_address(path) is not None:  # a process of LeRobot
+        return weights_digest(path)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return _digest(path, tuple((str(f), s.st_mtime_ns, s.st_size) for f in files for s in [f.stat()]))
 

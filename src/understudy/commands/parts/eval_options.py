@@ -40,7 +40,8 @@ class EvalOptions(RolloutOptions, RobotOptions):
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, the address of understudy
-    serve (ws://HOST:PORT), or a run or checkpoint of LeRobot (ACT or Diffusion Policy)"""
+    serve (ws://HOST:PORT), a run or checkpoint of LeRobot (ACT or Diffusion Policy), or with --lerobot-python
+    lerobot:PATH for any policy of LeRobot"""
     target: Annotated[str | None, Positional, arg(metavar="ENV|DATA")] = None
     """environment in which to act, or a file or folder of recorded episodes; with --interactive module:actor_loop, or
     nothing"""

@@ -44,9 +44,10 @@ class ChildPolicy:
             config.pretrained_backbone_weights = None  # the checkpoint has them, so nothing is downloaded
         self.config, self.shapes = config, {name: list(f.shape) for name, f in config.input_features.items()}
         self.policy: Any = get_policy_class(config.type).from_pretrained(str(self.folder), config=config).eval()
-        place = {"preprocessor_overrides": {"device_processor": {"device": config.device}}}
+        place = {"device_processor": {"device": config.device}}
         self.preprocessor, self.postprocessor = make_pre_post_processors(
-            config, pretrained_path=str(self.folder), **(place if _has_step(self.folder, "device_processor") else {}))
+            config, pretrained_path=str(self.folder),
+            preprocessor_overrides=place if _has_step(self.folder, "device_processor") else {})
         self.images = [name for name in config.image_features if "empty_camera" not in name]
         self.vectors = [name for name in self.shapes if name not in config.image_features]
         self.columns = (*self.vectors, *self.images)

@@ -60,6 +60,7 @@ class LeRobotProcess:
         device: Where the policy computes. "auto" for what its config.json says.
 
     Attributes:
+        url: The name of the RUN, such as "lerobot:outputs/train/act".
         policy: What a policy server says of its policy.
         checkpoints: The checkpoint, as the only one.
         seconds: The time that a plan took when the policy was loaded.
@@ -88,7 +89,8 @@ class LeRobotProcess:
                                      "--lerobot-python ~/lerobot/.venv/bin/python") from None
         about = self._receive(LOAD_SECONDS)
         self.seconds = float(about["seconds"])
-        self.policy, self.checkpoints = _describe_policy(about), [str(about["checkpoint"])]
+        self.policy: dict = _describe_policy(about)
+        self.checkpoints = [str(about["checkpoint"])]
         self.summary = _summarize(about)
 
     def request(self, message: Mapping[str, object]) -> dict:
@@ -200,7 +202,7 @@ def _remedy(lines: str, python: str) -> str:
 # -- the description --------------------------------------------------------------------------------------------------
 
 
-def _describe_policy(about: Mapping) -> dict[str, object]:
+def _describe_policy(about: Mapping) -> dict:
     """Returns the metadata of a policy server for what a process says of its policy."""
     features = {name: Feature("float32", tuple(shape)) for name, shape in about["vectors"].items()}
     features |= {name: Feature("uint8", (height, width, channels), "image")

@@ -174,11 +174,11 @@ def _place(name: str) -> str:
     """Returns the folder of a checkpoint, or the name of a repository of the hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if (found := find_lerobot_checkpoint(folder)) is None:
+        if (checkpoint := find_lerobot_checkpoint(folder)) is None:
             raise UserError("there is no policy of LeRobot in this folder: no config.json with model.safetensors",
                             where=f"lerobot:{name}", hint="name the folder of a run of LeRobot, or pretrained_model of "
                                                           "one of its checkpoints")
-        return str(found.absolute())
+        return str(checkpoint.absolute())
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError("there is no such folder", where=f"lerobot:{name}",
                         hint="name the folder of a run of LeRobot, or OWNER/NAME of the Hugging Face hub")

@@ -51,8 +51,8 @@ def set_lerobot_options(python: Path | None, device: str) -> None:
     """
     os.environ[LEROBOT_DEVICE] = device
     if python is not None:
-        found = shutil.which(python.expanduser())
-        os.environ[LEROBOT_PYTHON] = str(Path(found or python).absolute())
+        command = shutil.which(python.expanduser())
+        os.environ[LEROBOT_PYTHON] = str(Path(command or python).absolute())
 
 
 @cache

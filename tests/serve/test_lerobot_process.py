@@ -19,12 +19,8 @@ from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
-from understudy.commands.parts import served  # noqa: E402
-from understudy.commands.parts.eval_options import EvalOptions  # noqa: E402
-from understudy.commands.parts.policies import load_actor  # noqa: E402
 from understudy.commands.parts.served import LEROBOT_PYTHON, served_client  # noqa: E402
 from understudy.core import Unsupported, UserError, keys  # noqa: E402
-from understudy.envs import make  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.serve import lerobot_process  # noqa: E402
 from understudy.serve.lerobot_process import LeRobotProcess, plan_seeds  # noqa: E402
@@ -180,18 +176,6 @@ def test_200_requests_of_many_clients_are_answered(python, tmp_path, monkeypatch
             answers = list(pool.map(ask, range(10, 30)))
     assert answers == [[number] * 10 for number in range(10, 30)]
     served_client(address).close()
-
-
-def test_names_that_differ_are_listed_and_can_be_renamed(opened, python, monkeypatch):
-    process = opened("direct")
-    address = process.url
-    monkeypatch.setenv(LEROBOT_PYTHON, str(python))
-    monkeypatch.setattr(served, "_connect", lambda *_: process)
-    env = make("particle", 2)
-    with pytest.raises(UserError) as error:
-        load_actor(Path(address), env, EvalOptions(run=Path(address), target="particle"))
-    text = str(error.value)
-    assert "observation.state" in text and all(name in text for name in env.features if name != "action")
 
 
 def test_without_a_python_the_option_is_named(tmp_path, monkeypatch):

@@ -145,9 +145,7 @@ def describe_policy(run: Path) -> str:
 def joint_limits(session: RobotLiveSession) -> list[dict[str, Any]]:
     limits, action = session.robot.limits, session.features["action"]
     names = action.names or tuple(f"joint {i}" for i in range(len(limits.low)))
-    unit = f" {action.unit}" if action.unit else ""
-    return [{"joint": name.removesuffix(".pos"), "low": f"{low:.0f}{unit}", "high": f"{high:.0f}{unit}",
-             "speed": f"{speed:.0f}{unit}"}
+    return [{"joint": name.removesuffix(".pos"), "low": f"{low:.0f}", "high": f"{high:.0f}", "speed": f"{speed:.0f}"}
             for name, low, high, speed in zip(names, limits.low, limits.high, limits.max_velocity, strict=True)]
 
 

@@ -76,6 +76,7 @@ def serve(ages: Path, words: Sequence[str]) -> None:
 @contextmanager
 def served(command: Sequence[str], env: dict[str, str]) -> Iterator[tuple[subprocess.Popen, str]]:
     """A studio on two cores, and its address."""
+    env = {k: v for k, v in env.items() if not k.startswith("PYTEST_")}  # NiceGUI acts otherwise in tests
     process = subprocess.Popen([sys.executable, *command, "--no-browser", "--port", "0"], env=env, text=True,
                                stdout=subprocess.PIPE, start_new_session=True,
                                preexec_fn=lambda: os.sched_setaffinity(0, cameras.cores()[0]))

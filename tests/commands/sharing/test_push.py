@@ -16,7 +16,7 @@ from fixtures.hub_server import PART, Repository
 from folders import TESTS
 
 from understudy.audit.base import Finding
-from understudy.commands.sharing.cards import data_card, run_card
+from understudy.commands.sharing.cards import DataFacts, data_card, run_card
 from understudy.core import Feature
 from understudy.data.formats import open_dataset
 
@@ -141,10 +141,10 @@ def test_what_cannot_be_pushed_says_what_to_do(call, hub, place, tmp_path, monke
 
 
 def test_the_card_of_data():
-    card = data_card("lab/push", fingerprint="0123", episodes=2, steps=30, fps=10, successes=1, origin="push",
-                     features={"observation.state": Feature("float32", (4,)), "action": Feature("float32", (2,))},
-                     tasks=["push the block"], findings=[Finding("idle", "warning", "1 episode | rests", "cut it")],
-                     license=None)
+    card = data_card("lab/push", DataFacts(
+        fingerprint="0123", episodes=2, steps=30, fps=10, successes=1, origin="push",
+        features={"observation.state": Feature("float32", (4,)), "action": Feature("float32", (2,))},
+        tasks=["push the block"], findings=[Finding("idle", "warning", "1 episode | rests", "cut it")]), None)
     assert card == """---
 task_categories: ["robotics"]
 tags: ["LeRobot", "understudy", "imitation-learning"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...audit.base import Finding
@@ -14,42 +15,58 @@ from ..parts.policies import ACTING
 _LISTED = 20  # failed starts, and tasks, that a card lists
 
 
-def data_card(name: str, *, fingerprint: str, episodes: int, steps: int, fps: float | None, features: Schema,
-              successes: int | None, origin: str | None, tasks: Sequence[str], findings: Sequence[Finding],
-              license: str | None) -> str:
-    """Returns the card of a data set.
+@dataclass(frozen=True)
+class DataFacts:
+    """What a card says about a data set.
 
     Args:
-        name: OWNER/NAME.
         fps: Steps per second. None if they are not known.
         successes: Number of episodes that succeeded. None if the data do not say it.
         origin: The environment or the robot of the recording, if it is known.
         findings: What the audit of the data found.
     """
+
+    fingerprint: str
+    episodes: int
+    steps: int
+    fps: float | None
+    features: Schema
+    successes: int | None
+    origin: str | None
+    tasks: Sequence[str]
+    findings: Sequence[Finding]
+
+
+def data_card(name: str, facts: DataFacts, license: str | None) -> str:
+    """Returns the card of a data set.
+
+    Args:
+        name: OWNER/NAME.
+    """
     metadata = {"license": license, "task_categories": ["robotics"], "tags": ["LeRobot", "understudy",
                                                                              "imitation-learning"],
                 "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}]}
-    rate = f", {fps:g} steps per second" if fps else ", at a rate that was not recorded"
-    place = f" Recorded in {origin}." if origin else ""
-    success = "" if successes is None else f" {successes} of {episodes} episodes succeeded."
+    rate = f", {facts.fps:g} steps per second" if facts.fps else ", at a rate that was not recorded"
+    place = f" Recorded in {facts.origin}." if facts.origin else ""
+    success = "" if facts.successes is None else f" {facts.successes} of {facts.episodes} episodes succeeded."
     columns = [f"| `{column}` | {feature.dtype} | {' x '.join(map(str, feature.shape)) or '1'} |"
-               for column, feature in features.items()]
+               for column, feature in facts.features.items()]
     return f"""{_front_matter(metadata)}
 # {name}
 
-{pluralize(episodes, 'episode')} of demonstrations, {pluralize(steps, 'step')}{rate}.{place}{success}
+{pluralize(facts.episodes, 'episode')} of demonstrations, {pluralize(facts.steps, 'step')}{rate}.{place}{success}
 
-Fingerprint of the data, by which runs name them: `{fingerprint}`.
+Fingerprint of the data, by which runs name them: `{facts.fingerprint}`.
 
 ## Columns
 
 | column | type | shape |
 |---|---|---|
 {chr(10).join(columns)}
-{_tasks(tasks)}
+{_tasks(facts.tasks)}
 ## Audit
 
-{_audit(findings)}
+{_audit(facts.findings)}
 
 ## Use
 

@@ -72,7 +72,7 @@ def _data_files(o: PushOptions, repository: Repository, place: Path) -> tuple[di
     """Returns the files of a data set in LeRobot's layout with its card, and its fingerprint."""
     from ...audit.runner import find_problems
     from ...data.formats import open_dataset, write_dataset
-    from .cards import data_card
+    from .cards import DataFacts, data_card
 
     data = open_trained(o.what, None)
     findings = find_problems(data, data.metadata["path"])
@@ -85,9 +85,9 @@ def _data_files(o: PushOptions, repository: Repository, place: Path) -> tuple[di
         write_dataset(data, folder, "lerobot", images="png")
         data = open_dataset(folder)
     fingerprint = data.fingerprint()
-    card = data_card(repository.name, fingerprint=fingerprint, episodes=len(data), steps=data.steps, fps=data.fps,
-                     features=data.features(), successes=_successes(data), tasks=_tasks(data), findings=findings,
-                     origin=recorded_env(data) or data.metadata.get("robot_type"), license=o.license)
+    card = data_card(repository.name, DataFacts(
+        fingerprint, len(data), data.steps, data.fps, data.features(), _successes(data),
+        recorded_env(data) or data.metadata.get("robot_type"), _tasks(data), findings), o.license)
     files = {name: path for name, path in _visible_files(folder) if name.startswith(_OF_DATA)}
     version = read_json(folder / "meta" / "info.json")["codebase_version"]  # LeRobot looks for this tag
     return {**files, "README.md": card.encode()}, {"fingerprint": fingerprint, "tag": version}

@@ -6,17 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from tyro.conf import Positional, arg
 
-from ...checkpoint import find_checkpoint
 from ...core import UserError
 from ...hints import command_line, pluralize
 from ..parts.common import Output, parse, recorded_env_of
 from ..parts.eval_options import EvalOptions
 from ..parts.groups import DeviceOption, JsonOption, PositiveCount, TrustOption, command_options
 from ..parts.policies import ACTING, run_folder, tell_checkpoint, weights_digest
-from ..parts.rollouts import evaluate_run
 from .stored_evaluations import stored_evaluations
 
 if TYPE_CHECKING:
@@ -41,6 +38,8 @@ class VerifyOptions(DeviceOption, TrustOption, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(VerifyOptions, "verify", args)
+    from ...checkpoint import find_checkpoint
+
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         lines = stored_evaluations(run_folder(o.run), weights_digest(find_checkpoint(o.run)))
@@ -61,6 +60,7 @@ def _repeat(o: VerifyOptions, line: dict[str, Any]) -> dict[str, Any]:
     """Repeats the first episodes of a stored evaluation, and returns the comparison."""
     from ...envs import make
     from ..parts.kept_episodes import KeptEpisodes
+    from ..parts.rollouts import evaluate_run
 
     n = min(o.episodes, line["episodes"])
     acting: dict[str, Any] = {name: tuple(line[name]) if isinstance(line[name], list) else line[name]
@@ -75,6 +75,8 @@ def _repeat(o: VerifyOptions, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(line: dict[str, Any], evaluation: Evaluation, name: str) -> dict[str, Any]:
+    import numpy as np
+
     outcomes = evaluation.successes if name == "success" else evaluation.episode_returns
     assert outcomes is not None  # the environment is the one that reported them
     stored = np.asarray(line["each"][name][:len(outcomes)], dtype=float)

@@ -13,9 +13,12 @@ from tyro.conf import Positional, arg
 from ..core import AtLeast, AtMost, ConfigError, UserError
 from ..files import file_name
 from .parts.arms import prepare_session
-from .parts.common import parse
-from .parts.groups import TrustOption, command_options
+from .parts.common import acting_rate, parse
+from .parts.eval_options import EvalOptions
+from .parts.groups import ActingOptions, TrustOption, command_options
+from .parts.interactive import describe_trials
 from .parts.options import Advice, refuse_given
+from .parts.policies import load_actor, weights_digest, weights_path
 from .parts.robot_options import (
     RECORDING_OPTIONS,
     RobotOptions,
@@ -23,14 +26,20 @@ from .parts.robot_options import (
     TeleopOptions,
     recording_words,
 )
+from .parts.sequential import build_test
 
 if TYPE_CHECKING:
+    from ..envs.base import Env
+    from ..execute.actor import Actor
     from ..robots.base import Teleoperator
     from ..robots.registry import RobotConfig, TeleoperatorConfig
     from ..robots.safety import SafeRobot
     from ..studio.browser.live import LiveSession
     from ..studio.browser.project import Project
     from ..studio.browser.robot_setup import RobotSetup
+    from ..studio.browser.robot_trials import PreparedTrials
+
+ROUNDS = 100  # of blind trials, at most: the default of `understudy eval --interactive`
 
 
 @command_options
@@ -141,7 +150,6 @@ def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
 
 def _session_of(o: StudioOptions, robot: SafeRobot, teleop: Teleoperator) -> Callable[[Project], LiveSession]:
     from ..studio.browser.robot_live import RobotLiveSession
-    from .parts.studio_policies import CommandPolicies
 
     robot.check_rate(o.fps)
     policies = CommandPolicies(o.trust)
@@ -164,3 +172,47 @@ def _robot_setup(o: StudioOptions, project: Project) -> RobotSetup:
         teleop, _ = make_teleoperator(teleop_config, robot, o.trust)
         return _session_of(parse(StudioOptions, "studio", project.robot), robot, teleop)(project)
     return RobotSetup(project, read, make, o.trust)
+
+
+class CommandPolicies:
+    """Loads policies as `understudy improve --robot` does, and blind trials as `understudy eval --interactive`.
+
+    Args:
+        trust: Packages whose code policies may use.
+    """
+
+    def __init__(self, trust: tuple[str, ...] = ()):
+        self.trust = trust
+
+    def rate(self, *runs: Path) -> float:
+        """The steps per second at which policies act: that of their data.
+
+        Raises:
+            ConfigError: They were trained at different rates.
+        """
+        return acting_rate(None, *runs)
+
+    def load(self, run: Path, env: Env) -> Actor:
+        """Loads the actor of a run.
+
+        Raises:
+            UserError: It does not fit the robot, or acts only when it is told something.
+        """
+        return load_actor(run, env, ActingOptions(trust=self.trust), None)[0]
+
+    def trials(self, words: list[str], folder: Path, env: Env) -> PreparedTrials:
+        """Loads both policies of blind trials.
+
+        Args:
+            words: Those of the command after "understudy eval", in `folder`.
+        """
+        from ..evaluate.interactive import TrialDesign
+        from ..studio.browser.robot_trials import PreparedTrials
+
+        o = replace(parse(EvalOptions, "eval", words), episodes=ROUNDS, trust=self.trust)
+        assert o.against is not None
+        names, runs = (str(o.run), str(o.against)), (folder / o.run, folder / o.against)
+        design = TrialDesign(names, build_test(o), o.labels, o.seed)
+        weights = [weights_digest(weights_path(run)) for run in runs]
+        return PreparedTrials(design, describe_trials(o, design, weights, f"--robot {o.robot}"),
+                              [load_actor(run, env, o, rows=None)[0] for run in runs])

@@ -14,7 +14,7 @@ from fixtures.cli import TINY
 from fixtures.waiting import wait_until
 
 from understudy.cli import main
-from understudy.commands.parts.studio_policies import CommandPolicies
+from understudy.commands.studio import CommandPolicies
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset

@@ -33,9 +33,9 @@ from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
-from ..sharing.hub_names import download_named
 from .groups import ActingOptions
 from .help_page import print_help
+from .hub_names import download_named
 from .options import Option, flag_words, options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client, set_lerobot_options

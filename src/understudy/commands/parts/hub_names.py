@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ...core import UserError
 from ...hints import command_line
 from ...hub import PREFIX, Repository, download, is_hub_name
-from ..parts.options import Option, options_of
+from .options import Option, options_of
 
 T = TypeVar("T")
 _DATA = ("DATA", "SRC", "ENV|DATA", "A B ...", "[DATA|DIR|VIEW]")

@@ -241,7 +241,8 @@ class StudioPage:
 
     def _show_scene(self) -> None:
         """Leaves the picture out where there can be none."""
-        self.picture.set_visibility(self.session.has_picture)
+        # An element that NiceGUI calls invisible is deaf, so the last picture would never count as loaded.
+        self.picture.classes(**{"remove" if self.session.has_picture else "add": "hidden"})
         self.scene.set_visibility(self.session.has_picture or bool(self.problem.text))
 
     def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:

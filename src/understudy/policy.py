@@ -905,11 +905,13 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     """
     sources = {g.into: g.column for g in planner.window.goals}
     act_hint = "use the environment it was trained for, or train a policy for this one"
-    for name in filter(None, planner.features if columns is None else columns):
+    checked = list(filter(None, planner.features if columns is None else columns))
+    for name in checked:
         own_feature, name = planner.features[name], sources.get(name, name)
         if resized and name not in features:  # nobody chooses the columns of an environment, so none is suggested
             column_names = ", ".join(sorted(features)) or "nothing"
-            raise UserError(f"this does not show {name!r}, which the policy was trained with; it shows {column_names}",
+            raise UserError(f"this does not show {name!r}, which the policy was trained with; it shows {column_names}, "
+                            f"and the policy has {', '.join(sorted(sources.get(n, n) for n in checked))}",
                             where=where, hint=hint or act_hint)
         _check_columns((name,), features, where)
         feature = features[name]

@@ -295,5 +295,6 @@ def test_an_environment_that_does_not_fit_is_told_with_the_one_of_the_data(tmp_p
     message = " ".join(err.split())
     assert status == 2 and "did you mean" not in message
     assert "does not show 'observation.environment_state', which the policy was trained with" in message
+    assert "and the policy has action, observation.environment_state" in message
     assert "use the environment that its data were recorded in, planar_arms" in message
     refused(call("eval", place / "a", "planar_arms", "--episodes", "2"), "that its data were recorded in, fork")

@@ -57,3 +57,8 @@ def test_the_end_of_the_answers_stops_the_robot(answers):
 def test_what_asks_nothing_takes_no_answers(capsys):
     assert main(["robot", "check", "--dialog"]) == 2
     assert "--dialog: has no effect with check" in capsys.readouterr().err
+
+
+def test_keys_that_nothing_reads_are_refused(capsys):
+    assert main(["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keyboard", "--dialog"]) == 2
+    assert "keys are read from a terminal" in capsys.readouterr().err

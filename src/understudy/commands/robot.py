@@ -223,6 +223,9 @@ def _watch_joints(o: RobotCommandOptions, calibrator: Calibrator) -> None:
 def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.recording import RobotSession
 
+    if o.dialog and o.teleop == "keyboard":
+        raise ConfigError("keys are read from a terminal, and with --dialog there is none", where="--teleop keyboard",
+                          hint="use a leader arm, or leave --dialog out")
     config = o.robot_config()
     robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes,
                                               o.dialog)

@@ -140,7 +140,7 @@ def test_every_peer_that_is_named_has_its_list():
     scripts = "\n".join(f.read_text(encoding="utf-8") for f in BENCHMARKS.rglob("*.py"))
     for file in (BENCHMARKS / "peers").glob("*.txt"):
         is_entered = (f'"{file.stem}"' in scripts or f".venv-peers/{file.stem}/" in scripts
-                      or file.stem == "openpi")  # a client in tests/serve/test_openpi.py
+                      or file.stem in ("openpi", "lerobot-newest"))  # in tests/serve
         assert is_entered, f"no benchmark enters {file.stem}"
         for line in file.read_text().splitlines():
             assert line.startswith(("#", "-r ")) or line, file

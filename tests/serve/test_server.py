@@ -11,6 +11,7 @@ import pytest
 from fixtures.served import ANY, Slow, policy_service, state
 
 pytest.importorskip("websockets", reason="extra serve not installed")
+from understudy.commands.parts import served  # noqa: E402
 from understudy.commands.parts.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
 from understudy.core import UserError  # noqa: E402
@@ -58,7 +59,7 @@ def test_a_client_notices_another_checkpoint():
         served_client(server.url).infer(state(0))
         assert changed_checkpoint(server.url) == f"{server.url} changed its checkpoint meanwhile: abc, then def"
         served_client(server.url).close()
-    served_client.cache_clear()
+    served._connect.cache_clear()
 
 
 def test_weights_are_read_again_only_if_they_have_changed(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,7 +217,13 @@ def _frozen(value: Any) -> Any:
 
 
 def _document(folder: Path) -> dict[str, Any]:
-    return tomllib.loads((folder / "family.toml").read_text(encoding="utf-8"))
+    return _parsed((folder / "family.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Pages look tables up thousands of times, and a document does not change while its text is the same."""
+    return tomllib.loads(text)
 
 
 def families() -> dict[str, Family]:

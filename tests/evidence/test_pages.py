@@ -11,9 +11,10 @@ from evidence.tables import Comparison, Measure
 
 
 def test_the_committed_pages_are_what_the_tables_say():
-    stale = [path.name for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    written = pages()
+    stale = [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text]
     assert not stale, f"write them again: python -m evidence pages ({', '.join(stale)})"
-    names = {path.name for path in pages()}
+    names = {path.name for path in written}
     assert {path.name for path in (REPOSITORY / "docs/evidence").glob("*.md")} <= names, "pages of no family"
 
 

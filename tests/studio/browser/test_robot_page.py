@@ -2,12 +2,14 @@
 
 import base64
 import re
+import time
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 from fixtures.hands import Hand
 from fixtures.studios import handle, press, served, tab
+from fixtures.waiting import wait_until
 
 from understudy.data.formats import open_dataset
 from understudy.data.video import decode_image
@@ -44,6 +46,71 @@ def number_of(shape):
 
 def says(page, text):
     page.get_by_role("status").filter(has_text=text).wait_for()
+
+
+def follow(page, answers, until):
+    """Reads the line below the picture, and presses keys as a person does, until a text is there. Returns that line.
+
+    On a busy machine the page can be silent for a second, after which the robot holds, or a trial is to be repeated.
+
+    Args:
+        answers: The key for each text.
+        until: A pattern.
+    """
+    read = page.get_by_role("status").first.inner_text
+    pressed = {}
+
+    def is_over():
+        text = read()
+        if re.search(until, text):
+            return True
+        words = next((words for words in answers if words in text), None)
+        if words is not None and time.monotonic() > pressed.get(words, 0.0) + 5:  # the answer takes a moment to show
+            pressed.clear()
+            pressed[words] = time.monotonic()
+            page.locator(".live").press(answers[words])
+        page.wait_for_timeout(50)
+        return False
+    wait_until(is_over, 120)
+    return read()
+
+
+def watch_and_take_over(page, folder):
+    """A policy acts, the leader takes over, and the policy learns from it."""
+    tab(page, "Watch")
+    page.get_by_text("plans one step at a time").wait_for()
+    page.get_by_text("10 steps per second, for 60 s at most. No joint moves faster than").wait_for()
+    press(page, "Watch")
+    says(page, "Arrange the scene. Enter begins.")
+    follow(page, {"Enter begins": "Enter", "P goes on": "p"}, "the policy acts")
+    press(page, "Take over")
+    follow(page, {"P goes on": "t"}, "you act")
+    for _ in range(5):
+        (number,) = re.findall(r"tep (\d+): you act", follow(page, {"P goes on": "t"}, r"tep \d+: you act"))
+        follow(page, {"P goes on": "t"}, rf"tep (?!{number}:)\d+: you act")
+    follow(page, {"you act": "t", "P goes on": "p"}, "the policy acts")
+    follow(page, {"the policy acts": "y", "P goes on": "y"}, "Enter begins")
+    page.get_by_text("1 of 1 succeeded").wait_for()
+    press(page, "Stop watching")
+    (path,) = (folder / "runs" / "1-1" / "collection" / "unfinished-000000").glob("[0-9]*")
+    episode = open_dataset(path / "episodes.npz")[0]
+    assert np.asarray(episode.steps["intervention"]).any() and episode.metadata["success"] is True
+    press(page, "Learn from them")
+    page.get_by_text("Improve: done.").wait_for()
+
+
+def judge(page, folder):
+    """The policy and what it has become are compared in blind trials."""
+    tab(page, "Compare")
+    press(page, "Begin blind trials")
+    says(page, "Round 1, first of two trials")
+    answers = {"One of the two acts": "y", "How did trial": "y"}
+    follow(page, {"Round 1, first": "Enter", **answers}, "Round 1, second of two trials")
+    answers = dict.fromkeys(answers, "n")
+    follow(page, {"Round 1, second": "Enter", **answers}, "Round 2, first of two trials")
+    press(page, "End the comparison")
+    page.get_by_text("Cannot tell whether Policy 1-1 or Policy 1 is better").wait_for()
+    assert (folder / "trials" / "1.jsonl").exists()
 
 
 def test_a_robot_is_recorded_checked_and_trained_on(page, tmp_path):
@@ -85,9 +152,8 @@ def test_a_robot_is_recorded_checked_and_trained_on(page, tmp_path):
             page.get_by_role("option", name=re.compile("^bc: ")).click()
             press(page, "Train")
             page.get_by_text("Train: done.").wait_for()
-            tab(page, "Watch")
-            page.get_by_text("plans one step at a time").wait_for()
-            page.get_by_text("10 steps per second, for 60 s at most. No joint moves faster than").wait_for()
+            watch_and_take_over(page, folder)
+            judge(page, folder)
         with served(None, env=str(folder)) as address:  # the folder knows the robot
             page.goto(address)
             page.get_by_text("2 shown").wait_for()

@@ -264,8 +264,9 @@ class StudioPage:
                                  text=f"{job.title}: {counted}{remaining}")
 
     def _what_panels_show(self) -> tuple[Any, ...]:
+        trials = self.state.trials
         return (self.state, self.session, self.session.mode, tuple(self.session.tally), self.session.watched,
-                self.studio.jobs.is_busy)
+                self.studio.jobs.is_busy, trials is not None and trials.is_over)
 
     async def refresh(self) -> None:
         """Shows what has changed since the last call.

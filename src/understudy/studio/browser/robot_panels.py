@@ -78,9 +78,7 @@ class TrialPanel(ComparePanel):
             goes_on = trials is not None and not trials.is_over and trials.policies == (first, second)
             self.button("Go on with the trials" if goes_on else "Begin blind trials",
                         lambda: self._judge(first, second), waits=True)
-        if trials is not None and not trials.is_over:
-            rounds, begun = trials.counts
-            ui.label(f"{rounds} complete rounds, {begun} trials begun. The result is shown at the end.")
+        ui.label().bind_text_from(self.page, "state", backward=lambda state: _count_trials(state.trials))
 
     def result(self):
         trials = self.page.state.trials
@@ -147,6 +145,13 @@ def joint_limits(session: RobotLiveSession) -> list[dict[str, Any]]:
     names = action.names or tuple(f"joint {i}" for i in range(len(limits.low)))
     return [{"joint": name.removesuffix(".pos"), "low": f"{low:.0f}", "high": f"{high:.0f}", "speed": f"{speed:.0f}"}
             for name, low, high, speed in zip(names, limits.low, limits.high, limits.max_velocity, strict=True)]
+
+
+def _count_trials(trials: StoredTrials | None) -> str:
+    if trials is None or trials.is_over:
+        return ""
+    rounds, begun = trials.counts
+    return f"{rounds} complete rounds, {begun} trials begun. The result is shown at the end."
 
 
 def _show_result(trials: StoredTrials) -> None:

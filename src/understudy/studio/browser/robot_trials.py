@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -140,11 +140,12 @@ class StoredTrials:
     """Blind trials that are stored in a file of `understudy eval --interactive`.
 
     Args:
-        events: Its complete lines. The first one tells the question.
+        events: Its complete lines. The first one tells the question. Two that differ in them alone are equal, so that
+            no button is built again while a person answers.
     """
 
     path: Path
-    events: list[dict[str, Any]]
+    events: list[dict[str, Any]] = field(compare=False)
 
     @classmethod
     def read(cls, path: Path) -> StoredTrials:

@@ -306,6 +306,22 @@ def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch"
         print(row(line))
 
 
+def save_parts(name: str, parts: Mapping[str, Callable[[], Sequence[Line]]], only: str | None, packages: Sequence[str]
+               ) -> None:
+    """Measures all parts, or one of them, and saves it beside the stored figures of the others."""
+    measured = {}
+    for part in [only] if only else parts:
+        load = os.getloadavg()[0]
+        measured[part] = [asdict(line) for line in parts[part]()]
+        measured[part][0]["note"] += f"; load of the machine before: {load:.1f}"
+    path, done = RESULTS / f"{name}.json", {}
+    if only and path.exists():  # the others may be measured meanwhile
+        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
+    done |= measured
+    save(name, [restored(line) for part in parts for line in done.get(part, ())], packages=packages,
+         more={"parts": done})
+
+
 def insert(name: str, text: str, page: str) -> None:
     """Into docs/PAGE, in place of what stands between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
     path = HERE.parent / "docs" / page

@@ -24,7 +24,6 @@ import argparse  # noqa: E402
 import asyncio  # noqa: E402
 import contextlib  # noqa: E402
 import gc  # noqa: E402
-import json  # noqa: E402
 import os  # noqa: E402
 import random  # noqa: E402
 import resource  # noqa: E402
@@ -38,6 +37,7 @@ import time  # noqa: E402
 import urllib.error  # noqa: E402
 import urllib.request  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -470,17 +470,8 @@ def main() -> None:
     if o.client:
         checked_client(o.client[0], Path(o.client[1]), Path(o.client[2]), int(o.client[3]))
         return
-    measured = {}
-    for name in [o.only] if o.only else PARTS:
-        load = os.getloadavg()[0]
-        measured[name] = [measure.asdict(line) for line in PARTS[name](o.seconds)]
-        measured[name][0]["note"] += f"; load of the machine before: {load:.1f}"
-    path, done = measure.RESULTS / "serving.json", {}
-    if o.only and path.exists():  # other parts may have been measured meanwhile
-        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
-    done |= measured
-    measure.save("serving", [measure.restored(line) for name in PARTS for line in done.get(name, ())],
-                 packages=("torch", "numpy", "websockets", "msgpack"), more={"parts": done})
+    parts = {name: partial(part, o.seconds) for name, part in PARTS.items()}
+    measure.save_parts("serving", parts, o.only, ("torch", "numpy", "websockets", "msgpack"))
 
 
 if __name__ == "__main__":

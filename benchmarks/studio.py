@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cameras
@@ -281,17 +282,8 @@ def main() -> None:
     if o.serve:
         serve(Path(o.serve[0]), o.serve[1:])
         return
-    measured = {}
-    for name in [o.only] if o.only else PARTS:
-        load = os.getloadavg()[0]
-        measured[name] = [measure.asdict(line) for line in PARTS[name](o.seconds)]
-        measured[name][0]["note"] += f"; load of the machine before: {load:.1f}"
-    path, done = measure.RESULTS / "studio.json", {}
-    if o.only and path.exists():  # the other part may have been measured meanwhile
-        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
-    done |= measured
-    measure.save("studio", [measure.restored(line) for name in PARTS for line in done.get(name, ())],
-                 packages=PACKAGES, more={"parts": done})
+    parts = {name: partial(part, o.seconds) for name, part in PARTS.items()}
+    measure.save_parts("studio", parts, o.only, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def test_a_policy_acts_and_the_leader_takes_over(project, monkeypatch, capsys):
     give(live, "takeover", "policy")
     give(live, "pause", "held")
     before = live.person.takeover.n_steps
-    says(live, "P goes on")
+    says(live, "P continues")
     time.sleep(0.2)
     assert live.person.takeover.n_steps == before
     give(live, "pause", "policy")

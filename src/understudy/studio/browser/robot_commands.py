@@ -47,7 +47,7 @@ class PageCommands:
 @dataclass
 class TakeoverCommands(PageCommands):
     """The commands of a person who watches a policy. While the page is silent, the robot holds until the person says
-    that the policy goes on.
+    that the policy continues.
 
     Attributes:
         takeover: That of the environment.

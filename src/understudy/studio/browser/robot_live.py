@@ -34,7 +34,7 @@ from .robot_trials import BlindTrials, PreparedTrials
 
 STATE = "observation.state"
 PAGE_TEXTS = {"waits": "{}. Enter begins.", "lost": "{}. Enter connects it again.",
-              "held": "{}. P goes on, T takes over."}  # by phase: what the page adds to the text of a terminal
+              "held": "{}. P continues, T takes over."}  # by phase: what the page adds to the text of a terminal
 LIVE, RECORDED, SMALL = 480, 320, 80  # px, longer side of a camera's picture; all of a recorded episode are kept
 
 

@@ -21,7 +21,7 @@ ACTS = ("person", "policy", "held", "late", "lost")  # phases of an episode
 Order = tuple[str, str, tuple[str, ...]]  # a button: its text, its command, and the phases in which it is shown
 WATCH_ORDERS: tuple[Order, ...] = (
     ("Begin the episode", "enter", ("waits",)), ("Connect again", "enter", ("lost",)),
-    ("Hold", "pause", ("policy", "person")), ("Go on", "pause", ("held",)),
+    ("Hold", "pause", ("policy", "person")), ("Continue", "pause", ("held",)),
     ("Take over", "takeover", ("policy",)), ("Give back", "takeover", ("person",)),
     ("Success", "success", ACTS), ("Failure", "failure", ACTS), ("Discard", "discard", ACTS))
 TRIAL_ORDERS: tuple[Order, ...] = (
@@ -48,7 +48,7 @@ class RobotWatchPanel(WatchPanel):
                 "The motors hold the present pose. Nothing moves before you begin an episode.")
             return
         ui.markdown("**Enter** begins an episode, after you have arranged the scene. **T** takes over with the leader "
-                    "arm, and gives back. **P** holds the robot, and goes on. **Y** and **N** end the episode as a "
+                    "arm, and gives back. **P** holds the robot, and continues. **Y** and **N** end the episode as a "
                     "success or a failure, **X** discards it, and **U** says that your last takeover is not learned.")
         order_buttons(self.page, WATCH_ORDERS)
         self.button("Stop watching", self.page.stop).props("color=negative").tooltip(
@@ -75,8 +75,8 @@ class TrialPanel(ComparePanel):
         else:
             show_what_acts(self.page, first, second)
             ui.markdown(TRIAL_HELP)
-            goes_on = trials is not None and not trials.is_over and trials.policies == (first, second)
-            self.button("Go on with the trials" if goes_on else "Begin blind trials",
+            is_begun = trials is not None and not trials.is_over and trials.policies == (first, second)
+            self.button("Continue the trials" if is_begun else "Begin blind trials",
                         lambda: self._judge(first, second), waits=True)
         ui.label().bind_text_from(self.page, "state", backward=lambda state: _count_trials(state.trials))
 

@@ -64,7 +64,7 @@ class BlindTrials:
         """Runs all trials that are left.
 
         Raises:
-            KeyboardInterrupt: The person has stopped. The same trials can go on later.
+            KeyboardInterrupt: The person has stopped. The same trials can be continued later.
         """
         session = self.journal.session(self.trials.design)
         while (step := self.trials.design.next_event(session)) != "over":

@@ -16,7 +16,8 @@ from understudy.commands.parts.served import changed_checkpoint, served_client  
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
 from understudy.core import UserError  # noqa: E402
 from understudy.serve.client import Client, LinkLost, RequestRefused  # noqa: E402
-from understudy.serve.server import BackgroundServer, reduce_pauses  # noqa: E402
+from understudy.serve.pauses import reduce_pauses  # noqa: E402
+from understudy.serve.server import BackgroundServer  # noqa: E402
 
 
 def test_replies_that_are_being_computed_are_sent_before_the_server_ends():

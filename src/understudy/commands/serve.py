@@ -99,9 +99,10 @@ class ServeOptions(ActingOptions):
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
     from ..serve.access import JsonLog, read_tokens, readable_tokens_warning, refuse_strangers, tls_context
+    from ..serve.pauses import reduce_pauses
 
     try:
-        from ..serve.server import PolicyServer, ServerOptions, reduce_pauses
+        from ..serve.server import PolicyServer, ServerOptions
     except ImportError as error:
         raise UserError(f"the package {error.name} is not installed", where="understudy serve",
                         hint="pip install 'understudy[serve]'") from None

@@ -14,13 +14,11 @@ Further options are `mode` ("chunk" or "action") and `op` ("hello" compares `sch
 from __future__ import annotations
 
 import asyncio
-import gc
 import http
 import itertools
 import logging
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -48,22 +46,6 @@ from .service import OPTIONS, Fallback, Reply, Request, RequestError, Service, S
 from .wire import WireError, pack, unpack
 
 INTERNAL_ERROR, POLICY_VIOLATION, GOING_AWAY = 1011, 1008, 1001
-SWITCH_INTERVAL = 0.0005  # s until the thread of the network lets the event loop run; Python's default is 0.005
-
-
-def reduce_pauses() -> None:
-    """Keeps a serving process from long pauses by garbage collection. Call it once, after loading the policy.
-
-    It changes the whole process. What exists now is no longer searched by the garbage collector: with PyTorch loaded,
-    one full search stops all threads for more than 100 ms. What is made later is collected more often than before,
-    which takes less than a millisecond then, and keeps the memory from growing between two searches.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.collect()  # counts what is left. A full search waits until a quarter of what the last one counted is new.
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, 1)  # a full search after each search of the middle generation, not after ten
-    sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from nicegui import Client, run, ui
 from nicegui.element import Element
 
 from ...core import UserError
+from ...methods import describe_methods
 from .jobs import Job, JobRunner
 from .live import COMMANDS, LiveSession
 from .pictures import picture_svg
@@ -85,12 +86,15 @@ class Studio:
 
     Attributes:
         edits: What the person has changed about the demonstrations, in order, so that it can be undone.
+        methods: What `describe_methods` says. It is asked once, because it reads the source of all methods, for which
+            a robot would stand still.
     """
 
     def __init__(self, session: LiveSession, setup: RobotSetup | None = None):
         self.project, self.session, self.setup = session.project, session, setup
         self.jobs = JobRunner(self.project.folder, self._job_ended)
         self.edits = self.project.edit_history()
+        self.methods = describe_methods()
         self.driver = ""  # the id of the client whose input counts
 
     def drives(self, client: Client) -> bool:

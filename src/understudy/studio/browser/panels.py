@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nicegui import ui
 
 from ...evaluate.stats import clopper_pearson
-from ...methods import describe_methods, recommend
+from ...methods import recommend
 from .check_panel import CheckPanel
 from .compare_panel import ComparePanel
 from .jobs import Job
@@ -101,7 +101,7 @@ class TrainPanel(Panel):
                      f"{choice['verdict']} They were judged by how well they predict demonstrations, not by acting.")
         if self.choices.get("recommended") != recommended:  # what short trials have found is what to train
             self.choices.update(recommended=recommended, method=recommended)
-        methods = {m["name"]: f"{m['name']}: {m['summary']}" for m in describe_methods()
+        methods = {m["name"]: f"{m['name']}: {m['summary']}" for m in self.studio.methods
                    if m["name"] == recommended or m["family"] in FAMILIES and all(
                        need.startswith("actions") for need in m["needs"])}
         ui.select(methods, label="Method", with_input=True).bind_value(self.choices, "method").classes("w-full")

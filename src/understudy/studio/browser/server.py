@@ -19,6 +19,7 @@ from starlette.websockets import WebSocketClose
 from ...core import UserError
 from ...serve.access import is_token
 from ...serve.address import address_host, open_port
+from ...serve.pauses import reduce_pauses
 from .live import LiveSession
 from .page import Studio, StudioPage
 from .panels import build_panels
@@ -175,6 +176,7 @@ def serve_studio(session: LiveSession, address: StudioAddress, tokens: Sequence[
         app.add_middleware(OnlyWithToken, tokens=tokens, port=address.port)
     app.add_middleware(OnlyThisOrigin, hosts=() if tokens else address.hosts())  # asked first
     ui.add_css(Path(__file__).with_name("studio.css").read_text(encoding="utf-8"), shared=True)
+    reduce_pauses()
     ui.run(host=address.host, port=address.port, show=show, reload=False, title="understudy studio", dark=None,
            show_welcome_message=False, uvicorn_logging_level="warning", ssl_certfile=address.certificate,
            ssl_keyfile=address.key)

@@ -67,8 +67,10 @@ Wall-clock time that one recorded step takes from a control loop at 100 Hz."""),
 missing from its period."""),
     "studio": ("The studio", """
 A person holds keys in the toy `push`, in a studio on two cores, with a client that reads all messages in place of a
-browser. Other programs kept both cores busy, so ages are upper bounds. The part with a robot and two cameras has not
-been measured on a machine of its own."""),
+browser. Other programs kept both cores busy, so ages are upper bounds.
+
+A person records episodes of a minute with an emulated SO-101, a leader arm and two cameras. Little else ran on the
+machine. A step that is lost makes an episode one step shorter than its time."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise."""),
     "scan": ("Scanning a data set", """

@@ -8,9 +8,12 @@ malformed     frames that are damaged, random or of the wrong kind, and meanwhil
 half-open     200 connections that never finish their handshake, to a server with 128 descriptors: /healthz, its log,
               and a client whose replies are checked
 kills         SIGKILL of clients and of the server at random moments: every reply is compared with the policy's
+lerobot       a policy in a process of its own, as those of LeRobot: the time of a plan, less that of the policy with
+              its processors. The policy is the one that stands in for LeRobot in the tests
 
-The policy is an MLP flow policy with observations of state that plans in about 1 ms. Server and clients share the
-machine, and networks compute in one thread. `--only NAME` runs one part, whose lines replace those of the last run.
+The policy of the other parts is an MLP flow policy with observations of state that plans in about 1 ms. Server and
+clients share the machine, and networks compute in one thread. `--only NAME` runs one part, whose lines replace those of
+the last run.
 """
 
 from __future__ import annotations
@@ -74,8 +77,9 @@ def serve(port: int, answers: Path) -> None:
     from understudy.execute.chunking import RecedingHorizon
     from understudy.serve.access import JsonLog
     from understudy.serve.describe import policy_metadata, policy_schema
+    from understudy.serve.pauses import reduce_pauses
     from understudy.serve.policy_service import PolicyService, ServedPolicy
-    from understudy.serve.server import PolicyServer, ServerOptions, reduce_pauses
+    from understudy.serve.server import PolicyServer, ServerOptions
     from understudy.serve.service import Reply
 
     policy = make_policy()
@@ -444,6 +448,46 @@ def kills(seconds: float) -> list[measure.Line]:
              f"{counts['right']:,} right replies, {counts['lost']:,} requests without one")]
 
 
+def lerobot(seconds: float) -> list[measure.Line]:
+    import torch
+
+    from understudy.core import keys
+    from understudy.serve.lerobot_process import LeRobotProcess
+    from understudy.serve.remote import RemotePlanner
+
+    sys.path.insert(0, str(measure.HERE.parent / "tests"))
+    from fixtures.lerobot_stand_in import write_checkpoint, write_python
+
+    lines, what = [], {"direct": "a state", "cameras": "a state and two pictures of 640×480"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        python = write_python(folder / "python", "fixtures.lerobot_stand_in.install")
+        for kind, observation in what.items():
+            process = LeRobotProcess(str(write_checkpoint(folder / kind, kind)), python)
+            planner, added, within = RemotePlanner(process), [], []
+            request = process.request
+
+            def noted(message, request=request, within=within):
+                reply = request(message)
+                within.append(reply["seconds"])
+                return reply
+            process.request = noted
+            rng = np.random.default_rng(0)
+            obs = {n: torch.from_numpy(rng.integers(0, 256, (1, 1, *f.shape)).astype(f.dtype))
+                   for n, f in planner.features.items() if n in planner.inputs}
+            noise = planner.noise(keys(0, [0]), torch.zeros(1, dtype=torch.int64))
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                began = time.perf_counter()
+                planner.plan(obs, noise)
+                added.append(1000 * (time.perf_counter() - began - within[-1]))
+            process.close()
+            what_adds = f"a process for LeRobot, {observation}: what it adds to a plan"
+            lines += [_milliseconds(f"{what_adds}, p50", added, 50, 2.0, f"{len(added):,} plans"),
+                      _milliseconds(f"{what_adds}, p95", added, 95)]
+    return lines
+
+
 def _milliseconds(what: str, values: list[float], percentile: float, bound: float | None = None,
                   note: str = "") -> measure.Line:
     """The percentile, and its least and greatest value over ten parts of the time."""
@@ -454,7 +498,8 @@ def _milliseconds(what: str, values: list[float], percentile: float, bound: floa
 
 PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients(min(s, 60)), "soak": soak,
          "malformed": lambda s: malformed(10_000 if s >= 60 else 500),
-         "half-open": lambda s: half_open(min(s, 20)), "kills": lambda s: kills(min(s, 120))}
+         "half-open": lambda s: half_open(min(s, 20)), "kills": lambda s: kills(min(s, 120)),
+         "lerobot": lambda s: lerobot(min(s, 20))}
 
 
 def main() -> None:

@@ -240,8 +240,10 @@ def main(options: dict) -> None:
     with socket.socket(fileno=options["socket"]) as connection:
         wire.send_frame(connection, policy.describe())
         while (request := wire.receive_frame(connection)) is not None:
+            began = time.perf_counter()
             try:
-                reply = {"actions": policy.plan(request["obs"], request["seeds"])}
+                actions = policy.plan(request["obs"], request["seeds"])
+                reply = {"actions": actions, "seconds": time.perf_counter() - began}
             except Exception as error:  # of LeRobot or of its plugins: the parent says it
                 traceback.print_exc()
                 reply = {"error": f"{type(error).__name__}: {error}"}

@@ -19,7 +19,11 @@ from starlette.routing import Route, WebSocketRoute  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
+from understudy.methods import registry  # noqa: E402
 from understudy.studio.browser import server as studio_server  # noqa: E402
+from understudy.studio.browser.live import ToySession  # noqa: E402
+from understudy.studio.browser.page import Studio  # noqa: E402
+from understudy.studio.browser.project import Project  # noqa: E402
 from understudy.studio.browser.server import OnlyThisOrigin, OnlyWithToken, StudioAddress, free_port  # noqa: E402
 
 TOKENS = ("secret-of-16-chars", 'an;odd="token",as it is')
@@ -205,3 +209,13 @@ def test_tokens_beyond_this_machine_need_tls(host, warns, tmp_path, monkeypatch,
     printed = capsys.readouterr()
     assert ("sent without TLS" in printed.err) is warns
     assert "The page asks for a token of" in printed.out and "secret" not in printed.out
+
+
+# -- pauses ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_source_of_methods_is_read_before_a_page_is_open(tmp_path):
+    """It takes a quarter of a second, for which a robot would stand still."""
+    registry.read_info.cache_clear()
+    Studio(ToySession(Project(tmp_path / "project", "fork")))
+    assert registry.read_info.cache_info().currsize == len(registry.method_files())

@@ -74,6 +74,16 @@ class Line:
         return self.ratio.high >= self.goal
 
 
+def milliseconds(what: str, values: list[float], percentile: float, bound: float | None = None,
+                 note: str = "") -> Line:
+    """The percentile, and its least and greatest value over ten parts of the time."""
+    import numpy as np  # after `one_thread`
+
+    parts = [float(np.percentile(part, percentile)) for part in np.array_split(values, 10) if len(part)]
+    return Line(what, Figure(float(np.percentile(values, percentile)), min(parts), max(parts), "ms"),
+                bound=bound, note=note)
+
+
 # -- the clock ----------------------------------------------------------------------------------------------------
 
 

@@ -203,11 +203,11 @@ def one_client(seconds: float) -> list[measure.Line]:
                 network.append(reply["network_ms"])
                 own.append(reply["server_timing"]["prev_total_ms"] - last)
             last = reply["network_ms"]
-    return [_milliseconds("one client, server without the network, p50", own, 50, 1.0, f"{len(own):,} requests"),
-            _milliseconds("one client, server without the network, p99", own, 99),
-            _milliseconds("one client, the policy's network, p50", network, 50),
-            _milliseconds("one client, there and back, p50", trip, 50),
-            _milliseconds("one client, there and back, p99", trip, 99)]
+    return [measure.milliseconds("one client, server without the network, p50", own, 50, 1.0, f"{len(own):,} requests"),
+            measure.milliseconds("one client, server without the network, p99", own, 99),
+            measure.milliseconds("one client, the policy's network, p50", network, 50),
+            measure.milliseconds("one client, there and back, p50", trip, 50),
+            measure.milliseconds("one client, there and back, p99", trip, 99)]
 
 
 def many_clients(seconds: float, n: int = 64, rate: float = 10) -> list[measure.Line]:
@@ -254,9 +254,9 @@ def many_clients(seconds: float, n: int = 64, rate: float = 10) -> list[measure.
                          measure.Figure(spent, spent, spent, "ms"),
                          note=f"with the network; {n * rate:g} requests a second fill "
                               f"{n * rate * spent / 1000:.2f} cores"),
-            _milliseconds(f"{n} clients, there and back, p50", values, 50),
-            _milliseconds(f"{n} clients, there and back, p99", values, 99),
-            _milliseconds(f"{n} clients, there and back, longest", values, 100)]
+            measure.milliseconds(f"{n} clients, there and back, p50", values, 50),
+            measure.milliseconds(f"{n} clients, there and back, p99", values, 99),
+            measure.milliseconds(f"{n} clients, there and back, longest", values, 100)]
 
 
 SLEEPER = """
@@ -449,51 +449,9 @@ def kills(seconds: float) -> list[measure.Line]:
 
 
 def lerobot(seconds: float) -> list[measure.Line]:
-    import torch
+    import lerobot_process  # imports PyTorch, which clients do not need
 
-    from understudy.core import keys
-    from understudy.serve.lerobot_process import LeRobotProcess
-    from understudy.serve.remote import RemotePlanner
-
-    sys.path.insert(0, str(measure.HERE.parent / "tests"))
-    from fixtures.lerobot_stand_in import write_checkpoint, write_python
-
-    lines, what = [], {"direct": "a state", "cameras": "a state and two pictures of 640×480"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        python = write_python(folder / "python", "fixtures.lerobot_stand_in.install")
-        for kind, observation in what.items():
-            process = LeRobotProcess(str(write_checkpoint(folder / kind, kind)), python)
-            planner, added, within = RemotePlanner(process), [], []
-            request = process.request
-
-            def noted(message, request=request, within=within):
-                reply = request(message)
-                within.append(reply["seconds"])
-                return reply
-            process.request = noted
-            rng = np.random.default_rng(0)
-            obs = {n: torch.from_numpy(rng.integers(0, 256, (1, 1, *f.shape)).astype(f.dtype))
-                   for n, f in planner.features.items() if n in planner.inputs}
-            noise = planner.noise(keys(0, [0]), torch.zeros(1, dtype=torch.int64))
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                began = time.perf_counter()
-                planner.plan(obs, noise)
-                added.append(1000 * (time.perf_counter() - began - within[-1]))
-            process.close()
-            what_adds = f"a process for LeRobot, {observation}: what it adds to a plan"
-            lines += [_milliseconds(f"{what_adds}, p50", added, 50, 2.0, f"{len(added):,} plans"),
-                      _milliseconds(f"{what_adds}, p95", added, 95)]
-    return lines
-
-
-def _milliseconds(what: str, values: list[float], percentile: float, bound: float | None = None,
-                  note: str = "") -> measure.Line:
-    """The percentile, and its least and greatest value over ten parts of the time."""
-    parts = [float(np.percentile(part, percentile)) for part in np.array_split(values, 10) if len(part)]
-    return measure.Line(what, measure.Figure(float(np.percentile(values, percentile)), min(parts), max(parts), "ms"),
-                        bound=bound, note=note)
+    return lerobot_process.lines(seconds)
 
 
 PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients(min(s, 60)), "soak": soak,

@@ -76,7 +76,7 @@ class Line:
 
 def milliseconds(what: str, values: list[float], percentile: float, bound: float | None = None,
                  note: str = "") -> Line:
-    """The percentile, and its least and greatest value over ten parts of the time."""
+    """A line with a percentile of times in ms, and its least and greatest value over ten parts of the measurement."""
     import numpy as np  # after `one_thread`
 
     parts = [float(np.percentile(part, percentile)) for part in np.array_split(values, 10) if len(part)]
@@ -323,7 +323,8 @@ def save_parts(name: str, parts: Mapping[str, Callable[[], Sequence[Line]]], onl
     for part in [only] if only else parts:
         load = os.getloadavg()[0]
         measured[part] = [asdict(line) for line in parts[part]()]
-        measured[part][0]["note"] += f"; load of the machine before: {load:.1f}"
+        measured[part][0]["note"] += (f"; load of the machine before: {load:.1f}, {os.cpu_count()} cores "
+                                      f"({machine()['has']}), {time.strftime('%Y-%m-%d')}")
     path, done = RESULTS / f"{name}.json", {}
     if only and path.exists():  # the others may be measured meanwhile
         done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})

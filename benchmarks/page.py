@@ -69,8 +69,8 @@ missing from its period."""),
 A person holds keys in the toy `push`, in a studio on two cores, with a client that reads all messages in place of a
 browser. Other programs kept both cores busy, so ages are upper bounds.
 
-A person records episodes of a minute with an emulated SO-101, a leader arm and two cameras. Little else ran on the
-machine. A step that is lost makes an episode one step shorter than its time."""),
+The same client records episodes of a minute with an emulated SO-101, its leader and two emulated cameras. Little else
+ran on the machine. Steps are lost if an episode has fewer than its recorded times have room for."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise."""),
     "scan": ("Scanning a data set", """
@@ -101,7 +101,10 @@ Time of the import and of the help, and size of the installation."""),
     "serving": ("Serving", """
 A policy server and its clients on one machine, over websockets. The policy is an MLP flow policy with 2 steps (width
 128, 1 block) that reads 14 numbers and plans 16 actions. Other programs were running on the machine, so latencies are
-upper bounds."""),
+upper bounds.
+
+The last lines are about a policy in a process for LeRobot: the time of a plan, less the time in which the process
+plans. A policy of a few lines stands in for one of LeRobot, and little else ran on the machine."""),
     "growth": ("Growth", """
 The same work on larger and larger data sets."""),
     "time_to_policy": ("Time to a working policy", """

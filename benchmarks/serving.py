@@ -8,7 +8,7 @@ malformed     frames that are damaged, random or of the wrong kind, and meanwhil
 half-open     200 connections that never finish their handshake, to a server with 128 descriptors: /healthz, its log,
               and a client whose replies are checked
 kills         SIGKILL of clients and of the server at random moments: every reply is compared with the policy's
-lerobot       a policy in a process of its own, as those of LeRobot: the time of a plan, less that of the policy with
+lerobot       a policy in the process in which those of LeRobot plan: the time of a plan, less that of the policy with
               its processors. The policy is the one that stands in for LeRobot in the tests
 
 The policy of the other parts is an MLP flow policy with observations of state that plans in about 1 ms. Server and

@@ -45,6 +45,18 @@ def new_learner(data, seed=0, steps=20, **config) -> TDLearner:
     return TD(**config).build(policy, seed, steps, data)
 
 
+
+def test_training_under_no_grad_is_the_same_training(data):
+    """Otherwise no loss would have a gradient, and a training would end without an error and without a change."""
+    learners = [new_learner(data, steps=2) for _ in range(2)]
+    batch = learners[0].batch_sampler(data).batch(8, 0, seed=0)
+    learners[0].update(batch)
+    with torch.no_grad():
+        learners[1].update(batch)
+    one, other = (learner.policy.state_dict() for learner in learners)
+    assert all(torch.equal(v, other[k]) for k, v in one.items())
+
+
 def tensors_of(learner) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in learner.state()[0].items()}
 

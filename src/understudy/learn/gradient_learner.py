@@ -224,7 +224,7 @@ class GradientLearner(Learner):
                 continue
             rng = Generator(self.device).manual_seed(key(call_key, 2 * number))
             dropout_key = key(call_key, 2 * number + 1)
-            with seeded(dropout_key, self.device), optimizer.autocast(), self._others_frozen(name):
+            with torch.enable_grad(), seeded(dropout_key, self.device), optimizer.autocast(), self._others_frozen(name):
                 terms = loss(batch if high - low == len(batch) else batch.select_rows(rows), rng)
                 value = weighting.reduce(name, terms, rows, (high - low, batch.mask.shape[1]))
             optimizer.backward(value)

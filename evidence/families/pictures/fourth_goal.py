@@ -25,7 +25,6 @@ from evidence.families.pictures.frozen_encoders import (
 from understudy.data.augment import ConditionDropout
 from understudy.data.episode import Dataset
 from understudy.data.mixture import DATASET_NAME
-from understudy.data.ordered_frames import N_FRAMES
 from understudy.data.window import Window
 from understudy.envs.toys.push import Push
 from understudy.evaluate.evaluation import recording_seed
@@ -33,6 +32,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.method import Method
 from understudy.learn.objectives.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
+from understudy.learn.objectives.ordered_frames import N_FRAMES
 from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

@@ -8,11 +8,11 @@ from fixtures.learning import call_step
 
 from understudy.core import Batch, ConfigError, Feature
 from understudy.data.codec import Normalizer
-from understudy.data.ordered_frames import FRAME
 from understudy.data.window import Window
 from understudy.heads.likelihood.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.objectives.frame_objectives import ActionPrediction, DynamicsAlignment, OrderedContrastive
+from understudy.learn.objectives.ordered_frames import FRAME
 from understudy.learn.objectives.representation import RepresentationLearning
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.feed_forward import FeedForward

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...core import AtLeast, Batch, Context, part
-from ...data.ordered_frames import N_FRAMES, video_rows
 from ...nets.encoders import check_inputs
 from ...nets.feed_forward import feed_forward_layers
+from .ordered_frames import N_FRAMES, video_rows
 from .representation_objectives import NetworkObjective, encoding_size, flat_encoding
 
 

@@ -11,7 +11,6 @@ from torch import Generator
 from ...core import AtLeast, Batch, ConfigError, Unsupported, part
 from ...data.batch_sampler import BatchSampler
 from ...data.episode import Dataset
-from ...data.ordered_frames import OrderedFrames
 from ...data.window import SamplingWeights
 from ...heads.base import MemoryHead
 from ...nets.base import capture_intermediates, record_intermediate
@@ -20,6 +19,7 @@ from ...policy import Policy
 from ..algorithm import Algorithm, Net, loss
 from ..behavior_cloning import AuxiliaryLoss, update_lagged
 from ..optimizer import OptimizerConfig
+from .ordered_frames import OrderedFrames
 from .representation_objectives import InverseDynamics
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, ConfigError, DataError
-from .batch_sampler import BatchSampler
-from .window import Windows
+from ...core import Batch, ConfigError, DataError
+from ...data.batch_sampler import BatchSampler
+from ...data.window import Windows
 
 FRAME, N_FRAMES = "frame", 5  # the column of `Batch.extra` with the number of a row in its video, (B, 1)
 

@@ -5,8 +5,8 @@ import pytest
 
 from understudy.core import DataError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.ordered_frames import OrderedFrames, video_rows
 from understudy.data.window import Window
+from understudy.learn.objectives.ordered_frames import OrderedFrames, video_rows
 
 STATE = "observation.state"
 

@@ -14,6 +14,7 @@ from understudy import config
 from understudy.core import ConfigError, Feature, _checked_fields, part
 from understudy.data.codec import Normalizer
 from understudy.data.operations import Resample
+from understudy.data.retargeting import MotionRetargeting
 from understudy.execute.chunking import RealTimeChunking
 from understudy.heads.base import RampTimes
 from understudy.heads.denoising.diffusion import Diffusion
@@ -24,6 +25,7 @@ from understudy.methods import find_method
 PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve", "methods")
 NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement", "Step"}  # values that others make, not options of a user
 MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
+        "MotionRetargeting": MotionRetargeting((0.5, 0.5)),
         "CollectionRounds": CollectionRounds(1, RolloutCollector(1))}
 
 

@@ -9,6 +9,8 @@ from fixtures.cli import refused
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.envs import make
+from understudy.evaluate.rollout import rollout
 
 
 @pytest.fixture
@@ -202,3 +204,20 @@ NO_NUMBERS = "has no episode numbers before the colon\n  -> such as --label 3:su
 def test_operations_on_one_episode_that_do_not_fit_are_refused(option, text, says, call, arm, tmp_path):
     refused(call("view", "make", arm, "--out", tmp_path / "v.json", f"{option}={text}"), says.format(arm=arm))
     assert not (tmp_path / "v.json").exists()
+
+
+def test_episodes_of_an_arm_become_those_of_a_shorter_one(call, tmp_path):
+    env = make("planar_arms:reach-human", rows=20)
+    write_dataset(rollout(env.expert(), env, 20, 3), tmp_path / "human.npz")
+    words = "view", "make", tmp_path / "human.npz", "--out"
+    arm = "--retarget", "0.3,0.25,0.15", "--turn", "0.15"
+    code, _, warning = call(*words, tmp_path / "v.json", *arm)
+    robot = open_dataset(tmp_path / "v.json")
+    assert code == 0 and 0 < len(robot) < 20
+    assert f"which reaches 0.7 m. {20 - len(robot)} of 20 episodes are left out; most in episode " in warning
+    tips = np.concatenate([e.steps["observation.state"][:, 3:] for e in robot])
+    assert np.linalg.norm(tips, axis=1).max() <= 0.7 + 2e-3
+    _, _, warning = call(*words, tmp_path / "w.json", *arm, "--reach", "clip")
+    assert len(open_dataset(tmp_path / "w.json")) == 20 and "end at the nearest point in reach there" in warning
+    refused(call(*words, tmp_path / "x.json", "--retarget", "long"), "--retarget: 'long' does not give the lengths")
+    refused(call(*words, tmp_path / "x.json", "--reach", "clip"), "--reach: has no effect without --retarget")

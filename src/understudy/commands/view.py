@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import UserError
+from ..core import Above, UserError
 from ..files import check_absent
 from .convert import Format
 from .convert import main as convert
@@ -23,6 +23,7 @@ from .parts.options import refuse_given, split_pair
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..data.operations import Operation
+    from ..data.retargeting import MotionRetargeting
 
 TextOptions = UseAppendAction[tuple[str, ...]]
 
@@ -80,6 +81,15 @@ class ViewOptions(JsonOption):
     reorder: Annotated[TextOptions, arg(metavar="COLUMN=A,B,...")] = ()
     """bring the components of a column into this order, all by name or number: action=2,0,1. Names move with the
     values"""
+    retarget: Annotated[str | None, arg(metavar="LENGTHS")] = None
+    """turn episodes of one arm in the plane into episodes of another arm, whose tip moves as the recorded one did: the
+    lengths of its links from the base, m, such as 0.4,0.35,0.25"""
+    by: Literal["tips", "joints"] = "tips"
+    """with --retarget: move the tip as it was recorded, or copy the angles of the joints"""
+    reach: Literal["drop", "clip"] = "drop"
+    """with --retarget: leave out episodes with a point that the arm cannot reach, or take the nearest point"""
+    turn: Annotated[float, Above(0), arg(metavar="RAD")] = 1.0
+    """with --retarget: how far an action of 1 turns a joint of the arm"""
     fps: StepRate = None
     """resample to this number of steps per second"""
     rule: Literal["last", "nearest", "linear"] = "last"
@@ -112,7 +122,8 @@ def main(args: list[str]) -> None:
     own = {"make": vars(o).keys() - OF_MATERIALIZE, "materialize": OF_MATERIALIZE}.get(o.subcommand, set())
     refuse_given(o, vars(o).keys() - {"subcommand", "path", "out", "json"} - own, f"has no effect with {o.subcommand}",
                  "leave it out; understudy view --help says what each takes")
-    for name, other in (("seed", "sample"), ("descending", "sort"), ("rule", "fps")):
+    for name, other in (("seed", "sample"), ("descending", "sort"), ("rule", "fps"), *(
+            (name, "retarget") for name in ("by", "reach", "turn"))):
         if getattr(o, other) is None:
             refuse_given(o, (name,), f"has no effect without --{other}")
     with Output(o.json) as out:
@@ -156,7 +167,10 @@ def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
     """Returns warnings about an operation that fits the data but may not do what was meant."""
     from ..audit.checks import check_timestamps
     from ..data.operations import Filter, Resample
+    from ..data.retargeting import MotionRetargeting
 
+    if isinstance(operation, MotionRetargeting) and operation.by == "tips":
+        return _out_of_reach(operation, before)
     if isinstance(operation, Filter) and operation.negate and len(after) == len(before):
         unmatched = ", ".join(dict.fromkeys(map(str, operation.equals or ())))
         return [f"{operation.field} is {unmatched} in no episode, so none is left out"]
@@ -165,6 +179,18 @@ def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
     return [f"{f.message} ({f.remedy})" for f in check_timestamps(before)
             if f.code in ("fps-disagrees", "timestamps-unit")] + (
         _unnamed_angles(before) if operation.rule == "linear" else [])
+
+
+def _out_of_reach(operation: MotionRetargeting, before: Dataset) -> list[str]:
+    """Returns a warning about points that the arm cannot reach: how many, in how many episodes, and the first."""
+    counts = operation.out_of_reach(before)
+    if not counts.any():
+        return []
+    worst, points = int(counts.argmax()), int(before.rows("observation.state").sum())
+    effect = "are left out" if operation.reach == "drop" else "end at the nearest point in reach there"
+    return [f"{counts.sum()} of {points} points are out of reach of the arm, which reaches "
+            f"{sum(operation.to):.3g} m. {(counts > 0).sum()} of {len(before)} episodes {effect}; "
+            f"most in episode {worst}: {counts[worst]} points"]
 
 
 def _unnamed_angles(data: Dataset) -> list[str]:
@@ -196,6 +222,7 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
     operations += [_parse_cuts(o.cut)] if o.cut else []
     operations += [op.Crop(*_parse_range(text)) for text in o.crop]
     operations += _parse_corrections(o)
+    operations += [_parse_retargeting(o)] if o.retarget is not None else []
     operations += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
     operations += [op.Rename(*split_pair("--rename", text, "OLD=NEW")) for text in o.rename]
     operations += [op.Drop(o.drop)] if o.drop else []
@@ -261,6 +288,18 @@ def _parse_corrections(o: ViewOptions) -> list[Operation]:
         operations.append(Swap(column, (components[0], components[1])))
     return operations + [Reorder(column, tuple(parts.split(","))) for column, parts in (
         split_pair("--reorder", text, "action=2,0,1") for text in o.reorder)]
+
+
+def _parse_retargeting(o: ViewOptions) -> Operation:
+    from ..data.retargeting import MotionRetargeting
+
+    assert o.retarget is not None
+    try:
+        lengths = tuple(map(float, o.retarget.split(",")))
+    except ValueError:
+        raise UserError(f"{o.retarget!r} does not give the lengths of links", where="--retarget",
+                        hint="in m, from the base: --retarget 0.4,0.35,0.25") from None
+    return MotionRetargeting(lengths, o.by, o.reach, o.turn)
 
 
 def _split_components(text: str) -> tuple[str, tuple[str, ...] | None]:

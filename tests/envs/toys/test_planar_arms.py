@@ -16,14 +16,24 @@ def test_joints_turn_all_links_behind_them():
     lengths = np.array([0.5, 0.3, 0.2], np.float32)
     at = planar_arms.joint_positions(np.array([[np.pi / 2, -np.pi / 2, np.pi / 2]], np.float32), lengths)
     np.testing.assert_allclose(at[0], [[0, 0], [0, 0.5], [0.3, 0.5], [0.3, 0.7]], atol=1e-6)
-    assert all(sum(arm) == pytest.approx(1) for arm in ARMS.values())
+    assert all(sum(arm) == pytest.approx(0.7 if name == "short" else 1) for name, arm in ARMS.items())
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("arm", ["two", "six", "human"])
+@pytest.mark.parametrize("arm", ["two", "six", "human", "short"])
 def test_inverse_kinematics_solves_every_task_with_every_arm(task, arm):
     env = PlanarArms(200, task=task, arm=arm)
     assert all(e.metadata["success"] for e in rollout(replace(env.expert(), noise=0.0), env, 200))
+
+
+def test_targets_lie_where_the_arm_can_be():
+    """From 0.4 m to 0.1 m before the longest reach: 0.9 m for all arms, and 0.6 m for the short one."""
+    for arm, farthest in (("three", 0.9), ("human", 0.9), ("short", 0.6)):
+        env = PlanarArms(500, task=f"reach-{arm}")
+        radius = np.linalg.norm(env.reset(torch.arange(500), keys(0, range(500)))[
+            "observation.environment_state"].numpy(), axis=1)
+        assert (radius.min(), radius.max()) == pytest.approx((0.4, farthest), abs=0.01)
+        assert env.metadata["env"] == ("planar_arms" if arm == "three" else f"planar_arms:reach-{arm}")
 
 
 def test_the_expert_moves_the_tip_where_it_wants():

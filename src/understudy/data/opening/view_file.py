@@ -32,6 +32,7 @@ from ..formats import remote
 from ..formats.parts import sidecar
 from ..formats.parts.file_kinds import file_kind
 from ..operations import ConcatSource, Merge, Operation
+from ..retargeting import MotionRetargeting
 from ..segments import ColumnSegments, Cut, CutSegments, StoredSegments
 from ..sources import camera_names
 
@@ -39,7 +40,8 @@ Open = Callable[[str | Path], Dataset]  # opens a parent, whatever format it is 
 _KINDS: Mapping[str, Any] = {
     **{name.lower(): kind for name, kind in vars(operations).items()
        if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation},
-    **{kind.__name__.lower(): kind for kind in (Cut, CutSegments, Shift, Scale, Swap, Reorder)}}
+    **{kind.__name__.lower(): kind for kind in (
+        Cut, CutSegments, Shift, Scale, Swap, Reorder, MotionRetargeting)}}
 _PARTS: Mapping[str, Any] = {kind.__name__.lower(): kind for kind in (StoredSegments, ColumnSegments)}  # detectors
 _IGNORED_FILES = {".DS_Store", "Thumbs.db", ".cache", ".git"}  # left in folders by systems and tools
 _REMAKE_HINT = "make the view again from the data as they are now. What it was made from is not changed by that"

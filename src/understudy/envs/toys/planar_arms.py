@@ -8,16 +8,17 @@ import numpy as np
 import torch
 
 from ...core import Feature, normal, uniform, unknown_name
+from ...data.retargeting import joint_positions
 from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas, Drawable
 from ..toy import Toy, distance, named_vector, push_apart
 
-# Lengths of the links, m. All arms reach 1 m.
+# Lengths of the links, m. All arms reach 1 m, except "short".
 ARMS: dict[str, tuple[float, ...]] = {
     "two": (0.5, 0.5), "three": (0.4, 0.35, 0.25), "four": (0.3, 0.3, 0.2, 0.2), "five": (0.2,) * 5,
-    "six": (0.2, 0.2, 0.2, 0.15, 0.15, 0.1), "human": (0.44, 0.36, 0.2)}
+    "six": (0.2, 0.2, 0.2, 0.15, 0.15, 0.1), "human": (0.44, 0.36, 0.2), "short": (0.3, 0.25, 0.15)}
 COLORS = {"two": (200, 140, 60), "three": COLOR_OF_ROLE["agent"], "four": (64, 145, 108), "five": (148, 96, 170),
-          "six": (92, 96, 112), "human": (224, 172, 130)}
+          "six": (92, 96, 112), "human": (224, 172, 130), "short": (176, 84, 84)}
 TASKS = ("reach", "track", "push")
 SPEED = 0.15  # rad: how far a joint turns in one step at most
 RADIUS = 0.05  # m: as near as this is on the target
@@ -32,7 +33,8 @@ class PlanarArms(Toy, Drawable):
 
     The bodies differ in the number and lengths of their links, and have the same reach. A policy of one arm can
     therefore learn from episodes of another arm only through what both share: the tip, the target, and the pictures.
-    The arm "human" has the proportions of a person's arm and looks like one.
+    The arm "human" has the proportions of a person's arm and looks like one. The arm "short" reaches 0.7 m, and its
+    targets lie nearer. `MotionRetargeting` turns episodes of one arm into episodes of another one.
 
     observation.state (links + 2): angle of each joint relative to the link before it, rad, and position of the tip, m.
     observation.environment_state: position of the target, m; for "track" (5) also the center around which it moves, and
@@ -45,7 +47,7 @@ class PlanarArms(Toy, Drawable):
     Best possible success: 1.0. `PlanarArmsExpert(noise=0)` attains it by inverse kinematics, with every arm and task.
 
     Args:
-        task: One of `TASKS`.
+        task: One of `TASKS`, or with the name of the arm behind it, such as "reach-human".
         arm: Name of a body in `ARMS`.
         camera_size: Width and height of the images. 0 for none.
     """
@@ -53,6 +55,8 @@ class PlanarArms(Toy, Drawable):
     state_columns = ("observation.state", "observation.environment_state")
 
     def __init__(self, rows: int = 1, limit: int = 120, task: str = "reach", arm: str = "three", camera_size: int = 0):
+        task, _, named_arm = task.partition("-")
+        arm = named_arm or arm
         for kind, name, valid_names in (("task", task, TASKS), ("arm", arm, ARMS)):
             if name not in valid_names:
                 raise unknown_name(kind, name, valid_names, "planar_arms")
@@ -70,7 +74,9 @@ class PlanarArms(Toy, Drawable):
         goal = {"reach": f"the tip within {RADIUS} m of the target",
                 "track": f"{STEPS_AT_TARGET} steps in a row within {2 * RADIUS} m of the target",
                 "push": f"the block within {RADIUS} m of the target"}
-        self.metadata = {"env": "planar_arms" if task == "reach" else f"planar_arms:{task}", "version": 1, "fps": 10,
+        name = f"planar_arms:{task}-{arm}" if arm != "three" else "planar_arms" if task == "reach" else (
+            f"planar_arms:{task}")
+        self.metadata = {"env": name, "version": 1, "fps": 10,
                          "limit": limit, "optimum": 1.0, "success": goal[task]}
         super().__init__(rows, limit)
 
@@ -79,18 +85,19 @@ class PlanarArms(Toy, Drawable):
         joints = 0.6 * (drawn[:, 8:] - 0.5) + np.pi / len(self.lengths) * np.sign(drawn[:, 7:8] - 0.5)
         joints[:, 0] = np.float32(2 * np.pi) * (drawn[:, 6] - 0.5)
         state = {"joints": joints.astype(np.float32)}
+        reach = round(float(self.lengths.sum()), 3)
         if self.task == "track":
-            center = _polar_to_xy(0.5, 2 * np.pi * drawn[:, 0])
+            center = _polar_to_xy(reach / 2, 2 * np.pi * drawn[:, 0])
             return {**state, "center": center, "target": center + _polar_to_xy(0.2, 2 * np.pi * drawn[:, 1]),
                     "followed": np.zeros(len(key), np.int64)}
         if self.task == "reach":
-            return {**state, "target": _polar_to_xy(0.4 + 0.5 * drawn[:, 0], 2 * np.pi * drawn[:, 1])}
+            return {**state, "target": _polar_to_xy(0.4 + (reach - 0.5) * drawn[:, 0], 2 * np.pi * drawn[:, 1])}
         # The block lies in front of the folded arm, and its target to the left or right of it, at any distance.
         heading = 2 * np.pi * drawn[:, 0]
         aside = heading + (0.5 + 0.5 * drawn[:, 2]) * np.sign(drawn[:, 3] - 0.5)
         joints[:, 0] = heading + np.float32(np.pi) + 0.6 * (drawn[:, 6] - 0.5)
-        return {"joints": joints.astype(np.float32), "block": _polar_to_xy(0.5 + 0.15 * drawn[:, 1], heading),
-                "target": _polar_to_xy(0.5 + 0.15 * drawn[:, 4], aside)}
+        return {"joints": joints.astype(np.float32), "block": _polar_to_xy(reach / 2 + 0.15 * drawn[:, 1], heading),
+                "target": _polar_to_xy(reach / 2 + 0.15 * drawn[:, 4], aside)}
 
     def tip(self) -> np.ndarray:
         """Returns the position of the arm's tip, (rows, 2), m."""
@@ -172,25 +179,6 @@ class PlanarArms(Toy, Drawable):
             surface.box((a + b) / 2, (b - a) / long, half, COLORS[self.arm])
             surface.circle(a, wide, (70, 74, 88))
         surface.circle(in_view(joints[:, -1]), scale * TIP, COLORS[self.arm])
-
-
-def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns the positions of the base, the joints and the tip.
-
-    Args:
-        joints: Angles of the links relative to the ones before them, (n, links), rad.
-        lengths: Lengths of the links, (links,), m.
-
-    Returns:
-        (n, links + 1, 2), m.
-    """
-    xy, angle, positions = np.zeros((len(joints), 2), np.float32), np.zeros(len(joints), np.float32), []
-    positions.append(xy)
-    for i, length in enumerate(lengths):
-        angle = angle + joints[:, i]
-        xy = xy + np.float32(length) * np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-        positions.append(xy)
-    return np.stack(positions, 1)
 
 
 def _polar_to_xy(radius, angle) -> np.ndarray:

@@ -167,7 +167,7 @@ def test_the_detector_of_recorded_episodes_ends_an_episode(run, capsys):
     doubts = demonstrated.distances(open_dataset("labeled.npz")[1], count=len(open_dataset("labeled.npz")[1]))[0]
     assert detector.threshold == pytest.approx(float(doubts.max()), rel=1e-5)
     for threshold, ended in ((0.0, True), (1e9, False)):
-        replace(detector, threshold=threshold).save(Path("run"))
+        replace(detector, threshold=threshold).save(Path("run/detector.json"))
         assert main(["act", "run", *ARM, "--episode-time-s", "0.4", "--max-bad-share", "1", "--detect", "--out",
                      f"watched-{ended}"]) == 0
         line = capsys.readouterr().out.splitlines()[0]

@@ -13,13 +13,14 @@ from tyro.conf import Positional, arg
 from ..core import AtLeast, AtMost, keys
 from ..hints import escape_control
 from ..serve.address import served_address
-from .calibrate import doubt_source, load_detector
+from .calibrate import detector_source, load_detector
 from .parts.arms import prepare_robot
 from .parts.common import Output, acting_rate, command_line, parse
-from .parts.groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
+from .parts.groups import ActingOptions, DetectorOption, PositiveCount, Seconds, StepRate, command_options
 from .parts.options import Advice
-from .parts.policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
+from .parts.policies import load_actor, refuse_unused_conditions, untrained_warning
 from .parts.robot_options import LiveViewOptions, RobotOptions, command_keys, flush_input, live_view, show_line
+from .parts.rollouts import record_doubt
 from .parts.served import changed_checkpoint, served_client
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class ActOptions(ActingOptions, LiveViewOptions, RobotOptions):
+class ActOptions(ActingOptions, DetectorOption, LiveViewOptions, RobotOptions):
     """Run a trained policy on a robot, within its safety limits.
 
     Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
@@ -74,10 +75,10 @@ def main(args: list[str]) -> None:
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = acting_rate(o.fps, o.run)
     refuse_unused_conditions([o.run], o)
-    detector = load_detector(o.run, o) if o.detect else None
+    detector = load_detector(o.run, o, o.detector) if o.detect or o.detector is not None else None
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)
     if detector is not None:
-        actor = record_doubt(actor, o.run, o, doubt_source(o.run, detector.method.score, detector.demonstrations))
+        actor = record_doubt(actor, o.run, o, detector_source(o.run, detector))
     if warning := untrained_warning(o.run, o.trust):
         print(escape_control(f"warning: {warning}"), file=sys.stderr)
     with ExitStack() as stack:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..core import Above, Below, Unsupported, UserError
+from ..hints import path_text
+from ..serve.address import lerobot_name, served_address
 from .parts.common import (
     Output,
     command_line,
@@ -21,20 +23,18 @@ from .parts.common import (
     progress_bar,
     trust_options,
 )
-from .parts.groups import ActingOptions, JsonOption, StepCount, command_options
+from .parts.groups import ActingOptions, DetectorOption, JsonOption, StepCount, command_options
 from .parts.options import refuse_given
 from .parts.policies import (
     ROWS,
-    DoubtSource,
-    doubt_data,
     load_actor,
-    numbers_fingerprint,
-    record_doubt,
+    load_policy,
     run_folder,
     tell_checkpoint,
     weights_digest,
     weights_path,
 )
+from .parts.rollouts import DoubtSource, doubt_data, numbers_fingerprint, record_doubt
 from .parts.run_options import missing_data, trained_on
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class CalibrateOptions(ActingOptions, JsonOption):
+class CalibrateOptions(ActingOptions, DetectorOption, JsonOption):
     """Calibrate a failure detector: a threshold of the policy's doubt that keeps a stated rate of errors.
 
     The policy acts in ENV, on starts that no evaluation uses. For a robot, give episodes of this policy on it, which
@@ -53,7 +53,7 @@ class CalibrateOptions(ActingOptions, JsonOption):
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, or a checkpoint"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, or a policy of LeRobot"""
     env: Annotated[str, Positional, arg(metavar="ENV|DATA")]
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory, in which success is defined, or recorded
     episodes of the policy"""
@@ -66,6 +66,8 @@ class CalibrateOptions(ActingOptions, JsonOption):
     """what the rate is about: failed episodes without an alarm, or successful ones with an alarm"""
     episodes: StepCount = None
     """number of rollouts in ENV; by default 500"""
+    data: Annotated[Path | None, arg(metavar="DATA")] = None
+    """the demonstrations from which novelty is measured; by default those that the run was trained on"""
 
 
 def main(args: list[str]) -> None:
@@ -82,7 +84,7 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)
-        source = doubt_source(o.run, method.score)
+        file, source = _detector_file(o), doubt_source(o.run, method.score, o.data)
         n = o.episodes or 500
         with closing(_labeled_episodes(o) if recorded else make(o.env, min(ROWS, n), o.trust)) as env:
             actor, by = load_actor(o.run, env, o)
@@ -94,15 +96,18 @@ def main(args: list[str]) -> None:
                                    watch=lambda number, e: progress())
         read = numbers_fingerprint(doubt_data(o.run, o, source.data)) if o.score == "novelty" else ""
         detector = replace(method.fit(episodes, weights_digest(weights_path(o.run)), recorded),
-                           options=_acting_options(o), demonstrations=read)
-        file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
+                           options=_acting_options(o), demonstrations=read,
+                           data="" if o.data is None else path_text(o.data.absolute()))
+        detector.save(file)
+        detection = detector.evaluate(episodes)
         kind, plural = ("failure", "s") if o.error == "missed-failures" else ("success", "es")
         out.print(f"An alarm is raised where the {o.score} reaches {detector.threshold:.4g}: at most {o.rate:.1%} "
                   f"{o.error.replace('-', ' ')}, from {detector.n_calibration} "
                   f"{kind}{plural * (detector.n_calibration != 1)}.",
                   "In the episodes of the calibration, whose own rate is met by choice:",
                   detection.describe(detector), f"Written to {file}")
-        options = ("--detect", *_acting_options(o), *trust_options(o.trust, o.env, o.run))
+        options = (*(("--detect",) if o.detector is None else ("--detector", file)), *_acting_options(o),
+                   *given_options(o, "lerobot_python"), *trust_options(o.trust, o.env, o.run))
         out.suggest(command_line("act", o.run, "--robot", "TYPE", *options) if recorded
                     else command_line("eval", o.run, o.env, *options))
         out.print_json({"detector": str(file), "n_calibration": detector.n_calibration,
@@ -111,10 +116,12 @@ def main(args: list[str]) -> None:
 
 def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
     from ..evaluate.failure_detection import RecordedEnv
-    from ..learn.method import TrainedRun
+    from ..policy import camera_sizes
 
-    sizes = TrainedRun.load(o.run, o.trust).policy.image_sizes
-    data = open_data(Path(o.env), next(iter(sizes.values()), None), decode=bool(sizes), run=o.run)
+    planner = load_policy(o.run, o, None)[0]
+    sizes = camera_sizes({name: planner.features[name] for name in planner.inputs})
+    data = open_data(Path(o.env), next(iter(sizes.values()), None), decode=bool(sizes),
+                     run=None if has_no_run(o.run) else o.run)
     for number, episode in enumerate(data):
         if "success" not in episode.metadata:
             raise UserError("nobody said whether it is a success", where=f"{o.env}, episode {number}",
@@ -133,26 +140,71 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
                                  + command_line("act", o.run, "--robot", "TYPE", "--out", "DATA"))
 
 
-def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
-    """Returns the doubt score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
+def _detector_file(o: CalibrateOptions) -> Path:
+    """Returns the file of the detector: that of --detector, or one in the folder of the run, but not of LeRobot's."""
+    from ..checkpoint import is_lerobot_checkpoint
+    from ..evaluate.failure_detection import DETECTOR_FILE
+
+    if o.detector is not None:
+        return o.detector
+    if _is_of_lerobot(o.run) or not has_no_run(o.run) and is_lerobot_checkpoint(weights_path(o.run)):
+        raise _no_detector(o.run)
+    return run_folder(o.run) / DETECTOR_FILE
+
+
+def _is_of_lerobot(run: Path) -> bool:
+    address = served_address(run)
+    return address is not None and lerobot_name(address) is not None
+
+
+def _no_detector(run: Path) -> UserError:
+    return UserError("the folder of a policy of LeRobot is not changed, so its failure detector is a file that you "
+                     "name", where=run, hint="such as --detector detector.json")
+
+
+def doubt_source(run: Path, score: DoubtScore, data: Path | None = None, fingerprint: str = "") -> DoubtSource:
+    """Returns the doubt score with the data that it reads.
+
+    Args:
+        data: The demonstrations. None for those that the run was trained on.
+        fingerprint: See `DoubtSource`.
+    """
+    from ..evaluate.failure_detection import ObservationNovelty
+
+    if _is_of_lerobot(run):
+        if data is None and isinstance(score, ObservationNovelty):
+            raise UserError("novelty is the distance from the demonstrations, and a policy of LeRobot does not say "
+                            "which these are", where=run, hint="name what it was trained on: --data DATA")
+        return DoubtSource(score, data, fingerprint)
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
-    path = trained_on(run)
+    path = data or trained_on(run)
     if path is None or not path.exists():
         raise UserError(missing_data(path), where=run, hint="put them back, or train the run again")
     return DoubtSource(score, path, fingerprint)
 
 
-def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
-    """Returns the failure detector of a run."""
-    from ..evaluate.failure_detection import FailureDetector
-    from ..serve.address import served_address
+def detector_source(run: Path, detector: FailureDetector) -> DoubtSource:
+    """Returns the doubt score of a failure detector with the data that it reads."""
+    return doubt_source(run, detector.method.score, Path(detector.data) if detector.data else None,
+                        detector.demonstrations)
 
-    if address := served_address(run):
+
+def load_detector(run: Path, o: ActingOptions, file: Path | None) -> FailureDetector:
+    """Returns the failure detector of a run, from a file or from the folder of the run."""
+    from ..evaluate.failure_detection import FailureDetector
+
+    if (address := served_address(run)) and not _is_of_lerobot(run):
         raise Unsupported("a server does not send the doubt of its policy, which a failure detector reads",
                           where=address, hint="act with the run on this machine")
-    detector = FailureDetector.load(run, o.trust)
+    if file is not None:
+        detector = FailureDetector.read(file, o.trust)
+        detector.check_checkpoint(weights_digest(weights_path(run)), run)
+    elif address:
+        raise _no_detector(run)
+    else:
+        detector = FailureDetector.load(run, o.trust)
     if detector.options != _acting_options(o):
         raise UserError("the failure detector was calibrated with "
                         + (" ".join(detector.options) or "no option of acting"), where=run,
@@ -162,4 +214,3 @@ def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
 
 def _acting_options(o: ActingOptions) -> tuple[str, ...]:
     return tuple(map(str, given_options(o, "executor", "task", "condition")))
-

@@ -13,7 +13,7 @@ from ..core import ConfigError, DataError, Diverged, UserError, role
 from ..files import replace_nonfinite
 from ..hints import path_text
 from ..user_code import refuse_python_file
-from .calibrate import doubt_source, load_detector
+from .calibrate import detector_source, load_detector
 from .parts import behavior_metrics
 from .parts.common import (
     Output,
@@ -150,7 +150,7 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
          "leave it out: in an environment the return is measured"),
         (not recorded, ("columns",), "names the columns of recorded episodes, and there are none here",
          "leave it out: an environment has the columns that it shows"),
-        (not is_fixed_rollout, ("detect",), "needs an environment, and a fixed number of episodes",
+        (not is_fixed_rollout, ("detect", "detector"), "needs an environment, and a fixed number of episodes",
          command_line(*in_env, "--detect")),
         (recorded or o.interactive, ("rename",), "names the columns of an environment, and there is none here",
          "leave it out; --columns names those of recorded episodes"),
@@ -172,7 +172,7 @@ def _refuse_where(o: EvalOptions, restrictions: Sequence[tuple[bool, tuple[str, 
 def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
-    detector = load_detector(o.run, o) if o.detect else None
+    detector = load_detector(o.run, o, o.detector) if o.detect or o.detector is not None else None
     env, evaluation, other, training, behaved = _roll_out(o, detector, demonstrations)
     detection = None
     if detector is not None:
@@ -223,8 +223,7 @@ def _roll_out(o: EvalOptions, detector: FailureDetector | None, demonstrations: 
     assert o.target is not None and o.episodes is not None
     with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env, KeptEpisodes() as kept:
         evaluation = evaluate_run(o.run, env, o, o.save, o.target, kept,
-                                  None if detector is None else doubt_source(
-                                      o.run, detector.method.score, detector.demonstrations))
+                                  None if detector is None else detector_source(o.run, detector))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target, kept)
         training = None
         if o.train_env is not None:

@@ -282,6 +282,7 @@ class FailureDetector:
         checkpoint: Digest of the checkpoint that acted.
         options: Options of acting with which it was calibrated, such as an executor.
         demonstrations: Fingerprint of the demonstrations that the score reads. Empty if it reads none.
+        data: Path of these demonstrations, where they are named because the policy does not say them.
     """
 
     method: ConformalThreshold
@@ -291,33 +292,39 @@ class FailureDetector:
     checkpoint: str = ""
     options: tuple[str, ...] = ()
     demonstrations: str = ""
+    data: str = ""
 
-    def save(self, folder: Path) -> Path:
-        """Writes the detector into the folder of a run, and returns its file."""
-        write_json(folder / DETECTOR_FILE, config.dump(self))
-        return folder / DETECTOR_FILE
+    def save(self, file: Path) -> None:
+        """Writes the detector into a file, such as `DETECTOR_FILE` in the folder of a run."""
+        write_json(file, config.dump(self))
 
     @staticmethod
     def load(run: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
         """Reads the detector of a run, or of one of its checkpoints."""
         checkpoint = find_checkpoint(run)
         folder = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
-        detector = FailureDetector.read(folder, trust)
-        if detector.checkpoint != Run.fingerprint(checkpoint):
-            raise UserError("the failure detector was calibrated for another checkpoint", where=run,
-                            hint=command_line("calibrate", run, detector.env, *detector.options))
+        detector = FailureDetector.read(folder / DETECTOR_FILE, trust)
+        detector.check_checkpoint(Run.fingerprint(checkpoint), run)
         return detector
 
     @staticmethod
-    def read(folder: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
+    def read(file: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
         """Reads the detector that `save` wrote."""
-        if not (file := folder / DETECTOR_FILE).exists():
-            raise UserError("the run has no failure detector", where=file,
-                            hint=f"calibrate one: {command_line('calibrate', folder, 'ENV')}")
+        if not file.exists():
+            is_of_run = file.name == DETECTOR_FILE
+            raise UserError("the run has no failure detector" if is_of_run else "there is no such file", where=file,
+                            hint="calibrate one: " + command_line("calibrate", file.parent if is_of_run else "RUN",
+                                                                  "ENV"))
         detector = config.load(read_json(file), ("understudy", *trust), str(file))
         if not isinstance(detector, FailureDetector):
             raise UserError("is not a failure detector", where=file, hint="calibrate one again")
         return detector
+
+    def check_checkpoint(self, digest: str, run: Path) -> None:
+        """Raises UserError if the detector was calibrated for another checkpoint than the one with this digest."""
+        if self.checkpoint != digest:
+            raise UserError("the failure detector was calibrated for another checkpoint", where=run,
+                            hint=command_line("calibrate", run, self.env, *self.options))
 
     def first_alarm(self, episode: Episode) -> int | None:
         """Returns the step of the first alarm in an episode with the column `doubt`, or None."""

@@ -68,7 +68,18 @@ class ChildPolicy:
                 "images": {name: self.shapes[name] for name in self.images},
                 "text_bytes": TEXT_BYTES if self.reads_words else 0, "seconds": self.seconds,
                 "ensemble": vars(config).get("temporal_ensemble_coeff"), "device": str(config.device),
+                "action_scale": self._action_scale(),
                 "checkpoint": _digest(self.folder)}
+
+    def _action_scale(self) -> list[float] | None:
+        """Returns the standard deviation of each action in the training data, if the postprocessor says it.
+
+        It is 1 for an action that was constant there.
+        """
+        for step in self.postprocessor.steps:
+            if (deviations := step.state_dict().get("action.std")) is not None:
+                return [deviation or 1.0 for deviation in deviations.flatten().tolist()]
+        return None
 
     def plan(self, obs, seeds):
         """Returns chunks in the units of the data, (B, H, A).

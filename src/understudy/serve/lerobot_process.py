@@ -217,9 +217,10 @@ def _describe_policy(about: Mapping) -> dict:
               "action": entries["action"], "fps": None, "normalization": "none", "action_convention": None}
     return {"protocol": PROTOCOL, "schema": schema, "checkpoint": about["checkpoint"], "horizon": about["horizon"],
             "n_obs_steps": about["n_obs_steps"], "n_action_steps": about["n_action_steps"], "skip": 0, "chunks": True,
-            "texts": texts, "action_scale": None, "inputs": inputs, "defaults": [], "features": entries,
-            "action_dim": about["action_dim"], "is_discrete": False, "is_deterministic": not about["draws"],
-            "window": config.dump(Window(about["n_obs_steps"], about["horizon"])), "executor": config.dump(executor)}
+            "texts": texts, "action_scale": about["action_scale"], "inputs": inputs, "defaults": [],
+            "features": entries, "action_dim": about["action_dim"], "is_discrete": False,
+            "is_deterministic": not about["draws"], "executor": config.dump(executor),
+            "window": config.dump(Window(about["n_obs_steps"], about["horizon"]))}
 
 
 def _summarize(about: Mapping) -> str:

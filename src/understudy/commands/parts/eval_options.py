@@ -11,6 +11,7 @@ from ...core import Above, AtLeast, Below, role
 from .groups import (
     ActingOptions,
     ColumnTexts,
+    DetectorOption,
     PositiveCount,
     RolloutOptions,
     Seconds,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class EvalOptions(RolloutOptions, RobotOptions):
+class EvalOptions(RolloutOptions, DetectorOption, RobotOptions):
     """Evaluate a trained policy, with the uncertainty of the result.
 
     In an environment: the success rate (or return) over numbered episodes, with an interval. --against rolls out a

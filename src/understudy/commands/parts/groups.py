@@ -115,6 +115,13 @@ class ActingOptions(DeviceOption, TrustOption, LeRobotOption):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectorOption:
+    detector: Annotated[Path | None, arg(metavar="FILE")] = None
+    """the file of the failure detector; by default detector.json in the folder of the run. A policy of LeRobot needs
+    one, since its folder is not changed"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutOptions(ActingOptions, HtmlOption, JsonOption):
     """Options for how policies are rolled out in an environment."""
 

@@ -17,7 +17,7 @@ from ...files import file_name, replace_nonfinite
 from ...hints import did_you_mean, path_text
 from ...hub import is_downloaded
 from ...serve.address import served_address
-from .common import command_line, has_no_run, open_data, recorded_data_of, recorded_env_of
+from .common import command_line, has_no_run, recorded_data_of, recorded_env_of
 from .conditions import (
     demonstration_part,
     demonstration_source,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ...data.episode import Dataset
     from ...data.text_columns import TaskText
     from ...envs.base import Env
-    from ...evaluate.failure_detection import DoubtScore
     from ...execute.actor import Actor
     from ...policy import Planner
     from .eval_options import EvalOptions
@@ -43,53 +42,6 @@ OTHER_COLUMNS = ("the data were recorded here, and their columns have been renam
                  "changed: train on data with the columns that it shows")
 ACTING = ("executor", "condition", "task", "rename")  # options that a stored result names
 ROWS = 16  # number of rows of every batch that networks see, so that no result depends on --rows
-
-
-@dataclass(frozen=True)
-class DoubtSource:
-    """The doubt score that a policy records, and the data that it was trained on.
-
-    Args:
-        fingerprint: Fingerprint of the numbers that a failure detector was calibrated with. Empty if any data will do.
-    """
-
-    score: DoubtScore
-    data: Path
-    fingerprint: str = ""
-
-
-def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
-    """Wraps the actor of a run so that it records its doubt."""
-    from ...evaluate.failure_detection import with_doubt
-
-    data = doubt_data(run, o, doubt.data)
-    if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
-        raise UserError("the demonstrations, from which novelty is measured, have changed since its failure detector "
-                        "was calibrated", where=doubt.data, hint="put them back, or calibrate it again (understudy "
-                        "calibrate)")
-    return with_doubt(actor, doubt.score, data)
-
-
-def numbers_fingerprint(data: Dataset) -> str:
-    """Returns the fingerprint of episodes without their images."""
-    return data.map(lambda e: e.replace({n: None for n, f in e.features().items() if f.kind == "image"})).fingerprint()
-
-
-def doubt_data(run: Path, o: ActingOptions, path: Path) -> Dataset:
-    """Returns the demonstrations against which doubt is measured, as the policy of a run learned them."""
-    from ...execute.wrappers import ActionWrapper
-    from ...learn.method import TrainedRun, training_data
-
-    trained = TrainedRun.load(run, o.trust, transforms=True)
-    wrapper = trained.method.wrapper
-    if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
-        raise Unsupported("its doubt is measured against demonstrations, and these do not have its actions, from which "
-                          f"{type(wrapper).__name__} makes those of the robot", where=run,
-                          hint="calibrate the run that it was made of, or what a method such as residual or porl makes "
-                               "of that (understudy improve)")
-    sizes = trained.policy.image_sizes
-    data = open_data(path, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
-    return training_data(data, trained.method)
 
 
 def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,

@@ -3,19 +3,77 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import batch_rows, progress_bar, trained_rate, warn_simulator_mismatch
-from .policies import DoubtSource, load_actor, record_doubt, tell_untrained_episodes
+from ...core import Unsupported, UserError
+from ...serve.address import served_address
+from .common import batch_rows, open_data, progress_bar, trained_rate, warn_simulator_mismatch
+from .policies import load_actor, tell_untrained_episodes
 
 if TYPE_CHECKING:
+    from ...data.episode import Dataset
     from ...envs.base import Env
     from ...evaluate.evaluation import Evaluation
+    from ...evaluate.failure_detection import DoubtScore
     from ...execute.actor import Actor
     from .groups import ActingOptions, RolloutOptions
     from .kept_episodes import KeptEpisodes
+
+
+@dataclass(frozen=True)
+class DoubtSource:
+    """The doubt score that a policy records, and the data that it was trained on.
+
+    Args:
+        data: Its path. None for a policy that does not say it, with a score that reads no data.
+        fingerprint: Fingerprint of the numbers that a failure detector was calibrated with. Empty if any data will do.
+    """
+
+    score: DoubtScore
+    data: Path | None
+    fingerprint: str = ""
+
+
+def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
+    """Wraps the actor of a run so that it records its doubt."""
+    from ...evaluate.failure_detection import with_doubt
+
+    data = doubt_data(run, o, doubt.data)
+    if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
+        raise UserError("the demonstrations, from which novelty is measured, have changed since its failure detector "
+                        "was calibrated", where=doubt.data, hint="put them back, or calibrate it again (understudy "
+                        "calibrate)")
+    return with_doubt(actor, doubt.score, data)
+
+
+def numbers_fingerprint(data: Dataset) -> str:
+    """Returns the fingerprint of episodes without their images."""
+    return data.map(lambda e: e.replace({n: None for n, f in e.features().items() if f.kind == "image"})).fingerprint()
+
+
+def doubt_data(run: Path, o: ActingOptions, path: Path | None) -> Dataset:
+    """Returns the demonstrations against which doubt is measured, as the policy of a run learned them."""
+    from ...data.episode import Dataset
+    from ...execute.wrappers import ActionWrapper
+    from ...learn.method import TrainedRun, training_data
+
+    if path is None:
+        return Dataset([])
+    if served_address(run) is not None:
+        return open_data(path, decode=False)
+    trained = TrainedRun.load(run, o.trust, transforms=True)
+    wrapper = trained.method.wrapper
+    if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
+        raise Unsupported("its doubt is measured against demonstrations, and these do not have its actions, from which "
+                          f"{type(wrapper).__name__} makes those of the robot", where=run,
+                          hint="calibrate the run that it was made of, or what a method such as residual or porl makes "
+                               "of that (understudy improve)")
+    sizes = trained.policy.image_sizes
+    data = open_data(path, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
+    return training_data(data, trained.method)
 
 
 def evaluate_run(

@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fixtures.cli import document, refused
 from fixtures.lerobot_stand_in import SCALE, write_checkpoint, write_python
@@ -14,7 +15,7 @@ from fixtures.lerobot_stand_in import SCALE, write_checkpoint, write_python
 pytest.importorskip("websockets", reason="extra serve not installed")
 
 from understudy.commands.parts.served import LEROBOT_DEVICE, LEROBOT_PYTHON, served_client  # noqa: E402
-from understudy.data.formats import open_dataset  # noqa: E402
+from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,28 @@ def test_what_cannot_be_calibrated_is_refused(policies, call, tmp_path):
             "understudy calibrate RUN ENV")
     assert call("calibrate", policies["chunks"], "fork", "--rate", 0.5, "--episodes", 4, "--detector", file)[0] == 0
     refused(call("eval", run, "fork", "--detector", file), "for another checkpoint")
+
+
+# -- diagnose ---------------------------------------------------------------------------------------------------------
+
+
+def test_where_it_acts_is_diagnosed_and_what_needs_its_training_is_said(policies, place, call):
+    run = policies["direct"]
+    result = document(call("diagnose", run, "--env", "fork", "--data", place / "demos", "--episodes", 4, "--json"))
+    assert result["outcome"] == {"successes": 0, "episodes": 4, "place": None, "recorded": [12, 12]}
+    assert {"columns", "motion", "limits", "trials"} <= set(result["checked"]) and "fit" not in result["checked"]
+    assert result["unchecked"] == ["checkpoint, fit, statistics and novelty: they need to know how and on what the "
+                                   "policy was trained"]
+    assert not any(f["command"] and "METHOD" in f["command"] for f in result["findings"])
+    alone = document(call("diagnose", run, "--env", "fork", "--episodes", 4, "--json"))
+    assert alone["checked"] == ["columns", "trials"] and "--data DATA" in alone["unchecked"][1]
+    refused(call("diagnose", run), "only where it acts can be checked", "--env ENV or --robot TYPE")
+
+
+def test_recorded_actions_that_do_not_fit_the_environment_are_a_fault(policies, place, call, tmp_path):
+    """Actions in units of 1 / 1000 beyond its limits are the reason why a policy that learned them fails there."""
+    wrong = tmp_path / "wrong"
+    write_dataset(open_dataset(place / "demos").map(
+        lambda e: e.replace({"action": 1000 * np.asarray(e.steps["action"])})), wrong, "lerobot")
+    result = document(call("diagnose", policies["direct"], "--env", "fork", "--data", wrong, "--episodes", 4, "--json"))
+    assert "action-units" in [f["code"] for f in result["findings"] if f["level"] == "fault"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..advice import advice_about
-from ..core import MissingAction, Unsupported, UserError
+from ..core import MissingAction, UserError
 from ..hints import escape_control
 from ..serve.address import lerobot_name, served_address
 from .parts.arms import prepare_robot
@@ -20,6 +20,7 @@ from .parts.common import (
     Output,
     command_line,
     earlier_provenances,
+    given_options,
     has_no_run,
     open_data,
     parse,
@@ -32,14 +33,13 @@ from .parts.common import (
 )
 from .parts.groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
 from .parts.options import refuse_given
-from .parts.policies import ROWS, load_actor, run_folder, tell_checkpoint
+from .parts.policies import ROWS, load_actor, load_policy, run_folder, tell_checkpoint
 from .parts.robot_options import RobotOptions
 from .parts.run_options import missing_data, reseeded_command, trained_on
 
 if TYPE_CHECKING:
     from ..diagnose.base import RunDiagnosis
     from ..diagnose.runner import Observed, Recorded
-    from ..learn.method import TrainedRun
 
 _READINGS = 5  # number of readings of a robot that does not move
 
@@ -56,7 +56,7 @@ class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, Robo
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run, or one of its checkpoints"""
+    """a run, or one of its checkpoints; with --env or --robot also a policy of LeRobot"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """the demonstrations; by default those that the run was trained on, if they are still there"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
@@ -67,17 +67,12 @@ class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, Robo
 
 def main(args: list[str]) -> None:
     o = parse(DiagnoseOptions, "diagnose", args)
-    from ..checkpoint import find_checkpoint
-    from ..diagnose.runner import diagnose
-    from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun
-    from ..learn.training_curves import TrainingCurves
-
-    if has_no_run(o.run):
-        address = served_address(o.run)
-        if address is not None and lerobot_name(address) is not None:
-            raise Unsupported("a policy of LeRobot can be acted with, but its training is not known here",
-                              where=address, hint="judge it by understudy eval, compare and robustness")
+    address = served_address(o.run)
+    is_of_lerobot = address is not None and lerobot_name(address) is not None
+    if is_of_lerobot and o.env is None and o.robot is None:
+        raise UserError("how a policy of LeRobot was trained is not known here, so only where it acts can be checked",
+                        where=address, hint="name where it fails: --env ENV or --robot TYPE")
+    if has_no_run(o.run) and not is_of_lerobot:
         raise UserError("is not a run: it does not say what it was trained on", where=address or o.run,
                         hint=f"diagnose the run that {'is served there' if address else 'it was exported from'}")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
@@ -87,14 +82,7 @@ def main(args: list[str]) -> None:
         refuse_given(o, ("episodes",), "is a number of episodes in the environment of --env", "add --env ENV")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
-        trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
-        recorded, reason = _recorded(o, trained)
-        observed = _observed(o, recorded)
-        name = find_checkpoint(o.run).name
-        result = diagnose(trained, TrainingCurves.load(o.run), int(name) if name.isdigit() else None, recorded,
-                          observed)
-        if reason is not None:
-            result = replace(result, unchecked=(reason, *result.unchecked))
+        result = _diagnosis_by_acting(o) if is_of_lerobot else _diagnosis(o)
         commands = [_command(o, finding.command) for finding in result.findings]
         following = [(step.text, _command(o, step.command)) for step in result.next_steps]
         for finding, command in zip(result.findings, commands, strict=True):
@@ -114,6 +102,35 @@ def main(args: list[str]) -> None:
                                 for finding, command in zip(document["findings"], commands, strict=True)]
         document["next"] = [{"text": text, "command": command} for text, command in following]
         out.print_json(document)
+
+
+def _diagnosis(o: DiagnoseOptions) -> RunDiagnosis:
+    """Checks a run, its data, and where it acts if that is named."""
+    from ..checkpoint import find_checkpoint
+    from ..diagnose.runner import diagnose
+    from ..learn.devices import choose_device
+    from ..learn.method import TrainedRun
+    from ..learn.training_curves import TrainingCurves
+
+    trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
+    recorded, reason = _recorded(o, trained.policy.image_sizes)
+    observed = _observed(o, recorded)
+    name = find_checkpoint(o.run).name
+    result = diagnose(trained, TrainingCurves.load(o.run), int(name) if name.isdigit() else None, recorded, observed)
+    return result if reason is None else replace(result, unchecked=(reason, *result.unchecked))
+
+
+def _diagnosis_by_acting(o: DiagnoseOptions) -> RunDiagnosis:
+    """Checks where a policy acts whose training is not known, against the data of --data."""
+    from ..diagnose.runner import diagnose_planner
+    from ..policy import camera_sizes
+
+    planner = load_policy(o.run, o, None)[0]
+    sizes = camera_sizes({name: planner.features[name] for name in planner.inputs})
+    recorded = None if o.data is None else _recorded(o, sizes)[0]
+    observed = _observed(o, recorded)
+    assert observed is not None
+    return diagnose_planner(planner, recorded, observed)
 
 
 def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: list[str | None],
@@ -144,20 +161,23 @@ def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: 
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
     """Returns the path of the data of --data, or of the data that the run was trained on."""
-    return o.data or trained_on(o.run)
+    return o.data if has_no_run(o.run) else o.data or trained_on(o.run)
 
 
-def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None, str | None]:
-    """Returns the recorded data of the run, or why they are not there."""
+def _recorded(o: DiagnoseOptions, image_sizes: Mapping[str, tuple[int, int]]) -> tuple[Recorded | None, str | None]:
+    """Returns the recorded data of the run, or why they are not there.
+
+    Args:
+        image_sizes: Height and width of each camera that the policy reads.
+    """
     from ..diagnose.runner import Recorded
     from ..evaluate.action_prediction import episodes_to_evaluate
 
     path = _data_path(o)
     if path is None or o.data is None and not path.exists():
         return None, f"{missing_data(path)} (name them: --data DATA)"
-    policy = trained.policy
     try:
-        data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
+        data = open_data(path, next(iter(image_sizes.values()), None), decode=bool(image_sizes),
                          columns=o.columns, run=o.run)
     except MissingAction:
         return None, f"there are no actions in {path}"
@@ -208,8 +228,8 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
 
 def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
     """Returns the command of a finding, for this run, data and environment."""
-    if not words:
-        return None
+    if not words or has_no_run(o.run) and any(word == "METHOD" or word.startswith(("RUN-", "RUN/")) for word in words):
+        return None  # what trains it is not known
     if "METHOD" in words and (again := reseeded_command(o.run)) is not None:
         return " ".join([again[0], *words[words.index("RUN-2") + 1:]])
     env, data = o.env or recorded_env_of(o.run), _data_path(o)
@@ -217,7 +237,8 @@ def _command(o: DiagnoseOptions, words: Sequence[str]) -> str | None:
     data_word = "DATA" if data is None else recorded_word(data) if words[0] == "eval" else str(data)
     names = {"DATA": data_word, "ENV": env or "ENV", "RUN": str(o.run), "VIEW": "view.json"}
     words = [_run_place(o.run, names.get(word, word)) for word in words]
-    return command_line(*words, *(trust_options(o.trust, env, o.run) if env in words else ()))
+    python = given_options(o, "lerobot_python") if str(o.run) in words else ()
+    return command_line(*words, *python, *(trust_options(o.trust, env, o.run) if env in words else ()))
 
 
 def _with_robot(o: DiagnoseOptions, words: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import TrainedRun, has_latent_actions, training_data, without_made_episodes
 from ..learn.training_curves import TrainingCurves
 from ..learn.validation import Validation
-from ..policy import camera_sizes
+from ..policy import Planner, Policy, camera_sizes
 from . import cameras, fit_checks, motion, observations, ways
 from .base import Outcome, RunDiagnosis, RunFinding, sort_findings
 
@@ -40,6 +40,7 @@ CLIPPED = 0.8  # motion unexplained with clipped actions, as a fraction of the m
 WATCHED = (0.25, 0.5, 0.75, 1)  # fractions of an episode at which images are compared with the first one
 THUMBNAIL = 24  # pixels a side of the images that are compared
 SMALL = 12  # pixels a side of the images from which states are read
+ACTING_CHECKS = ("columns", "cameras", "observations", "motion", "limits", "starts", "trials")
 VIEWED, VIEWS = 80, 40  # recorded episodes from which images are read, and about how many of each
 
 
@@ -179,14 +180,38 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
     else:
         is_shifted = any(f.code == "action-shift" for f in findings)
-        findings += _observed_findings(trained, recorded, observed, is_shifted)
-        checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
+        findings += _observed_findings(trained.policy, recorded, observed, is_shifted)
+        checked += [*ACTING_CHECKS, "novelty"]
     if outcome is not None:
         findings = fit_checks.judge_by_outcome(findings, outcome)
         if outcome.place is None and not any(f.level == "fault" for f in findings):
             assert observed is not None
             findings += fit_checks.check_success(_successes(observed.episodes), curves.evaluations, step)
     return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked), outcome)
+
+
+def diagnose_planner(planner: Planner, recorded: Recorded | None, observed: Observed) -> RunDiagnosis:
+    """Finds reasons why a policy may fail whose training is not known, by where it acts.
+
+    Args:
+        recorded: Demonstrations to compare with, as `trained` episodes. None if there are none.
+        observed: Where the policy acts.
+    """
+    findings: list[RunFinding] = [] if recorded is None else [*_lag_findings(recorded, observed)]
+    is_shifted = any(f.code == "action-shift" for f in findings)
+    findings += _observed_findings(planner, recorded, observed, is_shifted)
+    unchecked = ["checkpoint, fit, statistics and novelty: they need to know how and on what the policy was trained"]
+    if recorded is None:
+        unchecked.append("cameras, units, latency, limits and starts: there are no data to compare with (name them: "
+                         "--data DATA)")
+    own = _successes(observed.episodes)
+    demonstrated = [] if recorded is None else _successes(recorded.data)
+    outcome = Outcome(sum(own), len(own), None, (sum(demonstrated), len(demonstrated)) if demonstrated else None
+                      ) if own else None
+    if outcome is not None:
+        findings = list(fit_checks.judge_by_outcome(findings, outcome))
+    checked = ("columns", "trials") if recorded is None else ("recorded actions", *ACTING_CHECKS)
+    return RunDiagnosis(sort_findings(findings), checked, tuple(unchecked), outcome)
 
 
 def _outcome(curves: TrainingCurves, step: int | None, recorded: Recorded | None, observed: Observed | None
@@ -260,10 +285,9 @@ def _successes(episodes: Dataset) -> list[bool]:
             for e in episodes if "next.success" in e.steps or "success" in e.metadata]
 
 
-def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed, is_shifted: bool
+def _observed_findings(planner: Planner, recorded: Recorded | None, observed: Observed, is_shifted: bool
                        ) -> Iterator[RunFinding]:
-    policy = trained.policy
-    read = {n: f for n, f in policy.features.items() if n in policy.inputs and not n.endswith("?")}
+    read = {n: f for n, f in planner.features.items() if n in planner.inputs and not n.endswith("?")}
     if recorded is not None:  # what transforms compute is not shown
         read = {n: f for n, f in read.items() if n in recorded.data.features()}
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
@@ -282,10 +306,10 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
     yield from fit_checks.check_starts_decide(recorded.data, observed.episodes, observed.probes)
     episodes = [*observed.episodes, *(observed.probes or ())]
     if episodes:
-        yield from _compare(trained, recorded, observed, episodes, is_shifted)
+        yield from _compare(planner, recorded, observed, episodes, is_shifted)
 
 
-def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence, is_shifted: bool
+def _compare(planner: Planner, recorded: Recorded, observed: Observed, episodes: Sequence, is_shifted: bool
              ) -> Iterator[RunFinding]:
     """Compares the observations and the motion with the recorded observations and motion."""
     data, features = recorded.data, observed.features
@@ -311,8 +335,9 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         if moved:  # a component at an end of its range is held there by them
             findings = [f for f in findings if f.code != "constant-sensor"]
         findings = [replace(f, level="fault") if f.code == "constant-sensor" else f for f in findings] + moved
-        findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
-        findings += _novelty(trained, recorded, observed) if observed.moves else ()
+        findings += fit_checks.check_tiny_spread(planner, observed.episodes) if isinstance(
+            planner, Policy) and len(observed.episodes) else ()
+        findings += _novelty(planner, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
     for f in (f for f in limits if f.code != "action-units"):
@@ -407,9 +432,9 @@ def _limits(recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
     yield from observations.check_limits(*actions, *bounds, component_names(feature))
 
 
-def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
+def _novelty(planner: Planner, recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
     data = recorded.data
-    names = [n for n in _numeric(data.features()) if n in trained.policy.inputs and n in observed.features]
+    names = [n for n in _numeric(data.features()) if n in planner.inputs and n in observed.features]
     if not names or not recorded.held_out or not len(observed.episodes):
         return
 

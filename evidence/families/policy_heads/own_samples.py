@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from understudy.data.episode import Dataset
 from understudy.envs import make
 from understudy.evaluate.behavior.modes import rollout_repeated_starts
 from understudy.execute.actor import PolicyActor
+from understudy.execute.planners import FixedBatch
 from understudy.execute.steering import ComposedPolicies
 from understudy.heads.denoising.flow import Flow
 from understudy.learn.algorithm import loss
@@ -42,7 +45,7 @@ N_WINDOWS = 1024
 
 
 @torch.no_grad()
-def plans_of(policy: Policy, obs: dict[str, Tensor], seed: int) -> Tensor:
+def plans_of(policy: Policy, obs: Mapping[str, Tensor], seed: int) -> Tensor:
     """A plan in the units of the codec for each observation, (B, H, A)."""
     noise = torch.randn(len(next(iter(obs.values()))), *policy.noise_shape,
                         generator=torch.Generator().manual_seed(seed))
@@ -70,7 +73,8 @@ def success_and_miss(
     return {**measure_sides(rollouts), "log miss": [math.log(miss)]}
 
 
-def reflow(time_distribution: str = "uniform", norm: str = "l2") -> SampledMethod:
+def reflow(time_distribution: Literal["uniform", "u_shaped"] = "uniform",
+           norm: Literal["l2", "pseudo_huber"] = "l2") -> SampledMethod:
     learner = ReflowPolicy(FromStage(TEACHER), teacher_steps=10, steps=1500, batch_size=128, norm=norm,
                            optimizer=OptimizerConfig(lr=3e-3))
     return SampledMethod(after_teacher(FLOW, Flow(time_distribution=time_distribution), learner),
@@ -114,7 +118,7 @@ def success_and_distance(
         demonstrations.
     """
     actor = deployed_actor(experiment, method, data, seed, ROWS)
-    assert isinstance(actor, PolicyActor)
+    assert isinstance(actor, PolicyActor) and isinstance(actor.planner, FixedBatch)
     rollouts = rollout_repeated_starts(actor, make(experiment.env, rows=ROWS), max(1, episodes // N_REPEATS),
                                        N_REPEATS, seed=starts)
     planner, held_out = actor.planner.planner, replace(experiment.source, episodes=100).load(HELD_OUT + seed)

@@ -89,7 +89,7 @@ class WrittenWays(DemonstrationSource):
             at = cells[tokens[-1]]
         tokens.append(END)
         n = len(tokens)
-        return Episode({TASK: np.tile(np.float32([*goal, *hole]), (n + 1, 1)),
+        return Episode({TASK: np.tile(np.array([*goal, *hole], np.float32), (n + 1, 1)),
                         WRITTEN: np.stack([written(tokens[:t]) for t in range(n + 1)]),
                         "action": np.array(tokens)[:, None], TERMINATED: np.arange(n) == n - 1}, schema=FEATURES)
 

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.cli import document, refused
-from fixtures.lerobot_stand_in import SCALE, write_checkpoint, write_python
+from fixtures.lerobot_arm import FPS, HORIZON, demonstrations, write_small_act
+from fixtures.lerobot_stand_in import DIE, FAIL, HANG, SCALE, write_checkpoint, write_python
+from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
 from understudy.commands.parts.served import LEROBOT_DEVICE, LEROBOT_PYTHON, served_client  # noqa: E402
+from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
+from understudy.evaluate.failure_detection import FailureDetector  # noqa: E402
+from understudy.learn.method import load_policy  # noqa: E402
+from understudy.robots.simulated import SimulatedArm  # noqa: E402
+from understudy.serve import lerobot_process  # noqa: E402
+
+STATE = "observation.state"
+ARM = ("--robot", "simulated_arm", "--robot.slow-start", 0, "--fps", 20, "--max-bad-share", 1)
+SENSING_ARM = ("--robot", "fixtures.lerobot_arm:sensing_arm", "--trust", "fixtures", "--fps", FPS)
+NEWEST = REPOSITORY / ".venv-peers" / "lerobot" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +44,17 @@ def policies(tmp_path_factory):
         yield names
         for name in names.values():
             served_client(name).close()
+
+
+@pytest.fixture(params=["lerobot 0.4.4", "newest lerobot"])
+def lerobot(request, tmp_path, monkeypatch):
+    """The option with the Python of an environment with LeRobot."""
+    if request.param == "newest lerobot" and not NEWEST.exists():
+        pytest.skip("no .venv-peers")
+    monkeypatch.setenv(LEROBOT_PYTHON, "none")  # the option sets it
+    monkeypatch.setenv(LEROBOT_DEVICE, "auto")
+    return "--lerobot-python", NEWEST if request.param == "newest lerobot" else write_python(
+        tmp_path / "python", "upstream_lerobot.stand_in")
 
 
 # -- calibrate --------------------------------------------------------------------------------------------------------
@@ -79,6 +104,101 @@ def test_what_cannot_be_calibrated_is_refused(policies, call, tmp_path):
     refused(call("eval", run, "fork", "--detector", file), "for another checkpoint")
 
 
+# -- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_compared_with_a_run_on_the_same_starts(policies, place, call, tmp_path):
+    run = policies["direct"]
+    result = document(call("compare", place / "a", run, "--env", "fork", "--episodes", 6, "--save", tmp_path / "saved",
+                           "--json"))
+    rollouts = [open_dataset(folder) for folder in sorted((tmp_path / "saved").iterdir())]
+    for one, other in zip(*rollouts, strict=True):
+        assert np.array_equal(one.steps[STATE][0], other.steps[STATE][0])
+        state = np.asarray(other.steps[STATE])[:len(other) // 4 * 4:4, :1]  # at which it plans
+        assert np.array_equal(np.asarray(other.steps["action"])[:len(state) * 4], np.repeat(state, 4, 0).repeat(2, 1))
+    assert [p["name"] for p in result["policies"]] == [str(place / "a"), run]
+    assert [p["success"]["estimate"] for p in result["policies"]] == [
+        np.mean([e.metadata["success"] for e in data]) for data in rollouts]
+
+
+def test_act_of_lerobot_and_the_run_that_it_was_exported_from_do_not_differ(lerobot, call, tmp_path):
+    """Both act alike on the same starts, so that no episode tells them apart."""
+    assert call("record", "maze", "--out", tmp_path / "mazes", "--episodes", 6)[0] == 0
+    write_small_act(open_dataset(tmp_path / "mazes"), tmp_path / "run", tmp_path / "act")
+    runs = tmp_path / "run", f"lerobot:{tmp_path / 'act'}"
+    result = document(call("compare", *runs, "--env", "maze", "--episodes", 4, "--save", tmp_path / "saved", *lerobot,
+                           "--json"))
+    ours, lerobots = (open_dataset(folder) for folder in sorted((tmp_path / "saved").iterdir()))
+    for one, other in zip(ours, lerobots, strict=True):
+        np.testing.assert_allclose(one.steps["action"], other.steps["action"], rtol=1e-4, atol=1e-4)
+    assert result["pairs"][0]["difference"] == 0 and [p["letters"] for p in result["policies"]] == ["a", "a"]
+    served_client(runs[1]).close()
+
+
+# -- act --------------------------------------------------------------------------------------------------------------
+
+
+def test_it_acts_on_a_robot_and_its_detector_ends_an_episode(policies, call, tmp_path, monkeypatch):
+    """The elbow goes where the shoulder is."""
+    run, file, acted = policies["direct"], tmp_path / "detector.json", tmp_path / "acted"
+    monkeypatch.setattr(SimulatedArm, "__init__", lambda arm, init=SimulatedArm.__init__, **options: init(
+        arm, position=(5.0, 1.0), **options))
+    status, _, err = call("act", run, *ARM, "--episode-time-s", 0.6, "--episodes", 2, "--out", acted)
+    assert status == 0, err
+    first, second = open_dataset(acted)
+    assert np.array_equal(first.steps["action"], np.full((len(first), 2), 5)) and len(first) > 8
+    assert first.steps[STATE][0].tolist() == [5, 1] and first.steps[STATE][-1].tolist() == [5, 5]
+    labeled = [replace(e, metadata={**e.metadata, "success": success}) for e, success in ((first, True),
+                                                                                         (second, False))]
+    write_dataset(Dataset(labeled, {"fps": 20}), tmp_path / "labeled.npz", "npz")
+    novelty = ("--score", "novelty", "--data", acted, "--rate", 0.5, "--detector", file)
+    status, out, err = call("calibrate", run, tmp_path / "labeled.npz", *novelty)
+    assert status == 0 and f"understudy act {run} --robot TYPE --detector {file}" in out, err
+    detector = FailureDetector.read(file)
+    for threshold, is_ended in ((0.0, True), (1e9, False)):
+        replace(detector, threshold=threshold).save(file)
+        status, out, err = call("act", run, *ARM, "--episode-time-s", 0.4, "--detector", file)
+        assert status == 0, err
+        assert out.startswith("episode 0: 0 steps, ended by alarm of the failure detector") == is_ended
+
+
+@pytest.mark.parametrize(("state", "problem"), [
+    (FAIL, "LeRobot cannot plan: ValueError: the state is 8"), (DIE, "the process of LeRobot has ended"),
+    (HANG, "nothing came from the process of LeRobot")])
+def test_the_robot_stops_when_no_plan_comes(state, problem, policies, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot_process, "PLAN_SECONDS", 0.5)
+    observe, observed, stopped = SimulatedArm.observe, [], []
+
+    def observe_state(arm):
+        observed.append(observe(arm))
+        return {STATE: np.array([state, 0], np.float32)} if len(observed) > 12 else observed[-1]
+    monkeypatch.setattr(SimulatedArm, "observe", observe_state)
+    monkeypatch.setattr(SimulatedArm, "stop", lambda arm, stop=SimulatedArm.stop: stopped.append(arm) or stop(arm))
+    run = f"lerobot:{write_checkpoint(tmp_path / 'policy', 'direct', state=2)}"
+    status, out, err = call("act", run, *ARM, "--episode-time-s", 30)
+    assert (status, out) == (2, "") and problem in err and "steps of the episode were done" in err
+    assert stopped and not stopped[-1].is_connected
+    served_client(run).close()
+
+
+def test_act_of_lerobot_moves_an_arm(lerobot, call, tmp_path):
+    """Each action is one of our plans from an observation of the last steps, however long a plan takes."""
+    write_small_act(demonstrations(), tmp_path / "run", tmp_path / "act")
+    run = f"lerobot:{tmp_path / 'act'}"
+    status, _, err = call("act", run, *lerobot, *SENSING_ARM, "--max-bad-share", 1, "--episode-time-s", 1.5, "--out",
+                          tmp_path / "acted")
+    assert status == 0, err
+    episode, policy = open_dataset(tmp_path / "acted")[0], load_policy(tmp_path / "act")
+    obs = {name: torch.tensor(episode.steps[name])[:, None] for name in policy.inputs}
+    plans = policy.plan(obs, torch.zeros(len(obs[STATE]), *policy.noise_shape)).detach().numpy()
+    for t, action in enumerate(episode.steps["action"]):
+        assert np.abs(plans[max(t - HORIZON, 0):t + 1] - action).max(-1).min() < 1e-4
+    assert np.abs(episode.steps[STATE][-1]).min() > 1
+    result = document(call("diagnose", run, *lerobot, *SENSING_ARM[:4], "--json"))
+    assert "columns" in result["checked"] and not [f for f in result["findings"] if f["level"] == "fault"]
+    served_client(run).close()
+
+
 # -- diagnose ---------------------------------------------------------------------------------------------------------
 
 
@@ -93,6 +213,20 @@ def test_where_it_acts_is_diagnosed_and_what_needs_its_training_is_said(policies
     alone = document(call("diagnose", run, "--env", "fork", "--episodes", 4, "--json"))
     assert alone["checked"] == ["columns", "trials"] and "--data DATA" in alone["unchecked"][1]
     refused(call("diagnose", run), "only where it acts can be checked", "--env ENV or --robot TYPE")
+
+
+def test_a_robot_is_read_and_does_not_move(policies, call, tmp_path, monkeypatch):
+    """The demonstrations begin far from where the arm rests."""
+    states = np.array([20.0, 40.0]) + np.random.default_rng(0).normal(size=(8, 30, 2)).cumsum(1)
+    demos = [Episode({STATE: s.astype(np.float32), "action": s[1:].astype(np.float32)}) for s in states]
+    write_dataset(Dataset(demos, {"fps": 20}), tmp_path / "demos.npz", "npz")
+    sent = []
+    monkeypatch.setattr(SimulatedArm, "send", lambda arm, action: sent.append(action))
+    result = document(call("diagnose", policies["direct"], "--robot", "simulated_arm", "--data", tmp_path / "demos.npz",
+                           "--json"))
+    findings = {f["code"]: f for f in result["findings"]}
+    assert not sent and findings["start-states"]["level"] == "note" and "columns" in result["checked"]
+    assert "understudy record --robot simulated_arm" in findings["start-states"]["command"]
 
 
 def test_recorded_actions_that_do_not_fit_the_environment_are_a_fault(policies, place, call, tmp_path):

@@ -143,6 +143,22 @@ def test_improve(call, place, tmp_path, monkeypatch):
     assert better["fresh"]["paired"] is not None and worse["fresh"]["best"] is worse["fresh"]["paired"] is None
 
 
+def test_improve_of_a_policy_of_lerobot(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("websockets", reason="extra serve not installed")
+    from fixtures.lerobot_stand_in import write_checkpoint, write_python
+    from fixtures.takeovers import RobotSession
+
+    python = write_python(tmp_path / "python", "fixtures.lerobot_stand_in.install")
+    session = RobotSession(f"lerobot:{write_checkpoint(tmp_path / 'policy', 'direct', state=2)}", [
+        "--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--episodes", "1",
+        "--lerobot-python", str(python)], monkeypatch, capsys)
+    monkeypatch.setenv("UNDERSTUDY_LEROBOT_PYTHON", "none")  # the option sets it
+    monkeypatch.setenv("UNDERSTUDY_LEROBOT_DEVICE", "auto")
+    status, out, err = session(tmp_path / "out", "--json", _4=["takeover"], _9=["success"])
+    assert status == 0, err
+    check("understudy improve lerobot:RUN", json.loads(out))
+
+
 def test_plot(call, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     document = call("plot", place / "a", place / "b" / "best", "--json")

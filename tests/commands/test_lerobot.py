@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures.cli import document, refused
+from fixtures.cli import document, proposed, refused
 from fixtures.lerobot_arm import FPS, HORIZON, demonstrations, write_small_act
 from fixtures.lerobot_stand_in import DIE, FAIL, HANG, SCALE, write_checkpoint, write_python
+from fixtures.takeovers import RobotSession
+from fixtures.terminals import Terminal
 from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
@@ -236,3 +239,96 @@ def test_recorded_actions_that_do_not_fit_the_environment_are_a_fault(policies, 
         lambda e: e.replace({"action": 1000 * np.asarray(e.steps["action"])})), wrong, "lerobot")
     result = document(call("diagnose", policies["direct"], "--env", "fork", "--data", wrong, "--episodes", 4, "--json"))
     assert "action-units" in [f["code"] for f in result["findings"] if f["level"] == "fault"]
+
+
+# -- improve ----------------------------------------------------------------------------------------------------------
+
+RECORD = ("--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--fps", "20", "--episodes",
+          "2")
+
+
+def test_takeovers_are_recorded_and_trained_on_with_the_commands_that_it_says(policies, call, tmp_path, monkeypatch,
+                                                                              capsys):
+    """The person takes over at steps 4 to 8 and takes that back, and then at steps 3 to 6."""
+    run, out = policies["direct"], tmp_path / "corrected"
+    monkeypatch.chdir(tmp_path)
+    path = np.linspace([0, 0], [30, 20], 31, dtype=np.float32)
+    write_dataset(Dataset([Episode({STATE: path, "action": path[1:]}, schema=SimulatedArm().schema)] * 2, {"fps": 20}),
+                  tmp_path / "demos")
+    before = sorted(Path(run.partition(":")[2]).iterdir())
+    session = RobotSession(run, RECORD, monkeypatch, capsys)
+    status, text, err = session(out, "--data", "demos", _4=["takeover"], _9=["takeover"], _12=["undo", "success"],
+                                _3=["", "takeover"], _7=["", "takeover"], _13=["failure"])
+    assert status == 0 and "without training" in err, err
+    first, second = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert np.flatnonzero(first.steps["intervention"]).tolist() == [4, 5, 6, 7, 8]
+    assert np.flatnonzero(second.steps["intervention"]).tolist() == [3, 4, 5, 6]
+    assert [e.metadata["success"] for e in (first, second)] == [False, True]
+    learned = np.flatnonzero(second.steps["intervention"] & ~second.steps["handover"])
+    [takeover] = open_dataset(out / "takeovers")
+    assert {name for name in takeover.steps if name.startswith(("observation", "action", "inter"))} == {STATE, "action"}
+    assert np.array_equal(takeover.steps["action"], np.asarray(second.steps["action"])[learned])
+    assert sorted(Path(run.partition(":")[2]).iterdir()) == before
+    assert f"1 takeover of {len(learned)} steps" in text and f"--policy.path={run.partition(':')[2]}" in text
+    merge, convert, lerobots, train = proposed(text)
+    assert lerobots[-2:] == ["--dataset.root=together", "--policy.push_to_hub=false"]
+    for words in (merge, convert, ["knn" if word == "METHOD" else word for word in train]):
+        assert call(*words)[0] == 0, words
+    assert len(open_dataset("together")) == 3
+    n_calls, n_envs = session.keys.calls, len(session.envs)
+    assert n_calls and session(out)[0] == 0 and session.keys.calls == 0 and len(session.envs) == n_envs + 1
+
+
+def test_a_recording_that_was_interrupted_continues(policies, tmp_path, monkeypatch, capsys):
+    session = RobotSession(policies["direct"], RECORD, monkeypatch, capsys)
+    assert session(tmp_path / "run", _3=["success", "quit"])[0] == 130
+    status, text, err = session(tmp_path / "run", _5=["failure"])
+    assert status == 0 and "1 of 2 episodes are stored" in err
+    assert "Nothing is to be learned" in text and "next:" not in text and not (tmp_path / "run" / "takeovers").exists()
+    episodes = open_dataset(tmp_path / "run" / "collection" / "000000" / "episodes.npz")
+    assert [e.metadata["success"] for e in episodes] == [True, False]
+
+
+def test_a_policy_that_reads_a_task_is_told_it_and_the_takeovers_have_it(policies, tmp_path, monkeypatch, capsys):
+    run = f"lerobot:{write_checkpoint(tmp_path / 'words', 'words', state=2)}"
+    session = RobotSession(run, RECORD, monkeypatch, capsys)
+    refused(session(tmp_path / "out"), "reads the task in words", "--task")
+    result = document(session(tmp_path / "out", "--task", "push", "--json", "--episodes", 1, _6=["takeover"],
+                              _9=["success"]))
+    [whole] = open_dataset(tmp_path / "out" / "collection" / "000000" / "episodes.npz")
+    assert (np.asarray(whole.steps["policy_action"]) == 4).all()  # the length of the words
+    [takeover] = open_dataset(tmp_path / "out" / "takeovers")
+    assert takeover.metadata["task"] == "push" and result["learned"] == len(takeover) > 0
+    assert result["human_steps"] == {"acted": 3, "watched": 6}
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--with", "iwr"], ["iwr trains, and LeRobot trains this policy", "--with hg-dagger"]),
+    (["--steps", "10"], ["--steps: has no effect on a policy of LeRobot"]),
+    (["--batch-size", "8"], ["--batch-size: is no option of this command", "lerobot-train"]),
+    (["--supervisor", "scripted"], ["on a robot a person supervises"])])
+def test_what_would_train_it_is_refused(args, words, policies, tmp_path, monkeypatch, capsys):
+    session = RobotSession(policies["direct"], RECORD, monkeypatch, capsys)
+    refused(session(tmp_path / "run", *args), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_in_an_environment_a_person_supervises(policies, place, call, tmp_path):
+    refused(call("improve", policies["direct"], "--with", "hg-dagger", "--env", "fork", "--supervisor", "scripted",
+                 "--out", tmp_path / "run"), "the takeovers of a person are recorded", "--supervisor keyboard")
+    refused(call("improve", place / "a", "--with", "hg-dagger", "--supervisor", "scripted", "--task", "push", "--out",
+                 tmp_path / "run"), "--task: is for policies of LeRobot")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
+def test_a_person_at_a_terminal_corrects_it_in_a_toy(policies, tmp_path):
+    person = Terminal("improve", policies["direct"], "--with", "hg-dagger", "--env", "fork", "--supervisor", "keyboard",
+                      "--episodes", "1", "--out", "mine", cwd=tmp_path)
+    for words, keys in (("enter: begin the episode", "\n"), ("step 2: the policy acts", "t"), ("step 5: you act", "y")):
+        person.until(words)
+        person.type(keys)
+    status, text = person.end()
+    assert status == 0, text
+    [takeover] = open_dataset(tmp_path / "mine" / "takeovers")
+    assert len(takeover) > 1 and f"1 takeover of {len(takeover)} steps" in text

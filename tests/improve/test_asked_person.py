@@ -16,7 +16,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import open_dataset
 from understudy.execute.doubt import DOUBT
-from understudy.improve.collection import _with_costs
+from understudy.improve.collection import with_costs
 from understudy.improve.improvement import IMPROVEMENTS, Improvement
 from understudy.improve.takeover import ASKING
 
@@ -78,7 +78,7 @@ def test_nobody_watches_a_policy_that_asks(hand):
     period = 1 / used.env.metadata["fps"]
     assert episode.metadata["seconds_watched"] == pytest.approx(4 * period, abs=1e-3)
     assert episode.metadata["seconds_acted"] == pytest.approx(2 * period, abs=1e-3)
-    counted = _with_costs(False, True, episode)
+    counted = with_costs(False, True, episode)
     assert [counted.metadata[name] for name in ("acted", "labeled", "watched")] == [2, 0, 0]
 
 

@@ -42,8 +42,8 @@ from understudy.improve.collection import (
     FIRST_EPISODE,
     CollectionRounds,
     RolloutCollector,
+    StoredRounds,
     TaskSequenceCollector,
-    _StoredRounds,
 )
 from understudy.improve.gates import HumanGate, RandomGate
 from understudy.improve.retention import ROUND, AllEpisodes, LastRounds
@@ -382,7 +382,7 @@ def test_the_command_takes_the_environment_of_the_data(demos):
 
 
 def test_a_round_can_be_dropped_again_after_a_kill_while_it_was_removed(tmp_path, demos):
-    stored = _StoredRounds(tmp_path)
+    stored = StoredRounds(tmp_path)
     stored.store(0, demos)
     (tmp_path / ".000000.part").mkdir()
     (tmp_path / ".000000.part" / "round.json").write_text("{}")
@@ -428,7 +428,7 @@ class Keeping(CollectionRounds):
 
     def run(self, training):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("understudy.improve.collection._StoredRounds.drop_after", lambda *args: None)
+            patch.setattr("understudy.improve.collection.StoredRounds.drop_after", lambda *args: None)
             super().run(training)
 
 

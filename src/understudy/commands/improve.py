@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,12 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import UserError
+from ..core import ConfigError, UserError
 from ..files import whole_folder
+from ..serve.address import lerobot_name
 from .parts.common import (
     Output,
     command_line,
-    draw_screen,
     open_data,
     parse,
     read_provenance,
@@ -31,16 +30,19 @@ from .parts.improve_options import ImproveOptions
 from .parts.improve_robot import (
     DEVICES,
     RobotImprovement,
+    TakeoverRecording,
     check_robot_options,
     collected_all_rounds,
+    keys_line,
     load_untold_actor,
     promotion_text,
     success_lines,
     tell_unfinished_rounds,
+    watched_toy,
 )
 from .parts.improve_rounds import COSTS, costs_of, fresh_json, print_round, rate_text, rounds_json, table_of
 from .parts.improve_success import check_reads, load_classifier
-from .parts.options import change_fields, options_of, parse_changes, split_arguments
+from .parts.options import change_fields, options_of, parse_changes, refuse_given, split_arguments
 from .parts.run_options import (
     improve_options_of,
     learns_interrupted,
@@ -51,6 +53,8 @@ from .parts.run_options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..data.episode import Dataset
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation
@@ -68,11 +72,34 @@ PROG, FLAGS = "understudy improve", tuple(option.flag for option in options_of(I
 def main(args: list[str]) -> None:
     own, *of_method = split_arguments(args, ImproveOptions)
     o = parse(ImproveOptions, "improve", own)
+    if lerobot_name(str(o.run)) is not None:
+        o = _recording_options(o, [*chain(*of_method)])
+        check_robot_options(o)
+        with Output(o.json) as out, ExitStack() as resources:
+            TakeoverRecording(o, out, resources).run()
+        return
+    refuse_given(o, ("task",), "is for policies of LeRobot")
     check_robot_options(o)
     if o.robot is None and not o.compare:
         o = replace(o, compare=N_STARTS)
     with Output(o.json) as out, ExitStack() as resources:
         _Command(o, [*chain(*of_method)], "understudy improve " + shlex.join(args), out, resources).run()
+
+
+def _recording_options(o: ImproveOptions, of_method: Sequence[str]) -> ImproveOptions:
+    """Returns the options with a policy of LeRobot, which LeRobot trains. Raises an error for those of a training."""
+    if of_method:
+        raise ConfigError("is no option of this command, and a policy of LeRobot is not trained here",
+                          where=of_method[0], hint="leave it out, or give it to lerobot-train")
+    if o.method != "hg-dagger":
+        raise ConfigError(f"{o.method} trains, and LeRobot trains this policy", where=f"--with {o.method}",
+                          hint="--with hg-dagger, which records your takeovers")
+    refuse_given(o, ("rounds", "steps", "compare", "collect_with", "success", "rater", "html"),
+                 "has no effect on a policy of LeRobot, which is not trained here")
+    if o.robot is None and (o.env is None or o.supervisor != "keyboard"):
+        raise ConfigError("the takeovers of a person are recorded", where="--supervisor",
+                          hint="--env ENV --supervisor keyboard, or --robot TYPE with keyboard, gamepad or leader")
+    return replace(o, rounds=1)
 
 
 @dataclass(frozen=True)
@@ -288,7 +315,7 @@ class _Command:
         if o.supervisor != "keyboard":
             check_collection(method, env, None, existing_stages=stages.keys())
             return self._make(env_name, COLLECTION_ROWS), None
-        return _watched_toy(self._make(env_name, 1), self.resources)
+        return watched_toy(self._make(env_name, 1), self.resources)
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """Builds the comparison of rounds, with the evaluation of the base policy if the run is new."""
@@ -356,9 +383,7 @@ class _Command:
         if isinstance(method.learner, BehaviorCloning) and not isinstance(learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
         if o.supervisor == "keyboard":
-            from ..improve.takeover import KEYS
-
-            plan.append(f"keys: {KEYS}; WASD or the arrows move, space stops")
+            plan.append(keys_line(o))
         print(*plan, sep="\n", file=sys.stderr)
         tell_unfinished_rounds(o)
 
@@ -451,19 +476,3 @@ _UNCHANGED = ("out", "steps", "eval", "rollouts", "save_freq", "tensorboard", "w
 
 def _unit(env: Env) -> str:
     return "success" if env.metadata.get("success") else "mean return"
-
-
-def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
-    """Returns a toy that a person at the keyboard watches, and the person."""
-    import numpy as np
-
-    from ..evaluate.teleoperate import Screen
-    from ..improve.takeover import SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
-
-    size = env.features["action"].shape
-    low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-    keyboard, takeover = TakeoverKeyboard(low, high), Takeover()
-    if sys.stdin.isatty():  # if not, all episodes are stored, and nobody acts
-        resources.enter_context(keyboard.listening())
-    screen = Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 6)))
-    return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)

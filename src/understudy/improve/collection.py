@@ -286,7 +286,7 @@ class RolloutCollector(EpisodeCollector):
         supervised = self._supervised_actor(explorer, wrapper, practice_env, number, training)  # outside of the wrapper
         episodes = self._roll_out(supervised, practice_env, number, training)
         attention = self.gate is not None and self.gate.needs_attention
-        episodes = episodes.map(partial(_with_costs, attention, isinstance(practice_env, WatchedEnv)))
+        episodes = episodes.map(partial(with_costs, attention, isinstance(practice_env, WatchedEnv)))
         if wrapper is None:
             return self._transformed(episodes, practice_env, training)
         cast = partial(_cast_actions, practice_env.features, practice_env.features["action"].shape)
@@ -322,7 +322,7 @@ class RolloutCollector(EpisodeCollector):
         seed, run_episodes = recording_seed(training.seed), rollout
         run_steps: Callable[..., Dataset] = partial(rollout_steps, usual_length=float(np.mean(latest or [1.0])))
         if self.supervisor is not None:  # a killed process must not cost its time
-            journal = EpisodeJournal(_unfinished_round(training.folder, number))
+            journal = EpisodeJournal(unfinished_round(training.folder, number))
             run_episodes, run_steps = journal.rollout, journal.rollout_steps
         first = _first_number(training.data, seed)
         if self.n_episodes is not None:
@@ -362,7 +362,7 @@ def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrap
     return Dataset([converted(episode) for episode in episodes], episodes.metadata)
 
 
-def _unfinished_round(folder: Path | None, number: int) -> Path | None:
+def unfinished_round(folder: Path | None, number: int) -> Path | None:
     """Returns the folder that stores the episodes of a round until all of them are collected."""
     return None if folder is None else folder / f"{UNFINISHED}{number:06d}"
 
@@ -376,7 +376,7 @@ def round_folders(folder: Path, prefix: str = "") -> list[Path]:
     return sorted(folder.glob(prefix + 6 * "[0-9]"))
 
 
-def _with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Episode:
+def with_costs(needs_attention: bool, takes_over: bool, episode: Episode) -> Episode:
     """Adds to an episode's metadata how many steps the supervisor acted, labeled and watched.
 
     Args:
@@ -589,7 +589,7 @@ class CollectionRounds(DataCollection):
         if self.updates_meanwhile and training.processes.count > 1:
             raise Unsupported(f"{training.processes.count} processes train together, and none of them is free to act",
                               where="CollectionRounds.updates_meanwhile", hint="train with one, or leave it out")
-        rounds, batch_size = _StoredRounds(training.folder), training.learner.config.batch_size
+        rounds, batch_size = StoredRounds(training.folder), training.learner.config.batch_size
         every = 1 if self.compare_rounds else max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
             training.restore()
@@ -711,7 +711,7 @@ def _summary(number: int, episodes: Dataset, kept: Iterable[Episode]) -> dict[st
     return metrics
 
 
-class _StoredRounds:
+class StoredRounds:
     """The collection rounds stored in RUN/collection, or in memory without a folder."""
 
     def __init__(self, folder: Path | None):
@@ -744,7 +744,7 @@ class _StoredRounds:
         self._remove_unfinished(number)
 
     def _remove_unfinished(self, number: int) -> None:
-        if (folder := _unfinished_round(self.folder, number)) is not None:
+        if (folder := unfinished_round(self.folder, number)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:

@@ -76,6 +76,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             person says so.
     """
 
+    robot: SafeRobot
+
     def __init__(self, robot: SafeRobot, person: RobotPerson, fps: float, max_episode_steps: int,
                  clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep,
                  shows_success: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None):

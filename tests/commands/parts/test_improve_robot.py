@@ -17,19 +17,18 @@ import pytest
 import torch
 from fixtures.cli import TINY, refused
 from fixtures.servo_arms import NAMES
-from fixtures.takeovers import Clock, Hand, Keys
+from fixtures.takeovers import Hand, Keys, RobotSession
 from fixtures.terminals import Terminal
 
 from understudy.cli import main
 from understudy.commands.improve import _Command
-from understudy.commands.parts.improve_robot import RobotImprovement
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.failure_detection import FailureDetector, ObservationNovelty
 from understudy.files import write_json
 from understudy.heads.likelihood.regression import Regression
-from understudy.improve import robot_takeover, unlearned_steps
+from understudy.improve import unlearned_steps
 from understudy.improve.blind_promotion import judged_checkpoints
 from understudy.improve.success import FrameRates
 from understudy.learn.method import Method, load_policy
@@ -58,41 +57,9 @@ def run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-class TypedLines(io.StringIO):
-    def isatty(self):
-        return True
-
-
-class Session:
-    """Calls of the command by a person who presses keys at steps."""
-
-    moves_in_simulated_time = False
-
-    def __init__(self, run, monkeypatch, capsys):
-        self.run, self.capsys, self.clock, self.envs, self.keys = run, capsys, Clock(), [], None
-        self.patch, build = monkeypatch, robot_takeover.RobotTakeoverEnv
-
-        def build_env(robot, person, *args, **options):
-            if self.moves_in_simulated_time:
-                robot.clock = robot.robot.clock = person.handover.clock = self.clock
-                robot.robot._now = self.clock()
-            env = build(robot, person, *args, self.clock, self.clock.sleep, **options)
-            self.envs.append(env)
-            self.keys.env = env
-            return env
-        monkeypatch.setattr(robot_takeover, "RobotTakeoverEnv", build_env)
-        monkeypatch.setattr(RobotImprovement, "_device", lambda command, robot: (Hand(self.clock), self.keys, None))
-
-    def __call__(self, out, *args, answer="\n", **at):
-        self.keys = Keys(**at)
-        self.patch.setattr("sys.stdin", TypedLines(answer))
-        self.capsys.readouterr()
-        return main(["improve", str(self.run), *OPTIONS, "--out", str(out), *map(str, args)]), *self.capsys.readouterr()
-
-
 @pytest.fixture
 def session(run, monkeypatch, capsys):
-    return Session(run, monkeypatch, capsys)
+    return RobotSession(run, OPTIONS, monkeypatch, capsys)
 
 
 def test_a_person_takes_over_on_a_robot_and_without_blind_trials_nothing_is_promoted(session, tmp_path):
@@ -252,7 +219,7 @@ class Helper(Keys):
 
 @pytest.mark.parametrize("method", ["ensemble", "thrifty", "doubt"])
 def test_the_policy_asks_the_person_who_need_not_watch(method, session, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.Keys", Helper)
+    session.build_keys = Helper
     if method == "doubt":  # a detector that raises an alarm at once
         calibrated = SimpleNamespace(error="missed-failures", score=ObservationNovelty())
         detector = SimpleNamespace(method=calibrated, threshold=0.0)

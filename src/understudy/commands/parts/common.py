@@ -33,7 +33,7 @@ from ...methods import describe_method, method_names
 from ...methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ...serve.address import served_address
 from ...user_code import search_current_folder
-from .groups import ActingOptions
+from .groups import LeRobotOption
 from .help_page import print_help
 from .hub_names import download_named
 from .options import Option, flag_words, options_of, parse_options
@@ -61,7 +61,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
     parsed = read_options(options, command, args)
-    if isinstance(parsed, ActingOptions):
+    if isinstance(parsed, LeRobotOption):
         set_lerobot_options(parsed.lerobot_python, parsed.device)
     search_current_folder(getattr(parsed, "trust", ()))
     _refuse_exchanged(options, parsed, command, args)

@@ -91,14 +91,14 @@ class ReadingOptions(MapOption, ColumnsOption, StepsOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeRobotOption:
+class LeRobotOption(DeviceOption):
     lerobot_python: Annotated[Path | None, arg(metavar="PATH")] = None
     """the Python of an environment with LeRobot, which then runs policies that are named as lerobot:PATH or
     lerobot:OWNER/NAME"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActingOptions(DeviceOption, TrustOption, LeRobotOption):
+class ActingOptions(LeRobotOption, TrustOption):
     """Options for how a policy is loaded and acts."""
 
     seed: Seed = 0

@@ -9,14 +9,15 @@ from tyro.conf import Positional, arg
 
 from ...core import Above, AtLeast, AtMost
 from .groups import (
-    DeviceOption,
     HtmlOption,
     JsonOption,
+    LeRobotOption,
     PositiveCount,
     Seconds,
     Seed,
     StepCount,
     StepRate,
+    TaskWords,
     TrustOption,
     command_options,
 )
@@ -25,7 +26,7 @@ from .robot_options import RobotOptions, TeleopOptions
 
 
 @command_options
-class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
+class ImproveOptions(LeRobotOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
     """Improve a trained policy in rounds: it acts, a supervisor corrects it or labels its steps, and it trains on them.
 
     After each round the policy is compared with the best so far on the same starts, and becomes the best if it does at
@@ -51,10 +52,14 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
 
     With --robot you supervise with --supervisor keyboard, gamepad or leader (--teleop TYPE). Nothing moves before you
     press enter. Rounds are compared in blind trials that you judge (--compare N); without it none is promoted.
+
+    A policy of LeRobot (lerobot:PATH) is not trained here: with hg-dagger and --supervisor keyboard, gamepad or leader
+    your takeovers are recorded in RUN2/takeovers, from which you train it with LeRobot.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """the run to improve (its last checkpoint), or RUN/best"""
+    """the run to improve (its last checkpoint), RUN/best, or with --lerobot-python lerobot:PATH for a policy of
+    LeRobot"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
     """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, porl,
     dsrl, dsrl-na, dppo or residual-ppo"""
@@ -73,6 +78,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     (docs/practise.md#ratings-of-whole-episodes)"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
+    task: TaskWords = None
+    """the task in words, for a policy of LeRobot that reads it"""
     rounds: PositiveCount = 5
     """number of rounds"""
     episodes: PositiveCount = 5

@@ -1,7 +1,9 @@
-"""understudy improve --robot: a person at a robot takes over from the policy."""
+"""understudy improve with a person, who takes over from the policy: at a robot, or from a policy of LeRobot."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,8 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import ConfigError, UserError
+from ...hints import pluralize
 from .arms import confirm_calibrations, prepare_robot
-from .common import Output, acting_rate, command_line, given_options, plain_table, trained_rate
+from .common import (
+    Output,
+    acting_rate,
+    command_line,
+    draw_screen,
+    given_options,
+    plain_table,
+    trained_rate,
+    unused_path,
+)
 from .eval_options import EvalOptions
 from .groups import ActingOptions
 from .improve_success import check_reads
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
     from ...execute.actor import Actor
     from ...improve.robot_takeover import RobotTakeoverEnv
     from ...improve.success import FrameRates, SuccessClassifier
+    from ...improve.takeover import SupervisedEnv, TakeoverSupervisor
     from ...learn.method import Method
     from ...robots.base import Teleoperator
     from ...robots.safety import SafeRobot
@@ -143,15 +156,12 @@ class RobotImprovement:
         from ...learn.method import load_policy
         from ...learn.run import Run
         from ...learn.train import train
-        from ...robots.registry import make_robot
 
         o, run, rounds = self.o, Run(self.o.out), method.collection
         if isinstance(method.learner, ActorCritic):
             assert isinstance(rounds, CollectionRounds)
             method = replace(method, collection=replace(rounds, updates_meanwhile=True))
-        needed = needs_person(o)
-        robot = prepare_robot(o.robot_config(), o.trust, o.yes) if needed else make_robot(o.robot_config(), o.trust)
-        env = self._env(robot, *self._device(robot))
+        env = self.prepare()
         load_untold_actor(o.run, env, o, rows=None)  # refuses other columns and other actions
         if self.classifier is not None:
             check_reads(self.classifier[0].planner, f"--success {o.success}", env)
@@ -159,13 +169,7 @@ class RobotImprovement:
             check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         self._check_pairs()
         self._print_plan(method, data)
-        self.resources.callback(env.close)
-        if needed:
-            self._ask_once()
-            self.resources.enter_context(unblocked_output())
-            self.resources.callback(tell_slow_cameras, robot)
-            self.resources.enter_context(env.person.teleop)
-            self.resources.enter_context(robot)
+        self.connect(env)
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
               person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, **self.origin,
@@ -173,6 +177,25 @@ class RobotImprovement:
         self._print_result(run)
 
     # -- what is needed ---------------------------------------------------------------------------------------------
+
+    def prepare(self) -> RobotTakeoverEnv:
+        """Returns the robot and the person as an environment. It is not connected yet."""
+        from ...robots.registry import make_robot
+
+        o = self.o
+        robot = (prepare_robot(o.robot_config(), o.trust, o.yes) if needs_person(o) else
+                 make_robot(o.robot_config(), o.trust))
+        return self._env(robot, *self._device(robot))
+
+    def connect(self, env: RobotTakeoverEnv) -> None:
+        """Connects the robot and the device of the person after a question, if a person is needed."""
+        self.resources.callback(env.close)
+        if needs_person(self.o):
+            self._ask_once()
+            self.resources.enter_context(unblocked_output())
+            self.resources.callback(tell_slow_cameras, env.robot)
+            self.resources.enter_context(env.person.teleop)
+            self.resources.enter_context(env.robot)
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
         """Returns the device of the person, the keys, and the keyboard if it moves the robot."""
@@ -243,20 +266,17 @@ class RobotImprovement:
 
     def _print_plan(self, method: Method, data: Dataset) -> None:
         from ...improve.improvement import IMPROVEMENTS
-        from ...improve.takeover import KEYS
 
         o, collection = self.o, method.collection
         assert collection is not None
         compared = ("with nothing: without --compare N no round is promoted" if not o.compare else
                     f"each round with the best before it, in up to {o.compare} pairs of blind trials that you judge")
-        also = {"keyboard": "", "gamepad": "; space: hold, tab: take over", "leader": "; space: hold, tab: take over"}
         plan = [f"method: {o.method}: {IMPROVEMENTS[o.method].summary}; supervisor: you, with a {o.supervisor}",
                 f"robot: {o.robot}, {o.episode_time_s:g} s in an episode at most; between rounds it holds its pose",
                 f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {len(data)} of RUN",
                 f"compared: {compared}",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
-                "the newest",
-                f"keys: {KEYS}{also[str(o.supervisor)]}"]
+                "the newest", keys_line(o)]
         if not IMPROVEMENTS[o.method].starts_as_run:
             plan.append(f"start: untrained, so that it moves at random at first, and {o.out / 'best'} may be worse "
                         f"than {o.run}")
@@ -328,6 +348,96 @@ class RobotImprovement:
         write_improvement_page(o.html, f"{o.run} improved with {o.method} on {o.robot}", o.out, rounds,
                                Table(header, rows), figures, verdict)
         self.out.print(f"Page written to {o.html}")
+
+
+@dataclass(frozen=True)
+class TakeoverRecording:
+    """One call of understudy improve with a policy of LeRobot: takeovers are recorded, and nothing is trained."""
+
+    o: ImproveOptions
+    out: Output
+    resources: ExitStack
+
+    def run(self) -> None:
+        from ...data.formats import write_dataset
+        from ...envs import make
+        from ...improve.recorded_takeovers import record_takeovers, takeover_episodes
+        from ...improve.takeover import TakeoverSupervisor
+
+        o, place = self.o, self.o.out / "takeovers"
+        at_robot = RobotImprovement(o, {}, self.out, self.resources, None, None)
+        robot = None if o.robot is None else at_robot.prepare()
+        env = make(str(o.env), 1, o.trust) if robot is None else robot
+        acting = ActingOptions(device=o.device, trust=o.trust, seed=o.seed, task=o.task)
+        actor = load_actor(o.run, env, acting, rows=None)[0]
+        self._print_plan(place)
+        if robot is None:
+            self.resources.callback(env.close)
+            watched, person = watched_toy(env, self.resources)
+        else:
+            at_robot.connect(robot)
+            watched, person = robot, TakeoverSupervisor(robot.takeover, robot.read)
+        episodes = record_takeovers(actor, watched, person, o.episodes, o.seed, o.out / "collection")
+        takeovers = takeover_episodes(episodes, o.task)
+        if len(takeovers) and not place.exists():
+            write_dataset(takeovers, place)
+        self._print_result(episodes, takeovers, place)
+
+    def _print_plan(self, place: Path) -> None:
+        o = self.o
+        print(f"method: {o.method}, without training: you watch, take over and give back, with a {o.supervisor}",
+              f"episodes: {o.episodes} of {o.robot or o.env}; nothing is compared",
+              f"files: episodes in {o.out / 'collection'}, your takeovers in {place}", keys_line(o), sep="\n",
+              file=sys.stderr)
+        tell_unfinished_rounds(o)
+
+    def _print_result(self, episodes: Dataset, takeovers: Dataset, place: Path) -> None:
+        o, data, together = self.o, self.o.data or "DATA", Path(unused_path("together"))
+        acted, watched = (sum(e.metadata[name] for e in episodes) for name in ("acted", "watched"))
+        self.out.print(f"{pluralize(len(episodes), 'episode')}: you acted {acted} steps and watched {watched}.")
+        if not len(takeovers):
+            self.out.print("Nothing is to be learned, because you did not take over, or took it back.")
+        else:
+            policy = str(o.run).removeprefix("lerobot:")
+            self.out.print(
+                f"{pluralize(len(takeovers), 'takeover')} of {takeovers.steps} steps in {place}, each as an episode. "
+                f"Nothing was trained, and {o.run} is as it was. Train it with LeRobot on the demonstrations and the "
+                "takeovers together, or another policy here:")
+            view = together.with_suffix(".json")
+            self.out.suggest(
+                command_line("merge", data, place, "--out", view), command_line("convert", view, together),
+                shlex.join(["lerobot-train", f"--policy.path={policy}", f"--dataset.repo_id=local/{together}",
+                            f"--dataset.root={together}", "--policy.push_to_hub=false"]),
+                command_line("train", "METHOD", together, "--out", unused_path("run")))
+        self.out.print_json({
+            "run": str(o.out), "base": str(o.run), "method": o.method, "supervisor": o.supervisor, "env": o.env,
+            "robot": o.robot, "episodes": len(episodes), "human_steps": {"acted": acted, "watched": watched},
+            "takeovers": len(takeovers), "learned": takeovers.steps})
+
+
+def keys_line(o: ImproveOptions) -> str:
+    """Returns the line of the plan on the keys of the person."""
+    from ...improve.takeover import KEYS
+
+    if o.robot is None:
+        return f"keys: {KEYS}; WASD or the arrows move, space stops"
+    return f"keys: {KEYS}" + "; space: hold, tab: take over" * (o.supervisor != "keyboard")
+
+
+def watched_toy(env: Env, resources: ExitStack) -> tuple[SupervisedEnv, TakeoverSupervisor]:
+    """Returns a toy that a person at the keyboard watches, and the person."""
+    import numpy as np
+
+    from ...evaluate.teleoperate import Screen
+    from ...improve.takeover import SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
+
+    size = env.features["action"].shape
+    low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
+    keyboard, takeover = TakeoverKeyboard(low, high), Takeover()
+    if sys.stdin.isatty():  # if not, all episodes are stored, and nobody acts
+        resources.enter_context(keyboard.listening())
+    screen = Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 
 def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None = ROWS) -> Actor:

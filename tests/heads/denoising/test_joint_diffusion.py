@@ -46,6 +46,25 @@ def test_loss_of_both_parts():
     torch.testing.assert_close(loss, error[..., :2].mean(-1) * is_known + error[..., 2:].mean(-1))
 
 
+def test_unknown_actions_may_be_nan():
+    """Loss and gradients are those of zeros in their place."""
+    head, action = JointDiffusion(action_size=2), torch.randn(4, 3, 6, generator=rng(1))
+    action[..., -1] = torch.tensor([1.0, -1, 1, -1]).unsqueeze(1)
+    action[0, 2, -1] = -1
+    is_unknown = (action[..., -1:] < 0).expand_as(action[..., :2])
+    results = []
+    for value in (0.0, float("nan")):
+        action[..., :2][is_unknown] = value
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = head.build(MLP(8, 1), 6, HeadSpec(3, 1, 1))
+        context = Context(torch.zeros(4, 1, 1), torch.ones(4, 1, dtype=torch.bool))
+        loss = head.loss(net, context, action, torch.ones(4, 3, dtype=torch.bool), rng(2))
+        results.append([loss, *torch.autograd.grad(loss.sum(), list(net.parameters()))])
+    assert all(torch.isfinite(value).all() for value in results[1])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("mode, times", [("joint", [(0, 0), (0.5, 0.5)]), ("policy", [(0, 0), (0.5, 0)]),
                                          ("world_model", [(1, 0), (1, 0.5)]), ("inverse_dynamics", [(0, 1), (0.5, 1)])])
 def test_modes_differ_in_their_times(mode, times):

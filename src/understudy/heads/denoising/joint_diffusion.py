@@ -62,7 +62,9 @@ class JointDiffusion(Head):
 
     def loss(self, net, context, action, mask, rng):
         """Returns the sum of two mean squared velocity errors, of the known actions and of the observation, (B, H)."""
-        clean, has_action = action[..., :-1], action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
+        has_action = action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
+        known_action = torch.where(has_action, action[..., :self.action_size], 0.0)  # an unknown one may be NaN
+        clean = torch.cat([known_action, action[..., self.action_size:-1]], -1)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         t = torch.rand(action.shape[0], 1, 2, generator=rng, device=action.device).to(action.dtype)
         t_action = torch.where(has_action.all(1, True), t[..., :1], 0.0)

@@ -59,6 +59,12 @@ class _ChangedActions(LabeledEpisodes):
         return self.n_steps[np.asarray(indices, np.int64)]
 
 
+def _no_actions(data: Dataset) -> NoActions:
+    return NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
+                     hint="add a few episodes with actions (understudy record; --prior DATA), hold fewer episodes out "
+                          "(--val-fraction 0), or name the column that has them (--columns action=NAME)")
+
+
 @dataclass(frozen=True)
 class LabeledSteps(Operation):
     """Cuts episodes into runs of steps with recorded actions, for models that learn from actions.
@@ -85,10 +91,7 @@ class LabeledSteps(Operation):
             raise NoActions("no step with an action is followed by an observation, so that nothing shows what an "
                             "action does", where=data.metadata.get("path", "data set"), hint=NEXT_OBSERVATION_HINT)
         if not runs:
-            raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
-                            hint="add a few episodes with actions (understudy record; --prior DATA), hold fewer "
-                                 "episodes out (--val-fraction 0), or name the column that has them (--columns "
-                                 "action=NAME)")
+            raise _no_actions(data)
         if [stop - start for _, start, stop in runs] == data.lengths.tolist():
             return data
         numbers, start, stop = map(list, zip(*runs, strict=True))
@@ -114,6 +117,25 @@ class _Runs(SlicedSource):
             return super().column(name, episode)
         start = self._start[episode]
         return self.inner.column(name, episode)[start:start + self.lengths[episode] + 1]
+
+
+@dataclass(frozen=True)
+class KnownActions(Operation):
+    """Adds a column that is 1 at steps with a recorded action and 0 at the others, as `ConcatColumns` reads it.
+
+    It must come before `PlaceholderActions`, which fills the other steps.
+
+    Args:
+        into: Name of the column.
+    """
+
+    into: str = "action_known"
+
+    def apply(self, data: Dataset) -> Dataset:
+        recorded = [{self.into: has_action(episode).astype(np.float32)} for episode in data.iterate_once()]
+        if not any(columns[self.into].any() for columns in recorded):
+            raise _no_actions(data)
+        return Dataset(LabeledEpisodes(data, {self.into: Feature("float32", ())}, recorded.__getitem__), data.metadata)
 
 
 @dataclass(frozen=True)

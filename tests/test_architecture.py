@@ -245,7 +245,6 @@ ROOMS_OF_PARTS = ("data", "nets", "execute", "learn", "improve", "deploy")  # he
 # Parts that one bundled method uses and that stay, because others can use them too.
 ONE_USER = {
     "data/running_normalizer.py": "scales of any method whose first episodes are random",
-    "execute/joint_plans.py": "acts by any policy with the head JointDiffusion",
     "execute/prefix_chunking.py": "runs any policy whose head has PrefixTimes; docs/execution.md compares it",
     "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
     "learn/cloning/attention_supervision.py": "two losses, of two rows of the ledger",

@@ -69,7 +69,7 @@ CAPTURED = """
     keyframe-bc style-bc adaflow beso bid-flow-policy consistency-training crossway-diffusion diffusion-bc
     diffusion-policy dp3 dp4 flow-policy interpolant-policy mean-flow-policy mip normalizing-flow-policy
     sgac shortcut-policy streaming-diffusion-policy streaming-flow-policy training-time-rtc
-    manipulate-by-seeing dagger iterative-inversion uwm vpt idql procedure-cloning thought-cloning
+    manipulate-by-seeing dagger iterative-inversion pad uwm vpt idql procedure-cloning thought-cloning
     bc-inverse-dynamics class-contrastive dynamo icvf mcr behavior-retrieval mcnn skill-bc skill-retrieval
     decision-diffuser udrl groot-2 omnijarvis opal play-lmp act act-jepa bet cec contextvla dit-policy dualmind
     ec-diffuser maskdp mdt midas one-shot pasta ptp vq-bet"""

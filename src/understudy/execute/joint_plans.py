@@ -21,6 +21,7 @@ class JointPlanner(PlannerWrapper):
             together with the observations that they lead to. The mode in the config of the head is that of validation.
 
     References:
+        Guo et al. (2024), Prediction with Action (PAD), arXiv:2411.18179.
         Zhu et al. (2025), Unified World Models, arXiv:2504.02792.
     """
 
@@ -33,6 +34,7 @@ class JointPlanner(PlannerWrapper):
             raise UserError(f"it needs a policy with the head JointDiffusion, and not {type(head).__name__}",
                             where="JointPlanner", hint="train the policy with JointDiffusion, and make JointPlanner "
                                                        "the first of Method.inference")
+        replace(head, mode=self.mode)  # raises an error if the head was trained for another mode
 
     @property
     def _head(self) -> JointDiffusion:

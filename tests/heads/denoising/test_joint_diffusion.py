@@ -46,6 +46,28 @@ def test_loss_of_both_parts():
     torch.testing.assert_close(loss, error[..., :2].mean(-1) * is_known + error[..., 2:].mean(-1))
 
 
+def test_a_shared_time_is_two_equal_times(monkeypatch):
+    action, read = torch.randn(4, 3, 6, generator=rng(1)), []
+    action[..., -1] = torch.tensor([1.0, 1, 1, -1]).unsqueeze(1)
+
+    def net(x, t, context):
+        read.append((x, t))
+        return torch.zeros_like(x)
+    shared = JointDiffusion(2, times="shared").loss(net, EMPTY, action, torch.ones(4, 3, dtype=torch.bool), rng(2))
+    (_, t), = read
+    assert torch.equal(t[:3, :, 0], t[:3, :, 1]) and len(t[:, 0, 1].unique()) == 4
+    assert (t[3, :, 0] == 0).all()  # an unknown action is noise at any time
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: t[:, :1, 1:].expand(-1, -1, 2))
+    each = JointDiffusion(2).loss(net, EMPTY, action, torch.ones(4, 3, dtype=torch.bool), rng(2))
+    assert torch.equal(each, shared) and all(map(torch.equal, *read))
+
+
+@pytest.mark.parametrize("mode", ["policy", "world_model", "inverse_dynamics"])
+def test_a_shared_time_reaches_the_joint_mode_alone(mode):
+    with pytest.raises(UserError, match=f"one time for both parts.*{mode}"):
+        JointDiffusion(2, mode, times="shared")
+
+
 def test_unknown_actions_may_be_nan():
     """Loss and gradients are those of zeros in their place."""
     head, action = JointDiffusion(action_size=2), torch.randn(4, 3, 6, generator=rng(1))

@@ -1,4 +1,4 @@
-"""UWM: one network of actions and later states learns also from episodes without actions."""
+"""UWM and PAD: one network of actions and later states learns also from episodes without actions."""
 
 from dataclasses import replace
 
@@ -38,8 +38,8 @@ def walk(seed, kept=True, steps=20):
 HALF = Dataset([walk(i, i % 2 == 0) for i in range(60)])
 
 
-def small_uwm(steps):
-    method = find_method("uwm", HALF.features(), n_obs_steps=1, horizon=1, n_action_steps=1)
+def small_uwm(steps, name="uwm"):
+    method = find_method(name, HALF.features(), n_obs_steps=1, horizon=1, n_action_steps=1)
     return with_steps(replace(method, policy=replace(method.policy, trunk=MLP(64, 2))), steps)
 
 
@@ -134,23 +134,34 @@ def test_no_actions_at_all(tmp_path):
         fit_method(find_method("uwm", column="observation.joints"), HALF, 0)
 
 
-def test_a_run_resumes_from_its_files_and_held_out_episodes_may_have_no_actions(tmp_path):
+@pytest.mark.parametrize("name", ["uwm", "pad"])
+def test_a_run_resumes_from_its_files_and_held_out_episodes_may_have_no_actions(name, tmp_path):
     options = {"device": "cpu", "progress": False, "val_fraction": [3]}
-    whole = train(small_uwm(8), HALF, tmp_path / "whole", **options)
+    whole = train(small_uwm(8, name), HALF, tmp_path / "whole", **options)
 
     def stop(update, learner, metrics):
         if update == 5:
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        train(small_uwm(8), HALF, tmp_path / "stopped", save_freq=2, callbacks=[stop], **options)
-    resumed = train(small_uwm(8), HALF, tmp_path / "stopped", save_freq=2, **options)
+        train(small_uwm(8, name), HALF, tmp_path / "stopped", save_freq=2, callbacks=[stop], **options)
+    resumed = train(small_uwm(8, name), HALF, tmp_path / "stopped", save_freq=2, **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(),
                                                  strict=True))
 
 
+def test_pad_plans_both_parts_together():
+    data = training_data(HALF, small_uwm(1, "pad"))
+    policy = Policy(small_uwm(1, "pad").policy, data.features()).fit_statistics(data).eval()
+    with pytest.raises(UserError, match="one time for both parts"):
+        JointPlanner(policy)
+    (planner,) = find_method("pad").inference
+    assert planner.over(policy, {}).mode == policy.config.head.mode == "joint"
+
+
 @pytest.mark.slow
-def test_half_of_the_episodes_have_actions():
-    result = fit_method(small_uwm(1500), HALF, 0)
+@pytest.mark.parametrize("name", ["uwm", "pad"])
+def test_half_of_the_episodes_have_actions(name):
+    result = fit_method(small_uwm(1500, name), HALF, 0)
     x = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     action, _ = result.actor.act({STATE: x}, result.actor.start({STATE: x}, keys(0, range(200))))
     assert float((action + 0.5 * x).norm(dim=-1).mean()) < 0.15

@@ -26,7 +26,7 @@ class JointDiffusion(Head):
 
     The times are drawn independently, so that any of the two can be given, be marginalized (left as noise) or be
     sampled. Where the action is unknown, it is left as noise and has no loss. The path is the straight line of flow
-    matching; the paper uses DDPM.
+    matching; the paper uses DDPM. PAD draws one time for both parts, so that they are always sampled together.
 
     Args:
         action_size: Number of components of the action in the target.
@@ -34,9 +34,12 @@ class JointDiffusion(Head):
             the observation. ``"world_model"`` samples the observation for a given action and ``"inverse_dynamics"``
             the action for a given observation: the given part, coded, takes the place of its noise.
         n_steps: Number of Euler steps of the sampler.
+        times: ``"each"`` draws a time for each part. ``"shared"`` draws one for both, which reaches the mode "joint"
+            alone.
 
     References:
         Zhu et al. (2025), Unified World Models, arXiv:2504.02792.
+        Guo et al. (2024), Prediction with Action (PAD), arXiv:2411.18179.
 
     Example:
         >>> target = ConcatColumns(("action", "observation.state"), offset=8, into="joint")
@@ -47,8 +50,14 @@ class JointDiffusion(Head):
     action_size: Annotated[int, AtLeast(1)]
     mode: Literal["joint", "policy", "world_model", "inverse_dynamics"] = "joint"
     n_steps: Annotated[int, AtLeast(1)] = 10
+    times: Literal["each", "shared"] = "each"
 
     path = LinearPath()
+
+    def __post_init__(self):
+        if self.times == "shared" and self.mode != "joint":
+            raise UserError(f"with one time for both parts, none of them can be given or left out, as {self.mode!r} "
+                            "needs it", where="JointDiffusion.mode", hint='choose "joint", or times="each"')
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim - 1)  # of action and observation; the last component of the target is not sampled
@@ -66,9 +75,10 @@ class JointDiffusion(Head):
         known_action = torch.where(has_action, action[..., :self.action_size], 0.0)  # an unknown one may be NaN
         clean = torch.cat([known_action, action[..., self.action_size:-1]], -1)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
-        t = torch.rand(action.shape[0], 1, 2, generator=rng, device=action.device).to(action.dtype)
+        n_times = 2 if self.times == "each" else 1
+        t = torch.rand(action.shape[0], 1, n_times, generator=rng, device=action.device).to(action.dtype)
         t_action = torch.where(has_action.all(1, True), t[..., :1], 0.0)
-        t = torch.cat([t_action, t[..., 1:]], -1).expand(*action.shape[:2], 2)
+        t = torch.cat([t_action, t[..., -1:]], -1).expand(*action.shape[:2], 2)
         prediction = net(self.path.interpolate(clean, noise, self._per_component(t, clean)), t, context)
         error = (prediction - self.path.velocity(clean, noise, t)).square()
         of_action, of_observation = error[..., :self.action_size], error[..., self.action_size:]

@@ -16,8 +16,8 @@ from ..registry import method
 
 def _action_size(features: Schema | None) -> int:
     if features is not None and "action" not in features:
-        raise DataError("the first episode has no actions, so that their number of components is unknown", where="uwm",
-                        hint="name the data with actions first, and those without them with --prior")
+        raise DataError("the first episode has no actions, so that their number of components is unknown",
+                        where="action", hint="name the data with actions first, and those without them with --prior")
     return 1 if features is None else features["action"].size
 
 

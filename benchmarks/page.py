@@ -70,7 +70,9 @@ A person holds keys in the toy `push`, in a studio on two cores, with a client t
 browser. Other programs kept both cores busy, so ages are upper bounds.
 
 The same client records episodes of a minute with an emulated SO-101, its leader and two emulated cameras. Little else
-ran on the machine. Steps are lost if an episode has fewer than its recorded times have room for."""),
+ran on the machine. Steps are lost if an episode has fewer than its recorded times have room for.
+
+The last lines compare a policy that acts while its sampled plans are drawn with one whose plans are not."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise."""),
     "scan": ("Scanning a data set", """

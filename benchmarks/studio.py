@@ -5,6 +5,8 @@ robot    `understudy studio` with an emulated SO-101, its leader and two emulate
          numbers in the pictures; how often a picture comes to the page; and the memory of the server
 toy      a person holds keys in `push`. With each message of the page, the client sends the time, and the server notes
          at each step how old the last message is. The step itself takes as long as the environment's period
+watch    a policy acts in `push`, and its sampled plans are drawn. Compared is the time from a step to the next with
+         that of a studio which asks for no plans
 
 The client sends what a person holds as often as the page does, and loads each picture at once. `--only NAME` runs one
 part, whose lines replace those of the last run.
@@ -53,23 +55,29 @@ CLOCK = "clock:"  # begins what the client sends beside the keys: the time
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-def serve(ages: Path, words: Sequence[str]) -> None:
+def serve(ages: Path, draws_plans: bool, words: Sequence[str]) -> None:
     """`understudy studio`, which writes down the time of each step and the age of the last message (ms)."""
     from understudy.cli import main
-    from understudy.studio.browser.live import PageInput
+    from understudy.studio.browser.live import PageInput, TakeoverInput
+    from understudy.studio.browser.plans import PlanWatch
 
-    receive, read, sent = PageInput.receive, PageInput.read, [0.0]
+    receive, sent = PageInput.receive, [0.0]
 
     def noted_receive(self, keys, axes):
         sent[0] = max(float(key.removeprefix(CLOCK)) for key in keys if key.startswith(CLOCK))
         receive(self, keys, axes)
 
-    def noted_read(self):
-        action = read(self)
-        if action is not None:
-            log.write(f"{time.monotonic()} {1000 * (time.monotonic() - sent[0])}\n")
-        return action
-    PageInput.receive, PageInput.read = noted_receive, noted_read
+    def noting(read):
+        def noted_read(self):
+            action = read(self)
+            if action is not None:
+                log.write(f"{time.monotonic()} {1000 * (time.monotonic() - sent[0])}\n")
+            return action
+        return noted_read
+    PageInput.receive = noted_receive
+    PageInput.read, TakeoverInput.read = noting(PageInput.read), noting(TakeoverInput.read)
+    if not draws_plans:
+        PlanWatch.latest = lambda self: None
     with open(ages, "w", buffering=1) as log:
         sys.exit(main(["studio", *words]))
 
@@ -247,12 +255,11 @@ async def _hold_keys(address: str, seconds: float) -> None:
 def toy(seconds: float) -> list[measure.Line]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with served([__file__, "--serve", str(folder / "ages"), "push", "--out", str(folder / "project")],
+        with served([__file__, "--serve", str(folder / "ages"), "plans", "push", "--out", str(folder / "project")],
                     cameras.environment(folder)) as (_, address):
             asyncio.run(_hold_keys(address, seconds))
         noted = np.loadtxt(folder / "ages")
-    ticks = np.diff(noted[:, 0])
-    ticks = 1000 * ticks[ticks < 0.5]  # between two episodes it waits
+    ticks = step_times(noted)
     ages, what = noted[:, 1], f"keys in push for {seconds:g} s"
     return [
         measure.Line(f"{what}; age of the last message at a step, p95", _figure(float(np.percentile(ages, 95)), "ms"),
@@ -266,11 +273,53 @@ def toy(seconds: float) -> list[measure.Line]:
     ]
 
 
+def step_times(noted: np.ndarray) -> np.ndarray:
+    """The times from a step to the next (ms). Between two episodes it waits."""
+    times = np.diff(noted[:, 0])
+    return 1000 * times[times < 0.5]
+
+
+# -- a policy that is watched -----------------------------------------------------------------------------------------
+
+
+async def _watch(address: str, seconds: float, draws_plans: bool) -> None:
+    async with ReadingClient(address) as page:
+        telling = asyncio.create_task(tell(page, list))
+        await page.press("Watch")
+        await page.wait_until(lambda: page.status().startswith("step"))
+        await asyncio.sleep(seconds)
+        assert page.says("The lines are") == draws_plans
+        telling.cancel()
+        await page.press("Stop watching")
+        await page.wait_until(lambda: page.has_button("Watch"))
+
+
+def watch(seconds: float) -> list[measure.Line]:
+    lines, what = [], f"a policy acts in push for {seconds:g} s"
+    with tempfile.TemporaryDirectory() as name:
+        folder, project = Path(name), Path(name) / "project"
+        env = cameras.environment(folder)
+        data, run = project / "demonstrations" / "1", project / "runs" / "1"
+        for words in (["record", "push", "--episodes", "10", "--out", str(data)],
+                      ["train", "bc-gmm", str(data), "--out", str(run), "--steps", "20"]):
+            subprocess.run([sys.executable, "-m", "understudy", *words], env=env, check=True, capture_output=True)
+        for drawn, text in (("plans", "8 plans are drawn"), ("none", "no plans are drawn")):
+            with served([__file__, "--serve", str(folder / drawn), drawn, "push", "--out", str(project)],
+                        env) as (_, address):
+                asyncio.run(_watch(address, seconds, drawn == "plans"))
+            times = step_times(np.loadtxt(folder / drawn))
+            for percent, note in ((50, f"{len(times):,} steps"), (95, "")):
+                lines.append(measure.Line(f"{what}, and {text}; from a step to the next, p{percent}",
+                                          _figure(float(np.percentile(times, percent)), "ms"), note=note))
+    return lines
+
+
 def _figure(value: float, unit: str) -> measure.Figure:
     return measure.Figure.of([value], unit)
 
 
-PARTS = {"robot": robot, "toy": lambda seconds: toy(min(seconds, 60))}
+PARTS = {"robot": robot, "toy": lambda seconds: toy(min(seconds, 60)),
+         "watch": lambda seconds: watch(min(seconds, 60))}
 
 
 def main() -> None:
@@ -280,7 +329,7 @@ def main() -> None:
     parser.add_argument("--serve", nargs=argparse.REMAINDER)
     o = parser.parse_args()
     if o.serve:
-        serve(Path(o.serve[0]), o.serve[1:])
+        serve(Path(o.serve[0]), o.serve[1] == "plans", o.serve[2:])
         return
     parts = {name: partial(part, o.seconds) for name, part in PARTS.items()}
     measure.save_parts("studio", parts, o.only, PACKAGES)

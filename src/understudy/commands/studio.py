@@ -12,13 +12,14 @@ from tyro.conf import Positional, arg
 
 from ..core import AtLeast, AtMost, ConfigError, UserError
 from ..files import file_name
+from .calibrate import detector_source, load_detector
 from .parts.arms import prepare_session
 from .parts.common import acting_rate, parse
 from .parts.eval_options import EvalOptions
 from .parts.groups import ActingOptions, TrustOption, command_options
 from .parts.interactive import describe_trials
 from .parts.options import Advice, refuse_given
-from .parts.policies import load_actor, weights_digest, weights_path
+from .parts.policies import load_actor, run_folder, weights_digest, weights_path
 from .parts.robot_options import (
     RECORDING_OPTIONS,
     RobotOptions,
@@ -26,6 +27,7 @@ from .parts.robot_options import (
     TeleopOptions,
     recording_words,
 )
+from .parts.rollouts import calibrated_data
 from .parts.sequential import build_test
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ..robots.registry import RobotConfig, TeleoperatorConfig
     from ..robots.safety import SafeRobot
     from ..studio.browser.live import LiveSession
+    from ..studio.browser.plans import CalibratedDoubt
     from ..studio.browser.project import Project
     from ..studio.browser.robot_setup import RobotSetup
     from ..studio.browser.robot_trials import PreparedTrials
@@ -118,10 +121,11 @@ def _open_session(o: StudioOptions) -> tuple[LiveSession, RobotSetup | None]:
         if project.robot:
             stored = parse(StudioOptions, "studio", project.robot)
             return _make_robot(replace(stored, trust=o.trust, yes=o.yes))(project), _robot_setup(o, project)
-        return ToySession(project), None
+        return ToySession(project, CommandPolicies(o.trust)), None
     name = o.env or "push"
     playable_env(name)  # before a folder is made
-    return ToySession(Project(o.out or Path(f"studio-{file_name(name)}"), name)), None
+    project = Project(o.out or Path(f"studio-{file_name(name)}"), name)
+    return ToySession(project, CommandPolicies(o.trust)), None
 
 
 def _make_robot(o: StudioOptions) -> Callable[[Project], LiveSession]:
@@ -199,6 +203,22 @@ class CommandPolicies:
             UserError: It does not fit the robot, or acts only when it is told something.
         """
         return load_actor(run, env, ActingOptions(trust=self.trust), None)[0]
+
+    def doubt(self, run: Path) -> CalibratedDoubt | None:
+        """Loads the failure detector of a run. None if it was not calibrated.
+
+        Raises:
+            UserError: It was calibrated for another checkpoint or another way of acting, or its data are missing.
+        """
+        from ..evaluate.failure_detection import DETECTOR_FILE
+        from ..studio.browser.plans import CalibratedDoubt
+
+        if not (run_folder(run) / DETECTOR_FILE).exists():
+            return None
+        o = ActingOptions(trust=self.trust)
+        detector = load_detector(run, o, None)
+        source = detector_source(run, detector)
+        return CalibratedDoubt(source.score, calibrated_data(run, o, source), detector.threshold)
 
     def trials(self, words: list[str], folder: Path, env: Env) -> PreparedTrials:
         """Loads both policies of blind trials.

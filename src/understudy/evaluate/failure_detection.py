@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,11 +18,11 @@ from ..checkpoint import find_checkpoint
 from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part, role, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, StepResult
-from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
+from ..execute.actor import Actor
 from ..execute.base import check_numeric_actions, check_samples, sample_noise, sample_plans
 from ..execute.doubt import DOUBT, DoubtActor, DoubtMeasure
+from ..execute.followed import wrap_policy
 from ..execute.planners import FixedBatch
-from ..execute.wrappers import WrappedActor
 from ..files import read_json, write_json
 from ..heads.base import LikelihoodHead
 from ..hints import command_line
@@ -152,10 +152,9 @@ def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Acto
     Raises:
         Unsupported: The actor is not a policy that plans here, or the score does not fit it.
     """
-    if isinstance(actor, PolicyActor):
-        return DoubtActor(actor, score.build(actor.planner, demonstrations))
-    if isinstance(actor, (ObservationWrapper, TransformedActor, WrappedActor)):
-        return replace(actor, actor=with_doubt(actor.actor, score, demonstrations))
+    doubting = wrap_policy(actor, lambda policy: DoubtActor(policy, score.build(policy.planner, demonstrations)))
+    if doubting is not None:
+        return doubting
     raise Unsupported(f"{type(actor).__name__} does not say how its actions are planned", where="failure detection",
                       hint="use the run itself, and not an exported file or a served policy")
 

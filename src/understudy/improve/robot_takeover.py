@@ -14,7 +14,7 @@ import torch
 from ..core import UserError
 from ..envs.base import StepResult
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
-from ..execute.doubt import DoubtActor
+from ..execute.followed import FollowedActor
 from ..execute.planners import FixedBatch
 from ..robots.acting import plan_in_background
 from ..robots.base import Robot, RobotError, Teleoperator
@@ -31,7 +31,7 @@ STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn
 
 def single_row(actor: Actor) -> Actor:
     """Wraps an actor so that its networks get the observation of one robot, without copies of it."""
-    if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
+    if isinstance(actor, (ObservationWrapper, TransformedActor, FollowedActor)):
         return replace(actor, actor=single_row(actor.actor))
     if isinstance(actor, PolicyActor) and isinstance(actor.planner, FixedBatch):
         return replace(actor, planner=actor.planner.planner)

@@ -16,7 +16,8 @@ from ..data.recording.recorder import Recorder
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor
-from ..execute.doubt import DOUBT, DoubtActor
+from ..execute.doubt import DOUBT
+from ..execute.followed import FollowedActor
 from .base import Robot, RobotError
 from .pace import Pace
 from .recording import CommandKeys, NoKeys
@@ -174,7 +175,7 @@ def plan_in_background(actor: Actor, stack: ExitStack, runners: list[Asynchronou
 
     Its runner is added to `runners`.
     """
-    if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
+    if isinstance(actor, (ObservationWrapper, TransformedActor, FollowedActor)):
         return replace(actor, actor=plan_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
         runners.append(stack.enter_context(AsynchronousRunner(actor, patience=patience)))

@@ -224,6 +224,8 @@ def test_a_policy_acts_and_the_leader_takes_over(project, monkeypatch, capsys):
     assert not live.robot.robot.received and live.picture().shapes  # nothing moves, and the cameras are seen
     give(live, "enter", "policy")
     steps(live, 3)
+    planned = live.foresight()
+    assert planned.curves.shape[0::2] == (1, 2) and planned.names == live.features["action"].names
     give(live, "takeover", "person")
     steps(live, live.person.takeover.n_steps + 30)
     assert live.picture().is_person

@@ -9,6 +9,7 @@ from fixtures.certificates import certificate
 from fixtures.studios import served
 
 from understudy.cli import main
+from understudy.commands.studio import CommandPolicies
 from understudy.core import UserError
 
 pytest.importorskip("nicegui", reason="extra studio not installed")
@@ -217,5 +218,5 @@ def test_tokens_beyond_this_machine_need_tls(host, warns, tmp_path, monkeypatch,
 def test_the_source_of_methods_is_read_before_a_page_is_open(tmp_path):
     """It takes a quarter of a second, for which a robot would stand still."""
     registry.read_info.cache_clear()
-    Studio(ToySession(Project(tmp_path / "project", "fork")))
+    Studio(ToySession(Project(tmp_path / "project", "fork"), CommandPolicies()))
     assert registry.read_info.cache_info().currsize == len(registry.method_files())

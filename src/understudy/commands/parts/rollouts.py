@@ -41,12 +41,17 @@ def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) 
     """Wraps the actor of a run so that it records its doubt."""
     from ...evaluate.failure_detection import with_doubt
 
+    return with_doubt(actor, doubt.score, calibrated_data(run, o, doubt))
+
+
+def calibrated_data(run: Path, o: ActingOptions, doubt: DoubtSource) -> Dataset:
+    """Returns the demonstrations of a doubt score. Raises UserError if they are not those of the calibration."""
     data = doubt_data(run, o, doubt.data)
     if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
         raise UserError("the demonstrations, from which novelty is measured, have changed since its failure detector "
                         "was calibrated", where=doubt.data, hint="put them back, or calibrate it again (understudy "
                         "calibrate)")
-    return with_doubt(actor, doubt.score, data)
+    return data
 
 
 def numbers_fingerprint(data: Dataset) -> str:

@@ -27,6 +27,7 @@ from ...improve.journal import EpisodeJournal
 from ...improve.takeover import SupervisedEnv, Takeover, TakeoverSupervisor
 from ...learn.method import load_actor
 from .pictures import RecordedPictures
+from .plans import DoubtLoader, Foresight, PlanWatch, load_doubt
 from .project import Project, ShownEpisode
 
 STALE_SECONDS = 0.5  # without a message of the page, after which nothing moves
@@ -237,6 +238,7 @@ class LiveSession(ABC):
         person: What the person does.
         clock: The time in which steps happen. Its speed can be changed while a policy is watched.
         changes: Counts what has changed in the project, so that pages read it again.
+        plans: What the policy that is watched plans. None before it is loaded, and if nothing is watched.
         error: Why the last one ended. None if a person ended it.
         tally: Episodes that have succeeded while the present policy was watched, and all of them.
     """
@@ -251,6 +253,7 @@ class LiveSession(ABC):
         self.mode: Mode = "idle"
         self.error: str | None = None
         self.changes, self.tally, self.watched = 0, [0, 0], ""
+        self.plans: PlanWatch | None = None
         self._thread: threading.Thread | None = None
 
     # -- called by pages ------------------------------------------------------------------------------------------
@@ -265,7 +268,7 @@ class LiveSession(ABC):
             raise RuntimeError("stop what runs first")
         self.clock = AdjustableClock()
         self.person = self.new_person(mode)
-        self.mode, self.error, self.watched, self.tally = mode, None, run, [0, 0]
+        self.mode, self.error, self.watched, self.tally, self.plans = mode, None, run, [0, 0], None
         self._thread = threading.Thread(target=self._main, name="studio-live", daemon=True)
         self._thread.start()
 
@@ -278,6 +281,11 @@ class LiveSession(ABC):
     @abstractmethod
     def picture(self) -> Picture:
         """Returns what happens now, or how it looks before anything has happened."""
+
+    def foresight(self) -> Foresight | None:
+        """Returns what the policy that is watched plans. None if there is none. It may take as long as a step."""
+        plans = self.plans
+        return None if plans is None else plans.latest()
 
     @abstractmethod
     def recorded(self, demonstration: ShownEpisode, step: int) -> list[dict[str, Any]]:
@@ -318,7 +326,7 @@ class LiveSession(ABC):
         except Exception as error:  # the page says it; a thread has nobody else to tell
             self.error = str(error)
         finally:
-            self.mode = "idle"
+            self.mode, self.plans = "idle", None
             self.changed()
 
     def changed(self) -> None:
@@ -327,6 +335,9 @@ class LiveSession(ABC):
 
 class ToySession(LiveSession):
     """A session in a toy, which the person moves on the page.
+
+    Args:
+        doubts: Loads the failure detectors of policies.
 
     Raises:
         UserError: The environment cannot be shown on a page, or its actions have no limits.
@@ -339,13 +350,13 @@ class ToySession(LiveSession):
             "it. The next one begins by itself.")
     person: PageInput
 
-    def __init__(self, project: Project):
+    def __init__(self, project: Project, doubts: DoubtLoader):
         self.env = playable_env(project.env)
         self.features = self.env.features
         shape = self.features["action"].shape
         self._low, self._high = (np.broadcast_to(self.env.metadata[k], shape) for k in ("low", "high"))
         super().__init__(project, PageInput(self._low, self._high))
-        self.pictures = RecordedPictures(project.env)
+        self.pictures, self.doubts = RecordedPictures(project.env), doubts
         self.latest = Picture(0, [], "", False)
         self.env.reset(torch.arange(1), keys(recording_seed(0), [0]))
         self.show(self.env, "", False)
@@ -379,9 +390,11 @@ class ToySession(LiveSession):
         person = self.person
         assert isinstance(person, TakeoverInput)
         env = SupervisedEnv(self.env, person, person.takeover, LiveScreen(self))
-        actor = load_actor(self.project.folder / self.watched, features=self.env.features)
+        run = self.project.folder / self.watched
+        actor, limits = load_actor(run, features=self.features), (self._low, self._high)
+        plans = self.plans = PlanWatch(actor, self.features, limits, env.period, load_doubt(self.doubts, run), self.env)
         # as `improve` collects with a person
-        acting = GatedActor(env.watched(actor), TakeoverSupervisor(person.takeover, person.read), HumanGate(), 0,
+        acting = GatedActor(env.watched(plans.actor), TakeoverSupervisor(person.takeover, person.read), HumanGate(), 0,
                             replans=False)
         journal, first = EpisodeJournal(folder), self.project.first_number(self.watched)
         while True:

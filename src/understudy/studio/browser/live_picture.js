@@ -5,6 +5,7 @@ const COMMANDS = ["Enter", "x", "y", "n", "u", "p", ".", "t"];
 const BUTTONS = ["y", "n", "x", "Enter"]; // of a gamepad with the standard layout, from the lowest on
 const INTERVAL = 25; // ms: a step uses what was held so long ago; after half a second without a message, it holds
 const REACH = 0.25; // of the picture: how far to drag for full speed
+const LINE = 0.006, LINE_COLOR = "rgb(106 27 154 / 0.65)"; // of plans: width in sides of the picture
 const DEAD_ZONE = 0.15; // of a stick: below it, the stick is at rest
 
 export default {
@@ -94,8 +95,8 @@ export default {
         image.src = url;
       });
     },
-    async draw(shapes, number) {
-      this.$el.shapes = shapes; // for those who cannot see the picture, and for tests
+    async draw(shapes, lines, number) {
+      Object.assign(this.$el, { shapes, lines }); // for those who cannot see the picture, and for tests
       const images = await Promise.all(shapes.map((shape) => shape.image && this.load(shape.image)));
       this.$emit("loaded", number); // the server sends no other one before
       const canvas = this.$refs.canvas, pen = canvas.getContext("2d"), side = canvas.width;
@@ -117,6 +118,14 @@ export default {
           pen.transform(cos, sin, -sin, cos, 0, 0);
           pen.fillRect(-wide, -high, 2 * wide, 2 * high);
         }
+      }
+      pen.setTransform(side, 0, 0, side, 0, 0);
+      pen.lineWidth = LINE;
+      pen.strokeStyle = LINE_COLOR;
+      for (const line of lines) {
+        pen.beginPath();
+        line.forEach((point) => pen.lineTo(...point));
+        pen.stroke();
       }
     },
   },

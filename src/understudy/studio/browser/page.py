@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nicegui import Client, run, ui
@@ -13,8 +13,10 @@ from nicegui.element import Element
 from ...core import UserError
 from ...methods import describe_methods
 from .jobs import Job, JobRunner
-from .live import COMMANDS, LiveSession
+from .live import COMMANDS, LiveSession, Picture
 from .pictures import picture_svg
+from .plan_view import PlanView
+from .plans import Foresight, Line
 from .project import Edits, Project, ProjectComparison, ShownEpisode, TrainedPolicy
 from .robot_setup import RobotSetup
 from .robot_trials import StoredTrials
@@ -43,10 +45,15 @@ class LivePicture(Element, component="live_picture.js"):
         """Whether the browser has the last picture, so that it can be sent another one."""
         return self._loaded == self._sent
 
-    def draw(self, shapes: list[dict[str, Any]]) -> None:
-        """Sends a picture, as `ShapeList` describes it."""
+    def draw(self, shapes: list[dict[str, Any]], lines: Sequence[Line] = ()) -> None:
+        """Sends a picture.
+
+        Args:
+            shapes: As `ShapeList` describes it.
+            lines: What is drawn over it: see `Foresight`.
+        """
         self._sent += 1
-        self.run_method("draw", shapes, self._sent)
+        self.run_method("draw", shapes, lines, self._sent)
 
     def _note_loaded(self, event) -> None:
         self._loaded = event.args
@@ -158,6 +165,7 @@ class StudioPage:
                 self.picture = LivePicture(self.session.label).classes("w-full")
                 self.picture.on("held", self._receive_held).on("order", self._receive_command)
                 self.status = ui.label().props("role=status aria-live=polite").classes("text-body1 min-h-6")
+                self.plans = PlanView()
                 self.problem = ui.label().classes("text-negative whitespace-pre-wrap").props("role=alert")
             with ui.column().classes("w-full max-w-[560px]"):
                 self._refresh_panels = build_panels(self)
@@ -175,9 +183,9 @@ class StudioPage:
 
     def _header(self) -> None:
         dark = ui.dark_mode(None)
-        with ui.header().classes("items-center"):
-            ui.label("understudy studio").classes("text-h6").props("role=heading aria-level=1")
-            ui.label(f"{self.project.env} · {self.project.folder.name}").classes("opacity-80")
+        with ui.header().classes("items-center no-wrap"):
+            ui.label("understudy studio").classes("text-h6 whitespace-nowrap").props("role=heading aria-level=1")
+            ui.label(f"{self.project.env} · {self.project.folder.name}").classes("opacity-80 min-w-0 truncate")
             ui.space()
             ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value)).props(
                 'flat color=white aria-label="Light or dark"').tooltip("Light or dark")
@@ -230,9 +238,10 @@ class StudioPage:
         live = self.session.mode != "idle"
         if live or self.selected is None:
             picture = await run.io_bound(self.session.picture)
-            if picture is not None and (picture.number, live) != self._picture:
-                self._picture = picture.number, live
-                self._draw(picture.shapes, picture.text if live else "", picture.is_person and live)
+            foresight = await run.io_bound(self.session.foresight)  # may follow its picture
+            if picture is not None and (picture.number, live, foresight) != self._picture:
+                self._picture = picture.number, live, foresight
+                self._draw(picture if live else replace(picture, text="", is_person=False), foresight)
         elif self.selected != self._picture:
             number, step = self._picture = self.selected
             demonstration = self.state.episodes[number]
@@ -241,7 +250,8 @@ class StudioPage:
             except UserError as error:  # such as a damaged video
                 self.problem.text, shapes = str(error), None
             if shapes is not None:
-                self._draw(shapes, f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}", False)
+                text = f"Demonstration {number + 1}, step {step} of {len(demonstration.episode)}"
+                self._draw(Picture(0, shapes, text, False))
 
     def _show_scene(self) -> None:
         """Leaves the picture out where there can be none."""
@@ -249,10 +259,11 @@ class StudioPage:
         self.picture.classes(**{"remove" if self.session.has_picture else "add": "hidden"})
         self.scene.set_visibility(self.session.has_picture or bool(self.problem.text))
 
-    def _draw(self, shapes: list[dict[str, Any]], text: str, is_person: bool) -> None:
-        self.picture.draw(shapes)
-        self.picture.classes(**{"add" if is_person else "remove": "person"})
-        self.status.text = text
+    def _draw(self, picture: Picture, foresight: Foresight | None = None) -> None:
+        self.picture.draw(picture.shapes, foresight.lines if foresight else ())
+        self.picture.classes(**{"add" if picture.is_person else "remove": "person"})
+        self.status.text = picture.text
+        self.plans.show(foresight)
 
     def _show_commands(self) -> None:
         self.commands.content = "\n".join(self.studio.jobs.history()) or "# no command yet"

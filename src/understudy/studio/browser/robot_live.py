@@ -28,6 +28,7 @@ from ...robots.recording import RecordingTimes, RobotSession
 from ...robots.safety import SafeRobot
 from .live import LiveSession, Picture
 from .pictures import camera_shapes, joint_shapes
+from .plans import DoubtLoader, PlanWatch, load_doubt
 from .project import Project, ShownEpisode
 from .robot_commands import PageCommands, TakeoverCommands, TrialCommands
 from .robot_trials import BlindTrials, PreparedTrials
@@ -38,7 +39,7 @@ PAGE_TEXTS = {"waits": "{}. Enter begins.", "lost": "{}. Enter connects it again
 LIVE, RECORDED, SMALL = 480, 320, 80  # px, longer side of a camera's picture; all of a recorded episode are kept
 
 
-class PolicyLoader(Protocol):
+class PolicyLoader(DoubtLoader, Protocol):
     """Interface of what loads policies as the commands of the terminal do."""
 
     def rate(self, *runs: Path) -> float:
@@ -176,13 +177,15 @@ class RobotLiveSession(LiveSession):
         hand = RobotPerson(Handover(self.teleop, self.robot.limits), person, self._show_and_look)
         env = RobotTakeoverEnv(self.robot, hand, fps, max(round(self.times.episode * fps), 1))
         person.takeover, person.is_lost = env.takeover, lambda: env.phase == "lost"
-        actor = self.policies.load(run, env)
+        limits = np.array(self.robot.limits.low), np.array(self.robot.limits.high)
+        plans = self.plans = PlanWatch(self.policies.load(run, env), env.features, limits, 1 / fps,
+                                       load_doubt(self.policies, run))
         folder.mkdir(parents=True, exist_ok=True)
         journal, first = EpisodeJournal(folder), self.project.first_number(self.watched)
         with self._connected(env, self.teleop) as devices:
             devices.callback(env.close)
             # as `improve` collects with a person
-            acting = GatedActor(env.watched(actor), TakeoverSupervisor(env.takeover, env.read), HumanGate(), 0,
+            acting = GatedActor(env.watched(plans.actor), TakeoverSupervisor(env.takeover, env.read), HumanGate(), 0,
                                 replans=False)
             devices.callback(journal.recover)
             while True:

@@ -135,6 +135,13 @@ class Studio:
         self.edits.pop()
 
 
+def command_block(text: str) -> ui.code:
+    """Commands with a button that copies them."""
+    block = ui.code(text, language="bash").classes("w-full")
+    block.copy_button.props('aria-label="Copy the commands"')
+    return block
+
+
 class StudioPage:
     """One open page.
 
@@ -172,7 +179,7 @@ class StudioPage:
                 with ui.expansion("Show commands").classes("w-full"):
                     ui.label("Everything that this page does is a command, and everything stays on the computer that "
                              f"serves it, in {self.project.folder}:").classes("text-caption")
-                    self.commands = ui.code(language="bash").classes("w-full")
+                    self.commands = command_block("")
         self._show_commands()
         ui.timer(1 / PICTURES_PER_SECOND, self._refresh_picture)
         ui.timer(0.4, self.refresh)

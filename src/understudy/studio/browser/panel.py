@@ -9,7 +9,7 @@ from typing import Any
 from nicegui import ui
 
 from ...hints import command_line
-from .page import StudioPage
+from .page import StudioPage, command_block
 
 RANGE_HELP = ("With few episodes the true rate is uncertain. In 95 of 100 such cases it lies in the range that is "
               "shown.")
@@ -75,7 +75,7 @@ class Panel:
         """Shows a command that a person runs in a terminal, in the folder of the project."""
         ui.label(text)
         lines = f"cd {shlex.quote(str(self.project.folder))}\n{command_line(*words)}"
-        ui.code(lines, language="bash").classes("w-full")
+        command_block(lines)
 
     def choose_policy(self, key: str, label: str, default: int) -> str | None:
         """A choice between the policies. Returns the chosen one. If there is none, it says so and returns None."""

@@ -20,6 +20,8 @@ from .setup_panel import SetupPanel
 USUALLY_HELP = 20  # demonstrations
 SPEEDS = {0.5: "half speed", 1.0: "real time", 2.0: "twice as fast"}
 UPDATE_HELP = "In one update the policy sees some steps of the demonstrations and is changed to act more like them."
+# Quasar puts each panel into another one, which has no name for a screen reader.
+PANEL_PROPS = ':onVnodeMounted="panel => panel.el.parentElement.removeAttribute(`role`)"'
 FAMILIES = ("behavior_cloning", "chunking", "generative")  # of methods that need nothing but demonstrations
 
 
@@ -35,7 +37,7 @@ def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable
     kinds = (ShowPanel, CheckPanel, TrainPanel, *(last or (WatchPanel, ComparePanel)))
     panels: list[Panel] = [kind(page) for kind in kinds]
     first, setup = panels[0], None
-    with ui.tabs().props("no-caps dense").classes("w-full") as tabs:
+    with ui.tabs().props("no-caps dense aria-label=Steps").classes("w-full") as tabs:
         if page.studio.setup is not None:
             tabs.classes("six")
             setup = SetupPanel(page, page.studio.setup, ui.tab(SetupPanel.title))
@@ -45,7 +47,7 @@ def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable
     panels = panels if setup is None else [setup, *panels]
     with ui.tab_panels(tabs, value=first.title, animated=False).classes("w-full"):
         for panel in panels:
-            with ui.tab_panel(panel.title):
+            with ui.tab_panel(panel.title).props(f"aria-label={panel.title!r} {PANEL_PROPS}"):
                 panel.build()
                 panel.progress()
 

@@ -11,10 +11,13 @@ from fixtures.studios import handle, press, served, tab
 from fixtures.waiting import wait_until
 
 from understudy import make
+from understudy.cli import main
 from understudy.data.formats import open_dataset
 from understudy.learn.run import Run
 
 pytest.importorskip("nicegui", reason="extra studio not installed")
+from understudy.studio.browser.project import Project  # noqa: E402
+
 pytestmark = pytest.mark.slow
 
 
@@ -287,3 +290,23 @@ def test_a_failed_training_says_its_last_lines(page, tmp_path):
         page.get_by_text("Train failed:").wait_for()
         failed = page.get_by_role("alert").filter(has_text="reading demonstrations/1")
         assert "file-000.parquet" in failed.inner_text() and "\n  -> " in failed.inner_text()
+
+
+def test_the_buttons_of_a_running_step_stay_when_an_episode_ends(page, tmp_path):
+    """A click on a button that is built again at this moment would be lost."""
+    project = Project(tmp_path / "project", "fork")
+    data, run = project.folder / "demonstrations" / "1", project.folder / "runs" / "1"
+    main(["record", "fork", "--episodes", "2", "--out", str(data)])
+    main(["train", "bc-gmm", str(data), "--out", str(run), "--steps", "1"])
+    with served(None, env=str(project.folder)) as address:
+        page.goto(address)
+        tab(page, "Watch")
+        press(page, "Watch")
+        stop = page.get_by_role("button", name="Stop watching").element_handle()
+        page.locator(".live").focus()
+        for count in (1, 2):
+            page.keyboard.press("y")
+            page.get_by_text(re.compile(rf"of ([{count}-9]|\d\d+) succeeded")).wait_for()
+            assert stop.evaluate("button => button.isConnected")
+        stop.click()
+        page.get_by_role("button", name="Learn from them").wait_for()

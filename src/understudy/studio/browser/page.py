@@ -285,10 +285,12 @@ class StudioPage:
             self.progress.update(share=step / job.steps if job.steps else 0.0,
                                  text=f"{job.title}: {counted}{remaining}")
 
-    def _what_panels_show(self) -> tuple[Any, ...]:
-        trials = self.state.trials
-        return (self.state, self.session, self.session.mode, tuple(self.session.tally), self.session.watched,
-                self.studio.jobs.is_busy, trials is not None and trials.is_over)
+    def _what_panels_show(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Returns what decides which buttons the panels have, and what else they show."""
+        trials, session = self.state.trials, self.session
+        buttons = (session, session.mode, session.watched, self.studio.jobs.is_busy,
+                   trials is not None and trials.is_over, [policy.name for policy in self.state.policies])
+        return buttons, (self.state, tuple(session.tally))
 
     async def refresh(self) -> None:
         """Shows what has changed since the last call.
@@ -304,7 +306,7 @@ class StudioPage:
         if self._job != (jobs.job, jobs.state):
             self._job = jobs.job, jobs.state
             self._show_commands()
-            self._refresh_panels(progress_only=True)
+            self._refresh_panels("progress")
         if self._changes == (changes := self.session.changes):
             return
         self._changes = changes
@@ -315,6 +317,7 @@ class StudioPage:
             problems.append(str(error))
         self.problem.text = "\n".join(problems)
         self._show_scene()
-        if self._content != (content := self._what_panels_show()):
+        shown = self._content
+        if shown != (content := self._what_panels_show()):
             self._content = content
-            self._refresh_panels(progress_only=False)
+            self._refresh_panels("all" if shown[0] != content[0] else "numbers")

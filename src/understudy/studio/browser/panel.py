@@ -21,10 +21,11 @@ class Panel:
 
     Attributes:
         title: Its name on the rail.
+        mode: The mode of the session while this step runs. Empty if it never does.
         jobs: The titles of the jobs whose progress it shows.
     """
 
-    title = ""
+    title = mode = ""
     jobs: tuple[str, ...] = ()
 
     def __init__(self, page: StudioPage):
@@ -36,6 +37,14 @@ class Panel:
 
     def content(self) -> None:
         """Shows the step."""
+
+    @ui.refreshable_method
+    def numbers(self) -> None:
+        """Shows what changes while the step runs, such as after each episode. `content` calls it."""
+        self.count()
+
+    def count(self) -> None:
+        """Shows the numbers of the step."""
 
     @ui.refreshable_method
     def progress(self) -> None:

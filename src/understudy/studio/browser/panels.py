@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from nicegui import ui
 
@@ -32,7 +33,9 @@ def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable
         last: What takes the place of the last two steps.
 
     Returns:
-        The function that shows what has changed: `refresh(progress_only=...)`.
+        The function that shows what has changed: the "progress" of commands, also the "numbers", or "all". With
+        "numbers", the step in which the session runs keeps its buttons, because a click on a button that is just built
+        again would be lost.
     """
     kinds = (ShowPanel, CheckPanel, TrainPanel, *(last or (WatchPanel, ComparePanel)))
     panels: list[Panel] = [kind(page) for kind in kinds]
@@ -51,10 +54,12 @@ def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable
                 panel.build()
                 panel.progress()
 
-    def refresh(progress_only: bool) -> None:
+    def refresh(what: Literal["progress", "numbers", "all"]) -> None:
         for panel in panels:
             panel.progress.refresh()
-            if not progress_only:
+            if what == "numbers" and panel.mode == page.session.mode:
+                panel.numbers.refresh()
+            elif what != "progress":
                 panel.build.refresh()
     return refresh
 
@@ -62,11 +67,14 @@ def build_panels(page: StudioPage, last: Sequence[type[Panel]] = ()) -> Callable
 class ShowPanel(Panel):
     """Records demonstrations of the person."""
 
-    title = "Show"
+    title, mode = "Show", "show"
 
-    def content(self):
+    def count(self):
         used = sum(e.is_used for e in self.page.state.episodes)
         ui.label(f"{used} shown; {USUALLY_HELP} or more usually help.").classes("text-subtitle1")
+
+    def content(self):
+        self.numbers()
         ui.markdown(self.page.session.help)
         with ui.row():
             if self.page.session.mode != "show":
@@ -138,12 +146,16 @@ class TrainPanel(Panel):
 class WatchPanel(Panel):
     """Lets a policy act. The person takes over, and the policy learns from it."""
 
-    title, jobs = "Watch", ("Improve",)
+    title, mode, jobs = "Watch", "watch", ("Improve",)
 
     def content(self):
-        if (policy := self.choose_policy("watched", "Policy", -1)) is None:
+        if (policy := self.choose_policy("watched", "Policy", -1)) is not None:
+            self.watch(policy)
+            self.numbers()
+
+    def count(self):
+        if (policy := self.choices.get("watched")) is None:
             return
-        self.watch(policy)
         session = self.page.session
         won, count = session.tally
         if count and session.watched == policy:

@@ -62,6 +62,8 @@ class RobotWatchPanel(WatchPanel):
 class TrialPanel(ComparePanel):
     """Lets the person judge two policies in blind trials on the robot."""
 
+    mode = "judge"
+
     def compare(self, first, second):
         session, trials = self.page.session, self.page.state.trials
         if not isinstance(session, RobotLiveSession):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures.lerobot_policies import NAMES
+from fixtures.lerobot_policies import NAMES, unpacked
 from fixtures.runs import run
 
 from understudy.data.episode import Dataset, Episode
@@ -45,11 +43,7 @@ def checkpoints(shared, tmp_path_factory):
     for name in NAMES:
         folders[name] = folder = tmp_path_factory.mktemp(name) / "pretrained_model"
         folder.mkdir()
-        for file in (source / name / "pretrained_model").iterdir():
-            if file.suffix == ".gz":
-                (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-            else:
-                shutil.copyfile(file, folder / file.name)
+        unpacked(source / name, folder)
     return folders
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.lerobot_policies import NAMES
+from fixtures.lerobot_policies import NAMES, unpacked
 from fixtures.lerobot_stand_in import DIE, FAIL, HANG, states, write_checkpoint, write_python
 from folders import REPOSITORY
 
@@ -71,18 +69,9 @@ def lerobot(request, tmp_path_factory, shared):
     if request.param == "newest lerobot":
         if not NEWEST.exists():
             pytest.skip("no .venv-peers")
-        return NEWEST, {name: _unpacked(source / name, tmp_path_factory.mktemp(name)) for name in NAMES}
+        return NEWEST, {name: unpacked(source / name, tmp_path_factory.mktemp(name)) for name in NAMES}
     python = write_python(tmp_path_factory.mktemp("python") / "lerobot", "upstream_lerobot.stand_in")
     return python, {name: source / name / "pretrained_model" for name in NAMES if name.endswith("state")}
-
-
-def _unpacked(source: Path, folder: Path) -> Path:
-    for file in (source / "pretrained_model").iterdir():
-        if file.suffix == ".gz":
-            (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-        else:
-            shutil.copyfile(file, folder / file.name)
-    return folder
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ ARMS = {
     "pictures": ("latent-dynamics-of-pictures", "state"),
     "frozen_policy": ("resip", "base"),
     "matching_rewards": ("transport-from-a-clone", "OT alone"),
+    "person_to_robot": ("person-to-robot", "robot"),
     "policy_heads": ("reflow-one-step", "flow, 16 steps"),
     "reinforcement": ("dgn", "RLPD"),
     "retrieval": ("retrieval-compared", "cloning of seven each"),

@@ -1,4 +1,4 @@
-"""Draws the pictures of results.md from the stored results, and the one of which-method.md: python docs/pictures.py
+"""Draws pictures from stored results, for results.md, which-method.md and person-to-robot.md: python docs/pictures.py
 
 All are 440 units wide, so that their text has the size of the page's text on a phone as well. Their colors follow the
 page, and nothing is shown by color alone.
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "src")]
 
 from evidence.published.figures import cells  # noqa: E402
+from evidence.tables import find_table  # noqa: E402
 from understudy.evaluate.plots import COLORS, FONT  # noqa: E402
 
 RESULTS, IMAGES, WIDTH = ROOT / "benchmarks" / "results", ROOT / "docs" / "images", 440
@@ -59,6 +60,13 @@ PUBLISHED = {"td3-pendulum": "Pendulum, TD3", "ddpg-pendulum": "Pendulum, DDPG",
              "walker2d-dagger": "Walker2d, DAgger", "halfcheetah-dagger": "HalfCheetah, DAgger",
              "halfcheetah-bc": "HalfCheetah, cloning", "ant-dagger": "Ant, DAgger", "ant-bc": "Ant, cloning",
              "humanoid-bc": "Humanoid, cloning"}
+# Arm of the table person-to-robot -> what the picture calls it.
+PERSON = {"robot": "200 demonstrations of the robot", "tips, 200 kept": "tips, 200 recordings in reach",
+          "lengths 10 % off": "tips, 200, lengths 10 % too short",
+          "lengths 25 % off": "tips, 200, lengths 25 % too short",
+          "tips, dropped, and 10 of the robot": "tips, in reach of 200, and 10 of the robot",
+          "tips, dropped": "tips, in reach of 200", "tips, clipped": "tips, 200, clipped to the reach",
+          "joints": "joints copied, 200", "10 of the robot": "10 demonstrations of the robot"}
 STATUSES = ("reproduced", "above", "below", "approached", "no published figure", "not run")
 
 # Question, and what to try first if the answer is yes.
@@ -276,6 +284,17 @@ def statistics() -> str:
                  "How often 95 % intervals contain the truth, on average and in the worst case.")
 
 
+def person_to_robot() -> str:
+    """Success of a robot's policy by what it was trained on, with the range of the training seeds."""
+    table, rows = find_table("person-to-robot"), []
+    for arm, name in PERSON.items():
+        figures = [100 * figure for figure in table.figures(arm)]
+        low, middle, high = min(figures), sum(figures) / len(figures), max(figures)
+        rows.append(Row(name, f"{middle:.0f} %, seeds {low:.0f} to {high:.0f} %", low, middle, high))
+    return chart({"": rows}, Axis(0, 100, {v: f"{v} %" for v in (0, 25, 50, 75, 100)}), bar,
+                 "Success of the robot by what its policy was trained on.")
+
+
 # -- the decision -------------------------------------------------------------------------------------------------
 
 
@@ -305,7 +324,8 @@ def decision() -> str:
 
 
 PICTURES = {"results-speed": speed, "results-published": published, "results-real-input": real_input,
-            "results-kills": kills, "results-statistics": statistics, "which-method": decision}
+            "results-kills": kills, "results-statistics": statistics, "which-method": decision,
+            "person-to-robot": person_to_robot}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from understudy.methods import find_method, method_names
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
     "choosing", "collecting", "deploy", "environments", "from-rewards", "method-parts", "other-libraries", "own-parts",
-    "practise", "robustness", "runs", "take-over", "which-method"))]  # more than 5 s each
+    "person-to-robot", "practise", "robustness", "runs", "take-over", "which-method"))]  # more than 5 s each
 NOT_CODE = {"text", "diff", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from understudy.files import write_text
+from understudy.hints import pluralize
 
 from . import advice, published
 from .advice import MADE
@@ -133,7 +134,7 @@ def picture(comparison: Comparison, measure: Measure, reach: float) -> str:
 def _origin(table: Table) -> str:
     record = table.record
     kind = "" if record["exploratory"] else "Planned before its run, "
-    commits = ", ".join(f"`{commit[:8]}`" for commit in record["commits"])
+    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(commit[:8] for commit in record["commits"]))
     other = sum(entry["design"] == "another" for entry in record.get("earlier", []))
     earlier = f", {other} earlier runs of another design" if other else ""
     return f"*{kind}{len(record['seeds'])} seeds, commit {commits}{earlier}.*"
@@ -164,7 +165,7 @@ def _index(everything: dict[str, Family]) -> str:
         "which file of which commit has it. The name of a table stands after the `#` in the link of its heading. "
         "`evidence/families/` has the figure of every seed.",
         "## Families",
-        "\n".join(f"- [{family.question}]({_page_of(family)}) {len(family.tables)} tables"
+        "\n".join(f"- [{family.question}]({_page_of(family)}) {pluralize(len(family.tables), 'table')}"
                   for family in everything.values())]
     return "\n\n".join(lines) + "\n"
 

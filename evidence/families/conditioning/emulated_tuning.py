@@ -54,10 +54,10 @@ class Quiz(DemonstrationSource):
         return Dataset([self.part(rng, facts(seed), "prior", N_ENTITIES, self.n_prior, 0.5),
                         self.part(rng, facts(seed), "task", N_TUNED, self.n_task, 0.0)])
 
-    def part(self, rng, known: np.ndarray, name: str, n_entities: int, n_steps: int, p_other: float) -> Episode:
+    def part(self, rng, right: np.ndarray, name: str, n_entities: int, n_steps: int, p_other: float) -> Episode:
         entity, asked = rng.integers(n_entities, size=n_steps), rng.integers(2, size=n_steps)
         answered = np.where(rng.random(n_steps) < p_other, 1 - asked, asked)
-        columns = {ENTITY: entity, ASKED: asked, "action": known[entity, answered]}
+        columns = {ENTITY: entity, ASKED: asked, "action": right[entity, answered]}
         return Episode({k: v[:, None] for k, v in columns.items()}, {DATASET_NAME: name}, schema=FEATURES)
 
 

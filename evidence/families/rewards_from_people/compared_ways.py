@@ -28,7 +28,7 @@ from understudy.policy import Policy
 
 FLOW = chunk_method(Flow(10), 1500, 8)
 COMPARED = 12  # steps of each segment, from the start to beside the pillar
-WRONG = 0.05  # fraction of wrong answers
+P_ERROR = 0.05  # fraction of wrong answers
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Preferred:
         """The tuned policy."""
         actor = PolicyActor(FixedBatch(policy, ROWS), FLOW.executor)
         own = rollout_repeated_starts(actor, make("fork", rows=ROWS), self.n_pairs, 2, seed=recording_seed(seed))
-        liked = [bool(e.metadata["success"]) and passes_left(e) for e in own]
+        preferred = [bool(e.metadata["success"]) and passes_left(e) for e in own]
         rng = np.random.default_rng([seed, 1])
         decided = [i for i in range(0, len(own), 2)
-                   if liked[i] != liked[i + 1] and min(own.lengths[i:i + 2]) >= COMPARED]
-        first = {i: liked[i] != bool(rng.random() < (0.5 if self.by == "chance" else WRONG)) for i in decided}
+                   if preferred[i] != preferred[i + 1] and min(own.lengths[i:i + 2]) >= COMPARED]
+        first = {i: preferred[i] != bool(rng.random() < (0.5 if self.by == "chance" else P_ERROR)) for i in decided}
         if self.by == "winners":
             data = own.select([i if first[i] else i + 1 for i in decided])
             learner = BehaviorCloning(self.updates, 128, OptimizerConfig(lr=self.lr))

@@ -317,7 +317,7 @@ class StudioPage:
             problems.append(str(error))
         self.problem.text = "\n".join(problems)
         self._show_scene()
-        shown = self._content
-        if shown != (content := self._what_panels_show()):
+        previous = self._content
+        if previous != (content := self._what_panels_show()):
             self._content = content
-            self._refresh_panels("all" if shown[0] != content[0] else "numbers")
+            self._refresh_panels("all" if previous[0] != content[0] else "numbers")

@@ -60,3 +60,10 @@ def test_demonstrations_of_another_body_are_refused():
     rollout(ReplayActor(MotionRetargeting(ARMS["two"], turn=SPEED).apply(shown), "zero"), env, 1, 0)
     with pytest.raises(DataError, match="there is no demonstration"):
         rollout(ReplayActor(shown.select([])), human, 1, 0)
+
+
+def test_pictures_alone_are_refused():
+    pictures = np.zeros((1, 4, 4, 3), np.uint8)
+    data = Dataset([Episode({"observation.image": pictures, "action": np.zeros((1, 1), np.float32)})])
+    with pytest.raises(DataError, match="no observations that are vectors"):
+        ReplayActor(data).start({"observation.image": torch.from_numpy(pictures)}, keys(0, range(1)))

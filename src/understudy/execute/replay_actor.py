@@ -76,6 +76,10 @@ class ReplayActor(Actor):
         features = self.demonstrations.features()
         names = [name for name, feature in features.items()
                  if role(name) == "observation" and feature.kind == "vector"]
+        if not names:
+            raise DataError("the demonstrations have no observations that are vectors",
+                            where="ReplayActor.demonstrations",
+                            hint="take demonstrations with positions, such as observation.state")
         firsts = torch.from_numpy(np.stack([np.concatenate([
             np.asarray(e.steps[name][0], np.float64).ravel() for name in names]) for e in self.demonstrations]))
         means, stds = firsts.mean(0), firsts.std(0, correction=0)

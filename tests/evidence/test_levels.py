@@ -22,6 +22,7 @@ ARMS = {
     "retrieval": ("retrieval-compared", "cloning of seven each"),
     "rewards_from_people": ("rated-episodes", "cloning"),
     "task_sequence": ("lifelong-components", "all at once, contexts told"),
+    "unlabeled": ("watched-walks", "all actions"),
 }
 
 

@@ -23,7 +23,8 @@ def _action_size(features: Schema | None) -> int:
 
 @method("Zhu et al. 2025 (UWM), arXiv 2504.02792, with videos behind a frozen autoencoder, a transformer of 12 layers, "
         "DDPM, and pretraining on DROID", rows=("350",), needs=(SOME_NUMBERS, NUMERIC_STATES),
-        when="if few episodes have actions and many have none, and one network should also predict what actions do.")
+        when="if one network should also predict what actions do; where few episodes have actions, `vpt` succeeded "
+             "more often.")
 def uwm(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8, column: str = "observation.state",
         ahead: int = 1, features: Schema | None = None) -> Method:
     """Unified world model: diffusion of actions and states, with a time for each, also where actions are unknown.

@@ -13,9 +13,11 @@ from fixtures.parts import EXAMPLES
 from understudy import config
 from understudy.core import ConfigError, Feature, _checked_fields, part
 from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset
 from understudy.data.operations import Resample
 from understudy.data.retargeting import MotionRetargeting
 from understudy.execute.chunking import RealTimeChunking
+from understudy.execute.replay_actor import ReplayActor
 from understudy.heads.base import RampTimes
 from understudy.heads.denoising.diffusion import Diffusion
 from understudy.heads.denoising.flow import Flow
@@ -25,7 +27,7 @@ from understudy.methods import find_method
 PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve", "methods")
 NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement", "Step"}  # values that others make, not options of a user
 MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
-        "MotionRetargeting": MotionRetargeting((0.5, 0.5)),
+        "MotionRetargeting": MotionRetargeting((0.5, 0.5)), "ReplayActor": ReplayActor(Dataset([])),
         "CollectionRounds": CollectionRounds(1, RolloutCollector(1))}
 
 

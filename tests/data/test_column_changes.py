@@ -135,6 +135,8 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
         features["action"] = Feature("int64", (1,), "discrete", num_classes=(3,))
     if name == "skill-bc":
         features["skill"] = Feature("int64", (1,), "discrete", num_classes=(3,))
+    if name in ("pad", "uwm"):  # an operation before adds it
+        features["action_known"] = Feature("float32", ())
     if name in ("flow-dpo", "preference-reward"):
         features |= {k: Feature("int64", (1,), "discrete", num_classes=(3,)) for k in ("segment", "preference")}
     for part in find_method(name, features).transforms:

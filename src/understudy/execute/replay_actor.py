@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -10,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import DataError, role
+from ..core import DataError, part, role
 from ..data.episode import Dataset
 from .actor import Actor
 
 NUMBER = "demonstration"  # recorded column: number of the demonstration
 
 
-@dataclass(frozen=True)
+@part
 class ReplayActor(Actor):
     """Replays the actions of the demonstration whose first observation is nearest to that of the episode.
 

@@ -66,7 +66,7 @@ class Locks(Tabular):
 
 @dataclass(frozen=True)
 class Practice:
-    """How a clone practises, in rounds of 240 episodes.
+    """How a clone practises, in rounds of 240 episodes, or of 1,500 steps with PPO.
 
     Args:
         by: "nothing", "LOOP", "PPO" with a value, or "cloning" of the successes so far.

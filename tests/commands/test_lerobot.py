@@ -278,6 +278,7 @@ def test_takeovers_are_recorded_and_trained_on_with_the_commands_that_it_says(po
     assert len(open_dataset("together")) == 3
     n_calls, n_envs = session.keys.calls, len(session.envs)
     assert n_calls and session(out)[0] == 0 and session.keys.calls == 0 and len(session.envs) == n_envs + 1
+    refused(session(out, "--seed", "1"), "--seed is 1, and was 0 when this recording began", "another --out")
 
 
 def test_a_recording_that_was_interrupted_continues(policies, tmp_path, monkeypatch, capsys):

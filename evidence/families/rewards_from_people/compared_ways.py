@@ -27,13 +27,13 @@ from understudy.methods.reward_matching.flow_dpo import FlowDPO
 from understudy.policy import Policy
 
 FLOW = chunk_method(Flow(10), 1500, 8)
-COMPARED = 12  # steps of each segment, from the start to beside the pillar
+COMPARED = 12  # steps of each segment, from the start until the pillar is next to it
 P_ERROR = 0.05  # fraction of wrong answers
 
 
 @dataclass(frozen=True)
 class Preferred:
-    """How the flow policy is tuned with 300 pairs of its own episodes, each from one start.
+    """How the flow policy is tuned with 300 pairs of its episodes, both from one start.
 
     Args:
         by: "pairs" compares both episodes where one is preferred, "winners" clones the preferred ones, and "chance"

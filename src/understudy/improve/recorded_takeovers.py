@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..core import role
+from ..core import UserError, role
 from ..data.episode import Dataset, Episode
 from ..evaluate.evaluation import recording_seed
 from ..execute.actor import Actor
+from ..files import read_json, write_json
 from .collection import FIRST_EPISODE, StoredRounds, unfinished_round, with_costs
 from .gates import INTERVENTION, GatedActor, HumanGate
 from .journal import EpisodeJournal, WatchedEnv
@@ -20,7 +23,8 @@ from .unlearned_steps import UNLEARNED, UnflaggedParts
 _POLICY_ACTED = "policy_acted"  # column: the opposite of `intervention`
 
 
-def record_takeovers(actor: Actor, env: WatchedEnv, person: Actor, n_episodes: int, seed: int, folder: Path) -> Dataset:
+def record_takeovers(actor: Actor, env: WatchedEnv, person: Actor, n_episodes: int, seed: int, folder: Path,
+                     settings: Mapping[str, Any]) -> Dataset:
     """Returns episodes in which a person watches a policy and takes over, as one round of HG-DAgger collects them.
 
     Steps and episodes are journaled, so that a further call with the same folder continues.
@@ -28,11 +32,21 @@ def record_takeovers(actor: Actor, env: WatchedEnv, person: Actor, n_episodes: i
     Args:
         actor: The policy.
         person: The actor through which the person acts, such as a `TakeoverSupervisor`.
-        folder: The folder of the rounds, of which these episodes are the only one.
+        folder: The folder in which rounds are stored. These episodes are round 0.
+        settings: What has to be the same when a recording continues, by the names of arguments. Plain JSON values.
+
+    Raises:
+        UserError: The folder has a recording with other settings.
 
     References:
         Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts, arXiv:1810.02890.
     """
+    stored = read_json(path) if (path := folder / "settings.json").exists() else settings
+    for name, value in settings.items():
+        if value != stored.get(name):
+            raise UserError(f"{name} is {value}, and was {stored.get(name)} when this recording began", where=path,
+                            hint="use the options of the first call, or another --out")
+    write_json(path, settings)
     rounds = StoredRounds(folder)
     if 0 not in rounds:
         gated = GatedActor(env.watched(actor), person, HumanGate(), replans=False)
@@ -43,7 +57,7 @@ def record_takeovers(actor: Actor, env: WatchedEnv, person: Actor, n_episodes: i
 
 
 def takeover_episodes(data: Dataset, task: str | None = None) -> Dataset:
-    """Returns the part of each takeover that is to be learned as an episode of its own.
+    """Returns the part of each takeover that is to be learned, as one episode each.
 
     It has the observations and the action alone, as demonstrations do.
 

@@ -130,7 +130,7 @@ def test_the_control_loop_plans_nothing_for_the_page():
 
 def test_plans_that_take_longer_than_a_step_are_not_drawn():
     plans, *_ = watching(Fan(), make("fork", 1), period=0.0)
-    assert plans.latest().lines == () and "take longer than a step" in plans_text(plans.latest())
+    assert plans.latest().lines == () and "takes longer than a step" in plans_text(plans.latest())
 
 
 def test_doubt_with_its_threshold():

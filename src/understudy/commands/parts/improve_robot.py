@@ -377,7 +377,9 @@ class TakeoverRecording:
         else:
             at_robot.connect(robot)
             watched, person = robot, TakeoverSupervisor(robot.takeover, robot.read)
-        episodes = record_takeovers(actor, watched, person, o.episodes, o.seed, o.out / "collection")
+        settings = {"RUN": str(o.run), "--env": o.env, "--robot": o.robot, "--task": o.task, "--fps": o.fps,
+                    "--episodes": o.episodes, "--seed": o.seed}
+        episodes = record_takeovers(actor, watched, person, o.episodes, o.seed, o.out / "collection", settings)
         takeovers = takeover_episodes(episodes, o.task)
         if len(takeovers) and not place.exists():
             write_dataset(takeovers, place)

@@ -13,7 +13,7 @@ from .pictures import COLORS, HEIGHT, WIDTH
 from .plans import Foresight
 
 PANELS = 3  # charts of curves side by side, at most
-PANEL, TITLE, GAP = 76, 22, 8  # px, of such a chart: its height, the title above, and what is free beside it
+PANEL, TITLE, GAP = 76, 22, 8  # px, of such a chart: its height, the title above, and the space between two
 PLANS_HELP = ("What the policy planned when it chose its last action. A policy that draws its plans at random is asked "
               "several times: where they go apart, it could do one or the other.")
 DOUBT_HELP = ("The failure detector of this policy measures at each step how unsure it is. From the dashed line on it "

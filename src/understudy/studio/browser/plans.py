@@ -185,7 +185,8 @@ class PlanWatch:
         if (moment := self._moment) is None:
             return None
         if self._is_slow:
-            return Foresight(note=f"Its plans are not drawn, because {N_PLANS} of them take longer than a step.")
+            what = "plans are" if self._measure is None else "plans and its doubt are"
+            return Foresight(note=f"Its {what} not shown, because to compute them takes longer than a step.")
         if moment is not self._asked and time.perf_counter() >= self._free_at and self._lock.acquire(blocking=False):
             try:
                 begun = time.perf_counter()

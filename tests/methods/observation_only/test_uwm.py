@@ -135,6 +135,13 @@ def test_no_actions_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["uwm", "pad"])
+def test_the_size_of_the_action_is_taken_from_the_columns_or_training_is_refused(name):
+    assert find_method(name, HALF.features()).policy.head.action_size == 2
+    with pytest.raises(UserError, match=r"(?s)action is not known.*find_method\(\"uwm\", data\.features\(\)\)"):
+        fit_method(with_steps(find_method(name), 2), HALF, 0)
+
+
+@pytest.mark.parametrize("name", ["uwm", "pad"])
 def test_a_run_resumes_from_its_files_and_held_out_episodes_may_have_no_actions(name, tmp_path):
     options = {"device": "cpu", "progress": False, "val_fraction": [3]}
     whole = train(small_uwm(8, name), HALF, tmp_path / "whole", **options)

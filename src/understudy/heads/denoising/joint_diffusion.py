@@ -29,7 +29,8 @@ class JointDiffusion(Head):
     matching; the paper uses DDPM. PAD draws one time for both parts, so that they are always sampled together.
 
     Args:
-        action_size: Number of components of the action in the target.
+        action_size: Number of components of the action in the target. None if it is not known yet: training is then
+            refused.
         mode: What `sample` does. ``"joint"`` samples action and observation. ``"policy"`` samples the action without
             the observation. ``"world_model"`` samples the observation for a given action and ``"inverse_dynamics"``
             the action for a given observation: the given part, coded, takes the place of its noise.
@@ -47,7 +48,7 @@ class JointDiffusion(Head):
         >>> world_model = replace(config.head, mode="world_model")
     """
 
-    action_size: Annotated[int, AtLeast(1)]
+    action_size: Annotated[int | None, AtLeast(1)]
     mode: Literal["joint", "policy", "world_model", "inverse_dynamics"] = "joint"
     n_steps: Annotated[int, AtLeast(1)] = 10
     times: Literal["each", "shared"] = "each"
@@ -63,6 +64,10 @@ class JointDiffusion(Head):
         return (horizon, coded_dim - 1)  # of action and observation; the last component of the target is not sampled
 
     def build(self, trunk, coded_dim, spec):
+        if self.action_size is None:
+            raise UserError("the number of components of the action is not known", where="JointDiffusion.action_size",
+                            hint="find the method for the columns of the data, such as "
+                                 'find_method("uwm", data.features()), or set the number')
         if not 0 < self.action_size < coded_dim - 1:
             raise UserError(f"action_size={self.action_size} leaves no observation in a target of {coded_dim} "
                             "components. The last component says whether the action is known",

@@ -14,11 +14,11 @@ from ..needs import NUMERIC_STATES, SOME_NUMBERS
 from ..registry import method
 
 
-def _action_size(features: Schema | None) -> int:
+def _action_size(features: Schema | None) -> int | None:
     if features is not None and "action" not in features:
         raise DataError("the first episode has no actions, so that their number of components is unknown",
                         where="action", hint="name the data with actions first, and those without them with --prior")
-    return 1 if features is None else features["action"].size
+    return None if features is None else features["action"].size
 
 
 @method("Zhu et al. 2025 (UWM), arXiv 2504.02792, with videos behind a frozen autoencoder, a transformer of 12 layers, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +11,12 @@ import pytest
 import torch
 from fixtures.collections import Constant
 from fixtures.servo_arms import CALIBRATION, feetech, patient
-from fixtures.takeovers import FPS, LIMITS, VELOCITY, Clock, Device, Hand, Keys, World
+from fixtures.takeovers import FPS, LIMITS, VELOCITY, Clock, Device, Hand, Keys, World, supervised
 
 from understudy.core import NonFiniteAction, UserError
 from understudy.envs.devices import Gamepad
+from understudy.execute.actor import Actor
+from understudy.improve.journal import EpisodeJournal
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
 from understudy.improve.unlearned_steps import count_learned
 from understudy.robots.base import ConnectionLost, DrivenTeleoperator
@@ -290,22 +292,81 @@ def test_a_leader_of_servos_is_driven_slowly_and_released(name):
         assert not any(s.get("Torque_Enable") for s in bus.servos)  # also if it ends on its way
 
 
+def test_a_leader_that_is_moved_between_episodes_or_while_the_robot_holds_does_not_take_over():
+    world = World(_30=["hold", "", "hold"], _60=["success", "success"], limit=100)
+    commands = world.keys.commands
+
+    def move_while_it_holds():
+        if world.env.takeover.is_held:
+            world.teleop.place = np.full(2, 30.0)
+        return commands()
+    world.keys.commands = move_while_it_holds
+    for place in (0.0, 60.0):
+        world.teleop.place = np.full(2, place)
+        episode = world.episode(Constant(0.0))
+        assert len(episode) == 60 and not episode.steps["intervention"].any()
+
+
+def emulated_arms(stack, clock):
+    """A follower and a leader of six emulated servos each, and the servos of the leader."""
+    buses = [stack.enter_context(feetech()) for _ in range(2)]
+    for bus in buses:
+        for servo in bus.servos:
+            servo.clock, servo._at = clock, clock()
+    follower, leader = (kind(ARM_TYPES[name], bus.port, CALIBRATION) for kind, name, bus in zip(
+        (ServoFollower, ServoLeader), ("so101_follower", "so101_leader"), buses, strict=True))
+    robot = SafeRobot(patient(follower), follower.default_limits(slow_start=0.5), clock, watchdog=False)
+    stack.enter_context(patient(leader))
+    stack.enter_context(robot)
+    return robot, leader, buses[1]
+
+
+@dataclass(frozen=True)
+class Still(Actor):
+    pose: torch.Tensor
+
+    def start(self, obs, key):
+        return {}
+
+    def act(self, obs, state):
+        return self.pose, state
+
+
+def test_a_person_takes_over_by_moving_an_emulated_leader():
+    """The leader sags for 2 s, is moved at step 40, given back at 60, put down fast at once, and moved again at 100."""
+    pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+    clock, keys = Clock(), Keys(_60=["takeover"], _110=["success"])
+    with ExitStack() as stack:
+        robot, leader, bus = emulated_arms(stack, clock)
+        handover = Handover(leader, robot.limits, clock=clock, sleep=clock.sleep)
+        env = keys.env = RobotTakeoverEnv(robot, RobotPerson(handover, keys), FPS, 200, clock, clock.sleep)
+        pan, commands, moved = bus.servos[0], keys.commands, {40: 150, 50: 200, 61: -600, 100: 150}
+
+        def move_and_press():
+            step = env.takeover.n_steps
+            pan.push(pan.position + (1 if step < 40 else moved.pop(step, 0)))  # steps of 0.088 degrees
+            return commands()
+        keys.commands = move_and_press
+        rest = robot.position(robot.observe())
+        actor = supervised(env, Still(torch.tensor(rest, dtype=torch.float32)[None]), env.read)
+        episode = EpisodeJournal(None).rollout(actor, env, 1, 0)[0]
+    acted, handed = episode.steps["intervention"], episode.steps["handover"]
+    assert np.flatnonzero(acted).tolist() == [*range(40, 60), *range(100, 110)] and not moved
+    sent = episode.steps["action"][:, 0]
+    assert sent[:50] == pytest.approx([rest[0]] * 50, abs=2.1)  # the leader has come to the robot
+    assert sent[55] == pytest.approx(sent[48] + 200 * 360 / 4096, abs=0.1) and not handed[55:60].any()
+    largest = np.array(robot.limits.max_velocity) / FPS
+    assert (np.abs(np.diff(episode.steps["action"], axis=0)) <= largest * 1.01 + 0.1).all()
+
+
 @pytest.mark.slow
 def test_no_step_of_200_handovers_of_emulated_servos_is_above_the_velocity_limit():
     """A follower and a leader of six emulated servos each. The leader is driven, or the robot goes to it."""
     pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
     clock, rng, keys = Clock(), np.random.default_rng(1), Keys()
     with ExitStack() as stack:
-        buses = [stack.enter_context(feetech()) for _ in range(2)]
-        for bus in buses:
-            for servo in bus.servos:
-                servo.clock, servo._at = clock, clock()
-        follower, leader = (kind(ARM_TYPES[name], bus.port, CALIBRATION) for kind, name, bus in zip(
-            (ServoFollower, ServoLeader), ("so101_follower", "so101_leader"), buses, strict=True))
-        limits = follower.default_limits(slow_start=0.5)
-        robot = SafeRobot(patient(follower), limits, clock, watchdog=False)
-        stack.enter_context(patient(leader))
-        stack.enter_context(robot)
+        robot, leader, bus = emulated_arms(stack, clock)
+        limits = robot.limits
         velocity, path = np.array(limits.max_velocity), []  # of what is sent: (time, pose)
         stop = robot.stop
 
@@ -320,12 +381,12 @@ def test_no_step_of_200_handovers_of_emulated_servos_is_above_the_velocity_limit
         keys.press("enter")
 
         def target(rng):  # and a hand moves the leader, as far as it has no torque
-            for servo in buses[1].servos:
+            for servo in bus.servos:
                 if not servo.get("Torque_Enable"):
                     servo.push(servo.position + rng.uniform(-100, 100))
             return rng.uniform(limits.low, limits.high)
         assert random_handovers(env, keys, (leader,), rng, 200, target) == 200
-        assert not any(servo.get("Torque_Enable") for servo in buses[1].servos)
+        assert not any(servo.get("Torque_Enable") for servo in bus.servos)
     assert len(path) > 500
     for (before, pose, *_), (now, goal, *stopped) in pairwise(path):
         assert stopped or (np.abs(goal - pose) <= velocity * (now - before) + 1e-3).all()

@@ -142,6 +142,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             self._is_begun = True
             self.takeover.begin()
             self._n_steps, self._acting, self._sent = 0, "policy", []
+            self.person.handover.watch()
             self.pace.restart()
             return self._next_obs()
 
@@ -236,14 +237,18 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 self.pace.wait()
 
     def _begin_to_act(self) -> None:
-        """Prepares the first step of the person, or of the policy after the robot has held."""
+        """Prepares the first step of the person, or of the policy. A person who moves the leader takes over."""
+        if not self.takeover.is_person:
+            if self._acting == "nobody":  # its old plan no longer fits
+                self.takeover.n_returns += 1
+                self.pace.restart()
+            if self._acting != "policy":
+                self.person.handover.watch()
+            self._acting = "policy"
+            if self._ask(self.person.teleop, self.person.handover.is_wanted):
+                self.takeover.obey(["takeover"])
         if self.takeover.is_person:
             self._take_over()
-            return
-        if self._acting == "nobody":  # its old plan no longer fits
-            self.takeover.n_returns += 1
-            self.pace.restart()
-        self._acting = "policy"
 
     def _take_over(self) -> None:
         if self._acting != "person":

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from .base import DrivenTeleoperator, Robot, RobotError, Teleoperator
+from .leader_motion import LeaderMotion
 from .limits import SafetyLimits
+from .teleoperators import VelocityTeleoperator
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
@@ -45,6 +47,17 @@ class Handover:
         self._origin, self._began, self._last, self._ramp = self._offset, clock(), clock(), seconds
         self._names: tuple[str, ...] = ()
         self._least, self._nearer_at = np.inf, self._began  # smallest distance so far, and when it became smaller
+        self._motion = LeaderMotion(limits)
+
+    def watch(self) -> None:
+        """Begins to watch whether the person moves the device while the policy acts."""
+        self._motion.begin()
+
+    def is_wanted(self) -> bool:
+        """Tells whether the person has moved the device since `watch`. Never for one that gives velocities."""
+        if isinstance(self.teleop, VelocityTeleoperator):
+            return False
+        return self._motion.is_moved(self.teleop.read(), self.clock())
 
     def begin(self, robot: Robot, period: float, show: Callable[[str], None] = lambda text: None) -> None:
         """Begins a handover to a person. While the person's device is driven to its pose, the robot holds.

@@ -47,9 +47,11 @@ class RobotWatchPanel(WatchPanel):
             self.button("Watch", lambda: self.page.begin("watch", policy), waits=True).tooltip(
                 "The motors hold the present pose. Nothing moves before you begin an episode.")
             return
-        ui.markdown("**Enter** begins an episode, after you have arranged the scene. **T** takes over with the leader "
-                    "arm, and gives back. **P** holds the robot, and continues. **Y** and **N** end the episode as a "
-                    "success or a failure, **X** discards it, and **U** says that your last takeover is not learned.")
+        ui.markdown("**Enter** begins an episode, after you have arranged the scene. **Move the leader arm**, or press "
+                    "**T**, to take over. **T** gives back; then put the leader down, because once it has rested for "
+                    "a second, moving it takes over again. **P** holds the robot, and continues. **Y** and **N** end "
+                    "the episode as a success or a failure, **X** discards it, and **U** says that your last takeover "
+                    "is not learned.")
         order_buttons(self.page, WATCH_ORDERS)
         self.button("Stop watching", self.page.stop).props("color=negative").tooltip(
             "The arms are released. Hold the robot if it can fall.")

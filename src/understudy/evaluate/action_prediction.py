@@ -374,7 +374,8 @@ class _WindowErrors:
         batches, self.n_samples = [], 1
         for batch, plans in validation.sampled_plans(policy, test, executor=executor):
             self.n_samples = plans.shape[1]
-            batches.append(_batch_errors(batch, plans, scale.to(plans), average.to(plans), self.is_discrete))
+            counted = policy.config.head.counted(batch.action)
+            batches.append(_batch_errors(batch, plans, scale.to(plans), average.to(plans), self.is_discrete, counted))
         self.values = {k: np.concatenate([errors[k] for errors in batches]) for k in batches[0]}
         length = np.array([len(e) for e in test])
         ends = np.cumsum(length)
@@ -442,10 +443,10 @@ class _WindowErrors:
 
 
 def _batch_errors(
-    batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
+    batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool, counted: Tensor
 ) -> dict[str, np.ndarray]:
-    """Computes the errors of one batch. Each row of the batch is a window."""
-    K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
+    """Computes the errors of one batch. Each row of the batch is a window. See `Head.counted`."""
+    K, target, mask = plans.shape[1], batch.action.unsqueeze(1), (batch.mask.unsqueeze(-1) & counted).unsqueeze(1)
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
         # The fraction of differing pairs, 1 - sum p^2 over the K draws. A draw is compared with K - 1 other draws.
@@ -455,7 +456,7 @@ def _batch_errors(
         gap, off = plans - target, (baseline - batch.action) / scale
         spread = plans.var(1) if K > 1 else torch.zeros_like(plans[:, 0])
     unit = gap / scale
-    count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
+    count = mask.sum((2, 3)).clamp(min=1)
     error = ((unit.square() * mask).sum((2, 3)) / count).sqrt()  # (B, K)
     score = energy_score(plans if is_discrete else plans / scale, error, mask, is_discrete)
     average = ((off.square() * mask[:, 0]).sum((1, 2)) / count[:, 0]).sqrt()

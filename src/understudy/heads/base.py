@@ -97,6 +97,17 @@ class Head(ABC):
             Coded actions, (B, H, A).
         """
 
+    def counted(self, action: Tensor) -> Tensor:
+        """Returns which components of a recorded target are measured on held-out episodes, for all by default.
+
+        Args:
+            action: Targets, (B, H, A), as they are in the data and not coded.
+
+        Returns:
+            bool, of a shape that broadcasts to (B, H, A).
+        """
+        return torch.ones_like(action[:1, :1], dtype=torch.bool)
+
     def sample_and_loss(self, net, context: Context, noise: Tensor, action: Tensor, mask: Tensor, rng: Generator
                         ) -> tuple[Tensor, Tensor]:
         """Returns `sample` and `loss` for the same observations. A head may make both with one pass of its network."""

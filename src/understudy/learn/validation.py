@@ -29,8 +29,11 @@ class Validation:
 
     The distance of two chunks is the root mean square over their steps and components, in units of the standard
     deviation of each component in the training data. For discrete actions it is the root of the fraction of differing
-    actions. Steps beyond the end of an episode do not count. The noise of a window is a function of its number, so that
-    curves are smooth and policies are compared with the same noise.
+    actions. The noise of a window is a function of its number, so that curves are smooth and policies are compared with
+    the same noise.
+
+    Steps beyond the end of an episode do not count, nor do components that the head leaves out (`Head.counted`), such
+    as actions that are not known.
 
     Args:
         n_windows: Number of windows, evenly spaced over the data.
@@ -109,11 +112,11 @@ class Validation:
             else:
                 unit = 1.0 if scale is None else scale.to(plans)
                 gap, plans = (plans - target) / unit, plans / unit
-            mask = batch.mask[:, None, :, None]
+            mask = (batch.mask.unsqueeze(-1) & policy.config.head.counted(batch.action)).unsqueeze(1)
             error = _root_mean_square(gap, mask)
             errors = {"energy": energy_score(plans, error, mask, choices), "mean": error.mean(1), "best": error.amin(1)}
             if choices:
-                error_rate = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
+                error_rate = (gap * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
                 errors["wrong"] = error_rate.mean(1)
                 if isinstance(policy.config.head, LikelihoodHead) and bool((is_complete := batch.mask.all(1)).any()):
                     log = policy.config.head.log_prob(policy.net, policy.context(batch.obs), policy.encode_batch(batch))
@@ -164,7 +167,7 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
     Args:
         samples: Sampled plans, (B, K, H, A).
         error: Distances of the samples from the recorded actions, (B, K).
-        mask: True for steps that count, (B, 1, H, 1).
+        mask: True for steps, or components of them, that count, (B, 1, H, 1) or (B, 1, H, A).
         choices: Whether actions are discrete.
 
     Returns:
@@ -198,8 +201,8 @@ def target_scale(data: Dataset, target: str) -> Tensor:
 
 
 def _root_mean_square(gap: Tensor, mask: Tensor) -> Tensor:
-    """Returns the root mean square over unmasked steps, (B, K)."""
-    count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
+    """Returns the root mean square over unmasked components, (B, K)."""
+    count = mask.sum((2, 3)).clamp(min=1) * (gap.shape[-1] // mask.shape[-1])
     return ((gap.square() * mask).sum((2, 3)) / count).sqrt()
 
 

@@ -11,6 +11,7 @@ from understudy.core import DataError, Feature, Unsupported, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.missing_actions import KnownActions
 from understudy.data.window import Window
+from understudy.evaluate.action_prediction import evaluate_action_prediction
 from understudy.execute.joint_plans import JointPlanner
 from understudy.execute.planners import FixedBatch
 from understudy.heads.denoising.joint_diffusion import JointDiffusion
@@ -18,6 +19,7 @@ from understudy.heads.likelihood.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data, with_steps
 from understudy.learn.train import train
+from understudy.learn.validation import Validation
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Inpaint, Policy, PolicyConfig
@@ -119,6 +121,27 @@ def test_placeholders_are_not_learned():
         return fit_method(replace(small_uwm(5), transforms=()), data, 0).policy.state_dict()
     a, b = weights(1), weights(2)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["uwm", "pad"])
+def test_held_out_errors_leave_out_placeholders_and_count_what_was_recorded(name):
+    data = training_data(HALF, small_uwm(1, name))
+    policy = Policy(small_uwm(1, name).policy, data.features()).fit_statistics(data)
+
+    def errors(is_changed, components):
+        """Errors on four episodes, changed in some steps, as training and `understudy eval` measure them."""
+        held_out = []
+        for episode in data[:4]:
+            joint = episode.steps["joint"].copy()
+            joint[np.ix_(is_changed(joint[:, -1]), components)] += 10.0
+            held_out.append(episode.replace({"joint": joint}))
+        few = Validation(n_windows=16, n_samples=2)
+        report = evaluate_action_prediction(policy, Dataset([*held_out, *data[4:]]), range(4), validation=few)
+        return few.evaluate(policy, Dataset(held_out))["energy"], report.energy_score.estimate
+    unchanged = errors(lambda known: known < 0, [0, 1])
+    assert errors(lambda known: known == 0, [0, 1]) == unchanged
+    for is_changed, components in ((lambda known: known == 1, [0, 1]), (lambda known: known == 0, [2, 3])):
+        assert np.greater(errors(is_changed, components), np.add(unchanged, 0.1)).all()
 
 
 def test_no_actions_at_all(tmp_path):

@@ -89,6 +89,13 @@ class JointDiffusion(Head):
         of_action, of_observation = error[..., :self.action_size], error[..., self.action_size:]
         return of_action.mean(-1) * has_action.squeeze(-1) + of_observation.mean(-1)
 
+    def counted(self, action):
+        """Counts the observation, and the action where it is known, as the loss does."""
+        counted = torch.ones_like(action, dtype=torch.bool)
+        counted[..., :self.action_size] = action[..., -1:] > 0.5
+        counted[..., -1] = False
+        return counted
+
     def sample(self, net, context, noise):
         """Samples the actions, the observations, or both, as `mode` says, (B, H, A).
 

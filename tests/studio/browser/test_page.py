@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from fixtures.studios import handle, press, served, tab
+from fixtures.studios import handle, press, served, start, tab
 from fixtures.waiting import wait_until
 
 from understudy import make
@@ -52,12 +52,6 @@ def take_over(page):
     page.get_by_text("you act").wait_for()
     page.keyboard.up("ArrowUp")
     page.get_by_text("the policy acts").wait_for()
-
-
-def start(page, name):
-    """Presses a button after which the picture has the focus."""
-    press(page, name)
-    page.wait_for_function("() => document.activeElement.matches('.live')")
 
 
 def show(page, count):

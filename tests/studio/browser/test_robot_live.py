@@ -191,8 +191,9 @@ def project(trained, tmp_path):
 
 
 def alive(live):
-    """Keeps the page of a session alive until it is called."""
+    """Keeps the page of a session alive until the returned event is set."""
     ended = threading.Event()
+    live.person.receive([], (0.0, 0.0))  # the page is there before the next command
 
     def tell():
         while not ended.wait(0.1):

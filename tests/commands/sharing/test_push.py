@@ -178,7 +178,10 @@ What `understudy audit` finds:
 
 ## Use
 
-    understudy train METHOD hf:lab/push --out RUN
+```bash
+pip install 'understudy[hub]'
+understudy train METHOD hf:lab/push --out RUN
+```
 
 The files have the layout of LeRobot, which opens them as `LeRobotDataset("lab/push")`.
 """
@@ -204,33 +207,39 @@ A policy of the method `bc` with the head Regression.
 Trained with seed 3 in 20 updates by understudy 0.3.0 (PyTorch 2.12).
 [CARD.md](CARD.md) has its settings and the measurements of the training.
 
-## Data
-
-lab/push: 2 episodes, 30 steps; fingerprint `0123`. Held out: episodes 1.
-
 ## Evaluation
 
 | environment | seed | episodes | success | mean return | date |
-|---|---|---|---|---|---|
+|---|--:|--:|--:|--:|---|
 | fork | 0 | 4 | 50.0% [25.0%, 75.0%] | 1.5 [1, 2] | 2026-05-01 |
 
-Intervals have the level 95%. They are about this checkpoint: another training seed may come out otherwise.
+In brackets are 95% intervals. They are about this checkpoint: another training seed may come out otherwise.
 
 ## Known failures
 
-- fork, seed 0: 2 of 4 starts, with the numbers 1, 3
+- fork, seed 0: 2 of 4 starts failed, numbers 1, 3
 
 ## Use
 
-    understudy eval hf:lab/push-bc ENV --episodes 100
+```bash
+pip install 'understudy[hub]'
+understudy eval hf:lab/push-bc fork --episodes 100
+```
+
+## Data
+
+`lab/push`: 2 episodes, 30 steps, with the fingerprint `0123`.
+Held out: episodes 1.
 
 ## Commands that made it
 
-    understudy train bc hf:lab/push --out run --seed 3
-    understudy eval RUN fork --episodes 4 --seed 0
+```bash
+understudy train bc hf:lab/push --out run --seed 3
+understudy eval RUN fork --episodes 4 --seed 0
+```
 """
     bare = run_card("lab/push-bc", provenance={**provenance, "command": None, "held_out": []}, head="Regression",
                     updates=20, evaluations=[], is_lerobot=True, license=None)
-    for text in ("No evaluation of this checkpoint is stored.", "None is recorded.", "No command was recorded.",
-                 "`--policy.path=lab/push-bc`"):
+    for text in ("No evaluation of this checkpoint is stored.", "No failure is recorded.", "No command was recorded.",
+                 "`--policy.path=lab/push-bc`", "understudy eval hf:lab/push-bc ENV --episodes 100"):
         assert text in bare

@@ -12,6 +12,7 @@ from ...core import Schema
 from ...hints import command_line, pluralize
 from ..parts.policies import ACTING
 
+_INSTALL = "pip install 'understudy[hub]'"
 _LISTED = 20  # failed starts, and tasks, that a card lists
 
 
@@ -70,7 +71,7 @@ Fingerprint of the data, by which runs name them: `{facts.fingerprint}`.
 
 ## Use
 
-    {command_line('train', 'METHOD', f'hf:{name}', '--out', 'RUN')}
+{_commands([_INSTALL, command_line('train', 'METHOD', f'hf:{name}', '--out', 'RUN')])}
 
 The files have the layout of LeRobot, which opens them as `LeRobotDataset("{name}")`.
 """
@@ -97,6 +98,7 @@ def run_card(name: str, *, provenance: Mapping[str, Any], head: str, updates: in
     held_out = ", ".join(map(str, provenance["held_out"]))
     lerobot = f'\nLeRobot loads it, too: `--policy.path={name}`.\n' if is_lerobot else ""
     commands = [*filter(None, [provenance["command"]]), *dict.fromkeys(map(_eval_command, evaluations))]
+    env = evaluations[0]["env"] if evaluations else "ENV"
     return f"""{_front_matter(metadata)}
 # {name}
 
@@ -104,11 +106,6 @@ A policy{f" of the method `{method}`" if method else ""} with the head {head}.
 Trained with seed {provenance["seed"]} in {pluralize(updates, "update")} by understudy {versions["understudy"]} \
 (PyTorch {versions["torch"]}).
 [CARD.md](CARD.md) has its settings and the measurements of the training.
-
-## Data
-
-{data["name"] or "A data set"}: {pluralize(data["episodes"], 'episode')}, {pluralize(data["steps"], 'step')}; \
-fingerprint `{data["fingerprint"]}`. {f"Held out: episodes {held_out}." if held_out else "No episode was held out."}
 
 ## Evaluation
 
@@ -120,11 +117,17 @@ fingerprint `{data["fingerprint"]}`. {f"Held out: episodes {held_out}." if held_
 
 ## Use
 
-    {command_line('eval', f'hf:{name}', 'ENV', '--episodes', 100)}
+{_commands([_INSTALL, command_line('eval', f'hf:{name}', env, '--episodes', 100)])}
 {lerobot}
+## Data
+
+{f"`{data['name']}`" if data["name"] else "A data set"}: {pluralize(data["episodes"], 'episode')}, \
+{pluralize(data["steps"], 'step')}, with the fingerprint `{data["fingerprint"]}`.
+{f"Held out: episodes {held_out}." if held_out else "No episode was held out."}
+
 ## Commands that made it
 
-{chr(10).join(f'    {command}' for command in commands) or 'No command was recorded.'}
+{_commands(commands) if commands else 'No command was recorded.'}
 """
 
 
@@ -132,6 +135,10 @@ def _front_matter(metadata: Mapping[str, Any]) -> str:
     """Returns metadata as the hub reads them. JSON values are YAML."""
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
+
+
+def _commands(lines: Sequence[str]) -> str:
+    return "\n".join(["```bash", *lines, "```"])
 
 
 def _tasks(tasks: Sequence[str]) -> str:
@@ -156,8 +163,8 @@ def _evaluation(evaluations: Sequence[Mapping]) -> str:
             f"{_interval(line['return'], 'mean', lambda value: f'{value:.4g}')} | {line['date'][:10]} |"
             for line in evaluations]
     return "\n".join([
-        "| environment | seed | episodes | success | mean return | date |", "|---|---|---|---|---|---|", *rows, "",
-        "Intervals have the level 95%. They are about this checkpoint: another training seed may come out otherwise."])
+        "| environment | seed | episodes | success | mean return | date |", "|---|--:|--:|--:|--:|---|", *rows, "",
+        "In brackets are 95% intervals. They are about this checkpoint: another training seed may come out otherwise."])
 
 
 def _interval(result: Mapping | None, estimate: str, form: Callable[[float], str]) -> str:
@@ -174,9 +181,9 @@ def _failures(evaluations: Sequence[Mapping]) -> str:
         failed = [i for i, success in enumerate(line["each"]["success"] or []) if not success]
         if failed:
             more = f", and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
-            lines.append(f"- {line['env']}, seed {line['seed']}: {len(failed)} of {line['episodes']} starts, with the "
-                         f"numbers {', '.join(map(str, failed[:_LISTED]))}{more}")
-    return "\n".join(lines) or "None is recorded."
+            lines.append(f"- {line['env']}, seed {line['seed']}: {len(failed)} of {line['episodes']} starts failed, "
+                         f"{'number' if len(failed) == 1 else 'numbers'} {', '.join(map(str, failed[:_LISTED]))}{more}")
+    return "\n".join(lines) or "No failure is recorded."
 
 
 def _eval_command(line: Mapping) -> str:

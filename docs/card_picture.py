@@ -1,7 +1,7 @@
 """Draws a card of `understudy push` as the hub shows it: python docs/card_picture.py README.md docs/images/hub-card.png
 
 The file is the README.md of a repository. The metadata become the tags above the card, and the rest is rendered as
-GitHub's Markdown in the hub's widths and sizes. It needs playwright, and Chromium in the search path.
+Markdown in a style like the hub's. It needs playwright, and Chromium in the search path.
 """
 
 from __future__ import annotations

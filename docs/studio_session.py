@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -127,7 +128,7 @@ class Visit:
         tab(self.page, "Train")
         press(self.page, "Train")
         self.page.get_by_text(", about").wait_for()
-        self.photograph("Train", stands=False)  # the training goes on meanwhile
+        self.photograph("Train", stands=False)  # the training continues meanwhile
         self.wait_for("Train")
         self.note("train")
 
@@ -188,7 +189,7 @@ def main() -> None:
     count, began = parser.parse_args().demonstrations, time.monotonic()
     with (tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright,
           served(Path(folder) / "studio-push", env="push") as address):
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=VIEWPORTS["desktop"], color_scheme="light")
         page.set_default_timeout(LONGEST)
         page.goto(address)

@@ -98,7 +98,7 @@ class Head(ABC):
         """
 
     def counted(self, action: Tensor) -> Tensor:
-        """Returns which components of a recorded target are measured on held-out episodes, for all by default.
+        """Returns which components of recorded targets count in held-out errors. By default all.
 
         Args:
             action: Targets, (B, H, A), as they are in the data and not coded.

@@ -202,7 +202,7 @@ def target_scale(data: Dataset, target: str) -> Tensor:
 
 def _root_mean_square(gap: Tensor, mask: Tensor) -> Tensor:
     """Returns the root mean square over unmasked components, (B, K)."""
-    count = mask.sum((2, 3)).clamp(min=1) * (gap.shape[-1] // mask.shape[-1])
+    count = mask.expand(-1, -1, -1, gap.shape[-1]).sum((2, 3)).clamp(min=1)
     return ((gap.square() * mask).sum((2, 3)) / count).sqrt()
 
 

@@ -22,6 +22,7 @@ from fixtures.terminals import Terminal
 
 from understudy.cli import main
 from understudy.commands.improve import _Command
+from understudy.commands.parts.improve_robot import keys_line
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -371,6 +372,13 @@ def test_the_corrections_of_an_emulated_leader_beyond_the_range_of_the_follower_
     assert not handover[-50:].any() and f"{(acted & ~handover).sum()} of the {acted.sum()} are learned" in text
     assert episode.steps["action"][-1][2] == pytest.approx(robot.limits.high[2])
     assert episode.steps["supervisor_action"][-1][2] == pytest.approx(robot.limits.high[2] + 8, abs=0.1)
+
+
+def test_the_plan_says_that_moving_the_leader_takes_over():
+    lines = {who: keys_line(SimpleNamespace(robot="so101_follower", supervisor=who))
+             for who in ("keyboard", "gamepad", "leader")}
+    assert "moving the leader takes over" in lines["leader"]
+    assert "leader" not in lines["keyboard"] + lines["gamepad"] and "tab: take over" not in lines["keyboard"]
 
 
 @pytest.mark.slow

@@ -179,7 +179,6 @@ What `understudy audit` finds:
 ## Use
 
 ```bash
-pip install 'understudy[hub]'
 understudy train METHOD hf:lab/push --out RUN
 ```
 
@@ -222,7 +221,6 @@ In brackets are 95% intervals. They are about this checkpoint: another training 
 ## Use
 
 ```bash
-pip install 'understudy[hub]'
 understudy eval hf:lab/push-bc fork --episodes 100
 ```
 

@@ -423,7 +423,8 @@ def keys_line(o: ImproveOptions) -> str:
 
     if o.robot is None:
         return f"keys: {KEYS}; WASD or the arrows move, space stops"
-    return f"keys: {KEYS}" + "; space: hold, tab: take over" * (o.supervisor != "keyboard")
+    pedals = "; space: hold, tab: take over" * (o.supervisor != "keyboard")
+    return f"keys: {KEYS}{pedals}" + "; moving the leader takes over" * (o.supervisor == "leader")
 
 
 def watched_toy(env: Env, resources: ExitStack) -> tuple[SupervisedEnv, TakeoverSupervisor]:

@@ -12,7 +12,6 @@ from ...core import Schema
 from ...hints import command_line, pluralize
 from ..parts.policies import ACTING
 
-_INSTALL = "pip install 'understudy[hub]'"
 _LISTED = 20  # failed starts, and tasks, that a card lists
 
 
@@ -71,7 +70,7 @@ Fingerprint of the data, by which runs name them: `{facts.fingerprint}`.
 
 ## Use
 
-{_commands([_INSTALL, command_line('train', 'METHOD', f'hf:{name}', '--out', 'RUN')])}
+{_commands([command_line('train', 'METHOD', f'hf:{name}', '--out', 'RUN')])}
 
 The files have the layout of LeRobot, which opens them as `LeRobotDataset("{name}")`.
 """
@@ -117,7 +116,7 @@ Trained with seed {provenance["seed"]} in {pluralize(updates, "update")} by unde
 
 ## Use
 
-{_commands([_INSTALL, command_line('eval', f'hf:{name}', env, '--episodes', 100)])}
+{_commands([command_line('eval', f'hf:{name}', env, '--episodes', 100)])}
 {lerobot}
 ## Data
 
